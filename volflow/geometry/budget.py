@@ -1,0 +1,65 @@
+"""Bytes: parse them, print them."""
+
+from __future__ import annotations
+
+import re
+
+from volflow.errors import InvalidInput
+
+__all__ = ["format_bytes", "parse_bytes"]
+
+_UNITS = {
+    "": 1,
+    **{p + "b": 1000 ** (n + 1) for n, p in enumerate("kmgtp")},
+    **{p + "ib": 1024 ** (n + 1) for n, p in enumerate("kmgtp")},
+    **{p: 1024 ** (n + 1) for n, p in enumerate("kmgtp")},
+    "b": 1,
+}
+
+
+def parse_bytes(size: str | int | float) -> int:
+    """Read an amount of memory.
+
+    Parameters
+    ----------
+    size
+        Bytes, or a number with a unit: ``kB MB GB TB`` count in 1000, ``KiB MiB GiB TiB``
+        (and the bare letters, as SLURM writes them) in 1024.
+
+    Raises
+    ------
+    InvalidInput
+        Where it is not a positive amount.
+
+    Examples
+    --------
+    >>> parse_bytes("2GiB"), parse_bytes("400 MB"), parse_bytes(1e6)
+    (2147483648, 400000000, 1000000)
+    """
+    if isinstance(size, str):
+        match = re.fullmatch(r"\s*([0-9.]+)\s*([a-zA-Z]*)\s*", size)
+        unit = _UNITS.get(match[2].lower()) if match else None
+        try:
+            size = float(match[1]) * unit if match and unit else 0
+        except ValueError:
+            size = 0
+    if not 1 <= size < float("inf"):
+        raise InvalidInput('memory must be a positive amount like "2GiB", "400MB" or 2_000_000_000')
+    return int(size)
+
+
+def format_bytes(size: float) -> str:
+    """Print an amount of memory with three digits.
+
+    Examples
+    --------
+    >>> format_bytes(1536), format_bytes(3 * 2**30), format_bytes(12)
+    ('1.5 KiB', '3 GiB', '12 B')
+    """
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if abs(size) < 1024:
+            break
+        size /= 1024
+    else:
+        unit = "PiB"
+    return f"{size:.3g} {unit}" if abs(size) < 1000 else f"{size:.0f} {unit}"

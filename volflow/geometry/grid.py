@@ -1,0 +1,266 @@
+"""Blocks of storage and patches of a model: two grids over one volume.
+
+A `BlockGrid` tiles a volume with the units of scheduled work; its write rois never overlap.
+A `PatchGrid` places a model's window; its patches overlap, cover every voxel, and do not know
+about blocks. Everything here is per axis, so a grid of 10^9 patches is a few short arrays.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from volflow.errors import InvalidInput
+from volflow.geometry.roi import Roi
+
+__all__ = ["Block", "BlockGrid", "PatchGrid", "per_axis", "stride_of"]
+
+AXES = "zyx"
+
+
+def per_axis(value: int | Sequence[int], name: str, ndim: int = 3) -> tuple[int, ...]:
+    """One positive integer per axis from an integer or a sequence.
+
+    Examples
+    --------
+    >>> per_axis(64, "patch"), per_axis((1, 96, 96), "patch")
+    ((64, 64, 64), (1, 96, 96))
+    """
+    numbers = [value] * ndim if isinstance(value, int | np.integer) else list(value)
+    if len(numbers) != ndim or any(int(v) != v or v < 1 for v in numbers):
+        raise InvalidInput(
+            f"{name} must be a positive integer or {ndim} of them ({AXES[-ndim:]}); got {value!r}"
+        )
+    return tuple(int(v) for v in numbers)
+
+
+def stride_of(
+    patch: Sequence[int],
+    overlap: float | Sequence[float],
+    scale: Sequence[int] = (1, 1, 1),
+) -> tuple[int, ...]:
+    """The step between patches.
+
+    Parameters
+    ----------
+    patch
+        Voxels per axis.
+    overlap
+        Voxels where an integer, a fraction of the patch where a float below 1; one for all axes
+        or one per axis. A fraction f gives max(1, floor(patch · (1 - f))), as MONAI.
+    scale
+        Input voxels per output voxel; the stride is rounded down to a multiple of it.
+
+    Raises
+    ------
+    InvalidInput
+        Where the overlap is negative or not smaller than the patch.
+
+    Examples
+    --------
+    >>> stride_of((96, 96, 96), 0.25), stride_of((1, 10, 10), (0, 4, 0.9))
+    ((72, 72, 72), (1, 6, 1))
+    """
+    overlaps = list(overlap) if isinstance(overlap, Sequence) else [overlap] * len(patch)
+    if len(overlaps) != len(patch):
+        raise InvalidInput(f"overlap needs one entry per axis ({len(patch)}); got {overlap!r}")
+    strides = []
+    for p, o, s in zip(patch, overlaps, scale, strict=True):
+        fraction = isinstance(o, float | np.floating)
+        if not (0 <= o < 1 if fraction else 0 <= o < p):
+            raise InvalidInput(
+                f"overlap must be a fraction in [0, 1) or a number of voxels below the patch ({p});"
+                f" got {o}"
+            )
+        step = max(1, int(p * (1 - o))) if fraction else p - int(o)
+        strides.append(max(s, step // s * s))
+    return tuple(strides)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One unit of scheduled work: its number, grid index, and what it reads and writes."""
+
+    number: int
+    index: tuple[int, ...]
+    write_roi: Roi
+    read_roi: Roi
+
+
+@dataclass(frozen=True)
+class BlockGrid:
+    """A regular tiling of a volume; the last block of an axis may be smaller.
+
+    Parameters
+    ----------
+    shape, block
+        Voxels per axis.
+    halo
+        Voxels read beyond a block on each side, cut at the volume's border.
+
+    Examples
+    --------
+    >>> grid = BlockGrid((100, 64, 64), (40, 64, 64), halo=(8, 0, 0))
+    >>> len(grid), grid[2].write_roi.shape, grid[1].read_roi.start
+    (3, (20, 64, 64), (32, 0, 0))
+    """
+
+    shape: tuple[int, ...]
+    block: tuple[int, ...]
+    halo: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.block) != len(self.shape) or min(self.block) < 1 or min(self.shape) < 1:
+            raise InvalidInput(f"block {self.block} does not tile a volume of shape {self.shape}")
+
+    @cached_property
+    def counts(self) -> tuple[int, ...]:
+        """Blocks per axis."""
+        return tuple(-(-n // b) for n, b in zip(self.shape, self.block, strict=True))
+
+    def __len__(self) -> int:
+        return math.prod(self.counts)
+
+    def __getitem__(self, number: int) -> Block:
+        if not 0 <= number < len(self):
+            raise IndexError(f"block {number} of {len(self)}")
+        index = tuple(int(i) for i in np.unravel_index(number, self.counts))
+        start = tuple(i * b for i, b in zip(index, self.block, strict=True))
+        write = Roi(start, tuple(a + b for a, b in zip(start, self.block, strict=True)))
+        write = write.clip(self.shape)
+        read = write.grow(self.halo).clip(self.shape) if self.halo else write
+        return Block(number, index, write, read)
+
+    def __iter__(self) -> Iterator[Block]:
+        return (self[number] for number in range(len(self)))
+
+    def number(self, index: Sequence[int]) -> int:
+        """The number of the block at a grid index."""
+        return int(np.ravel_multi_index(tuple(index), self.counts))
+
+
+def _axis_starts(n: int, patch: int, stride: int, pad_tail: bool) -> npt.NDArray[np.int64]:
+    if pad_tail:
+        return np.arange(max(1, -(-(n - patch) // stride) + 1), dtype=np.int64) * stride
+    if n <= patch:
+        return np.array([-((patch - n) // 2)], dtype=np.int64)
+    starts = np.arange(0, n - patch + 1, stride, dtype=np.int64)
+    return starts if starts[-1] == n - patch else np.append(starts, n - patch)
+
+
+@dataclass(frozen=True)
+class PatchGrid:
+    """One global grid of patch positions over a volume.
+
+    Per axis the starts are 0, s, 2s, … while the patch fits, then one last patch shifted back to
+    end at the border. A volume smaller than the patch has one patch that begins before it
+    (half of the padding, rounded down). Patch order is lexicographic.
+
+    Parameters
+    ----------
+    shape, patch, stride
+        Voxels per axis.
+    pad_tail
+        Per axis: keep the last start a multiple of the stride and pad behind the volume instead
+        of shifting back, as outputs of reduced resolution need.
+
+    Examples
+    --------
+    >>> grid = PatchGrid((10, 10, 4), (4, 4, 8), (3, 4, 8))
+    >>> [list(map(int, s)) for s in grid.starts], len(grid)
+    ([[0, 3, 6], [0, 4, 6], [-2]], 9)
+    >>> grid.touching(0, 4, 5)
+    range(1, 2)
+    """
+
+    shape: tuple[int, ...]
+    patch: tuple[int, ...]
+    stride: tuple[int, ...]
+    pad_tail: tuple[bool, ...] = (False, False, False)
+
+    def __post_init__(self) -> None:
+        if any(not 1 <= s <= p for s, p in zip(self.stride, self.patch, strict=True)):
+            raise InvalidInput(f"stride {self.stride} must lie in 1..patch {self.patch}")
+
+    @cached_property
+    def starts(self) -> tuple[npt.NDArray[np.int64], ...]:
+        """First voxel of each patch, per axis."""
+        axes = zip(self.shape, self.patch, self.stride, self.pad_tail, strict=True)
+        return tuple(_axis_starts(*axis) for axis in axes)
+
+    @cached_property
+    def counts(self) -> tuple[int, ...]:
+        """Patches per axis."""
+        return tuple(len(s) for s in self.starts)
+
+    def __len__(self) -> int:
+        return math.prod(self.counts)
+
+    def roi(self, index: Sequence[int]) -> Roi:
+        """The box of one patch; it may reach outside the volume."""
+        start = tuple(int(s[i]) for s, i in zip(self.starts, index, strict=True))
+        return Roi(start, tuple(a + p for a, p in zip(start, self.patch, strict=True)))
+
+    def __iter__(self) -> Iterator[Roi]:
+        return (self.roi(index) for index in np.ndindex(*self.counts))
+
+    @cached_property
+    def owned(self) -> tuple[npt.NDArray[np.int64], ...]:
+        """Per axis the (patches, 2) half-open intervals that each patch owns under ``crop``.
+
+        Neighbours meet in the middle of their actual overlap; the odd voxel goes to the lower
+        patch, so each voxel has one owner whatever the order of computation.
+        """
+        result = []
+        for n, p, starts in zip(self.shape, self.patch, self.starts, strict=True):
+            overlap = starts[:-1] + p - starts[1:]
+            cuts = np.concatenate([[0], starts[1:] + (overlap + 1) // 2, [n]])
+            result.append(np.stack([cuts[:-1], cuts[1:]], axis=1))
+        return tuple(result)
+
+    def touching(self, axis: int, low: int, high: int, *, owned: bool = False) -> range:
+        """Patches along an axis that reach into ``[low, high)``, or own some of it."""
+        if owned:
+            lows, highs = self.owned[axis].T
+        else:
+            lows, highs = self.starts[axis], self.starts[axis] + self.patch[axis]
+        first = int(np.searchsorted(highs, low, side="right"))
+        return range(first, max(first, int(np.searchsorted(lows, high, side="left"))))
+
+    def hull(self, axis: int, patches: range) -> tuple[int, int]:
+        """The part of the volume that a run of patches along an axis reads."""
+        starts = self.starts[axis]
+        stop = int(starts[patches[-1]]) + self.patch[axis]
+        return max(0, int(starts[patches[0]])), min(self.shape[axis], stop)
+
+    def reduced(self, scale: Sequence[int]) -> PatchGrid:
+        """The same patches counted in output voxels, of ``scale`` input voxels each.
+
+        Raises
+        ------
+        InvalidInput
+            Where patch or stride is no multiple of the scale.
+
+        Examples
+        --------
+        >>> grid = PatchGrid((9, 9, 9), (4, 4, 4), (2, 2, 2), (False, True, True))
+        >>> half = grid.reduced((1, 2, 2))
+        >>> half.shape, half.patch, [len(s) for s in half.starts]
+        ((9, 5, 5), (4, 2, 2), [4, 4, 4])
+        """
+        for p, s, q, padded in zip(self.patch, self.stride, scale, self.pad_tail, strict=True):
+            if p % q or s % q or (q > 1 and not padded):
+                raise InvalidInput(
+                    f"patch {self.patch} and stride {self.stride} must be multiples of the"
+                    f" model's output scale {tuple(scale)}"
+                )
+        shape, patch, stride = (
+            tuple(-(-v // q) for v, q in zip(sizes, scale, strict=True))
+            for sizes in (self.shape, self.patch, self.stride)
+        )
+        return PatchGrid(shape, patch, stride, self.pad_tail)

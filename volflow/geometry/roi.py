@@ -1,0 +1,103 @@
+"""A half-open box of voxels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+__all__ = ["Roi"]
+
+
+@dataclass(frozen=True, order=True)
+class Roi:
+    """A half-open box ``[start, stop)`` with one entry per axis.
+
+    Parameters
+    ----------
+    start, stop
+        First voxel inside, first voxel beyond, per axis; ``stop >= start``.
+        A roi may reach outside its volume (negative starts): padding is the reader's business.
+
+    Raises
+    ------
+    ValueError
+        Where the lengths differ or an axis is reversed.
+
+    Examples
+    --------
+    >>> roi = Roi((0, 4, 4), (8, 8, 12))
+    >>> roi.shape, roi.size
+    ((8, 4, 8), 256)
+    >>> roi.grow((2, 2, 2)).clip((10, 10, 10))
+    Roi(start=(0, 2, 2), stop=(10, 10, 10))
+    """
+
+    start: tuple[int, ...]
+    stop: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "start", tuple(int(v) for v in self.start))
+        object.__setattr__(self, "stop", tuple(int(v) for v in self.stop))
+        if len(self.start) != len(self.stop):
+            raise ValueError(f"roi start {self.start} and stop {self.stop} differ in length")
+        if any(b < a for a, b in zip(self.start, self.stop, strict=True)):
+            raise ValueError(f"roi stop {self.stop} lies before start {self.start}")
+
+    @classmethod
+    def full(cls, shape: Sequence[int]) -> Roi:
+        """The whole of an array of this shape."""
+        return cls((0,) * len(shape), tuple(shape))
+
+    @classmethod
+    def from_slices(cls, slices: Sequence[slice]) -> Roi:
+        """The box of plain, bounded slices."""
+        return cls(tuple(s.start for s in slices), tuple(s.stop for s in slices))
+
+    @property
+    def ndim(self) -> int:
+        return len(self.start)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(b - a for a, b in zip(self.start, self.stop, strict=True))
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    def slices(self) -> tuple[slice, ...]:
+        """The index of this box in its volume."""
+        return tuple(slice(a, b) for a, b in self)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return iter(zip(self.start, self.stop, strict=True))
+
+    def shift(self, offset: Sequence[int]) -> Roi:
+        """The box moved by ``offset``."""
+        return Roi(
+            tuple(a + o for a, o in zip(self.start, offset, strict=True)),
+            tuple(b + o for b, o in zip(self.stop, offset, strict=True)),
+        )
+
+    def relative_to(self, origin: Sequence[int]) -> Roi:
+        """The same box counted from ``origin``."""
+        return self.shift([-o for o in origin])
+
+    def grow(self, low: Sequence[int], high: Sequence[int] | None = None) -> Roi:
+        """The box with ``low`` more voxels before and ``high`` (default: as many) behind."""
+        high = low if high is None else high
+        return Roi(
+            tuple(a - v for a, v in zip(self.start, low, strict=True)),
+            tuple(b + v for b, v in zip(self.stop, high, strict=True)),
+        )
+
+    def intersect(self, other: Roi) -> Roi:
+        """The common box; of size 0 where there is none."""
+        start = tuple(max(a, b) for a, b in zip(self.start, other.start, strict=True))
+        stop = tuple(min(a, b) for a, b in zip(self.stop, other.stop, strict=True))
+        return Roi(start, tuple(max(a, b) for a, b in zip(start, stop, strict=True)))
+
+    def clip(self, shape: Sequence[int]) -> Roi:
+        """The part inside an array of this shape."""
+        return self.intersect(Roi.full(shape))

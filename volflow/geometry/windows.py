@@ -1,0 +1,66 @@
+"""Blending windows: how much each voxel of a patch counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from volflow.errors import InvalidInput
+
+__all__ = ["Blend", "check_blend", "weights", "window"]
+
+Blend = Literal["crop", "average", "gaussian", "hann"]
+
+GAUSSIAN_FLOOR = 1e-3
+
+
+def check_blend(blend: str) -> Blend:
+    """Return the name of a blend, or refuse it."""
+    if blend not in get_args(Blend):
+        raise InvalidInput(f"unknown blend {blend!r}; use one of {', '.join(get_args(Blend))}")
+    return blend  # type: ignore[return-value]
+
+
+def window(blend: Blend, p: int) -> npt.NDArray[np.float64]:
+    """Weight of each voxel of a patch along one axis.
+
+    Parameters
+    ----------
+    blend
+        ``average`` and ``crop`` weigh 1 (ownership is the grid's business); ``hann`` weighs
+        ½(1 − cos(2π(n+1)/(p+1))), strictly positive, as TorchIO's aggregator; ``gaussian``
+        exp(−½((n − (p−1)/2)/(p/8))²), as MONAI's importance map.
+    p
+        Voxels along the axis.
+
+    Examples
+    --------
+    >>> window("hann", 3).round(3).tolist()
+    [0.5, 1.0, 0.5]
+    """
+    n = np.arange(p)
+    if blend == "hann":
+        return 0.5 * (1 - np.cos(2 * np.pi * (n + 1) / (p + 1)))
+    if blend == "gaussian":
+        return np.exp(-0.5 * ((n - (p - 1) / 2) / (p / 8)) ** 2)
+    return np.ones(p)
+
+
+def weights(blend: Blend, patch: Sequence[int]) -> npt.NDArray[np.float32]:
+    """Weights of a whole patch: the product of the axes' windows, gaussian floored at 1e-3.
+
+    Examples
+    --------
+    >>> weights("average", (2, 2, 2)).sum()
+    np.float32(8.0)
+    >>> float(weights("gaussian", (8, 8, 8)).min())
+    0.0010000000474974513
+    """
+    z, y, x = (window(blend, p) for p in patch)
+    product = z[:, None, None] * y[None, :, None] * x[None, None, :]
+    if blend == "gaussian":
+        product = np.maximum(product, GAUSSIAN_FLOOR)
+    return product.astype(np.float32)
