@@ -1,0 +1,178 @@
+"""Where work runs: Dask inside this process, or a cluster; and how much memory it may use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import dask
+from distributed import Client, LocalCluster, default_client
+
+from volflow.errors import InvalidInput
+from volflow.geometry.budget import parse_bytes
+
+__all__ = ["Cluster", "connect", "cores", "is_embedded", "memory_per_worker", "workers"]
+
+Cluster = str | int | Client | Any | None
+
+# A process shares its memory with the allocator's slack, the page tables and Dask itself.
+DEFAULT_SHARE = 0.6
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def connect(cluster: Cluster = None) -> Iterator[Client]:
+    """A Dask client for ``cluster``, closed again if it was opened here.
+
+    Parameters
+    ----------
+    cluster
+        None: the active client, else threads; ``"threads"``: Dask inside this process, no ports;
+        ``"processes"`` or a number: that many worker processes on this machine;
+        ``"tcp://host:port"``: a scheduler; a ``distributed.Client`` or cluster object
+        (``dask_jobqueue.SLURMCluster``, ``dask_cuda.LocalCUDACluster``, …).
+
+    Raises
+    ------
+    InvalidInput
+        Where no cluster can be made of it, or the scheduler does not answer.
+
+    Examples
+    --------
+    >>> with connect("threads") as client:
+    ...     client.submit(sum, [1, 2]).result()
+    3
+    """
+    if isinstance(cluster, Client):
+        yield cluster
+        return
+    if cluster is None:
+        try:
+            active = default_client()
+        except ValueError:
+            cluster = "threads"
+        else:
+            yield active
+            return
+    with _open_client(cluster) as client:
+        yield client
+
+
+@contextmanager
+def _open_client(cluster: Any) -> Iterator[Client]:
+    if isinstance(cluster, str) and cluster.isdecimal():
+        cluster = int(cluster)
+    if cluster == "processes":
+        cluster = cores()
+    if cluster == "threads" or isinstance(cluster, int):
+        embedded = cluster == "threads"
+        if not embedded and cluster < 1:
+            raise InvalidInput(f"cluster needs at least one process; got {cluster}")
+        options = {"distributed.admin.log-format": "%(message)s"}
+        with (
+            dask.config.set(options),
+            LocalCluster(
+                n_workers=1 if embedded else cluster,
+                threads_per_worker=cores() if embedded else max(1, cores() // cluster),
+                processes=not embedded,
+                memory_limit=None,
+                dashboard_address=None,
+            ) as local,
+            Client(local, set_as_default=False) as client,
+        ):
+            yield client
+    elif hasattr(cluster, "scheduler_address"):
+        with Client(cluster, set_as_default=False) as client:
+            yield client
+    elif isinstance(cluster, str) and "://" in cluster:
+        try:
+            client = Client(cluster, set_as_default=False, timeout="10s")
+        except (OSError, ValueError) as error:
+            raise InvalidInput(f"no Dask scheduler answers at {cluster}: {error}") from error
+        with client:
+            yield client
+    else:
+        raise InvalidInput(
+            f"unknown cluster {cluster!r}; use threads, processes, a number of processes,"
+            " a scheduler address like tcp://host:8786, or a Dask client or cluster"
+        )
+
+
+def is_embedded(client: Client) -> bool:
+    """Whether the client's workers are threads of this process."""
+    return str(client.scheduler.address if client.scheduler else "").startswith("inproc://")
+
+
+def workers(client: Client) -> dict[str, int]:
+    """Addresses of the live workers, with their threads."""
+    found = client.scheduler_info(n_workers=-1)["workers"]
+    return {address: int(info["nthreads"]) for address, info in sorted(found.items())}
+
+
+def memory_per_worker(client: Client, memory: str | int | None) -> int:
+    """Bytes that one worker may add above its resident size.
+
+    Parameters
+    ----------
+    client
+        The connected client.
+    memory
+        What the user asked for; None takes a share of what the machine, the cgroup, SLURM or
+        the worker's own limit leaves free.
+    """
+    if memory is not None:
+        return parse_bytes(memory)
+    known = client.scheduler_info(n_workers=-1)["workers"].values()
+    limits = [
+        w["memory_limit"] - w.get("metrics", {}).get("memory", 0)
+        for w in known
+        if w.get("memory_limit")
+    ]
+    if limits:
+        return max(1, int(min(limits) * DEFAULT_SHARE))
+    hosts = [w.get("host") for w in known]
+    shared_by = max((hosts.count(h) for h in hosts), default=1)
+    return max(1, int(free_memory_bytes() * DEFAULT_SHARE / shared_by))
+
+
+def free_memory_bytes() -> int:
+    """Memory this process could still take on this machine."""
+    candidates = [_machine_free(), _cgroup_free(), _slurm_limit()]
+    return min(c for c in candidates if c is not None)
+
+
+def _machine_free() -> int:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:  # not Linux
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return 4 * 1024**3
+
+
+def _cgroup_free() -> int | None:
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        (
+            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        ),
+    ):
+        try:
+            return max(1, int(Path(limit).read_text()) - int(Path(used).read_text()))
+        except (OSError, ValueError):  # absent, or "max"
+            continue
+    return None
+
+
+def _slurm_limit() -> int | None:
+    per_node = os.environ.get("SLURM_MEM_PER_NODE", "")
+    return int(per_node) * 1024**2 if per_node.isdecimal() and int(per_node) else None

@@ -1,0 +1,193 @@
+"""Progress: a bar on a terminal or in a notebook, plain lines in logs, and the slowest stage."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+__all__ = ["Reporter", "State", "reporter"]
+
+
+@dataclass
+class State:
+    """How far a run has come.
+
+    Examples
+    --------
+    >>> state = State("predict", "voxels", total_units=10, total_blocks=2)
+    >>> state.add(units=5, blocks=1, stages={"read": 1.0, "model": 3.0})
+    >>> state.fraction, state.bottleneck()
+    (0.5, 'model 75%')
+    """
+
+    operation: str
+    unit: str
+    total_units: int
+    total_blocks: int
+    units: int = 0
+    blocks: int = 0
+    retries: int = 0
+    stages: Counter[str] = field(default_factory=Counter)
+    began_s: float = field(default_factory=time.monotonic)
+
+    def add(self, units: int, blocks: int, stages: Mapping[str, float]) -> None:
+        """Account for one step of a task."""
+        self.units = min(self.total_units, self.units + units)
+        self.blocks += blocks
+        for stage, seconds in stages.items():
+            self.stages[stage] += seconds  # type: ignore[assignment]
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self.began_s
+
+    @property
+    def fraction(self) -> float:
+        return self.units / self.total_units if self.total_units else 1.0
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds left at the mean rate so far."""
+        if not self.units:
+            return None
+        return self.elapsed_s * (self.total_units - self.units) / self.units
+
+    def bottleneck(self) -> str:
+        """The stage that takes the largest share of the tasks' time, and that share."""
+        total = sum(self.stages.values())
+        if not total:
+            return ""
+        stage, seconds = self.stages.most_common(1)[0]
+        return f"{stage} {seconds / total:.0%}"
+
+    def line(self) -> str:
+        """The state in one line."""
+        rate = self.units / max(self.elapsed_s, 1e-9)
+        parts = [
+            f"{self.blocks}/{self.total_blocks} blocks",
+            f"{_si(rate)}{self.unit}/s",
+            f"{_clock(self.elapsed_s)} elapsed",
+        ]
+        if self.eta_s is not None and self.units < self.total_units:
+            parts.append(f"{_clock(self.eta_s)} left")
+        if self.bottleneck():
+            parts.append(f"limited by {self.bottleneck()}")
+        if self.retries:
+            parts.append(f"{self.retries} retried")
+        return " · ".join(parts)
+
+
+def _si(value: float) -> str:
+    for prefix in ("", "k", "M", "G"):
+        if value < 1000:
+            return f"{value:.3g} {prefix}"
+        value /= 1000
+    return f"{value:.3g} T"
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+class Reporter(Protocol):
+    """Shows the state of a run."""
+
+    def update(self, state: State) -> None:
+        """Show the state; called often, from one thread."""
+
+    def close(self, state: State) -> None:
+        """Show the last state and leave."""
+
+
+class Silent:
+    """Shows nothing."""
+
+    def update(self, state: State) -> None:
+        """Show nothing."""
+
+    def close(self, state: State) -> None:
+        """Show nothing."""
+
+
+class Callback:
+    """Hands each state to a function."""
+
+    def __init__(self, function: Callable[[State], object]) -> None:
+        self.update = self.close = function  # type: ignore[assignment]
+
+
+class Lines:
+    """One plain line at most every few seconds, for logs."""
+
+    every_s = 10.0
+
+    def __init__(self) -> None:
+        self.last_s = time.monotonic()
+
+    def _print(self, state: State) -> None:
+        sys.stderr.write(f"{state.operation}: {state.fraction:4.0%} · {state.line()}\n")
+        sys.stderr.flush()
+
+    def update(self, state: State) -> None:
+        """Print a line if the last is old enough."""
+        if time.monotonic() - self.last_s >= self.every_s:
+            self.last_s = time.monotonic()
+            self._print(state)
+
+    def close(self, state: State) -> None:
+        """Print the last line."""
+        self._print(state)
+
+
+class Bar:
+    """A bar on a terminal, or a notebook's."""
+
+    def __init__(self, console: Console) -> None:
+        self.progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:3.0f}% · {task.fields[line]}"),
+            console=console,
+            transient=False,
+        )
+        self.task = None
+
+    def update(self, state: State) -> None:
+        """Redraw the bar."""
+        if self.task is None:
+            self.progress.start()
+            self.task = self.progress.add_task(state.operation, total=1.0, line="")
+        self.progress.update(self.task, completed=state.fraction, line=state.line())
+
+    def close(self, state: State) -> None:
+        """Draw the bar a last time."""
+        self.update(state)
+        self.progress.stop()
+
+
+def reporter(progress: bool | Callable[[State], object] | None) -> Reporter:
+    """The reporter for a ``progress`` argument.
+
+    Parameters
+    ----------
+    progress
+        None: a bar on a terminal or in a notebook, else plain lines; True: plain lines at least;
+        False: nothing; a function: called with each `State`.
+    """
+    if progress is False:
+        return Silent()
+    if callable(progress):
+        return Callback(progress)
+    console = Console(stderr=True)
+    if console.is_jupyter or console.is_terminal:
+        return Bar(console)
+    return Lines()

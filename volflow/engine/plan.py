@@ -1,0 +1,145 @@
+"""Work as data: what will run, in which pieces, and what it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from distributed import WorkerPlugin
+
+from volflow.errors import MemoryRefused
+from volflow.geometry.budget import format_bytes
+
+__all__ = ["Plan", "Step", "Task", "split_runs"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One sign of life of a task.
+
+    Parameters
+    ----------
+    block
+        The block that is now done, on the store and in the journal; None while under way.
+    units
+        Work done since the last step, in the plan's units.
+    stages
+        Seconds spent per stage since the last step.
+    result
+        What the block yields to the driver; small.
+    """
+
+    block: int | None
+    units: int
+    stages: Mapping[str, float] = field(default_factory=dict)
+    result: Any = None
+
+
+Task = Callable[[Any, tuple[int, ...]], Iterator[Step]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a driver needs to run an operation; made without reading a voxel.
+
+    Parameters
+    ----------
+    operation
+        Its name, as printed.
+    task, job
+        ``task(job, blocks)`` runs some blocks in order and yields a `Step` per block. Both travel
+        to the workers, so the task is a module-level function and the job small and picklable.
+    runs
+        Blocks in the pieces that are scheduled: one task per run of neighbouring blocks.
+    units, unit
+        Total work, for progress, and what it counts.
+    peak_bytes, memory_bytes
+        Projected peak of one task, and the budget of a worker.
+    exclusive
+        One task at a time per worker process, rather than one per thread.
+    facts
+        Lines for people: name and value.
+    plugin
+        Set up on every worker before its first task.
+
+    Examples
+    --------
+    >>> plan = Plan("double", print, None, ((0, 1), (2,)), units=3, unit="voxels",
+    ...             peak_bytes=10, memory_bytes=100, facts=(("input", "a.zarr"),))
+    >>> print(plan.describe())
+    double
+      input        a.zarr
+      work         3 blocks in 2 tasks, 3 voxels
+      peak memory  10 B per task of 100 B per worker
+    """
+
+    operation: str
+    task: Task
+    job: Any
+    runs: tuple[tuple[int, ...], ...]
+    units: int
+    unit: str
+    peak_bytes: int
+    memory_bytes: int
+    exclusive: bool = False
+    facts: tuple[tuple[str, str], ...] = ()
+    plugin: WorkerPlugin | None = None
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks left to do."""
+        return sum(len(run) for run in self.runs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan for machines: plain values only."""
+        return {
+            "operation": self.operation,
+            "blocks": self.blocks,
+            "tasks": len(self.runs),
+            "units": self.units,
+            "unit": self.unit,
+            "peak_bytes": self.peak_bytes,
+            "memory_bytes": self.memory_bytes,
+            **{name.replace(" ", "_"): value for name, value in self.facts},
+        }
+
+    def describe(self) -> str:
+        """The plan for people."""
+        facts = (
+            *self.facts,
+            ("work", f"{self.blocks} blocks in {len(self.runs)} tasks, {self.units:,} {self.unit}"),
+            (
+                "peak memory",
+                f"{format_bytes(self.peak_bytes)} per task"
+                f" of {format_bytes(self.memory_bytes)} per worker",
+            ),
+        )
+        width = max(len(name) for name, _ in facts)
+        return "\n".join([self.operation, *(f"  {name:{width}}  {value}" for name, value in facts)])
+
+    def require_memory(self, remedy: str) -> None:
+        """Refuse a plan whose projected peak exceeds its budget, saying what would fit."""
+        if self.peak_bytes > self.memory_bytes:
+            raise MemoryRefused(
+                f"{self.operation} needs {format_bytes(self.peak_bytes)} per worker but memory is"
+                f" {format_bytes(self.memory_bytes)}; {remedy}"
+            )
+
+
+def split_runs(blocks: Sequence[int], pieces: int) -> tuple[tuple[int, ...], ...]:
+    """Cut a sequence of blocks into at most ``pieces`` runs of nearly equal length.
+
+    Examples
+    --------
+    >>> split_runs(range(7), 3)
+    ((0, 1, 2), (3, 4), (5, 6))
+    """
+    pieces = max(1, min(pieces, len(blocks)))
+    size, extra = divmod(len(blocks), pieces)
+    runs, start = [], 0
+    for piece in range(pieces):
+        stop = start + size + (piece < extra)
+        runs.append(tuple(blocks[start:stop]))
+        start = stop
+    return tuple(run for run in runs if run)
