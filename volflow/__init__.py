@@ -1,0 +1,81 @@
+"""volflow: a volume too big for memory behaves as if it fitted.
+
+The public names below are loaded on first use, so that ``import volflow`` costs nothing and a
+program that only opens volumes never loads torch.
+
+>>> import volflow as vf
+>>> roi = vf.Roi((0, 0, 0), (8, 8, 8))
+>>> roi.shape
+(8, 8, 8)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from volflow import errors
+    from volflow.geometry.roi import Roi
+    from volflow.model.bundle import load_model, save_model
+    from volflow.ops.convert import convert
+    from volflow.ops.export import export
+    from volflow.ops.predict import predict
+    from volflow.ops.statistics import statistics
+    from volflow.ops.write import write
+    from volflow.report.preview import preview
+    from volflow.store.verify import verify
+    from volflow.store.volume import Volume
+    from volflow.store.volume import open_volume as open
+
+__version__ = "0.1.0"
+
+# public name -> (module, name there; "" for the module itself)
+_PUBLIC = {
+    "Roi": ("volflow.geometry.roi", "Roi"),
+    "Volume": ("volflow.store.volume", "Volume"),
+    "convert": ("volflow.ops.convert", "convert"),
+    "errors": ("volflow.errors", ""),
+    "export": ("volflow.ops.export", "export"),
+    "load_model": ("volflow.model.bundle", "load_model"),
+    "open": ("volflow.store.volume", "open_volume"),
+    "predict": ("volflow.ops.predict", "predict"),
+    "preview": ("volflow.report.preview", "preview"),
+    "save_model": ("volflow.model.bundle", "save_model"),
+    "statistics": ("volflow.ops.statistics", "statistics"),
+    "verify": ("volflow.store.verify", "verify"),
+    "write": ("volflow.ops.write", "write"),
+}
+
+__all__ = [
+    "Roi",
+    "Volume",
+    "convert",
+    "errors",
+    "export",
+    "load_model",
+    "open",
+    "predict",
+    "preview",
+    "save_model",
+    "statistics",
+    "verify",
+    "write",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name the first time it is used."""
+    try:
+        module, attribute = _PUBLIC[name]
+    except KeyError:
+        raise AttributeError(f"module 'volflow' has no attribute {name!r}") from None
+    loaded = importlib.import_module(module)
+    value = getattr(loaded, attribute) if attribute else loaded
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names, loaded or not."""
+    return [*__all__, "__version__"]
