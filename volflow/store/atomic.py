@@ -1,0 +1,106 @@
+"""Small JSON files that are either whole or absent, whatever kills the writer."""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+__all__ = ["differences", "plain", "read_json", "write_json"]
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form: {value!r}")
+
+
+def plain(value: Any) -> Any:
+    """The value as it comes back from JSON: tuples are lists, NumPy numbers Python's.
+
+    Raises
+    ------
+    TypeError
+        Where a part has no JSON form.
+
+    Examples
+    --------
+    >>> plain({"patch": (96, 96, 96), 1: Path("a")})
+    {'patch': [96, 96, 96], '1': 'a'}
+    """
+    return json.loads(json.dumps(value, default=_encode))
+
+
+def differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """What differs between two JSON values, key by key, as lines ``name: old → new``.
+
+    Examples
+    --------
+    >>> differences({"weights": "1a2b3c4d5e6f7a8b9c", "settings": {"overlap": 0.25}},
+    ...             {"weights": "9f8e7d6c5b4a39281f", "settings": {"overlap": 0.5}})
+    ['weights: 1a2b3c4d… → 9f8e7d6c…', 'settings.overlap: 0.25 → 0.5']
+    """
+    if isinstance(old, dict) and isinstance(new, dict):
+        lines = []
+        for key in [*old, *(key for key in new if key not in old)]:
+            inner = f"{name}.{key}" if name else str(key)
+            lines += differences(old.get(key, _ABSENT), new.get(key, _ABSENT), inner)
+        return lines
+    # Texts are compared, not values: 1 and 1.0 mean different overlaps, and NaN equals itself.
+    a, b = _text(old), _text(new)
+    return [] if a == b else [f"{name}: {_short(a)} → {_short(b)}"]
+
+
+_ABSENT = object()
+
+
+def _text(value: Any) -> str:
+    return "absent" if value is _ABSENT else json.dumps(value, sort_keys=True, ensure_ascii=False)
+
+
+def _short(text: str) -> str:
+    return re.sub(r"\b([0-9a-f]{8})[0-9a-f]{8,}\b", r"\1…", text.strip('"'))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a file that other processes see whole or not at all.
+
+    It survives the death of this process, not a power cut: nothing is forced to the disk,
+    as the stored voxels are not either.
+
+    Raises
+    ------
+    OSError
+        Where it cannot be written; what was there before is still there.
+    """
+    # The name is unique because two tasks may write the same file at the same time.
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        part.write_text(json.dumps(value, default=_encode), encoding="utf-8")
+        part.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            part.unlink()
+        raise
+
+
+def read_json(path: Path) -> Any:
+    """What the file holds.
+
+    Raises
+    ------
+    ValueError
+        Where it is no JSON, as after a power cut.
+    OSError
+        Where it cannot be read.
+    """
+    return json.loads(path.read_text(encoding="utf-8"))

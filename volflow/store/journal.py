@@ -1,0 +1,367 @@
+"""What is done: one small file per block beside the output, a fingerprint, a lock.
+
+::
+
+    out.zarr.volflow/
+        lock              held by flock while a driver lives; names its process
+        plan.json         operation, fingerprint and settings of the first run
+        session           token of the driver at work; gone when it has ended
+        done/00000012.json    the checksums of what block 12 wrote
+
+A block counts as done when its file is there, and its file is written after its voxels. So a
+process may die at any moment: what it had not finished is simply not there. After a power cut
+the disk may hold less than was written; ``verify`` finds out.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from volflow.errors import InvalidInput, Locked, ResumeRefused, RunFailed, Superseded
+from volflow.store.atomic import differences, plain, read_json, write_json
+
+__all__ = ["Journal", "Record", "ShardEntry", "journal_dir"]
+
+FORMAT = 1
+
+
+def journal_dir(out: str | os.PathLike[str]) -> Path:
+    """The directory of the journal and the sidecars of an output.
+
+    Links are followed, so that one output has one journal by whatever name it is reached.
+
+    Raises
+    ------
+    InvalidInput
+        For a URL: journals lie on local file systems.
+
+    Examples
+    --------
+    >>> journal_dir("/data/out.zarr/").name
+    'out.zarr.volflow'
+    """
+    text = os.fspath(out)
+    if "://" in text:
+        raise InvalidInput(
+            f"a journal needs a local file system; got {text}, expected a path;"
+            " write to a local path and copy the result"
+        )
+    return Path(os.path.realpath(text) + ".volflow")
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a run is: compared when it is resumed.
+
+    Parameters
+    ----------
+    operation
+        Such as "predict".
+    fingerprint
+        What the result depends on, by name: input, weights, settings, version.
+    settings
+        What a resume adopts from the first run: "grid" (blocks per axis), batch, threads.
+    """
+
+    operation: str
+    fingerprint: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """One stored object that a block wrote: array in the output, box, checksum."""
+
+    array: str
+    start: tuple[int, ...]
+    stop: tuple[int, ...]
+    crc32c: int
+
+
+@dataclass(frozen=True)
+class Journal:
+    """The journal of one output; making one touches no file.
+
+    Parameters
+    ----------
+    directory
+        See `journal_dir`.
+    """
+
+    directory: Path
+
+    @property
+    def _plan(self) -> Path:
+        return self.directory / "plan.json"
+
+    @property
+    def _session(self) -> Path:
+        return self.directory / "session"
+
+    def _entry(self, block: int) -> Path:
+        return self.directory / "done" / f"{block:08d}.json"
+
+    def recorded(self) -> Record | None:
+        """What the first run recorded; None where nothing was begun.
+
+        Raises
+        ------
+        InvalidInput
+            Where the record is damaged or of an unknown format.
+        """
+        try:
+            saved = read_json(self._plan)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError) as error:
+            raise InvalidInput(_unreadable(self._plan, _reason(error))) from error
+        if not isinstance(saved, dict) or saved.get("format") != FORMAT:
+            found = saved.get("format") if isinstance(saved, dict) else type(saved).__name__
+            raise InvalidInput(
+                _unreadable(self._plan, f"its format is {found!r}, expected {FORMAT}")
+            )
+        names = ("operation", "fingerprint", "settings")
+        operation, fingerprint, settings = (saved.get(name) for name in names)
+        if not (isinstance(fingerprint, dict) and isinstance(settings, dict)):
+            raise InvalidInput(_unreadable(self._plan, "parts of it are missing"))
+        return Record(str(operation), fingerprint, settings)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the output for one driver; the lock dies with its process.
+
+        Raises
+        ------
+        Locked
+            Where another driver holds it.
+        InvalidInput
+            Where the directory cannot be made or written.
+        """
+        path = self.directory / "lock"
+        with _writing(self.directory, begun=False):
+            self.directory.mkdir(exist_ok=True)
+            # Appending never truncates: the file may be the holder's.
+            file = path.open("a+", encoding="utf-8")
+        with file:
+            _acquire(file, path)
+            with _writing(path, begun=False):
+                _note(file, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+            try:
+                yield
+            finally:
+                # A full disk must not hide how the run ended; closing releases the lock.
+                with suppress(OSError):
+                    _note(file, "")
+
+    def begin(self, record: Record) -> str:
+        """Open a session: the first run is recorded, a later one compared with it.
+
+        To be called under the lock. Returns the token for `check`.
+
+        Raises
+        ------
+        ResumeRefused
+            Where the record differs from the first run's, saying in what.
+        InvalidInput
+            Where the journal is damaged or cannot be written.
+        """
+        given = Record(record.operation, plain(record.fingerprint), plain(record.settings))
+        before = self.recorded()
+        if before is not None and (changes := differences(asdict(before), asdict(given))):
+            lines = "; ".join(line.removeprefix("fingerprint.") for line in changes)
+            raise ResumeRefused(
+                f"{_output(self.directory)} was begun with something else: {lines}; go back to"
+                " that, or begin again (overwrite=True, --overwrite), or choose another output"
+            )
+        token = uuid.uuid4().hex
+        with _writing(self.directory, begun=False):
+            self.directory.mkdir(exist_ok=True)
+            (self.directory / "done").mkdir(exist_ok=True)
+            self._sweep(everything=before is None)
+            if before is None:
+                write_json(self._plan, {"format": FORMAT, **asdict(given)})
+            write_json(self._session, token)
+        return token
+
+    def check(self, session: str) -> None:
+        """Stop a task whose driver has ended or was replaced.
+
+        Raises
+        ------
+        Superseded
+            Where the session is not the running one.
+        """
+        try:
+            current = read_json(self._session)
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            current = None
+        except OSError as error:
+            raise RunFailed(_unreadable(self._session, _reason(error))) from error
+        if current != session:
+            why = "has ended" if current is None else "was replaced by another"
+            raise Superseded(f"the driver of {_output(self.directory)} {why}; this task stops")
+
+    def end(self) -> None:
+        """Close the session; tasks still under way stop at their next check."""
+        with _writing(self._session):
+            self._session.unlink(missing_ok=True)
+
+    def mark(
+        self,
+        block: int,
+        entries: Sequence[ShardEntry],
+        stages: Mapping[str, float],
+        *,
+        session: str | None = None,
+    ) -> None:
+        """Record a block as done, after its voxels are stored.
+
+        Parameters
+        ----------
+        block
+            Its number.
+        entries
+            What it wrote.
+        stages
+            Seconds it spent, by stage.
+        session
+            Where given, it must still be the running one: a task that outlived its driver may
+            not vouch for a block of the next run.
+
+        Raises
+        ------
+        RunFailed
+            Where the record cannot be written; the block then is not done.
+        Superseded
+            As `check`.
+        """
+        value = {
+            "block": block,
+            "entries": [asdict(entry) for entry in entries],
+            "stages": dict(stages),
+        }
+        if session is not None:
+            self.check(session)
+        with _writing(self._entry(block)):
+            write_json(self._entry(block), value)
+
+    def done(self) -> dict[int, tuple[ShardEntry, ...]]:
+        """What is done, by block number, in their order; a damaged record is none."""
+        return {block: entries for block, entries, _ in self._records()}
+
+    def stages(self) -> dict[int, dict[str, float]]:
+        """The seconds of each done block, by stage."""
+        return {block: stages for block, _, stages in self._records()}
+
+    def forget(self, blocks: Iterable[int]) -> None:
+        """Make blocks undone, so that the next run repeats them."""
+        with _writing(self.directory):
+            for block in blocks:
+                self._entry(block).unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Forget the run and all blocks; sidecars and the lock stay."""
+        with _writing(self.directory):
+            self._session.unlink(missing_ok=True)
+            # The record goes last: blocks that are done must never meet another record.
+            self._sweep(everything=True)
+            self._plan.unlink(missing_ok=True)
+
+    def _sweep(self, *, everything: bool) -> None:
+        """Delete what killed writers left behind; with ``everything`` also the blocks."""
+        for folder in (self.directory, self.directory / "done"):
+            for path in folder.glob(".*.tmp"):
+                path.unlink(missing_ok=True)
+        if everything:
+            for path in (self.directory / "done").glob("*.json"):
+                path.unlink(missing_ok=True)
+
+    def _records(self) -> Iterator[tuple[int, tuple[ShardEntry, ...], dict[str, float]]]:
+        for path in sorted((self.directory / "done").glob("[0-9]*.json")):
+            try:
+                block, saved = int(path.stem), read_json(path)
+                entries = tuple(_shard_entry(entry) for entry in saved["entries"])
+                stages = {str(k): float(v) for k, v in saved["stages"].items()}
+            except FileNotFoundError:
+                continue  # forgotten in the meantime
+            except OSError as error:
+                raise RunFailed(_unreadable(path, _reason(error))) from error
+            except (ValueError, TypeError, KeyError, AttributeError):
+                continue  # torn by a power cut: the block is repeated
+            yield block, entries, stages
+
+
+def _shard_entry(saved: Mapping[str, Any]) -> ShardEntry:
+    start, stop = (tuple(int(v) for v in saved[name]) for name in ("start", "stop"))
+    return ShardEntry(str(saved["array"]), start, stop, int(saved["crc32c"]))
+
+
+def _acquire(file: IO[str], path: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        try:
+            holder = json.loads(file.read())
+            who = f"process {holder['pid']} on {holder['host']}"
+        except (ValueError, TypeError, KeyError):
+            who = "another process"
+        raise Locked(
+            f"{_output(path.parent)} is being written by {who}; one driver at a time;"
+            " wait for it to end or stop it, the lock goes with its process"
+        ) from None
+    except OSError as error:
+        raise InvalidInput(
+            f"{path} cannot be locked: {_reason(error)}; expected a file system with flock;"
+            " write the output to another one"
+        ) from error
+
+
+def _note(file: IO[str], text: str) -> None:
+    file.seek(0)
+    file.truncate()
+    file.write(text)
+    file.flush()
+
+
+def _output(directory: Path) -> str:
+    return str(directory).removesuffix(".volflow")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return "it is damaged" if isinstance(error, ValueError) else str(error)
+
+
+def _unreadable(path: Path, why: str) -> str:
+    return (
+        f"{path} cannot be used: {why}; restore it, or begin again"
+        " (overwrite=True, --overwrite), or choose another output"
+    )
+
+
+@contextmanager
+def _writing(path: Path, *, begun: bool = True) -> Iterator[None]:
+    """Turn a failure of the disk into one clear line; before work it is a refusal."""
+    try:
+        yield
+    except OSError as error:
+        why = f"the journal {path} cannot be written: {_reason(error)}; "
+        if begun or error.errno in (errno.ENOSPC, errno.EDQUOT):
+            remedy = "what is done stays done; put it right and run the same command again"
+            raise RunFailed(why + remedy) from error
+        if isinstance(error, FileNotFoundError):
+            why = f"the folder {path.parent} does not exist; "
+        remedy = "it lies beside the output; choose an output in a folder that can be written"
+        raise InvalidInput(why + remedy) from error
