@@ -1,0 +1,172 @@
+"""What a model expects and means, beside its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from volflow.errors import InvalidInput
+from volflow.geometry.frame import Frame
+from volflow.geometry.windows import check_blend
+
+__all__ = ["Model", "Spec", "make_spec"]
+
+Whole = Annotated[int, Field(ge=0, strict=True)]
+Side = Annotated[int, Field(ge=1, strict=True)]
+# Strict: 1.0 must not turn into one voxel, nor 1 into a fraction.
+Share = Annotated[float, Field(ge=0, lt=1, strict=True)]
+Size = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+_EXPECTED = {
+    "channels": "a list of names",
+    "classes": "a list of names",
+    "background": "a class number",
+    "patch": "a whole number from 1, or three of them",
+    "overlap": "whole voxels from 0, a fraction of the patch below 1, or three of these",
+    "spacing": "three positive sizes",
+    "output": '"scores" or "classes"',
+}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """How a model wants its input, and what its output means; None leaves it to the caller.
+
+    Values per axis stand in the model's own axis order: that of ``frame`` where there is one,
+    else ``zyx``. Make one with `make_spec`, which checks the values.
+
+    Parameters
+    ----------
+    channels
+        Names of the input channels, in their order.
+    classes
+        Names of the output classes, by number.
+    background
+        The class of voxels that the model never saw.
+    patch
+        Voxels per axis the model takes at a time; 1 on an axis means slices.
+    overlap
+        Of neighbouring patches: voxels, or a fraction of the patch below 1.
+    blend
+        How overlapping outputs are combined, or ``"exact"``.
+    frame
+        Three letters such as ``"RAS"``: the directions the model's axes point to.
+    spacing, unit
+        Voxel size the model was trained at.
+    normalize, activation
+        Applied before the model, on whole-volume statistics, and after blending.
+    output
+        ``"scores"`` per channel, or ``"classes"``, their argmax.
+    description
+        Free text: data, licence, authors.
+
+    Examples
+    --------
+    >>> make_spec({"classes": ["background", "liver"], "patch": 96, "frame": "RAS"}).patch
+    96
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    channels: tuple[str, ...] | None = None
+    classes: tuple[str, ...] = ()
+    background: Whole = 0
+    patch: Side | tuple[Side, Side, Side] | None = None
+    overlap: Whole | Share | tuple[Whole | Share, Whole | Share, Whole | Share] | None = None
+    blend: str | None = None
+    frame: str | None = None
+    spacing: tuple[Size, Size, Size] | None = None
+    unit: str | None = None
+    normalize: str | None = None
+    activation: str | None = None
+    output: Literal["scores", "classes"] = "scores"
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        if self.blend not in (None, "exact"):
+            check_blend(self.blend)
+        if self.frame is not None:
+            Frame.between("RAS", self.frame)
+        for name in ("channels", "classes"):
+            names = getattr(self, name) or ()
+            if len(set(names)) < len(names):
+                raise InvalidInput(f"{name} must have different names, got {list(names)}")
+        if self.classes and self.background >= len(self.classes):
+            raise InvalidInput(
+                f"background is class {self.background}, and there are {len(self.classes)} classes"
+            )
+        if self.channels == ():
+            raise InvalidInput("channels must name at least one channel, or be left out")
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A network and what belongs to it.
+
+    Parameters
+    ----------
+    module
+        The network. What was loaded or built here is in eval mode and on the CPU; a module
+        handed over is used as it is, so run it inside `volflow.model.bundle.evaluating`.
+    spec
+        What it expects and means.
+    digest
+        sha256 of weights and architecture: other weights, other digest.
+    name
+        Where it came from, for messages and reports.
+    """
+
+    module: torch.nn.Module
+    spec: Spec
+    digest: str
+    name: str
+
+    def __repr__(self) -> str:
+        return f"Model({self.name}, digest {self.digest[:12]})"
+
+
+_adapter = TypeAdapter(Spec)
+
+
+def make_spec(values: Mapping[str, Any], where: str = "model spec") -> Spec:
+    """Check values and make a `Spec` of them.
+
+    Parameters
+    ----------
+    values
+        By field name; JSON lists are taken as tuples.
+    where
+        What the message blames.
+
+    Raises
+    ------
+    InvalidInput
+        For an unknown field or a value that cannot be used; one line.
+
+    Examples
+    --------
+    >>> make_spec({"patches": 64})
+    Traceback (most recent call last):
+    ...
+    volflow.errors.InvalidInput: model spec: unknown key 'patches'; known are channels, ...
+    """
+    try:
+        return _adapter.validate_python(dict(values))
+    except ValidationError as error:
+        raise InvalidInput(f"{where}: {_problem(error, values)}") from error
+
+
+def _problem(error: ValidationError, values: Mapping[str, Any]) -> str:
+    """Return the first problem on one line."""
+    first = error.errors()[0]
+    key = str(first["loc"][0]) if first["loc"] else ""
+    if first["type"] == "unexpected_keyword_argument":
+        known = ", ".join(field.name for field in fields(Spec))
+        return f"unknown key {key!r}; known are {known}"
+    if first["type"] == "value_error":
+        return str(first["ctx"]["error"])
+    return f"{key} is {values[key]!r}; expected {_EXPECTED.get(key, 'a text')}"
