@@ -62,6 +62,8 @@ class Plan:
         Lines for people: name and value.
     plugin
         Set up on every worker before its first task.
+    job_of
+        Where each run needs a job of its own: makes it, when the run is submitted.
 
     Examples
     --------
@@ -85,6 +87,7 @@ class Plan:
     exclusive: bool = False
     facts: tuple[tuple[str, str], ...] = ()
     plugin: WorkerPlugin | None = None
+    job_of: Callable[[tuple[int, ...]], Any] | None = None
 
     @property
     def blocks(self) -> int:

@@ -110,11 +110,12 @@ class Driver:
             while self.waiting and load[address] < self.slots(threads):
                 attempt = self.waiting.popleft()
                 attempt.worker = address
+                job = self.plan.job_of(attempt.blocks) if self.plan.job_of else self.plan.job
                 load[address] += 1
                 future = self.client.submit(
                     execute,
                     self.plan.task,
-                    self.plan.job,
+                    job,
                     attempt.blocks,
                     self.topic,
                     workers=[address],

@@ -163,6 +163,26 @@ class Journal:
                 with suppress(OSError):
                     _note(file, "")
 
+    def compare(self, record: Record) -> Record:
+        """Refuse a record that differs from the first run's; returns it as it is stored.
+
+        Raises
+        ------
+        ResumeRefused
+            Where it differs, saying in what.
+        InvalidInput
+            Where the journal is damaged.
+        """
+        given = Record(record.operation, plain(record.fingerprint), plain(record.settings))
+        before = self.recorded()
+        if before is not None and (changes := differences(asdict(before), asdict(given))):
+            lines = "; ".join(line.removeprefix("fingerprint.") for line in changes)
+            raise ResumeRefused(
+                f"{_output(self.directory)} was begun with something else: {lines}; go back to"
+                " that, or begin again (overwrite=True, --overwrite), or choose another output"
+            )
+        return given
+
     def begin(self, record: Record) -> str:
         """Open a session: the first run is recorded, a later one compared with it.
 
@@ -175,20 +195,14 @@ class Journal:
         InvalidInput
             Where the journal is damaged or cannot be written.
         """
-        given = Record(record.operation, plain(record.fingerprint), plain(record.settings))
-        before = self.recorded()
-        if before is not None and (changes := differences(asdict(before), asdict(given))):
-            lines = "; ".join(line.removeprefix("fingerprint.") for line in changes)
-            raise ResumeRefused(
-                f"{_output(self.directory)} was begun with something else: {lines}; go back to"
-                " that, or begin again (overwrite=True, --overwrite), or choose another output"
-            )
+        given = self.compare(record)
         token = uuid.uuid4().hex
         with _writing(self.directory, begun=False):
             self.directory.mkdir(exist_ok=True)
             (self.directory / "done").mkdir(exist_ok=True)
-            self._sweep(everything=before is None)
-            if before is None:
+            fresh = self.recorded() is None
+            self._sweep(everything=fresh)
+            if fresh:
                 write_json(self._plan, {"format": FORMAT, **asdict(given)})
             write_json(self._session, token)
         return token

@@ -1,0 +1,311 @@
+"""One forward of a batch of patches: device, precision, flips, out-of-memory, outputs by name."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from volflow.errors import InvalidInput
+from volflow.model.resident import forward_lock, resident
+
+__all__ = ["Forward", "Output", "Probe", "pick_device", "probe", "torch_threads"]
+
+
+@dataclass(frozen=True)
+class Output:
+    """One output of a model: its name (empty for a lone tensor), channels, and scale.
+
+    ``scale`` counts input voxels per output voxel, in the model's axis order.
+    """
+
+    name: str
+    channels: int
+    scale: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a trial forward showed."""
+
+    outputs: tuple[Output, ...]
+    dtype: str
+    peak_bytes: int
+    batch_size: int
+    device: str
+    precision: str
+    threads: int
+
+
+def pick_device(device: str) -> torch.device:
+    """The torch device for ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ….
+
+    Examples
+    --------
+    >>> pick_device("cpu")
+    device(type='cpu')
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InvalidInput(f"device {device!r} cannot be used here: {reason}") from error
+    return chosen
+
+
+@contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    """Torch's CPU threads within a block; the number decides the last bits of some results."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@dataclass(frozen=True)
+class Forward:
+    """How patches go through the model.
+
+    Parameters
+    ----------
+    digest
+        The resident model.
+    patch
+        Voxels per axis, in the model's order; the first axis of 1 is dropped (``NCYX``).
+    channels
+        Input channels.
+    device, precision
+        Precision ``"bfloat16"`` runs under autocast; scores come back as float32 all the same.
+    dtype
+        The model's own parameter dtype: float32, or float64.
+    flips
+        Model axes (0, 1, 2) over whose mirrored copies the scores are averaged.
+    """
+
+    digest: str
+    patch: tuple[int, int, int]
+    channels: int
+    device: str = "cpu"
+    precision: str = "float32"
+    dtype: str = "float32"
+    flips: tuple[int, ...] = ()
+
+    @property
+    def dropped(self) -> int | None:
+        """The spatial axis of 1 that 2-D models do not see."""
+        return self.patch.index(1) if 1 in self.patch else None
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return torch.float64 if self.dtype == "float64" else torch.float32
+
+    def module(self) -> torch.nn.Module:
+        """The resident model on this forward's device."""
+        return resident(self.digest, torch.device(self.device))
+
+    def __call__(self, batch_NCZYX: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Scores of a batch, by output name: float32 (float64) ``NCZYX`` on the device."""
+        mirrored = [
+            axes
+            for n in range(len(self.flips) + 1)
+            for axes in itertools.combinations(self.flips, n)
+        ]
+        total: dict[str, torch.Tensor] = {}
+        for axes in mirrored:
+            dims = [2 + a for a in axes]
+            outputs = self._once(batch_NCZYX.flip(dims) if dims else batch_NCZYX)
+            for name, value in outputs.items():
+                scores = value.flip(dims) if dims else value
+                total[name] = total[name] + scores if name in total else scores
+        if len(mirrored) > 1:
+            total = {name: value / len(mirrored) for name, value in total.items()}
+        return total
+
+    def _once(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        drop = self.dropped
+        device = torch.device(self.device)
+        shown = batch if drop is None else batch.squeeze(2 + drop)
+        if device.type == "cuda" and shown.ndim == 5:
+            shown = shown.contiguous(memory_format=torch.channels_last_3d)
+        autocast = torch.autocast(
+            device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"
+        )
+        with forward_lock(device), torch.inference_mode(), autocast:
+            raw = self.module()(shown)
+        return {
+            name: (value if drop is None else value.unsqueeze(2 + drop)).to(self.torch_dtype)
+            for name, value in _named(raw).items()
+        }
+
+    def halving(self, batch: torch.Tensor, batch_size: int) -> tuple[dict[str, torch.Tensor], int]:
+        """Scores of a batch, and the batch size that fitted: halved on out-of-memory."""
+        while True:
+            try:
+                parts = [self(part) for part in batch.split(batch_size)]
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                if batch_size == 1:
+                    raise InvalidInput(
+                        f"one patch of {self.patch} does not fit in the memory of {self.device};"
+                        " use a smaller patch"
+                    ) from error
+                batch_size = batch_size // 2
+                if self.device.startswith("cuda"):
+                    torch.cuda.empty_cache()
+                continue
+            if len(parts) == 1:
+                return parts[0], batch_size
+            return {name: torch.cat([p[name] for p in parts]) for name in parts[0]}, batch_size
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return "can't allocate memory" in str(error) or "out of memory" in str(error)
+
+
+def _named(raw: Any) -> dict[str, torch.Tensor]:
+    """Outputs by name: a tensor is nameless, a tuple's are output0, output1, …."""
+    if isinstance(raw, torch.Tensor):
+        return {"": raw}
+    if isinstance(raw, Mapping):
+        named = {str(name): value for name, value in raw.items()}
+    elif isinstance(raw, Sequence):
+        named = {f"output{n}": value for n, value in enumerate(raw)}
+    else:
+        named = {}
+    if not named or not all(isinstance(value, torch.Tensor) for value in named.values()):
+        raise InvalidInput(
+            f"the model must return a tensor, or a dict or tuple of tensors; got {type(raw).__name__}"
+        )
+    return named
+
+
+def _check_output(forward: Forward, name: str, value: torch.Tensor, batch: int) -> Output:
+    given = (batch, forward.channels, *forward.patch)
+    label = f" {name!r}" if name else ""
+    if value.ndim != 5 or value.shape[0] != batch:
+        raise InvalidInput(
+            f"model output{label} has shape {tuple(value.shape)} for a batch of shape {given};"
+            " it must be NC and the patch's axes"
+        )
+    scale = []
+    for p, out in zip(forward.patch, value.shape[2:], strict=True):
+        if out == 0 or p % out:
+            raise InvalidInput(
+                f"model output{label} has shape {tuple(value.shape)} for a batch of shape {given};"
+                " each axis must equal the patch's, or divide it (a model of stride 2 halves it)."
+                " For a model that crops its borders pad its convolutions instead"
+            )
+        scale.append(p // out)
+    return Output(name, int(value.shape[1]), (scale[0], scale[1], scale[2]))
+
+
+def probe(forward: Forward, batch_size: int | None, memory_bytes: int, threads: int) -> Probe:
+    """Try one forward on zeros: output shapes, peak memory, and the batch size that fits.
+
+    Parameters
+    ----------
+    forward
+        With device ``"auto"`` or a name; the device found is in the result.
+    batch_size
+        None finds one: on a GPU doubled while it fits half of the free memory, on a CPU as many
+        patches as make up 64³ voxels, so that tiny patches do not drown in call overhead.
+    memory_bytes
+        The worker's budget; on a CPU a batch takes at most half of it.
+    threads
+        Torch threads to use on a CPU.
+    """
+    device = pick_device(forward.device)
+    forward = _at(forward, device)
+    with torch_threads(threads):
+        voxels = forward.patch[0] * forward.patch[1] * forward.patch[2]
+        batch = batch_size or (1 if device.type == "cuda" else max(1, min(64, 64**3 // voxels)))
+        outputs, peak = _trial(forward, batch)
+        if batch_size is None and device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(device)
+            while batch < 64 and peak * 2 < free // 2:
+                try:
+                    outputs, peak = _trial(forward, batch * 2)
+                except torch.OutOfMemoryError:
+                    torch.cuda.empty_cache()
+                    break
+                batch *= 2
+        while (
+            batch_size is None and device.type == "cpu" and batch > 1 and peak > memory_bytes // 2
+        ):
+            batch //= 2
+            outputs, peak = _trial(forward, batch)
+    found = tuple(_check_output(forward, name, v, batch) for name, v in outputs.items())
+    return Probe(found, forward.dtype, peak, batch, str(device), forward.precision, threads)
+
+
+def _at(forward: Forward, device: torch.device) -> Forward:
+    precision = forward.precision
+    if precision == "auto":
+        bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bfloat16" if bf16 and forward.dtype == "float32" else "float32"
+    return replace(forward, device=str(device), precision=precision)
+
+
+def _trial(forward: Forward, batch: int) -> tuple[dict[str, torch.Tensor], int]:
+    device = torch.device(forward.device)
+    data = torch.zeros((batch, forward.channels, *forward.patch), dtype=forward.torch_dtype)
+    before = _mark_peak(device)
+    try:
+        outputs = forward(data.to(device))
+    except InvalidInput:
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        if _is_out_of_memory(error):
+            raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InvalidInput(
+            f"the model does not take a batch of shape {tuple(data.shape)}: {reason}"
+        ) from error
+    return outputs, max(0, _read_peak(device) - before)
+
+
+def _mark_peak(device: torch.device) -> int:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak of resident memory
+    except OSError:
+        return _resident_bytes("VmHWM")
+    return _resident_bytes("VmRSS")
+
+
+def _read_peak(device: torch.device) -> int:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device)
+    return _resident_bytes("VmHWM")
+
+
+def _resident_bytes(field: str) -> int:
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(field):
+                return int(line.split()[1]) * 1024
+    except OSError:  # not Linux: the peak of the process so far
+        import resource
+        import sys
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,69 @@
+"""One model per process: loaded once, found by its digest, gone with the run.
+
+A scattered model is lost with its worker, and a model inside each task is shipped with each task.
+A worker plugin is set up again on every worker that joins or restarts.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import cloudpickle
+import torch
+from distributed import WorkerPlugin
+
+__all__ = ["ModelPlugin", "forward_lock", "resident"]
+
+_models: dict[str, torch.nn.Module] = {}
+_locks: dict[str, threading.Lock] = {}
+_guard = threading.Lock()
+
+
+def forward_lock(device: torch.device) -> threading.Lock:
+    """The lock that lets one forward at a time run on a device, whatever the scheduler."""
+    with _guard:
+        return _locks.setdefault(str(device), threading.Lock())
+
+
+def resident(digest: str, device: torch.device) -> torch.nn.Module:
+    """The model of this digest, moved to the device on first use."""
+    with _guard:
+        key = f"{digest}@{device}"
+        if key not in _models:
+            _models[key] = _models[digest].to(device)
+        return _models[key]
+
+
+class ModelPlugin(WorkerPlugin):
+    """Holds a model on every worker of a run.
+
+    Parameters
+    ----------
+    module
+        In eval mode; used as it is in this process, copied by cloudpickle to others.
+    digest
+        What tasks ask for.
+    """
+
+    def __init__(self, module: torch.nn.Module, digest: str) -> None:
+        self.module = module
+        self.digest = digest
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpack, (cloudpickle.dumps(self.module), self.digest)
+
+    def setup(self, worker: Any) -> None:
+        """Make the model known in this process."""
+        with _guard:
+            _models[self.digest] = self.module
+
+    def teardown(self, worker: Any) -> None:
+        """Forget the model and its copies on devices."""
+        with _guard:
+            for key in [k for k in _models if k.partition("@")[0] == self.digest]:
+                del _models[key]
+
+
+def _unpack(module: bytes, digest: str) -> ModelPlugin:
+    return ModelPlugin(cloudpickle.loads(module), digest)

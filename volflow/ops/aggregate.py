@@ -1,0 +1,178 @@
+"""Blend patches into rows: weighted sums in the order of the global grid, each row emitted once.
+
+A run of blocks goes along the first axis of the frame. Its patches are added layer by layer, row
+by row, patch by patch: the lexicographic order of the global grid, whatever the blocks. Rows that
+no later layer reaches are finished and leave; only the rows still open are held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from volflow.geometry.grid import PatchGrid
+from volflow.geometry.roi import Roi
+from volflow.geometry.windows import Blend, weights
+
+__all__ = ["RollingBlend"]
+
+# Planes of a patch that are weighted and added together, so that they stay in the CPU's cache.
+CACHE_BYTES = 512 * 1024
+
+
+class RollingBlend:
+    """The open rows of a tile.
+
+    Parameters
+    ----------
+    grid
+        The global grid, in output voxels and frame coordinates.
+    tile
+        The box of the output that the run writes; rows along axis 0.
+    blend, channels, dtype, device
+        Sums are kept in ``dtype`` (float32 or float64) on ``device``.
+    skipping
+        Whether patches may be missing: then the weights are summed as the patches come, else
+        they follow from the grid alone and are reused from layer to layer.
+    """
+
+    def __init__(
+        self,
+        grid: PatchGrid,
+        tile: Roi,
+        blend: Blend,
+        *,
+        channels: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        skipping: bool = False,
+    ) -> None:
+        self.grid, self.tile, self.blend = grid, tile, blend
+        self.crop = blend == "crop"
+        depth, (height, width) = grid.patch[0], tile.shape[1:]
+        options = {"dtype": dtype, "device": device}
+        self.sums = torch.zeros((channels, depth, height, width), **options)  # type: ignore[call-overload]
+        self.norm = torch.zeros((depth, height, width), **options) if skipping else None  # type: ignore[call-overload]
+        self.weights = torch.from_numpy(weights(blend, grid.patch)).to(**options)  # type: ignore[call-overload]
+        plane_bytes = grid.patch[1] * grid.patch[2] * self.sums.element_size()
+        on_cpu = device.type == "cpu"
+        self.planes = max(1, min(depth, CACHE_BYTES // plane_bytes)) if on_cpu else depth
+        self.product = torch.empty((self.planes, *grid.patch[1:]), **options)  # type: ignore[call-overload]
+        self.ready: tuple[object, torch.Tensor] | None = None
+        layers = self.layers
+        self.last = layers[-1]
+        self.row = int(grid.starts[0][layers[0]])  # the volume row of sums[:, 0]
+
+    @property
+    def layers(self) -> range:
+        """Layers of patches along axis 0 that the run needs."""
+        return self._needed(0)
+
+    @property
+    def rows(self) -> range:
+        """Rows of patches along axis 1 that the run needs."""
+        return self._needed(1)
+
+    @property
+    def columns(self) -> range:
+        """Patches along axis 2 that the run needs."""
+        return self._needed(2)
+
+    def _needed(self, axis: int) -> range:
+        low, high = self.tile.start[axis], self.tile.stop[axis]
+        return self.grid.touching(axis, low, high, owned=self.crop)
+
+    def _reach(self, index: Sequence[int]) -> Roi:
+        """The part of the tile that a patch adds to, rows above the tile included."""
+        if self.crop:
+            owned = [self.grid.owned[axis][i] for axis, i in enumerate(index)]
+            box = Roi(tuple(int(o[0]) for o in owned), tuple(int(o[1]) for o in owned))
+        else:
+            box = self.grid.roi(index)
+        open_rows = Roi((self.row, *self.tile.start[1:]), self.tile.stop)
+        return box.intersect(open_rows)
+
+    def add(self, index: Sequence[int], scores_CZYX: torch.Tensor) -> None:
+        """Add one patch of scores; calls come in the lexicographic order of `index`."""
+        box = self._reach(index)
+        if not box.size:
+            return
+        origin = self.grid.roi(index).start
+        patch = box.relative_to(origin).slices()
+        place = box.relative_to((self.row, *self.tile.start[1:])).slices()
+        target = self.sums[(slice(None), *place)]
+        if self.norm is not None:
+            self.norm[place] += 1 if self.crop else self.weights[patch]
+        if self.crop:
+            target.copy_(scores_CZYX[(slice(None), *patch)])
+            return
+        source, weight = scores_CZYX[(slice(None), *patch)], self.weights[patch]
+        for low in range(0, box.shape[0], self.planes):
+            part = slice(low, min(low + self.planes, box.shape[0]))
+            product = self.product[(slice(part.stop - low), *patch[1:])]
+            for channel in range(len(source)):
+                torch.mul(source[channel, part], weight[part], out=product)
+                target[channel, part] += product
+
+    def finish(self, layer: int) -> tuple[int, torch.Tensor, torch.Tensor | None]:
+        """Close the rows that no later layer reaches.
+
+        Returns
+        -------
+        row
+            The first of them, in the volume.
+        scores_CZYX
+            Their blended scores; valid until `advance`.
+        covered_ZYX
+            False where no patch was run; None where all were.
+        """
+        final = layer == self.last
+        stop = self.tile.stop[0] if final else int(self.grid.starts[0][layer + 1])
+        low, high = max(self.row, self.tile.start[0]), min(stop, self.tile.stop[0])
+        here = slice(low - self.row, max(low, high) - self.row)
+        scores = self.sums[:, here]
+        if self.norm is not None:
+            norm = self.norm[here]
+            covered = norm > 0
+            scores.div_(torch.where(covered, norm, torch.ones_like(norm)))
+            return low, scores, covered
+        if not self.crop and high > low:
+            scores.div_(self._norm_of(low, high))
+        return low, scores, None
+
+    def advance(self, layer: int) -> None:
+        """Drop the closed rows and make room for the next layer's."""
+        if layer == self.last:
+            return
+        step = int(self.grid.starts[0][layer + 1]) - self.row
+        for buffer in (self.sums.movedim(1, 0), self.norm):
+            if buffer is None:
+                continue
+            depth = len(buffer)
+            for low in range(0, depth - step, step):  # never onto itself
+                high = min(low + step, depth - step)
+                buffer[low:high] = buffer[low + step : high + step]
+            buffer[max(0, depth - step) :] = 0
+        self.row += step
+
+    def _norm_of(self, low: int, high: int) -> torch.Tensor:
+        """Sums of weights of some rows, as a full grid gives them, in the order of `add`."""
+        layers = self.grid.touching(0, low, high)
+        starts = [int(self.grid.starts[0][i]) - low for i in layers]
+        key = (tuple(starts), high - low)
+        if self.ready is not None and self.ready[0] == key:
+            return self.ready[1]
+        self.ready = None  # free the old rows before making new ones
+        tile = Roi((low, *self.tile.start[1:]), (high, *self.tile.stop[1:]))
+        norm = torch.zeros(tile.shape, dtype=self.sums.dtype, device=self.sums.device)
+        for layer in layers:
+            for row in self.rows:
+                for column in self.columns:
+                    patch = self.grid.roi((layer, row, column))
+                    box = patch.intersect(tile)
+                    if box.size:
+                        weight = self.weights[box.relative_to(patch.start).slices()]
+                        norm[box.relative_to(tile.start).slices()] += weight
+        self.ready = (key, norm)
+        return norm

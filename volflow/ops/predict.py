@@ -1,0 +1,377 @@
+"""Run a network over a volume of any size, within a memory budget.
+
+The path of a volume: inputs are opened (or converted), a trial forward shows what the model
+returns, a tiling is chosen (`predict_plan`), and the plan runs under a journal; `predict_task`
+says what happens to a block.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import zarr
+from distributed import Client
+
+from volflow.engine.cluster import Cluster, connect
+from volflow.engine.events import State
+from volflow.engine.plan import Plan
+from volflow.errors import InvalidInput
+from volflow.geometry.normalize import normalization
+from volflow.model.bundle import evaluating, load_model
+from volflow.model.spec import Model
+from volflow.ops.convert import as_volume, is_foreign
+from volflow.ops.export import export
+from volflow.ops.options import PredictOptions, merge_options, order_inputs
+from volflow.ops.predict_plan import (
+    Settings,
+    adopt,
+    decide,
+    make_plan,
+    out_blocks,
+    stored_dtype,
+)
+from volflow.ops.predict_task import PredictJob, Target
+from volflow.ops.request import Request, make_request, output_meta
+from volflow.ops.session import run_journalled
+from volflow.ops.statistics import statistics
+from volflow.store.create import check_target, create
+from volflow.store.journal import Journal, Record, journal_dir
+from volflow.store.meta import Meta
+from volflow.store.sources import open_source
+from volflow.store.volume import Volume, open_volume
+
+__all__ = ["plan_predict", "predict"]
+
+Progress = bool | Callable[[State], object] | None
+Result = Volume | dict[str, Volume]
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of `predict` before anything is opened: inputs by name, merged options, places.
+
+    Where the output is a foreign file, the volume behind it lies in the sidecar folder.
+    """
+
+    inputs: dict[str, Any]
+    model: Model
+    options: PredictOptions
+    out: Path
+
+    @property
+    def sidecar(self) -> Path:
+        return journal_dir(self.out)
+
+    @property
+    def store(self) -> Path:
+        """The volume that is written."""
+        return self.sidecar / "output.zarr" if is_foreign(self.out) else self.out
+
+
+def _call(
+    volume: Any, model: Any, out: Any, weights: Any, trust: bool, given: PredictOptions
+) -> Call:
+    loaded = load_model(model, weights, trust=trust)
+    options = merge_options(given, loaded.spec)
+    inputs = order_inputs(volume, loaded.spec)
+    place = Path(os.fspath(out)).expanduser().absolute()
+    if not place.parent.is_dir():
+        raise InvalidInput(f"the folder {place.parent} does not exist; make it first")
+    for name, one in inputs.items():
+        if not isinstance(one, np.ndarray | da.Array | Volume | zarr.Array | str | os.PathLike):
+            raise InvalidInput(
+                f"input {name or 'volume'} must be a path, a Volume, or a NumPy or Dask array;"
+                f" got {type(one).__name__}"
+            )
+        if isinstance(one, str | os.PathLike) and "://" not in str(one) and not Path(one).exists():
+            raise InvalidInput(f"{one} does not exist")
+    return Call(inputs, loaded, options, place)
+
+
+@contextmanager
+def _placeholders(call: Call) -> Iterator[tuple[dict[str, Any], Any]]:
+    """Volumes of the inputs' shape without voxels, for plans of what is not converted yet."""
+    with tempfile.TemporaryDirectory() as folder:
+
+        def stand_in(x: Any, name: str) -> Any:
+            if isinstance(x, da.Array):
+                axes = ("z", "y", "x") if x.ndim == 3 else ("c", "z", "y", "x")
+                return create(f"{folder}/{name}.zarr", x.shape, x.dtype, Meta(axes))
+            if isinstance(x, np.ndarray) or is_foreign(x):
+                source = open_source(x)
+                return create(f"{folder}/{name}.zarr", source.shape, source.dtype, source.meta)
+            return x
+
+        named = {name: stand_in(x, name or "input") for name, x in call.inputs.items()}
+        mask = call.options.mask
+        yield named, None if mask is None else stand_in(mask, "mask")
+
+
+def _converted(call: Call, **options: Any) -> tuple[dict[str, Volume], Volume | None]:
+    """The inputs as volumes on disk; what is none yet is converted into the sidecar folder."""
+    named = {
+        name: as_volume(x, call.sidecar / f"{name or 'input'}.zarr", **options)
+        for name, x in call.inputs.items()
+    }
+    mask = call.options.mask
+    return named, None if mask is None else as_volume(mask, call.sidecar / "mask.zarr", **options)
+
+
+def _normalized(request: Request, client: Client, memory: Any, progress: Progress) -> Request:
+    """The request with its normalisation turned into constants of the whole volume."""
+    choice = request.options.normalize
+    if choice is None:
+        return request
+    parts = []
+    for volume in request.inputs.volumes:
+        if callable(choice):
+            parts.append(choice)
+        else:
+            stats = statistics(volume, cluster=client, memory=memory, progress=progress)
+            parts.append(normalization(choice, stats))
+    return replace(request, inputs=replace(request.inputs, normalize=tuple(parts)))
+
+
+def _targets(request: Request, settings: Settings, *, fresh: bool) -> tuple[Target, ...]:
+    """The volumes that take the outputs, made anew or opened again."""
+    options = request.options
+    named = len(settings.outputs) > 1 or settings.outputs[0].name != ""
+    blocks = out_blocks(request, settings)
+    if named and fresh:
+        zarr.create_group(request.out)
+    targets = []
+    for output in settings.outputs:
+        path = request.out / output.name if named else request.out
+        front = () if options.output == "classes" else (output.channels,)
+        if fresh:
+            volume = create(
+                path,
+                (*front, *blocks.shape),
+                stored_dtype(options, settings.dtype),
+                output_meta(request, output),
+                chunk=settings.chunk,
+                shard=settings.shard,
+            )
+        else:
+            volume = open_volume(path)
+        array = f"{output.name}/0" if named else "0"
+        targets.append(Target(output.name, array, output.channels, volume))
+    return tuple(targets)
+
+
+def _check_place(out: Path, journal: Journal, overwrite: bool) -> Record | None:
+    """The record of the run to resume; None where a new one begins."""
+    before = journal.recorded()
+    if before is not None and out.exists():
+        return None if overwrite else before
+    check_target(out, overwrite=overwrite)
+    return None
+
+
+def _clear_place(out: Path, journal: Journal) -> None:
+    journal.clear()  # first: no block may count as done of an output that is made anew
+    if out.exists():
+        shutil.rmtree(out)
+
+
+def _bind(job: PredictJob, session: str) -> PredictJob:
+    return replace(job, session=session)
+
+
+def _execute(
+    request: Request, client: Client, memory: Any, overwrite: bool, progress: Progress
+) -> Result:
+    journal = Journal(journal_dir(request.out))
+    with journal.lock():
+        before = _check_place(request.out, journal, overwrite)
+        settings = adopt(request, before) if before else decide(request, client, memory)
+        grid = out_blocks(request, settings).counts
+        record = Record("predict", request.fingerprint(), settings.to_dict(grid))
+        if before is not None:
+            journal.compare(record)
+        request = _normalized(request, client, memory, progress)
+        if before is None:
+            _clear_place(request.out, journal)
+        targets = _targets(request, settings, fresh=before is None)
+        plan = make_plan(request, settings, client, memory, targets)
+        run_journalled(plan, journal, record, _bind, cluster=client, progress=progress)
+    volumes = {t.name: t.volume for t in targets}
+    return volumes[""] if "" in volumes else volumes
+
+
+def predict(
+    volume: Any,
+    model: Any,
+    out: str | os.PathLike[str],
+    *,
+    patch: int | tuple[int, int, int] | None = None,
+    overlap: float | tuple[float, float, float] | None = None,
+    blend: str | None = None,
+    frame: str | None = None,
+    normalize: str | Callable[[Any], Any] | None = None,
+    activation: str | Callable[[Any], Any] | None = None,
+    output: str | None = None,
+    dtype: str | None = None,
+    batch_size: int | str = "auto",
+    device: str = "auto",
+    precision: str = "auto",
+    flips: str = "",
+    mask: Any = None,
+    skip_below: float | None = None,
+    fill: float | None = None,
+    chunk: int | tuple[int, int, int] | None = None,
+    shard: int | tuple[int, int, int] | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    trust: bool = False,
+    cluster: Cluster = None,
+    memory: str | int | None = None,
+    overwrite: bool = False,
+    progress: Progress = None,
+) -> Result:
+    """Run a network over overlapping patches of a volume and store the blended result.
+
+    The result equals that of one global sliding window, whatever the blocks, the workers and the
+    memory. An interrupted run is resumed by the same call and repeats only blocks in flight.
+
+    Parameters
+    ----------
+    volume
+        Path, `Volume`, NumPy or Dask array, ``zyx`` or ``czyx``; or several on one grid by name,
+        ``{"t1": …, "flair": …}``, whose channels are concatenated in the model's order. A NIfTI or
+        NumPy file is converted on the way, into ``<out>.volflow/``.
+    model
+        ``nn.Module``, bundle directory, ``"package.module:callable"`` or ``torch.export`` archive.
+        What is None below is taken from a bundle, else from the default named.
+    out
+        Path of the OME-Zarr result; a name ending in ``.nii``, ``.nii.gz`` or ``.npy`` is exported
+        when the volume behind it is complete.
+    patch, overlap, blend
+        Window of the model, one side or one per axis (1 makes slices); overlap in voxels, or a
+        fraction of the patch (0.25); ``"gaussian"`` (default), ``"hann"``, ``"average"``, ``"crop"``.
+    frame
+        Three letters such as ``"RAS"``: axis order and directions in which the model expects its
+        patches (and in which patch and overlap are given). Default: as stored, zyx.
+    normalize
+        ``"minmax"``, ``"zscore"``, ``"percentile"`` on whole-volume statistics, or a function of a
+        float32 ``czyx`` array that acts on each voxel alone. Default: none.
+    activation
+        Applied after blending: ``"softmax"``, ``"sigmoid"``, a function of a ``CZYX`` tensor.
+    output, dtype
+        ``"scores"``: float32 ``czyx``, or another dtype (integers round and clip); ``"classes"``:
+        the argmax, uint8 ``zyx``.
+    batch_size, device, precision
+        Found by a trial; ``precision`` is bfloat16 autocast on a GPU that has it, else float32.
+    flips
+        Axes of the model's view (``"zyx"``) over whose mirrored copies scores are averaged.
+    mask, skip_below, fill
+        Patches without a voxel that is in the mask (> 0) and not below the threshold (of the
+        stored values) are left out; voxels that no patch covers get ``fill``: the background
+        class, or 0.
+    chunk, shard
+        Layout of the result; by default about 64³ and 256³ voxels.
+    weights, trust
+        Weights for a callable; ``trust`` allows files that can run code.
+    cluster
+        None: the active Dask client, else threads in this process; ``"processes"``, a number of
+        processes, a scheduler address, a client or a cluster object.
+    memory
+        What one worker may add above its resident size, like ``"2GiB"``; by default a share of
+        what the machine, the cgroup or SLURM leaves. A plan that needs more is refused.
+    overwrite
+        Replace an output that is there, instead of resuming or refusing.
+    progress
+        None: a bar on a terminal, lines elsewhere; False: nothing; a function: gets each state.
+
+    Returns
+    -------
+    Volume
+        The result; by name where the model returns several outputs.
+
+    Raises
+    ------
+    InvalidInput
+        Before any work, for options, inputs or models that cannot work together.
+    RunFailed
+        Where blocks failed after retries; what is done is kept.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np, torch
+    >>> scan = np.random.default_rng(0).random((20, 30, 40), "float32")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     result = predict(scan, torch.nn.Identity(), f"{folder}/out.zarr", patch=16, progress=False)
+    ...     bool(np.allclose(result[0], scan)), result.axes
+    (True, ('c', 'z', 'y', 'x'))
+    """
+    given = PredictOptions(
+        patch, overlap, blend, frame, normalize, activation, output, dtype, batch_size, device,
+        precision, flips, mask, skip_below, fill, chunk, shard,
+    )  # fmt: skip
+    call = _call(volume, model, out, weights, trust, given)
+    with evaluating(call.model.module), connect(cluster) as client:
+        with _placeholders(call) as (named, stand_in):
+            # Everything that can be refused is refused before a long conversion.
+            request = make_request(named, stand_in, call.model, call.options, call.store)
+            _check_place(call.store, Journal(journal_dir(call.store)), overwrite)
+            if is_foreign(call.out) and call.out.exists() and not overwrite:
+                _require_own(call)
+        call.sidecar.mkdir(exist_ok=True)
+        volumes, masked = _converted(call, cluster=client, memory=memory, progress=progress)
+        request = make_request(volumes, masked, call.model, call.options, call.store)
+        result = _execute(request, client, memory, overwrite, progress)
+    if is_foreign(call.out):
+        if not isinstance(result, Volume):
+            raise InvalidInput(
+                f"several outputs cannot go into {call.out.name}; they are in {call.store}"
+            )
+        export(result, call.out, overwrite=True)
+    return result
+
+
+def _require_own(call: Call) -> None:
+    """Refuse to replace a foreign file that no run of ours began."""
+    if Journal(journal_dir(call.store)).recorded() is None:
+        raise InvalidInput(f"{call.out} exists; use overwrite=True (--overwrite) or another output")
+
+
+def plan_predict(
+    volume: Any,
+    model: Any,
+    out: str | os.PathLike[str],
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    trust: bool = False,
+    cluster: Cluster = None,
+    memory: str | int | None = None,
+    overwrite: bool = False,
+    progress: Progress = None,
+    **options: Any,
+) -> Plan:
+    """What `predict` would do, with its projected memory; nothing is written.
+
+    Parameters
+    ----------
+    volume, model, out, weights, trust, cluster, memory, overwrite, progress, **options
+        As in `predict`.
+    """
+    del progress
+    call = _call(volume, model, out, weights, trust, PredictOptions(**options))
+    journal = Journal(journal_dir(call.store))
+    with (
+        evaluating(call.model.module),
+        connect(cluster) as client,
+        _placeholders(call) as (named, mask),
+    ):
+        request = make_request(named, mask, call.model, call.options, call.store)
+        before = _check_place(call.store, journal, overwrite)
+        settings = adopt(request, before) if before else decide(request, client, memory)
+        return make_plan(request, settings, client, memory, resuming=before is not None)

@@ -1,0 +1,258 @@
+"""From a request to a plan: a trial forward, a tiling within the budget, settings to adopt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from distributed import Client
+
+from volflow.engine.cluster import cores, is_embedded, memory_per_worker, workers
+from volflow.engine.plan import Plan, Step
+from volflow.engine.run import run
+from volflow.errors import InvalidInput, ResumeRefused
+from volflow.geometry.grid import BlockGrid
+from volflow.model.forward import Forward, Output, Probe, probe
+from volflow.model.resident import ModelPlugin
+from volflow.ops.feed import segment_rows
+from volflow.ops.finish import Finish
+from volflow.ops.options import PredictOptions
+from volflow.ops.predict_task import PredictJob, Target, predict_blocks
+from volflow.ops.request import Request, output_meta
+from volflow.ops.tiling import Demand, choose_tiling, patch_count, runs_of
+from volflow.store.journal import Journal, Record, journal_dir
+from volflow.store.layout import resolve_layout
+
+__all__ = ["Settings", "adopt", "decide", "make_plan", "out_blocks", "stored_dtype"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run decides once and a resumed run adopts."""
+
+    outputs: tuple[Output, ...]
+    dtype: str
+    precision: str
+    device: str
+    batch_size: int
+    threads: int
+    block: tuple[int, ...]
+    chunk: tuple[int, ...]
+    shard: tuple[int, ...]
+    peak_bytes: int
+
+    def to_dict(self, grid: tuple[int, ...]) -> dict[str, Any]:
+        """Plain values, for the journal."""
+        outputs = [[o.name, o.channels, list(o.scale)] for o in self.outputs]
+        rest = {n: getattr(self, n) for n in self.__dataclass_fields__ if n != "outputs"}
+        return {"grid": list(grid), "outputs": outputs, **rest}
+
+    @classmethod
+    def from_dict(cls, saved: dict[str, Any]) -> Settings:
+        """The settings of a journal."""
+        outputs = tuple(Output(n, c, tuple(s)) for n, c, s in saved["outputs"])
+        sizes = {name: tuple(saved[name]) for name in ("block", "chunk", "shard")}
+        rest = {n: saved[n] for n in ("dtype", "precision", "device", "batch_size", "threads")}
+        return cls(outputs=outputs, **sizes, **rest, peak_bytes=saved["peak_bytes"])
+
+
+@dataclass(frozen=True)
+class ProbeJob:
+    """A trial forward, as a job."""
+
+    forward: Forward
+    batch_size: int | None
+    memory_bytes: int
+    threads: int
+
+
+def probe_block(job: ProbeJob, blocks: tuple[int, ...]) -> Iterator[Step]:
+    """Run the trial forward on a worker."""
+    found = probe(job.forward, job.batch_size, job.memory_bytes, job.threads)
+    yield Step(blocks[0], 1, result=found)
+
+
+def _probe(request: Request, client: Client, memory_bytes: int, threads: int) -> Probe:
+    options = request.options
+    batch = None if options.batch_size == "auto" else int(options.batch_size)
+    forward = request.forward(options.device, options.precision)
+    job = ProbeJob(forward, batch, memory_bytes, threads)
+    plugin = ModelPlugin(request.model.module, request.model.digest)
+    plan = Plan(
+        "trial forward", probe_block, job, ((0,),), 1, "forward", 1, memory_bytes, True, (), plugin
+    )
+    found: Probe = run(plan, cluster=client, progress=False).results[0]
+    scales = {o.scale for o in found.outputs}
+    if len(scales) > 1:
+        raise InvalidInput(
+            f"the model's outputs differ in resolution ({sorted(scales)}); wrap it so that it"
+            " returns those of one resolution"
+        )
+    return found
+
+
+def _demand(request: Request, probe_: Probe) -> Demand:
+    scale = probe_.outputs[0].scale
+    inputs = request.inputs
+    score_bytes = 8 if probe_.dtype == "float64" else 4
+    channels = sum(o.channels for o in probe_.outputs)
+    stored = np.dtype(stored_dtype(request.options, probe_.dtype)).itemsize
+    classes = request.options.output == "classes"
+    return Demand(
+        grid=request.grid_for(scale),
+        scale=scale,
+        frame=inputs.frame,
+        crop=request.options.blend == "crop",
+        input_bytes=score_bytes * inputs.channels,
+        raw_bytes=max(v.dtype.itemsize * v.channels_count for v in inputs.volumes),
+        segment_rows=segment_rows(inputs),
+        output_channels=channels,
+        output_bytes=stored * (len(probe_.outputs) if classes else channels),
+        score_bytes=score_bytes,
+        forward_bytes=probe_.peak_bytes,
+        on_device=probe_.device.startswith("cuda"),
+        skipping=inputs.skipping,
+    )
+
+
+def stored_dtype(options: PredictOptions, computed: str) -> str:
+    return options.dtype or computed
+
+
+def decide(request: Request, client: Client, memory: Any) -> Settings:
+    """Settings for a first run, from a trial forward and the budget."""
+    memory_bytes = memory_per_worker(client, memory)
+    found = _probe(request, client, memory_bytes, _threads(client))
+    options = request.options
+    demand = _demand(request, found)
+    out_shape = demand.frame.restore(demand.grid.reduced(demand.scale).shape)
+    spacing = output_meta(request, found.outputs[0]).spacing
+    dtype = stored_dtype(options, found.dtype)
+    chunk, shard = resolve_layout(out_shape, spacing, dtype, options.chunk, options.shard)
+    least = shard if options.shard is not None else chunk
+    tiling = choose_tiling(demand, shard, least, memory_bytes)
+    return Settings(
+        outputs=found.outputs,
+        dtype=found.dtype,
+        precision=found.precision,
+        device=found.device,
+        batch_size=found.batch_size,
+        threads=found.threads,
+        block=tiling.block,
+        chunk=chunk,
+        shard=tiling.shard,
+        peak_bytes=tiling.peak_bytes,
+    )
+
+
+def _threads(client: Client) -> int:
+    """Torch threads per worker, so that the workers of a machine share its cores."""
+    if is_embedded(client):
+        return torch.get_num_threads()
+    hosts = [w.get("host") for w in client.scheduler_info(n_workers=-1)["workers"].values()]
+    return max(1, cores() // max((hosts.count(h) for h in hosts), default=1))
+
+
+def adopt(request: Request, record: Record) -> Settings:
+    """Settings of the run that is resumed, which the options may not contradict."""
+    try:
+        settings = Settings.from_dict(record.settings)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ResumeRefused(
+            f"the journal of {request.out} is not one of predict; use overwrite=True"
+        ) from error
+    options = request.options
+    wanted = {
+        "batch_size": options.batch_size,
+        "device": options.device,
+        "precision": options.precision,
+    }
+    for name, value in wanted.items():
+        if value not in ("auto", getattr(settings, name)):
+            raise ResumeRefused(
+                f"{request.out} was begun with {name} {getattr(settings, name)!r}, now {value!r};"
+                f" leave {name} out to resume, or use overwrite=True"
+            )
+    return settings
+
+
+def out_blocks(request: Request, settings: Settings) -> BlockGrid:
+    scale = settings.outputs[0].scale
+    shape = request.grid_for(scale).reduced(scale).shape
+    return BlockGrid(request.inputs.frame.restore(shape), settings.block)
+
+
+def make_plan(
+    request: Request,
+    settings: Settings,
+    client: Client,
+    memory: Any,
+    targets: tuple[Target, ...] = (),
+    *,
+    resuming: bool = False,
+) -> Plan:
+    """The plan for what is left to do; its targets are made when it runs."""
+    options = request.options
+    journal = Journal(journal_dir(request.out))
+    blocks = out_blocks(request, settings)
+    scale = settings.outputs[0].scale
+    done = frozenset(journal.done()) if targets or resuming else frozenset[int]()
+    runs = runs_of(blocks, request.inputs.frame, done, len(workers(client)))
+    job = PredictJob(
+        inputs=request.inputs,
+        grid=request.grid_for(scale),
+        scale=scale,
+        blocks=blocks,
+        forward=request.forward(settings.device, settings.precision),
+        batch_size=settings.batch_size,
+        threads=settings.threads,
+        blend=options.blending,
+        finish=Finish(
+            options.output or "scores",
+            options.activation,
+            stored_dtype(options, settings.dtype),
+            options.fill or 0,
+        ),
+        targets=targets,
+        journal=journal,
+        session="",
+    )
+    return Plan(
+        "predict",
+        predict_blocks,
+        job,
+        runs,
+        units=sum(blocks[n].write_roi.size for run in runs for n in run),
+        unit="voxels",
+        peak_bytes=settings.peak_bytes,
+        memory_bytes=memory_per_worker(client, memory),
+        exclusive=True,
+        facts=_facts(request, settings, job, runs),
+        plugin=ModelPlugin(request.model.module, request.model.digest),
+    )
+
+
+def _facts(
+    request: Request, settings: Settings, job: PredictJob, runs: tuple[tuple[int, ...], ...]
+) -> tuple[tuple[str, str], ...]:
+    inputs, grid = request.inputs, job.grid
+    calls = sum(_calls(job, run) for run in runs)
+    blend = f"{request.options.blend}, patch {grid.patch}, stride {grid.stride}"
+    return (
+        ("input", ", ".join(str(v.path) for v in inputs.volumes) + f" {inputs.shape}"),
+        ("model", request.model.name),
+        ("output", f"{request.out} {request.options.output} {job.finish.dtype}"),
+        ("blend", blend + (f", frame {request.options.frame}" if request.options.frame else "")),
+        ("patches", f"{calls:,} forwards for {len(grid):,} patches of the grid"),
+        ("device", f"{settings.device} {settings.precision}, batches of {settings.batch_size}"),
+        ("blocks", f"{settings.block} voxels, shards {settings.shard}, chunks {settings.chunk}"),
+    )
+
+
+def _calls(job: PredictJob, run: tuple[int, ...]) -> int:
+    first, last = job.roi(run[0]), job.roi(run[-1])
+    tile = [[(a, b)] for a, b in zip(first.start, last.stop, strict=True)]
+    return patch_count(job.grid.reduced(job.scale), tile, job.blend == "crop")

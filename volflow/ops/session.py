@@ -1,0 +1,59 @@
+"""One journalled run: lock, compare with what was begun, run what is left, close."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from volflow.engine.cluster import Cluster
+from volflow.engine.events import State
+from volflow.engine.plan import Plan
+from volflow.engine.run import RunReport, run
+from volflow.store.journal import Journal, Record
+
+__all__ = ["run_journalled"]
+
+
+def run_journalled(
+    plan: Plan,
+    journal: Journal,
+    record: Record,
+    bind: Callable[[Any, str], Any],
+    *,
+    cluster: Cluster = None,
+    progress: bool | Callable[[State], object] | None = None,
+) -> RunReport:
+    """Run a plan under its journal; to be called while holding the journal's lock.
+
+    Parameters
+    ----------
+    plan
+        With the blocks that are left.
+    journal, record
+        Where it is recorded, and as what.
+    bind
+        Puts the session's token into a job.
+    cluster, progress
+        As in `run`.
+
+    Raises
+    ------
+    ResumeRefused
+        Where the journal was begun with something else.
+    RunFailed
+        As `run`.
+    """
+    session = journal.begin(record)
+    try:
+        if not plan.runs:
+            return RunReport({}, {}, 0.0, 0)
+        job_of = plan.job_of
+        bound = replace(
+            plan,
+            job=None if plan.job is None else bind(plan.job, session),
+            job_of=None if job_of is None else lambda blocks: bind(job_of(blocks), session),
+        )
+        return run(bound, cluster=cluster, progress=progress, stop=journal.end)
+    finally:
+        journal.end()
