@@ -1,0 +1,194 @@
+"""Make a new, empty OME-Zarr volume."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import uuid
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.codecs import ZstdCodec
+
+from volflow.errors import InvalidInput
+from volflow.store.layout import resolve_layout
+from volflow.store.meta import Level, Meta
+from volflow.store.ngff import write_group
+from volflow.store.opening import is_url, is_zarr, open_node
+from volflow.store.volume import Volume, open_volume
+
+__all__ = ["check_target", "create"]
+
+Sizes = int | Sequence[int] | None
+
+
+def create(
+    path: str | os.PathLike[str],
+    shape: Sequence[int],
+    dtype: Any,
+    meta: Meta,
+    *,
+    chunk: Sizes = None,
+    shard: Sizes = None,
+    fill_value: float = 0,
+    overwrite: bool = False,
+) -> Volume:
+    """Make an OME-Zarr 0.5 volume whose voxels all have the fill value.
+
+    Level 0 is the array ``"0"`` of the group; a chunk and a shard hold one channel. The store
+    appears under its name when it is complete.
+
+    Parameters
+    ----------
+    path
+        Of the new directory, or a URL.
+    shape
+        ``zyx`` or ``czyx``, as ``meta.axes``.
+    dtype
+        Bool, integer or float.
+    meta
+        Its metadata.
+    chunk, shard
+        Voxels per axis; the shard is a multiple of the chunk. By default about 64³ and 256³,
+        following the spacing.
+    fill_value
+        Of voxels that nobody writes; shards that hold nothing else take no space.
+    overwrite
+        Replace the volume that is there. Anything that is no Zarr image is never replaced.
+
+    Raises
+    ------
+    InvalidInput
+        Where an argument is refused; whatever was there is still there.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = tempfile.mkdtemp()
+    >>> create(f"{folder}/a.zarr", (200, 300, 300), "uint8", Meta(unit="millimeter"), shard=128)
+    Volume(a.zarr, zyx 200×300×300 uint8, spacing 1×1×1 millimeter, chunks 64×64×64,
+           shards 128×128×128)
+    """
+    sizes, kind = _check_array(shape, dtype, meta, fill_value)
+    chunks, shards = resolve_layout(sizes, meta.spacing, kind, chunk, shard)
+    target = check_target(path, overwrite=overwrite)
+    # Written aside and moved at the end: an interrupted or refused call leaves nothing half done.
+    aside = target if is_url(target) else _beside(target, "new")
+    try:
+        group = zarr.create_group(aside, overwrite=overwrite)
+        group.create_array(
+            "0",
+            shape=sizes,
+            dtype=kind,
+            chunks=chunks,
+            shards=shards,
+            compressors=ZstdCodec(level=1),
+            fill_value=kind.type(fill_value).item(),
+            dimension_names=meta.axes,
+        )
+        write_group(group, meta, [Level("0", meta.spacing, meta.translation)])
+        if aside != target:
+            _move(Path(aside), Path(target))
+    except OSError as error:
+        raise InvalidInput(
+            f"{target} cannot be made: {error.strerror or error}; choose another place"
+        ) from error
+    finally:
+        if aside != target:
+            shutil.rmtree(aside, ignore_errors=True)
+    return open_volume(target)
+
+
+def check_target(path: str | os.PathLike[str], *, overwrite: bool = False) -> str:
+    """The absolute path or URL for a new volume, or a refusal; nothing is changed.
+
+    Raises
+    ------
+    InvalidInput
+        Where the folder around it is missing, or something is there already that may not or
+        must not be replaced.
+    """
+    target = os.fspath(path)
+    if is_url(target):
+        if not overwrite and _opens(target):
+            raise InvalidInput(f"{target} exists; choose another name or overwrite=True")
+        return target
+    local = Path(target.removeprefix("file://")).expanduser().absolute()
+    if local.name.lower().endswith((".nii", ".nii.gz", ".npy")):
+        raise InvalidInput(
+            f'{local.name} is no name for a Zarr store; use "….zarr" and vf.export the result'
+        )
+    if not local.parent.is_dir():
+        raise InvalidInput(f"the folder {local.parent} does not exist; make it first")
+    if not local.exists() or (local.is_dir() and not any(local.iterdir())):
+        return str(local)
+    if not overwrite:
+        raise InvalidInput(f"{local} exists; choose another name or overwrite=True")
+    if local.is_symlink() or not local.is_dir() or not is_zarr(local) or not _opens(str(local)):
+        raise InvalidInput(
+            f"{local} exists and is no Zarr image, so that it is not overwritten; remove it "
+            "yourself or choose another name"
+        )
+    return str(local)
+
+
+def _opens(path: str) -> bool:
+    """Whether there is an image or array, even one that volflow cannot read as a volume."""
+    try:
+        node = open_node(path)[1]
+    except InvalidInput:
+        return False
+    if isinstance(node, zarr.Array):
+        return True
+    attributes: dict[str, Any] = node.attrs.asdict()
+    ome = attributes.get("ome", attributes)
+    return isinstance(ome, dict) and "multiscales" in ome
+
+
+def _check_array(
+    shape: Sequence[int], dtype: Any, meta: Meta, fill_value: float
+) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    sizes = tuple(int(n) for n in shape)
+    if len(sizes) != len(meta.axes) or any(n < 1 for n in sizes):
+        raise InvalidInput(
+            f"shape must have one positive size for each of {', '.join(meta.axes)}, given {shape}"
+        )
+    if "".join(meta.axes) not in ("zyx", "czyx"):
+        raise InvalidInput(f"a volume is stored as zyx or czyx, given {', '.join(meta.axes)}")
+    try:
+        kind = np.dtype(dtype).newbyteorder("=")
+    except TypeError:
+        raise InvalidInput(f"dtype must be a NumPy dtype, given {dtype!r}") from None
+    if kind.kind not in "biuf" or kind.itemsize > 8:
+        raise InvalidInput(f"a volume holds bool, integers or floats up to 64 bits, given {kind}")
+    if kind.kind in "iu" and not (
+        math.isfinite(fill_value)
+        and np.iinfo(kind).min <= fill_value <= np.iinfo(kind).max
+        and fill_value == int(fill_value)
+    ):
+        raise InvalidInput(f"fill_value {fill_value} is no {kind}; give one that it can hold")
+    return sizes, kind
+
+
+def _beside(target: str, word: str) -> str:
+    path = Path(target)
+    return str(path.with_name(f".{path.name}.{word}-{uuid.uuid4().hex[:8]}"))
+
+
+def _move(new: Path, target: Path) -> None:
+    """Put the new store in place of the old one, which is deleted last."""
+    old = Path(_beside(str(target), "old"))
+    if target.exists():
+        target.rename(old)
+    try:
+        new.rename(target)
+    except OSError:
+        with suppress(OSError):
+            old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,179 @@
+"""Chunk and shard sizes: the defaults, and what a user's choice must satisfy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from volflow.errors import InvalidInput
+from volflow.geometry.roi import Roi
+
+__all__ = ["default_layout", "resolve_layout", "split"]
+
+Shape = tuple[int, ...]
+
+# A chunk is what a reader decodes at least, a shard what a writer holds at least.
+CHUNK_VOXELS = 64**3
+SHARD_VOXELS = 256**3
+SHARD_BYTES = 64 * 2**20
+LONGEST_CHUNK = 256  # keeps chunks of very thick slices from becoming whole planes
+
+
+def default_layout(
+    shape: Sequence[int], spacing: Sequence[float], dtype: Any
+) -> tuple[Shape, Shape]:
+    """Chunk and shard for a volume, of about equal physical extent along z, y, x.
+
+    Both are powers of two, of about 64³ and 256³ voxels where the volume is large enough.
+
+    Parameters
+    ----------
+    shape
+        ``zyx`` or ``czyx``; chunk and shard hold one channel.
+    spacing
+        Voxel size along z, y, x.
+    dtype
+        Of the stored voxels.
+
+    Returns
+    -------
+    chunk, shard
+        One entry per axis of ``shape``.
+
+    Examples
+    --------
+    >>> default_layout((900, 900, 900), (1, 1, 1), "uint16")
+    ((64, 64, 64), (256, 256, 256))
+    >>> default_layout((2, 40, 512, 512), (6.5, 0.78, 0.78), "float32")
+    ((1, 16, 128, 128), (1, 64, 512, 512))
+    """
+    space = tuple(shape)[-3:]
+    front = (1,) * (len(shape) - 3)
+    chunk = _grow((1, 1, 1), space, spacing, CHUNK_VOXELS, LONGEST_CHUNK)
+    shard = _grow(chunk, space, spacing, _shard_voxels(dtype))
+    return front + chunk, front + shard
+
+
+def resolve_layout(
+    shape: Sequence[int],
+    spacing: Sequence[float],
+    dtype: Any,
+    chunk: int | Sequence[int] | None,
+    shard: int | Sequence[int] | None,
+) -> tuple[Shape, Shape]:
+    """Chunk and shard from what the user gave, the rest by default.
+
+    Raises
+    ------
+    InvalidInput
+        Where the shard is not a multiple of the chunk; the message names what fits.
+
+    Examples
+    --------
+    >>> resolve_layout((300, 300, 300), (1, 1, 1), "uint8", 32, None)
+    ((32, 32, 32), (256, 256, 256))
+    >>> resolve_layout((300, 300, 300), (1, 1, 1), "uint8", 64, 200)
+    Traceback (most recent call last):
+    volflow.errors.InvalidInput: shard (200, 200, 200) is not a multiple of chunk (64, 64, 64) on
+    axis z: 200 % 64 != 0; use shard 192 or 256
+    """
+    front = (1,) * (len(shape) - 3)
+    space = tuple(shape)[-3:]
+    if chunk is None and shard is None:
+        return default_layout(shape, spacing, dtype)
+    if chunk is None:
+        outer = _sizes("shard", shard, len(shape))
+        usual = default_layout(space, spacing, dtype)[0]
+        inner = tuple(_divisor(s, c) for s, c in zip(outer, usual, strict=True))
+    elif shard is None:
+        inner = _sizes("chunk", chunk, len(shape))
+        outer = _grow(inner, space, spacing, _shard_voxels(dtype))
+    else:
+        inner, outer = _sizes("chunk", chunk, len(shape)), _sizes("shard", shard, len(shape))
+    for axis, c, s in zip("zyx", inner, outer, strict=True):
+        if s % c:
+            fits = " or ".join(str(n) for n in (s // c * c, (s // c + 1) * c) if n)
+            raise InvalidInput(
+                f"shard {outer} is not a multiple of chunk {inner} on axis {axis}: "
+                f"{s} % {c} != 0; use shard {fits}"
+            )
+    return front + inner, front + outer
+
+
+def split(roi: Roi, shape: Sequence[int], unit: Sequence[int], axes: Sequence[str]) -> list[Roi]:
+    """Cut a box into the stored objects it owns, in C order.
+
+    Parameters
+    ----------
+    roi
+        A box inside the array.
+    shape, unit
+        Of the array, and of its stored objects (shards, or chunks where there are none).
+    axes
+        Names for the message.
+
+    Raises
+    ------
+    InvalidInput
+        Where an object lies partly outside of the box: whoever writes the other part would lose
+        this one, or the other way round.
+
+    Examples
+    --------
+    >>> split(Roi((0, 0, 4), (4, 4, 9)), (4, 4, 9), (4, 4, 4), "zyx")
+    [Roi(start=(0, 0, 4), stop=(4, 4, 8)), Roi(start=(0, 0, 8), stop=(4, 4, 9))]
+    """
+    for axis, (a, b), size, step in zip(axes, roi, shape, unit, strict=True):
+        if a % step or (b % step and b != size):
+            low, high = a // step * step, min(size, -(-b // step) * step)
+            raise InvalidInput(
+                f"roi {a}:{b} on axis {axis} owns stored objects of {step} voxels only in part; "
+                f"start must be a multiple of {step}, stop too or the end {size}; use {low}:{high}"
+            )
+    counts = [-(-(b - a) // step) for (a, b), step in zip(roi, unit, strict=True)]
+    pieces = []
+    for index in np.ndindex(*counts):
+        start = [a + i * step for (a, _), i, step in zip(roi, index, unit, strict=True)]
+        stop = [min(a + step, b) for a, step, (_, b) in zip(start, unit, roi, strict=True)]
+        pieces.append(Roi(tuple(start), tuple(stop)))
+    return pieces
+
+
+def _shard_voxels(dtype: Any) -> int:
+    return min(SHARD_VOXELS, SHARD_BYTES // int(np.dtype(dtype).itemsize))
+
+
+def _grow(
+    start: Shape, shape: Shape, spacing: Sequence[float], voxels: int, longest: int = 2**62
+) -> Shape:
+    """Double the physically shortest side, x first, until the box has so many voxels."""
+    size = list(start)
+    while np.prod(size, dtype=float) * 2 <= voxels:
+        free = [n for n in (2, 1, 0) if size[n] < min(shape[n], longest)]
+        if not free:
+            break
+        size[min(free, key=lambda n: size[n] * spacing[n])] *= 2
+    return tuple(size)
+
+
+def _divisor(size: int, usual: int) -> int:
+    """The chunk for a shard of this size; the whole shard where it divides badly."""
+    best = max(n for n in range(1, min(size, usual) + 1) if size % n == 0)
+    return best if best * 4 > min(size, usual) else size
+
+
+def _sizes(name: str, value: int | Sequence[int] | None, ndim: int) -> Shape:
+    """Sizes along z, y, x from an int, three, or (one channel and) three."""
+    try:
+        sizes = (value,) * 3 if isinstance(value, int) else tuple(int(v) for v in value or ())
+    except (TypeError, ValueError):
+        sizes = ()
+    if len(sizes) == ndim == 4 and sizes[0] == 1:
+        sizes = sizes[1:]
+    if len(sizes) != 3 or any(v < 1 for v in sizes):
+        raise InvalidInput(
+            f"{name} must be a positive integer or one for each of z, y, x, given {value!r}"
+        )
+    return sizes

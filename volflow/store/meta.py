@@ -1,0 +1,182 @@
+"""What is known of a volume beside its voxels: axes, spacing, orientation, origin."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from volflow.errors import InvalidInput
+
+__all__ = ["Affine", "Level", "Meta", "SourceInfo", "Vector", "is_color"]
+
+Vector = tuple[float, float, float]
+Affine = tuple[tuple[float, ...], ...]
+
+_ORDERS = ("zyx", "czyx", "tzyx", "tczyx", "yx", "cyx", "tyx", "tcyx")
+_PAIRS = {"R": "RL", "L": "RL", "A": "AP", "P": "AP", "S": "SI", "I": "SI"}
+
+
+@dataclass(frozen=True)
+class SourceInfo:
+    """The file a volume was made from: what `export` needs to write it back.
+
+    Parameters
+    ----------
+    format
+        ``"nifti1"``, ``"nifti2"``, ``"npy"``, …
+    dtype
+        Stored dtype of the file, before any scaling.
+    header
+        The file's own header, byte for byte, where the format has one.
+    """
+
+    format: str
+    dtype: str
+    header: bytes = b""
+
+
+@dataclass(frozen=True)
+class Meta:
+    """What is known of a volume beside its voxels.
+
+    Parameters
+    ----------
+    axes
+        ``("z", "y", "x")`` or ``("c", "z", "y", "x")``; others' files may add ``"t"`` in front
+        or lack ``"z"``.
+    spacing
+        Voxel size along z, y, x.
+    unit
+        Unit of the spacing as NGFF spells it (``"millimeter"``), None where unknown.
+    translation
+        Centre of the first voxel, in the same unit, along the array's own axes.
+    orientation
+        Three letters for z, y, x: the direction in which the index grows, e.g. ``"SAR"``.
+    affine
+        4 x 4, voxel (x, y, z) to world (right, anterior, superior), as in NIfTI.
+    channels
+        One name per channel, or ().
+    kind
+        ``"image"`` or ``"classes"``.
+    colors
+        Hex colours ("RRGGBB"), one per channel of an image or per class, or ().
+    source
+        The file the volume was made from.
+
+    Raises
+    ------
+    InvalidInput
+        Where a field is malformed.
+
+    Examples
+    --------
+    >>> meta = Meta(("z", "y", "x"), (2, 1, 1), unit="millimeter", orientation="SAR")
+    >>> meta.regrid((2, 2, 2)).spacing, meta.regrid((2, 2, 2)).translation
+    ((4.0, 2.0, 2.0), (1.0, 0.5, 0.5))
+    """
+
+    axes: tuple[str, ...] = ("z", "y", "x")
+    spacing: Vector = (1.0, 1.0, 1.0)
+    unit: str | None = None
+    translation: Vector = (0.0, 0.0, 0.0)
+    orientation: str | None = None
+    affine: Affine | None = None
+    channels: tuple[str, ...] = ()
+    kind: str = "image"
+    colors: tuple[str, ...] = ()
+    source: SourceInfo | None = None
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__
+        put(self, "axes", tuple(self.axes))
+        put(self, "spacing", _vector("spacing", self.spacing))
+        put(self, "translation", _vector("translation", self.translation))
+        put(self, "channels", tuple(str(name) for name in self.channels))
+        put(self, "colors", tuple(str(color) for color in self.colors))
+        if "".join(self.axes) not in _ORDERS:
+            raise InvalidInput(
+                f"axes must be z, y, x with c and t before them, given {', '.join(self.axes)}; "
+                "transpose the array"
+            )
+        if not all(0 < s < float("inf") for s in self.spacing):
+            raise InvalidInput(f"spacing must be positive and finite, given {self.spacing}")
+        if self.kind not in ("image", "classes"):
+            raise InvalidInput(f'kind must be "image" or "classes", given {self.kind!r}')
+        if not all(map(is_color, self.colors)):
+            raise InvalidInput(f'colors must be hexadecimal like "00FF00", given {self.colors}')
+        if self.orientation is not None:
+            put(self, "orientation", _orientation(self.orientation))
+        if self.affine is not None:
+            put(self, "affine", _affine(self.affine))
+
+    def regrid(self, factors: Sequence[float], offset: Sequence[float] | None = None) -> Meta:
+        """Meta of a grid with voxels ``factors`` times as long.
+
+        Parameters
+        ----------
+        factors
+            Ratio of the new to the old voxel size along z, y, x.
+        offset
+            Centre of the new first voxel counted in old voxels; by default the new voxels
+            cover the old ones from the first on: ``(factor - 1) / 2``.
+        """
+        offset = [(f - 1) / 2 for f in factors] if offset is None else offset
+        affine = self.affine
+        if affine is not None:
+            step = np.diag([*reversed(factors), 1.0])
+            step[:3, 3] = list(reversed(offset))
+            affine = _nested(np.asarray(affine) @ step)
+        return replace(
+            self,
+            spacing=_vector("spacing", [s * f for s, f in zip(self.spacing, factors, strict=True)]),
+            translation=_vector(
+                "translation",
+                [t + o * s for t, o, s in zip(self.translation, offset, self.spacing, strict=True)],
+            ),
+            affine=affine,
+        )
+
+
+@dataclass(frozen=True)
+class Level:
+    """One array of a pyramid: where it lies in its group, and its grid along z, y, x."""
+
+    path: str
+    scale: Vector
+    translation: Vector = (0.0, 0.0, 0.0)
+
+
+def is_color(text: str) -> bool:
+    """Whether a text is a colour as NGFF writes it: six hexadecimal digits."""
+    return re.fullmatch("[0-9A-Fa-f]{6}", text) is not None
+
+
+def _vector(name: str, values: Sequence[float]) -> Vector:
+    numbers = tuple(float(v) for v in values)
+    if len(numbers) != 3:
+        raise InvalidInput(f"{name} needs one number for each of z, y, x, given {numbers}")
+    return numbers
+
+
+def _orientation(letters: str) -> str:
+    letters = letters.upper()
+    if len(letters) != 3 or {_PAIRS.get(x) for x in letters} != {"RL", "AP", "SI"}:
+        raise InvalidInput(
+            f'orientation needs one letter of R/L, A/P, S/I each, like "SAR", given "{letters}"'
+        )
+    return letters
+
+
+def _affine(rows: Any) -> Affine:
+    matrix = np.asarray(rows, dtype=float)
+    if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
+        raise InvalidInput(f"affine must be a finite 4 x 4 matrix, given shape {matrix.shape}")
+    return _nested(matrix)
+
+
+def _nested(matrix: np.ndarray[Any, Any]) -> Affine:
+    return tuple(tuple(float(v) for v in row) for row in matrix)

@@ -1,0 +1,255 @@
+"""OME-Zarr metadata in and out: reads 0.4 and 0.5, writes 0.5.
+
+What NGFF has no words for (the world affine, the header of the file a volume came from) is
+kept beside it, under the group attribute ``"volflow"``.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.storage import LocalStore
+
+from volflow.errors import InvalidInput
+from volflow.store.meta import Level, Meta, SourceInfo, Vector, is_color
+from volflow.store.opening import label, nodes_below
+
+__all__ = ["Level", "Meta", "SourceInfo", "read_group", "write_group"]
+
+# The letter names the direction in which the index grows (RFC-4 spells it out).
+_DIRECTIONS = {
+    "R": "left-to-right",
+    "L": "right-to-left",
+    "A": "posterior-to-anterior",
+    "P": "anterior-to-posterior",
+    "S": "inferior-to-superior",
+    "I": "superior-to-inferior",
+}
+_LETTERS = {text: letter for letter, text in _DIRECTIONS.items()}
+_PALETTE = ("FFFFFF", "00FF00", "FF00FF", "00FFFF", "FFFF00", "FF0000", "0000FF")
+
+
+def write_group(group: zarr.Group, meta: Meta, levels: Sequence[Level]) -> None:
+    """Write OME-Zarr 0.5 image metadata; the level arrays must exist.
+
+    Other attributes of the group are kept.
+
+    Parameters
+    ----------
+    group
+        A Zarr v3 group.
+    meta
+        Metadata of level 0.
+    levels
+        The arrays, finest first.
+    """
+    if group.metadata.zarr_format != 3:
+        raise InvalidInput("OME-Zarr 0.5 needs a Zarr v3 group, given v2; write to a new path")
+    array = group[levels[0].path]
+    if not isinstance(array, zarr.Array):
+        raise InvalidInput(f"level {levels[0].path!r} of {label(group)} is no array")
+    old: dict[str, Any] = group.attrs.asdict()
+    ome: dict[str, Any] = dict(old["ome"]) if isinstance(old.get("ome"), Mapping) else {}
+    ome["version"] = "0.5"
+    ome["multiscales"] = [
+        {
+            "name": group.name.strip("/") or "image",
+            "axes": [_axis(meta, name) for name in meta.axes],
+            "datasets": [_dataset(meta, level) for level in levels],
+        }
+    ]
+    if meta.kind == "classes" and array.dtype.kind in "iu":
+        ome["image-label"] = {"version": "0.5", **_label_colors(meta)}
+    elif meta.channels and "c" in meta.axes:
+        ome["omero"] = {"channels": _channels(meta, array.dtype)}
+    group.update_attributes({"ome": ome, "volflow": _extra(meta)})
+
+
+def read_group(group: zarr.Group) -> tuple[Meta, tuple[Level, ...]]:
+    """Read the metadata of an OME-Zarr 0.4 or 0.5 image or label image.
+
+    Returns
+    -------
+    Meta
+        Of the first level.
+    tuple of Level
+        All levels, finest first.
+
+    Raises
+    ------
+    InvalidInput
+        Where the group is no image, or its metadata cannot be understood.
+    """
+    attributes: dict[str, Any] = group.attrs.asdict()
+    ome: Any = attributes.get("ome", attributes)
+    multiscales = ome.get("multiscales") if isinstance(ome, Mapping) else None
+    if not multiscales:
+        inside = nodes_below(Path(label(group))) if isinstance(group.store, LocalStore) else ""
+        raise InvalidInput(
+            f"{label(group)} is a Zarr group but no image: it has no multiscales metadata; "
+            f"open one inside: {inside or '(none found)'}"
+        )
+    try:
+        return _parse(ome, multiscales[0], attributes.get("volflow") or {})
+    except InvalidInput as error:
+        raise InvalidInput(f"{label(group)}: {error}") from None
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise InvalidInput(
+            f"{label(group)}: damaged OME-Zarr metadata ({type(error).__name__}: {error}); "
+            "0.4 or 0.5 is expected"
+        ) from error
+
+
+def _parse(
+    ome: Mapping[str, Any], image: Mapping[str, Any], extra: Mapping[str, Any]
+) -> tuple[Meta, tuple[Level, ...]]:
+    if "axes" not in image:
+        raise InvalidInput("OME-Zarr before 0.4 has no axes; write it anew as 0.4 or 0.5")
+    axes: list[Mapping[str, Any]] = [
+        {"name": axis} if isinstance(axis, str) else axis for axis in image["axes"]
+    ]
+    names = tuple(_axis_name(axis) for axis in axes)
+    scale, shift = _transform(image.get("coordinateTransformations", ()), len(axes))
+    levels = []
+    for dataset in image["datasets"]:
+        own, moved = _transform(dataset.get("coordinateTransformations"), len(axes))
+        levels.append(
+            Level(
+                str(dataset["path"]),
+                _spatial(names, own * scale, 1.0),
+                _spatial(names, moved * scale + shift, 0.0),
+            )
+        )
+    channels = list((ome.get("omero") or {}).get("channels") or ())
+    colors = [str(channel.get("color")) for channel in channels]
+    if extra:  # our own group: the palette that omero demands is not the user's choice
+        colors = [str(color) for color in extra.get("colors", ())]
+    meta = Meta(
+        axes=names,
+        spacing=levels[0].scale,
+        unit=_read_unit(names, axes),
+        translation=levels[0].translation,
+        orientation=_read_orientation(names, axes),
+        affine=extra.get("affine"),
+        channels=tuple(extra.get("channels") or (str(c.get("label", "")) for c in channels)),
+        kind=str(extra.get("kind", "classes" if "image-label" in ome else "image")),
+        colors=tuple(colors) if all(map(is_color, colors)) else (),
+        source=_read_source(extra.get("source")),
+    )
+    return meta, tuple(levels)
+
+
+def _read_unit(names: Sequence[str], axes: Sequence[Mapping[str, Any]]) -> str | None:
+    units = {axis.get("unit") for name, axis in zip(names, axes, strict=True) if name in "zyx"}
+    if len(units) > 1:
+        raise InvalidInput(
+            f"the spatial axes have different units, {units}; write them anew in one"
+        )
+    return units.pop() if units else None
+
+
+def _read_orientation(names: Sequence[str], axes: Sequence[Mapping[str, Any]]) -> str | None:
+    """Three letters, or None where an axis says nothing or something else than anatomy."""
+    letters = ""
+    for name, axis in zip(names, axes, strict=True):
+        value = axis.get("orientation")
+        if name in "zyx" and isinstance(value, Mapping):
+            letters += _LETTERS.get(str(value.get("value")), "")
+    return letters if len(letters) == 3 else None
+
+
+def _read_source(source: Mapping[str, Any] | None) -> SourceInfo | None:
+    if not source:
+        return None
+    header = base64.b64decode(source["header"])
+    return SourceInfo(str(source["format"]), str(source["dtype"]), header)
+
+
+def _axis_name(axis: Mapping[str, Any]) -> str:
+    """The one-letter name of an axis; the type decides where others' names are free."""
+    kinds = {"channel": "c", "time": "t"}
+    return kinds.get(str(axis.get("type")), str(axis["name"]).lower())
+
+
+def _transform(
+    steps: Sequence[Mapping[str, Any]] | None, ndim: int
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    if steps is None:
+        raise InvalidInput("a level has no coordinateTransformations, so that its scale is unknown")
+    scale, shift = np.ones(ndim), np.zeros(ndim)
+    for step in steps:
+        if step["type"] == "scale":
+            factors = np.asarray(step["scale"], dtype=float)
+            scale, shift = scale * factors, shift * factors
+        elif step["type"] == "translation":
+            shift = shift + np.asarray(step["translation"], dtype=float)
+        elif step["type"] != "identity":
+            raise InvalidInput(f"transformation {step['type']!r} is not scale or translation")
+    if scale.shape != (ndim,) or shift.shape != (ndim,):
+        raise InvalidInput(f"a transformation does not have one entry for each of {ndim} axes")
+    return scale, shift
+
+
+def _spatial(names: Sequence[str], values: np.ndarray[Any, Any], missing: float) -> Vector:
+    known = dict(zip(names, values.tolist(), strict=True))
+    return (known.get("z", missing), known["y"], known["x"])
+
+
+def _axis(meta: Meta, name: str) -> dict[str, Any]:
+    if name not in "zyx":
+        return {"name": name, "type": "channel" if name == "c" else "time"}
+    axis: dict[str, Any] = {"name": name, "type": "space"}
+    if meta.unit:
+        axis["unit"] = meta.unit
+    if meta.orientation:
+        value = _DIRECTIONS[meta.orientation["zyx".index(name)]]
+        axis["orientation"] = {"type": "anatomical", "value": value}
+    return axis
+
+
+def _dataset(meta: Meta, level: Level) -> dict[str, Any]:
+    front = len(meta.axes) - 3
+    steps: list[dict[str, Any]] = [{"type": "scale", "scale": [1.0] * front + [*level.scale]}]
+    if any(level.translation):
+        steps.append({"type": "translation", "translation": [0.0] * front + [*level.translation]})
+    return {"path": level.path, "coordinateTransformations": steps}
+
+
+def _channels(meta: Meta, dtype: np.dtype[Any]) -> list[dict[str, Any]]:
+    low, high = (np.iinfo(dtype).min, np.iinfo(dtype).max) if dtype.kind in "iu" else (0.0, 1.0)
+    window = {"min": float(low), "max": float(high), "start": float(low), "end": float(high)}
+    colors = meta.colors if len(meta.colors) == len(meta.channels) else _PALETTE
+    return [
+        {"label": name, "color": colors[n % len(colors)], "active": True, "window": window}
+        for n, name in enumerate(meta.channels)
+    ]
+
+
+def _label_colors(meta: Meta) -> dict[str, Any]:
+    colors = [
+        {"label-value": n, "rgba": [*bytes.fromhex(color), 255 if n else 0]}
+        for n, color in enumerate(meta.colors)
+    ]
+    return {"colors": colors} if colors else {}
+
+
+def _extra(meta: Meta) -> dict[str, Any]:
+    extra: dict[str, Any] = {"kind": meta.kind}
+    if meta.affine:
+        extra["affine"] = [list(row) for row in meta.affine]
+    if meta.channels:
+        extra["channels"] = list(meta.channels)
+    if meta.colors:
+        extra["colors"] = list(meta.colors)
+    if meta.source:
+        extra["source"] = {
+            "format": meta.source.format,
+            "dtype": meta.source.dtype,
+            "header": base64.b64encode(meta.source.header).decode(),
+        }
+    return extra

@@ -1,0 +1,229 @@
+"""NIfTI-1 and NIfTI-2 files as sources: their geometry, and their voxels slab by slab."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from volflow.errors import InvalidInput
+from volflow.geometry.roi import Roi
+from volflow.store.meta import Meta, SourceInfo
+from volflow.store.slabs import Array, check_dtype, file_identity, slab_rois
+
+__all__ = ["NiftiSource", "import_nibabel", "open_nifti", "parse_header"]
+
+Stream = gzip.GzipFile | io.BufferedReader
+
+UNITS = {1: "meter", 2: "millimeter", 3: "micrometer"}
+
+
+@dataclass(frozen=True)
+class NiftiSource:
+    """A ``.nii`` file, read anywhere, or a ``.nii.gz`` file, read once from front to back.
+
+    A NIfTI file holds x fastest, so that its bytes are ``czyx`` in C order: nothing is turned.
+    Made by `open_nifti`.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    meta: Meta
+    stored_dtype: np.dtype[Any]
+    offset: int
+    slope: float | None
+    inter: float
+    sequential: bool
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the scaled values."""
+        stored = self.stored_dtype.newbyteorder("=")
+        if self.slope is None:
+            return stored
+        small = stored.itemsize <= (4 if stored.kind == "f" else 2)
+        return np.dtype(np.float32 if small else np.float64)
+
+    def identity(self) -> str:
+        """A hash that changes when the file does."""
+        return file_identity(self.path)
+
+    def read(self, roi: Roi) -> Array:
+        """The voxels of a box; only of an uncompressed file."""
+        if self.sequential:
+            raise InvalidInput(
+                f"{self.path} is compressed as a whole and cannot be read by parts; use slabs()"
+            )
+        # Mapped for this one read: a mapping kept open would count its pages as ours.
+        voxels = np.memmap(self.path, self.stored_dtype, "r", self.offset, self.shape)
+        return self._scaled(np.asarray(voxels[roi.slices()]))
+
+    def slabs(self, depth: int) -> Iterator[tuple[Roi, Array]]:
+        """All voxels in file order, ``depth`` z-planes at a time.
+
+        Raises
+        ------
+        InvalidInput
+            Where the file is cut short or damaged.
+        """
+        with _stream(self.path, self.sequential) as stream, _damage(self.path):
+            stream.seek(self.offset)
+            for roi in slab_rois(self.shape, depth):
+                voxels = np.empty(roi.shape, self.stored_dtype)
+                _fill(stream, voxels)
+                yield roi, self._scaled(voxels)
+            if self.sequential:
+                # Reading on to the end makes gzip compare its checksum.
+                while stream.read(2**20):
+                    continue
+
+    def _scaled(self, voxels: Array) -> Array:
+        """True values in the machine's byte order; a fresh array."""
+        if self.slope is None:
+            return voxels.astype(self.dtype)
+        values = np.empty(voxels.shape, self.dtype)
+        for plane, target in zip(
+            voxels.reshape(-1, *voxels.shape[-2:]),
+            values.reshape(-1, *voxels.shape[-2:]),
+            strict=True,
+        ):
+            target[...] = plane * np.float64(self.slope) + self.inter
+        return values
+
+
+def open_nifti(path: str) -> NiftiSource:
+    """Read the header of a ``.nii`` or ``.nii.gz`` file.
+
+    Raises
+    ------
+    InvalidInput
+        Where it is none, is cut short, or holds what a volume cannot (colours, complex numbers,
+        more than one axis beyond x, y, z; a voxel size of zero).
+    """
+    nibabel = import_nibabel()
+    compressed = path.lower().endswith(".gz")
+    with _stream(path, compressed) as stream, _damage(path):
+        start = stream.read(540)
+    header = parse_header(start, path)
+    try:
+        shape = _shape(header["dim"], path)
+        stored = check_dtype(header.get_data_dtype(), path)
+        slope, inter = header.get_slope_inter()
+        offset = int(header.get_data_offset())
+        affine = _affine(header)
+    except nibabel.spatialimages.HeaderDataError as error:
+        raise InvalidInput(f"{path}: damaged NIfTI header ({error}); repair the file") from error
+    if (slope, inter) == (1, 0):
+        slope = None
+    if not compressed and Path(path).stat().st_size < offset + np.prod(shape) * stored.itemsize:
+        raise InvalidInput(f"{path} is cut short; copy it again")
+    kind = "nifti2" if len(header.binaryblock) == 540 else "nifti1"
+    meta = Meta(
+        axes=("c", "z", "y", "x")[-len(shape) :],
+        spacing=_spacing(header["pixdim"][1:4], affine, path),
+        # Scanner and template spaces are in millimetres; many files do not say so.
+        unit=UNITS.get(int(header["xyzt_units"]) & 7, None if affine is None else "millimeter"),
+        orientation=None
+        if affine is None
+        else "".join(reversed(nibabel.aff2axcodes(np.asarray(affine)))),
+        affine=None if affine is None else tuple(tuple(row) for row in affine.tolist()),
+        source=SourceInfo(kind, str(stored.newbyteorder("=")), header.binaryblock),
+    )
+    return NiftiSource(path, shape, meta, stored, offset, slope, float(inter or 0), compressed)
+
+
+def parse_header(start: bytes, path: str) -> Any:
+    """The nibabel header in the first bytes of a file."""
+    nibabel = import_nibabel()
+    size = {int.from_bytes(start[:4], order) for order in ("little", "big")} & {348, 540}
+    magic = start[4:8] if 540 in size else start[344:348]
+    if not size or magic[:3] not in (b"n+1", b"n+2", b"ni1", b"ni2") or len(start) < min(size):
+        raise InvalidInput(f"{path} is no NIfTI file; its first bytes are not a NIfTI header")
+    if magic[:2] == b"ni":
+        raise InvalidInput(f"{path} is half of a .hdr/.img pair; save it as one .nii file")
+    make = nibabel.Nifti2Header if 540 in size else nibabel.Nifti1Header
+    return make(start[: min(size)], check=False)
+
+
+def import_nibabel() -> Any:
+    """Nibabel, or a refusal that says how to get it."""
+    try:
+        import nibabel
+    except ImportError:
+        raise InvalidInput(
+            'NIfTI files need nibabel, which is not installed; pip install "volflow[io]"'
+        ) from None
+    return nibabel
+
+
+def _shape(dim: Sequence[int], path: str) -> tuple[int, ...]:
+    count = int(dim[0])
+    sizes = [int(n) for n in dim[1 : count + 1]]
+    if not 2 <= count <= 7 or min(sizes) < 1:
+        raise InvalidInput(f"{path} has sizes {sizes}; a volume has x, y, z and channels")
+    channels = [n for n in sizes[3:] if n != 1]
+    if len(channels) > 1:
+        raise InvalidInput(f"{path} has sizes {sizes}: more than one axis beyond x, y, z; split it")
+    space = [*sizes[:3], 1][:3]
+    return (*channels, *reversed(space))
+
+
+def _affine(header: Any) -> Array | None:
+    """Voxel to world: the sform, else the qform, else nothing is known."""
+    if header["sform_code"] > 0:
+        return np.asarray(header.get_sform(), dtype=float)
+    if header["qform_code"] > 0:
+        return np.asarray(header.get_qform(), dtype=float)
+    return None
+
+
+def _spacing(pixdim: Array, affine: Array | None, path: str) -> tuple[float, float, float]:
+    """Voxel size along z, y, x: from the affine, in the header's own decimals where they agree."""
+    # The shortest decimals that make the stored float32: 0.78, not 0.7799999713897705.
+    sizes = [abs(float(str(value))) for value in pixdim]
+    if affine is not None:
+        lengths = np.sqrt((affine[:3, :3] ** 2).sum(axis=0)).tolist()
+        near = np.isclose(sizes, lengths, rtol=1e-4, atol=0)
+        sizes = [a if ok else b for a, b, ok in zip(sizes, lengths, near, strict=True)]
+    singular = affine is not None and not abs(np.linalg.det(affine)) > 0
+    if singular or not all(0 < size < float("inf") for size in sizes):
+        raise InvalidInput(
+            f"{path} has voxels of size {sizes} or a singular affine; repair its header, e.g. "
+            "with nibabel"
+        )
+    return (sizes[2], sizes[1], sizes[0])
+
+
+def _stream(path: str, compressed: bool) -> Stream:
+    try:
+        return gzip.open(path, "rb") if compressed else Path(path).open("rb")
+    except OSError as error:
+        raise InvalidInput(f"{path} cannot be read: {error.strerror}; check the path") from error
+
+
+@contextmanager
+def _damage(path: str) -> Iterator[None]:
+    """Say which file is damaged, whatever the decoder raises."""
+    try:
+        yield
+    except EOFError as error:
+        raise InvalidInput(f"{path} is cut short; copy it again") from error
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise InvalidInput(f"{path} is damaged ({error}); copy it again") from error
+
+
+def _fill(stream: Stream, voxels: Array) -> None:
+    """Read exactly the bytes of an array."""
+    target = voxels.reshape(-1).view(np.uint8).data
+    while len(target):
+        got = stream.readinto(target)
+        if not got:
+            raise EOFError
+        target = target[got:]

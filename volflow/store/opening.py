@@ -1,0 +1,206 @@
+"""From a path or URL to a Zarr array that can be read as a volume, or one line saying why not."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import zarr
+from zarr.errors import NodeNotFoundError
+from zarr.storage import LocalStore
+
+from volflow.errors import InvalidInput
+from volflow.store.meta import Level, Meta
+
+__all__ = [
+    "check_array",
+    "is_url",
+    "is_zarr",
+    "label",
+    "level_array",
+    "local_path",
+    "nodes_below",
+    "open_node",
+    "plain_meta",
+    "spatial_meta",
+    "stored_objects",
+]
+
+Node = zarr.Array[Any] | zarr.Group
+
+_MARKERS = ("zarr.json", ".zarray", ".zgroup")
+_PLAIN_AXES = {2: "yx", 3: "zyx", 4: "czyx", 5: "tczyx"}
+
+
+def is_url(path: str) -> bool:
+    """Whether a path is a URL of something else than a local file."""
+    return "://" in path and not path.startswith("file://")
+
+
+def is_zarr(path: Path) -> bool:
+    """Whether a local directory is a Zarr group or array."""
+    return any((path / name).is_file() for name in _MARKERS)
+
+
+def open_node(path: str) -> tuple[str, Node]:
+    """Open a Zarr array or group at a path or URL, for reading and writing.
+
+    Returns
+    -------
+    path
+        Absolute where it is local, so that it means the same to every worker.
+    node
+        The array or group there.
+
+    Raises
+    ------
+    InvalidInput
+        Where there is none, or its metadata are damaged.
+    """
+    if not is_url(path):
+        local = Path(path.removeprefix("file://")).expanduser().absolute()
+        _check_local(local)
+        path = str(local)
+    try:
+        # Consolidated metadata go stale; the nodes' own never do.
+        return path, zarr.open(path, mode="r+", use_consolidated=False)
+    except NodeNotFoundError:
+        raise InvalidInput(f"{path} holds no Zarr array or group; check the address") from None
+    except ImportError as error:
+        raise InvalidInput(
+            f'{path} needs a package that is not installed ({error}); pip install "volflow[cloud]"'
+        ) from error
+    except Exception as error:  # what zarr raises for broken JSON depends on where it breaks
+        raise InvalidInput(
+            f"{path} cannot be opened: {type(error).__name__}: {_first_line(error)}; "
+            "its metadata are damaged or of another Zarr version"
+        ) from error
+
+
+def _check_local(path: Path) -> None:
+    if not path.exists():
+        raise InvalidInput(f"{path} does not exist; check the path")
+    if not path.is_dir():
+        raise InvalidInput(
+            f'{path.name} is no Zarr store but a file; convert it first: vf.convert("{path}", '
+            '"volume.zarr")'
+        )
+    if not is_zarr(path):
+        inside = nodes_below(path)
+        remedy = f"open one inside: {inside}" if inside else "convert other formats with vf.convert"
+        raise InvalidInput(f"{path} is a directory but no Zarr array or group; {remedy}")
+
+
+def nodes_below(path: Path) -> str:
+    """The first few Zarr arrays and groups in a local directory, for a message."""
+    names = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and is_zarr(entry))
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+
+
+def local_path(node: Node) -> str | None:
+    """The absolute path of a node, its address where it is remote, None in memory."""
+    if isinstance(node.store, LocalStore):
+        return str((Path(node.store.root) / node.path).absolute())
+    address = str(node.store_path)
+    return None if address.startswith("memory:") else address
+
+
+def label(node: Node) -> str:
+    """What to call a node in a message."""
+    return local_path(node) or "the array in memory"
+
+
+def level_array(group: zarr.Group, name: str) -> zarr.Array[Any]:
+    """The array of a level; others' metadata may name one that is not there."""
+    try:
+        array = group[name]
+    except Exception as error:  # missing, or damaged in any way
+        raise InvalidInput(
+            f"level {name!r} of {label(group)} cannot be opened "
+            f"({type(error).__name__}: {_first_line(error)}); the store is incomplete or damaged"
+        ) from error
+    if not isinstance(array, zarr.Array):
+        raise InvalidInput(f"level {name!r} of {label(group)} is a group, not an array")
+    return array
+
+
+def plain_meta(array: zarr.Array[Any]) -> Meta:
+    """Axes of a plain array: from its dimension names, else by their number."""
+    names = getattr(array.metadata, "dimension_names", None)
+    if names and all(names):
+        try:
+            return Meta(tuple(str(name).lower() for name in names))
+        except InvalidInput as error:
+            # Names such as dim_0 say nothing; x, y, z in another order do.
+            if set("".join(map(str, names)).lower()) <= set("tczyx"):
+                raise InvalidInput(f"{label(array)}: {error}") from None
+    if array.ndim not in _PLAIN_AXES:
+        raise InvalidInput(
+            f"{label(array)} has {array.ndim} axes; a volume has 3 (z, y, x) or 4 (c, z, y, x)"
+        )
+    return Meta(tuple(_PLAIN_AXES[array.ndim]))
+
+
+def spatial_meta(meta: Meta, levels: Sequence[Level], level: int) -> Meta:
+    """The metadata of a level as a volume has it: on its own grid, without t, with z."""
+    axes = tuple(axis for axis in "czyx" if axis in meta.axes or axis == "z")
+    here, first = levels[level], levels[0]
+    if level:
+        pairs = list(zip(meta.spacing, first.translation, here.translation, strict=True))
+        meta = meta.regrid(
+            [b / a for a, b in zip(first.scale, here.scale, strict=True)],
+            [(there - origin) / size for size, origin, there in pairs],
+        )
+    return replace(meta, axes=axes)
+
+
+def check_array(array: zarr.Array[Any], axes: Sequence[str], timepoint: int | None) -> int | None:
+    """Refuse an array that is no volume; the timepoint to read where it has a time axis."""
+    kind = getattr(array.dtype, "kind", "?")
+    if kind not in "biuf" or array.dtype.itemsize > 8:
+        raise InvalidInput(
+            f"{label(array)} holds {array.dtype}; a volume holds bool, integers or floats"
+        )
+    if array.ndim != len(axes):
+        raise InvalidInput(
+            f"{label(array)} has {array.ndim} axes, its metadata name {', '.join(axes)}; "
+            "the store is damaged"
+        )
+    if 0 in array.shape:
+        raise InvalidInput(f"{label(array)} of shape {array.shape} is empty")
+    count = array.shape[0] if axes[0] == "t" else 0
+    if timepoint is None:
+        timepoint = 0 if count == 1 else None
+        if count > 1:
+            raise InvalidInput(
+                f"{label(array)} has {count} timepoints; choose one with timepoint=0 to {count - 1}"
+            )
+    elif not 0 <= timepoint < count:
+        given = f"has {count} timepoints" if count else "has no time axis"
+        raise InvalidInput(f"{label(array)} {given}, given timepoint {timepoint}")
+    return timepoint
+
+
+def stored_objects(array: zarr.Array[Any]) -> list[str]:
+    """Name, size and time of every file of a local array; else just its address."""
+    if not isinstance(array.store, LocalStore):
+        return [str(array.store_path)]
+    root = Path(array.store.root) / array.path
+    lines, pending = [], [root]
+    while pending:
+        with os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    pending.append(Path(entry.path))
+                elif not entry.name.endswith(".partial"):  # zarr's unfinished ones
+                    stat = entry.stat()
+                    name = Path(entry.path).relative_to(root).as_posix()
+                    lines.append(f"{name} {stat.st_size} {stat.st_mtime_ns}\n")
+    return sorted(lines)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "").rstrip(".")

@@ -1,0 +1,363 @@
+"""A volume on disk: open it, read any box of it, write whole shards of it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import google_crc32c
+import numpy as np
+import zarr
+from zarr.storage import MemoryStore
+
+from volflow.errors import InvalidInput, RunFailed
+from volflow.geometry.roi import Roi
+from volflow.store.indexing import to_box
+from volflow.store.layout import split
+from volflow.store.meta import Level, Meta
+from volflow.store.ngff import read_group
+from volflow.store.opening import (
+    check_array,
+    level_array,
+    local_path,
+    open_node,
+    plain_meta,
+    spatial_meta,
+    stored_objects,
+)
+
+__all__ = ["ShardSum", "Volume", "open_volume", "shard_rois"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class ShardSum:
+    """Box and checksum of a stored object: crc32c of its decoded bytes in C order."""
+
+    start: tuple[int, ...]
+    stop: tuple[int, ...]
+    crc32c: int
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """A 3-D array on disk, ``zyx`` or ``czyx``, with its place in the world.
+
+    It holds no voxels, pickles to a few hundred bytes and opens again without reading anything.
+    Made by `open_volume` (``vf.open``) and `create`.
+
+    Parameters
+    ----------
+    array
+        The Zarr array of this level.
+    meta
+        Axes, spacing, unit, orientation, affine, channels of this level.
+    path
+        Of the group or array, absolute; None in memory.
+    level, levels
+        Which level of the pyramid this is, and all of them.
+    timepoint
+        Which one, where the array has a time axis.
+    """
+
+    array: zarr.Array[Any]
+    meta: Meta
+    path: str | None = None
+    level: int = 0
+    levels: tuple[Level, ...] = ()
+    timepoint: int | None = None
+    stored_axes: str = "zyx"
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """``("z", "y", "x")`` or ``("c", "z", "y", "x")``."""
+        return self.meta.axes
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Voxels per axis."""
+        return self._per_axis(self.array.shape)
+
+    @property
+    def ndim(self) -> int:
+        """3, or 4 with channels."""
+        return len(self.axes)
+
+    @property
+    def spatial_shape(self) -> tuple[int, ...]:
+        """Voxels along z, y, x."""
+        return self.shape[-3:]
+
+    @property
+    def channels_count(self) -> int:
+        """Number of channels; 1 where there is no channel axis."""
+        return self.shape[0] if "c" in self.axes else 1
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of what `read` returns: the stored dtype in the machine's byte order."""
+        return np.dtype(self.array.dtype).newbyteorder("=")
+
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """The smallest compressed piece, per axis."""
+        return self._per_axis(self.array.chunks)
+
+    @property
+    def shards(self) -> tuple[int, ...] | None:
+        """The stored object that holds chunks, per axis; None where unsharded."""
+        return None if self.array.shards is None else self._per_axis(self.array.shards)
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Voxel size along z, y, x."""
+        return self.meta.spacing
+
+    @property
+    def unit(self) -> str | None:
+        """Unit of the spacing, None where unknown."""
+        return self.meta.unit
+
+    @property
+    def orientation(self) -> str | None:
+        """Where the index grows to along z, y, x, e.g. ``"SAR"``; None where unknown."""
+        return self.meta.orientation
+
+    @property
+    def affine(self) -> tuple[tuple[float, ...], ...] | None:
+        """Voxel (x, y, z) to world, as in NIfTI; None where unknown."""
+        return self.meta.affine
+
+    def read(self, roi: Roi) -> Array:
+        """The voxels of a box.
+
+        Parameters
+        ----------
+        roi
+            A box inside the volume: one entry per axis, or z, y, x for all channels.
+
+        Raises
+        ------
+        InvalidInput
+            Where the box reaches outside.
+        RunFailed
+            Where the stored bytes are damaged or cannot be reached.
+        """
+        roi = self._box(roi)
+        start = dict(zip(self.axes, roi, strict=True))
+        index = tuple(
+            (self.timepoint or 0) if axis == "t" else slice(*start[axis])
+            for axis in self.stored_axes
+        )
+        try:
+            data = cast(Array, self.array.get_basic_selection(index))
+        except MemoryError:
+            raise
+        except Exception as error:  # codecs and stores raise whatever they like
+            raise RunFailed(
+                f"{self.path} cannot be read at {roi.start}:{roi.stop} "
+                f"({type(error).__name__}: {error}); restore the file or write the volume anew"
+            ) from error
+        return data.reshape(roi.shape).astype(self.dtype, copy=False)
+
+    def write(self, roi: Roi, data: Array) -> tuple[ShardSum, ...]:
+        """Write whole shards, one after the other.
+
+        Parameters
+        ----------
+        roi
+            A box that owns every shard (or chunk, where unsharded) it touches.
+        data
+            Of the box's shape, and of a dtype that the volume's holds without loss.
+
+        Returns
+        -------
+        tuple of ShardSum
+            One per shard, for the journal.
+
+        Raises
+        ------
+        InvalidInput
+            Where the box owns a shard only in part, or the data do not fit.
+        """
+        if tuple(self.stored_axes) != self.axes:
+            raise InvalidInput(
+                f"{self.path} is a view of an array {', '.join(self.stored_axes)} and cannot be "
+                "written; copy it with vf.convert"
+            )
+        roi = self._box(roi)
+        if data.shape != roi.shape or not np.can_cast(data.dtype, self.dtype, "safe"):
+            raise InvalidInput(
+                f"data must be {self.dtype} {roi.shape} to be written there, given {data.dtype} "
+                f"{data.shape}; cast or crop it first"
+            )
+        sums = []
+        for piece in shard_rois(self, roi):
+            part = data[piece.relative_to(roi.start).slices()]
+            voxels = np.ascontiguousarray(part, dtype=self.dtype)
+            self.array.set_basic_selection(piece.slices(), voxels)
+            sums.append(ShardSum(piece.start, piece.stop, google_crc32c.value(voxels)))
+        return tuple(sums)
+
+    def __getitem__(self, key: Any) -> Array:
+        """Read with integers, slices and ``...``, as from a NumPy array."""
+        roi, inner = to_box(key, self.shape)
+        return cast(Array, self.read(roi)[inner])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        """The whole volume in memory, for ``np.asarray(vol)``."""
+        return self.read(Roi.full(self.shape)).astype(dtype or self.dtype, copy=False)
+
+    def dask(self, chunks: Sequence[int] | None = None) -> Any:
+        """The volume as a Dask array, one task per shard (or chunk, where unsharded).
+
+        Parameters
+        ----------
+        chunks
+            Other pieces; whole shards read fastest.
+        """
+        import dask.array as da
+
+        return da.from_array(
+            self,
+            chunks=tuple(chunks or self.shards or self.chunks),
+            # The name follows the stored bytes, so that Dask never takes old results for new.
+            name=f"volume-{self.identity()[:32]}",
+            meta=np.empty((0,) * self.ndim, self.dtype),
+        )
+
+    def identity(self) -> str:
+        """A hash that changes when the stored voxels do: of names, sizes and times of the files.
+
+        For remote and in-memory volumes it covers the metadata and the address only.
+        """
+        digest = hashlib.sha256()
+        array = self.array
+        described = (
+            self.meta,
+            self.timepoint,
+            array.shape,
+            str(array.dtype),
+            array.chunks,
+            array.shards,
+            str(array.fill_value),
+        )
+        digest.update(repr(described).encode())
+        for line in stored_objects(array):
+            digest.update(line.encode())
+        return digest.hexdigest()
+
+    def __repr__(self) -> str:
+        def by(sizes: Sequence[float]) -> str:
+            return "×".join(f"{size:.6g}" for size in sizes)
+
+        name = Path(self.path).name if self.path else "memory"
+        text = f"Volume({name}, {''.join(self.axes)} {by(self.shape)} {self.dtype}"
+        text += f", spacing {by(self.spacing)} {self.unit or ''}".rstrip()
+        text += f", {self.orientation}" if self.orientation else ""
+        text += f", chunks {by(self.chunks)}"
+        text += f", shards {by(self.shards)}" if self.shards else ""
+        text += f", level {self.level} of {len(self.levels)}" if len(self.levels) > 1 else ""
+        return text + ")"
+
+    def __getstate__(self) -> dict[str, Any]:
+        if isinstance(self.array.store, MemoryStore):
+            raise InvalidInput(
+                "a volume in memory cannot be sent to another process, where writes to it would "
+                "be lost; store it at a path"
+            )
+        return self.__dict__.copy()
+
+    def _box(self, roi: Roi) -> Roi:
+        """The box with one entry per axis, checked against the shape."""
+        full = roi
+        if roi.ndim == 3 and self.ndim == 4:
+            full = Roi((0, *roi.start), (self.shape[0], *roi.stop))
+        if full.ndim != self.ndim or any(
+            a < 0 or b > n for (a, b), n in zip(full, self.shape, strict=True)
+        ):
+            raise InvalidInput(
+                f"roi {roi.start}:{roi.stop} does not lie in the volume of shape {self.shape}; "
+                "clip it first"
+            )
+        return full
+
+    def _per_axis(self, values: Sequence[int]) -> tuple[int, ...]:
+        known = dict(zip(self.stored_axes, values, strict=True))
+        return tuple(known.get(axis, 1) for axis in self.axes)
+
+
+def shard_rois(volume: Volume, roi: Roi) -> list[Roi]:
+    """The shards (or chunks, where unsharded) that a box owns.
+
+    Raises
+    ------
+    InvalidInput
+        Where it owns one only in part: two writers could then lose each other's voxels.
+    """
+    roi = volume._box(roi)
+    return split(roi, volume.shape, volume.shards or volume.chunks, volume.axes)
+
+
+def open_volume(x: Any, level: int = 0, *, timepoint: int | None = None) -> Volume:
+    """Open a volume; no voxel is read.
+
+    Parameters
+    ----------
+    x
+        Path or URL of an OME-Zarr 0.4 or 0.5 image or label image, or of a plain Zarr v2 or v3
+        array; a ``zarr.Array`` or ``zarr.Group``; a `Volume`. A 2-D image is read as one slice.
+    level
+        Of the pyramid; 0 is the finest.
+    timepoint
+        Which one, where there are several.
+
+    Raises
+    ------
+    InvalidInput
+        Where there is no such volume, or it is none that can be read; one line says why.
+
+    Examples
+    --------
+    >>> import zarr
+    >>> vol = open_volume(zarr.ones(shape=(30, 40, 50), chunks=(10, 10, 10), dtype="uint8"))
+    >>> vol
+    Volume(memory, zyx 30×40×50 uint8, spacing 1×1×1, chunks 10×10×10)
+    >>> vol[10, ::20, :4]
+    array([[1, 1, 1, 1],
+           [1, 1, 1, 1]], dtype=uint8)
+    """
+    if isinstance(x, Volume):
+        if level in (0, x.level) and timepoint in (None, x.timepoint):
+            return x
+        raise InvalidInput("a volume has one level and timepoint; open another from its path")
+    path = None
+    if isinstance(x, str | os.PathLike):
+        path, x = open_node(os.fspath(x))
+    if isinstance(x, zarr.Group):
+        meta, levels = read_group(x)
+    elif isinstance(x, zarr.Array):
+        meta, levels = plain_meta(x), (Level("", (1.0, 1.0, 1.0)),)
+    else:
+        raise InvalidInput(
+            f"a volume is opened from a path, a URL or a zarr.Array, given {type(x).__name__}; "
+            "store other arrays with vf.convert or vf.write"
+        )
+    if not 0 <= level < len(levels):
+        raise InvalidInput(f"level must be 0 to {len(levels) - 1}, given {level}")
+    array = x if isinstance(x, zarr.Array) else level_array(x, levels[level].path)
+    at = check_array(array, meta.axes, timepoint)
+    return Volume(
+        array,
+        spatial_meta(meta, levels, level),
+        path or local_path(x),
+        level,
+        levels,
+        at,
+        "".join(meta.axes),
+    )
