@@ -1,0 +1,118 @@
+"""The command line: one command per step of a journey, in the words of the library.
+
+Exit codes: 0 done, 1 failed, 2 refused before any work. A user's mistake is one line on standard
+error; ``--debug``, anywhere, shows where an error came from.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from volflow.cli.predict import predict
+from volflow.cli.runs import demo, status, verify
+from volflow.cli.volumes import convert, export, info, preview, statistics
+from volflow.errors import VolflowError
+
+__all__ = ["main", "run"]
+
+DEBUG = "--debug"
+
+# Each command with the example that its help shows.
+COMMANDS: tuple[tuple[Callable[..., None], str], ...] = (
+    (demo, "volflow demo --out demo-output"),
+    (convert, "volflow convert scan.nii.gz scan.zarr"),
+    (info, "volflow info scan.nii.gz"),
+    (statistics, "volflow statistics scan.zarr --foreground nonzero"),
+    (predict, "volflow predict scan.nii.gz seg.nii.gz --model bundle/ --memory 4GiB"),
+    (verify, "volflow verify out.zarr"),
+    (status, "volflow status out.zarr"),
+    (export, "volflow export seg.zarr seg.nii.gz"),
+    (preview, "volflow preview seg.zarr --over scan.zarr -o seg.png"),
+)
+
+
+class Interrupted(Exception):
+    """Ctrl-C, or the signal by which schedulers end a job."""
+
+
+class Commands(TyperGroup):
+    """The group of commands; keeps an interruption from being taken for an answer."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise Interrupted from error
+
+
+app = typer.Typer(
+    cls=Commands,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for _command, _example in COMMANDS:
+    app.command(epilog=f"Example: {_example}")(_command)
+
+
+@app.callback()
+def volflow(
+    debug: Annotated[
+        bool, typer.Option(DEBUG, help="Show where an error came from; works after a command too.")
+    ] = False,
+) -> None:
+    """Run networks over 3-D volumes of any size: convert, predict, verify, look."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command line and return its exit code; errors are told on standard error."""
+    debug = DEBUG in arguments
+    words = [word for word in arguments if word != DEBUG] or ["--help"]
+    try:
+        code = app(args=words, prog_name="volflow", standalone_mode=False)
+    except Exception as error:
+        told = _explain(error)
+        if debug or told is None:
+            raise
+        line, code = told
+        if line:
+            sys.stderr.write(f"volflow: {line}\n")
+        return code
+    return code if isinstance(code, int) else 0
+
+
+def _explain(error: Exception) -> tuple[str, int] | None:
+    """One line and an exit code for what a user or a machine may do wrong; None for a fault."""
+    if isinstance(error, VolflowError):
+        lines = str(error).splitlines() or [type(error).__name__]
+        return lines[0] + (f" ({DEBUG} shows more)" if lines[1:] else ""), error.exit_code
+    if isinstance(error, Interrupted):
+        return "stopped; what is done is kept, run the same command again to do the rest", 1
+    if hasattr(error, "format_message"):  # what typer raises for a wrong command line
+        message = " ".join(error.format_message().split()).rstrip(".")
+        return f"{message}; see volflow --help, or --help of the command", 2
+    if isinstance(error, BrokenPipeError):  # such as a pager that was closed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return "", 1
+    if isinstance(error, MemoryError):
+        return "out of memory; run again with a smaller --memory", 1
+    if isinstance(error, OSError):
+        reason = (error.strerror or str(error)).lower()
+        return reason + (f": {error.filename}" if error.filename else ""), 1
+    return None
+
+
+def main() -> NoReturn:
+    """Entry point of the command ``volflow``."""
+    # SLURM and Kubernetes end a job so: it shall stop as cleanly as by Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.exit(run(sys.argv[1:]))

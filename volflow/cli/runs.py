@@ -1,0 +1,60 @@
+"""Commands that look at runs, and the demo."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from volflow.cli.values import Json, Quiet, say
+
+__all__ = ["demo", "status", "verify"]
+
+Out = Annotated[str, typer.Argument(help="An output of volflow.", metavar="OUT")]
+
+
+def verify(out: Out, as_json: Json = False, quiet: Quiet = False) -> None:
+    """Read every block of an output back and compare it with its checksum.
+
+    Blocks that are bad are marked undone: running the same command again repairs just these.
+    """
+    from volflow.report.runs import coverage_facts, volume_behind
+    from volflow.store.verify import verify as read_back
+
+    coverage = read_back(volume_behind(out), progress=None if quiet else _counter())
+    say(coverage_facts(coverage), as_json, f"{coverage}\n{coverage.map()}")
+    if not coverage.ok:
+        raise typer.Exit(1)
+
+
+def status(out: Out, as_json: Json = False) -> None:
+    """Say how far an output has come, from its journal; no voxel is read."""
+    from volflow.report.runs import run_facts, run_text, volume_behind
+
+    facts = run_facts(volume_behind(out))
+    say(facts, as_json, run_text(facts))
+
+
+def demo(
+    out: Annotated[
+        str, typer.Option("--out", "-o", help="Folder for what the demo writes.")
+    ] = "demo-output",
+) -> None:
+    """Segment a real MRI with a small network: convert, predict, verify, preview."""
+    from volflow.demo.run import run_demo
+
+    run_demo(out=out)
+
+
+def _counter() -> Callable[[int, int], None]:
+    """Show how many blocks have been read, on a terminal."""
+
+    def show(done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            end = "\n" if done >= total else ""
+            sys.stderr.write(f"\rverify: {done}/{total} blocks{end}")
+            sys.stderr.flush()
+
+    return show

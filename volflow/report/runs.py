@@ -1,0 +1,118 @@
+"""What ``volflow status`` and ``volflow verify`` say of a run."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from volflow.errors import InvalidInput
+from volflow.store.journal import Journal, journal_dir
+from volflow.store.verify import Coverage
+
+__all__ = ["coverage_facts", "run_facts", "run_line", "run_text", "volume_behind"]
+
+
+def volume_behind(out: str | os.PathLike[str]) -> str:
+    """The volume that a run wrote: the output itself, or that behind an exported file."""
+    text = os.fspath(out)
+    if "://" not in text:
+        kept = journal_dir(text) / "output.zarr"
+        if kept.is_dir():
+            return str(kept)
+    return text
+
+
+def run_facts(out: str | os.PathLike[str]) -> dict[str, Any]:
+    """How far an output has come, from its journal; no voxel is read.
+
+    Parameters
+    ----------
+    out
+        An output of volflow.
+
+    Returns
+    -------
+    dict
+        Plain values, for JSON.
+
+    Raises
+    ------
+    InvalidInput
+        Where the output has no journal, or a damaged one.
+    """
+    journal = Journal(journal_dir(out))
+    record = journal.recorded()
+    if record is None:
+        raise InvalidInput(
+            f"{os.fspath(out)} has no journal ({journal.directory}); status needs an output that"
+            " volflow writes or wrote"
+        )
+    stages: Counter[str] = Counter()
+    blocks = journal.stages()
+    for seconds in blocks.values():
+        stages.update(seconds)
+    facts = {
+        "path": os.fspath(out),
+        "operation": record.operation,
+        "done": len(blocks),
+        "total": math.prod(record.settings.get("grid", ())),
+        "grid": record.settings.get("grid"),
+        "stages_s": {name: round(seconds, 3) for name, seconds in stages.most_common()},
+        "last_block_s": None,
+        "fingerprint": dict(record.fingerprint),
+        "settings": dict(record.settings),
+    }
+    if blocks:
+        facts["last_block_s"] = round(time.time() - (journal.directory / "done").stat().st_mtime, 1)
+    return facts
+
+
+def run_line(facts: Mapping[str, Any]) -> str:
+    """The state of a run in a few words.
+
+    Examples
+    --------
+    >>> run_line({"operation": "predict", "done": 3, "total": 8, "last_block_s": 61.2})
+    'predict: 3 of 8 blocks done (38%), the last 61 s ago'
+    """
+    share = facts["done"] / facts["total"] if facts["total"] else 1.0
+    line = f"{facts['operation']}: {facts['done']} of {facts['total']} blocks done ({share:.0%})"
+    if facts["done"] < facts["total"] and facts["last_block_s"] is not None:
+        line += f", the last {_ago(facts['last_block_s'])} ago"
+    return line
+
+
+def run_text(facts: Mapping[str, Any]) -> str:
+    """The state of a run, and where its time went."""
+    lines = [f"{facts['path']}: {run_line(facts)}"]
+    total = sum(facts["stages_s"].values())
+    if total:
+        shares = (f"{name} {seconds / total:.0%}" for name, seconds in facts["stages_s"].items())
+        lines.append(f"  time  {', '.join(shares)}")
+    if facts["done"] < facts["total"]:
+        lines.append("  next  run the same command again to do the rest, if none is at work")
+    return "\n".join(lines)
+
+
+def coverage_facts(coverage: Coverage) -> dict[str, Any]:
+    """What was verified, as plain values for JSON."""
+    return {
+        "path": coverage.path,
+        "ok": coverage.ok,
+        "total": coverage.total,
+        "done": coverage.done,
+        "missing": coverage.missing,
+        "grid": list(coverage.grid),
+        "bad": [{"block": block, "reason": reason} for block, reason in coverage.bad],
+    }
+
+
+def _ago(seconds: float) -> str:
+    for size, sign in ((86400, "d"), (3600, "h"), (120, "min")):
+        if seconds >= size:
+            return f"{seconds / (60 if sign == 'min' else size):.0f} {sign}"
+    return f"{seconds:.0f} s"

@@ -1,0 +1,50 @@
+"""Lengths as people write them: unit signs, round scale bars."""
+
+from __future__ import annotations
+
+import math
+
+__all__ = ["length_of_bar", "unit_sign"]
+
+# Metres and sign, by the name that NGFF gives the unit; ascending.
+_UNITS = {
+    "angstrom": (1e-10, "Å"),
+    "nanometer": (1e-9, "nm"),
+    "micrometer": (1e-6, "µm"),
+    "millimeter": (1e-3, "mm"),
+    "centimeter": (1e-2, "cm"),
+    "meter": (1.0, "m"),
+}
+_BAR_UNITS = ("nanometer", "micrometer", "millimeter")
+
+
+def unit_sign(unit: str | None) -> str:
+    """The sign of a unit; others keep their name, none is "".
+
+    Examples
+    --------
+    >>> unit_sign("millimeter"), unit_sign("parsec"), unit_sign(None)
+    ('mm', 'parsec', '')
+    """
+    return _UNITS[unit][1] if unit in _UNITS else unit or ""
+
+
+def length_of_bar(wide: float, unit: str | None) -> tuple[float, str]:
+    """A round length of about a quarter of ``wide``, and how to write it.
+
+    Examples
+    --------
+    >>> length_of_bar(197, "millimeter"), length_of_bar(0.9, "millimeter")
+    ((50.0, '50 mm'), (0.2, '200 µm'))
+    >>> length_of_bar(64, None)
+    (10.0, '10')
+    """
+    target = wide / 3.5
+    power = 10.0 ** math.floor(math.log10(target))
+    length = power * max(step for step in (1, 2, 5) if step == 1 or step * power <= target)
+    if unit not in _UNITS:
+        return length, f"{length:g} {unit or ''}".rstrip()
+    metres = length * _UNITS[unit][0]
+    fitting = [name for name in _BAR_UNITS if metres >= 0.999 * _UNITS[name][0]]
+    factor, sign = _UNITS[fitting[-1] if fitting else unit]
+    return length, f"{metres / factor:g} {sign}"
