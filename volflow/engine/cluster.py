@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import dask
 from distributed import Client, LocalCluster, default_client
 
 from volflow.errors import InvalidInput
@@ -75,15 +74,15 @@ def _open_client(cluster: Any) -> Iterator[Client]:
         embedded = cluster == "threads"
         if not embedded and cluster < 1:
             raise InvalidInput(f"cluster needs at least one process; got {cluster}")
-        options = {"distributed.admin.log-format": "%(message)s"}
         with (
-            dask.config.set(options),
             LocalCluster(
                 n_workers=1 if embedded else cluster,
                 threads_per_worker=cores() if embedded else max(1, cores() // cluster),
                 processes=not embedded,
                 memory_limit=None,
                 dashboard_address=None,
+                # Dask always opens an HTTP port for its scheduler: keep it local and never taken.
+                scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
             ) as local,
             Client(local, set_as_default=False) as client,
         ):
