@@ -269,9 +269,15 @@ class Journal:
         with _writing(self._entry(block)):
             write_json(self._entry(block), value)
 
-    def done(self) -> dict[int, tuple[ShardEntry, ...]]:
-        """What is done, by block number, in their order; a damaged record is none."""
-        return {block: entries for block, entries, _ in self._records()}
+    def done(self, blocks: Iterable[int] | None = None) -> dict[int, tuple[ShardEntry, ...]]:
+        """What is done, by block number, in their order; a damaged record is none.
+
+        Parameters
+        ----------
+        blocks
+            Only these, as a task asks for its own: their records alone are read.
+        """
+        return {block: entries for block, entries, _ in self._records(blocks)}
 
     def stages(self) -> dict[int, dict[str, float]]:
         """The seconds of each done block, by stage."""
@@ -300,14 +306,20 @@ class Journal:
             for path in (self.directory / "done").glob("*.json"):
                 path.unlink(missing_ok=True)
 
-    def _records(self) -> Iterator[tuple[int, tuple[ShardEntry, ...], dict[str, float]]]:
-        for path in sorted((self.directory / "done").glob("[0-9]*.json")):
+    def _records(
+        self, blocks: Iterable[int] | None = None
+    ) -> Iterator[tuple[int, tuple[ShardEntry, ...], dict[str, float]]]:
+        if blocks is None:
+            paths = sorted((self.directory / "done").glob("[0-9]*.json"))
+        else:
+            paths = [self._entry(block) for block in sorted(set(blocks))]
+        for path in paths:
             try:
                 block, saved = int(path.stem), read_json(path)
                 entries = tuple(_shard_entry(entry) for entry in saved["entries"])
                 stages = {str(k): float(v) for k, v in saved["stages"].items()}
             except FileNotFoundError:
-                continue  # forgotten in the meantime
+                continue  # not done, or forgotten in the meantime
             except OSError as error:
                 raise RunFailed(_unreadable(path, _reason(error))) from error
             except (ValueError, TypeError, KeyError, AttributeError):

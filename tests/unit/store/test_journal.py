@@ -141,6 +141,7 @@ def test_blocks_are_marked_read_in_order_and_forgotten(begun):
     assert (begun.directory / "done" / "00000012.json").exists()
     assert list(begun.done().items()) == [(3, ()), (12, (ENTRY, ENTRY))]
     assert begun.stages() == {3: {}, 12: {"read": 0.5}}
+    assert list(begun.done([12, 4, 3, 3])) == [3, 12]
     begun.forget([12, 99])
     assert list(begun.done()) == [3]
 
