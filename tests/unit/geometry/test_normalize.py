@@ -1,0 +1,68 @@
+import numpy as np
+import pytest
+
+from volflow.errors import InvalidInput
+from volflow.geometry.histogram import measure
+from volflow.geometry.normalize import normalization
+from volflow.store.statistics import Statistics
+
+DATA = np.random.default_rng(0).gamma(2, 100, size=(2, 10, 11, 12)).astype("uint16")
+STATS = Statistics(tuple(measure(channel) for channel in DATA))
+
+
+def applied(name, data=DATA, stats=STATS):
+    values = data.astype("float32")
+    normalization(name, stats).apply(values)
+    return values
+
+
+def test_minmax_spans_zero_to_one_in_each_channel():
+    values = applied("minmax")
+    assert np.allclose(values.min(axis=(1, 2, 3)), 0, atol=1e-6)
+    assert np.allclose(values.max(axis=(1, 2, 3)), 1, atol=1e-6)
+
+
+def test_zscore_has_mean_zero_and_deviation_one():
+    values = applied("zscore").astype("float64")
+    assert np.allclose(values.mean(axis=(1, 2, 3)), 0, atol=1e-6)
+    assert np.allclose(values.std(axis=(1, 2, 3)), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"), [("percentile", 2, 98), ("percentile:0.5,99.5", 0.5, 99.5)]
+)
+def test_percentiles_become_zero_and_one_and_the_rest_is_cut(name, low, high):
+    for channel, values in zip(DATA, applied(name), strict=True):
+        a, b = np.percentile(channel, [low, high])
+        assert np.allclose(values, np.clip((channel - a) / (b - a), 0, 1), atol=1e-6)
+        assert (values.min(), values.max()) == (0, 1)
+
+
+@pytest.mark.parametrize(("name", "value"), [("minmax", 0.0), ("zscore", 0.0), ("percentile", 0.0)])
+def test_a_constant_image_is_shifted_but_not_scaled(name, value):
+    data = np.full((1, 2, 3, 4), 7, dtype="uint8")
+    stats = Statistics((measure(data),))
+    assert normalization(name, stats).scale == (1.0,)
+    assert np.all(applied(name, data, stats) == value)
+
+
+@pytest.mark.parametrize("name", ["", "none", "minmax:1", "zscore:0.5", "MINMAX"])
+def test_an_unknown_name_is_refused(name):
+    with pytest.raises(InvalidInput, match="unknown normalize"):
+        normalization(name, STATS)
+
+
+@pytest.mark.parametrize("detail", ["5", "a,b", "98,2", "5,5", "-1,50", "2,101", "1,2,3", "nan,5"])
+def test_percentiles_must_ascend(detail):
+    with pytest.raises(InvalidInput, match="two ascending percentiles"):
+        normalization(f"percentile:{detail}", STATS)
+
+
+def test_another_number_of_channels_is_refused():
+    with pytest.raises(InvalidInput, match="for 2 channels; got 1"):
+        normalization("minmax", STATS).apply(np.zeros((1, 2, 2, 2), "float32"))
+
+
+def test_an_empty_foreground_cannot_normalise():
+    with pytest.raises(InvalidInput, match="no statistics of no voxels"):
+        normalization("zscore", Statistics((measure(np.zeros(3), True),), True))

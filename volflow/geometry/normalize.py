@@ -1,0 +1,138 @@
+"""Normalisation as data: one scale and offset per channel, the same for every block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from volflow.errors import InvalidInput
+
+__all__ = ["Normalization", "normalization"]
+
+PERCENTILES = (2.0, 98.0)
+
+
+class Distribution(Protocol):
+    """What a normalisation asks of whole-volume statistics, each with one value per channel."""
+
+    @property
+    def min(self) -> Sequence[float]: ...
+    @property
+    def max(self) -> Sequence[float]: ...
+    @property
+    def mean(self) -> Sequence[float]: ...
+    @property
+    def std(self) -> Sequence[float]: ...
+    def percentile(self, q: float) -> Sequence[float]: ...
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """``clip(x · scale + offset, low, high)``, with one entry per channel.
+
+    Parameters
+    ----------
+    scale, offset
+        Of each channel.
+    low, high
+        Where values are cut; None where they are not.
+
+    Examples
+    --------
+    >>> halve = Normalization((0.5,), (0.0,), (0.0,), (1.0,))
+    >>> block = np.array([[[[-1.0, 1.0, 4.0]]]])
+    >>> halve.apply(block)
+    >>> block
+    array([[[[0. , 0.5, 1. ]]]])
+    """
+
+    scale: tuple[float, ...]
+    offset: tuple[float, ...]
+    low: tuple[float | None, ...]
+    high: tuple[float | None, ...]
+
+    def apply(self, values: npt.NDArray[np.floating[Any]]) -> None:
+        """Normalise a ``czyx`` block of floats in place.
+
+        Raises
+        ------
+        InvalidInput
+            Where the block has another number of channels.
+        """
+        if len(values) != len(self.scale):
+            raise InvalidInput(
+                f"the normalisation is for {len(self.scale)} channels; got {len(values)}"
+            )
+        for number, channel in enumerate(values):
+            channel *= self.scale[number]
+            channel += self.offset[number]
+            low, high = self.low[number], self.high[number]
+            if low is not None or high is not None:
+                np.clip(channel, low, high, out=channel)
+
+
+def normalization(name: str, statistics: Distribution) -> Normalization:
+    """The normalisation of that name, from whole-volume statistics.
+
+    Parameters
+    ----------
+    name
+        ``"minmax"``: (x - min) / (max - min); ``"zscore"``: (x - mean) / std; ``"percentile"``:
+        the 2nd percentile becomes 0, the 98th 1, values beyond are cut; ``"percentile:0.5,99.5"``
+        names other percentiles. Where the divisor is 0, as in a constant image, it is taken as 1.
+    statistics
+        Of the volume, or of its foreground.
+
+    Raises
+    ------
+    InvalidInput
+        Where the name is unknown or the percentiles are not ascending in 0..100.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> stats = SimpleNamespace(min=(10.0,), max=(30.0,))
+    >>> normalization("minmax", stats)
+    Normalization(scale=(0.05,), offset=(-0.5,), low=(None,), high=(None,))
+    """
+    kind, _, detail = name.partition(":")
+    if kind == "minmax" and not detail:
+        return _between(statistics.min, statistics.max, clip=False)
+    if kind == "percentile":
+        low, high = _percentiles(name, detail)
+        return _between(statistics.percentile(low), statistics.percentile(high), clip=True)
+    if kind == "zscore" and not detail:
+        scale = tuple(1 / std if std else 1.0 for std in statistics.std)
+        offset = tuple(-mean * s for mean, s in zip(statistics.mean, scale, strict=True))
+        none = (None,) * len(scale)
+        return Normalization(scale, offset, none, none)
+    raise InvalidInput(
+        f"unknown normalize {name!r}; use minmax, zscore, percentile, percentile:LOW,HIGH"
+        " or a callable"
+    )
+
+
+def _percentiles(name: str, detail: str) -> tuple[float, float]:
+    try:
+        low, high = map(float, detail.split(",")) if detail else PERCENTILES
+    except ValueError:
+        low = high = 0.0
+    if not 0 <= low < high <= 100:
+        raise InvalidInput(
+            f"normalize {name!r} needs two ascending percentiles in 0..100,"
+            ' such as "percentile:0.5,99.5"'
+        )
+    return low, high
+
+
+def _between(lows: Sequence[float], highs: Sequence[float], *, clip: bool) -> Normalization:
+    scale = tuple(1 / (b - a) if b > a else 1.0 for a, b in zip(lows, highs, strict=True))
+    offset = tuple(-a * s for a, s in zip(lows, scale, strict=True))
+    count = len(scale)
+    return Normalization(
+        scale, offset, (0.0 if clip else None,) * count, (1.0 if clip else None,) * count
+    )
