@@ -1,0 +1,202 @@
+"""Statistics of a whole volume, and the file beside it that keeps them."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from volflow.errors import InvalidInput
+from volflow.geometry.histogram import Foreground, Histogram, Moments
+from volflow.store.atomic import read_json, write_json
+from volflow.store.journal import journal_dir
+from volflow.store.volume import Volume
+
+__all__ = ["Statistics", "check_foreground", "load_statistics", "save_statistics"]
+
+FORMAT = 1
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What the voxels of a volume are like; every figure has one entry per channel.
+
+    Parameters
+    ----------
+    histograms
+        One per channel: `volflow.geometry.histogram.Histogram`.
+    foreground
+        Which voxels count. False: all; True: those that are not zero; a number: those above it.
+        Whatever it says, NaN and infinite voxels are left out.
+
+    Examples
+    --------
+    >>> from volflow.geometry.histogram import measure
+    >>> stats = Statistics((measure(np.array([1, 2, 3, 10], dtype="uint8")),))
+    >>> print(stats)
+    4 voxels, min 1, max 10, mean 4, std 3.53553
+    >>> stats.percentile(50)
+    (2.5,)
+    """
+
+    histograms: tuple[Histogram, ...]
+    foreground: Foreground = False
+
+    @property
+    def count(self) -> tuple[int, ...]:
+        """Finite voxels of the foreground."""
+        return self._each(lambda h: h.count)
+
+    @property
+    def nonfinite(self) -> tuple[int, ...]:
+        """NaN and infinite voxels."""
+        return self._each(lambda h: h.nonfinite)
+
+    @property
+    def min(self) -> tuple[float, ...]:
+        """The smallest value. It, `max`, `mean` and `std` raise where no voxel counts."""
+        return self._each(lambda h: h.min)
+
+    @property
+    def max(self) -> tuple[float, ...]:
+        """The largest value."""
+        return self._each(lambda h: h.max)
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """The mean; exact for integers of up to 16 bits."""
+        return self._each(lambda h: h.mean)
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """The standard deviation, of the population; exact for integers of up to 16 bits."""
+        return self._each(lambda h: h.std)
+
+    def percentile(self, q: float) -> tuple[float, ...]:
+        """The value below which ``q`` per cent of the voxels lie, as `numpy.percentile`.
+
+        Exact for integers of up to 16 bits, known to 0.025 % of its value for other types.
+
+        Raises
+        ------
+        InvalidInput
+            Where ``q`` is not in 0..100, or no voxel counts.
+        """
+        return self._each(lambda h: h.percentile(q))
+
+    def _each(self, figure: Callable[[Histogram], T]) -> tuple[T, ...]:
+        return tuple(figure(histogram) for histogram in self.histograms)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for machines, without the bins; None where no voxel counts."""
+        names = ("min", "max", "mean", "std")
+        channels: list[dict[str, Any]] = [
+            {"count": h.count, "nonfinite": h.nonfinite, "dtype": h.dtype}
+            | {name: getattr(h, name) if h.count else None for name in names}
+            | {f"p{q}": h.percentile(q) if h.count else None for q in (1, 2, 50, 98, 99)}
+            for h in self.histograms
+        ]
+        return {"foreground": self.foreground, "channels": channels}
+
+    def __str__(self) -> str:
+        lines = []
+        for number, h in enumerate(self.histograms):
+            text = f"channel {number}: " if len(self.histograms) > 1 else ""
+            text += f"{h.count:,} voxels"
+            if h.count:
+                text += f", min {h.min:g}, max {h.max:g}, mean {h.mean:g}, std {h.std:g}"
+            lines.append(text + (f", {h.nonfinite:,} not finite" if h.nonfinite else ""))
+        return "\n".join(lines)
+
+
+def check_foreground(foreground: object) -> Foreground:
+    """False, True or a finite number.
+
+    Raises
+    ------
+    InvalidInput
+        For anything else.
+    """
+    if isinstance(foreground, bool):
+        return foreground
+    if not isinstance(foreground, int | float | np.number) or not math.isfinite(foreground):
+        raise InvalidInput(
+            f"foreground must be False, True (voxels that are not zero) or a number (voxels above"
+            f" it); got {foreground!r}"
+        )
+    return float(foreground)
+
+
+def load_statistics(volume: Volume, identity: str, foreground: Foreground) -> Statistics | None:
+    """What was kept for the volume of that identity; None where there is nothing."""
+    for path in _sidecars(volume, foreground):
+        try:
+            saved = read_json(path)
+            if (saved["format"], saved["identity"]) == (FORMAT, identity):
+                return Statistics(tuple(map(_histogram, saved["channels"])), foreground)
+        except (OSError, ValueError, TypeError, KeyError):
+            continue  # absent or damaged: computed anew
+    return None
+
+
+def save_statistics(volume: Volume, identity: str, statistics: Statistics) -> Path | None:
+    """Keep statistics beside the volume, or else in the user's cache; None where neither can be."""
+    value = {
+        "format": FORMAT,
+        "identity": identity,
+        "channels": [
+            {
+                "dtype": h.dtype,
+                "bins": h.bins,
+                "counts": h.counts,
+                "nonfinite": h.nonfinite,
+                "moments": None if h.moments is None else asdict(h.moments),
+            }
+            for h in statistics.histograms
+        ],
+    }
+    for path in _sidecars(volume, statistics.foreground):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, value)
+        except OSError:
+            continue  # read-only or full: a sidecar only saves time
+        return path
+    return None
+
+
+def _histogram(saved: dict[str, Any]) -> Histogram:
+    moments = saved["moments"]
+    return Histogram(
+        str(saved["dtype"]),
+        np.array(saved["bins"], dtype=np.uint32),
+        np.array(saved["counts"], dtype=np.int64),
+        int(saved["nonfinite"]),
+        None if moments is None else Moments(**moments),
+    )
+
+
+def _sidecars(volume: Volume, foreground: Foreground) -> Iterator[Path]:
+    """Where the statistics may lie: beside the volume, in the user's cache."""
+    if volume.path is None:
+        return
+    if isinstance(foreground, bool):
+        name = "statistics-nonzero" if foreground else "statistics-all"
+    else:
+        name = f"statistics-above-{foreground!r}"
+    name += f"-level{volume.level}" if volume.level else ""
+    name += f"-t{volume.timepoint}" if volume.timepoint else ""
+    path = Path(volume.path)
+    inside = any((path.parent / marker).exists() for marker in ("zarr.json", ".zgroup"))
+    # A directory of ours inside somebody's store would be a foreign body.
+    if "://" not in volume.path and not inside:
+        yield journal_dir(volume.path) / f"{name}.json"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "volflow"
+    yield cache / hashlib.sha256(volume.path.encode()).hexdigest()[:32] / f"{name}.json"
