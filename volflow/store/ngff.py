@@ -184,15 +184,20 @@ def _transform(
     scale, shift = np.ones(ndim), np.zeros(ndim)
     for step in steps:
         if step["type"] == "scale":
-            factors = np.asarray(step["scale"], dtype=float)
+            factors = _entries(step["scale"], ndim)
             scale, shift = scale * factors, shift * factors
         elif step["type"] == "translation":
-            shift = shift + np.asarray(step["translation"], dtype=float)
+            shift = shift + _entries(step["translation"], ndim)
         elif step["type"] != "identity":
             raise InvalidInput(f"transformation {step['type']!r} is not scale or translation")
-    if scale.shape != (ndim,) or shift.shape != (ndim,):
-        raise InvalidInput(f"a transformation does not have one entry for each of {ndim} axes")
     return scale, shift
+
+
+def _entries(values: Any, ndim: int) -> np.ndarray[Any, Any]:
+    numbers = np.asarray(values, dtype=float)
+    if numbers.shape != (ndim,):
+        raise InvalidInput(f"a transformation has not one entry for each of {ndim} axes: {values}")
+    return numbers
 
 
 def _spatial(names: Sequence[str], values: np.ndarray[Any, Any], missing: float) -> Vector:

@@ -118,7 +118,9 @@ def open_nifti(path: str) -> NiftiSource:
         slope, inter = header.get_slope_inter()
         offset = int(header.get_data_offset())
         affine = _affine(header)
-    except nibabel.spatialimages.HeaderDataError as error:
+    except InvalidInput:
+        raise
+    except (nibabel.spatialimages.HeaderDataError, ValueError, KeyError, OverflowError) as error:
         raise InvalidInput(f"{path}: damaged NIfTI header ({error}); repair the file") from error
     if (slope, inter) == (1, 0):
         slope = None
@@ -192,8 +194,10 @@ def _spacing(pixdim: Array, affine: Array | None, path: str) -> tuple[float, flo
         lengths = np.sqrt((affine[:3, :3] ** 2).sum(axis=0)).tolist()
         near = np.isclose(sizes, lengths, rtol=1e-4, atol=0)
         sizes = [a if ok else b for a, b, ok in zip(sizes, lengths, near, strict=True)]
-    singular = affine is not None and not abs(np.linalg.det(affine)) > 0
-    if singular or not all(0 < size < float("inf") for size in sizes):
+    usable = all(0 < size < float("inf") for size in sizes)
+    if usable and affine is not None:
+        usable = bool(np.isfinite(affine).all()) and np.linalg.matrix_rank(affine[:3, :3]) == 3
+    if not usable:
         raise InvalidInput(
             f"{path} has voxels of size {sizes} or a singular affine; repair its header, e.g. "
             "with nibabel"

@@ -51,13 +51,13 @@ def header_bytes(meta: Meta, shape: Sequence[int], dtype: np.dtype[Any]) -> byte
     source = _source_header(meta)
     large = max(shape) > LONGEST or (source is not None and len(source.binaryblock) == 540)
     header = (nibabel.Nifti2Header if large else nibabel.Nifti1Header)()
+    header.set_data_shape(_dims(source, shape))  # first, as it resets sizes beyond its axes
     if source is not None:
         own = {"sizeof_hdr", "magic", "eol_check", "vox_offset", "bitpix", "datatype", "dim"}
         for key in set(header.keys()) & set(source.keys()) - own:
             header[key] = source[key]
-    dims = _dims(source, shape)
-    header.set_data_shape(dims)
-    header["pixdim"][len(dims) + 1 :] = 1
+    beyond_space = header["pixdim"][4:]
+    beyond_space[beyond_space == 0] = 1
     header.set_data_dtype(dtype)
     header.set_slope_inter(1, 0)
     header["cal_min"] = header["cal_max"] = 0
