@@ -119,7 +119,8 @@ def _finite(planes: Sequence[Array]) -> Array:
 
 def _scaled(plane: Array, low: float, high: float) -> Array:
     """From 0 at ``low`` to 1 at ``high``; 0 where a voxel is no number."""
-    return np.clip((np.nan_to_num(plane.astype(np.float64), nan=low) - low) / (high - low), 0, 1)
+    numbers = np.nan_to_num(plane.astype(np.float64), nan=low, posinf=high, neginf=low)
+    return np.clip((numbers - low) / (high - low), 0, 1)
 
 
 def class_layer(

@@ -257,7 +257,7 @@ def class_maps(planes: Array) -> Array:
     [[[0.0, 1.0], [0.0, 1.0]], [[0.0, 0.0], [1.0, 0.0]]]
     """
     if len(planes) == 1 and planes.dtype.kind == "f":
-        return np.asarray(np.nan_to_num(np.clip(planes, 0, None)), np.float32)
+        return np.asarray(np.clip(np.nan_to_num(planes, posinf=0), 0, None), np.float32)
     labels = planes.argmax(axis=0) if len(planes) > 1 else planes[0]
     folded = np.where(labels == 0, 0, 1 + (labels.astype(np.int64) - 1) % MANY_CLASSES)
     present = np.unique(folded[folded != 0])

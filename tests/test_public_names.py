@@ -1,0 +1,55 @@
+"""The public names: exactly these, documented, loaded on first use."""
+
+from __future__ import annotations
+
+import inspect
+import types
+
+import pytest
+
+import volflow
+
+NAMES = {
+    "Roi",
+    "Volume",
+    "convert",
+    "errors",
+    "export",
+    "load_model",
+    "open",
+    "predict",
+    "preview",
+    "save_model",
+    "statistics",
+    "verify",
+    "write",
+}
+
+
+def test_public_names_are_exactly_these():
+    assert set(volflow.__all__) == NAMES
+    assert set(dir(volflow)) == NAMES | {"__version__"}
+    assert set(volflow._PUBLIC) == NAMES
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_name_exists_and_is_documented(name):
+    value = getattr(volflow, name)
+    assert inspect.getdoc(value)
+    if isinstance(value, types.FunctionType):
+        assert "Parameters\n" in inspect.getdoc(value)
+        assert inspect.signature(value).return_annotation is not inspect.Signature.empty
+
+
+def test_unknown_name_is_named():
+    with pytest.raises(AttributeError, match="module 'volflow' has no attribute 'opne'"):
+        volflow.opne  # noqa: B018
+
+
+def test_errors_form_the_tree_of_their_docstring():
+    errors = volflow.errors
+    for name in errors.__all__:
+        error = getattr(errors, name)
+        assert issubclass(error, errors.VolflowError)
+        assert error.exit_code == (2 if issubclass(error, errors.InvalidInput) else 1)
+        assert name in errors.__doc__

@@ -1,0 +1,339 @@
+"""The command line: words to arguments, errors to one line and an exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from volflow.cli import COMMANDS, main, run
+from volflow.cli.values import inputs, per_axis
+from volflow.errors import InvalidInput, MemoryRefused, RunFailed, Superseded
+from volflow.geometry.roi import Roi
+from volflow.store.create import create
+from volflow.store.meta import Meta
+
+NAMES = ["demo", "convert", "info", "statistics", "predict", "verify", "status", "export"]
+NAMES += ["preview"]
+
+
+@pytest.fixture
+def volume(tmp_path):
+    meta = Meta(spacing=(2, 1, 1), unit="millimeter", orientation="SAR")
+    volume = create(tmp_path / "scan.zarr", (16, 24, 32), "f4", meta, chunk=8, shard=16)
+    volume.write(Roi.full(volume.shape), np.random.default_rng(0).random(volume.shape, "f4"))
+    return volume
+
+
+@pytest.fixture
+def called(monkeypatch, volume):
+    """Records how the library's predict is called."""
+    import volflow.ops.predict as ops
+
+    calls = []
+
+    def predict(*args, **options):
+        calls.append((args, options))
+        return volume
+
+    def plan_predict(*args, **options):
+        calls.append((args, options))
+        return SimpleNamespace(describe=lambda: "the plan", to_dict=lambda: {"blocks": 3})
+
+    monkeypatch.setattr(ops, "predict", predict)
+    monkeypatch.setattr(ops, "plan_predict", plan_predict)
+    return calls
+
+
+def test_commands_are_exactly_these():
+    assert [command.__name__ for command, _ in COMMANDS] == NAMES
+
+
+@pytest.mark.parametrize(("command", "example"), COMMANDS, ids=NAMES)
+def test_help_of_every_command_has_an_example(command, example, capsys):
+    assert run([command.__name__, "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"Example: {example}" in text
+    assert " ".join(command.__doc__.split(".")[0].split()) in text
+
+
+def test_no_command_shows_help(capsys):
+    assert run([]) == 0
+    assert "predict" in capsys.readouterr().out
+
+
+def test_predict_passes_only_what_was_typed(called):
+    assert run(["predict", "scan.zarr", "out.zarr", "--model", "net/", "-q"]) == 0
+    args, options = called[0]
+    assert args == ("scan.zarr", "net/", "out.zarr")
+    assert options == {"trust": False, "overwrite": False, "progress": False}
+
+
+def test_predict_passes_every_option(called, capsys):
+    line = (
+        "predict t1=a.zarr flair=b.zarr out.zarr -m pkg:net --weights w.safetensors --patch"
+        " 96,96,48 --overlap 0.25 --blend hann --frame RAS --normalize zscore --activation softmax"
+        " --output scores --dtype float16 --batch-size 4 --device cpu --precision float32"
+        " --cluster 4 --memory 2GiB --flips zyx --mask m.zarr --skip-below 0.1 --fill -1 --chunk 32 --shard 64"
+        " --trust --overwrite --json"
+    )
+    assert run(line.split()) == 0
+    args, options = called[0]
+    assert args == ({"t1": "a.zarr", "flair": "b.zarr"}, "pkg:net", "out.zarr")
+    assert options == {
+        "weights": "w.safetensors", "patch": (96, 96, 48), "overlap": 0.25, "blend": "hann",
+        "frame": "RAS", "normalize": "zscore", "activation": "softmax", "output": "scores",
+        "dtype": "float16", "batch_size": 4, "device": "cpu", "precision": "float32",
+        "cluster": "4", "memory": "2GiB", "flips": "zyx", "mask": "m.zarr", "skip_below": 0.1,
+        "fill": -1.0, "chunk": 32, "shard": 64, "trust": True, "overwrite": True,
+        "progress": None,
+    }  # fmt: skip
+    assert json.loads(capsys.readouterr().out)["shape"] == [16, 24, 32]
+
+
+def test_predict_options_are_those_of_the_library():
+    """A new option of vf.predict is not forgotten here."""
+    import inspect
+
+    from volflow.cli.predict import predict as command
+    from volflow.ops.predict import predict
+
+    typed = set(inspect.signature(command).parameters) - {"plan", "as_json", "quiet"}
+    assert typed == set(inspect.signature(predict).parameters) - {"progress"}
+
+
+def test_plan_runs_nothing(called, capsys):
+    words = ["predict", "scan.zarr", "out.zarr", "--model", "net/", "--plan"]
+    assert run(words) == 0
+    assert capsys.readouterr().out == "the plan\n"
+    assert run([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"blocks": 3}
+    assert "progress" not in called[0][1]
+
+
+def test_several_outputs_are_told_by_name(called, monkeypatch, volume, capsys):
+    import volflow.ops.predict as ops
+
+    monkeypatch.setattr(ops, "predict", lambda *_, **__: {"mean": volume, "var": volume})
+    assert run(["predict", "scan.zarr", "out.zarr", "-m", "net/", "--json"]) == 0
+    assert set(json.loads(capsys.readouterr().out)) == {"mean", "var"}
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (InvalidInput("overlap 96 must be below patch 96; use 95"), 2, "overlap 96 must be below"),
+        (MemoryRefused("needs 3 GiB; use --patch 64"), 2, "needs 3 GiB; use --patch 64"),
+        (RunFailed("2 blocks failed\nTraceback …"), 1, "2 blocks failed (--debug shows more)"),
+        (Superseded("the driver has ended"), 1, "the driver has ended"),
+        (OSError(28, "No space left on device", "/data/o"), 1, "no space left on device: /data/o"),
+        (PermissionError(13, "Permission denied", "/o"), 1, "permission denied: /o"),
+        (MemoryError(), 1, "out of memory; run again with a smaller --memory"),
+        (KeyboardInterrupt(), 1, "stopped; what is done is kept, run the same command again"),
+    ],
+)
+def test_errors_are_one_line_and_an_exit_code(error, code, line, monkeypatch, capsys):
+    import volflow.report.info as module
+
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr(module, "facts_of", fail)
+    assert run(["info", "a.zarr"]) == code
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith(f"volflow: {line}")
+    assert told.err.count("\n") == 1
+
+
+def test_debug_shows_where_an_error_came_from(tmp_path):
+    for words in (["--debug", "info"], ["info", "--debug"]):
+        with pytest.raises(InvalidInput):
+            run([*words, str(tmp_path / "gone.zarr")])
+
+
+def test_a_fault_of_ours_is_not_hidden(monkeypatch):
+    import volflow.report.info as module
+
+    monkeypatch.setattr(module, "facts_of", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(["info", "a.zarr"])
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["predikt"], "No such command 'predikt'"),
+        (["predict", "a.zarr", "b.zarr"], "--model"),
+        (["info"], "VOLUME"),
+        (["info", "a.zarr", "--nonsense"], "--nonsense"),
+        (["predict", "a", "b", "-m", "c", "--fill", "x"], "--fill"),
+        (["predict", "a", "b", "-m", "c", "--patch", "9,9"], "patch must be one number or three"),
+        (["predict", "a", "b", "c", "-m", "d"], "several volumes need names, given 'a'"),
+        (["statistics", "a.zarr", "--foreground", "x"], "foreground must be nonzero or a number"),
+        (["info", "gone.zarr"], "gone.zarr"),
+        (["status", "gone.zarr"], "gone.zarr has no journal"),
+        (["verify", "gone.zarr"], "gone.zarr has no journal"),
+        (["convert", "gone.nii", "o.zarr"], "gone.nii"),
+        (["export", "gone.zarr", "o.nii"], "gone.zarr"),
+        (["preview", "gone.zarr"], "gone.zarr"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(words, text, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run(words) == 2
+    told = capsys.readouterr().err
+    assert text in told
+    assert told.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_info_in_words_and_json(volume, capsys):
+    assert run(["info", volume.path]) == 0
+    assert "16 × 24 × 32 (zyx) float32" in capsys.readouterr().out
+    assert run(["info", volume.path, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["orientation"] == "SAR"
+
+
+def test_statistics_of_the_foreground(volume, capsys):
+    assert run(["statistics", volume.path, "--foreground", "0.5", "--json", "-q"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["foreground"] == 0.5
+    assert found["channels"][0]["min"] > 0.5
+
+
+def test_journey_of_a_file(tmp_path, volume, capsys, monkeypatch):
+    """Convert, plan, verify, status, export, preview: each with its exit code."""
+    monkeypatch.chdir(tmp_path)
+    np.save("a.npy", np.random.default_rng(0).integers(0, 99, (16, 24, 32), "u1"))
+    assert run(["convert", "a.npy", "a.zarr", "--chunk", "8", "--shard", "16", "--plan"]) == 0
+    assert "peak memory" in capsys.readouterr().out
+    assert not (tmp_path / "a.zarr").exists()
+    assert run(["convert", "a.npy", "a.zarr", "--chunk", "8", "--shard", "16", "-q"]) == 0
+    assert "shards       16 × 16 × 16" in capsys.readouterr().out
+    assert run(["status", "a.zarr", "--json"]) == 0
+    state = json.loads(capsys.readouterr().out)
+    assert (state["operation"], state["done"]) == ("convert", state["total"])
+    assert run(["verify", "a.zarr"]) == 0
+    assert "blocks verified" in capsys.readouterr().out
+    assert run(["export", "a.zarr", "b.npy", "--plan"]) == 0
+    assert not (tmp_path / "b.npy").exists()
+    assert run(["export", "a.zarr", "b.npy"]) == 0
+    np.testing.assert_array_equal(np.load("a.npy"), np.load("b.npy"))
+    capsys.readouterr()
+    assert run(["preview", "a.zarr", "--at", "3,4,5", "--dpi", "50"]) == 0
+    assert capsys.readouterr().out == "a.png\n"
+    assert (tmp_path / "a.png").stat().st_size > 1000
+
+
+def test_verify_of_a_damaged_output_fails(tmp_path, capsys):
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).integers(0, 99, (16, 16, 32), "u1"))
+    out = str(tmp_path / "a.zarr")
+    args = [str(tmp_path / "a.npy"), out, "--chunk", "8", "--shard", "16", "-q"]
+    assert run(["convert", *args]) == 0
+    shard = next(path for path in (tmp_path / "a.zarr").rglob("c/*/*/*") if path.is_file())
+    shard.write_bytes(shard.read_bytes()[:-9])
+    capsys.readouterr()
+    assert run(["verify", out, "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert not told["ok"]
+    assert len(told["bad"]) == 1
+
+
+def test_a_closed_pager_is_no_error(volume, root):
+    """What `volflow info … | head -0` does to the writer."""
+    code = f"import sys; from volflow.cli import run; sys.exit(run(['info', {volume.path!r}]))"
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=root, stdout=write, stderr=subprocess.PIPE, text=True, check=False,
+    )  # fmt: skip
+    os.close(write)
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are those of POSIX")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_signals_stop_cleanly(name, root):
+    code = (
+        "import sys, time, volflow.report.info as info\n"
+        "from volflow.cli import main\n"
+        "def wait(_):\n    print('ready', flush=True)\n    time.sleep(60)\n"
+        "info.facts_of = wait\nsys.argv = ['volflow', 'info', 'a.zarr']\nmain()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(getattr(signal, name))
+        _, told = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert told == (
+        "volflow: stopped; what is done is kept, run the same command again to do the rest\n"
+    )
+
+
+def test_main_exits_with_the_code_of_run(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["volflow", "info"])
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as exited:
+            main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert exited.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "want"),
+    [
+        (["a.zarr"], "a.zarr"),
+        (["t1=a.zarr"], {"t1": "a.zarr"}),
+        (["t1=a.zarr", "t2=b=c.zarr"], {"t1": "a.zarr", "t2": "b=c.zarr"}),
+        (["/data/sub=1/a.zarr"], "/data/sub=1/a.zarr"),
+        (["s3://bucket/a.zarr?x=1"], "s3://bucket/a.zarr?x=1"),
+    ],
+)
+def test_inputs_by_name(words, want):
+    assert inputs(words) == want
+
+
+def test_a_path_with_an_equals_sign_is_a_path_where_it_exists(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a=b.zarr").mkdir()
+    assert inputs(["a=b.zarr"]) == "a=b.zarr"
+
+
+def test_names_are_given_once():
+    with pytest.raises(InvalidInput, match="two volumes are named 't1'"):
+        inputs(["t1=a", "t1=b"])
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        ("64", 64),
+        ("0.25", 0.25),
+        ("64,32,16", (64, 32, 16)),
+        (" 1, 0.5,2", (1, 0.5, 2)),
+        (None, None),
+    ],
+)
+def test_numbers_per_axis(text, want):
+    got = per_axis("patch", text)
+    assert got == want
+    assert type(got) is type(want)
+
+
+@pytest.mark.parametrize("text", ["", "x", "1,2", "1,2,3,4", "1,,2", "0x10"])
+def test_wrong_numbers_are_refused(text):
+    with pytest.raises(InvalidInput, match="patch must be one number or three"):
+        per_axis("patch", text)
