@@ -80,8 +80,8 @@ def test_predict_passes_every_option(called, capsys):
         "predict t1=a.zarr flair=b.zarr out.zarr -m pkg:net --weights w.safetensors --patch"
         " 96,96,48 --overlap 0.25 --blend hann --frame RAS --normalize zscore --activation softmax"
         " --output scores --dtype float16 --batch-size 4 --device cpu --precision float32"
-        " --cluster 4 --memory 2GiB --flips zyx --mask m.zarr --skip-below 0.1 --fill -1 --chunk 32 --shard 64"
-        " --trust --overwrite --json"
+        " --cluster 4 --memory 2GiB --flips zyx --mask m.zarr --skip-below 0.1 --fill -1"
+        " --chunk 32 --shard 64 --trust --overwrite --json"
     )
     assert run(line.split()) == 0
     args, options = called[0]
