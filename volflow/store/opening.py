@@ -74,9 +74,9 @@ def open_node(path: str) -> tuple[str, Node]:
             f'{path} needs a package that is not installed ({error}); pip install "volflow[cloud]"'
         ) from error
     except Exception as error:  # what zarr raises for broken JSON depends on where it breaks
+        remedy = "check the address" if is_url(path) else "its metadata are damaged"
         raise InvalidInput(
-            f"{path} cannot be opened: {type(error).__name__}: {_first_line(error)}; "
-            "its metadata are damaged or of another Zarr version"
+            f"{path} cannot be opened: {type(error).__name__}: {_first_line(error)}; {remedy}"
         ) from error
 
 
