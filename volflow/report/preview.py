@@ -137,8 +137,12 @@ def save(figure: Figure, path: str | os.PathLike[str], dpi: int = 150) -> None:
     Raises
     ------
     InvalidInput
-        For an ending that is no format of pictures.
+        For an ending that is no format of pictures, or a folder that does not exist.
     """
+    if not Path(path).absolute().parent.is_dir():
+        raise InvalidInput(
+            f"the folder of {os.fspath(path)} does not exist; make it first, or choose another"
+        )
     ending = Path(path).suffix.lstrip(".").lower()
     known = figure.canvas.get_supported_filetypes()
     if ending not in known:

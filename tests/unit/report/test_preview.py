@@ -177,6 +177,11 @@ def test_unknown_picture_format_is_refused(tmp_path):
         save(preview(np.zeros((4, 5, 6))), tmp_path / "a.zarr")
 
 
+def test_missing_folder_is_refused(tmp_path):
+    with pytest.raises(InvalidInput, match=r"the folder of .*gone/a\.png does not exist"):
+        save(preview(np.zeros((4, 5, 6))), tmp_path / "gone" / "a.png")
+
+
 def test_missing_matplotlib_names_the_extra(root):
     code = (
         "import sys; sys.modules['matplotlib'] = None\n"
