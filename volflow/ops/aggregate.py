@@ -3,12 +3,19 @@
 A run of blocks goes along the first axis of the frame. Its patches are added layer by layer, row
 by row, patch by patch: the lexicographic order of the global grid, whatever the blocks. Rows that
 no later layer reaches are finished and leave; only the rows still open are held.
+
+On the CPU the sums are NumPy's: one thread, no barriers, and each multiplication and addition
+rounds by itself, so that a voxel's bits do not depend on where it lies. Torch would spend more on
+waking its threads than on the sums. On a GPU they are torch's; the calls have the same names.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
 
+import numpy as np
 import torch
 
 from volflow.geometry.grid import PatchGrid
@@ -18,7 +25,10 @@ from volflow.geometry.windows import Blend, weights
 __all__ = ["RollingBlend"]
 
 # Planes of a patch that are weighted and added together, so that they stay in the CPU's cache.
-CACHE_BYTES = 512 * 1024
+CACHE_BYTES = 256 * 1024
+
+# A NumPy array on the CPU, a tensor on a GPU.
+Scores = Any
 
 
 class RollingBlend:
@@ -51,18 +61,24 @@ class RollingBlend:
         self.grid, self.tile, self.blend = grid, tile, blend
         self.crop = blend == "crop"
         depth, (height, width) = grid.patch[0], tile.shape[1:]
-        options = {"dtype": dtype, "device": device}
-        self.sums = torch.zeros((channels, depth, height, width), **options)  # type: ignore[call-overload]
-        self.norm = torch.zeros((depth, height, width), **options) if skipping else None  # type: ignore[call-overload]
-        self.weights = torch.from_numpy(weights(blend, grid.patch)).to(**options)  # type: ignore[call-overload]
-        plane_bytes = grid.patch[1] * grid.patch[2] * self.sums.element_size()
         on_cpu = device.type == "cpu"
+        self.xp: ModuleType = np if on_cpu else torch
+        window = torch.from_numpy(weights(blend, grid.patch)).to(device, dtype)
+        self.weights: Scores = window.numpy() if on_cpu else window
+        plane_bytes = grid.patch[1] * grid.patch[2] * window.element_size()
         self.planes = max(1, min(depth, CACHE_BYTES // plane_bytes)) if on_cpu else depth
-        self.product = torch.empty((self.planes, *grid.patch[1:]), **options)  # type: ignore[call-overload]
-        self.ready: tuple[object, torch.Tensor] | None = None
+        self.sums = self._zeros((channels, depth, height, width))
+        self.norm = self._zeros((depth, height, width)) if skipping else None
+        self.product = self._zeros((self.planes, *grid.patch[1:]))
+        self.ready: tuple[object, Scores] | None = None
         layers = self.layers
         self.last = layers[-1]
         self.row = int(grid.starts[0][layers[0]])  # the volume row of sums[:, 0]
+
+    def _zeros(self, shape: tuple[int, ...]) -> Scores:
+        if self.xp is np:
+            return np.zeros(shape, self.weights.dtype)
+        return torch.zeros(shape, dtype=self.weights.dtype, device=self.weights.device)
 
     @property
     def layers(self) -> range:
@@ -98,6 +114,7 @@ class RollingBlend:
         box = self._reach(index)
         if not box.size:
             return
+        scores = scores_CZYX.numpy() if self.xp is np else scores_CZYX
         origin = self.grid.roi(index).start
         patch = box.relative_to(origin).slices()
         place = box.relative_to((self.row, *self.tile.start[1:])).slices()
@@ -105,17 +122,18 @@ class RollingBlend:
         if self.norm is not None:
             self.norm[place] += 1 if self.crop else self.weights[patch]
         if self.crop:
-            target.copy_(scores_CZYX[(slice(None), *patch)])
+            target[...] = scores[(slice(None), *patch)]
             return
-        source, weight = scores_CZYX[(slice(None), *patch)], self.weights[patch]
+        source, weight = scores[(slice(None), *patch)], self.weights[patch]
         for low in range(0, box.shape[0], self.planes):
             part = slice(low, min(low + self.planes, box.shape[0]))
             product = self.product[(slice(part.stop - low), *patch[1:])]
             for channel in range(len(source)):
-                torch.mul(source[channel, part], weight[part], out=product)
-                target[channel, part] += product
+                self.xp.multiply(source[channel, part], weight[part], out=product)
+                sums = target[channel, part]
+                sums += product
 
-    def finish(self, layer: int) -> tuple[int, torch.Tensor, torch.Tensor | None]:
+    def finish(self, layer: int) -> tuple[int, Scores, Scores | None]:
         """Close the rows that no later layer reaches.
 
         Returns
@@ -135,10 +153,10 @@ class RollingBlend:
         if self.norm is not None:
             norm = self.norm[here]
             covered = norm > 0
-            scores.div_(torch.where(covered, norm, torch.ones_like(norm)))
+            scores /= self.xp.where(covered, norm, self.xp.ones_like(norm))
             return low, scores, covered
         if not self.crop and high > low:
-            scores.div_(self._norm_of(low, high))
+            scores /= self._norm_of(low, high)
         return low, scores, None
 
     def advance(self, layer: int) -> None:
@@ -146,7 +164,7 @@ class RollingBlend:
         if layer == self.last:
             return
         step = int(self.grid.starts[0][layer + 1]) - self.row
-        for buffer in (self.sums.movedim(1, 0), self.norm):
+        for buffer in (self.xp.moveaxis(self.sums, 1, 0), self.norm):
             if buffer is None:
                 continue
             depth = len(buffer)
@@ -156,7 +174,7 @@ class RollingBlend:
             buffer[max(0, depth - step) :] = 0
         self.row += step
 
-    def _norm_of(self, low: int, high: int) -> torch.Tensor:
+    def _norm_of(self, low: int, high: int) -> Scores:
         """Sums of weights of some rows, as a full grid gives them, in the order of `add`."""
         layers = self.grid.touching(0, low, high)
         starts = [int(self.grid.starts[0][i]) - low for i in layers]
@@ -165,7 +183,7 @@ class RollingBlend:
             return self.ready[1]
         self.ready = None  # free the old rows before making new ones
         tile = Roi((low, *self.tile.start[1:]), (high, *self.tile.stop[1:]))
-        norm = torch.zeros(tile.shape, dtype=self.sums.dtype, device=self.sums.device)
+        norm = self._zeros(tile.shape)
         for layer in layers:
             for row in self.rows:
                 for column in self.columns:

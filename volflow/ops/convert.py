@@ -91,7 +91,7 @@ def _bind(job: CopyJob, session: str) -> CopyJob:
 
 def copy_blocks(job: CopyJob, blocks: tuple[int, ...]) -> Iterator[Step]:
     """Copy blocks of a source that can be read anywhere."""
-    done = job.journal.done()
+    done = job.journal.done(blocks)
     source = None if isinstance(job.source, dict) else job.open()
     for number in blocks:
         roi = job.blocks[number].write_roi
@@ -117,7 +117,7 @@ def _compute(piece: Any, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
 
 def stream_blocks(job: CopyJob, blocks: tuple[int, ...]) -> Iterator[Step]:
     """Copy blocks of a source that can only be read forward, once."""
-    done = job.journal.done()
+    done = job.journal.done(blocks)
     depth = job.blocks.block[-3]
     pending: tuple[int, Future[None]] | None = None
     with ThreadPoolExecutor(1) as pool:
@@ -174,8 +174,8 @@ def _lay_out(source: Source, path: str, chunk: Any, shard: Any, memory_bytes: in
         space = shape[-3:] if source.sequential else outer[-3:]
         block = BlockGrid(shape, (*front, outer[-3], *space[-2:]))
         voxels = math.prod(min(b, n) for b, n in zip(block.block, shape, strict=True))
-        copies = 3 if source.sequential else 2  # the slab, its successor, shards in flight
-        return block, voxels * dtype.itemsize * copies + SLACK_BYTES
+        copies = 3.5 if source.sequential else 2.5  # the slab, its successor, shards in flight
+        return block, int(voxels * dtype.itemsize * copies) + SLACK_BYTES
 
     blocks, peak = sized(outer)
     while peak > memory_bytes and shard is None and outer[-3] > inner[-3]:

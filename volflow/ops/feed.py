@@ -191,8 +191,6 @@ def _scale(raw: npt.NDArray[Any], normalize: Normalize, out: npt.NDArray[Any]) -
             )
         out[...] = values
         return
-    if normalize is None:
-        out[...] = raw
-        return
-    for row in range(raw.shape[1]):  # row by row, so that the float64 in between stays small
-        out[:, row : row + 1] = normalize.apply(raw[:, row : row + 1])
+    out[...] = raw
+    if normalize is not None:
+        normalize.apply(out)

@@ -16,8 +16,8 @@ __all__ = ["Activation", "Finish"]
 
 Activation = str | Callable[[torch.Tensor], torch.Tensor] | None
 
-# numpy, not torch, on the CPU: its vector loops give an element the same bits wherever it lies.
-ELEMENTS_AT_ONCE = 1 << 20
+# Rows come as NumPy arrays on the CPU, whose vector loops give an element the same bits wherever
+# it lies, and as tensors on a GPU.
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Finish:
     Examples
     --------
     >>> finish = Finish("classes", None, "uint8")
-    >>> finish(torch.tensor([0.1, 0.7]).reshape(2, 1, 1, 1)).tolist()
+    >>> finish(np.array([0.1, 0.7]).reshape(2, 1, 1, 1)).tolist()
     [[[1]]]
     """
 
@@ -50,12 +50,10 @@ class Finish:
     dtype: str
     fill: float = 0
 
-    def __call__(
-        self, scores_CZYX: torch.Tensor, covered_ZYX: torch.Tensor | None = None
-    ) -> npt.NDArray[Any]:
+    def __call__(self, scores_CZYX: Any, covered_ZYX: Any = None) -> npt.NDArray[Any]:
         """Rows to store: ``CZYX`` scores or ``ZYX`` classes; the given scores are used up."""
-        if not bool(torch.isfinite(scores_CZYX.sum())) and not bool(
-            torch.isfinite(scores_CZYX).all()
+        if not np.isfinite(float(scores_CZYX.sum())) and not bool(
+            (abs(scores_CZYX) < float("inf")).all()
         ):
             raise InvalidInput(
                 "the model produced NaN or infinity; check its weights, its normalisation and"
@@ -64,63 +62,68 @@ class Finish:
         if self.output == "classes":
             rows = self._classes(scores_CZYX)
         else:
-            rows = self._cast(self._activate(scores_CZYX).cpu().numpy())
+            rows = self._cast(_to_numpy(self._activate(scores_CZYX)))
         if covered_ZYX is not None:
-            rows[..., ~covered_ZYX.cpu().numpy()] = self.fill
+            rows[..., ~_to_numpy(covered_ZYX)] = self.fill
         return rows
 
-    def _classes(self, scores: torch.Tensor) -> npt.NDArray[Any]:
+    def _classes(self, scores: Any) -> npt.NDArray[Any]:
         if len(scores) == 1:
-            return (self._activate(scores)[0].cpu().numpy() > 0.5).astype(self.dtype)
+            return (_to_numpy(self._activate(scores)[0]) > 0.5).astype(self.dtype)
         if callable(self.activation):  # a function of the user's may reorder scores
             scores = self._activate(scores)
-        if scores.device.type != "cpu":
-            return scores.argmax(0).to(torch.int32).cpu().numpy().astype(self.dtype)
-        values = scores.numpy()
-        best, classes = values[0].copy(), np.zeros(values.shape[1:], self.dtype)
-        for channel in range(1, len(values)):
-            better = values[channel] > best
-            np.copyto(best, values[channel], where=better)
+        if isinstance(scores, torch.Tensor):
+            return _to_numpy(scores.argmax(0).to(torch.int32)).astype(self.dtype)
+        best, classes = scores[0].copy(), np.zeros(scores.shape[1:], self.dtype)
+        for channel in range(1, len(scores)):
+            better = scores[channel] > best
+            np.copyto(best, scores[channel], where=better)
             classes[better] = channel
         return classes
 
-    def _activate(self, scores: torch.Tensor) -> torch.Tensor:
+    def _activate(self, scores: Any) -> Any:
         if self.activation is None:
             return scores
         if callable(self.activation):
-            result = self.activation(scores)
-            if result.shape != scores.shape:
-                raise InvalidInput(
-                    f"activation must keep the shape of the scores: got {tuple(result.shape)}"
-                    f" for {tuple(scores.shape)}"
-                )
-            return result
-        if scores.device.type != "cpu":
+            return self._call(self.activation, scores)
+        if isinstance(scores, torch.Tensor):
             return scores.softmax(0) if self.activation == "softmax" else scores.sigmoid()
-        values = scores.numpy()
-        rows = max(1, ELEMENTS_AT_ONCE // max(1, values[0, 0].size))
-        for low in range(0, values.shape[1], rows):
-            part = values[:, low : low + rows]
-            if self.activation == "softmax":
-                part -= part.max(axis=0)
-                np.exp(part, out=part)
-                part /= part.sum(axis=0)
-            else:
-                np.negative(part, out=part)
-                with np.errstate(over="ignore"):  # exp(89) is infinite in float32: the score is 0
-                    np.exp(part, out=part)
-                part += 1
-                np.reciprocal(part, out=part)
+        if self.activation == "softmax":
+            scores -= scores.max(axis=0)
+            np.exp(scores, out=scores)
+            scores /= scores.sum(axis=0)
+        else:
+            np.negative(scores, out=scores)
+            with np.errstate(over="ignore"):  # exp(89) is infinite in float32: the score is 0
+                np.exp(scores, out=scores)
+            scores += 1
+            np.reciprocal(scores, out=scores)
         return scores
+
+    def _call(self, function: Callable[[torch.Tensor], torch.Tensor], scores: Any) -> Any:
+        given = scores if isinstance(scores, torch.Tensor) else torch.from_numpy(scores)
+        result = function(given)
+        if result.shape != given.shape:
+            raise InvalidInput(
+                f"activation must keep the shape of the scores: got {tuple(result.shape)}"
+                f" for {tuple(given.shape)}"
+            )
+        return result if isinstance(scores, torch.Tensor) else result.numpy()
 
     def _cast(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         dtype = np.dtype(self.dtype)
         if dtype.kind not in "iu":
             return values.astype(dtype, copy=True)
         limits = np.iinfo(dtype)
+        # The largest of 32 and 64 bit integers has no float: round it down, lest it wrap.
+        wide = dtype.itemsize >= values.dtype.itemsize
         top = (
-            np.nextafter(np.float32(limits.max), np.float32(0))
-            if dtype.itemsize > 2
+            np.nextafter(values.dtype.type(limits.max), values.dtype.type(0))
+            if wide
             else limits.max
         )
         return np.clip(np.rint(values), limits.min, top).astype(dtype)
+
+
+def _to_numpy(values: Any) -> npt.NDArray[Any]:
+    return values.cpu().numpy() if isinstance(values, torch.Tensor) else values

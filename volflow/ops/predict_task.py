@@ -157,7 +157,8 @@ def write_block(job: PredictJob, number: int, rows: dict[str, npt.NDArray[Any]])
         values = job.inputs.frame.store(rows.pop(target.name))
         for shard in target.volume.write(roi, values):
             entries.append(ShardEntry(target.array, shard.start, shard.stop, shard.crc32c))
-    job.journal.mark(number, entries, {"write": time.perf_counter() - began})
+    stages = {"write": time.perf_counter() - began}
+    job.journal.mark(number, entries, stages, session=job.session)
     return number
 
 
@@ -166,7 +167,7 @@ def predict_blocks(job: PredictJob, blocks: tuple[int, ...]) -> Iterator[Step]:
 
     Blocks that the journal already holds are left out, so a task may be run again after a failure.
     """
-    done = job.journal.done()
+    done = job.journal.done(blocks)
     for number in blocks:
         if number in done:
             yield Step(number, 0)
