@@ -44,14 +44,14 @@ def sliding_window(
     weight = weights(blend, [p // q for p, q in zip(patch, scale, strict=True)])
     for index in itertools.product(*(range(len(a)) for a in starts)):
         corner = [a[i] for a, i in zip(starts, index, strict=True)]
-        box = tuple(
-            slice(c + m, c + m + p) for c, m, p in zip(corner, margin, patch, strict=True)
-        )
+        box = tuple(slice(c + m, c + m + p) for c, m, p in zip(corner, margin, patch, strict=True))
         with torch.inference_mode():
             tensor = torch.from_numpy(np.ascontiguousarray(padded[(slice(None), *box)]))[None]
             scores = model(tensor)[0].numpy().astype(np.float64)
         if total is None:
-            total = np.zeros((len(scores), *(n + 2 * m for n, m in zip(out_shape, margin, strict=True))))
+            total = np.zeros(
+                (len(scores), *(n + 2 * m for n, m in zip(out_shape, margin, strict=True)))
+            )
             norm = np.zeros(total.shape[1:])
         w = weight.astype(np.float64)
         if blend == "crop":

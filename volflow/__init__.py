@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from volflow import errors
     from volflow.geometry.roi import Roi
     from volflow.model.bundle import load_model, save_model
-    from volflow.ops.convert import convert, write
+    from volflow.ops.convert import convert
     from volflow.ops.export import export
     from volflow.ops.predict import predict
     from volflow.ops.statistics import statistics
+    from volflow.ops.write import write
     from volflow.report.preview import preview
     from volflow.store.verify import verify
     from volflow.store.volume import Volume
@@ -43,7 +44,7 @@ _PUBLIC = {
     "save_model": ("volflow.model.bundle", "save_model"),
     "statistics": ("volflow.ops.statistics", "statistics"),
     "verify": ("volflow.store.verify", "verify"),
-    "write": ("volflow.ops.convert", "write"),
+    "write": ("volflow.ops.write", "write"),
 }
 
 __all__ = [

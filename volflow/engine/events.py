@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 __all__ = ["Reporter", "State", "reporter"]
 
@@ -34,7 +33,7 @@ class State:
     units: int = 0
     blocks: int = 0
     retries: int = 0
-    stages: Counter[str] = field(default_factory=Counter)
+    stages: dict[str, float] = field(default_factory=dict)
     began_s: float = field(default_factory=time.monotonic)
 
     def add(self, units: int, blocks: int, stages: Mapping[str, float]) -> None:
@@ -42,14 +41,16 @@ class State:
         self.units = min(self.total_units, self.units + units)
         self.blocks += blocks
         for stage, seconds in stages.items():
-            self.stages[stage] += seconds  # type: ignore[assignment]
+            self.stages[stage] = self.stages.get(stage, 0.0) + seconds
 
     @property
     def elapsed_s(self) -> float:
+        """Seconds since the run began."""
         return time.monotonic() - self.began_s
 
     @property
     def fraction(self) -> float:
+        """Share of the work that is done."""
         return self.units / self.total_units if self.total_units else 1.0
 
     @property
@@ -64,7 +65,7 @@ class State:
         total = sum(self.stages.values())
         if not total:
             return ""
-        stage, seconds = self.stages.most_common(1)[0]
+        stage, seconds = max(self.stages.items(), key=lambda item: item[1])
         return f"{stage} {seconds / total:.0%}"
 
     def line(self) -> str:
@@ -122,7 +123,15 @@ class Callback:
     """Hands each state to a function."""
 
     def __init__(self, function: Callable[[State], object]) -> None:
-        self.update = self.close = function  # type: ignore[assignment]
+        self.function = function
+
+    def update(self, state: State) -> None:
+        """Call the function."""
+        self.function(state)
+
+    def close(self, state: State) -> None:
+        """Call the function a last time."""
+        self.function(state)
 
 
 class Lines:
@@ -159,7 +168,7 @@ class Bar:
             console=console,
             transient=False,
         )
-        self.task = None
+        self.task: TaskID | None = None
 
     def update(self, state: State) -> None:
         """Redraw the bar."""

@@ -90,7 +90,7 @@ class Driver:
     topic: str
     retries: int
     waiting: deque[Attempt] = field(default_factory=deque)
-    flying: dict[Future, Attempt] = field(default_factory=dict)
+    flying: dict[Future[Outcome], Attempt] = field(default_factory=dict)
     results: dict[int, Any] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
     seen_s: float = field(default_factory=time.monotonic)
@@ -193,11 +193,11 @@ def _plugin(client: Client, plan: Plan) -> Iterator[None]:
     if plan.plugin is None:
         yield
     elif is_embedded(client):
-        plan.plugin.setup(None)
+        plan.plugin.setup(None)  # type: ignore[arg-type] # there is no worker of its own
         try:
             yield
         finally:
-            plan.plugin.teardown(None)
+            plan.plugin.teardown(None)  # type: ignore[arg-type]
     else:
         name = f"volflow-{uuid.uuid4().hex[:8]}"
         client.register_plugin(plan.plugin, name=name)

@@ -56,10 +56,9 @@ def format_bytes(size: float) -> str:
     >>> format_bytes(1536), format_bytes(3 * 2**30), format_bytes(12)
     ('1.5 KiB', '3 GiB', '12 B')
     """
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if abs(size) < 1024:
-            break
+    units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"]
+    while abs(size) >= 1024 and len(units) > 1:
         size /= 1024
-    else:
-        unit = "PiB"
+        units.pop(0)
+    unit = units[0]
     return f"{size:.3g} {unit}" if abs(size) < 1000 else f"{size:.0f} {unit}"

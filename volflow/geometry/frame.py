@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import numpy as np
 import numpy.typing as npt
 
 from volflow.errors import InvalidInput
@@ -112,8 +111,8 @@ class Frame:
         """A view of an array, its last three axes stored, as the frame orders them."""
         lead = stored.ndim - 3
         shown = stored.transpose(*range(lead), *(lead + a for a in self.axes))
-        steps = tuple(slice(None, None, -1 if flip else 1) for flip in self.flips)
-        return shown[(..., *steps)]
+        z, y, x = (slice(None, None, -1 if flip else 1) for flip in self.flips)
+        return shown[..., z, y, x]
 
     def store(self, shown: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The inverse of `show`."""

@@ -31,8 +31,12 @@ def per_axis(value: int | Sequence[int], name: str, ndim: int = 3) -> tuple[int,
     >>> per_axis(64, "patch"), per_axis((1, 96, 96), "patch")
     ((64, 64, 64), (1, 96, 96))
     """
-    numbers = [value] * ndim if isinstance(value, int | np.integer) else list(value)
-    if len(numbers) != ndim or any(int(v) != v or v < 1 for v in numbers):
+    numbers: Sequence[int] = [value] * ndim if isinstance(value, int | np.integer) else value
+    try:
+        right = len(numbers) == ndim and all(int(v) == v and v >= 1 for v in numbers)
+    except (TypeError, ValueError):  # no sequence, or not of numbers
+        right = False
+    if not right:
         raise InvalidInput(
             f"{name} must be a positive integer or {ndim} of them ({AXES[-ndim:]}); got {value!r}"
         )
@@ -72,7 +76,8 @@ def stride_of(
     strides = []
     for p, o, s in zip(patch, overlaps, scale, strict=True):
         fraction = isinstance(o, float | np.floating)
-        if not (0 <= o < 1 if fraction else 0 <= o < p):
+        whole = isinstance(o, int | np.integer)
+        if not ((fraction and 0 <= o < 1) or (whole and 0 <= o < p)):
             raise InvalidInput(
                 f"overlap must be a fraction in [0, 1) or a number of voxels below the patch ({p});"
                 f" got {o}"

@@ -56,14 +56,17 @@ class Roi:
 
     @property
     def ndim(self) -> int:
+        """Number of axes."""
         return len(self.start)
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Voxels per axis."""
         return tuple(b - a for a, b in zip(self.start, self.stop, strict=True))
 
     @property
     def size(self) -> int:
+        """Voxels in all."""
         return math.prod(self.shape)
 
     def slices(self) -> tuple[slice, ...]:

@@ -43,9 +43,9 @@ def window(blend: Blend, p: int) -> npt.NDArray[np.float64]:
     """
     n = np.arange(p)
     if blend == "hann":
-        return 0.5 * (1 - np.cos(2 * np.pi * (n + 1) / (p + 1)))
+        return np.asarray(0.5 * (1 - np.cos(2 * np.pi * (n + 1) / (p + 1))))
     if blend == "gaussian":
-        return np.exp(-0.5 * ((n - (p - 1) / 2) / (p / 8)) ** 2)
+        return np.asarray(np.exp(-0.5 * ((n - (p - 1) / 2) / (p / 8)) ** 2))
     return np.ones(p)
 
 

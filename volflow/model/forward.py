@@ -108,6 +108,7 @@ class Forward:
 
     @property
     def torch_dtype(self) -> torch.dtype:
+        """The dtype of inputs and scores."""
         return torch.float64 if self.dtype == "float64" else torch.float32
 
     def module(self) -> torch.nn.Module:
@@ -188,7 +189,8 @@ def _named(raw: Any) -> dict[str, torch.Tensor]:
         named = {}
     if not named or not all(isinstance(value, torch.Tensor) for value in named.values()):
         raise InvalidInput(
-            f"the model must return a tensor, or a dict or tuple of tensors; got {type(raw).__name__}"
+            "the model must return a tensor, or a dict or tuple of tensors;"
+            f" got {type(raw).__name__}"
         )
     return named
 

@@ -53,6 +53,7 @@ class Inputs:
 
     @property
     def channels(self) -> int:
+        """Channels of all volumes together."""
         return sum(v.channels_count for v in self.volumes)
 
     @property
@@ -62,7 +63,7 @@ class Inputs:
 
 
 def segment_rows(inputs: Inputs) -> int:
-    """Rows along the frame's first axis that are read at once: whole chunks, neither thin nor thick."""
+    """Rows along the frame's first axis that are read at once: of whole chunks, 32 to 128."""
     axis = inputs.frame.axes[0]
     chunk = max(v.chunks[v.ndim - 3 + axis] for v in inputs.volumes)
     chunk = min(chunk, inputs.shape[0])

@@ -115,15 +115,11 @@ class Finish:
         if dtype.kind not in "iu":
             return values.astype(dtype, copy=True)
         limits = np.iinfo(dtype)
-        # The largest of 32 and 64 bit integers has no float: round it down, lest it wrap.
-        wide = dtype.itemsize >= values.dtype.itemsize
-        top = (
-            np.nextafter(values.dtype.type(limits.max), values.dtype.type(0))
-            if wide
-            else limits.max
-        )
-        return np.clip(np.rint(values), limits.min, top).astype(dtype)
+        # The largest of 64 bits is no float: one step below it, lest it wrap.
+        top = limits.max if dtype.itemsize < 8 else np.nextafter(float(limits.max), 0)
+        rounded = np.rint(values).astype(np.float64)
+        return np.asarray(np.clip(rounded, limits.min, top).astype(dtype))
 
 
 def _to_numpy(values: Any) -> npt.NDArray[Any]:
-    return values.cpu().numpy() if isinstance(values, torch.Tensor) else values
+    return np.asarray(values.cpu() if isinstance(values, torch.Tensor) else values)

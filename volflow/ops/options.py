@@ -50,6 +50,7 @@ class PredictOptions:
 
     @property
     def blending(self) -> Blend:
+        """The blend, checked."""
         return check_blend(self.blend or "")
 
     @property
@@ -98,7 +99,7 @@ def merge_options(given: PredictOptions, spec: Spec) -> PredictOptions:
     0.25
     """
     defaults = {"overlap": 0.25, "blend": "gaussian", "output": "scores"}
-    merged = {}
+    merged: dict[str, Any] = {}
     for name in ("patch", "overlap", "blend", "frame", "normalize", "activation", "output"):
         value = getattr(given, name)
         if value is None:

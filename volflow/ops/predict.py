@@ -28,8 +28,8 @@ from volflow.errors import InvalidInput
 from volflow.geometry.normalize import normalization
 from volflow.model.bundle import evaluating, load_model
 from volflow.model.spec import Model
-from volflow.ops.convert import as_volume, is_foreign
-from volflow.ops.export import export
+from volflow.ops.convert import as_volume
+from volflow.ops.export import export, is_foreign
 from volflow.ops.options import PredictOptions, merge_options, order_inputs
 from volflow.ops.predict_plan import (
     Settings,
@@ -131,7 +131,7 @@ def _normalized(request: Request, client: Client, memory: Any, progress: Progres
     choice = request.options.normalize
     if choice is None:
         return request
-    parts = []
+    parts: list[Any] = []
     for volume in request.inputs.volumes:
         if callable(choice):
             parts.append(choice)
@@ -205,10 +205,10 @@ def _execute(
         plan = make_plan(request, settings, client, memory, targets)
         run_journalled(plan, journal, record, _bind, cluster=client, progress=progress)
     volumes = {t.name: t.volume for t in targets}
-    return volumes[""] if "" in volumes else volumes
+    return volumes.get("", volumes)
 
 
-def predict(
+def predict(  # noqa: PLR0913 - a public journey takes flat options
     volume: Any,
     model: Any,
     out: str | os.PathLike[str],
@@ -256,7 +256,8 @@ def predict(
         when the volume behind it is complete.
     patch, overlap, blend
         Window of the model, one side or one per axis (1 makes slices); overlap in voxels, or a
-        fraction of the patch (0.25); ``"gaussian"`` (default), ``"hann"``, ``"average"``, ``"crop"``.
+        fraction of the patch (0.25); ``"gaussian"`` (default), ``"hann"``, ``"average"`` or
+        ``"crop"``.
     frame
         Three letters such as ``"RAS"``: axis order and directions in which the model expects its
         patches (and in which patch and overlap are given). Default: as stored, zyx.
@@ -308,7 +309,8 @@ def predict(
     >>> import tempfile, numpy as np, torch
     >>> scan = np.random.default_rng(0).random((20, 30, 40), "float32")
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     result = predict(scan, torch.nn.Identity(), f"{folder}/out.zarr", patch=16, progress=False)
+    ...     out = f"{folder}/out.zarr"
+    ...     result = predict(scan, torch.nn.Identity(), out, patch=16, progress=False)
     ...     bool(np.allclose(result[0], scan)), result.axes
     (True, ('c', 'z', 'y', 'x'))
     """
@@ -343,7 +345,7 @@ def _require_own(call: Call) -> None:
         raise InvalidInput(f"{call.out} exists; use overwrite=True (--overwrite) or another output")
 
 
-def plan_predict(
+def plan_predict(  # noqa: PLR0913 - as predict
     volume: Any,
     model: Any,
     out: str | os.PathLike[str],

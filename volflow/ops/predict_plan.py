@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from volflow.ops.finish import Finish
 from volflow.ops.options import PredictOptions
 from volflow.ops.predict_task import PredictJob, Target, predict_blocks
 from volflow.ops.request import Request, output_meta
-from volflow.ops.tiling import Demand, choose_tiling, patch_count, runs_of
+from volflow.ops.tiling import Demand, choose_tiling, limit_depth, patch_count, runs_of
 from volflow.store.journal import Journal, Record, journal_dir
 from volflow.store.layout import resolve_layout
 
@@ -51,12 +51,12 @@ class Settings:
         return {"grid": list(grid), "outputs": outputs, **rest}
 
     @classmethod
-    def from_dict(cls, saved: dict[str, Any]) -> Settings:
+    def from_dict(cls, saved: Mapping[str, Any]) -> Settings:
         """The settings of a journal."""
         outputs = tuple(Output(n, c, tuple(s)) for n, c, s in saved["outputs"])
+        values = {name: saved[name] for name in cls.__dataclass_fields__}
         sizes = {name: tuple(saved[name]) for name in ("block", "chunk", "shard")}
-        rest = {n: saved[n] for n in ("dtype", "precision", "device", "batch_size", "threads")}
-        return cls(outputs=outputs, **sizes, **rest, peak_bytes=saved["peak_bytes"])
+        return cls(**{**values, **sizes, "outputs": outputs})
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,7 @@ def _demand(request: Request, probe_: Probe) -> Demand:
 
 
 def stored_dtype(options: PredictOptions, computed: str) -> str:
+    """The dtype of the output: what was asked for, else what the model computes in."""
     return options.dtype or computed
 
 
@@ -132,6 +133,8 @@ def decide(request: Request, client: Client, memory: Any) -> Settings:
     spacing = output_meta(request, found.outputs[0]).spacing
     dtype = stored_dtype(options, found.dtype)
     chunk, shard = resolve_layout(out_shape, spacing, dtype, options.chunk, options.shard)
+    if options.shard is None:
+        shard = limit_depth(shard, chunk, out_shape, demand.frame.axes[0])
     least = shard if options.shard is not None else chunk
     tiling = choose_tiling(demand, shard, least, memory_bytes)
     return Settings(
@@ -180,6 +183,7 @@ def adopt(request: Request, record: Record) -> Settings:
 
 
 def out_blocks(request: Request, settings: Settings) -> BlockGrid:
+    """The tiling of the outputs, stored axes, output voxels."""
     scale = settings.outputs[0].scale
     shape = request.grid_for(scale).reduced(scale).shape
     return BlockGrid(request.inputs.frame.restore(shape), settings.block)

@@ -8,7 +8,6 @@ between two blocks of a run stays open in the blend, so each patch is computed o
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -85,7 +84,7 @@ class Clock:
     """Seconds per stage, handed out step by step."""
 
     def __init__(self) -> None:
-        self.stages: Counter[str] = Counter()
+        self.stages: dict[str, float] = {}
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -93,10 +92,10 @@ class Clock:
         try:
             yield
         finally:
-            self.stages[name] += time.perf_counter() - began  # type: ignore[assignment]
+            self.stages[name] = self.stages.get(name, 0.0) + time.perf_counter() - began
 
     def take(self) -> dict[str, float]:
-        taken, self.stages = dict(self.stages), Counter()
+        taken, self.stages = self.stages, {}
         return taken
 
 

@@ -47,6 +47,7 @@ class Request:
         return PatchGrid(self.inputs.shape, sides, stride, tuple(s > 1 for s in scale))
 
     def forward(self, device: str, precision: str) -> Forward:
+        """How patches go through the model on a device."""
         return Forward(
             self.model.digest,
             self.options.sides,
@@ -58,6 +59,7 @@ class Request:
         )
 
     def fingerprint(self) -> dict[str, Any]:
+        """What decides the voxels of the result, by part."""
         volumes = [v.identity() for v in self.inputs.volumes]
         mask = self.inputs.mask.identity() if self.inputs.mask is not None else None
         return {

@@ -185,6 +185,21 @@ def choose_tiling(
         shard = smaller
 
 
+def limit_depth(
+    shard: Sequence[int], chunk: Sequence[int], shape: Sequence[int], carry: int
+) -> tuple[int, ...]:
+    """Shards of at most about a quarter of the carry axis: a block is what an interruption costs.
+
+    Examples
+    --------
+    >>> limit_depth((256, 256, 256), (64, 64, 64), (300, 300, 300), carry=0)
+    (128, 256, 256)
+    """
+    quarter = -(-shape[carry] // 4)
+    depth = max(1, -(-quarter // chunk[carry])) * chunk[carry]
+    return tuple(min(s, depth) if a == carry else s for a, s in enumerate(shard))
+
+
 def _clip(sides: Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(min(s, n) for s, n in zip(sides, shape, strict=True))
 

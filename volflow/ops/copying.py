@@ -1,0 +1,291 @@
+"""Copy voxels into a new volume, a few whole shards at a time, under a journal."""
+
+from __future__ import annotations
+
+import math
+import os
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from dask.base import compute
+from distributed import Client
+
+from volflow.engine.events import State
+from volflow.engine.plan import Plan, Step
+from volflow.errors import InvalidInput
+from volflow.geometry.grid import BlockGrid
+from volflow.ops.session import run_journalled
+from volflow.store.create import check_target, create
+from volflow.store.journal import Journal, Record, ShardEntry, journal_dir
+from volflow.store.layout import resolve_layout
+from volflow.store.meta import Meta
+from volflow.store.sources import Source, open_source
+from volflow.store.volume import Volume, open_volume
+
+__all__ = ["Copy", "CopyJob", "Held", "Progress", "lay_out", "make_plan", "run_copy"]
+
+COPY_VERSION = 1
+SLACK_BYTES = 32 * 2**20
+
+Progress = bool | Callable[[State], object] | None
+
+
+class Shaped(Protocol):
+    """What a layout depends on."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    @property
+    def meta(self) -> Meta: ...
+    @property
+    def sequential(self) -> bool: ...
+
+
+_held: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Held:
+    """An array of this process, for tasks that run in it: pickled by name, never copied."""
+
+    key: str
+
+    def get(self) -> Any:
+        """The array."""
+        return _held[self.key]
+
+
+@contextmanager
+def hold(array: Any) -> Iterator[Held]:
+    """Make an array known to the tasks of this process."""
+    key = uuid.uuid4().hex
+    _held[key] = array
+    try:
+        yield Held(key)
+    finally:
+        del _held[key]
+
+
+@dataclass(frozen=True)
+class CopyJob:
+    """Copy blocks of a source, or compute blocks of a Dask array, into a volume."""
+
+    source: str | Held | Volume | dict[int, Any] | None
+    volume: Volume
+    blocks: BlockGrid
+    journal: Journal
+    session: str = ""
+
+    def store(self, number: int, voxels: npt.NDArray[Any]) -> None:
+        """Write a block, then its journal entry."""
+        self.journal.check(self.session)
+        sums = self.volume.write(self.blocks[number].write_roi, voxels)
+        entries = [ShardEntry("0", s.start, s.stop, s.crc32c) for s in sums]
+        self.journal.mark(number, entries, {}, session=self.session)
+
+    def open(self) -> Source:
+        """The source, opened on this worker."""
+        return open_source(self.source.get() if isinstance(self.source, Held) else self.source)
+
+
+def _bind(job: CopyJob, session: str) -> CopyJob:
+    return replace(job, session=session)
+
+
+def copy_blocks(job: CopyJob, blocks: tuple[int, ...]) -> Iterator[Step]:
+    """Copy blocks of a source that can be read anywhere."""
+    done = job.journal.done(blocks)
+    source = None if isinstance(job.source, dict) else job.open()
+    for number in blocks:
+        roi = job.blocks[number].write_roi
+        if number not in done:
+            if source is None:
+                voxels = _compute(job.source[number], job.volume.dtype)  # type: ignore[index]
+            else:
+                voxels = source.read(roi)
+            job.store(number, voxels)
+        yield Step(number, roi.size)
+
+
+def _compute(piece: Any, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    (voxels,) = compute(piece, scheduler="synchronous")
+    voxels = np.asarray(voxels)
+    if voxels.dtype != dtype:
+        raise InvalidInput(
+            f"the Dask array declares {dtype} but computes {voxels.dtype}; pass the right dtype="
+            " and meta= to the function that made it, or add .astype"
+        )
+    return voxels
+
+
+def stream_blocks(job: CopyJob, blocks: tuple[int, ...]) -> Iterator[Step]:
+    """Copy blocks of a source that can only be read forward, once."""
+    done = job.journal.done(blocks)
+    depth = job.blocks.block[-3]
+    pending: tuple[int, Future[None]] | None = None
+    with ThreadPoolExecutor(1) as pool:
+        for roi, voxels in job.open().slabs(depth):
+            number = job.blocks.number(
+                [a // b for a, b in zip(roi.start, job.blocks.block, strict=True)]
+            )
+            if pending is not None:
+                pending[1].result()
+                yield Step(pending[0], job.blocks[pending[0]].write_roi.size)
+                pending = None
+            if number in done or number not in blocks:
+                continue
+            pending = number, pool.submit(job.store, number, voxels)
+        if pending is not None:
+            pending[1].result()
+            yield Step(pending[0], job.blocks[pending[0]].write_roi.size)
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A conversion ready to run: where to, in which layout, and how it is cut."""
+
+    path: str
+    meta: Meta
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    chunk: tuple[int, ...]
+    shard: tuple[int, ...]
+    blocks: BlockGrid
+    sequential: bool
+    peak_bytes: int
+    what: str = ""
+
+    def remedy(self) -> str:
+        """What would make the copy fit."""
+        least = math.ceil(self.peak_bytes / 2**20)
+        return f'use memory="{least}MiB" or more, or a smaller shard'
+
+    def volume(self, *, overwrite: bool = False) -> Volume:
+        """Make the volume on disk, without voxels."""
+        return create(
+            self.path,
+            self.shape,
+            self.dtype,
+            self.meta,
+            chunk=self.chunk[-3:],
+            shard=self.shard[-3:],
+            overwrite=overwrite,
+        )
+
+
+def lay_out(source: Shaped, path: str, chunk: Any, shard: Any, memory_bytes: int) -> Copy:
+    """Choose the layout and blocks of a copy; shards shrink along z where memory is short."""
+    shape, dtype = tuple(source.shape), np.dtype(source.dtype)
+    inner, outer = resolve_layout(shape, source.meta.spacing, dtype, chunk, shard)
+    front = (1,) * (len(shape) - 3)
+
+    def sized(outer: Sequence[int]) -> tuple[BlockGrid, int]:
+        space = shape[-3:] if source.sequential else outer[-3:]
+        block = BlockGrid(shape, (*front, outer[-3], *space[-2:]))
+        voxels = math.prod(min(b, n) for b, n in zip(block.block, shape, strict=True))
+        copies = 3.5 if source.sequential else 2.5  # the slab, its successor, shards in flight
+        return block, int(voxels * dtype.itemsize * copies) + SLACK_BYTES
+
+    blocks, peak = sized(outer)
+    while peak > memory_bytes and shard is None and outer[-3] > inner[-3]:
+        halves = -(-(outer[-3] // inner[-3]) // 2)
+        outer = (*outer[:-3], inner[-3] * halves, *outer[-2:])
+        blocks, peak = sized(outer)
+    return Copy(path, source.meta, shape, dtype, inner, outer, blocks, source.sequential, peak)
+
+
+def adopted(
+    out: str | os.PathLike[str], chunk: Any, shard: Any, *, overwrite: bool
+) -> tuple[Any, Any]:
+    """Chunk and shard of the run to resume where none are asked for: memory may differ now."""
+    before = None if overwrite or "://" in os.fspath(out) else Journal(journal_dir(out)).recorded()
+    if before is None or chunk is not None or shard is not None:
+        return chunk, shard
+    saved = before.settings
+    return tuple(saved["chunk"])[-3:], tuple(saved["shard"])[-3:]
+
+
+def make_plan(copy: Copy, job: Any, done: frozenset[int], memory_bytes: int) -> Plan:
+    """The plan for the blocks that are left."""
+    left = tuple(n for n in range(len(copy.blocks)) if n not in done)
+    return Plan(
+        "convert",
+        stream_blocks if copy.sequential else copy_blocks,
+        job,
+        ((left,) if copy.sequential and left else tuple((n,) for n in left)),
+        units=sum(copy.blocks[n].write_roi.size for n in left),
+        unit="voxels",
+        peak_bytes=copy.peak_bytes,
+        memory_bytes=memory_bytes,
+        exclusive=copy.sequential,
+        facts=(
+            ("input", copy.what),
+            ("output", f"{copy.path}: {copy.shape} {copy.dtype}"),
+            ("layout", f"chunks {copy.chunk}, shards {copy.shard}"),
+        ),
+    )
+
+
+def make_record(identity: str, copy: Copy) -> Record:
+    return Record(
+        "convert",
+        {"input": identity, "version": COPY_VERSION},
+        {"grid": list(copy.blocks.counts), "chunk": copy.chunk, "shard": copy.shard},
+    )
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a copy is run: on which client, within which memory, replacing what, showing what."""
+
+    client: Client
+    memory_bytes: int
+    overwrite: bool = False
+    progress: Progress = None
+
+
+def run_copy(
+    copy: Copy,
+    record: Record,
+    run: Run,
+    source: str | Held | Volume | None,
+    pieces: Callable[[tuple[int, ...]], dict[int, Any]] | None = None,
+) -> Volume:
+    """Make the volume, or open the one begun, and copy what is left.
+
+    Parameters
+    ----------
+    copy, record, run
+        What is copied, its record, and how.
+    source
+        What tasks open; None where each run of blocks brings its own ``pieces``.
+    pieces
+        Lazy arrays of a run's blocks, by number.
+    """
+    journal = Journal(journal_dir(copy.path))
+    make_plan(copy, None, frozenset(), run.memory_bytes).require_memory(copy.remedy())
+    with journal.lock():
+        begun = journal.recorded() is not None and Path(copy.path).exists()
+        if begun and not run.overwrite:
+            journal.compare(record)
+            volume = open_volume(copy.path)
+        else:
+            check_target(copy.path, overwrite=run.overwrite)
+            journal.clear()  # first: no block may count as done of a volume that is made anew
+            volume = copy.volume(overwrite=run.overwrite)
+        job = CopyJob(source, volume, copy.blocks, journal)
+        plan = make_plan(copy, job, frozenset(journal.done()), run.memory_bytes)
+        if pieces is not None:
+            own = pieces
+            plan = replace(plan, job=None, job_of=lambda blocks: replace(job, source=own(blocks)))
+        run_journalled(plan, journal, record, _bind, cluster=run.client, progress=run.progress)
+    return volume
