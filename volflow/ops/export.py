@@ -24,15 +24,15 @@ __all__ = ["export", "is_foreign"]
 SUFFIXES = (".nii.gz", ".nii", ".npy")
 
 
-def is_foreign(path: str | os.PathLike[str]) -> bool:
-    """Whether a file name asks for a format that `export` writes.
+def is_foreign(path: Any) -> bool:
+    """Whether something is the name of a file in a format that `export` writes.
 
     Examples
     --------
     >>> is_foreign("seg.NII.gz"), is_foreign("seg.zarr")
     (True, False)
     """
-    return os.fspath(path).lower().endswith(SUFFIXES)
+    return isinstance(path, str | os.PathLike) and os.fspath(path).lower().endswith(SUFFIXES)
 
 
 def export(

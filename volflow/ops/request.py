@@ -152,4 +152,4 @@ def output_meta(request: Request, output: Output) -> Meta:
     names = spec.classes if len(spec.classes) == output.channels else ()
     axes = ("z", "y", "x") if classes else ("c", "z", "y", "x")
     kind = "classes" if classes else "image"
-    return replace(meta, axes=axes, kind=kind, channels=() if classes else names, colors=())
+    return replace(meta, axes=axes, kind=kind, channels=names, colors=())

@@ -1,0 +1,1 @@
+"""The demonstration: a real brain scan, a small network trained on part of it, and its score."""
