@@ -20,6 +20,9 @@ Cluster = str | int | Client | Any | None
 # A process shares its memory with the allocator's slack, the page tables and Dask itself.
 DEFAULT_SHARE = 0.6
 
+CGROUPS = Path("/sys/fs/cgroup")
+OWN_CGROUPS = Path("/proc/self/cgroup")
+
 
 def cores() -> int:
     """CPU cores that this process may use."""
@@ -158,20 +161,44 @@ def _machine_free() -> int:
 
 
 def _cgroup_free() -> int | None:
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        (
-            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-        ),
-    ):
-        try:
-            return max(1, int(Path(limit).read_text()) - int(Path(used).read_text()))
-        except (OSError, ValueError):  # absent, or "max"
+    """Room left by the cgroups around this process, of version 1 or 2, up to the outermost."""
+    rooms = []
+    try:
+        own = OWN_CGROUPS.read_text().splitlines()
+    except OSError:  # not Linux
+        return None
+    for line in own:
+        _, kinds, path = line.split(":", 2)
+        if kinds == "":
+            base, names = CGROUPS, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in kinds.split(","):
+            base = CGROUPS / "memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
             continue
-    return None
+        here = base / path.lstrip("/")
+        rooms += [_room(at, *names) for at in (here, *here.parents) if at.is_relative_to(base)]
+    return min((room for room in rooms if room is not None), default=None)
+
+
+def _room(cgroup: Path, limit: str, used: str, cache: str) -> int | None:
+    try:
+        room = int((cgroup / limit).read_text()) - int((cgroup / used).read_text())
+        lines = (cgroup / "memory.stat").read_text().splitlines()
+        # Files read and written count as used memory, but give way.
+        room += sum(int(line.split()[1]) for line in lines if line.split()[0] == cache)
+    except (OSError, ValueError):  # absent, or "max"
+        return None
+    return max(1, room)
 
 
 def _slurm_limit() -> int | None:
-    per_node = os.environ.get("SLURM_MEM_PER_NODE", "")
-    return int(per_node) * 1024**2 if per_node.isdecimal() and int(per_node) else None
+    """What SLURM grants on this node, in its MiB: per node, or per CPU."""
+    per_node = _slurm("SLURM_MEM_PER_NODE")
+    per_cpu = _slurm("SLURM_MEM_PER_CPU") * _slurm("SLURM_CPUS_ON_NODE")
+    return (per_node or per_cpu) * 1024**2 or None
+
+
+def _slurm(name: str) -> int:
+    text = os.environ.get(name, "")
+    return int(text) if text.isdecimal() else 0

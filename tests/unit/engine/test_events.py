@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import io
+import time
+
+import pytest
+from rich.console import Console
+
+from volflow.engine import events
+from volflow.engine.events import Bar, Callback, Lines, Silent, State, reporter
+
+
+def state(**changes) -> State:
+    begun = State("predict", "voxels", total_units=1000, total_blocks=4)
+    for name, value in changes.items():
+        setattr(begun, name, value)
+    return begun
+
+
+class TestState:
+    def test_adds_up(self):
+        one = state()
+        one.add(units=250, blocks=1, stages={"read": 1.0, "model": 2.0})
+        one.add(units=250, blocks=0, stages={"model": 1.0})
+        assert (one.units, one.blocks, one.fraction) == (500, 1, 0.5)
+        assert one.stages == {"read": 1.0, "model": 3.0}
+        assert one.bottleneck() == "model 75%"
+
+    def test_work_done_twice_never_exceeds_the_whole(self):
+        one = state()
+        for _ in range(9):
+            one.add(units=300, blocks=0, stages={})
+        assert one.units == 1000
+        assert one.fraction == 1.0
+
+    def test_knows_nothing_before_the_first_step(self):
+        assert state().eta_s is None
+        assert state().bottleneck() == ""
+        assert "left" not in state().line()
+        assert "limited by" not in state().line()
+
+    def test_no_work_is_done(self):
+        assert State("predict", "voxels", 0, 0).fraction == 1.0
+
+    def test_the_time_left_follows_the_mean_rate(self):
+        one = state(began_s=time.monotonic() - 30, units=250)
+        assert one.eta_s == pytest.approx(90, rel=0.05)
+
+    def test_says_it_all_in_one_line(self):
+        one = state(began_s=time.monotonic() - 100, units=250, blocks=1, retries=2)
+        one.stages.update({"read": 3.0, "model": 1.0})
+        assert one.line() == (
+            "1/4 blocks · 2.5 voxels/s · 1:40 elapsed · 5:00 left · limited by read 75% · 2 retried"
+        )
+
+    @pytest.mark.parametrize(
+        ("rate", "text"),
+        [(0.5, "0.5 v"), (999, "999 v"), (1500, "1.5 kv"), (2.5e6, "2.5 Mv"), (3e9, "3 Gv"),
+         (4e12, "4 Tv")],
+    )  # fmt: skip
+    def test_rates_have_prefixes(self, rate, text):
+        one = State("p", "v", int(1000 * rate), 1, units=int(1000 * rate))
+        one.began_s = time.monotonic() - 1000
+        assert f" {text}/s " in one.line()
+
+    def test_hours_are_shown(self):
+        one = state(began_s=time.monotonic() - 2 * 3600 - 65)
+        assert "2:01:05 elapsed" in one.line()
+
+
+class TestLines:
+    def test_prints_where_the_last_line_is_old(self, capsys):
+        shown = Lines()
+        shown.update(state(units=10))
+        assert capsys.readouterr().err == ""
+        shown.last_s -= Lines.every_s
+        shown.update(state(units=500, blocks=2))
+        shown.update(state(units=501, blocks=2))
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("predict:  50% · 2/4 blocks")
+
+    def test_always_prints_the_last_one(self, capsys):
+        Lines().close(state(units=1000, blocks=4))
+        assert capsys.readouterr().err.startswith("predict: 100% · 4/4 blocks")
+
+
+class TestBar:
+    def bar(self) -> tuple[Bar, io.StringIO]:
+        out = io.StringIO()
+        return Bar(Console(file=out, force_terminal=True, width=160)), out
+
+    def test_shows_operation_share_and_line(self):
+        bar, out = self.bar()
+        bar.update(state(units=250, blocks=1))
+        bar.close(state(units=1000, blocks=4))
+        assert "predict" in out.getvalue()
+        assert "100%" in out.getvalue()
+        assert "4/4 blocks" in out.getvalue()
+
+    def test_is_there_even_for_a_run_without_steps(self):
+        bar, out = self.bar()
+        bar.close(state())
+        assert "0/4 blocks" in out.getvalue()
+
+
+class TestReporter:
+    @pytest.fixture
+    def console(self, monkeypatch):
+        def fake(**features):
+            monkeypatch.setattr(
+                events, "Console", lambda stderr: Console(file=io.StringIO(), **features)
+            )
+
+        return fake
+
+    def test_a_bar_on_a_terminal(self, console):
+        console(force_terminal=True)
+        assert isinstance(reporter(None), Bar)
+        assert isinstance(reporter(True), Bar)
+
+    def test_a_bar_in_a_notebook(self, console):
+        console(force_jupyter=True)
+        assert isinstance(reporter(None), Bar)
+
+    def test_lines_in_logs(self, console):
+        console(force_terminal=False)
+        assert isinstance(reporter(None), Lines)
+        assert isinstance(reporter(True), Lines)
+
+    def test_silence_on_request(self, console, capsys):
+        console(force_terminal=True)
+        silent = reporter(False)
+        assert isinstance(silent, Silent)
+        silent.update(state())
+        silent.close(state())
+        assert capsys.readouterr() == ("", "")
+
+    def test_a_function_gets_each_state(self):
+        seen = []
+        shown = reporter(lambda s: seen.append((s.units, s.blocks)))
+        assert isinstance(shown, Callback)
+        shown.update(state(units=1))
+        shown.close(state(units=1000, blocks=4))
+        assert seen == [(1, 0), (1000, 4)]
