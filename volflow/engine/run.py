@@ -166,8 +166,8 @@ class Driver:
             self.results.update(outcome.results)
             if isinstance(outcome.error, VolflowError):
                 raise outcome.error
-            if outcome.error is not None:
-                self.retry(attempt, f"{outcome.error}\n{outcome.trace}".strip())
+            reason = outcome.error or "its task ended without doing it"
+            self.retry(attempt, f"{reason}\n{outcome.trace}".strip())
 
     def loop(self) -> None:
         """Submit and collect until nothing is left."""

@@ -141,9 +141,10 @@ def stream_blocks(job: CopyJob, blocks: tuple[int, ...]) -> Iterator[Step]:
                 pending[1].result()
                 yield Step(pending[0], job.blocks[pending[0]].write_roi.size)
                 pending = None
-            if number in done or number not in blocks:
-                continue
-            pending = number, pool.submit(job.store, number, voxels)
+            if number in done:
+                yield Step(number, 0)
+            elif number in blocks:
+                pending = number, pool.submit(job.store, number, voxels)
         if pending is not None:
             pending[1].result()
             yield Step(pending[0], job.blocks[pending[0]].write_roi.size)

@@ -1,0 +1,326 @@
+"""The driver: bounded, patient with what fails, quick with what is refused."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from distributed import LocalCluster, WorkerPlugin, get_worker
+
+from volflow.engine import run as run_module
+from volflow.engine.cluster import connect
+from volflow.engine.plan import Plan, Step, split_runs
+from volflow.engine.run import Driver, run
+from volflow.errors import InvalidInput, RunFailed
+
+seen: Counter[object] = Counter()
+going, stopping = threading.Event(), threading.Event()
+running: list[float] = []
+
+
+@pytest.fixture(scope="module")
+def client():
+    with connect("threads") as client:
+        yield client
+
+
+@pytest.fixture(autouse=True)
+def forget():
+    seen.clear()
+
+
+def plan_of(task, job=None, *, blocks: int = 6, pieces: int = 3, **changes) -> Plan:
+    base = {
+        "operation": "square", "task": task, "job": job,
+        "runs": split_runs(range(blocks), pieces), "units": 10 * blocks, "unit": "voxels",
+        "peak_bytes": 1, "memory_bytes": 100,
+    }  # fmt: skip
+    return Plan(**{**base, **changes})
+
+
+def square(job, blocks):
+    for block in blocks:
+        seen[block] += 1
+        yield Step(None, 4, {"read": 0.5})
+        yield Step(block, 6, {"write": 0.25}, result=block**2)
+
+
+def fails_at(job, blocks):
+    """Fails at a block the first ``times`` that it comes to it."""
+    block, times = job
+    for one in blocks:
+        seen[one] += 1
+        if one == block and seen[one] <= times:
+            raise OSError(f"block {one} did not work")
+        yield Step(one, 10, result=one)
+
+
+def fails_at_many(job, blocks):
+    for one in blocks:
+        seen[one] += 1
+        if one in job:
+            raise OSError(f"block {one} did not work")
+        yield Step(one, 10, result=one)
+
+
+class Odd(Exception):
+    """Pickles, but does not unpickle."""
+
+    def __init__(self, one, two):
+        super().__init__(f"{one} and {two}")
+
+
+def odd(job, blocks):
+    yield from ()
+    raise Odd("this", "that")
+
+
+def refuses(job, blocks):
+    seen["asked"] += 1
+    yield Step(None, 1)
+    raise InvalidInput("not like this")
+
+
+def forgets(job, blocks):
+    for block in blocks:
+        seen[block] += 1
+        if block != job:
+            yield Step(block, 10)
+
+
+def counts_itself(job, blocks):
+    running.append(1)
+    seen["most"] = max(seen["most"], len(running))
+    time.sleep(0.02)
+    running.pop()
+    yield Step(blocks[0], 10)
+
+
+def waits(job, blocks):
+    going.set()
+    assert stopping.wait(30)
+    yield Step(blocks[0], 1)
+
+
+def named(job, blocks):
+    for block in blocks:
+        yield Step(block, 1, result=job)
+
+
+class TestDone:
+    def test_results_come_by_block(self, client):
+        report = run(plan_of(square), cluster=client, progress=False)
+        assert report.results == {b: b**2 for b in range(6)}
+        assert report.retries == 0
+        assert set(seen.values()) == {1}
+
+    def test_stages_add_up(self, client):
+        states = []
+        report = run(plan_of(square), cluster=client, progress=lambda s: states.append(s.units))
+        assert report.wall_s > 0
+        assert states == sorted(states)
+        assert states[-1] == 60
+        # The last messages may come after the last result; what came is right.
+        assert 0 < report.stages["read"] <= 3.0
+
+    def test_a_plan_without_work_is_done(self, client):
+        assert run(plan_of(square, runs=()), cluster=client, progress=False).results == {}
+
+    def test_each_run_may_have_a_job_of_its_own(self, client):
+        plan = plan_of(named, runs=((0, 1), (2,)), job_of=lambda blocks: f"job of {blocks}")
+        results = run(plan, cluster=client, progress=False).results
+        assert results == {0: "job of (0, 1)", 1: "job of (0, 1)", 2: "job of (2,)"}
+
+    def test_nothing_is_left_on_the_scheduler(self, client):
+        run(plan_of(square, blocks=40, pieces=40), cluster=client, progress=False)
+        deadline = time.monotonic() + 30
+        scheduler = client.cluster.scheduler
+        while scheduler.tasks and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not scheduler.tasks
+
+    def test_the_callers_client_stays_open(self, client):
+        run(plan_of(square), cluster=client, progress=False)
+        assert client.status == "running"
+
+
+class TestSlots:
+    def slots(self, threads: int, **changes) -> int:
+        driver = Driver(None, plan_of(square, **changes), None, "", 0)
+        return driver.slots(threads)
+
+    def test_as_many_tasks_as_fit_in_memory(self):
+        assert self.slots(8, peak_bytes=30, memory_bytes=100) == 3
+        assert self.slots(2, peak_bytes=30, memory_bytes=100) == 2
+        assert self.slots(8, peak_bytes=101, memory_bytes=100) == 1
+        assert self.slots(8, peak_bytes=0, memory_bytes=100) == 8
+
+    def test_one_where_the_task_uses_all_cores_itself(self):
+        assert self.slots(8, exclusive=True) == 1
+
+    @pytest.mark.parametrize(
+        ("changes", "most"),
+        [({"peak_bytes": 40}, 2), ({"peak_bytes": 100}, 1), ({"exclusive": True}, 1), ({}, 4)],
+    )
+    def test_no_more_tasks_run_at_once(self, changes, most):
+        with LocalCluster(
+            n_workers=1, threads_per_worker=4, processes=False, memory_limit=None,
+            dashboard_address=None, scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
+        ) as cluster:  # fmt: skip
+            plan = plan_of(counts_itself, blocks=16, pieces=16, **changes)
+            run(plan, cluster=cluster, progress=False)
+        assert 1 <= seen["most"] <= most
+
+    def test_the_window_is_bounded(self, client, monkeypatch):
+        widest = [0]
+        collect = Driver.collect
+
+        def watched(driver):
+            widest[0] = max(widest[0], len(driver.flying))
+            collect(driver)
+
+        monkeypatch.setattr(Driver, "collect", watched)
+        run(plan_of(square, blocks=60, pieces=60, memory_bytes=2), cluster=client, progress=False)
+        assert widest[0] == 2
+
+
+class TestFailures:
+    @pytest.mark.parametrize("times", [1, 2])
+    def test_what_fails_at_first_is_done_again(self, client, times):
+        report = run(plan_of(fails_at, (1, times)), cluster=client, progress=False)
+        assert report.results == {b: b for b in range(6)}
+        assert report.retries == times
+
+    def test_only_what_is_left_of_a_run_is_repeated(self, client):
+        run(plan_of(fails_at, (2, 2), pieces=1), cluster=client, progress=False)
+        assert seen == {0: 1, 1: 1, 2: 3, 3: 1, 4: 1, 5: 1}
+
+    @pytest.mark.parametrize("block", [0, 2, 5])
+    @pytest.mark.parametrize("pieces", [1, 2, 6])
+    def test_a_block_that_always_fails_is_lost_alone(self, client, block, pieces):
+        with pytest.raises(RunFailed) as failed:
+            run(plan_of(fails_at, (block, 99), pieces=pieces), cluster=client, progress=False)
+        assert seen == {b: 3 if b == block else 1 for b in range(6)}
+        message = str(failed.value)
+        assert message.startswith(
+            f"1 of 6 blocks failed after 2 retries (blocks {block}); what is done is kept, run the"
+            f" same command again to resume. First error: OSError: block {block} did not work"
+        )
+        assert failed.value.exit_code == 1
+
+    def test_several_that_always_fail_are_all_named(self, client):
+        with pytest.raises(RunFailed, match=r"3 of 6 blocks failed .* \(blocks 0, 3, 4\)"):
+            run(plan_of(fails_at_many, (0, 3, 4), pieces=1), cluster=client, progress=False)
+        assert {b for b, count in seen.items() if count == 1} == {1, 2, 5}
+
+    def test_the_number_of_retries_may_be_chosen(self, client):
+        with pytest.raises(RunFailed, match="1 of 6 blocks failed after 0 retries"):
+            run(plan_of(fails_at, (3, 1)), cluster=client, progress=False, retries=0)
+        assert seen[3] == 1
+
+    def test_an_error_that_cannot_be_unpickled_still_tells_its_text(self, client):
+        with pytest.raises(RunFailed, match="First error: Odd: this and that"):
+            run(plan_of(odd, blocks=1), cluster=client, progress=False, retries=0)
+
+    def test_what_is_refused_is_refused_at_once(self, client):
+        stopped = []
+        with pytest.raises(InvalidInput, match=r"^not like this$"):
+            run(
+                plan_of(refuses, exclusive=True), cluster=client, progress=False,
+                stop=lambda: stopped.append(True),
+            )  # fmt: skip
+        assert seen["asked"] == 1
+        assert stopped == [True]
+
+    def test_a_task_that_ends_without_some_blocks_is_not_taken_for_done(self, client):
+        with pytest.raises(RunFailed, match=r"1 of 6 .* \(blocks 2\).* ended without doing it"):
+            run(plan_of(forgets, 2), cluster=client, progress=False)
+        assert seen == {b: 3 if b == 2 else 1 for b in range(6)}
+
+
+class TestStopping:
+    def test_ctrl_c_tells_the_tasks(self, client, monkeypatch):
+        def interrupted(driver):
+            assert going.wait(30)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(Driver, "collect", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(plan_of(waits), cluster=client, progress=False, stop=stopping.set)
+        assert stopping.is_set()
+
+    def test_without_any_worker_it_gives_up(self, monkeypatch):
+        monkeypatch.setattr(run_module, "WORKERS_PATIENCE_S", 0.2)
+        monkeypatch.setattr(run_module, "POLL_S", 0.05)
+        with (
+            LocalCluster(
+                n_workers=0, processes=False, dashboard_address=None,
+                scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
+            ) as none,
+            pytest.raises(RunFailed, match="no Dask worker is left; start workers and run the s"),
+        ):  # fmt: skip
+            run(plan_of(square), cluster=none, progress=False)
+
+
+class Mark(WorkerPlugin):
+    def setup(self, worker):
+        seen["plugin"] += 1
+        os.environ["VOLFLOW_TEST_PLUGIN"] = "here"
+
+    def teardown(self, worker):
+        seen["plugin"] -= 1
+
+
+def needs_plugin(job, blocks):
+    for block in blocks:
+        yield Step(block, 10, result=(os.environ.get("VOLFLOW_TEST_PLUGIN"), os.getpid()))
+
+
+def dies_once(job, blocks):
+    """Kills its own process at block 2, the first time."""
+    get_worker()
+    for block in blocks:
+        flag = Path(job) / "died"
+        if block == 2 and not flag.exists():
+            flag.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield Step(block, 10, result=(os.environ.get("VOLFLOW_TEST_PLUGIN"), os.getpid()))
+
+
+class TestPlugin:
+    def test_is_there_while_the_plan_runs_and_gone_after(self, client, monkeypatch):
+        monkeypatch.delenv("VOLFLOW_TEST_PLUGIN", raising=False)
+        report = run(plan_of(needs_plugin, plugin=Mark()), cluster=client, progress=False)
+        assert {env for env, _ in report.results.values()} == {"here"}
+        assert seen["plugin"] == 0
+        monkeypatch.delenv("VOLFLOW_TEST_PLUGIN", raising=False)
+
+    def test_is_gone_after_a_failure(self, client):
+        plan = plan_of(fails_at, (0, 99), plugin=Mark())
+        with pytest.raises(RunFailed):
+            run(plan, cluster=client, progress=False, retries=0)
+        assert seen["plugin"] == 0
+        os.environ.pop("VOLFLOW_TEST_PLUGIN", None)
+
+
+@pytest.mark.slow
+class TestProcesses:
+    def test_the_plugin_reaches_every_process(self):
+        plan = plan_of(needs_plugin, blocks=12, pieces=12, plugin=Mark())
+        report = run(plan, cluster=2, progress=False)
+        assert {env for env, _ in report.results.values()} == {"here"}
+        assert len({pid for _, pid in report.results.values()}) == 2
+        assert "VOLFLOW_TEST_PLUGIN" not in os.environ
+
+    def test_what_a_dead_process_held_is_done_by_another(self, tmp_path):
+        plan = plan_of(dies_once, str(tmp_path), plugin=Mark())
+        report = run(plan, cluster=2, progress=False)
+        assert sorted(report.results) == list(range(6))
+        # The process that came in place of the dead one has the plugin too.
+        assert {env for env, _ in report.results.values()} == {"here"}
+        assert report.retries == 1
