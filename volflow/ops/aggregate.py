@@ -11,6 +11,7 @@ waking its threads than on the sums. On a GPU they are torch's; the calls have t
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -175,7 +176,10 @@ class RollingBlend:
         self.row += step
 
     def _norm_of(self, low: int, high: int) -> Scores:
-        """Sums of weights of some rows, as a full grid gives them, in the order of `add`."""
+        """Sums of weights of some rows, as a full grid gives them, in the order of `add`.
+
+        Layers away from the border lie alike, so that their sums are taken once.
+        """
         layers = self.grid.touching(0, low, high)
         starts = [int(self.grid.starts[0][i]) - low for i in layers]
         key = (tuple(starts), high - low)
@@ -184,13 +188,11 @@ class RollingBlend:
         self.ready = None  # free the old rows before making new ones
         tile = Roi((low, *self.tile.start[1:]), (high, *self.tile.stop[1:]))
         norm = self._zeros(tile.shape)
-        for layer in layers:
-            for row in self.rows:
-                for column in self.columns:
-                    patch = self.grid.roi((layer, row, column))
-                    box = patch.intersect(tile)
-                    if box.size:
-                        weight = self.weights[box.relative_to(patch.start).slices()]
-                        norm[box.relative_to(tile.start).slices()] += weight
+        for index in itertools.product(layers, self.rows, self.columns):
+            patch = self.grid.roi(index)
+            box = patch.intersect(tile)
+            if box.size:
+                sums = norm[box.relative_to(tile.start).slices()]
+                sums += self.weights[box.relative_to(patch.start).slices()]
         self.ready = (key, norm)
         return norm

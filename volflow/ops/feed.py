@@ -100,6 +100,7 @@ class Feed:
         self.dtype = np.dtype(dtype)
         self.pool = ThreadPoolExecutor(1, thread_name_prefix="volflow-read")
         self.segments: deque[Segment] = deque()
+        self.spare: list[npt.NDArray[Any]] = []
         self.next_row = tile.start[0]
         n, step = inputs.shape[0], segment_rows(inputs)
         # Rows are cut where the stored chunks are, also when the frame runs against them.
@@ -122,7 +123,8 @@ class Feed:
     def drop(self, low: int) -> None:
         """Forget rows below ``low``."""
         while self.segments and self.segments[0].high <= low:
-            self.segments.popleft()
+            # The memory is handed on: a fresh page costs more than the copy into it.
+            self.spare = [self.segments.popleft().values.result()[0]]
 
     def close(self) -> None:
         """Stop the reading thread."""
@@ -133,7 +135,7 @@ class Feed:
         frame = self.inputs.frame
         shape = self.inputs.volumes[0].spatial_shape
         stored = frame.stored_roi(roi, shape)
-        values = np.empty((self.inputs.channels, *roi.shape), self.dtype)
+        values = self._buffer((self.inputs.channels, *roi.shape))
         active = np.ones(roi.shape, np.bool_) if self.inputs.skipping else None
         first = 0
         bright = None
@@ -152,6 +154,10 @@ class Feed:
             if self.inputs.mask is not None:
                 active &= frame.show(self.inputs.mask.read(stored)) > 0
         return values, active
+
+    def _buffer(self, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+        spare, self.spare = self.spare, []
+        return spare[0] if spare and spare[0].shape == shape else np.empty(shape, self.dtype)
 
     def fill(self, patch: npt.NDArray[Any], roi: Roi) -> None:
         """Copy a patch ``(C, *roi.shape)`` out of the rows; zeros outside the volume."""

@@ -51,7 +51,7 @@ class Finish:
     fill: float = 0
 
     def __call__(self, scores_CZYX: Any, covered_ZYX: Any = None) -> npt.NDArray[Any]:
-        """Rows to store: ``CZYX`` scores or ``ZYX`` classes; the given scores are used up."""
+        """Rows to store, ``CZYX`` scores or ``ZYX`` classes, perhaps in the given scores' place."""
         if not np.isfinite(float(scores_CZYX.sum())) and not bool(
             (abs(scores_CZYX) < float("inf")).all()
         ):
@@ -113,7 +113,7 @@ class Finish:
     def _cast(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         dtype = np.dtype(self.dtype)
         if dtype.kind not in "iu":
-            return values.astype(dtype, copy=True)
+            return values.astype(dtype, copy=False)
         limits = np.iinfo(dtype)
         # The largest of 64 bits is no float: one step below it, lest it wrap.
         top = limits.max if dtype.itemsize < 8 else np.nextafter(float(limits.max), 0)

@@ -114,6 +114,8 @@ def merge_options(given: PredictOptions, spec: Spec) -> PredictOptions:
         many = len(spec.classes) > 256
         options = replace(options, dtype="uint16" if many else "uint8")
     _check(options)
+    if options.dtype is not None:  # one name for "f4", numpy.float32 and "float32"
+        options = replace(options, dtype=np.dtype(options.dtype).name)
     return options
 
 

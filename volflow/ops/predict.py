@@ -24,13 +24,14 @@ from distributed import Client
 from volflow.engine.cluster import Cluster, connect
 from volflow.engine.events import State
 from volflow.engine.plan import Plan
-from volflow.errors import InvalidInput
+from volflow.errors import InvalidInput, ResumeRefused
 from volflow.geometry.normalize import normalization
 from volflow.model.bundle import evaluating, load_model
 from volflow.model.spec import Model
 from volflow.ops.convert import as_volume
 from volflow.ops.export import export, is_foreign
 from volflow.ops.options import PredictOptions, merge_options, order_inputs
+from volflow.ops.predict_job import PredictJob, Target
 from volflow.ops.predict_plan import (
     Settings,
     adopt,
@@ -39,7 +40,6 @@ from volflow.ops.predict_plan import (
     out_blocks,
     stored_dtype,
 )
-from volflow.ops.predict_task import PredictJob, Target
 from volflow.ops.request import Request, make_request, output_meta
 from volflow.ops.session import run_journalled
 from volflow.ops.statistics import statistics
@@ -116,14 +116,23 @@ def _placeholders(call: Call) -> Iterator[tuple[dict[str, Any], Any]]:
         yield named, None if mask is None else stand_in(mask, "mask")
 
 
-def _converted(call: Call, **options: Any) -> tuple[dict[str, Volume], Volume | None]:
+def _converted(
+    call: Call, overwrite: bool, **options: Any
+) -> tuple[dict[str, Volume], Volume | None]:
     """The inputs as volumes on disk; what is none yet is converted into the sidecar folder."""
-    named = {
-        name: as_volume(x, call.sidecar / f"{name or 'input'}.zarr", **options)
-        for name, x in call.inputs.items()
-    }
+
+    def converted(x: Any, name: str) -> Volume:
+        keep = call.sidecar / f"{name}.zarr"
+        try:
+            return as_volume(x, keep, **options)
+        except ResumeRefused:  # what was converted before is another input
+            if not overwrite:
+                raise
+            return as_volume(x, keep, overwrite=True, **options)
+
+    named = {name: converted(x, name or "input") for name, x in call.inputs.items()}
     mask = call.options.mask
-    return named, None if mask is None else as_volume(mask, call.sidecar / "mask.zarr", **options)
+    return named, None if mask is None else converted(mask, "mask")
 
 
 def _normalized(request: Request, client: Client, memory: Any, progress: Progress) -> Request:

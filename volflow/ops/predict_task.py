@@ -7,158 +7,25 @@ between two blocks of a run stays open in the blend, so each patch is computed o
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 
 from volflow.engine.plan import Step
 from volflow.errors import InvalidInput
-from volflow.geometry.grid import BlockGrid, PatchGrid
+from volflow.geometry.grid import PatchGrid
 from volflow.geometry.roi import Roi
-from volflow.geometry.windows import Blend
-from volflow.model.forward import Forward, torch_threads
+from volflow.model.forward import torch_threads
 from volflow.ops.aggregate import RollingBlend
-from volflow.ops.feed import Feed, Inputs
-from volflow.ops.finish import Finish
+from volflow.ops.feed import Feed
+from volflow.ops.predict_job import Clock, PredictJob
 from volflow.ops.tiling import FINISH_ROWS
-from volflow.store.journal import Journal, ShardEntry
-from volflow.store.volume import Volume
+from volflow.ops.write_behind import Writer
 
-__all__ = ["PredictJob", "Target", "predict_blocks"]
-
-
-@dataclass(frozen=True)
-class Target:
-    """Where one output of the model goes: its name there, its array below the output, a volume."""
-
-    name: str
-    array: str
-    channels: int
-    volume: Volume
-
-
-@dataclass(frozen=True)
-class PredictJob:
-    """Everything a task needs to know; small and picklable.
-
-    Parameters
-    ----------
-    inputs, grid, scale
-        Patches in frame coordinates; input voxels per output voxel.
-    blocks
-        The tiling of the outputs, in output voxels and stored axis order.
-    forward, batch_size, threads
-        The model; batches are consecutive patches of one row of the grid.
-    blend, finish, targets
-        What becomes of its scores.
-    journal, session
-        Where done blocks are recorded, and the driver this task belongs to.
-    """
-
-    inputs: Inputs
-    grid: PatchGrid
-    scale: tuple[int, ...]
-    blocks: BlockGrid
-    forward: Forward
-    batch_size: int
-    threads: int
-    blend: Blend
-    finish: Finish
-    targets: tuple[Target, ...]
-    journal: Journal
-    session: str
-
-    def roi(self, block: int) -> Roi:
-        """A block's box in frame coordinates, in output voxels."""
-        return self.inputs.frame.roi(self.blocks[block].write_roi, self.blocks.shape)
-
-
-class Clock:
-    """Seconds per stage, handed out step by step."""
-
-    def __init__(self) -> None:
-        self.stages: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.stages[name] = self.stages.get(name, 0.0) + time.perf_counter() - began
-
-    def take(self) -> dict[str, float]:
-        taken, self.stages = self.stages, {}
-        return taken
-
-
-@dataclass
-class Writer:
-    """Collects finished rows into blocks, and writes each block behind the next one's back."""
-
-    job: PredictJob
-    blocks: tuple[int, ...]
-    clock: Clock
-    pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
-    buffers: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
-    pending: Future[int] | None = None
-    position: int = 0
-
-    def put(self, row: int, rows: dict[str, npt.NDArray[Any]]) -> Iterator[int]:
-        """Take rows from ``row`` on, of every target; yields blocks that are on the store."""
-        height = next(iter(rows.values())).shape[-3]
-        used = 0
-        while used < height:
-            block = self.job.roi(self.blocks[self.position])
-            count = min(height - used, block.stop[0] - row)
-            for name, values in rows.items():
-                if name not in self.buffers:
-                    shape = (*values.shape[:-3], *block.shape)
-                    self.buffers[name] = np.empty(shape, values.dtype)
-                here = row - block.start[0]
-                part = values[..., used : used + count, :, :]
-                self.buffers[name][..., here : here + count, :, :] = part
-            row, used = row + count, used + count
-            if row == block.stop[0]:
-                yield from self.flush()
-                full, self.buffers = self.buffers, {}
-                number = self.blocks[self.position]
-                self.pending = self.pool.submit(write_block, self.job, number, full)
-                del full
-                self.position += 1
-
-    def flush(self) -> Iterator[int]:
-        """Wait for the block being written, if there is one."""
-        if self.pending is not None:
-            pending, self.pending = self.pending, None
-            with self.clock.stage("write"):
-                done = pending.result()
-            yield done
-
-    def close(self) -> None:
-        self.pool.shutdown(wait=True, cancel_futures=True)
-
-
-def write_block(job: PredictJob, number: int, rows: dict[str, npt.NDArray[Any]]) -> int:
-    """Write a block of every target, then its journal entry."""
-    began = time.perf_counter()
-    job.journal.check(job.session)
-    roi = job.blocks[number].write_roi
-    entries = []
-    for target in job.targets:
-        values = job.inputs.frame.store(rows.pop(target.name))
-        for shard in target.volume.write(roi, values):
-            entries.append(ShardEntry(target.array, shard.start, shard.stop, shard.crc32c))
-    stages = {"write": time.perf_counter() - began}
-    job.journal.mark(number, entries, stages, session=job.session)
-    return number
+__all__ = ["predict_blocks"]
 
 
 def predict_blocks(job: PredictJob, blocks: tuple[int, ...]) -> Iterator[Step]:
@@ -187,11 +54,6 @@ def _neighbours(job: PredictJob, blocks: Sequence[int]) -> Iterator[tuple[int, .
         yield tuple(run)
 
 
-def _tile(job: PredictJob, blocks: tuple[int, ...]) -> Roi:
-    first, last = job.roi(blocks[0]), job.roi(blocks[-1])
-    return Roi(first.start, last.stop)
-
-
 def _blends(job: PredictJob, tile: Roi) -> dict[str, RollingBlend]:
     grid = job.grid.reduced(job.scale)
     return {
@@ -210,7 +72,7 @@ def _blends(job: PredictJob, tile: Roi) -> dict[str, RollingBlend]:
 
 def _run(job: PredictJob, blocks: tuple[int, ...]) -> Iterator[Step]:
     clock = Clock()
-    tile = _tile(job, blocks)
+    tile = job.tile(blocks)
     blends = _blends(job, tile)
     lead = next(iter(blends.values()))
     grid = job.grid

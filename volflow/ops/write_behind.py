@@ -1,0 +1,123 @@
+"""Finished rows become shards; a full block is compressed and written while the next one fills."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from volflow.geometry.roi import Roi
+from volflow.ops.predict_job import Clock, PredictJob, Target
+from volflow.store.journal import ShardEntry
+from volflow.store.volume import shard_rois
+
+__all__ = ["Writer"]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One shard of a block being filled: which, where in the frame, and its voxels as stored."""
+
+    target: Target
+    shard: Roi
+    place: Roi
+    voxels: npt.NDArray[Any]
+
+
+@dataclass
+class Writer:
+    """Collects finished rows into shards, and writes each block behind the next one's back.
+
+    Buffers are handed on from block to block: fresh memory costs more than the copy into it.
+    """
+
+    job: PredictJob
+    blocks: tuple[int, ...]
+    clock: Clock
+    pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
+    pieces: list[Piece] = field(default_factory=list)
+    spare: list[npt.NDArray[Any]] = field(default_factory=list)
+    pending: Future[tuple[int, list[Piece]]] | None = None
+    position: int = 0
+
+    def put(self, row: int, rows: dict[str, npt.NDArray[Any]]) -> Iterator[int]:
+        """Take rows from ``row`` on, of every target; yields blocks that are on the store."""
+        last = row + next(iter(rows.values())).shape[-3]
+        while row < last:
+            number = self.blocks[self.position]
+            stop = min(last, self.job.roi(number).stop[0])
+            if not self.pieces:
+                self.pieces = list(self._open(number))
+            for name, values in rows.items():
+                part = values[..., row - last : stop - last or None, :, :]
+                for piece in self.pieces:
+                    if piece.target.name == name:
+                        self._copy(piece, row, part)
+            row = stop
+            if row == self.job.roi(number).stop[0]:
+                yield from self.flush()
+                full, self.pieces = self.pieces, []
+                self.pending = self.pool.submit(write_block, self.job, number, full)
+                self.position += 1
+
+    def _open(self, number: int) -> Iterator[Piece]:
+        job = self.job
+        for target in job.targets:
+            block = job.blocks[number].write_roi
+            if target.volume.ndim == 4:
+                block = Roi((0, *block.start), (target.channels, *block.stop))
+            for shard in shard_rois(target.volume, block):
+                space = Roi(shard.start[-3:], shard.stop[-3:])
+                place = job.inputs.frame.roi(space, job.blocks.shape)
+                yield Piece(target, shard, place, self._buffer(shard.shape, target.volume.dtype))
+
+    def _buffer(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        for n, spare in enumerate(self.spare):
+            if spare.shape == shape and spare.dtype == dtype:
+                return self.spare.pop(n)
+        return np.empty(shape, dtype)
+
+    def _copy(self, piece: Piece, row: int, rows: npt.NDArray[Any]) -> None:
+        """Copy what belongs to a shard out of rows of the tile that begin at ``row``."""
+        tile = self.job.tile(self.blocks)
+        corner = (row, *tile.start[1:])
+        both = piece.place.intersect(Roi.full(rows.shape[-3:]).shift(corner))
+        if not both.size:
+            return
+        if rows.ndim == 4:
+            rows = rows[piece.shard.start[0] : piece.shard.stop[0]]
+        z, y, x = both.relative_to(corner).slices()
+        here = rows[..., z, y, x]
+        z, y, x = both.relative_to(piece.place.start).slices()
+        self.job.inputs.frame.show(piece.voxels)[..., z, y, x] = here
+
+    def flush(self) -> Iterator[int]:
+        """Wait for the block being written, if there is one."""
+        if self.pending is not None:
+            pending, self.pending = self.pending, None
+            with self.clock.stage("write"):
+                number, pieces = pending.result()
+            self.spare = [piece.voxels for piece in pieces]
+            yield number
+
+    def close(self) -> None:
+        """Stop the writing thread."""
+        self.pool.shutdown(wait=True, cancel_futures=True)
+
+
+def write_block(job: PredictJob, number: int, pieces: list[Piece]) -> tuple[int, list[Piece]]:
+    """Write the shards of a block, then its journal entry."""
+    began = time.perf_counter()
+    job.journal.check(job.session)
+    entries = []
+    for piece in pieces:
+        for shard in piece.target.volume.write(piece.shard, piece.voxels):
+            entries.append(ShardEntry(piece.target.array, shard.start, shard.stop, shard.crc32c))
+    stages = {"write": time.perf_counter() - began}
+    job.journal.mark(number, entries, stages, session=job.session)
+    return number, pieces
