@@ -227,9 +227,7 @@ def compare(case: str, side: int, repeats: int, memory: str, methods: list[str])
         make_scan(folder / "scan.zarr", (side,) * 3)
         for repeat in range(repeats):
             for method in methods:
-                runs[method].append(
-                    measure(method, case, folder / "scan.zarr", folder, memory)
-                )
+                runs[method].append(measure(method, case, folder / "scan.zarr", folder, memory))
                 print(f"{case} {repeat} {method} {runs[method][-1]}", file=sys.stderr)
     lines = [
         f"### {case}, {side}³ uint16 → float32, patch {PATCH}, overlap {OVERLAP}, memory {memory}",
@@ -237,9 +235,7 @@ def compare(case: str, side: int, repeats: int, memory: str, methods: list[str])
         "| method | wall s | CPU s | CPU / bare forward | rate / plain I/O | hours per TB | growth MiB |",
         "|---|---|---|---|---|---|---|",
     ]
-    middle = {
-        m: {k: statistics.median(r[k] for r in rs) for k in rs[0]} for m, rs in runs.items()
-    }
+    middle = {m: {k: statistics.median(r[k] for r in rs) for k in rs[0]} for m, rs in runs.items()}
     for method in methods:
         row = middle[method]
         forward = row["cpu_s"] / middle["forward"]["cpu_s"] if "forward" in middle else 0
