@@ -154,21 +154,26 @@ class Forward:
         while True:
             try:
                 parts = [self(part) for part in batch.split(batch_size)]
-            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error):
-                    raise
-                if batch_size == 1:
-                    raise InvalidInput(
-                        f"one patch of {self.patch} does not fit in the memory of {self.device};"
-                        " use a smaller patch"
-                    ) from error
-                batch_size = batch_size // 2
-                if self.device.startswith("cuda"):
-                    torch.cuda.empty_cache()
+            except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is one
+                batch_size = self.halved(batch_size, error)
                 continue
             if len(parts) == 1:
                 return parts[0], batch_size
             return {name: torch.cat([p[name] for p in parts]) for name in parts[0]}, batch_size
+
+
+    def halved(self, batch_size: int, error: Exception) -> int:
+        """The batch size to try after running out of memory."""
+        if not _is_out_of_memory(error):
+            raise error
+        if batch_size == 1:
+            raise InvalidInput(
+                f"one patch of {self.patch} does not fit in the memory of {self.device};"
+                " use a smaller patch"
+            ) from error
+        if self.device.startswith("cuda"):
+            torch.cuda.empty_cache()
+        return batch_size // 2
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
@@ -235,7 +240,7 @@ def probe(forward: Forward, batch_size: int | None, memory_bytes: int, threads: 
     with torch_threads(threads):
         voxels = forward.patch[0] * forward.patch[1] * forward.patch[2]
         batch = batch_size or (1 if device.type == "cuda" else max(1, min(64, 64**3 // voxels)))
-        outputs, peak = _trial(forward, batch)
+        outputs, peak, batch = _fitting(forward, batch)
         if batch_size is None and device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(device)
             while batch < 64 and peak * 2 < free // 2:
@@ -251,7 +256,18 @@ def probe(forward: Forward, batch_size: int | None, memory_bytes: int, threads: 
             batch //= 2
             outputs, peak = _trial(forward, batch)
     found = tuple(_check_output(forward, name, v, batch) for name, v in outputs.items())
-    return Probe(found, forward.dtype, peak, batch, str(device), forward.precision, threads)
+    # A batch that was asked for is kept, as the same call must resume; the run halves it again.
+    size = batch_size or batch
+    return Probe(found, forward.dtype, peak, size, str(device), forward.precision, threads)
+
+
+def _fitting(forward: Forward, batch: int) -> tuple[dict[str, torch.Tensor], int, int]:
+    """A trial of the batch, or of what fits of it: outputs, peak, and how many did."""
+    while True:
+        try:
+            return *_trial(forward, batch), batch
+        except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is one
+            batch = forward.halved(batch, error)
 
 
 def _at(forward: Forward, device: torch.device) -> Forward:
