@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,15 @@ import numpy as np
 from volflow.errors import InvalidInput
 from volflow.geometry.frame import Frame
 from volflow.geometry.grid import per_axis, stride_of
+from volflow.geometry.normalize import normalization
 from volflow.geometry.windows import Blend, check_blend
 from volflow.model.digest import digest_of
 from volflow.model.spec import Spec
 
-__all__ = ["PredictOptions", "merge_options"]
+__all__ = ["PredictOptions", "merge_options", "order_inputs"]
+
+# Statistics of no channel, to check the name of a normalisation before there are any.
+NOTHING: Any = SimpleNamespace(min=(), max=(), mean=(), std=(), percentile=lambda q: ())
 
 Overlap = float | tuple[float, float, float]
 
@@ -132,6 +137,8 @@ def _check(options: PredictOptions) -> None:
     _one_of("output", options.output, ("scores", "classes"))
     if not callable(options.activation):
         _one_of("activation", options.activation, (None, "softmax", "sigmoid"))
+    if options.normalize is not None and not callable(options.normalize):
+        normalization(str(options.normalize), NOTHING)
     _one_of("precision", options.precision, ("auto", "float32", "bfloat16"))
     if set(options.flips) - set("zyx") or len(set(options.flips)) != len(options.flips):
         raise InvalidInput(

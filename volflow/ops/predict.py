@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -150,18 +151,20 @@ def _normalized(request: Request, client: Client, memory: Any, progress: Progres
     return replace(request, inputs=replace(request.inputs, normalize=tuple(parts)))
 
 
-def _targets(request: Request, settings: Settings, *, fresh: bool) -> tuple[Target, ...]:
-    """The volumes that take the outputs, made anew or opened again."""
+def _targets(request: Request, settings: Settings) -> tuple[Target, ...]:
+    """The volumes that take the outputs: those of an interrupted run, the others made anew."""
     options = request.options
     named = len(settings.outputs) > 1 or settings.outputs[0].name != ""
     blocks = out_blocks(request, settings)
-    if named and fresh:
-        zarr.create_group(request.out)
+    if named:
+        zarr.open_group(request.out, mode="a")
     targets = []
     for output in settings.outputs:
         path = request.out / output.name if named else request.out
         front = () if options.output == "classes" else (output.channels,)
-        if fresh:
+        if path.exists():
+            volume = open_volume(path)
+        else:
             volume = create(
                 path,
                 (*front, *blocks.shape),
@@ -170,8 +173,6 @@ def _targets(request: Request, settings: Settings, *, fresh: bool) -> tuple[Targ
                 chunk=settings.chunk,
                 shard=settings.shard,
             )
-        else:
-            volume = open_volume(path)
         array = f"{output.name}/0" if named else "0"
         targets.append(Target(output.name, array, output.channels, volume))
     return tuple(targets)
@@ -189,7 +190,10 @@ def _check_place(out: Path, journal: Journal, overwrite: bool) -> Record | None:
 def _clear_place(out: Path, journal: Journal) -> None:
     journal.clear()  # first: no block may count as done of an output that is made anew
     if out.exists():
-        shutil.rmtree(out)
+        # Moved first: half deleted, it would be no Zarr store, which a rerun may not replace.
+        old = out.with_name(f".{out.name}.old-{uuid.uuid4().hex[:8]}")
+        out.rename(old)
+        shutil.rmtree(old)
 
 
 def _bind(job: PredictJob, session: str) -> PredictJob:
@@ -197,12 +201,17 @@ def _bind(job: PredictJob, session: str) -> PredictJob:
 
 
 def _execute(
-    request: Request, client: Client, memory: Any, overwrite: bool, progress: Progress
+    request: Request,
+    settings: Settings,
+    client: Client,
+    memory: Any,
+    overwrite: bool,
+    progress: Progress,
 ) -> Result:
     journal = Journal(journal_dir(request.out))
     with journal.lock():
         before = _check_place(request.out, journal, overwrite)
-        settings = adopt(request, before) if before else decide(request, client, memory)
+        settings = adopt(request, before) if before else settings
         grid = out_blocks(request, settings).counts
         record = Record("predict", request.fingerprint(), settings.to_dict(grid))
         if before is not None:
@@ -210,7 +219,8 @@ def _execute(
         request = _normalized(request, client, memory, progress)
         if before is None:
             _clear_place(request.out, journal)
-        targets = _targets(request, settings, fresh=before is None)
+            journal.begin(record)  # before the volumes, so that whoever finds them may resume
+        targets = _targets(request, settings)
         plan = make_plan(request, settings, client, memory, targets)
         run_journalled(plan, journal, record, _bind, cluster=client, progress=progress)
     volumes = {t.name: t.volume for t in targets}
@@ -332,26 +342,36 @@ def predict(  # noqa: PLR0913 - a public journey takes flat options
         with _placeholders(call) as (named, stand_in):
             # Everything that can be refused is refused before a long conversion.
             request = make_request(named, stand_in, call.model, call.options, call.store)
-            _check_place(call.store, Journal(journal_dir(call.store)), overwrite)
-            if is_foreign(call.out) and call.out.exists() and not overwrite:
-                _require_own(call)
+            settings = _settings(call, request, client, memory, overwrite)[0]
         call.sidecar.mkdir(exist_ok=True)
-        volumes, masked = _converted(call, cluster=client, memory=memory, progress=progress)
+        volumes, masked = _converted(
+            call, overwrite, cluster=client, memory=memory, progress=progress
+        )
         request = make_request(volumes, masked, call.model, call.options, call.store)
-        result = _execute(request, client, memory, overwrite, progress)
-    if is_foreign(call.out):
-        if not isinstance(result, Volume):
-            raise InvalidInput(
-                f"several outputs cannot go into {call.out.name}; they are in {call.store}"
-            )
+        result = _execute(request, settings, client, memory, overwrite, progress)
+    if isinstance(result, Volume) and is_foreign(call.out):
         export(result, call.out, overwrite=True)
     return result
 
 
-def _require_own(call: Call) -> None:
-    """Refuse to replace a foreign file that no run of ours began."""
-    if Journal(journal_dir(call.store)).recorded() is None:
+def _settings(
+    call: Call, request: Request, client: Client, memory: Any, overwrite: bool
+) -> tuple[Settings, bool]:
+    """What the run will do, and whether it resumes one; refuses what cannot work."""
+    before = None
+    foreign = is_foreign(call.out)
+    if not foreign or call.store.exists():
+        before = _check_place(call.store, Journal(journal_dir(call.store)), overwrite)
+    if foreign and call.out.exists() and before is None and not overwrite:
         raise InvalidInput(f"{call.out} exists; use overwrite=True (--overwrite) or another output")
+    settings = adopt(request, before) if before else decide(request, client, memory)
+    if foreign and settings.outputs[0].name:
+        names = ", ".join(output.name for output in settings.outputs)
+        raise InvalidInput(
+            f"the model returns outputs by name ({names}), which {call.out.name} cannot hold;"
+            ' use an output like "out.zarr" and export them'
+        )
+    return settings, before is not None
 
 
 def plan_predict(  # noqa: PLR0913 - as predict
@@ -376,13 +396,11 @@ def plan_predict(  # noqa: PLR0913 - as predict
     """
     del progress
     call = _call(volume, model, out, weights, trust, PredictOptions(**options))
-    journal = Journal(journal_dir(call.store))
     with (
         evaluating(call.model.module),
         connect(cluster) as client,
         _placeholders(call) as (named, mask),
     ):
         request = make_request(named, mask, call.model, call.options, call.store)
-        before = _check_place(call.store, journal, overwrite)
-        settings = adopt(request, before) if before else decide(request, client, memory)
-        return make_plan(request, settings, client, memory, resuming=before is not None)
+        settings, resuming = _settings(call, request, client, memory, overwrite)
+        return make_plan(request, settings, client, memory, resuming=resuming)
