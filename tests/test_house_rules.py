@@ -118,7 +118,7 @@ def test_no_large_file_in_the_tree():
         ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     if listed.returncode:
-        pytest.skip("not a git checkout: a packed source tree has no list of files")
+        pytest.skip(reason="not a git checkout: a packed source tree has no list of files")
     files = [ROOT / name for name in listed.stdout.split("\0") if name]
     assert [_id(f) for f in files if f.is_file() and f.stat().st_size > LARGEST_FILE] == []
 

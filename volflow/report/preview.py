@@ -35,6 +35,7 @@ __all__ = ["preview", "save"]
 
 Names = Sequence[str] | Mapping[int, str] | None
 
+COARSE = 128  # voxels along the longest side
 FEW_VALUES = 32  # an image of whole numbers with no more is taken for classes over a scan
 
 
@@ -106,7 +107,8 @@ def preview(
     cuts = [cut(top, view, where[view.normal], part) for view in planes]
     layers: list[Layer] = []
     if scan is not None:
-        under = _at_level(scan, level)
+        coarsest = len(scan.levels) - 1 if isinstance(scan, Volume) else 0
+        under = _at_level(scan, level if level is None else min(level, coarsest))
         greys = [cut(under, view, where[view.normal])[0] for view in planes]
         layers.append(draw.grey_layer(greys, percentiles, draw.DIMMED))
     if _shows_classes(top, cuts, classes, scan is not None):
@@ -179,11 +181,29 @@ def _at_level(finest: Readable, level: int | None) -> Readable:
     if not isinstance(finest, Volume):
         return finest
     if level is not None:
-        return open_volume(finest, level)
+        return _level(finest, level)
     volume = finest
     while max(volume.spatial_shape) > LONGEST and volume.level + 1 < len(volume.levels):
-        volume = open_volume(finest, volume.level + 1)
+        volume = _level(volume, volume.level + 1)
     return volume
+
+
+def _level(volume: Volume, level: int) -> Volume:
+    """Another level of the same pyramid."""
+    if level == volume.level or volume.path is None:
+        return volume
+    return open_volume(volume.path, level, timepoint=volume.timepoint)
+
+
+def _coarse(finest: Readable) -> Readable:
+    """The coarsest level that still shows where things are."""
+    if not isinstance(finest, Volume):
+        return finest
+    for level in range(len(finest.levels) - 1, finest.level, -1):
+        volume = _level(finest, level)
+        if max(volume.spatial_shape) >= COARSE:
+            return volume
+    return finest
 
 
 def _channels(volume: Readable, channel: int | None, all_of_them: bool) -> slice:
@@ -203,7 +223,7 @@ def _place(
     if at == "center":
         return (0.5, 0.5, 0.5)
     if at == "content":
-        return busiest(volume, channels, class_maps)
+        return busiest(_coarse(volume), channels, class_maps)
     shape = volume.shape[-3:]
     if (
         isinstance(at, str)

@@ -7,12 +7,14 @@ import sys
 
 import numpy as np
 import pytest
+import zarr
 
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
 from volflow.report.preview import preview, save
 from volflow.store.create import create
-from volflow.store.meta import Meta
+from volflow.store.meta import Level, Meta
+from volflow.store.ngff import write_group
 from volflow.store.volume import Volume, open_volume
 
 pytest.importorskip("matplotlib", reason="extra report")
@@ -118,6 +120,30 @@ def test_many_instances_are_counted_not_listed():
     labels = np.arange(20 * 20 * 20, dtype="i4").reshape(20, 20, 20)
     figure = preview(labels, over=np.zeros((20, 20, 20)), classes=["background"])
     assert any(text.endswith(" labels") for text in texts(figure))
+
+
+def test_a_pyramid_is_searched_and_shown_at_fitting_levels(tmp_path, monkeypatch):
+    monkeypatch.setattr("volflow.report.preview.COARSE", 16)
+    monkeypatch.setattr("volflow.report.preview.LONGEST", 40)
+    labels = np.zeros((64, 64, 64), "u1")
+    labels[40:48, 8:16, 24:32] = 1
+    path = store(tmp_path / "seg.zarr", labels, Meta(kind="classes"))
+    group = zarr.open_group(path, mode="r+")
+    levels = [Level("0", (1, 1, 1))]
+    for n in (1, 2):
+        step = 2**n
+        group.create_array(str(n), data=labels[::step, ::step, ::step], chunks=(8, 8, 8))
+        levels.append(Level(str(n), (step,) * 3, ((step - 1) / 2,) * 3))
+    write_group(group, Meta(kind="classes"), levels)
+    read = []
+    original = Volume.read
+    monkeypatch.setattr(
+        Volume, "read", lambda self, roi: read.append(self.level) or original(self, roi)
+    )
+    figure = preview(path, over=np.zeros((64, 64, 64), "f4"))
+    assert read == [2] * 16 + [1] * 3  # sought at the coarsest, shown at the finest that fits
+    assert 40 <= int(figure.axes[0].get_title(loc="left").split()[3]) < 48
+    preview(path, over=path, level=2)
 
 
 def test_only_three_planes_are_read(scan, monkeypatch):
