@@ -1,0 +1,133 @@
+"""Small networks for tests; they travel to worker processes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+# Batch sizes of the forwards of this process that saw any data: trial forwards see zeros.
+calls: list[int] = []
+
+
+def random_net(channels_in: int = 1, channels_out: int = 2, seed: int = 0) -> nn.Module:
+    """A net whose zero padding makes patches disagree at their borders."""
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv3d(channels_in, 4, 3, padding=1),
+        nn.GELU(),
+        nn.Conv3d(4, channels_out, 3, padding=1),
+    ).eval()
+
+
+def slice_net(channels_in: int = 1, channels_out: int = 2, seed: int = 0) -> nn.Module:
+    """The same in 2-D."""
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(channels_in, 4, 3, padding=1),
+        nn.GELU(),
+        nn.Conv2d(4, channels_out, 3, padding=1),
+    ).eval()
+
+
+class Counted(nn.Module):
+    """Counts the forwards that see data."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        if bool(batch.any()):
+            calls.append(len(batch))
+        return self.net(batch)
+
+
+class Named(nn.Module):
+    """Two outputs by name."""
+
+    def __init__(self, first: nn.Module, second: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second = first, second
+
+    def forward(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"seg": self.first(batch), "edge": self.second(batch)}
+
+
+class Paired(Named):
+    """The same without names."""
+
+    def forward(self, batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(super().forward(batch).values())
+
+
+class Shaped(nn.Module):
+    """Returns zeros of a shape, whatever it sees."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(batch), *self.shape)
+
+
+class Greedy(nn.Module):
+    """Has memory for so many patches at a time; asks for more on data only, or always."""
+
+    def __init__(self, net: nn.Module, most: int, *, always: bool = False) -> None:
+        super().__init__()
+        self.net, self.most, self.always = net, most, always
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        if len(batch) > self.most and (self.always or bool(batch.any())):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.99 GiB.")
+        if bool(batch.any()):
+            calls.append(len(batch))
+        return self.net(batch)
+
+
+class Breaking(nn.Module):
+    """Fails where it sees a value above a limit."""
+
+    def __init__(self, limit: float) -> None:
+        super().__init__()
+        self.limit = limit
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        if float(batch.max()) > self.limit:
+            raise ArithmeticError("too bright")
+        return batch
+
+
+class NotANumber(nn.Module):
+    """Divides 0 by 0 where it sees data."""
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        return batch * float("nan") if bool(batch.any()) else batch
+
+
+class Slow(nn.Module):
+    """Takes its time for each patch that holds data."""
+
+    def __init__(self, seconds: float = 0.05, scale: float = 2.0) -> None:
+        super().__init__()
+        self.seconds = seconds
+        self.scale = nn.Parameter(torch.tensor(scale))
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        time.sleep(self.seconds * sum(bool(patch.any()) for patch in batch))
+        return batch * self.scale
+
+
+def slow() -> nn.Module:
+    """For the command line."""
+    return Slow()
+
+
+def mirrored(net: nn.Module, batch: torch.Tensor, axes: Sequence[int]) -> torch.Tensor:
+    """What a net says of a mirrored batch, mirrored back."""
+    dims = [2 + axis for axis in axes]
+    return net(batch.flip(dims)).flip(dims)
