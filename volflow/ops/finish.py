@@ -52,9 +52,9 @@ class Finish:
 
     def __call__(self, scores_CZYX: Any, covered_ZYX: Any = None) -> npt.NDArray[Any]:
         """Rows to store, ``CZYX`` scores or ``ZYX`` classes, perhaps in the given scores' place."""
-        if not np.isfinite(float(scores_CZYX.sum())) and not bool(
-            (abs(scores_CZYX) < float("inf")).all()
-        ):
+        with np.errstate(over="ignore", invalid="ignore"):  # the sum of large scores, of ±inf
+            total = float(scores_CZYX.sum())
+        if not np.isfinite(total) and not bool((abs(scores_CZYX) < float("inf")).all()):
             raise InvalidInput(
                 "the model produced NaN or infinity; check its weights, its normalisation and"
                 " whether the volume itself is finite (volflow statistics)"
@@ -113,7 +113,14 @@ class Finish:
     def _cast(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         dtype = np.dtype(self.dtype)
         if dtype.kind not in "iu":
-            return values.astype(dtype, copy=False)
+            with np.errstate(over="ignore"):
+                cast = values.astype(dtype, copy=False)
+            if dtype.itemsize < values.dtype.itemsize and not np.isfinite(cast).all():
+                raise InvalidInput(
+                    f"scores reach {float(abs(values).max()):g}, which {dtype} cannot hold; use"
+                    f" dtype={values.dtype.name!r}, or an activation that bounds them"
+                )
+            return cast
         limits = np.iinfo(dtype)
         # The largest of 64 bits is no float: one step below it, lest it wrap.
         top = limits.max if dtype.itemsize < 8 else np.nextafter(float(limits.max), 0)
