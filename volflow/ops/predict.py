@@ -403,4 +403,13 @@ def plan_predict(  # noqa: PLR0913 - as predict
     ):
         request = make_request(named, mask, call.model, call.options, call.store)
         settings, resuming = _settings(call, request, client, memory, overwrite)
-        return make_plan(request, settings, client, memory, resuming=resuming)
+        plan = make_plan(request, settings, client, memory, resuming=resuming)
+    # What was handed over, rather than what stands in for it here.
+    given = ", ".join(
+        f"{name}={_shown(x)}" if name else _shown(x) for name, x in call.inputs.items()
+    )
+    return replace(plan, facts=(("input", f"{given} {request.inputs.shape}"), *plan.facts[1:]))
+
+
+def _shown(x: Any) -> str:
+    return os.fspath(x) if isinstance(x, str | os.PathLike) else type(x).__name__
