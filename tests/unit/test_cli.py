@@ -125,6 +125,13 @@ def test_several_outputs_are_told_by_name(called, monkeypatch, volume, capsys):
     assert set(json.loads(capsys.readouterr().out)) == {"mean", "var"}
 
 
+def test_an_exported_result_is_told_as_the_file(called, tmp_path, capsys):
+    out = tmp_path / "out.npy"
+    np.save(out, np.zeros((3, 4, 5), "u1"))
+    assert run(["predict", "scan.zarr", str(out), "-m", "net/", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["path"] == str(out)
+
+
 @pytest.mark.parametrize(
     ("error", "code", "line"),
     [

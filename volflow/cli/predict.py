@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -108,12 +109,12 @@ def predict(  # noqa: PLR0913  one parameter per option that people type
         planned = plan_predict(named, model, out, **options)
         say(planned.to_dict(), as_json, planned.describe())
         return
-    from volflow.report.info import facts_text, volume_facts
+    from volflow.report.info import facts_of, facts_text, volume_facts
 
     result = run_predict(named, model, out, progress=progress(quiet), **options)
     if isinstance(result, dict):
         by_name = {name: volume_facts(one) for name, one in result.items()}
         say(by_name, as_json, "\n".join(facts_text(facts) for facts in by_name.values()))
     else:
-        facts = volume_facts(result)
+        facts = facts_of(out) if Path(out).is_file() else volume_facts(result)
         say(facts, as_json, facts_text(facts))

@@ -90,7 +90,7 @@ def run_text(facts: Mapping[str, Any]) -> str:
     """The state of a run, and where its time went."""
     lines = [f"{facts['path']}: {run_line(facts)}"]
     total = sum(facts["stages_s"].values())
-    if total:
+    if total and len(facts["stages_s"]) > 1:
         shares = (f"{name} {seconds / total:.0%}" for name, seconds in facts["stages_s"].items())
         lines.append(f"  time  {', '.join(shares)}")
     if facts["done"] < facts["total"]:
