@@ -21,7 +21,7 @@ from volflow.engine.events import State
 from volflow.engine.plan import Plan, Step
 from volflow.errors import InvalidInput
 from volflow.geometry.grid import BlockGrid
-from volflow.ops.session import run_journalled
+from volflow.ops.session import begin_anew, run_journalled
 from volflow.store.create import check_target, create
 from volflow.store.journal import Journal, Record, ShardEntry, journal_dir
 from volflow.store.layout import resolve_layout
@@ -170,7 +170,7 @@ class Copy:
         least = math.ceil(self.peak_bytes / 2**20)
         return f'use memory="{least}MiB" or more, or a smaller shard'
 
-    def volume(self, *, overwrite: bool = False) -> Volume:
+    def volume(self) -> Volume:
         """Make the volume on disk, without voxels."""
         return create(
             self.path,
@@ -179,7 +179,6 @@ class Copy:
             self.meta,
             chunk=self.chunk[-3:],
             shard=self.shard[-3:],
-            overwrite=overwrite,
         )
 
 
@@ -274,15 +273,14 @@ def run_copy(
     """
     journal = Journal(journal_dir(copy.path))
     make_plan(copy, None, frozenset(), run.memory_bytes).require_memory(copy.remedy())
+    _resumes(copy, journal, run)  # refuses before the lock leaves its file
     with journal.lock():
-        begun = journal.recorded() is not None and Path(copy.path).exists()
-        if begun and not run.overwrite:
+        if _resumes(copy, journal, run):
             journal.compare(record)
             volume = open_volume(copy.path)
         else:
-            check_target(copy.path, overwrite=run.overwrite)
-            journal.clear()  # first: no block may count as done of a volume that is made anew
-            volume = copy.volume(overwrite=run.overwrite)
+            begin_anew(Path(copy.path), journal, record)
+            volume = copy.volume()
         job = CopyJob(source, volume, copy.blocks, journal)
         plan = make_plan(copy, job, frozenset(journal.done()), run.memory_bytes)
         if pieces is not None:
@@ -290,3 +288,11 @@ def run_copy(
             plan = replace(plan, job=None, job_of=lambda blocks: replace(job, source=own(blocks)))
         run_journalled(plan, journal, record, _bind, cluster=run.client, progress=run.progress)
     return volume
+
+
+def _resumes(copy: Copy, journal: Journal, run: Run) -> bool:
+    """Whether there is a run to resume; where there is none, the place must be free."""
+    if not run.overwrite and journal.recorded() is not None and Path(copy.path).exists():
+        return True
+    check_target(copy.path, overwrite=run.overwrite)
+    return False

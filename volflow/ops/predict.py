@@ -8,30 +8,23 @@ says what happens to a block.
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import dask.array as da
-import numpy as np
 import zarr
 from distributed import Client
 
 from volflow.engine.cluster import Cluster, connect
 from volflow.engine.events import State
 from volflow.engine.plan import Plan
-from volflow.errors import InvalidInput, ResumeRefused
+from volflow.errors import InvalidInput
 from volflow.geometry.normalize import normalization
-from volflow.model.bundle import evaluating, load_model
-from volflow.model.spec import Model
-from volflow.ops.convert import as_volume
+from volflow.model.bundle import evaluating
+from volflow.ops.call import Call, converted_inputs, make_call, placeholders
 from volflow.ops.export import export, is_foreign
-from volflow.ops.options import PredictOptions, merge_options, order_inputs
+from volflow.ops.options import PredictOptions
 from volflow.ops.predict_job import PredictJob, Target
 from volflow.ops.predict_plan import (
     Settings,
@@ -42,98 +35,16 @@ from volflow.ops.predict_plan import (
     stored_dtype,
 )
 from volflow.ops.request import Request, make_request, output_meta
-from volflow.ops.session import run_journalled
+from volflow.ops.session import begin_anew, run_journalled
 from volflow.ops.statistics import statistics
 from volflow.store.create import check_target, create
 from volflow.store.journal import Journal, Record, journal_dir
-from volflow.store.meta import Meta
-from volflow.store.sources import open_source
 from volflow.store.volume import Volume, open_volume
 
 __all__ = ["plan_predict", "predict"]
 
 Progress = bool | Callable[[State], object] | None
 Result = Volume | dict[str, Volume]
-
-
-@dataclass(frozen=True)
-class Call:
-    """A call of `predict` before anything is opened: inputs by name, merged options, places.
-
-    Where the output is a foreign file, the volume behind it lies in the sidecar folder.
-    """
-
-    inputs: dict[str, Any]
-    model: Model
-    options: PredictOptions
-    out: Path
-
-    @property
-    def sidecar(self) -> Path:
-        return journal_dir(self.out)
-
-    @property
-    def store(self) -> Path:
-        """The volume that is written."""
-        return self.sidecar / "output.zarr" if is_foreign(self.out) else self.out
-
-
-def _call(
-    volume: Any, model: Any, out: Any, weights: Any, trust: bool, given: PredictOptions
-) -> Call:
-    loaded = load_model(model, weights, trust=trust)
-    options = merge_options(given, loaded.spec)
-    inputs = order_inputs(volume, loaded.spec)
-    place = Path(os.fspath(out)).expanduser().absolute()
-    if not place.parent.is_dir():
-        raise InvalidInput(f"the folder {place.parent} does not exist; make it first")
-    for name, one in inputs.items():
-        if not isinstance(one, np.ndarray | da.Array | Volume | zarr.Array | str | os.PathLike):
-            raise InvalidInput(
-                f"input {name or 'volume'} must be a path, a Volume, or a NumPy or Dask array;"
-                f" got {type(one).__name__}"
-            )
-        if isinstance(one, str | os.PathLike) and "://" not in str(one) and not Path(one).exists():
-            raise InvalidInput(f"{one} does not exist")
-    return Call(inputs, loaded, options, place)
-
-
-@contextmanager
-def _placeholders(call: Call) -> Iterator[tuple[dict[str, Any], Any]]:
-    """Volumes of the inputs' shape without voxels, for plans of what is not converted yet."""
-    with tempfile.TemporaryDirectory() as folder:
-
-        def stand_in(x: Any, name: str) -> Any:
-            if isinstance(x, da.Array):
-                axes = ("z", "y", "x") if x.ndim == 3 else ("c", "z", "y", "x")
-                return create(f"{folder}/{name}.zarr", x.shape, x.dtype, Meta(axes))
-            if isinstance(x, np.ndarray) or is_foreign(x):
-                source = open_source(x)
-                return create(f"{folder}/{name}.zarr", source.shape, source.dtype, source.meta)
-            return x
-
-        named = {name: stand_in(x, name or "input") for name, x in call.inputs.items()}
-        mask = call.options.mask
-        yield named, None if mask is None else stand_in(mask, "mask")
-
-
-def _converted(
-    call: Call, overwrite: bool, **options: Any
-) -> tuple[dict[str, Volume], Volume | None]:
-    """The inputs as volumes on disk; what is none yet is converted into the sidecar folder."""
-
-    def converted(x: Any, name: str) -> Volume:
-        keep = call.sidecar / f"{name}.zarr"
-        try:
-            return as_volume(x, keep, **options)
-        except ResumeRefused:  # what was converted before is another input
-            if not overwrite:
-                raise
-            return as_volume(x, keep, overwrite=True, **options)
-
-    named = {name: converted(x, name or "input") for name, x in call.inputs.items()}
-    mask = call.options.mask
-    return named, None if mask is None else converted(mask, "mask")
 
 
 def _normalized(request: Request, client: Client, memory: Any, progress: Progress) -> Request:
@@ -187,15 +98,6 @@ def _check_place(out: Path, journal: Journal, overwrite: bool) -> Record | None:
     return None
 
 
-def _clear_place(out: Path, journal: Journal) -> None:
-    journal.clear()  # first: no block may count as done of an output that is made anew
-    if out.exists():
-        # Moved first: half deleted, it would be no Zarr store, which a rerun may not replace.
-        old = out.with_name(f".{out.name}.old-{uuid.uuid4().hex[:8]}")
-        out.rename(old)
-        shutil.rmtree(old)
-
-
 def _bind(job: PredictJob, session: str) -> PredictJob:
     return replace(job, session=session)
 
@@ -218,8 +120,7 @@ def _execute(
             journal.compare(record)
         request = _normalized(request, client, memory, progress)
         if before is None:
-            _clear_place(request.out, journal)
-            journal.begin(record)  # before the volumes, so that whoever finds them may resume
+            begin_anew(request.out, journal, record)
         targets = _targets(request, settings)
         plan = make_plan(request, settings, client, memory, targets)
         run_journalled(plan, journal, record, _bind, cluster=client, progress=progress)
@@ -337,14 +238,14 @@ def predict(  # noqa: PLR0913 - a public journey takes flat options
         patch, overlap, blend, frame, normalize, activation, output, dtype, batch_size, device,
         precision, flips, mask, skip_below, fill, chunk, shard,
     )  # fmt: skip
-    call = _call(volume, model, out, weights, trust, given)
+    call = make_call(volume, model, out, weights, trust, given)
     with evaluating(call.model.module), connect(cluster) as client:
-        with _placeholders(call) as (named, stand_in):
+        with placeholders(call) as (named, stand_in):
             # Everything that can be refused is refused before a long conversion.
             request = make_request(named, stand_in, call.model, call.options, call.store)
             settings = _settings(call, request, client, memory, overwrite)[0]
         call.sidecar.mkdir(exist_ok=True)
-        volumes, masked = _converted(
+        volumes, masked = converted_inputs(
             call, overwrite, cluster=client, memory=memory, progress=progress
         )
         request = make_request(volumes, masked, call.model, call.options, call.store)
@@ -395,21 +296,15 @@ def plan_predict(  # noqa: PLR0913 - as predict
         As in `predict`.
     """
     del progress
-    call = _call(volume, model, out, weights, trust, PredictOptions(**options))
+    call = make_call(volume, model, out, weights, trust, PredictOptions(**options))
     with (
         evaluating(call.model.module),
         connect(cluster) as client,
-        _placeholders(call) as (named, mask),
+        placeholders(call) as (named, mask),
     ):
         request = make_request(named, mask, call.model, call.options, call.store)
         settings, resuming = _settings(call, request, client, memory, overwrite)
         plan = make_plan(request, settings, client, memory, resuming=resuming)
     # What was handed over, rather than what stands in for it here.
-    given = ", ".join(
-        f"{name}={_shown(x)}" if name else _shown(x) for name, x in call.inputs.items()
-    )
-    return replace(plan, facts=(("input", f"{given} {request.inputs.shape}"), *plan.facts[1:]))
-
-
-def _shown(x: Any) -> str:
-    return os.fspath(x) if isinstance(x, str | os.PathLike) else type(x).__name__
+    given = f"{call.named()} {request.inputs.shape}"
+    return replace(plan, facts=(("input", given), *plan.facts[1:]))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+import uuid
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from volflow.engine.cluster import Cluster
@@ -12,7 +15,22 @@ from volflow.engine.plan import Plan
 from volflow.engine.run import RunReport, run
 from volflow.store.journal import Journal, Record
 
-__all__ = ["run_journalled"]
+__all__ = ["begin_anew", "run_journalled"]
+
+
+def begin_anew(out: Path, journal: Journal, record: Record) -> None:
+    """Forget what was begun at a place, delete it, and record the new run; under the lock.
+
+    The volumes are made after this, so that a process may be killed at any point: no block counts
+    as done of an output that is made anew, and no output is found without its record.
+    """
+    journal.clear()
+    if out.exists():
+        # Moved first: half deleted, it would be no Zarr store, which a rerun may not replace.
+        old = out.with_name(f".{out.name}.old-{uuid.uuid4().hex[:8]}")
+        out.rename(old)
+        shutil.rmtree(old)
+    journal.begin(record)
 
 
 def run_journalled(

@@ -1,0 +1,119 @@
+"""A call of `predict` before anything is opened, and its inputs as volumes."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import zarr
+
+from volflow.errors import InvalidInput, ResumeRefused
+from volflow.model.bundle import load_model
+from volflow.model.spec import Model
+from volflow.ops.convert import as_volume
+from volflow.ops.export import is_foreign
+from volflow.ops.options import PredictOptions, merge_options, order_inputs
+from volflow.store.create import create
+from volflow.store.journal import journal_dir
+from volflow.store.meta import Meta
+from volflow.store.sources import open_source
+from volflow.store.volume import Volume
+
+__all__ = ["Call", "converted_inputs", "make_call", "placeholders"]
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of `predict` before anything is opened: inputs by name, merged options, places.
+
+    Where the output is a foreign file, the volume behind it lies in the sidecar folder.
+    """
+
+    inputs: dict[str, Any]
+    model: Model
+    options: PredictOptions
+    out: Path
+
+    @property
+    def sidecar(self) -> Path:
+        """The folder beside the output."""
+        return journal_dir(self.out)
+
+    @property
+    def store(self) -> Path:
+        """The volume that is written."""
+        return self.sidecar / "output.zarr" if is_foreign(self.out) else self.out
+
+    def named(self) -> str:
+        """The inputs as they were given, for people."""
+        shown = {
+            name: os.fspath(x) if isinstance(x, str | os.PathLike) else type(x).__name__
+            for name, x in self.inputs.items()
+        }
+        return ", ".join(f"{name}={x}" if name else x for name, x in shown.items())
+
+
+def make_call(
+    volume: Any, model: Any, out: Any, weights: Any, trust: bool, given: PredictOptions
+) -> Call:
+    """Load the model, merge the options, and refuse what cannot be meant."""
+    loaded = load_model(model, weights, trust=trust)
+    options = merge_options(given, loaded.spec)
+    inputs = order_inputs(volume, loaded.spec)
+    place = Path(os.fspath(out)).expanduser().absolute()
+    if not place.parent.is_dir():
+        raise InvalidInput(f"the folder {place.parent} does not exist; make it first")
+    for name, one in inputs.items():
+        if not isinstance(one, np.ndarray | da.Array | Volume | zarr.Array | str | os.PathLike):
+            raise InvalidInput(
+                f"input {name or 'volume'} must be a path, a Volume, or a NumPy or Dask array;"
+                f" got {type(one).__name__}"
+            )
+        if isinstance(one, str | os.PathLike) and "://" not in str(one) and not Path(one).exists():
+            raise InvalidInput(f"{one} does not exist")
+    return Call(inputs, loaded, options, place)
+
+
+@contextmanager
+def placeholders(call: Call) -> Iterator[tuple[dict[str, Any], Any]]:
+    """Volumes of the inputs' shape without voxels, for plans of what is not converted yet."""
+    with tempfile.TemporaryDirectory() as folder:
+
+        def stand_in(x: Any, name: str) -> Any:
+            if isinstance(x, da.Array):
+                axes = ("z", "y", "x") if x.ndim == 3 else ("c", "z", "y", "x")
+                return create(f"{folder}/{name}.zarr", x.shape, x.dtype, Meta(axes))
+            if isinstance(x, np.ndarray) or is_foreign(x):
+                source = open_source(x)
+                return create(f"{folder}/{name}.zarr", source.shape, source.dtype, source.meta)
+            return x
+
+        named = {name: stand_in(x, name or "input") for name, x in call.inputs.items()}
+        mask = call.options.mask
+        yield named, None if mask is None else stand_in(mask, "mask")
+
+
+def converted_inputs(
+    call: Call, overwrite: bool, **options: Any
+) -> tuple[dict[str, Volume], Volume | None]:
+    """The inputs as volumes on disk; what is none yet is converted into the sidecar folder."""
+
+    def converted(x: Any, name: str) -> Volume:
+        keep = call.sidecar / f"{name}.zarr"
+        try:
+            return as_volume(x, keep, **options)
+        except ResumeRefused:  # what was converted before is another input
+            if not overwrite:
+                raise
+            return as_volume(x, keep, overwrite=True, **options)
+
+    named = {name: converted(x, name or "input") for name, x in call.inputs.items()}
+    mask = call.options.mask
+    return named, None if mask is None else converted(mask, "mask")
