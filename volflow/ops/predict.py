@@ -91,7 +91,12 @@ def _targets(request: Request, settings: Settings) -> tuple[Target, ...]:
 
 def _check_place(out: Path, journal: Journal, overwrite: bool) -> Record | None:
     """The record of the run to resume; None where a new one begins."""
-    before = journal.recorded()
+    try:
+        before = journal.recorded()
+    except InvalidInput:  # damaged, which is no obstacle to a new beginning
+        if not overwrite:
+            raise
+        before = None
     if before is not None and out.exists():
         return None if overwrite else before
     check_target(out, overwrite=overwrite)
