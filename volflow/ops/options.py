@@ -140,10 +140,13 @@ def _check(options: PredictOptions) -> None:
     if options.normalize is not None and not callable(options.normalize):
         normalization(str(options.normalize), NOTHING)
     _one_of("precision", options.precision, ("auto", "float32", "bfloat16"))
-    if set(options.flips) - set("zyx") or len(set(options.flips)) != len(options.flips):
-        raise InvalidInput(
-            f"flips must name model axes among z, y, x, each once; got {options.flips!r}"
-        )
+    flips = options.flips
+    if not isinstance(flips, str) or set(flips) - set("zyx") or len(set(flips)) != len(flips):
+        raise InvalidInput(f"flips must name model axes among z, y, x, each once; got {flips!r}")
+    for name in ("skip_below", "fill"):
+        value = getattr(options, name)
+        if value is not None and not isinstance(value, int | float | np.number):
+            raise InvalidInput(f"{name} must be a number; got {value!r}")
     batch = options.batch_size
     if batch != "auto" and not (isinstance(batch, int) and batch >= 1):
         raise InvalidInput(f'batch_size must be "auto" or a whole number from 1; got {batch!r}')
