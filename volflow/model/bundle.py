@@ -306,6 +306,8 @@ def _write(path: Path, card: str, state: dict[str, Tensor]) -> None:
         partial.mkdir(parents=True)
         save_file(state, partial / WEIGHTS)
         (partial / CARD).write_text(card, encoding="utf-8")
+        # safetensors leaves its file to the owner alone; the user's umask decides instead.
+        (partial / WEIGHTS).chmod((partial / CARD).stat().st_mode)
         if path.exists():
             path.replace(old)
         partial.replace(path)

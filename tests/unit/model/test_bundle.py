@@ -66,6 +66,12 @@ def test_round_trip_keeps_weights_and_spec(bundle):
     assert [p.name for p in bundle.parent.iterdir()] == ["net"]
 
 
+def test_both_files_get_the_users_permissions(bundle):
+    (bundle.parent / "other").write_text("")
+    wanted = (bundle.parent / "other").stat().st_mode
+    assert {path.stat().st_mode for path in bundle.iterdir()} == {wanted}
+
+
 def test_bundle_json_names_it_too(bundle):
     assert load_model(bundle / "bundle.json").digest == load_model(str(bundle)).digest
 
