@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -161,7 +162,6 @@ class Forward:
                 return parts[0], batch_size
             return {name: torch.cat([p[name] for p in parts]) for name in parts[0]}, batch_size
 
-
     def halved(self, batch_size: int, error: Exception) -> int:
         """The batch size to try after running out of memory."""
         if not _is_out_of_memory(error):
@@ -284,10 +284,8 @@ def _trial(forward: Forward, batch: int) -> tuple[dict[str, torch.Tensor], int]:
     before = _mark_peak(device)
     try:
         outputs = forward(data.to(device))
-    except InvalidInput:
-        raise
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-        if _is_out_of_memory(error):
+    except Exception as error:  # models raise whatever they like
+        if isinstance(error, InvalidInput) or _is_out_of_memory(error):
             raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InvalidInput(
@@ -301,11 +299,18 @@ def _mark_peak(device: torch.device) -> int:
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
+    _give_back()
     try:
         Path("/proc/self/clear_refs").write_text("5")  # resets the peak of resident memory
     except OSError:
         return _resident_bytes("VmHWM")
     return _resident_bytes("VmRSS")
+
+
+def _give_back() -> None:
+    """Return free memory to the system, lest a second trial in it seems to cost none."""
+    with suppress(OSError, AttributeError):  # glibc only
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _read_peak(device: torch.device) -> int:

@@ -13,7 +13,7 @@ from distributed import Client
 from volflow.engine.cluster import cores, is_embedded, memory_per_worker, workers
 from volflow.engine.plan import Plan, Step
 from volflow.engine.run import run
-from volflow.errors import InvalidInput, ResumeRefused
+from volflow.errors import InvalidInput, MemoryRefused, ResumeRefused
 from volflow.geometry.grid import BlockGrid
 from volflow.model.forward import Forward, Output, Probe, probe
 from volflow.model.resident import ModelPlugin
@@ -76,9 +76,10 @@ def probe_block(job: ProbeJob, blocks: tuple[int, ...]) -> Iterator[Step]:
     yield Step(blocks[0], 1, result=found)
 
 
-def _probe(request: Request, client: Client, memory_bytes: int, threads: int) -> Probe:
+def _probe(
+    request: Request, client: Client, memory_bytes: int, threads: int, batch: int | None
+) -> Probe:
     options = request.options
-    batch = None if options.batch_size == "auto" else int(options.batch_size)
     forward = request.forward(options.device, options.precision)
     job = ProbeJob(forward, batch, memory_bytes, threads)
     plugin = ModelPlugin(request.model.module, request.model.digest)
@@ -127,7 +128,22 @@ def stored_dtype(options: PredictOptions, computed: str) -> str:
 def decide(request: Request, client: Client, memory: Any) -> Settings:
     """Settings for a first run, from a trial forward and the budget."""
     memory_bytes = memory_per_worker(client, memory)
-    found = _probe(request, client, memory_bytes, _threads(client))
+    asked = request.options.batch_size
+    found = _probe(
+        request, client, memory_bytes, _threads(client), None if asked == "auto" else int(asked)
+    )
+    while True:
+        try:
+            return _settings(request, found, memory_bytes)
+        except MemoryRefused:
+            on_cpu = not found.device.startswith("cuda")
+            if asked != "auto" or found.batch_size == 1 or not on_cpu:
+                raise
+        smaller = found.batch_size // 2
+        found = _probe(request, client, memory_bytes, found.threads, smaller)
+
+
+def _settings(request: Request, found: Probe, memory_bytes: int) -> Settings:
     options = request.options
     demand = _demand(request, found)
     out_shape = demand.frame.restore(demand.grid.reduced(demand.scale).shape)

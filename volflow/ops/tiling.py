@@ -20,6 +20,8 @@ __all__ = ["Demand", "Tiling", "choose_tiling", "patch_count", "runs_of"]
 
 # Allocator slack, compressed chunks in flight, Python objects.
 SLACK_BYTES = 48 * 2**20
+# The next trial forward may seem to take a little more.
+TRIALS_DIFFER = 1.05
 # Rows are finished a few at a time, so that their temporaries stay small.
 FINISH_ROWS = 16
 
@@ -176,11 +178,11 @@ def choose_tiling(
         smaller = _halve(shard, chunk)
         if smaller is None:
             needed = demand.peak_bytes(_clip(shard, shape), _clip(shard, shape))
+            enough = math.ceil(needed * TRIALS_DIFFER / 2**20)
             raise MemoryRefused(
                 f"predict with patch {demand.grid.patch} needs at least {format_bytes(needed)} per"
                 f" worker but memory is {format_bytes(memory_bytes)}; use"
-                f' memory="{math.ceil(needed / 2**20)}MiB" or more, a smaller patch, or'
-                " a smaller batch_size"
+                f' memory="{enough}MiB" or more, a smaller patch, or a smaller batch_size'
             )
         shard = smaller
 
