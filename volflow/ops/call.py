@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import dask.array as da
 import numpy as np
+import torch
 import zarr
 
 from volflow.errors import InvalidInput, ResumeRefused
@@ -20,6 +21,8 @@ from volflow.model.spec import Model
 from volflow.ops.convert import as_volume
 from volflow.ops.export import is_foreign
 from volflow.ops.options import PredictOptions, merge_options, order_inputs
+from volflow.ops.session import check_apart
+from volflow.ops.write import check_array
 from volflow.store.create import create
 from volflow.store.journal import journal_dir
 from volflow.store.meta import Meta
@@ -67,6 +70,7 @@ def make_call(
     loaded = load_model(model, weights, trust=trust)
     options = merge_options(given, loaded.spec)
     inputs = order_inputs(volume, loaded.spec)
+    journal_dir(out)  # refuses a URL
     place = Path(os.fspath(out)).expanduser().absolute()
     if not place.parent.is_dir():
         raise InvalidInput(f"the folder {place.parent} does not exist; make it first")
@@ -78,7 +82,17 @@ def make_call(
             )
         if isinstance(one, str | os.PathLike) and "://" not in str(one) and not Path(one).exists():
             raise InvalidInput(f"{one} does not exist")
+    check_apart(place, options.mask, *inputs.values())
+    _check_weights(loaded.module)
     return Call(inputs, loaded, options, place)
+
+
+def _check_weights(module: torch.nn.Module) -> None:
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.is_floating_point() and bool(tensor.isnan().any()):
+            raise InvalidInput(
+                f"the model's {name} holds NaN; train it again, or load weights that are numbers"
+            )
 
 
 @contextmanager
@@ -88,6 +102,7 @@ def placeholders(call: Call) -> Iterator[tuple[dict[str, Any], Any]]:
 
         def stand_in(x: Any, name: str) -> Any:
             if isinstance(x, da.Array):
+                check_array(x)
                 axes = ("z", "y", "x") if x.ndim == 3 else ("c", "z", "y", "x")
                 return create(f"{folder}/{name}.zarr", x.shape, x.dtype, Meta(axes))
             if isinstance(x, np.ndarray) or is_foreign(x):
@@ -114,6 +129,12 @@ def converted_inputs(
                 raise
             return as_volume(x, keep, overwrite=True, **options)
 
-    named = {name: converted(x, name or "input") for name, x in call.inputs.items()}
     mask = call.options.mask
-    return named, None if mask is None else converted(mask, "mask")
+    call.sidecar.mkdir(exist_ok=True)
+    try:
+        named = {name: converted(x, name or "input") for name, x in call.inputs.items()}
+        return named, None if mask is None else converted(mask, "mask")
+    except InvalidInput:
+        with suppress(OSError):  # there is something in it
+            call.sidecar.rmdir()
+        raise

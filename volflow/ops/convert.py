@@ -25,6 +25,7 @@ from volflow.ops.copying import (
     run_copy,
 )
 from volflow.ops.export import is_foreign
+from volflow.ops.session import check_apart
 from volflow.ops.write import write
 from volflow.store.journal import Journal, journal_dir
 from volflow.store.sources import open_source
@@ -106,6 +107,7 @@ def convert(
     (8, 9, 10)
     """
     here = isinstance(source, np.ndarray)
+    check_apart(out, source)
     with connect("threads" if here else cluster) as client, hold(source) as held:
         memory_bytes = memory_per_worker(client, memory)
         layout = adopted(out, chunk, shard, overwrite=overwrite)

@@ -140,7 +140,7 @@ def _check(options: PredictOptions) -> None:
     if options.normalize is not None and not callable(options.normalize):
         normalization(str(options.normalize), NOTHING)
     _one_of("precision", options.precision, ("auto", "float32", "bfloat16"))
-    flips = options.flips
+    flips: Any = options.flips
     if not isinstance(flips, str) or set(flips) - set("zyx") or len(set(flips)) != len(flips):
         raise InvalidInput(f"flips must name model axes among z, y, x, each once; got {flips!r}")
     for name in ("skip_below", "fill"):

@@ -249,7 +249,6 @@ def predict(  # noqa: PLR0913 - a public journey takes flat options
             # Everything that can be refused is refused before a long conversion.
             request = make_request(named, stand_in, call.model, call.options, call.store)
             settings = _settings(call, request, client, memory, overwrite)[0]
-        call.sidecar.mkdir(exist_ok=True)
         volumes, masked = converted_inputs(
             call, overwrite, cluster=client, memory=memory, progress=progress
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import uuid
 from collections.abc import Callable
@@ -9,13 +10,44 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import zarr
+
 from volflow.engine.cluster import Cluster
 from volflow.engine.events import State
 from volflow.engine.plan import Plan
 from volflow.engine.run import RunReport, run
+from volflow.errors import InvalidInput
 from volflow.store.journal import Journal, Record
+from volflow.store.opening import local_path
+from volflow.store.volume import Volume
 
-__all__ = ["begin_anew", "run_journalled"]
+__all__ = ["begin_anew", "check_apart", "run_journalled"]
+
+
+def check_apart(out: str | os.PathLike[str], *inputs: Any) -> None:
+    """Refuse an output that would delete one of its inputs.
+
+    Parameters
+    ----------
+    out
+        Of the output.
+    inputs
+        Whatever is read: paths and volumes are compared, all else is not on the disk.
+
+    Raises
+    ------
+    InvalidInput
+        Where an input is the output or lies inside of it.
+    """
+    place = Path(os.path.realpath(out))
+    for one in inputs:
+        one = local_path(one) if isinstance(one, zarr.Array) else one
+        path = one.path if isinstance(one, Volume) else one
+        if not isinstance(path, str | os.PathLike) or "://" in os.fspath(path):
+            continue
+        source = Path(os.path.realpath(Path(path).expanduser()))
+        if place == source or place in source.parents:
+            raise InvalidInput(f"{out} would replace its own input {path}; choose another output")
 
 
 def begin_anew(out: Path, journal: Journal, record: Record) -> None:

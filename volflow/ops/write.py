@@ -15,10 +15,11 @@ from dask.base import optimize, tokenize
 from volflow.engine.cluster import Cluster, connect, memory_per_worker
 from volflow.errors import InvalidInput
 from volflow.ops.copying import Progress, Run, adopted, lay_out, make_record, run_copy
+from volflow.ops.session import check_apart
 from volflow.store.meta import Meta
 from volflow.store.volume import Volume
 
-__all__ = ["write"]
+__all__ = ["check_array", "write"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,14 @@ class ArrayShape:
 
 def _largest_chunk(array: da.Array) -> int:
     return int(math.prod(max(sizes) for sizes in array.chunks) * array.dtype.itemsize)
+
+
+def check_array(array: da.Array) -> None:
+    """Refuse a Dask array that is no volume."""
+    if array.ndim not in (3, 4) or any(math.isnan(n) for n in array.shape):
+        raise InvalidInput(
+            f"a volume has axes zyx or czyx of known size; the array has shape {array.shape}"
+        )
 
 
 def write(  # noqa: PLR0913 - a public journey takes flat options
@@ -75,10 +84,8 @@ def write(  # noqa: PLR0913 - a public journey takes flat options
     512.0
     """
     array = da.asarray(array)
-    if array.ndim not in (3, 4) or any(math.isnan(n) for n in array.shape):
-        raise InvalidInput(
-            f"a volume has axes zyx or czyx of known size; the array has shape {array.shape}"
-        )
+    check_array(array)
+    check_apart(out, like)
     axes = ("z", "y", "x") if array.ndim == 3 else ("c", "z", "y", "x")
     meta = replace(meta or (like.meta if like is not None else Meta(axes)), axes=axes)
     if like is not None:

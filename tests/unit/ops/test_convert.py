@@ -144,6 +144,13 @@ class TestRefused:
             convert(scan, overwrite=True)
         assert (tmp_path / "out.zarr" / "thesis.tex").read_text() == "years of work"
 
+    def test_an_output_that_is_the_source(self, convert, scan):
+        volume = convert(scan)
+        for source in (volume, volume.path, f"{volume.path}/0"):
+            with pytest.raises(InvalidInput, match="would replace its own input"):
+                convert(source, overwrite=True)
+        assert np.array_equal(volume[:], scan)
+
 
 def mtimes(folder):
     return {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}

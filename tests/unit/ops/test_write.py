@@ -104,6 +104,12 @@ class TestLike:
 
 
 class TestRefused:
+    def test_an_output_that_is_its_model(self, write):
+        volume = write(SCAN)
+        with pytest.raises(InvalidInput, match="would replace its own input"):
+            write(volume.dask() + 1, like=volume, overwrite=True)
+        assert np.array_equal(volume[:], SCAN)
+
     @pytest.mark.parametrize("shape", [(5,), (5, 5), (2, 2, 5, 5, 5)])
     def test_arrays_that_are_no_volume(self, write, tmp_path, shape):
         with pytest.raises(InvalidInput, match="a volume has axes zyx or czyx of known size; the"):
