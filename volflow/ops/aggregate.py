@@ -27,6 +27,8 @@ __all__ = ["RollingBlend"]
 
 # Planes of a patch that are weighted and added together, so that they stay in the CPU's cache.
 CACHE_BYTES = 256 * 1024
+# Rows whose weights are summed at once.
+NORM_ROWS = 16
 
 # A NumPy array on the CPU, a tensor on a GPU.
 Scores = Any
@@ -45,7 +47,7 @@ class RollingBlend:
         Sums are kept in ``dtype`` (float32 or float64) on ``device``.
     skipping
         Whether patches may be missing: then the weights are summed as the patches come, else
-        they follow from the grid alone and are reused from layer to layer.
+        they follow from the grid alone.
     """
 
     def __init__(
@@ -71,7 +73,6 @@ class RollingBlend:
         self.sums = self._zeros((channels, depth, height, width))
         self.norm = self._zeros((depth, height, width)) if skipping else None
         self.product = self._zeros((self.planes, *grid.patch[1:]))
-        self.ready: tuple[object, Scores] | None = None
         layers = self.layers
         self.last = layers[-1]
         self.row = int(grid.starts[0][layers[0]])  # the volume row of sums[:, 0]
@@ -157,7 +158,7 @@ class RollingBlend:
             scores /= self.xp.where(covered, norm, self.xp.ones_like(norm))
             return low, scores, covered
         if not self.crop and high > low:
-            scores /= self._norm_of(low, high)
+            self._normalise(scores, low, high)
         return low, scores, None
 
     def advance(self, layer: int) -> None:
@@ -175,24 +176,22 @@ class RollingBlend:
             buffer[max(0, depth - step) :] = 0
         self.row += step
 
-    def _norm_of(self, low: int, high: int) -> Scores:
-        """Sums of weights of some rows, as a full grid gives them, in the order of `add`.
+    def _normalise(self, scores: Scores, low: int, high: int) -> None:
+        """Divide rows by the sums of weights that a full grid gives them, in the order of `add`.
 
-        Layers away from the border lie alike, so that their sums are taken once.
+        A few rows at a time on the CPU: fresh memory costs more than to sum the weights again.
         """
-        layers = self.grid.touching(0, low, high)
-        starts = [int(self.grid.starts[0][i]) - low for i in layers]
-        key = (tuple(starts), high - low)
-        if self.ready is not None and self.ready[0] == key:
-            return self.ready[1]
-        self.ready = None  # free the old rows before making new ones
-        tile = Roi((low, *self.tile.start[1:]), (high, *self.tile.stop[1:]))
-        norm = self._zeros(tile.shape)
-        for index in itertools.product(layers, self.rows, self.columns):
-            patch = self.grid.roi(index)
-            box = patch.intersect(tile)
-            if box.size:
-                sums = norm[box.relative_to(tile.start).slices()]
-                sums += self.weights[box.relative_to(patch.start).slices()]
-        self.ready = (key, norm)
-        return norm
+        step = NORM_ROWS if self.xp is np else high - low
+        for first in range(low, high, step):
+            stop = min(first + step, high)
+            tile = Roi((first, *self.tile.start[1:]), (stop, *self.tile.stop[1:]))
+            norm = self._zeros(tile.shape)
+            layers = self.grid.touching(0, first, stop)
+            for index in itertools.product(layers, self.rows, self.columns):
+                patch = self.grid.roi(index)
+                box = patch.intersect(tile)
+                if box.size:
+                    sums = norm[box.relative_to(tile.start).slices()]
+                    sums += self.weights[box.relative_to(patch.start).slices()]
+            part = scores[:, first - low : stop - low]
+            part /= norm

@@ -74,11 +74,11 @@ def segment_rows(inputs: Inputs) -> int:
 
 @dataclass
 class Segment:
-    """Some rows of the tile: where they are, and their values once read."""
+    """Some rows of the tile: where they are, and once read each volume's voxels, as stored."""
 
     low: int
     high: int
-    values: Future[tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]]
+    read: Future[tuple[list[npt.NDArray[Any]], npt.NDArray[np.bool_] | None]]
 
 
 class Feed:
@@ -100,7 +100,6 @@ class Feed:
         self.dtype = np.dtype(dtype)
         self.pool = ThreadPoolExecutor(1, thread_name_prefix="volflow-read")
         self.segments: deque[Segment] = deque()
-        self.spare: list[npt.NDArray[Any]] = []
         self.next_row = tile.start[0]
         n, step = inputs.shape[0], segment_rows(inputs)
         # Rows are cut where the stored chunks are, also when the frame runs against them.
@@ -118,59 +117,58 @@ class Feed:
     def wait(self) -> None:
         """Wait until everything asked for is read."""
         for segment in self.segments:
-            segment.values.result()
+            segment.read.result()
 
     def drop(self, low: int) -> None:
         """Forget rows below ``low``."""
         while self.segments and self.segments[0].high <= low:
-            # The memory is handed on: a fresh page costs more than the copy into it.
-            self.spare = [self.segments.popleft().values.result()[0]]
+            self.segments.popleft()
 
     def close(self) -> None:
         """Stop the reading thread."""
         self.pool.shutdown(wait=True, cancel_futures=True)
         self.segments.clear()
 
-    def _read(self, roi: Roi) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]:
-        frame = self.inputs.frame
-        shape = self.inputs.volumes[0].spatial_shape
-        stored = frame.stored_roi(roi, shape)
-        values = self._buffer((self.inputs.channels, *roi.shape))
-        active = np.ones(roi.shape, np.bool_) if self.inputs.skipping else None
-        first = 0
-        bright = None
-        for volume, normalize in zip(self.inputs.volumes, self.inputs.normalize, strict=True):
+    def _read(self, roi: Roi) -> tuple[list[npt.NDArray[Any]], npt.NDArray[np.bool_] | None]:
+        inputs, frame = self.inputs, self.inputs.frame
+        stored = frame.stored_roi(roi, inputs.volumes[0].spatial_shape)
+        voxels = []
+        for volume, normalize in zip(inputs.volumes, inputs.normalize, strict=True):
             raw = volume.read(stored)
-            raw = frame.show(raw if raw.ndim == 4 else raw[None])
-            if self.inputs.skip_below is not None:
-                above = (raw >= self.inputs.skip_below).any(axis=0)
-                bright = above if bright is None else bright | above
-            part = values[first : first + len(raw)]
-            _scale(raw, normalize, part)
-            first += len(raw)
-        if active is not None:
-            if bright is not None:
-                active &= bright
-            if self.inputs.mask is not None:
-                active &= frame.show(self.inputs.mask.read(stored)) > 0
-        return values, active
-
-    def _buffer(self, shape: tuple[int, ...]) -> npt.NDArray[Any]:
-        spare, self.spare = self.spare, []
-        return spare[0] if spare and spare[0].shape == shape else np.empty(shape, self.dtype)
+            voxels.append(frame.show(raw if raw.ndim == 4 else raw[None]))
+            if callable(normalize):  # once per voxel rather than once per patch
+                voxels[-1] = _call(normalize, voxels[-1].astype(self.dtype))
+        if not inputs.skipping:
+            return voxels, None
+        active = np.ones(roi.shape, np.bool_)
+        if inputs.skip_below is not None:
+            above = [(raw >= inputs.skip_below).any(axis=0) for raw in voxels]
+            active &= np.any(above, axis=0)
+        if inputs.mask is not None:
+            active &= frame.show(inputs.mask.read(stored)) > 0
+        return voxels, active
 
     def fill(self, patch: npt.NDArray[Any], roi: Roi) -> None:
-        """Copy a patch ``(C, *roi.shape)`` out of the rows; zeros outside the volume."""
+        """Copy a patch ``(C, *roi.shape)`` out of the rows, scaled; zeros outside the volume."""
         inside = roi.intersect(self.tile)
         if inside != roi:
             patch[...] = 0
         for segment in self.segments:
             rows = inside.intersect(self._box(segment))
             if rows.size:
-                values, _ = segment.values.result()
-                there = rows.relative_to(roi.start).slices()
+                z, y, x = rows.relative_to(roi.start).slices()
                 here = rows.relative_to(self._box(segment).start).slices()
-                patch[(slice(None), *there)] = values[(slice(None), *here)]
+                first = 0
+                for voxels in segment.read.result()[0]:
+                    part = patch[first : first + len(voxels), z, y, x]
+                    part[...] = voxels[(slice(None), *here)]
+                    first += len(voxels)
+        z, y, x = inside.relative_to(roi.start).slices()
+        first = 0
+        for volume, normalize in zip(self.inputs.volumes, self.inputs.normalize, strict=True):
+            if isinstance(normalize, Normalization):
+                normalize.apply(patch[first : first + volume.channels_count, z, y, x])
+            first += volume.channels_count
 
     def active(self, roi: Roi) -> bool:
         """Whether a patch has a voxel worth computing."""
@@ -179,7 +177,7 @@ class Feed:
         for segment in self.segments:
             rows = roi.intersect(self._box(segment))
             if rows.size:
-                _, active = segment.values.result()
+                _, active = segment.read.result()
                 here = rows.relative_to(self._box(segment).start).slices()
                 if active is not None and active[here].any():
                     return True
@@ -189,15 +187,12 @@ class Feed:
         return Roi((segment.low, *self.tile.start[1:]), (segment.high, *self.tile.stop[1:]))
 
 
-def _scale(raw: npt.NDArray[Any], normalize: Normalize, out: npt.NDArray[Any]) -> None:
-    if callable(normalize):
-        values = np.asarray(normalize(raw.astype(out.dtype)))
-        if values.shape != raw.shape:
-            raise InvalidInput(
-                f"normalize must keep the shape of its block: got {values.shape} for {raw.shape}"
-            )
-        out[...] = values
-        return
-    out[...] = raw
-    if normalize is not None:
-        normalize.apply(out)
+def _call(
+    normalize: Callable[[npt.NDArray[Any]], npt.NDArray[Any]], raw: npt.NDArray[Any]
+) -> npt.NDArray[Any]:
+    values = np.asarray(normalize(raw), raw.dtype)
+    if values.shape != raw.shape:
+        raise InvalidInput(
+            f"normalize must keep the shape of its block: got {values.shape} for {raw.shape}"
+        )
+    return values

@@ -14,7 +14,7 @@ from volflow.engine.cluster import cores, is_embedded, memory_per_worker, worker
 from volflow.engine.plan import Plan, Step
 from volflow.engine.run import run
 from volflow.errors import InvalidInput, MemoryRefused, ResumeRefused
-from volflow.geometry.grid import BlockGrid
+from volflow.geometry.grid import BlockGrid, per_axis
 from volflow.model.forward import Forward, Output, Probe, probe
 from volflow.model.resident import ModelPlugin
 from volflow.ops.feed import segment_rows
@@ -108,7 +108,7 @@ def _demand(request: Request, probe_: Probe) -> Demand:
         scale=scale,
         frame=inputs.frame,
         crop=request.options.blend == "crop",
-        input_bytes=score_bytes * inputs.channels,
+        input_bytes=_row_bytes(request, score_bytes),
         raw_bytes=max(v.dtype.itemsize * v.channels_count for v in inputs.volumes),
         segment_rows=segment_rows(inputs),
         output_channels=channels,
@@ -118,6 +118,13 @@ def _demand(request: Request, probe_: Probe) -> Demand:
         on_device=probe_.device.startswith("cuda"),
         skipping=inputs.skipping,
     )
+
+
+def _row_bytes(request: Request, score_bytes: int) -> int:
+    """Bytes per voxel of the rows held: as stored, or as a function normalised them."""
+    if callable(request.options.normalize):
+        return score_bytes * request.inputs.channels
+    return sum(v.dtype.itemsize * v.channels_count for v in request.inputs.volumes)
 
 
 def stored_dtype(options: PredictOptions, computed: str) -> str:
@@ -199,6 +206,8 @@ def adopt(request: Request, record: Record) -> Settings:
         "batch_size": options.batch_size,
         "device": options.device,
         "precision": options.precision,
+        "chunk": "auto" if options.chunk is None else per_axis(options.chunk, "chunk"),
+        "shard": "auto" if options.shard is None else per_axis(options.shard, "shard"),
     }
     for name, value in wanted.items():
         if value not in ("auto", getattr(settings, name)):

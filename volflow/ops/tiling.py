@@ -35,7 +35,7 @@ class Demand:
     grid, scale, frame, crop
         Patches in frame coordinates; whether they own voxels or are weighted.
     input_bytes, raw_bytes
-        Per voxel of all input channels: in the model's dtype, and as stored.
+        Per voxel: of all rows held, and of one volume while it is read.
     segment_rows
         Rows read at once.
     output_channels, output_bytes

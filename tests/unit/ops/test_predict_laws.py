@@ -155,7 +155,9 @@ def test_same_bits_for_every_number_of_processes(tmp_path, workers):
         assert np.array_equal(here[:], there[:])
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16", "int32", "float32", "float64"])
+@pytest.mark.parametrize(
+    "dtype", ["uint8", "int8", "uint16", "int16", "int32", "float32", "float64"]
+)
 @pytest.mark.parametrize("blend", BLENDS)
 def test_identity_returns_its_input(client, tmp_path, dtype, blend):
     rng = np.random.default_rng(2)
@@ -239,7 +241,9 @@ def test_scaled_outputs(client, tmp_path_factory, shape, scale, overlap, blend, 
     assert np.abs(got - expected).max() <= 1e-5
     assert result.spacing == tuple(float(s) for s in scale)
     if frame == "LPI":
-        ends = [n - 1 - (-(-n // s) - 1) * s - (s - 1) / 2 for n, s in zip(shape, scale, strict=True)]
+        ends = [
+            n - 1 - (-(-n // s) - 1) * s - (s - 1) / 2 for n, s in zip(shape, scale, strict=True)
+        ]
         assert result.meta.translation == pytest.approx(ends)
     else:
         assert result.meta.translation == pytest.approx([(s - 1) / 2 for s in scale])
