@@ -70,10 +70,11 @@ class PredictJob:
 
 
 class Clock:
-    """Seconds per stage, handed out step by step."""
+    """Seconds per stage: by step for progress, by block for the journal."""
 
     def __init__(self) -> None:
-        self.stages: dict[str, float] = {}
+        self.step: dict[str, float] = {}
+        self.block: dict[str, float] = {}
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -82,9 +83,16 @@ class Clock:
         try:
             yield
         finally:
-            self.stages[name] = self.stages.get(name, 0.0) + time.perf_counter() - began
+            seconds = time.perf_counter() - began
+            for stages in (self.step, self.block):
+                stages[name] = stages.get(name, 0.0) + seconds
 
-    def take(self) -> dict[str, float]:
-        """The seconds since the last taking."""
-        taken, self.stages = self.stages, {}
+    def take_step(self) -> dict[str, float]:
+        """The seconds since the last step."""
+        taken, self.step = self.step, {}
+        return taken
+
+    def take_block(self) -> dict[str, float]:
+        """The seconds since the last block."""
+        taken, self.block = self.block, {}
         return taken

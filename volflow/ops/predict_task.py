@@ -107,12 +107,12 @@ def _run(job: PredictJob, blocks: tuple[int, ...]) -> Iterator[Step]:
                 for number in writer.put(first, rows):
                     yield Step(number, 0)
                 height = next(iter(rows.values())).shape[-3]
-                yield Step(None, height * tile.shape[1] * tile.shape[2], clock.take())
+                yield Step(None, height * tile.shape[1] * tile.shape[2], clock.take_step())
             for blend in blends.values():
                 blend.advance(layer)
             feed.drop(int(grid.starts[0][min(layer + 1, grid.counts[0] - 1)]))
         for number in writer.flush():
-            yield Step(number, 0, clock.take())
+            yield Step(number, 0, clock.take_step())
 
 
 def _top(grid: PatchGrid, layer: int) -> int:

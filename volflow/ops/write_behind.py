@@ -62,7 +62,9 @@ class Writer:
             if row == self.job.roi(number).stop[0]:
                 yield from self.flush()
                 full, self.pieces = self.pieces, []
-                self.pending = self.pool.submit(write_block, self.job, number, full)
+                self.pending = self.pool.submit(
+                    write_block, self.job, number, full, self.clock.take_block()
+                )
                 self.position += 1
 
     def _open(self, number: int) -> Iterator[Piece]:
@@ -110,14 +112,16 @@ class Writer:
         self.pool.shutdown(wait=True, cancel_futures=True)
 
 
-def write_block(job: PredictJob, number: int, pieces: list[Piece]) -> tuple[int, list[Piece]]:
-    """Write the shards of a block, then its journal entry."""
+def write_block(
+    job: PredictJob, number: int, pieces: list[Piece], stages: dict[str, float]
+) -> tuple[int, list[Piece]]:
+    """Write the shards of a block, then its journal entry with the seconds it took."""
     began = time.perf_counter()
     job.journal.check(job.session)
     entries = []
     for piece in pieces:
         for shard in piece.target.volume.write(piece.shard, piece.voxels):
             entries.append(ShardEntry(piece.target.array, shard.start, shard.stop, shard.crc32c))
-    stages = {"write": time.perf_counter() - began}
-    job.journal.mark(number, entries, stages, session=job.session)
+    took = {**stages, "write": time.perf_counter() - began}
+    job.journal.mark(number, entries, took, session=job.session)
     return number, pieces
