@@ -25,8 +25,9 @@ from volflow.geometry.windows import Blend, weights
 
 __all__ = ["RollingBlend"]
 
-# Planes of a patch that are weighted and added together, so that they stay in the CPU's cache.
-CACHE_BYTES = 256 * 1024
+# Planes of a patch that are weighted and added together: few enough for the CPU's cache, many
+# enough that the calls rarely wait for Python's lock while chunks are decoded in other threads.
+CACHE_BYTES = 4 * 2**20
 # Rows whose weights are summed at once.
 NORM_ROWS = 16
 
