@@ -31,7 +31,7 @@ from machine import describe, file_result  # noqa: E402
 PATCH = 96
 OVERLAP = 0.25
 METHODS = ("forward", "io", "monai", "torchio", "map_overlap", "volflow")
-SIDES = {"unet": 192, "conv": 384, "identity": 384}
+SIDES = {"unet": 192, "conv": 256, "identity": 512}
 
 
 def make_scan(path: Path, shape: tuple[int, int, int]) -> None:
@@ -281,7 +281,7 @@ def main() -> None:
     parser.add_argument("--case", choices=sorted(SIDES), action="append")
     parser.add_argument("--method", choices=METHODS, action="append")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--side", type=int, help="voxels per axis; by default 192 or 384")
+    parser.add_argument("--side", type=int, help="voxels per axis; by default 192, 256 or 512")
     parser.add_argument("--memory", default="1GiB")
     parser.add_argument("--growth", action="store_true")
     parser.add_argument("--no-file", action="store_true", help="print only")
