@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -102,6 +105,23 @@ class Breaking(nn.Module):
         return batch
 
 
+class Tiring(nn.Module):
+    """Fails after so many forwards on data; ``most`` is shared by all, and no part of the model."""
+
+    most: ClassVar[list[float]] = [float("inf")]
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        if bool(batch.any()):
+            if len(calls) >= self.most[0]:
+                raise ConnectionError("too tired")
+            calls.append(len(batch))
+        return self.net(batch)
+
+
 class NotANumber(nn.Module):
     """Divides 0 by 0 where it sees data."""
 
@@ -110,21 +130,27 @@ class NotANumber(nn.Module):
 
 
 class Slow(nn.Module):
-    """Takes its time for each patch that holds data."""
+    """Sleeps for each patch that holds data, as long as the environment says.
 
-    def __init__(self, seconds: float = 0.05, scale: float = 2.0) -> None:
+    The time is no part of the model, so that a run may be finished faster than it was begun.
+    Where the environment names a folder, each process leaves its number there.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        self.seconds = seconds
-        self.scale = nn.Parameter(torch.tensor(scale))
+        self.net = net
 
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
-        time.sleep(self.seconds * sum(bool(patch.any()) for patch in batch))
-        return batch * self.scale
+        seconds = float(os.environ.get("VOLFLOW_TEST_SLEEP", "0"))
+        time.sleep(seconds * sum(bool(patch.any()) for patch in batch))
+        if folder := os.environ.get("VOLFLOW_TEST_PIDS"):
+            (Path(folder) / str(os.getpid())).touch()
+        return self.net(batch)
 
 
 def slow() -> nn.Module:
     """For the command line."""
-    return Slow()
+    return Slow(random_net())
 
 
 def mirrored(net: nn.Module, batch: torch.Tensor, axes: Sequence[int]) -> torch.Tensor:

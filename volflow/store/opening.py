@@ -17,6 +17,7 @@ from volflow.store.meta import Level, Meta
 
 __all__ = [
     "check_array",
+    "discard_object",
     "is_url",
     "is_zarr",
     "label",
@@ -200,6 +201,18 @@ def stored_objects(array: zarr.Array[Any]) -> list[str]:
                     name = Path(entry.path).relative_to(root).as_posix()
                     lines.append(f"{name} {stat.st_size} {stat.st_mtime_ns}\n")
     return sorted(lines)
+
+
+def discard_object(array: zarr.Array[Any], start: Sequence[int]) -> bool:
+    """Delete the file of the shard (or chunk) that begins there; False where none could be."""
+    if not isinstance(array.store, LocalStore):
+        return False
+    unit = array.shards or array.chunks
+    key = array.metadata.encode_chunk_key(tuple(a // n for a, n in zip(start, unit, strict=True)))
+    path = Path(array.store.root) / array.path / key
+    exists = path.is_file()
+    path.unlink(missing_ok=True)
+    return exists
 
 
 def _first_line(error: Exception) -> str:
