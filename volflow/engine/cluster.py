@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import dask
 from distributed import Client, LocalCluster, default_client
 
 from volflow.errors import InvalidInput
@@ -77,8 +78,9 @@ def _open_client(cluster: Any) -> Iterator[Client]:
         embedded = cluster == "threads"
         if not embedded and cluster < 1:
             raise InvalidInput(f"cluster needs at least one process; got {cluster}")
-        with (
-            LocalCluster(
+        # A laptop that slept must not find its workers given up; dead processes hang up anyway.
+        with dask.config.set({"distributed.scheduler.worker-ttl": None}):
+            local = LocalCluster(
                 n_workers=1 if embedded else cluster,
                 threads_per_worker=cores() if embedded else max(1, cores() // cluster),
                 processes=not embedded,
@@ -86,9 +88,8 @@ def _open_client(cluster: Any) -> Iterator[Client]:
                 dashboard_address=None,
                 # Dask always opens an HTTP port for its scheduler: keep it local and never taken.
                 scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
-            ) as local,
-            Client(local, set_as_default=False) as client,
-        ):
+            )
+        with local, Client(local, set_as_default=False) as client:
             yield client
     elif hasattr(cluster, "scheduler_address"):
         with Client(cluster, set_as_default=False) as client:

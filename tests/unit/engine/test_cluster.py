@@ -37,6 +37,10 @@ class TestConnect:
             assert client.submit(os.getpid).result() == os.getpid()
         assert client.status == "closed"
 
+    def test_a_worker_that_slept_is_not_given_up(self):
+        with connect("threads") as client:
+            assert client.cluster.scheduler.worker_ttl is None
+
     def test_the_active_client_is_taken_and_left_open(self, local):
         with Client(local) as active, connect() as client:
             assert client is active
