@@ -9,6 +9,7 @@
     │   ├── Locked               another driver holds the output
     │   └── NoExactRule          an operation has no exact rule
     ├── RunFailed                also a RuntimeError: blocks failed after their retries
+    │   └── StoreFull            there is no space left for the output
     └── Superseded               the task's driver is gone; another may have taken over
 
 Every message names the rule, what was given, what was expected and the remedy.
@@ -23,6 +24,7 @@ __all__ = [
     "NoExactRule",
     "ResumeRefused",
     "RunFailed",
+    "StoreFull",
     "Superseded",
     "VolflowError",
 ]
@@ -58,6 +60,10 @@ class NoExactRule(InvalidInput):
 
 class RunFailed(VolflowError, RuntimeError):
     """Some blocks failed after their retries; what is done stays done."""
+
+
+class StoreFull(RunFailed):
+    """No space is left for the output: trying again would not help."""
 
 
 class Superseded(VolflowError):

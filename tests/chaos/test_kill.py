@@ -14,15 +14,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 
 import volflow as vf
+import volflow.store.journal as journal_module
 from tests.nets import Slow, random_net
-from volflow.errors import RunFailed, VolflowError
+from volflow.errors import RunFailed, StoreFull, VolflowError
 from volflow.geometry.roi import Roi
 from volflow.store.create import create
-from volflow.store.journal import Journal, journal_dir
+from volflow.store.journal import journal_dir
 from volflow.store.meta import Meta
-from volflow.store.volume import Volume
 
 pytestmark = pytest.mark.chaos
 
@@ -260,21 +261,25 @@ class TestDamaged:
 
 class TestFull:
     def test_a_disk_that_fills_loses_nothing_done(self, predict, whole, monkeypatch, tmp_path):
-        out, write, room = tmp_path / "out.zarr", Volume.write, [40]
+        out, write, room = tmp_path / "out.zarr", zarr.Array.set_basic_selection, [40]
 
-        def full(volume, roi, data):
-            if "out.zarr" in volume.path:
+        def full(array, selection, value):
+            if "out.zarr" in str(array.store_path):
                 room[0] -= 1
                 if room[0] < 0:
-                    raise OSError(28, "No space left on device", volume.path)
-            return write(volume, roi, data)
+                    raise OSError(28, "No space left on device")
+            return write(array, selection, value)
 
         with monkeypatch.context() as patch:
-            patch.setattr(Volume, "write", full)
-            with pytest.raises(RunFailed, match=r"No space left on device") as failed:
+            patch.setattr(zarr.Array, "set_basic_selection", full)
+            with pytest.raises(StoreFull) as failed:
                 predict()
         assert failed.value.exit_code == 1
-        assert "what is done is kept, run the same command again to resume" in str(failed.value)
+        assert str(failed.value) == (
+            f"{out} cannot be written: No space left on device; what is done is kept, make room"
+            " and run the same command again"
+        )
+        assert room[0] == -1  # nobody tried again
         done = entries(out)
         assert 0 < len(done) < BLOCKS
         predict()
@@ -288,7 +293,7 @@ class TestFull:
         if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode:
             pytest.skip("mounting a small disk takes root")
         try:
-            with pytest.raises(RunFailed, match=r"No space left on device"):
+            with pytest.raises(StoreFull, match=r"(?i)no space left on device"):
                 predict("small/out.zarr")
             assert 0 < len(entries(small / "out.zarr")) < BLOCKS
             subprocess.run(["mount", "-o", "remount,size=8m", str(small)], check=True)
@@ -298,21 +303,47 @@ class TestFull:
             subprocess.run(["umount", "-l", str(small)], check=True)
 
     def test_a_full_journal(self, predict, whole, monkeypatch, tmp_path):
-        mark, room = Journal.mark, [3]
+        record, room = journal_module.write_json, [3]
 
-        def full(journal, *args, **options):
-            room[0] -= 1
-            if room[0] < 0:
-                raise RunFailed("the journal cannot be written: no space left on device")
-            return mark(journal, *args, **options)
+        def full(path, value):
+            if path.parent.name == "done":
+                room[0] -= 1
+                if room[0] < 0:
+                    raise OSError(28, "No space left on device")
+            record(path, value)
 
         with monkeypatch.context() as patch:
-            patch.setattr(Journal, "mark", full)
-            with pytest.raises(RunFailed, match="no space left on device"):
+            patch.setattr(journal_module, "write_json", full)
+            with pytest.raises(StoreFull, match=r"cannot be written: no space left on device; "):
                 predict()
         assert len(entries(tmp_path / "out.zarr")) == 3
         predict()
         assert files(tmp_path / "out.zarr") == whole
+
+
+class TestUnreadable:
+    def test_a_hiccup_is_survived(self, predict, whole, monkeypatch, tmp_path):
+        read, hiccups = zarr.Array.get_basic_selection, [2]
+
+        def hiccup(array, *args, **options):
+            if hiccups[0] and "scan.zarr" in str(array.store_path):
+                hiccups[0] -= 1
+                raise OSError(5, "Input/output error")
+            return read(array, *args, **options)
+
+        monkeypatch.setattr(zarr.Array, "get_basic_selection", hiccup)
+        predict()
+        assert hiccups == [0]
+        assert files(tmp_path / "out.zarr") == whole
+
+    def test_blocks_away_from_a_damaged_input_are_done(self, scan, tmp_path):
+        truncate(tmp_path / "scan.zarr" / "0" / "c" / "2" / "0" / "0")
+        with pytest.raises(RunFailed, match=r"blocks failed after 2 retries .*scan.zarr cannot be"):
+            vf.predict(scan, Slow(random_net()), tmp_path / "out.zarr", progress=False,
+                       **OPTIONS | {"overlap": 0})  # fmt: skip
+        done = entries(tmp_path / "out.zarr")
+        assert {3, 4, 5, 6, 7} <= set(done)
+        assert 2 not in done
 
 
 class TestGone:

@@ -164,10 +164,12 @@ class Driver:
                 outcome = Outcome({}, RuntimeError(f"{type(error).__name__}: {error}"))
             future.release()
             self.results.update(outcome.results)
+            reason = f"{outcome.error or 'its task ended without doing it'}\n{outcome.trace}"
             if isinstance(outcome.error, VolflowError):
-                raise outcome.error
-            reason = outcome.error or "its task ended without doing it"
-            self.retry(attempt, f"{reason}\n{outcome.trace}".strip())
+                if type(outcome.error) is not RunFailed:
+                    raise outcome.error
+                reason = str(outcome.error)
+            self.retry(attempt, reason.strip())
 
     def loop(self) -> None:
         """Submit and collect until nothing is left."""
@@ -240,7 +242,9 @@ def run(
     RunFailed
         Where blocks failed after their retries, or no worker is left.
     VolflowError
-        What a task raised of that kind, at once and without retry.
+        What a task raised of that kind, at once and without retry: what is refused stays refused,
+        and a full disk stays full. A bare `RunFailed`, as of a file that cannot be read, is
+        tried again.
     """
     state = State(plan.operation, plan.unit, plan.units, plan.blocks)
     shown = reporter(progress)

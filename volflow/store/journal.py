@@ -27,7 +27,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from volflow.errors import InvalidInput, Locked, ResumeRefused, RunFailed, Superseded
+from volflow.errors import (
+    InvalidInput,
+    Locked,
+    ResumeRefused,
+    RunFailed,
+    StoreFull,
+    Superseded,
+)
 from volflow.store.atomic import differences, plain, read_json, write_json
 
 __all__ = ["Journal", "Record", "ShardEntry", "journal_dir"]
@@ -384,9 +391,10 @@ def _writing(path: Path, *, begun: bool = True) -> Iterator[None]:
         yield
     except OSError as error:
         why = f"the journal {path} cannot be written: {_reason(error)}; "
-        if begun or error.errno in (errno.ENOSPC, errno.EDQUOT):
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if begun or full:
             remedy = "what is done stays done; put it right and run the same command again"
-            raise RunFailed(why + remedy) from error
+            raise (StoreFull if full else RunFailed)(why + remedy) from error
         if isinstance(error, FileNotFoundError):
             why = f"the folder {path.parent} does not exist; "
         remedy = "it lies beside the output; choose an output in a folder that can be written"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ import numpy as np
 import zarr
 from zarr.storage import MemoryStore
 
-from volflow.errors import InvalidInput, RunFailed
+from volflow.errors import InvalidInput, RunFailed, StoreFull
 from volflow.geometry.roi import Roi
 from volflow.store.indexing import to_box
 from volflow.store.layout import split
@@ -185,6 +186,8 @@ class Volume:
         ------
         InvalidInput
             Where the box owns a shard only in part, or the data do not fit.
+        StoreFull
+            Where no space is left.
         """
         if tuple(self.stored_axes) != self.axes:
             raise InvalidInput(
@@ -203,8 +206,13 @@ class Volume:
             voxels = np.ascontiguousarray(part, dtype=self.dtype)
             try:
                 self.array.set_basic_selection(piece.slices(), voxels)
-            except OSError:
-                raise
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                raise StoreFull(
+                    f"{self.path} cannot be written: {error.strerror}; what is done is kept, make"
+                    " room and run the same command again"
+                ) from error
             except Exception:
                 # Where a shard reaches over the border zarr reads it first. If what is there is
                 # damaged, it must go, as this write is what repairs it.

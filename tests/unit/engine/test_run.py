@@ -16,7 +16,7 @@ from volflow.engine import run as run_module
 from volflow.engine.cluster import connect
 from volflow.engine.plan import Plan, Step, split_runs
 from volflow.engine.run import Driver, run
-from volflow.errors import InvalidInput, RunFailed
+from volflow.errors import InvalidInput, RunFailed, StoreFull
 
 seen: Counter[object] = Counter()
 going, stopping = threading.Event(), threading.Event()
@@ -84,6 +84,21 @@ def refuses(job, blocks):
     seen["asked"] += 1
     yield Step(None, 1)
     raise InvalidInput("not like this")
+
+
+def hiccups(job, blocks):
+    """Cannot read a block at first."""
+    for block in blocks:
+        seen[block] += 1
+        if block == job and seen[block] < 3:
+            raise RunFailed("scan.zarr cannot be read")
+        yield Step(block, 10)
+
+
+def finds_no_room(job, blocks):
+    seen["asked"] += 1
+    yield Step(None, 1)
+    raise StoreFull("out.zarr cannot be written")
 
 
 def forgets(job, blocks):
@@ -236,6 +251,14 @@ class TestFailures:
             )  # fmt: skip
         assert seen["asked"] == 1
         assert stopped == [True]
+
+    def test_what_cannot_be_read_is_tried_again(self, client):
+        assert run(plan_of(hiccups, 2), cluster=client, progress=False).retries == 2
+
+    def test_a_full_disk_ends_the_run_at_once(self, client):
+        with pytest.raises(StoreFull, match=r"^out.zarr cannot be written$"):
+            run(plan_of(finds_no_room, exclusive=True), cluster=client, progress=False)
+        assert seen["asked"] == 1
 
     def test_a_task_that_ends_without_some_blocks_is_not_taken_for_done(self, client):
         with pytest.raises(RunFailed, match=r"1 of 6 .* \(blocks 2\).* ended without doing it"):
