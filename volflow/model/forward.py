@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
 import itertools
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from volflow.engine.memory import begin_peak, peak_bytes
 from volflow.errors import InvalidInput
 from volflow.model.resident import forward_lock, resident
 
@@ -118,9 +116,10 @@ class Forward:
 
     def __call__(self, batch_NCZYX: torch.Tensor) -> dict[str, torch.Tensor]:
         """Scores of a batch, by output name: float32 (float64) ``NCZYX`` on the device."""
+        # The batch itself comes last: models may write into their input, and the copies may not.
         mirrored = [
             axes
-            for n in range(len(self.flips) + 1)
+            for n in range(len(self.flips), -1, -1)
             for axes in itertools.combinations(self.flips, n)
         ]
         total: dict[str, torch.Tensor] = {}
@@ -203,6 +202,10 @@ def _named(raw: Any) -> dict[str, torch.Tensor]:
 def _check_output(forward: Forward, name: str, value: torch.Tensor, batch: int) -> Output:
     given = (batch, forward.channels, *forward.patch)
     label = f" {name!r}" if name else ""
+    if name and not re.fullmatch(r"\w[\w.-]*", name):
+        raise InvalidInput(
+            f"model output{label} cannot name a folder; use letters, digits, underscores, hyphens"
+        )
     if value.ndim != 5 or value.shape[0] != batch:
         raise InvalidInput(
             f"model output{label} has shape {tuple(value.shape)} for a batch of shape {given};"
@@ -299,36 +302,11 @@ def _mark_peak(device: torch.device) -> int:
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
-    _give_back()
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # resets the peak of resident memory
-    except OSError:
-        return _resident_bytes("VmHWM")
-    return _resident_bytes("VmRSS")
-
-
-def _give_back() -> None:
-    """Return free memory to the system, lest a second trial in it seems to cost none."""
-    with suppress(OSError, AttributeError):  # glibc only
-        ctypes.CDLL(None).malloc_trim(0)
+    return begin_peak()
 
 
 def _read_peak(device: torch.device) -> int:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device)
-    return _resident_bytes("VmHWM")
-
-
-def _resident_bytes(field: str) -> int:
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith(field):
-                return int(line.split()[1]) * 1024
-    except OSError:  # not Linux: the peak of the process so far
-        import resource
-        import sys
-
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return os.sysconf("SC_PAGE_SIZE")
+    return peak_bytes()

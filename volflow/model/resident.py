@@ -7,6 +7,7 @@ A worker plugin is set up again on every worker that joins or restarts.
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from typing import Any
 
 import cloudpickle
@@ -16,6 +17,7 @@ from distributed import WorkerPlugin
 __all__ = ["ModelPlugin", "forward_lock", "resident"]
 
 _models: dict[str, torch.nn.Module] = {}
+_users: Counter[str] = Counter()  # runs of this process that hold a model
 _locks: dict[str, threading.Lock] = {}
 _guard = threading.Lock()
 
@@ -23,7 +25,7 @@ _guard = threading.Lock()
 def forward_lock(device: torch.device) -> threading.Lock:
     """The lock that lets one forward at a time run on a device, whatever the scheduler."""
     with _guard:
-        return _locks.setdefault(str(device), threading.Lock())
+        return _locks.setdefault(f"{device.type}:{device.index or 0}", threading.Lock())
 
 
 def resident(digest: str, device: torch.device) -> torch.nn.Module:
@@ -56,11 +58,15 @@ class ModelPlugin(WorkerPlugin):
     def setup(self, worker: Any) -> None:
         """Make the model known in this process."""
         with _guard:
-            _models[self.digest] = self.module
+            _users[self.digest] += 1
+            _models.setdefault(self.digest, self.module)
 
     def teardown(self, worker: Any) -> None:
-        """Forget the model and its copies on devices."""
+        """Forget the model and its copies on devices, unless another run needs them."""
         with _guard:
+            _users[self.digest] -= 1
+            if _users[self.digest] > 0:
+                return
             for key in [k for k in _models if k.partition("@")[0] == self.digest]:
                 del _models[key]
 

@@ -45,6 +45,8 @@ class PredictJob:
         What becomes of its scores.
     journal, session
         Where done blocks are recorded, and the driver this task belongs to.
+    memory_bytes
+        What the task may add to its process.
     """
 
     inputs: Inputs
@@ -59,6 +61,7 @@ class PredictJob:
     targets: tuple[Target, ...]
     journal: Journal
     session: str
+    memory_bytes: int
 
     def roi(self, block: int) -> Roi:
         """A block's box in frame coordinates, in output voxels."""

@@ -238,6 +238,7 @@ def make_plan(
     options = request.options
     journal = Journal(journal_dir(request.out))
     blocks = out_blocks(request, settings)
+    memory_bytes = memory_per_worker(client, memory)
     scale = settings.outputs[0].scale
     done = frozenset(journal.done()) if targets or resuming else frozenset[int]()
     runs = runs_of(blocks, request.inputs.frame, done, len(workers(client)))
@@ -259,6 +260,7 @@ def make_plan(
         targets=targets,
         journal=journal,
         session="",
+        memory_bytes=memory_bytes,
     )
     return Plan(
         "predict",
@@ -268,7 +270,7 @@ def make_plan(
         units=sum(blocks[n].write_roi.size for run in runs for n in run),
         unit="voxels",
         peak_bytes=settings.peak_bytes,
-        memory_bytes=memory_per_worker(client, memory),
+        memory_bytes=memory_bytes,
         exclusive=True,
         facts=_facts(request, settings, job, runs),
         plugin=ModelPlugin(request.model.module, request.model.digest),

@@ -14,6 +14,7 @@ from typing import Any
 import numpy.typing as npt
 import torch
 
+from volflow.engine.memory import Ceiling
 from volflow.engine.plan import Step
 from volflow.errors import InvalidInput
 from volflow.geometry.grid import PatchGrid
@@ -37,9 +38,10 @@ def predict_blocks(job: PredictJob, blocks: tuple[int, ...]) -> Iterator[Step]:
     for number in blocks:
         if number in done:
             yield Step(number, 0)
+    ceiling = Ceiling(job.memory_bytes)
     for run in _neighbours(job, [b for b in blocks if b not in done]):
         with torch_threads(job.threads), torch.inference_mode():
-            yield from _run(job, run)
+            yield from _run(job, run, ceiling)
 
 
 def _neighbours(job: PredictJob, blocks: Sequence[int]) -> Iterator[tuple[int, ...]]:
@@ -70,7 +72,7 @@ def _blends(job: PredictJob, tile: Roi) -> dict[str, RollingBlend]:
     }
 
 
-def _run(job: PredictJob, blocks: tuple[int, ...]) -> Iterator[Step]:
+def _run(job: PredictJob, blocks: tuple[int, ...], ceiling: Ceiling) -> Iterator[Step]:
     clock = Clock()
     tile = job.tile(blocks)
     blends = _blends(job, tile)
@@ -111,6 +113,7 @@ def _run(job: PredictJob, blocks: tuple[int, ...]) -> Iterator[Step]:
             for blend in blends.values():
                 blend.advance(layer)
             feed.drop(int(grid.starts[0][min(layer + 1, grid.counts[0] - 1)]))
+            ceiling.keep()
         for number in writer.flush():
             yield Step(number, 0, clock.take_step())
 
