@@ -249,25 +249,26 @@ def compare(case: str, side: int, repeats: int, memory: str, methods: list[str])
     return "\n".join(lines)
 
 
-def growth(memory: str) -> str:
+def growth(memory: str, repeats: int, sides: tuple[int, int] = (384, 768)) -> str:
     """Peak memory as the volume grows 8-fold, beside the peers'."""
     lines = [
-        f"### Memory as the volume grows 8-fold: one convolution, memory {memory}",
+        f"### Memory as the volume grows 8-fold: one convolution, memory {memory},"
+        f" median of {repeats}",
         "",
-        "| method | 192³ MiB | 384³ MiB | ratio |",
+        f"| method | {sides[0]}³ MiB | {sides[1]}³ MiB | ratio |",
         "|---|---|---|---|",
     ]
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as name:
         folder = Path(name)
-        for side in (192, 384):
+        for side in sides:
             make_scan(folder / f"{side}.zarr", (side,) * 3)
         for method in ("monai", "torchio", "map_overlap", "volflow"):
             small, large = (
                 statistics.median(
                     measure(method, "conv", folder / f"{side}.zarr", folder, memory)["growth_bytes"]
-                    for _ in range(3)
+                    for _ in range(repeats)
                 )
-                for side in (192, 384)
+                for side in sides
             )
             lines.append(
                 f"| {method} | {small / 2**20:.0f} | {large / 2**20:.0f} | {large / small:.2f} |"
@@ -290,7 +291,7 @@ def main() -> None:
         child(*options.child)
         return
     if options.growth:
-        tables = [growth(options.memory)]
+        tables = [growth(options.memory, options.repeats)]
     else:
         tables = [
             compare(
