@@ -20,8 +20,6 @@ from tests import nets
 from tests.nets import Counted, Greedy, Named, Paired, random_net, slice_net
 from tests.oracle import sliding_window
 from volflow.errors import InvalidInput, RunFailed
-from volflow.model.forward import Forward
-from volflow.model.resident import ModelPlugin
 from volflow.model.unet import UNet
 from volflow.ops.predict import plan_predict
 
@@ -138,6 +136,13 @@ class TestSlices:
         result = predict(scan, net, patch=patch, overlap=(0, 0.5, 0.5))
         overlap = (0, 0.5, 0.5)
         assert close(result[:], sliding_window(scan[None], shown, patch, overlap))
+
+    def test_in_a_frame(self, predict, stored, scan):
+        net = slice_net()
+        shown = scan.transpose(2, 1, 0)[::-1].copy()
+        result = predict(stored(scan, orientation="SAL"), net, patch=(8, 9, 1), frame="RAS")
+        expected = sliding_window(shown[None], Wrapped2d(net, 2), (8, 9, 1))
+        assert close(result[:], expected[:, ::-1].transpose(0, 3, 2, 1))
 
     def test_flips_of_slices(self, predict, scan):
         net = slice_net()
@@ -544,26 +549,6 @@ class TestForwards:
         with pytest.raises(InvalidInput, match=r"one patch of \(8, 8, 8\) does not fit in the m"):
             predict(scan, Greedy(random_net(), 0), batch_size=4)
 
-    def test_one_forward_at_a_time_on_a_device(self):
-        now, most = [], [0]
-
-        class Watched(torch.nn.Module):
-            def forward(self, batch):
-                now.append(1)
-                most[0] = max(most[0], len(now))
-                threading.Event().wait(0.01)
-                now.pop()
-                return batch
-
-        plugin = ModelPlugin(Watched(), "digest")
-        plugin.setup(None)
-        forward = Forward("digest", (4, 4, 4), 1)
-        with ThreadPoolExecutor(8) as pool:
-            outputs = list(pool.map(forward, [torch.ones(1, 1, 4, 4, 4)] * 16))
-        plugin.teardown(None)
-        assert len(outputs) == 16
-        assert most[0] == 1
-
     def test_eight_threads_of_dask_make_no_eight_forwards(self, tmp_path, scan):
         now, most = [], [0]
 
@@ -588,6 +573,18 @@ class TestForwards:
         for result in results:
             np.testing.assert_allclose(result[0], scan, rtol=2e-6)
         assert most[0] == 1
+
+    def test_progress_adds_up_and_names_the_stage_that_limits(
+        self, predict, client, scan, tmp_path
+    ):
+        states = []
+        vf.predict(
+            scan, random_net(), tmp_path / "out.zarr", patch=8, chunk=8, shard=8, cluster=client,
+            progress=lambda s: states.append((s.operation, s.units, s.blocks, s.total_blocks)),
+        )  # fmt: skip
+        ours = [state for state in states if state[0] == "predict"]
+        assert ours[-1] == ("predict", scan.size, 3, 3)
+        assert [units for _, units, _, _ in ours] == sorted(units for _, units, _, _ in ours)
 
     def test_torch_keeps_its_threads(self, predict, scan):
         before = torch.get_num_threads()
