@@ -44,31 +44,36 @@ FLAGS = ["--model", "tests.nets:slow"]
 FLAGS += [f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items()]
 
 
-@pytest.fixture
-def scan(tmp_path):
-    """A volume of eight blocks."""
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory):
+    """A volume of eight blocks, which no test changes."""
     voxels = np.random.default_rng(0).random(SHAPE, "float32") + 0.1
-    volume = create(tmp_path / "scan.zarr", SHAPE, "float32", Meta(), chunk=8, shard=8)
+    path = tmp_path_factory.mktemp("input") / "scan.zarr"
+    volume = create(path, SHAPE, "float32", Meta(), chunk=8, shard=8)
     volume.write(Roi.full(SHAPE), voxels)
     return volume
 
 
+def run(scan, out, **options):
+    """The prediction of all these tests, in this process and at full speed."""
+    model = Slow(random_net())
+    return vf.predict(scan, model, out, **{"progress": False} | OPTIONS | options)
+
+
+@pytest.fixture(scope="module")
+def whole(scan, tmp_path_factory):
+    """What an uninterrupted run writes, byte by byte."""
+    out = tmp_path_factory.mktemp("whole") / "whole.zarr"
+    run(scan, out)
+    return files(out)
+
+
 @pytest.fixture
 def predict(scan, tmp_path):
-    """The prediction of all these tests, in this process and at full speed."""
+    def into(out="out.zarr", **options):
+        return run(scan, tmp_path / out, **options)
 
-    def run(out="out.zarr", **options):
-        model = Slow(random_net())
-        return vf.predict(scan, model, tmp_path / out, progress=False, **OPTIONS | options)
-
-    return run
-
-
-@pytest.fixture
-def whole(predict, tmp_path):
-    """What an uninterrupted run writes, byte by byte."""
-    predict("whole.zarr")
-    return files(tmp_path / "whole.zarr")
+    return into
 
 
 @pytest.fixture
@@ -192,16 +197,22 @@ class TestKilled:
 
 
 class TestStopped:
-    @pytest.mark.parametrize("cluster", ["threads", "2"])
-    @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+    @pytest.mark.parametrize(
+        ("send", "stop", "cluster"),
+        [
+            (os.kill, signal.SIGTERM, "threads"),  # as SLURM and Kubernetes do
+            (os.killpg, signal.SIGINT, "threads"),  # Ctrl-C goes to workers too
+            (os.killpg, signal.SIGINT, "2"),
+        ],
+    )
     def test_cleanly_saying_how_to_resume(
-        self, started, scan, whole, tmp_path, stop, cluster
+        self, started, scan, whole, tmp_path, send, stop, cluster
     ):  # fmt: skip
         out = tmp_path / "out.zarr"
         words = ["predict", scan.path, str(out), *FLAGS, "--cluster", cluster]
         with started(CLI, *words) as driver:
             wait_for(lambda: len(entries(out)) >= 2, driver)
-            driver.send_signal(stop)
+            send(driver.pid, stop)
             _, told = driver.communicate(timeout=PATIENCE_S)
         assert driver.returncode == 1
         assert "volflow: stopped; what is done is kept, run the same command again" in told
@@ -337,10 +348,10 @@ class TestUnreadable:
         assert files(tmp_path / "out.zarr") == whole
 
     def test_blocks_away_from_a_damaged_input_are_done(self, scan, tmp_path):
+        shutil.copytree(scan.path, tmp_path / "scan.zarr")
         truncate(tmp_path / "scan.zarr" / "0" / "c" / "2" / "0" / "0")
         with pytest.raises(RunFailed, match=r"blocks failed after 2 retries .*scan.zarr cannot be"):
-            vf.predict(scan, Slow(random_net()), tmp_path / "out.zarr", progress=False,
-                       **OPTIONS | {"overlap": 0})  # fmt: skip
+            run(tmp_path / "scan.zarr", tmp_path / "out.zarr", overlap=0)
         done = entries(tmp_path / "out.zarr")
         assert {3, 4, 5, 6, 7} <= set(done)
         assert 2 not in done
@@ -356,10 +367,7 @@ class TestGone:
                 shutil.rmtree(tmp_path / "there" / what, ignore_errors=True)
 
         with pytest.raises(VolflowError) as failed:
-            vf.predict(
-                tmp_path / "scan.zarr", Slow(random_net()), tmp_path / "there" / "out.zarr",
-                progress=take_away, **OPTIONS,
-            )  # fmt: skip
+            predict("there/out.zarr", progress=take_away)
         assert "out.zarr" in str(failed.value)
         assert failed.value.exit_code == 1
 

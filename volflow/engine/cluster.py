@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import dask
-from distributed import Client, LocalCluster, default_client
+from distributed import Client, LocalCluster, WorkerPlugin, default_client
 
 from volflow.errors import InvalidInput
 from volflow.geometry.budget import parse_bytes
@@ -28,6 +29,14 @@ OWN_CGROUPS = Path("/proc/self/cgroup")
 def cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Shielded(WorkerPlugin):
+    """Keeps Ctrl-C from worker processes of this terminal: it is the driver's to answer."""
+
+    def setup(self, worker: Any) -> None:
+        """Run in the main thread of each worker process, those in place of dead ones too."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextmanager
@@ -90,6 +99,8 @@ def _open_client(cluster: Any) -> Iterator[Client]:
                 scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
             )
         with local, Client(local, set_as_default=False) as client:
+            if not embedded:
+                client.register_plugin(Shielded())
             yield client
     elif hasattr(cluster, "scheduler_address"):
         with Client(cluster, set_as_default=False) as client:
