@@ -79,7 +79,7 @@ def main(
     data: Annotated[
         Path | None, typer.Option(help="Folder of the template, instead of nilearn's.")
     ] = None,
-    steps: Annotated[int, typer.Option(help="Steps of two patches.", min=1)] = 1000,
+    steps: Annotated[int, typer.Option(help="Steps of two patches.", min=1)] = 800,
     seed: Annotated[int, typer.Option(help="Of weights and patches.")] = 0,
     threads: Annotated[int, typer.Option(help="CPU threads of PyTorch.", min=1)] = 2,
 ) -> None:

@@ -98,4 +98,4 @@ def test_shipped_network_reaches_its_score_on_a_part_never_seen():
     found = np.zeros_like(truth)
     found[:, begin:232, :196] = classes.numpy()[..., :189].transpose(2, 1, 0)
     scores = held_out_dice(found, truth)
-    assert min(scores.values()) >= 0.92
+    assert min(scores.values()) >= 0.95
