@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,11 @@ ROOT = Path(__file__).resolve().parents[1]
 # Machines differ in speed; a property is about truth, not about time.
 settings.register_profile("volflow", deadline=None, print_blob=True)
 settings.load_profile("volflow")
+
+
+# A shell that runs the tests in the background makes all their children deaf to Ctrl-C.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

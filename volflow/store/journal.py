@@ -8,9 +8,8 @@
         session           token of the driver at work; gone when it has ended
         done/00000012.json    the checksums of what block 12 wrote
 
-A block counts as done when its file is there, and its file is written after its voxels. So a
-process may die at any moment: what it had not finished is simply not there. After a power cut
-the disk may hold less than was written; ``verify`` finds out.
+A block is done when its file is there, which is written after its voxels: a process may die at any
+moment. After a power cut the disk may hold less than was written; ``verify`` finds out.
 """
 
 from __future__ import annotations

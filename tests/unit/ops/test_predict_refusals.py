@@ -304,7 +304,7 @@ class TestMemory:
 
         plan = {"patch": 8, "cluster": client, "progress": False}
         with pytest.raises(MemoryRefused) as refused:
-            vf.predict(SCAN, Hungry(), tmp_path / "out.zarr", memory="50MiB", **plan)
+            vf.predict(SCAN, Hungry(), tmp_path / "out.zarr", memory="40MiB", **plan)
         enough = re.search(r'use memory="(\w+)" or more', str(refused.value))[1]
         assert parse_bytes(enough) < 100 * 2**20
         result = vf.predict(SCAN, Hungry(), tmp_path / "out.zarr", memory=enough, **plan)
