@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from volflow import errors
+    from volflow.engine.lazy import map_overlap
     from volflow.geometry.roi import Roi
     from volflow.model.bundle import load_model, save_model
     from volflow.ops.convert import convert
@@ -38,6 +39,7 @@ _PUBLIC = {
     "errors": ("volflow.errors", ""),
     "export": ("volflow.ops.export", "export"),
     "load_model": ("volflow.model.bundle", "load_model"),
+    "map_overlap": ("volflow.engine.lazy", "map_overlap"),
     "open": ("volflow.store.volume", "open_volume"),
     "predict": ("volflow.ops.predict", "predict"),
     "preview": ("volflow.report.preview", "preview"),
@@ -54,6 +56,7 @@ __all__ = [
     "errors",
     "export",
     "load_model",
+    "map_overlap",
     "open",
     "predict",
     "preview",

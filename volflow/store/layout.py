@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
 
-__all__ = ["default_layout", "resolve_layout", "split"]
+__all__ = ["default_layout", "piece_of", "resolve_layout", "split"]
 
 Shape = tuple[int, ...]
 
@@ -102,6 +103,33 @@ def resolve_layout(
     return front + inner, front + outer
 
 
+def piece_of(
+    chunk: Sequence[int], shard: Sequence[int] | None, shape: Sequence[int], dtype: Any
+) -> Shape:
+    """A box of whole chunks that is worth a task: the shard, or about 256³ voxels of chunks.
+
+    A block with a halo decodes the chunks around it too: one chunk alone would decode 27.
+
+    Parameters
+    ----------
+    chunk, shard, shape
+        Of a stored array of any number of axes; the last three are grown.
+    dtype
+        Of its voxels.
+
+    Examples
+    --------
+    >>> piece_of((1, 64, 64, 64), (1, 256, 256, 256), (2, 900, 900, 900), "uint8")
+    (1, 256, 256, 256)
+    >>> piece_of((64, 64, 64), None, (900, 900, 90), "uint16")
+    (256, 512, 128)
+    """
+    if shard is not None and math.prod(shard) <= _shard_voxels(dtype):
+        return tuple(shard)
+    front, space = tuple(chunk)[:-3], tuple(chunk)[-3:]
+    return front + _grow(space, tuple(shape)[-3:], (1.0,) * len(space), _shard_voxels(dtype))
+
+
 def split(roi: Roi, shape: Sequence[int], unit: Sequence[int], axes: Sequence[str]) -> list[Roi]:
     """Cut a box into the stored objects it owns, in C order.
 
@@ -151,7 +179,7 @@ def _grow(
     """Double the physically shortest side, x first, until the box has so many voxels."""
     size = list(start)
     while np.prod(size, dtype=float) * 2 <= voxels:
-        free = [n for n in (2, 1, 0) if size[n] < min(shape[n], longest)]
+        free = [n for n in reversed(range(len(size))) if size[n] < min(shape[n], longest)]
         if not free:
             break
         size[min(free, key=lambda n: size[n] * spacing[n])] *= 2
