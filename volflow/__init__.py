@@ -22,9 +22,12 @@ if TYPE_CHECKING:
     from volflow.ops.convert import convert
     from volflow.ops.export import export
     from volflow.ops.predict import predict
+    from volflow.ops.pyramid import pyramid
     from volflow.ops.statistics import statistics
     from volflow.ops.write import write
+    from volflow.report.napari import napari_snippet
     from volflow.report.preview import preview
+    from volflow.report.view import view
     from volflow.store.verify import verify
     from volflow.store.volume import Volume
     from volflow.store.volume import open_volume as open
@@ -40,12 +43,15 @@ _PUBLIC = {
     "export": ("volflow.ops.export", "export"),
     "load_model": ("volflow.model.bundle", "load_model"),
     "map_overlap": ("volflow.engine.lazy", "map_overlap"),
+    "napari_snippet": ("volflow.report.napari", "napari_snippet"),
     "open": ("volflow.store.volume", "open_volume"),
     "predict": ("volflow.ops.predict", "predict"),
     "preview": ("volflow.report.preview", "preview"),
+    "pyramid": ("volflow.ops.pyramid", "pyramid"),
     "save_model": ("volflow.model.bundle", "save_model"),
     "statistics": ("volflow.ops.statistics", "statistics"),
     "verify": ("volflow.store.verify", "verify"),
+    "view": ("volflow.report.view", "view"),
     "write": ("volflow.ops.write", "write"),
 }
 
@@ -57,12 +63,15 @@ __all__ = [
     "export",
     "load_model",
     "map_overlap",
+    "napari_snippet",
     "open",
     "predict",
     "preview",
+    "pyramid",
     "save_model",
     "statistics",
     "verify",
+    "view",
     "write",
 ]
 

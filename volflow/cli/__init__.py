@@ -16,7 +16,9 @@ import typer
 from typer.core import TyperGroup
 
 from volflow.cli.predict import predict
+from volflow.cli.pyramid import pyramid
 from volflow.cli.runs import demo, status, verify
+from volflow.cli.view import view
 from volflow.cli.volumes import convert, export, info, preview, statistics
 from volflow.errors import VolflowError
 
@@ -31,10 +33,12 @@ COMMANDS: tuple[tuple[Callable[..., None], str], ...] = (
     (info, "volflow info scan.nii.gz"),
     (statistics, "volflow statistics scan.zarr --foreground nonzero"),
     (predict, "volflow predict scan.nii.gz seg.nii.gz --model bundle/ --memory 4GiB"),
+    (pyramid, "volflow pyramid out.zarr"),
     (verify, "volflow verify out.zarr"),
     (status, "volflow status out.zarr"),
     (export, "volflow export seg.zarr seg.nii.gz"),
     (preview, "volflow preview seg.zarr --over scan.zarr -o seg.png"),
+    (view, "volflow view scan.zarr seg.zarr"),
 )
 
 

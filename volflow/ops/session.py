@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import uuid
@@ -19,6 +20,7 @@ from volflow.engine.run import RunReport, run
 from volflow.errors import InvalidInput
 from volflow.store.journal import Journal, Record
 from volflow.store.opening import local_path
+from volflow.store.pyramid import drop_levels
 from volflow.store.volume import Volume
 
 __all__ = ["begin_anew", "check_apart", "run_journalled"]
@@ -56,12 +58,15 @@ def begin_anew(out: Path, journal: Journal, record: Record) -> None:
     The volumes are made after this, so that a process may be killed at any point: no block counts
     as done of an output that is made anew, and no output is found without its record.
     """
-    journal.clear()
+    for left in out.parent.glob(f".{glob.escape(out.name)}.old-*"):  # by a run killed here
+        shutil.rmtree(left, ignore_errors=True)
+    old = out.with_name(f".{out.name}.old-{uuid.uuid4().hex[:8]}")
     if out.exists():
         # Moved first: half deleted, it would be no Zarr store, which a rerun may not replace.
-        old = out.with_name(f".{out.name}.old-{uuid.uuid4().hex[:8]}")
         out.rename(old)
-        shutil.rmtree(old)
+    drop_levels(journal)
+    journal.clear()
+    shutil.rmtree(old, ignore_errors=True)
     journal.begin(record)
 
 

@@ -22,7 +22,7 @@ from volflow.store.ngff import write_group
 from volflow.store.opening import is_url, is_zarr, open_node
 from volflow.store.volume import Volume, open_volume
 
-__all__ = ["check_target", "create"]
+__all__ = ["add_array", "check_target", "create"]
 
 Sizes = int | Sequence[int] | None
 
@@ -81,16 +81,8 @@ def create(
     aside = target if is_url(target) else _beside(target, "new")
     try:
         group = zarr.create_group(aside, overwrite=overwrite)
-        group.create_array(
-            "0",
-            shape=sizes,
-            dtype=kind,
-            chunks=chunks,
-            shards=shards,
-            compressors=ZstdCodec(level=1),
-            fill_value=kind.type(fill_value).item(),
-            dimension_names=meta.axes,
-        )
+        fill = kind.type(fill_value).item()
+        add_array(group, "0", sizes, kind, (chunks, shards), fill, meta.axes)
         write_group(group, meta, [Level("0", meta.spacing, meta.translation)])
         if aside != target:
             _move(Path(aside), Path(target))
@@ -102,6 +94,29 @@ def create(
         if aside != target:
             shutil.rmtree(aside, ignore_errors=True)
     return open_volume(target)
+
+
+def add_array(
+    group: zarr.Group,
+    name: str,
+    shape: Sequence[int],
+    dtype: Any,
+    layout: tuple[Sequence[int], Sequence[int]],
+    fill_value: Any,
+    axes: Sequence[str],
+) -> zarr.Array[Any]:
+    """Make the array of a level; ``layout`` is its chunk and its shard."""
+    chunk, shard = layout
+    return group.create_array(
+        name,
+        shape=tuple(shape),
+        dtype=dtype,
+        chunks=tuple(chunk),
+        shards=tuple(shard),
+        compressors=ZstdCodec(level=1),
+        fill_value=fill_value,
+        dimension_names=tuple(axes),
+    )
 
 
 def check_target(path: str | os.PathLike[str], *, overwrite: bool = False) -> str:

@@ -56,13 +56,14 @@ def write_group(group: zarr.Group, meta: Meta, levels: Sequence[Level]) -> None:
     old: dict[str, Any] = group.attrs.asdict()
     ome: dict[str, Any] = dict(old["ome"]) if isinstance(old.get("ome"), Mapping) else {}
     ome["version"] = "0.5"
-    ome["multiscales"] = [
-        {
-            "name": group.name.strip("/") or "image",
-            "axes": [_axis(meta, name) for name in meta.axes],
-            "datasets": [_dataset(meta, level) for level in levels],
-        }
-    ]
+    image = {
+        "name": group.name.strip("/") or "image",
+        "axes": [_axis(meta, name) for name in meta.axes],
+        "datasets": [_dataset(meta, level) for level in levels],
+    }
+    if len(levels) > 1:  # how the coarser ones were made
+        image["type"] = "mode" if meta.kind == "classes" else "mean"
+    ome["multiscales"] = [image]
     if meta.kind == "classes" and array.dtype.kind in "iu":
         ome["image-label"] = {"version": "0.5", **_label_colors(meta)}
     elif meta.channels and "c" in meta.axes:
