@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -16,6 +17,7 @@ import zarr
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
 from volflow.store.journal import Journal, Record, ShardEntry, journal_dir
+from volflow.store.pyramid import level_journals
 
 __all__ = ["Coverage", "verify"]
 
@@ -38,6 +40,8 @@ class Coverage:
         One letter per block: ``#`` verified, ``x`` bad, ``.`` missing.
     bad
         Number and reason of each bad block.
+    levels
+        The same of each coarser level.
 
     Examples
     --------
@@ -54,6 +58,7 @@ class Coverage:
     grid: tuple[int, ...]
     cells: str
     bad: tuple[tuple[int, str], ...] = ()
+    levels: tuple[Coverage, ...] = ()
 
     @property
     def total(self) -> int:
@@ -72,8 +77,8 @@ class Coverage:
 
     @property
     def ok(self) -> bool:
-        """Whether every block is there and right."""
-        return self.done == self.total
+        """Whether every block is there and right, of all levels."""
+        return self.done == self.total and all(level.ok for level in self.levels)
 
     def map(self) -> str:
         """The blocks as text: a row per z, a letter per (y, x) in reading order.
@@ -104,12 +109,13 @@ class Coverage:
 
     def __str__(self) -> str:
         text = f"{self.path}: {self.done} of {self.total} blocks verified"
-        if not self.ok:
+        if self.done < self.total:
             text += f", {len(self.bad)} bad, {self.missing} missing"
         for block, reason in self.bad[:NAMED]:
             index = tuple(int(i) for i in np.unravel_index(block, self.grid))
             text += f"; block {block} {index}: {reason}"
-        return text + (f"; and {len(self.bad) - NAMED} more" if len(self.bad) > NAMED else "")
+        text += f"; and {len(self.bad) - NAMED} more" if len(self.bad) > NAMED else ""
+        return "\n".join([text, *map(str, self.levels)])
 
 
 def _condense(letters: str) -> str:
@@ -124,6 +130,7 @@ def verify(
     """Read every stored object of an output back and compare it with its checksum.
 
     Blocks found bad are marked undone, so that running the same command again repairs just these.
+    Coarser levels are read too; `pyramid` repairs those.
 
     Parameters
     ----------
@@ -141,25 +148,51 @@ def verify(
     """
     out = os.fspath(path)
     journal = Journal(journal_dir(out))
-    record = journal.recorded()
-    if record is None:
+    if journal.recorded() is None:
         raise InvalidInput(
             f"{out} has no journal ({journal.directory}); only what volflow wrote can be verified,"
             " as the checksums lie there"
         )
-    grid = _grid(record, journal)
-    total = math.prod(grid)
-    cells, bad = [MISSING] * total, []
     with journal.lock():
-        done = {block: entries for block, entries in journal.done().items() if block < total}
-        for count, (block, fault) in enumerate(_check(Path(out), done), start=1):
-            cells[block] = BAD if fault else VERIFIED
-            if fault:
-                journal.forget([block])
-                bad.append((block, fault))
+        parts = [_part("", journal)]
+        parts += [_part(array, level) for array, level in level_journals(journal).items()]
+        total, read = sum(len(part.done) for part in parts), itertools.count(1)
+
+        def step() -> None:
             if progress is not None:
-                progress(count, len(done))
-    return Coverage(out, grid, "".join(cells), tuple(bad))
+                progress(next(read), total)
+
+        found, *levels = (_coverage(Path(out), part, step) for part in parts)
+    return replace(found, levels=tuple(levels))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one journal vouches for: the run's own output, or a coarser level."""
+
+    array: str
+    journal: Journal
+    grid: tuple[int, ...]
+    done: Mapping[int, Sequence[ShardEntry]]
+
+
+def _part(array: str, journal: Journal) -> _Part:
+    record = journal.recorded()
+    grid = _grid(record, journal) if record else ()
+    total = math.prod(grid)
+    done = {block: entries for block, entries in journal.done().items() if block < total}
+    return _Part(array, journal, grid, done)
+
+
+def _coverage(out: Path, part: _Part, step: Callable[[], None]) -> Coverage:
+    cells, bad = [MISSING] * math.prod(part.grid), []
+    for block, fault in _check(out, part.done):
+        cells[block] = BAD if fault else VERIFIED
+        if fault:
+            part.journal.forget([block])
+            bad.append((block, fault))
+        step()
+    return Coverage(str(out / part.array), part.grid, "".join(cells), tuple(bad))
 
 
 def _grid(record: Record, journal: Journal) -> tuple[int, ...]:
