@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from volflow.model.bundle import load_model, save_model
     from volflow.ops.convert import convert
     from volflow.ops.export import export
+    from volflow.ops.map_model import map_model
     from volflow.ops.predict import predict
     from volflow.ops.pyramid import pyramid
     from volflow.ops.statistics import statistics
@@ -42,6 +43,7 @@ _PUBLIC = {
     "errors": ("volflow.errors", ""),
     "export": ("volflow.ops.export", "export"),
     "load_model": ("volflow.model.bundle", "load_model"),
+    "map_model": ("volflow.ops.map_model", "map_model"),
     "map_overlap": ("volflow.engine.lazy", "map_overlap"),
     "napari_snippet": ("volflow.report.napari", "napari_snippet"),
     "open": ("volflow.store.volume", "open_volume"),
@@ -62,6 +64,7 @@ __all__ = [
     "errors",
     "export",
     "load_model",
+    "map_model",
     "map_overlap",
     "napari_snippet",
     "open",

@@ -10,12 +10,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from volflow.engine.memory import begin_peak, peak_bytes
 from volflow.errors import InvalidInput
 from volflow.model.resident import forward_lock, resident
 
-__all__ = ["Forward", "Output", "Probe", "pick_device", "probe", "torch_threads"]
+__all__ = [
+    "Forward",
+    "Output",
+    "Probe",
+    "output_shapes",
+    "pick_device",
+    "probe",
+    "torch_threads",
+]
 
 
 @dataclass(frozen=True)
@@ -110,6 +119,15 @@ class Forward:
     def torch_dtype(self) -> torch.dtype:
         """The dtype of inputs and scores."""
         return torch.float64 if self.dtype == "float64" else torch.float32
+
+    def here(self) -> Forward:
+        """The same with the device and precision that "auto" means on this machine."""
+        device = pick_device(self.device)
+        precision = self.precision
+        if precision == "auto":
+            bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+            precision = "bfloat16" if bf16 and self.dtype == "float32" else "float32"
+        return replace(self, device=str(device), precision=precision)
 
     def module(self) -> torch.nn.Module:
         """The resident model on this forward's device."""
@@ -224,6 +242,28 @@ def _check_output(forward: Forward, name: str, value: torch.Tensor, batch: int) 
     return Output(name, int(value.shape[1]), (scale[0], scale[1], scale[2]))
 
 
+def output_shapes(forward: Forward, module: torch.nn.Module) -> tuple[Output, ...] | None:
+    """What a module returns for a patch, found without computing it.
+
+    Returns
+    -------
+    tuple of Output or None
+        None where the module asks for the values of its input, so that only a trial tells.
+    """
+    shape = [1, forward.channels, *forward.patch]
+    if forward.dropped is not None:
+        del shape[2 + forward.dropped]
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
+        try:
+            raw = module(torch.empty(shape, dtype=forward.torch_dtype))
+        except Exception:  # whatever a module may raise, a trial on numbers shows what it is
+            return None
+    named = _named(raw)
+    if forward.dropped is not None:
+        named = {name: value.unsqueeze(2 + forward.dropped) for name, value in named.items()}
+    return tuple(_check_output(forward, name, value, 1) for name, value in named.items())
+
+
 def probe(forward: Forward, batch_size: int | None, memory_bytes: int, threads: int) -> Probe:
     """Try one forward on zeros: output shapes, peak memory, and the batch size that fits.
 
@@ -239,8 +279,8 @@ def probe(forward: Forward, batch_size: int | None, memory_bytes: int, threads: 
     threads
         Torch threads to use on a CPU.
     """
-    device = pick_device(forward.device)
-    forward = _at(forward, device)
+    forward = forward.here()
+    device = torch.device(forward.device)
     with torch_threads(threads):
         voxels = forward.patch[0] * forward.patch[1] * forward.patch[2]
         batch = batch_size or (1 if device.type == "cuda" else max(1, min(64, 64**3 // voxels)))
@@ -272,14 +312,6 @@ def _fitting(forward: Forward, batch: int) -> tuple[dict[str, torch.Tensor], int
             return *_trial(forward, batch), batch
         except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is one
             batch = forward.halved(batch, error)
-
-
-def _at(forward: Forward, device: torch.device) -> Forward:
-    precision = forward.precision
-    if precision == "auto":
-        bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        precision = "bfloat16" if bf16 and forward.dtype == "float32" else "float32"
-    return replace(forward, device=str(device), precision=precision)
 
 
 def _trial(forward: Forward, batch: int) -> tuple[dict[str, torch.Tensor], int]:

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import cloudpickle
 import torch
 from distributed import WorkerPlugin
 
-__all__ = ["ModelPlugin", "forward_lock", "resident"]
+__all__ = ["ModelPlugin", "forward_lock", "lent", "resident"]
 
 _models: dict[str, torch.nn.Module] = {}
 _users: Counter[str] = Counter()  # runs of this process that hold a model
 _locks: dict[str, threading.Lock] = {}
+_places: dict[str, threading.BoundedSemaphore] = {}
 _guard = threading.Lock()
 
 
@@ -55,13 +58,13 @@ class ModelPlugin(WorkerPlugin):
     def __reduce__(self) -> tuple[Any, ...]:
         return _unpack, (cloudpickle.dumps(self.module), self.digest)
 
-    def setup(self, worker: Any) -> None:
+    def setup(self, worker: Any = None) -> None:
         """Make the model known in this process."""
         with _guard:
             _users[self.digest] += 1
             _models.setdefault(self.digest, self.module)
 
-    def teardown(self, worker: Any) -> None:
+    def teardown(self, worker: Any = None) -> None:
         """Forget the model and its copies on devices, unless another run needs them."""
         with _guard:
             _users[self.digest] -= 1
@@ -69,6 +72,23 @@ class ModelPlugin(WorkerPlugin):
                 return
             for key in [k for k in _models if k.partition("@")[0] == self.digest]:
                 del _models[key]
+
+
+@contextmanager
+def lent(model: ModelPlugin) -> Iterator[None]:
+    """Keep a model resident for the length of one task, where no plugin was set up.
+
+    Two tasks of a process at a time: while one computes the other reads or blends, and more would
+    only hold memory, since one forward at a time runs on a device.
+    """
+    with _guard:
+        places = _places.setdefault(model.digest, threading.BoundedSemaphore(2))
+    with places:
+        model.setup()
+        try:
+            yield
+        finally:
+            model.teardown()
 
 
 def _unpack(module: bytes, digest: str) -> ModelPlugin:

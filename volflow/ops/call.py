@@ -29,7 +29,7 @@ from volflow.store.meta import Meta
 from volflow.store.sources import open_source
 from volflow.store.volume import Volume
 
-__all__ = ["Call", "converted_inputs", "make_call", "placeholders"]
+__all__ = ["Call", "check_weights", "converted_inputs", "make_call", "placeholders"]
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,12 @@ def make_call(
         if isinstance(one, str | os.PathLike) and "://" not in str(one) and not Path(one).exists():
             raise InvalidInput(f"{one} does not exist")
     check_apart(place, options.mask, *inputs.values())
-    _check_weights(loaded.module)
+    check_weights(loaded.module)
     return Call(inputs, loaded, options, place)
 
 
-def _check_weights(module: torch.nn.Module) -> None:
+def check_weights(module: torch.nn.Module) -> None:
+    """Refuse weights that are NaN: nothing that they compute is a number."""
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if tensor.is_floating_point() and bool(tensor.isnan().any()):
             raise InvalidInput(

@@ -63,6 +63,10 @@ class PredictOptions:
         """Axes of the model's view, counted from 0."""
         return tuple("zyx".index(letter) for letter in self.flips)
 
+    def stored_dtype(self, computed: str) -> str:
+        """The dtype of the output: what was asked for, else what the model computes in."""
+        return self.dtype or computed
+
     def settings(self) -> dict[str, Any]:
         """What decides the result, for the fingerprint."""
         named = {
@@ -110,6 +114,8 @@ def merge_options(given: PredictOptions, spec: Spec) -> PredictOptions:
         if value is None:
             value = getattr(spec, name)
         merged[name] = defaults.get(name) if value is None else value
+    if merged["normalize"] == "none":
+        merged["normalize"] = None
     options = replace(given, **merged)
     if options.patch is None:
         raise InvalidInput("patch is needed: this model does not say its own; e.g. patch=96")

@@ -18,7 +18,6 @@ from volflow.geometry.grid import BlockGrid, per_axis
 from volflow.model.forward import Forward, Output, Probe, probe
 from volflow.model.resident import ModelPlugin
 from volflow.ops.feed import segment_rows
-from volflow.ops.finish import Finish
 from volflow.ops.options import PredictOptions
 from volflow.ops.predict_job import PredictJob, Target
 from volflow.ops.predict_task import predict_blocks
@@ -27,7 +26,7 @@ from volflow.ops.tiling import Demand, choose_tiling, limit_depth, patch_count, 
 from volflow.store.journal import Journal, Record, journal_dir
 from volflow.store.layout import resolve_layout
 
-__all__ = ["Settings", "adopt", "decide", "make_plan", "out_blocks", "stored_dtype"]
+__all__ = ["Settings", "adopt", "decide", "make_plan", "out_blocks"]
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ def _demand(request: Request, probe_: Probe) -> Demand:
     inputs = request.inputs
     score_bytes = 8 if probe_.dtype == "float64" else 4
     channels = sum(o.channels for o in probe_.outputs)
-    stored = np.dtype(stored_dtype(request.options, probe_.dtype)).itemsize
+    stored = np.dtype(request.options.stored_dtype(probe_.dtype)).itemsize
     classes = request.options.output == "classes"
     return Demand(
         grid=request.grid_for(scale),
@@ -127,11 +126,6 @@ def _row_bytes(request: Request, score_bytes: int) -> int:
     return sum(v.dtype.itemsize * v.channels_count for v in request.inputs.volumes)
 
 
-def stored_dtype(options: PredictOptions, computed: str) -> str:
-    """The dtype of the output: what was asked for, else what the model computes in."""
-    return options.dtype or computed
-
-
 def decide(request: Request, client: Client, memory: Any) -> Settings:
     """Settings for a first run, from a trial forward and the budget."""
     memory_bytes = memory_per_worker(client, memory)
@@ -155,7 +149,7 @@ def _settings(request: Request, found: Probe, memory_bytes: int) -> Settings:
     demand = _demand(request, found)
     out_shape = demand.frame.restore(demand.grid.reduced(demand.scale).shape)
     spacing = output_meta(request, found.outputs[0]).spacing
-    dtype = stored_dtype(options, found.dtype)
+    dtype = options.stored_dtype(found.dtype)
     _check_classes(options, found)
     chunk, shard = resolve_layout(out_shape, spacing, dtype, options.chunk, options.shard)
     if options.shard is None:
@@ -235,31 +229,22 @@ def make_plan(
     resuming: bool = False,
 ) -> Plan:
     """The plan for what is left to do; its targets are made when it runs."""
-    options = request.options
     journal = Journal(journal_dir(request.out))
     blocks = out_blocks(request, settings)
     memory_bytes = memory_per_worker(client, memory)
-    scale = settings.outputs[0].scale
     done = frozenset(journal.done()) if targets or resuming else frozenset[int]()
     runs = runs_of(blocks, request.inputs.frame, done, len(workers(client)))
     job = PredictJob(
-        inputs=request.inputs,
-        grid=request.grid_for(scale),
-        scale=scale,
-        blocks=blocks,
-        forward=request.forward(settings.device, settings.precision),
-        batch_size=settings.batch_size,
-        threads=settings.threads,
-        blend=options.blending,
-        finish=Finish(
-            options.output or "scores",
-            options.activation,
-            stored_dtype(options, settings.dtype),
-            options.fill or 0,
+        window=request.window(
+            settings.outputs,
+            request.forward(settings.device, settings.precision),
+            settings.batch_size,
         ),
+        blocks=blocks,
         targets=targets,
         journal=journal,
         session="",
+        threads=settings.threads,
         memory_bytes=memory_bytes,
     )
     return Plan(
@@ -280,13 +265,13 @@ def make_plan(
 def _facts(
     request: Request, settings: Settings, job: PredictJob, runs: tuple[tuple[int, ...], ...]
 ) -> tuple[tuple[str, str], ...]:
-    inputs, grid = request.inputs, job.grid
+    inputs, grid = request.inputs, job.window.grid
     calls = sum(_calls(job, run) for run in runs)
     blend = f"{request.options.blend}, patch {grid.patch}, stride {grid.stride}"
     return (
         ("input", ", ".join(str(v.path) for v in inputs.volumes) + f" {inputs.shape}"),
         ("model", request.model.name),
-        ("output", f"{request.out} {request.options.output} {job.finish.dtype}"),
+        ("output", f"{request.out} {request.options.output} {job.window.finish.dtype}"),
         ("blend", blend + (f", frame {request.options.frame}" if request.options.frame else "")),
         ("patches", f"{calls:,} forwards for {len(grid):,} patches of the grid"),
         ("device", f"{settings.device} {settings.precision}, batches of {settings.batch_size}"),
@@ -297,4 +282,5 @@ def _facts(
 def _calls(job: PredictJob, run: tuple[int, ...]) -> int:
     first, last = job.roi(run[0]), job.roi(run[-1])
     tile = [[(a, b)] for a, b in zip(first.start, last.stop, strict=True)]
-    return patch_count(job.grid.reduced(job.scale), tile, job.blend == "crop")
+    window = job.window
+    return patch_count(window.grid.reduced(window.scale), tile, window.blend == "crop")

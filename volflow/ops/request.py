@@ -12,14 +12,18 @@ import torch
 from volflow.errors import InvalidInput
 from volflow.geometry.frame import Frame
 from volflow.geometry.grid import PatchGrid, stride_of
+from volflow.geometry.normalize import normalization
 from volflow.model.forward import Forward, Output
 from volflow.model.spec import Model
 from volflow.ops.feed import Inputs
+from volflow.ops.finish import Finish
 from volflow.ops.options import PredictOptions
+from volflow.ops.sliding import SlidingWindow
+from volflow.ops.statistics import statistics
 from volflow.store.meta import Meta
 from volflow.store.volume import Volume, open_volume
 
-__all__ = ["Request", "make_request", "output_meta"]
+__all__ = ["Request", "make_request", "normalized", "output_meta"]
 
 # Raised when the same inputs give other voxels than before; part of the fingerprint.
 PREDICT_VERSION = 1
@@ -56,6 +60,22 @@ class Request:
             precision,
             _compute_dtype(self.model.module),
             self.options.flip_axes,
+        )
+
+    def window(
+        self, outputs: tuple[Output, ...], forward: Forward, batch_size: int
+    ) -> SlidingWindow:
+        """What decides the voxels, once it is known what the model returns."""
+        options, scale = self.options, outputs[0].scale
+        finish = Finish(
+            options.output or "scores",
+            options.activation,
+            options.stored_dtype(forward.dtype),
+            options.fill or 0,
+        )
+        grid = self.grid_for(scale)
+        return SlidingWindow(
+            self.inputs, grid, scale, forward, batch_size, options.blending, finish, outputs
         )
 
     def fingerprint(self) -> dict[str, Any]:
@@ -113,6 +133,26 @@ def make_request(
         tuple(volumes.values()), (None,) * len(volumes), frame, mask, options.skip_below
     )
     return Request(inputs, model, options, out)
+
+
+def normalized(request: Request, **options: Any) -> Request:
+    """The request with its normalisation turned into constants of the whole volume.
+
+    Parameters
+    ----------
+    request
+        A prediction, checked.
+    **options
+        Of `statistics`, which reads a volume once; what was measured before is not read again.
+    """
+    choice = request.options.normalize
+    if choice is None:
+        return request
+    parts = tuple(
+        choice if callable(choice) else normalization(choice, statistics(volume, **options))
+        for volume in request.inputs.volumes
+    )
+    return replace(request, inputs=replace(request.inputs, normalize=parts))
 
 
 def _check_spacing(volume: Volume, frame: Frame, model: Model) -> None:

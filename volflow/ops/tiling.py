@@ -15,6 +15,7 @@ from volflow.errors import MemoryRefused
 from volflow.geometry.budget import format_bytes
 from volflow.geometry.frame import Frame
 from volflow.geometry.grid import BlockGrid, PatchGrid
+from volflow.ops.sliding import FINISH_ROWS
 
 __all__ = ["Demand", "Tiling", "choose_tiling", "patch_count", "runs_of"]
 
@@ -22,8 +23,6 @@ __all__ = ["Demand", "Tiling", "choose_tiling", "patch_count", "runs_of"]
 SLACK_BYTES = 48 * 2**20
 # The next trial forward may seem to take a little more.
 TRIALS_DIFFER = 1.05
-# Rows are finished a few at a time, so that their temporaries stay small.
-FINISH_ROWS = 16
 
 
 @dataclass(frozen=True)

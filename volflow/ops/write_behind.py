@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from volflow.engine.clock import Clock
 from volflow.geometry.roi import Roi
-from volflow.ops.predict_job import Clock, PredictJob, Target
+from volflow.ops.predict_job import PredictJob, Target
 from volflow.store.journal import ShardEntry
 from volflow.store.volume import shard_rois
 
@@ -75,7 +76,7 @@ class Writer:
                 block = Roi((0, *block.start), (target.channels, *block.stop))
             for shard in shard_rois(target.volume, block):
                 space = Roi(shard.start[-3:], shard.stop[-3:])
-                place = job.inputs.frame.roi(space, job.blocks.shape)
+                place = job.window.inputs.frame.roi(space, job.blocks.shape)
                 yield Piece(target, shard, place, self._buffer(shard.shape, target.volume.dtype))
 
     def _buffer(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
@@ -96,7 +97,7 @@ class Writer:
         z, y, x = both.relative_to(corner).slices()
         here = rows[..., z, y, x]
         z, y, x = both.relative_to(piece.place.start).slices()
-        self.job.inputs.frame.show(piece.voxels)[..., z, y, x] = here
+        self.job.window.inputs.frame.show(piece.voxels)[..., z, y, x] = here
 
     def flush(self) -> Iterator[int]:
         """Wait for the block being written, if there is one."""

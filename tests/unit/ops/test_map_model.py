@@ -1,0 +1,290 @@
+"""The lazy twin equals the batch run, and both the plain sliding window."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import volflow as vf
+from tests.nets import Named, random_net, slice_net
+from tests.oracle import sliding_window
+from volflow.engine.cluster import connect
+from volflow.errors import InvalidInput
+from volflow.model import unet as vf_unet
+from volflow.store.meta import Meta
+
+
+def voxels(shape, dtype="f4"):
+    return np.random.default_rng(0).normal(100, 30, shape).astype(dtype)
+
+
+@pytest.fixture
+def stored(tmp_path):
+    def make(data, name="scan.zarr", **options):
+        meta = options.pop("meta", None)
+        layout = {"chunk": 8, "shard": 16, **options}
+        return vf.write(data, tmp_path / name, meta=meta, progress=False, **layout)
+
+    return make
+
+
+class Halving(nn.Module):
+    """Returns scores of half the resolution."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv3d(1, 2, 3, stride=2, padding=1)
+
+    def forward(self, x):
+        return self.conv(x)
+
+
+class Curious(nn.Module):
+    """Looks at the values of its input, which tensors without values cannot show."""
+
+    def forward(self, x):
+        return x + 1 if float(x.sum()) > 0 else x
+
+
+class Watched(nn.Module):
+    """Notes how many forwards run at once."""
+
+    most = running = 0
+    guard = threading.Lock()
+
+    def forward(self, x):
+        with self.guard:
+            Watched.running += 1
+            Watched.most = max(Watched.most, Watched.running)
+        time.sleep(0.003)
+        with self.guard:
+            Watched.running -= 1
+        return x
+
+
+def both(volume, net, tmp_path, block=16, **options):
+    """The lazy array, and what `predict` stores."""
+    lazy = vf.map_model(volume, net, block=block, **options)
+    batch = vf.predict(
+        volume, net, tmp_path / "out.zarr", progress=False, **{"batch_size": 1, **options}
+    )
+    return lazy, batch[:]
+
+
+class TestEqualToPredict:
+    @pytest.mark.parametrize("blend", ["gaussian", "hann", "average", "crop"])
+    @pytest.mark.parametrize("overlap", [0.25, 0, (2, 5, 3)])
+    def test_stored_volumes_bit_for_bit(self, stored, tmp_path, blend, overlap):
+        data = voxels((37, 30, 41))
+        options = {"patch": (12, 10, 14), "overlap": overlap, "blend": blend}
+        lazy, batch = both(stored(data), random_net(), tmp_path, **options)
+        assert lazy.chunks == ((2,), (16, 16, 5), (16, 14), (16, 16, 9))
+        assert lazy.dtype == batch.dtype
+        np.testing.assert_array_equal(lazy.compute(), batch)
+        truth = sliding_window(data[None], random_net(), **options)
+        np.testing.assert_allclose(batch, truth, atol=1e-3)
+
+    @pytest.mark.parametrize("blend", ["gaussian", "crop"])
+    @pytest.mark.parametrize("chunks", [(20, 16, 23), (7, 30, 5), -1])
+    def test_computed_arrays_bit_for_bit(self, stored, tmp_path, blend, chunks):
+        data = voxels((37, 30, 41))
+        options = {"patch": (12, 10, 14), "overlap": 0.5, "blend": blend}
+        batch = both(stored(data), random_net(), tmp_path, **options)[1]
+        lazy = vf.map_model(da.from_array(data, chunks=chunks) + 0, random_net(), **options)
+        np.testing.assert_array_equal(lazy.compute(), batch)
+
+    @pytest.mark.parametrize("batch_size", [1, 2, 3])
+    def test_batches_lie_at_the_same_places(self, stored, tmp_path, batch_size):
+        data = voxels((20, 22, 50))
+        options = {"patch": 10, "overlap": 0.5, "batch_size": batch_size}
+        lazy, batch = both(stored(data), random_net(), tmp_path, **options)
+        np.testing.assert_array_equal(lazy.compute(), batch)
+        computed = vf.map_model(da.from_array(data, chunks=10) + 0, random_net(), **options)
+        np.testing.assert_array_equal(computed.compute(), batch)
+
+    @pytest.mark.parametrize("frame", ["RAS", "LPI", "SRA"])
+    def test_frames(self, stored, tmp_path, frame):
+        data = voxels((21, 30, 26))
+        volume = stored(data, meta=Meta(orientation="SAL", spacing=(2, 1, 1)))
+        options = {"patch": (9, 8, 12), "overlap": 0.25, "frame": frame}
+        lazy, batch = both(volume, random_net(), tmp_path, **options)
+        np.testing.assert_array_equal(lazy.compute(), batch)
+        derived = volume.dask(chunks=(10, 15, 13)) * 1
+        computed = vf.map_model(derived, random_net(), like=volume, **options)
+        np.testing.assert_array_equal(computed.compute(), batch)
+
+    @pytest.mark.parametrize("shape", [(37, 30, 41), (16, 16, 16), (33, 9, 17)])
+    def test_scores_of_half_the_resolution(self, stored, tmp_path, shape):
+        data = voxels(shape)
+        options = {"patch": 12, "overlap": 0.5}
+        lazy, batch = both(stored(data), Halving(), tmp_path, block=7, **options)
+        np.testing.assert_array_equal(lazy.compute(), batch)
+        computed = vf.map_model(da.from_array(data, chunks=(9, 15, 1)) + 0, Halving(), **options)
+        np.testing.assert_array_equal(computed.compute(), batch)
+
+    def test_classes_of_several_channels_with_activation_and_normalisation(self, stored, tmp_path):
+        data = voxels((2, 20, 22, 24))
+        net = random_net(2, 3)
+        options = {"patch": 10, "output": "classes", "activation": "softmax"}
+        lazy, batch = both(stored(data), net, tmp_path, normalize="zscore", **options)
+        assert lazy.dtype == np.uint8
+        assert lazy.shape == (20, 22, 24)
+        np.testing.assert_array_equal(lazy.compute(), batch)
+        mean, std = data.mean((1, 2, 3)), data.std((1, 2, 3))
+        scaled = (da.from_array(data, chunks=(1, 12, 22, 11)) - mean[:, None, None, None]) / std[
+            :, None, None, None
+        ]
+        computed = vf.map_model(scaled.astype("f4"), net, **options)
+        assert np.mean(computed.compute() == batch) > 0.999
+
+    def test_several_volumes_mask_and_threshold(self, stored, tmp_path):
+        a, b = stored(voxels((20, 22, 24)), "a.zarr"), stored(voxels((20, 22, 24)), "b.zarr")
+        mask = np.zeros((20, 22, 24), "u1")
+        mask[:9, :8] = 1
+        mask = stored(mask, "m.zarr")
+        options = {"patch": 8, "mask": mask, "skip_below": 60, "fill": -7.0}
+        pair = {"a": a, "b": b}
+        lazy, batch = both(pair, random_net(2), tmp_path, **options)
+        assert (batch == -7).any()
+        np.testing.assert_array_equal(lazy.compute(), batch)
+        computed = {"a": a.dask() + 0, "b": b}
+        np.testing.assert_array_equal(
+            vf.map_model(computed, random_net(2), **options).compute(), batch
+        )
+
+    @pytest.mark.parametrize("shape", [(3, 4, 5), (1, 30, 30), (8, 8, 8)])
+    def test_volumes_no_larger_than_the_patch(self, stored, tmp_path, shape):
+        lazy, batch = both(stored(voxels(shape)), random_net(), tmp_path, patch=8)
+        np.testing.assert_array_equal(lazy.compute(), batch)
+
+    def test_slices_and_flips(self, stored, tmp_path):
+        options = {"patch": (1, 16, 16), "flips": "yx"}
+        lazy, batch = both(stored(voxels((5, 30, 41))), slice_net(), tmp_path, **options)
+        np.testing.assert_array_equal(lazy.compute(), batch)
+
+    def test_a_bundle_says_its_own(self, stored, tmp_path):
+        torch.manual_seed(0)
+        net = vf_unet.UNet(1, 2, features=(2, 4)).eval()
+        vf.save_model(net, tmp_path / "bundle", patch=8, normalize="minmax", output="classes")
+        data = stored(voxels((20, 22, 24)))
+        lazy, batch = both(data, tmp_path / "bundle", tmp_path)
+        assert batch.any()
+        np.testing.assert_array_equal(lazy.compute(), batch)
+
+
+class TestGraph:
+    def test_one_task_per_block_and_the_model_once(self, stored):
+        lazy = vf.map_model(stored(voxels((32, 32, 32))), random_net(), patch=8, block=16)
+        graph = dask.optimize(lazy)[0].__dask_graph__()
+        assert len(graph) == 8 + 1
+
+    def test_no_forward_before_it_is_computed(self, stored):
+        class Refuses(nn.Module):
+            def forward(self, x):
+                if type(x) is torch.Tensor:
+                    pytest.fail("a forward ran")
+                return x
+
+        lazy = vf.map_model(stored(voxels((32, 32, 32))), Refuses(), patch=8)
+        assert lazy.shape == (1, 32, 32, 32)
+
+    def test_a_module_that_looks_at_values_is_tried_once(self, stored):
+        data = voxels((16, 16, 16))
+        lazy = vf.map_model(stored(data), Curious(), patch=8, overlap=0)
+        np.testing.assert_allclose(lazy[0].compute(), data + 1, rtol=1e-5)
+
+    def test_a_region_reads_and_computes_its_blocks_only(self, stored, monkeypatch):
+        volume = stored(voxels((64, 32, 32)))
+        lazy = vf.map_model(volume, nn.Identity(), patch=8, overlap=0, block=16)
+        seen = []
+        read = vf.Volume.read
+        monkeypatch.setattr(vf.Volume, "read", lambda v, roi: seen.append(roi) or read(v, roi))
+        lazy[:, 17:20, :4, :4].compute(scheduler="synchronous")
+        assert {(roi.start[0], roi.stop[0]) for roi in seen} == {(16, 32)}
+
+    def test_one_forward_at_a_time_on_sixteen_threads(self, stored):
+        lazy = vf.map_model(stored(voxels((32, 32, 32))), Watched(), patch=8, overlap=0, block=8)
+        Watched.most = 0
+        lazy.compute(scheduler="threads", num_workers=16)
+        assert Watched.most == 1
+
+    def test_training_on_changes_no_result(self, stored):
+        net = random_net()
+        lazy = vf.map_model(stored(voxels((16, 16, 16))), net, patch=8)
+        before = lazy.compute()
+        with torch.no_grad():
+            net[0].weight += 1
+        net.train()
+        np.testing.assert_array_equal(lazy.compute(), before)
+        assert net.training
+
+    def test_equal_calls_have_equal_names(self, stored):
+        volume = stored(voxels((16, 16, 16)))
+        first, second = (vf.map_model(volume, random_net(), patch=8) for _ in range(2))
+        other = vf.map_model(volume, random_net(), patch=8, overlap=0)
+        assert first.name == second.name != other.name
+
+    def test_before_a_threshold_into_a_store(self, stored, tmp_path):
+        volume = stored(voxels((40, 30, 20)))
+        lazy = vf.map_model(volume, random_net(), patch=12, block=24)[1] > 0
+        result = vf.write(lazy, tmp_path / "mask.zarr", like=volume, progress=False)
+        np.testing.assert_array_equal(result[:], lazy.compute())
+
+    @pytest.mark.slow
+    def test_on_worker_processes(self, stored):
+        data = voxels((30, 30, 30))
+        volume = stored(data)
+        lazy = vf.map_model(volume, random_net(), patch=10, block=16)
+        computed = vf.map_model(volume.dask() + 0, random_net(), patch=10)
+        here = lazy.compute(scheduler="threads")
+        with connect(2) as client:
+            for array in (lazy, computed):
+                there = client.compute(array).result()
+                np.testing.assert_allclose(there, here, atol=1e-4)
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"patch": 8, "block": 0}, "block must be a positive integer or one for z, y, x"),
+            ({"patch": 8, "blend": "median"}, "median"),
+            ({}, "patch is needed"),
+            ({"patch": 8, "output": "labels"}, "unknown output 'labels'"),
+        ],
+    )
+    def test_options(self, stored, options, message):
+        with pytest.raises(InvalidInput, match=message):
+            vf.map_model(stored(voxels((16, 16, 16))), random_net(), **options)
+
+    def test_a_computed_array_has_no_statistics(self):
+        x = da.ones((16, 16, 16), chunks=8)
+        with pytest.raises(InvalidInput, match=r"'zscore' needs statistics .* normalize=\"none\""):
+            vf.map_model(x, random_net(), patch=8, normalize="zscore")
+        assert vf.map_model(x, random_net(), patch=8, normalize="none").shape == (2, 16, 16, 16)
+
+    def test_outputs_by_name(self, stored):
+        net = Named(random_net(), random_net())
+        with pytest.raises(InvalidInput, match=r"outputs by name \(seg, edge\)"):
+            vf.map_model(stored(voxels((16, 16, 16))), net, patch=8)
+
+    def test_like_of_another_shape(self, stored):
+        x = da.ones((16, 16, 16), chunks=8)
+        with pytest.raises(InvalidInput, match=r"like= has shape \(8, 8, 8\) but the array"):
+            vf.map_model(x, random_net(), patch=8, like=stored(voxels((8, 8, 8))))
+
+    def test_arrays_of_other_dimensions(self):
+        with pytest.raises(InvalidInput, match="arrays must be zyx or czyx"):
+            vf.map_model(da.ones((8, 8), chunks=4), random_net(), patch=8)
+
+    def test_a_wrong_number_of_channels(self, stored):
+        with pytest.raises(InvalidInput, match="does not take a batch"):
+            vf.map_model(stored(voxels((2, 16, 16, 16))), random_net(), patch=8)

@@ -1,0 +1,206 @@
+"""A network over a volume as a Dask array: the lazy twin of ``predict``.
+
+Each block of the result is one task that slides the network over the patches that reach into it.
+A block of a stored volume reads them itself; one of a computed array gets them from its
+neighbours. Patches at seams are computed for each block they reach into, which ``predict`` avoids.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import torch
+import zarr
+
+from volflow.engine.lazy import Block, Stored, as_lazy
+from volflow.errors import InvalidInput
+from volflow.model.bundle import load_model
+from volflow.model.forward import Forward, Output, output_shapes, probe
+from volflow.model.resident import ModelPlugin, lent
+from volflow.model.spec import Model
+from volflow.ops.call import check_weights
+from volflow.ops.options import PredictOptions, merge_options, order_inputs
+from volflow.ops.request import Request, make_request, normalized
+from volflow.ops.sliding import SlidingWindow
+from volflow.ops.window_blocks import over_computed, over_stored
+from volflow.store.volume import Volume, open_volume
+
+__all__ = ["map_model"]
+
+
+def map_model(  # noqa: PLR0913 - the options of predict
+    x: Any,
+    model: Any,
+    *,
+    patch: int | tuple[int, int, int] | None = None,
+    overlap: float | tuple[float, float, float] | None = None,
+    blend: str | None = None,
+    frame: str | None = None,
+    normalize: str | Callable[[Any], Any] | None = None,
+    activation: str | Callable[[Any], Any] | None = None,
+    output: str | None = None,
+    dtype: str | None = None,
+    batch_size: int = 1,
+    device: str = "auto",
+    precision: str = "auto",
+    flips: str = "",
+    mask: Any = None,
+    skip_below: float | None = None,
+    fill: float | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    trust: bool = False,
+    like: Volume | None = None,
+    block: Block = None,
+) -> da.Array:
+    """Run a network over overlapping patches, lazily: a Dask array equal to what `predict` stores.
+
+    For a region, for a threshold or a filter behind it, or for an array that Dask computes.
+    A whole volume goes faster, with bounded memory and resumably, through `predict`.
+
+    Parameters
+    ----------
+    x
+        A volume as for `predict` (also several by name), or a Dask or NumPy array, ``zyx`` or
+        ``czyx``. Chunks of a computed array that are thinner than what a block needs of its
+        neighbours are merged first.
+    model
+        As in `predict`. A module is copied, so that training it further changes no result.
+    patch, overlap, blend, frame, activation, output, dtype, flips, mask, skip_below, fill
+        As in `predict`.
+    normalize
+        As in `predict`: the name of a normalisation measures a volume once, now. An array that
+        Dask computes has no such statistics: give a function, or ``"none"``.
+    batch_size, device, precision
+        As in `predict`, but for the batch, which is not searched for. One forward at a time runs
+        on a device, and two blocks at a time are worked on in a process, whatever the number of
+        its threads.
+    weights, trust
+        As in `predict`.
+    like
+        A volume whose spacing and orientation a Dask or NumPy array shares.
+    block
+        Voxels per block of the result, for stored volumes: large ones compute fewer patches twice,
+        small ones compute a small region sooner. By default a shard, about 256³ voxels.
+
+    Returns
+    -------
+    dask.array.Array
+        Scores, ``czyx``, or classes, ``zyx``. Store it with `volflow.write`.
+
+    Raises
+    ------
+    InvalidInput
+        For options, arrays or models that cannot work together.
+
+    Examples
+    --------
+    >>> import numpy as np, torch
+    >>> scan = np.random.default_rng(0).random((20, 30, 40), "float32")
+    >>> scores = map_model(scan, torch.nn.Identity(), patch=16)
+    >>> scores
+    dask.array<map_model, shape=(1, 20, 30, 40), dtype=float32, ...>
+    >>> bool(np.allclose(scores[0, 5:7].compute(), scan[5:7]))
+    True
+    """
+    loaded = _snapshot(model, load_model(model, weights, trust=trust))
+    check_weights(loaded.module)
+    options = merge_options(
+        PredictOptions(
+            patch, overlap, blend, frame, normalize, activation, output, dtype, batch_size, device,
+            precision, flips, mask, skip_below, fill,
+        ),
+        loaded.spec,
+    )  # fmt: skip
+    named = {name: _opened(one) for name, one in order_inputs(x, loaded.spec).items()}
+    volumes = {name: one for name, one in named.items() if isinstance(one, Volume)}
+    if len(volumes) == len(named):
+        request = normalized(make_request(volumes, mask, loaded, options, Path()))
+        return over_stored(request, _window(request, batch_size), block)
+    if isinstance(options.normalize, str):
+        raise InvalidInput(
+            f"normalize {options.normalize!r} needs statistics of the whole volume, which a"
+            " computed array does not have; store it first with vf.write, or give"
+            ' normalize="none" or a function'
+        )
+    array = _stacked(list(named.values()))
+    request = make_request({"": _stand_in(array, like)}, mask, loaded, options, Path())
+    request = replace(request, inputs=replace(request.inputs, normalize=(options.normalize,)))
+    return over_computed(array, request, _window(request, batch_size))
+
+
+def _snapshot(given: Any, loaded: Model) -> Model:
+    if not isinstance(given, torch.nn.Module):
+        return loaded
+    return replace(loaded, module=copy.deepcopy(loaded.module).eval())
+
+
+def _opened(x: Any) -> Volume | da.Array:
+    """A volume where the array lies in a store, else a Dask array."""
+    if isinstance(x, Volume | str | os.PathLike | zarr.Array):
+        return open_volume(x)
+    lazy = as_lazy(x)
+    if isinstance(lazy, Stored) and lazy.ndim in (3, 4):
+        return open_volume(lazy.source)
+    return lazy.dask() if isinstance(lazy, Stored) else lazy
+
+
+def _stacked(arrays: list[Volume | da.Array]) -> da.Array:
+    """One array ``czyx`` of all channels, in one chunk along them."""
+    parts = [one.dask() if isinstance(one, Volume) else one for one in arrays]
+    for part in parts:
+        if part.ndim not in (3, 4) or part.shape[-3:] != parts[0].shape[-3:]:
+            raise InvalidInput(
+                "arrays must be zyx or czyx on one grid, given shapes"
+                f" {', '.join(str(p.shape) for p in parts)}"
+            )
+    joined = da.concatenate([part if part.ndim == 4 else part[None] for part in parts])
+    array: da.Array = joined.rechunk({0: -1})
+    return array
+
+
+def _stand_in(array: da.Array, like: Volume | None) -> Volume:
+    """A volume without voxels for the checks that a request needs."""
+    shape = tuple(int(n) for n in array.shape)
+    empty = zarr.create_array({}, shape=shape, chunks=shape, dtype=array.dtype)
+    volume = open_volume(empty)
+    if like is None:
+        return volume
+    if like.spatial_shape != array.shape[-3:]:
+        raise InvalidInput(
+            f"like= has shape {like.spatial_shape} but the array {array.shape[-3:]}; leave it out"
+            " or give the volume that the array was computed from"
+        )
+    return replace(volume, meta=replace(like.meta, axes=volume.axes))
+
+
+def _window(request: Request, batch_size: int) -> SlidingWindow:
+    """What decides the voxels; one output only."""
+    forward = request.forward(request.options.device, request.options.precision)
+    outputs = _outputs(forward, request.model)
+    if len(outputs) > 1 or outputs[0].name:
+        names = ", ".join(output.name for output in outputs)
+        raise InvalidInput(
+            f"the model returns outputs by name ({names}), and an array holds one: wrap it so that"
+            " it returns a tensor, or use predict"
+        )
+    most = np.iinfo(request.options.dtype or "uint8").max
+    if request.options.output == "classes" and outputs[0].channels - 1 > most:
+        raise InvalidInput(
+            f"{request.options.dtype} holds no class {outputs[0].channels - 1}; use a wider dtype"
+        )
+    return request.window(outputs, forward, batch_size)
+
+
+def _outputs(forward: Forward, model: Model) -> tuple[Output, ...]:
+    known = output_shapes(forward, model.module)
+    if known is not None:
+        return known
+    with lent(ModelPlugin(model.module, model.digest)):
+        return probe(forward, 1, 2**62, torch.get_num_threads()).outputs

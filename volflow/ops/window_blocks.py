@@ -1,0 +1,211 @@
+"""Blocks of a prediction as tasks of a Dask graph: what `map_model` stands on.
+
+A block of a stored volume reads its patches itself; one of a computed array gets the voxels that
+its patches reach from the neighbouring chunks.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import dask.array as da
+import numpy as np
+import numpy.typing as npt
+import torch
+from dask.base import tokenize
+from dask.delayed import delayed
+
+from volflow.engine.clock import Clock
+from volflow.engine.depth import merged_chunks
+from volflow.engine.lazy import Block
+from volflow.errors import InvalidInput
+from volflow.geometry.roi import Roi
+from volflow.model.resident import ModelPlugin, lent
+from volflow.ops.request import Request, output_meta
+from volflow.ops.sliding import SlidingWindow, read_hull, slide
+from volflow.store.layout import default_layout
+from volflow.store.volume import Volume
+
+__all__ = ["over_computed", "over_stored"]
+
+Cuts = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The blocks of a result: its cuts along z, y, x, and what computes them.
+
+    Parameters
+    ----------
+    window
+        What decides the voxels. Without volumes where each block brings its own.
+    cuts
+        Where blocks begin along the stored axes, and the length, in output voxels.
+    starts
+        Where the voxels that a block is given begin, along the stored axes.
+    """
+
+    window: SlidingWindow
+    cuts: Cuts
+    starts: Cuts = ()
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        """Voxels of the output along the stored axes."""
+        return tuple(axis[-1] for axis in self.cuts)
+
+    def roi(self, index: tuple[int, ...]) -> Roi:
+        """A block's box in output voxels and stored axes."""
+        pairs = [(axis[i], axis[i + 1]) for axis, i in zip(self.cuts, index[-3:], strict=True)]
+        return Roi(tuple(a for a, _ in pairs), tuple(b for _, b in pairs))
+
+    def compute(self, window: SlidingWindow, index: tuple[int, ...]) -> npt.NDArray[Any]:
+        """A block's voxels, ``CZYX`` or ``ZYX``."""
+        frame = window.inputs.frame
+        box = self.roi(index)
+        tile = frame.roi(box, self.out_shape)
+        front = () if window.finish.output == "classes" else (window.outputs[0].channels,)
+        result = np.empty((*front, *box.shape), window.finish.dtype)
+        shown = frame.show(result)
+        with torch.inference_mode():
+            for first, rows in slide(window, tile, Clock()):
+                voxels = next(iter(rows.values()))
+                at = first - tile.start[0]
+                shown[..., at : at + voxels.shape[-3], :, :] = voxels
+        return result
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of an array ``czyx`` in memory; reads like the whole.
+
+    Parameters
+    ----------
+    voxels
+        The part.
+    start, spatial_shape
+        Where it begins along z, y, x, and how large the whole is.
+    """
+
+    voxels: npt.NDArray[Any]
+    start: tuple[int, ...]
+    spatial_shape: tuple[int, ...]
+    ndim = 4
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of its voxels."""
+        return self.voxels.dtype
+
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """What is worth reading at once."""
+        return self.voxels.shape
+
+    @property
+    def channels_count(self) -> int:
+        """Number of channels."""
+        return len(self.voxels)
+
+    def read(self, roi: Roi) -> npt.NDArray[Any]:
+        """The voxels of a box of the whole, all channels."""
+        return self.voxels[(slice(None), *roi.relative_to(self.start).slices())]
+
+
+def _lazy(blocks: Blocks, request: Request, source: Any, *arrays: da.Array) -> da.Array:
+    """The Dask array of all blocks."""
+    window = blocks.window
+    front = () if window.finish.output == "classes" else ((window.outputs[0].channels,),)
+    dtype = np.dtype(window.finish.dtype)
+    model = ModelPlugin(request.model.module, request.model.digest)
+    decides = {**request.fingerprint(), "input": source, "batch": window.batch_size}
+    token = tokenize(decides, window.forward.device, window.forward.precision, blocks.cuts)
+    result: da.Array = da.map_blocks(
+        _compute_block,
+        *arrays,
+        blocks=blocks,
+        # One object of the graph, which travels once to each worker and is not lost with one.
+        model=delayed(model, name=f"model-{request.model.digest[:32]}", pure=True),
+        name=f"map_model-{token}",
+        chunks=(*front, *(tuple(np.diff(axis).tolist()) for axis in blocks.cuts)),
+        drop_axis=0 if arrays and not front else None,
+        dtype=dtype,
+        meta=np.empty((0,) * (len(front) + 3), dtype),
+    )
+    return result
+
+
+def _compute_block(
+    *padded: npt.NDArray[Any], blocks: Blocks, model: ModelPlugin, block_id: tuple[int, ...]
+) -> npt.NDArray[Any]:
+    window = replace(blocks.window, forward=blocks.window.forward.here())
+    if padded:
+        start = tuple(axis[i] for axis, i in zip(blocks.starts, block_id[-3:], strict=True))
+        piece = Piece(padded[0], start, window.inputs.frame.restore(window.grid.shape))
+        volumes = cast("tuple[Volume, ...]", (piece,))  # it reads like one
+        window = replace(window, inputs=replace(window.inputs, volumes=volumes))
+    with lent(model):
+        return blocks.compute(window, block_id)
+
+
+def over_stored(request: Request, window: SlidingWindow, block: Block) -> da.Array:
+    """Blocks that read their patches from the store."""
+    out = request.inputs.frame.restore(window.grid.reduced(window.scale).shape)
+    if block is None:
+        spacing = output_meta(request, window.outputs[0]).spacing
+        block = default_layout(out, spacing, "float32")[1]
+    sides = (block,) * 3 if isinstance(block, int) else tuple(block)
+    if len(sides) != 3 or min(sides) < 1:
+        raise InvalidInput(f"block must be a positive integer or one for z, y, x, given {block!r}")
+    cuts = tuple((*range(0, n, side), n) for n, side in zip(out, sides, strict=True))
+    return _lazy(Blocks(window, cuts), request, request.fingerprint()["input"])
+
+
+def over_computed(array: da.Array, request: Request, window: SlidingWindow) -> da.Array:
+    """Blocks that get their patches from the chunks of a computed array."""
+    scale = window.inputs.frame.restore(window.scale)
+    chunks, merged = (), array.chunks[-3:]
+    while merged != chunks:
+        chunks = merged
+        starts = [np.cumsum([0, *sizes]).tolist() for sizes in chunks]
+        cuts = tuple(
+            tuple(-(-at // s) for at in axis) for axis, s in zip(starts, scale, strict=True)
+        )
+        depth = _depth(window, cuts, starts)
+        # A chunk lends voxels to its neighbours only: it must be as deep as they reach.
+        merged = tuple(
+            merged_chunks(sizes, max(d, s))
+            for sizes, d, s in zip(chunks, depth, scale, strict=True)
+        )
+    joined = array.rechunk((array.chunks[0], *chunks))
+    padded = da.overlap.overlap(
+        joined, depth=dict(enumerate((0, *depth))), boundary="none", allow_rechunk=False
+    )
+    begins = tuple(
+        tuple(max(0, at - d) for at in axis[:-1]) for axis, d in zip(starts, depth, strict=True)
+    )
+    bare = replace(window, inputs=replace(window.inputs, volumes=()))
+    return _lazy(Blocks(bare, cuts, begins), request, array.name, padded)
+
+
+def _depth(window: SlidingWindow, cuts: Cuts, starts: list[list[int]]) -> tuple[int, ...]:
+    """How far blocks read beyond their own chunks, along the stored axes."""
+    depth = [0, 0, 0]
+    frame = window.inputs.frame
+    for axis, (stored, flip) in enumerate(zip(frame.axes, frame.flips, strict=True)):
+        n_out, n_in = cuts[stored][-1], starts[stored][-1]
+        bounds = zip(
+            itertools.pairwise(cuts[stored]), itertools.pairwise(starts[stored]), strict=True
+        )
+        for (low, high), (first, last) in bounds:
+            if low == high:  # a chunk thinner than an output voxel
+                continue
+            if flip:
+                a, b = read_hull(window, axis, n_out - high, n_out - low)
+                a, b = n_in - b, n_in - a
+            else:
+                a, b = read_hull(window, axis, low, high)
+            depth[stored] = max(depth[stored], first - a, b - last)
+    return tuple(depth)
