@@ -29,10 +29,21 @@ from volflow.store.meta import Meta
 from volflow.store.sources import Source, open_source
 from volflow.store.volume import Volume, open_volume
 
-__all__ = ["Copy", "CopyJob", "Held", "Progress", "lay_out", "make_plan", "run_copy"]
+__all__ = [
+    "COPIES",
+    "Copy",
+    "CopyJob",
+    "Held",
+    "Progress",
+    "held_bytes",
+    "lay_out",
+    "make_plan",
+    "run_copy",
+]
 
 COPY_VERSION = 1
 SLACK_BYTES = 32 * 2**20
+COPIES = 2.5  # of a block that a task holds: its voxels, and shards in flight
 
 Progress = bool | Callable[[State], object] | None
 
@@ -182,6 +193,12 @@ class Copy:
         )
 
 
+def held_bytes(block: BlockGrid, dtype: np.dtype[Any], copies: float) -> int:
+    """Projected peak of a task that holds so many copies of a block."""
+    voxels = math.prod(min(b, n) for b, n in zip(block.block, block.shape, strict=True))
+    return int(voxels * dtype.itemsize * copies) + SLACK_BYTES
+
+
 def lay_out(source: Shaped, path: str, chunk: Any, shard: Any, memory_bytes: int) -> Copy:
     """Choose the layout and blocks of a copy; shards shrink along z where memory is short."""
     shape, dtype = tuple(source.shape), np.dtype(source.dtype)
@@ -191,9 +208,8 @@ def lay_out(source: Shaped, path: str, chunk: Any, shard: Any, memory_bytes: int
     def sized(outer: Sequence[int]) -> tuple[BlockGrid, int]:
         space = shape[-3:] if source.sequential else outer[-3:]
         block = BlockGrid(shape, (*front, outer[-3], *space[-2:]))
-        voxels = math.prod(min(b, n) for b, n in zip(block.block, shape, strict=True))
-        copies = 3.5 if source.sequential else 2.5  # the slab, its successor, shards in flight
-        return block, int(voxels * dtype.itemsize * copies) + SLACK_BYTES
+        # The slab, its successor where one is read ahead, shards in flight.
+        return block, held_bytes(block, dtype, 3.5 if source.sequential else COPIES)
 
     blocks, peak = sized(outer)
     while peak > memory_bytes and shard is None and outer[-3] > inner[-3]:

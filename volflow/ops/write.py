@@ -14,8 +14,20 @@ from dask.base import optimize, tokenize
 
 from volflow.engine.cluster import Cluster, connect, memory_per_worker
 from volflow.errors import InvalidInput
-from volflow.ops.copying import Progress, Run, adopted, lay_out, make_record, run_copy
+from volflow.geometry.grid import BlockGrid
+from volflow.ops.copying import (
+    COPIES,
+    Copy,
+    Progress,
+    Run,
+    adopted,
+    held_bytes,
+    lay_out,
+    make_record,
+    run_copy,
+)
 from volflow.ops.session import check_apart
+from volflow.store.journal import Journal, journal_dir
 from volflow.store.meta import Meta
 from volflow.store.volume import Volume
 
@@ -34,6 +46,27 @@ class ArrayShape:
 
 def _largest_chunk(array: da.Array) -> int:
     return int(math.prod(max(sizes) for sizes in array.chunks) * array.dtype.itemsize)
+
+
+def _in_blocks(array: da.Array, copy: Copy, memory_bytes: int, overwrite: bool) -> Copy:
+    """Blocks of as many shards as the array's chunks span, so that each is computed once.
+
+    Where memory does not hold them blocks stay single shards, and chunks are computed again for
+    each shard that they reach into. A run that is resumed keeps the blocks it began with.
+    """
+    chunks = [max(sizes) for sizes in array.chunks]
+    sides = [b * -(-c // b) for b, c in zip(copy.blocks.block, chunks, strict=True)]
+    large = BlockGrid(copy.blocks.shape, tuple(sides))
+    # What a block is computed from: a few of the array's own chunks.
+    whole = held_bytes(large, copy.dtype, COPIES) + 4 * _largest_chunk(array)
+    pieces = copy.peak_bytes + 4 * _largest_chunk(array)
+    before = None if overwrite else Journal(journal_dir(copy.path)).recorded()
+    fits = whole <= memory_bytes
+    if before is not None:
+        fits = before.settings.get("grid") == list(large.counts)
+    if fits:
+        return replace(copy, blocks=large, peak_bytes=whole)
+    return replace(copy, peak_bytes=pieces)
 
 
 def check_array(array: da.Array) -> None:
@@ -60,7 +93,8 @@ def write(  # noqa: PLR0913 - a public journey takes flat options
     """Store a Dask array as a volume: each shard is computed and written by one task.
 
     ``dask.array.to_zarr`` lets tasks whose chunks cross a shard overwrite each other's voxels;
-    here the shards are the tasks, whatever the array's chunks.
+    here tasks own whole shards, whatever the array's chunks. A task takes as many shards as a
+    chunk spans, so that chunks of whole shards are computed once.
 
     Parameters
     ----------
@@ -101,12 +135,8 @@ def write(  # noqa: PLR0913 - a public journey takes flat options
     with connect(cluster) as client:
         memory_bytes = memory_per_worker(client, memory)
         copy = lay_out(shaped, os.fspath(out), chunk, shard, memory_bytes)
-        copy = replace(
-            copy,
-            # What a block is computed from: a few of the array's own chunks.
-            peak_bytes=copy.peak_bytes + 4 * _largest_chunk(array),
-            what=f"Dask array {array.shape} in {array.npartitions} chunks",
-        )
+        copy = replace(copy, what=f"Dask array {array.shape} in {array.npartitions} chunks")
+        copy = _in_blocks(array, copy, memory_bytes, overwrite)
 
         def pieces(blocks: tuple[int, ...]) -> dict[int, Any]:
             # Culled, so that no task carries the graph of the whole array.

@@ -55,6 +55,26 @@ def test_chunks_need_not_match_shards(write, chunks):
     assert vf.verify(volume.path).ok
 
 
+@pytest.mark.parametrize("chunks", [(2, 32, 22, 29), (1, 16, 32, 29), (2, 16, 16, 16)])
+def test_chunks_larger_than_shards_are_computed_once(write, chunks):
+    scan = np.stack([SCAN, SCAN + 1])
+    array = da.from_array(scan, chunks=chunks)
+    array = array.map_blocks(adds_one, dtype="uint16", meta=scan[:0, :0, :0, :0])
+    volume = write(array)
+    assert np.array_equal(volume[:], scan + 1)
+    assert volume.shards == (1, 16, 16, 16)
+    assert len(seen) == array.npartitions
+    assert vf.verify(volume.path).ok
+
+
+def test_memory_decides_between_large_blocks_and_computing_twice(write):
+    array = da.zeros((160, 160, 160), chunks=-1, dtype="uint16")
+    array = array.map_blocks(adds_one, dtype="uint16", meta=SCAN[:0, :0, :0])
+    least = 4 * array.nbytes + 34 * 2**20  # the chunk is computed whole in any case
+    assert (write(array, memory=least, shard=40)[:] == 1).all()
+    assert len(seen) == 4**3
+
+
 def test_lazy_results_are_computed_block_by_block(write):
     array = da.from_array(SCAN, chunks=16)
     array = array.map_blocks(adds_one, dtype="uint16", meta=SCAN[:0, :0, :0])
