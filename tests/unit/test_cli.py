@@ -19,8 +19,8 @@ from volflow.geometry.roi import Roi
 from volflow.store.create import create
 from volflow.store.meta import Meta
 
-NAMES = ["demo", "convert", "info", "statistics", "predict", "verify", "status", "export"]
-NAMES += ["preview"]
+NAMES = ["demo", "convert", "info", "statistics", "predict", "pyramid", "verify"]
+NAMES += ["status", "export", "preview", "view"]
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_predict_passes_only_what_was_typed(called):
     assert run(["predict", "scan.zarr", "out.zarr", "--model", "net/", "-q"]) == 0
     args, options = called[0]
     assert args == ("scan.zarr", "net/", "out.zarr")
-    assert options == {"trust": False, "overwrite": False, "progress": False}
+    assert options == {"trust": False, "overwrite": False, "levels": False, "progress": False}
 
 
 def test_predict_passes_every_option(called, capsys):
@@ -81,7 +81,7 @@ def test_predict_passes_every_option(called, capsys):
         " 96,96,48 --overlap 0.25 --blend hann --frame RAS --normalize zscore --activation softmax"
         " --output scores --dtype float16 --batch-size 4 --device cpu --precision float32"
         " --cluster 4 --memory 2GiB --flips zyx --mask m.zarr --skip-below 0.1 --fill -1"
-        " --chunk 32 --shard 64 --trust --overwrite --json"
+        " --chunk 32 --shard 64 --levels --trust --overwrite --json"
     )
     assert run(line.split()) == 0
     args, options = called[0]
@@ -91,8 +91,8 @@ def test_predict_passes_every_option(called, capsys):
         "frame": "RAS", "normalize": "zscore", "activation": "softmax", "output": "scores",
         "dtype": "float16", "batch_size": 4, "device": "cpu", "precision": "float32",
         "cluster": "4", "memory": "2GiB", "flips": "zyx", "mask": "m.zarr", "skip_below": 0.1,
-        "fill": -1.0, "chunk": 32, "shard": 64, "trust": True, "overwrite": True,
-        "progress": None,
+        "fill": -1.0, "chunk": 32, "shard": 64, "levels": True, "trust": True,
+        "overwrite": True, "progress": None,
     }  # fmt: skip
     assert json.loads(capsys.readouterr().out)["shape"] == [16, 24, 32]
 

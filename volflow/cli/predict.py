@@ -65,6 +65,9 @@ def predict(  # noqa: PLR0913  one parameter per option that people type
     dtype: Annotated[Text, _result(help="Of its voxels, such as float16.")] = None,
     chunk: Annotated[Text, _result(help="Voxels of a compressed piece.")] = None,
     shard: Annotated[Text, _result(help="Voxels of a stored object.")] = None,
+    levels: Annotated[
+        bool, _result("--levels", help="Write coarser levels too, as volflow pyramid does.")
+    ] = False,
     cluster: Cluster = None,
     memory: Memory = None,
     overwrite: Overwrite = False,
@@ -99,7 +102,7 @@ def predict(  # noqa: PLR0913  one parameter per option that people type
         cluster=cluster,
         memory=memory,
     )
-    options |= {"trust": trust, "overwrite": overwrite}
+    options |= {"trust": trust, "overwrite": overwrite, "levels": levels}
     named = inputs(volume)
 
     from volflow.ops.predict import plan_predict

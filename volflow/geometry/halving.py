@@ -100,7 +100,7 @@ def mean(voxels: Array, factors: Factors, out: Array) -> None:
     voxels
         ``zyx``, bool, integer or float.
     factors
-        1 or 2 along each axis.
+        1 or 2 along each axis, 2 along one at least.
     out
         Of shape ``halved(voxels.shape, factors)`` and the same dtype; it is filled.
 

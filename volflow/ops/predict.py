@@ -16,12 +16,12 @@ from typing import Any
 import zarr
 from distributed import Client
 
-from volflow.engine.cluster import Cluster, connect
+from volflow.engine.cluster import Cluster, connect, memory_per_worker
 from volflow.engine.events import State
 from volflow.engine.plan import Plan
 from volflow.errors import InvalidInput
-from volflow.geometry.normalize import normalization
 from volflow.model.bundle import evaluating
+from volflow.model.forward import Output
 from volflow.ops.call import Call, converted_inputs, make_call, placeholders
 from volflow.ops.export import export, is_foreign
 from volflow.ops.options import PredictOptions
@@ -32,11 +32,11 @@ from volflow.ops.predict_plan import (
     decide,
     make_plan,
     out_blocks,
-    stored_dtype,
 )
-from volflow.ops.request import Request, make_request, output_meta
+from volflow.ops.pyramid import pyramid
+from volflow.ops.pyramid_plan import Layout, lay_out
+from volflow.ops.request import Request, make_request, normalized, output_meta
 from volflow.ops.session import begin_anew, run_journalled
-from volflow.ops.statistics import statistics
 from volflow.store.create import check_target, create
 from volflow.store.journal import Journal, Record, journal_dir
 from volflow.store.volume import Volume, open_volume
@@ -47,39 +47,22 @@ Progress = bool | Callable[[State], object] | None
 Result = Volume | dict[str, Volume]
 
 
-def _normalized(request: Request, client: Client, memory: Any, progress: Progress) -> Request:
-    """The request with its normalisation turned into constants of the whole volume."""
-    choice = request.options.normalize
-    if choice is None:
-        return request
-    parts: list[Any] = []
-    for volume in request.inputs.volumes:
-        if callable(choice):
-            parts.append(choice)
-        else:
-            stats = statistics(volume, cluster=client, memory=memory, progress=progress)
-            parts.append(normalization(choice, stats))
-    return replace(request, inputs=replace(request.inputs, normalize=tuple(parts)))
-
-
 def _targets(request: Request, settings: Settings) -> tuple[Target, ...]:
     """The volumes that take the outputs: those of an interrupted run, the others made anew."""
     options = request.options
     named = len(settings.outputs) > 1 or settings.outputs[0].name != ""
-    blocks = out_blocks(request, settings)
     if named:
         zarr.open_group(request.out, mode="a")
     targets = []
     for output in settings.outputs:
         path = request.out / output.name if named else request.out
-        front = () if options.output == "classes" else (output.channels,)
         if path.exists():
             volume = open_volume(path)
         else:
             volume = create(
                 path,
-                (*front, *blocks.shape),
-                stored_dtype(options, settings.dtype),
+                _shape(request, settings, output),
+                options.stored_dtype(settings.dtype),
                 output_meta(request, output),
                 chunk=settings.chunk,
                 shard=settings.shard,
@@ -87,6 +70,11 @@ def _targets(request: Request, settings: Settings) -> tuple[Target, ...]:
         array = f"{output.name}/0" if named else "0"
         targets.append(Target(output.name, array, output.channels, volume))
     return tuple(targets)
+
+
+def _shape(request: Request, settings: Settings, output: Output) -> tuple[int, ...]:
+    front = () if request.options.output == "classes" else (output.channels,)
+    return (*front, *out_blocks(request, settings).shape)
 
 
 def _check_place(out: Path, journal: Journal, overwrite: bool) -> Record | None:
@@ -123,7 +111,7 @@ def _execute(
         record = Record("predict", request.fingerprint(), settings.to_dict(grid))
         if before is not None:
             journal.compare(record)
-        request = _normalized(request, client, memory, progress)
+        request = normalized(request, cluster=client, memory=memory, progress=progress)
         if before is None:
             begin_anew(request.out, journal, record)
         targets = _targets(request, settings)
@@ -155,6 +143,7 @@ def predict(  # noqa: PLR0913 - a public journey takes flat options
     fill: float | None = None,
     chunk: int | tuple[int, int, int] | None = None,
     shard: int | tuple[int, int, int] | None = None,
+    levels: bool = False,
     weights: str | os.PathLike[str] | None = None,
     trust: bool = False,
     cluster: Cluster = None,
@@ -204,6 +193,8 @@ def predict(  # noqa: PLR0913 - a public journey takes flat options
         class, or 0.
     chunk, shard
         Layout of the result; by default about 64³ and 256³ voxels.
+    levels
+        Whether to write coarser levels of the result as well, as `pyramid` does.
     weights, trust
         Weights for a callable; ``trust`` allows files that can run code.
     cluster
@@ -243,20 +234,61 @@ def predict(  # noqa: PLR0913 - a public journey takes flat options
         patch, overlap, blend, frame, normalize, activation, output, dtype, batch_size, device,
         precision, flips, mask, skip_below, fill, chunk, shard,
     )  # fmt: skip
+    _check_levels(levels, out)
     call = make_call(volume, model, out, weights, trust, given)
     with evaluating(call.model.module), connect(cluster) as client:
         with placeholders(call) as (named, stand_in):
             # Everything that can be refused is refused before a long conversion.
             request = make_request(named, stand_in, call.model, call.options, call.store)
-            settings = _settings(call, request, client, memory, overwrite)[0]
+            settings, resuming = _settings(call, request, client, memory, overwrite)
+            if levels:
+                _layouts(request, settings, client, memory, resuming)
         volumes, masked = converted_inputs(
             call, overwrite, cluster=client, memory=memory, progress=progress
         )
         request = make_request(volumes, masked, call.model, call.options, call.store)
         result = _execute(request, settings, client, memory, overwrite, progress)
+        if levels:
+            result = _with_levels(result, cluster=client, memory=memory, progress=progress)
     if isinstance(result, Volume) and is_foreign(call.out):
         export(result, call.out, overwrite=True)
     return result
+
+
+def _check_levels(levels: Any, out: Any) -> None:
+    if not isinstance(levels, bool):
+        raise InvalidInput(
+            f"levels must be True or False, given {levels!r}; vf.pyramid takes how many"
+        )
+    if levels and is_foreign(out):
+        raise InvalidInput(
+            f"levels are arrays of an OME-Zarr volume, which {Path(out).name} cannot hold; use an"
+            ' output like "out.zarr", or leave levels out'
+        )
+
+
+def _with_levels(result: Result, **options: Any) -> Result:
+    if isinstance(result, Volume):
+        return pyramid(result, **options)
+    return {name: pyramid(volume, **options) for name, volume in result.items()}
+
+
+def _layouts(
+    request: Request, settings: Settings, client: Client, memory: Any, resuming: bool
+) -> list[Layout]:
+    """The coarser levels of the outputs; refuses new ones where memory does not do."""
+    memory_bytes = memory_per_worker(client, memory)
+    dtype = request.options.stored_dtype(settings.dtype)
+    found: list[Layout] = []
+    for output in settings.outputs:
+        shape = _shape(request, settings, output)
+        front = (1,) * (len(shape) - 3)
+        stored = ((*front, *settings.chunk), (*front, *settings.shard))
+        meta = output_meta(request, output)
+        found += lay_out(shape, dtype, meta, stored, None, memory_bytes)
+    for layout in () if resuming else found:
+        layout.require_memory()
+    return found
 
 
 def _settings(
@@ -284,6 +316,7 @@ def plan_predict(  # noqa: PLR0913 - as predict
     model: Any,
     out: str | os.PathLike[str],
     *,
+    levels: bool = False,
     weights: str | os.PathLike[str] | None = None,
     trust: bool = False,
     cluster: Cluster = None,
@@ -296,10 +329,11 @@ def plan_predict(  # noqa: PLR0913 - as predict
 
     Parameters
     ----------
-    volume, model, out, weights, trust, cluster, memory, overwrite, progress, **options
+    volume, model, out, levels, weights, trust, cluster, memory, overwrite, progress, **options
         As in `predict`.
     """
     del progress
+    _check_levels(levels, out)
     call = make_call(volume, model, out, weights, trust, PredictOptions(**options))
     with (
         evaluating(call.model.module),
@@ -309,6 +343,8 @@ def plan_predict(  # noqa: PLR0913 - as predict
         request = make_request(named, mask, call.model, call.options, call.store)
         settings, resuming = _settings(call, request, client, memory, overwrite)
         plan = make_plan(request, settings, client, memory, resuming=resuming)
+        coarser = _layouts(request, settings, client, memory, resuming) if levels else []
     # What was handed over, rather than what stands in for it here.
     given = f"{call.named()} {request.inputs.shape}"
-    return replace(plan, facts=(("input", given), *plan.facts[1:]))
+    described = {f"level {layout.level}": layout.describe() for layout in coarser}
+    return replace(plan, facts=(("input", given), *plan.facts[1:], *described.items()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,7 @@ from distributed import Client
 
 from volflow.engine.cluster import Cluster, connect, memory_per_worker, workers
 from volflow.engine.plan import Plan
+from volflow.errors import RunFailed, StoreFull
 from volflow.ops.copying import Progress
 from volflow.ops.pyramid_plan import Task, tasks_for
 from volflow.ops.pyramid_task import LevelJob, halve_blocks
@@ -81,11 +83,17 @@ def pyramid(
     finest, place = _finest(volume)
     with connect(cluster) as client:
         memory_bytes = memory_per_worker(client, memory)
-        tasks_for(finest, place, levels, memory_bytes, overwrite)  # refuses before the lock is made
         with place.run.lock():
-            finest = open_volume(finest.path)
+            finest = open_volume(finest.path)  # as the last driver left it
             tasks = tasks_for(finest, place, levels, memory_bytes, overwrite)
-            _execute(finest, place, tasks, client, progress)
+            try:
+                _execute(finest, place, tasks, client, progress)
+            except OSError as error:
+                full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+                raise (StoreFull if full else RunFailed)(
+                    f"levels of {finest.path} cannot be written: {error.strerror or error}; what"
+                    " is done is kept, put it right and run the same command again"
+                ) from error
     return open_volume(finest.path)
 
 

@@ -70,7 +70,7 @@ class Layout:
         piece = list(self.chunk)
         for axis in (-1, -2, -3):
             while (
-                2 * piece[axis] <= self.shard[axis]
+                piece[axis] < self.shape[axis]
                 and self.shard[axis] % (2 * piece[axis]) == 0
                 and 2 * self._read_bytes(piece) <= PIECE_BYTES
             ):
@@ -123,7 +123,7 @@ class Layout:
 
     def describe(self) -> str:
         """The level in a line."""
-        sides = " × ".join(map(str, self.shape))
+        sides = " × ".join(map(str, self.shape[-3:]))
         spacing = " × ".join(f"{size:.6g}" for size in self.meta.spacing)
         return f"{sides}, spacing {spacing} {self.meta.unit or ''}".rstrip()
 
@@ -142,8 +142,6 @@ def lay_out(
     ------
     InvalidInput
         Where there cannot be so many levels.
-    MemoryRefused
-        Where a task does not fit, saying what would.
     """
     found: list[Layout] = []
     whole = (1, 1, 1)
@@ -155,9 +153,8 @@ def lay_out(
         whole = (z, y, x)
         coarse = Layout(
             level, factors, sides, np.dtype(dtype), meta.regrid(whole), chunk, shard, memory_bytes
-        ).within_memory()
-        coarse.require_memory()
-        found.append(coarse)
+        )
+        found.append(coarse.within_memory())
     return found
 
 

@@ -16,10 +16,11 @@ import zarr
 from zarr.storage import LocalStore
 
 from volflow.errors import InvalidInput
+from volflow.store.atomic import plain
 from volflow.store.meta import Level, Meta, SourceInfo, Vector, is_color
 from volflow.store.opening import label, nodes_below
 
-__all__ = ["Level", "Meta", "SourceInfo", "read_group", "write_group"]
+__all__ = ["Level", "Meta", "SourceInfo", "read_group", "write_group", "write_levels"]
 
 # The letter names the direction in which the index grows (RFC-4 spells it out).
 _DIRECTIONS = {
@@ -56,19 +57,35 @@ def write_group(group: zarr.Group, meta: Meta, levels: Sequence[Level]) -> None:
     old: dict[str, Any] = group.attrs.asdict()
     ome: dict[str, Any] = dict(old["ome"]) if isinstance(old.get("ome"), Mapping) else {}
     ome["version"] = "0.5"
-    image = {
-        "name": group.name.strip("/") or "image",
-        "axes": [_axis(meta, name) for name in meta.axes],
-        "datasets": [_dataset(meta, level) for level in levels],
-    }
-    if len(levels) > 1:  # how the coarser ones were made
-        image["type"] = "mode" if meta.kind == "classes" else "mean"
-    ome["multiscales"] = [image]
+    ome["multiscales"] = [
+        {
+            "name": group.name.strip("/") or "image",
+            "axes": [_axis(meta, name) for name in meta.axes],
+            "datasets": [_dataset(meta, level) for level in levels],
+        }
+    ]
     if meta.kind == "classes" and array.dtype.kind in "iu":
         ome["image-label"] = {"version": "0.5", **_label_colors(meta)}
     elif meta.channels and "c" in meta.axes:
         ome["omero"] = {"channels": _channels(meta, array.dtype)}
     group.update_attributes({"ome": ome, "volflow": _extra(meta)})
+
+
+def write_levels(group: zarr.Group, meta: Meta, levels: Sequence[Level]) -> None:
+    """Replace the list of levels in the metadata of an image, and nothing else.
+
+    Parameters
+    ----------
+    group, meta, levels
+        As in `write_group`; ``group`` has such metadata already.
+    """
+    ome: Any = plain(group.attrs["ome"])
+    image = ome["multiscales"][0]
+    image["datasets"] = [_dataset(meta, level) for level in levels]
+    # Each level says all of its scale, and how the coarser ones were made.
+    image.pop("coordinateTransformations", None)
+    image["type"] = "mode" if meta.kind == "classes" else "mean"
+    group.update_attributes({"ome": ome})
 
 
 def read_group(group: zarr.Group) -> tuple[Meta, tuple[Level, ...]]:

@@ -21,7 +21,7 @@ import zarr
 from volflow.errors import InvalidInput
 from volflow.store.journal import Journal, journal_dir
 from volflow.store.meta import Level
-from volflow.store.ngff import write_group
+from volflow.store.ngff import write_levels
 from volflow.store.opening import is_zarr
 from volflow.store.volume import Volume
 
@@ -63,7 +63,8 @@ class Place:
     def surplus(self, count: int) -> list[int]:
         """Levels beyond ``count`` that have a journal."""
         found = _levels(self.run).joinpath(self.name).glob("[0-9]*")
-        return sorted(int(path.name) for path in found if int(path.name) > count)
+        numbers = (int(path.name) for path in found if path.name.isdecimal())
+        return sorted(number for number in numbers if number > count)
 
     def remove(self, level: int) -> None:
         """Delete a level that the metadata do not list."""
@@ -115,7 +116,7 @@ def list_levels(finest: Volume, levels: tuple[Level, ...]) -> None:
     """Write a volume's list of levels, unless it is this one already."""
     if levels != finest.levels:
         group = zarr.open_group(str(finest.path), mode="r+", use_consolidated=False)
-        write_group(group, finest.meta, levels)
+        write_levels(group, finest.meta, levels)
 
 
 def _levels(run: Journal) -> Path:
