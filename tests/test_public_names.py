@@ -18,6 +18,7 @@ NAMES = {
     "load_model",
     "map_model",
     "map_overlap",
+    "napari_snippet",
     "open",
     "predict",
     "preview",
@@ -25,6 +26,7 @@ NAMES = {
     "save_model",
     "statistics",
     "verify",
+    "view",
     "write",
 }
 

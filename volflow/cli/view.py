@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from volflow.cli.values import Json, say
+
+if TYPE_CHECKING:
+    from volflow.report.view import View
 
 __all__ = ["view"]
 
@@ -43,20 +47,21 @@ def view(
         return
     from volflow.report.view import view as serve
 
-    with serve(*volumes or (), host=host, port=port, open_browser=open_browser) as shown:
-        if not shown.loopback:
-            typer.echo(f"volflow: anyone who reaches {shown.url} can read the volumes", err=True)
-        if shown.client != "installed":
-            told = (
-                f'the viewer itself comes from {shown.client}; offline: pip install "volflow[view]"'
-            )
-            typer.echo(f"volflow: {told}", err=True)
-        if as_json:  # in one line: what reads it must not wait for the end
+    try:
+        with serve(*volumes or (), host=host, port=port, open_browser=open_browser) as shown:
             facts = {"url": shown.url, "client": shown.client, "state": shown.state}
-            typer.echo(json.dumps(facts, ensure_ascii=False))
-        else:
-            typer.echo(f"{shown.url}\nCtrl-C ends it")
-        try:
+            # In one line: what reads it must not wait for the end.
+            typer.echo(json.dumps(facts, ensure_ascii=False) if as_json else shown.url)
+            for line in _notes(shown):
+                typer.echo(f"volflow: {line}", err=True)
             shown.wait()
-        except KeyboardInterrupt:
-            return  # the way to end it
+    except KeyboardInterrupt:
+        return  # the way to end it
+
+
+def _notes(shown: View) -> Iterator[str]:
+    if not shown.loopback:
+        yield f"anyone who reaches {shown.url} can read the volumes"
+    if shown.client != "installed":
+        yield f'the viewer comes from {shown.client}; offline: pip install "volflow[view]"'
+    yield "Ctrl-C ends it"

@@ -17,11 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from volflow.errors import InvalidInput
-from volflow.geometry.histogram import Histogram, measure, merge
-from volflow.geometry.roi import Roi
+from volflow.geometry.histogram import Histogram
+from volflow.report.value_counts import value_counts
 from volflow.store.colors import class_color
 from volflow.store.opening import is_url
-from volflow.store.statistics import load_statistics
 from volflow.store.volume import Volume, open_volume
 
 __all__ = [
@@ -39,8 +38,6 @@ CLASS_OPACITY, SCORE_OPACITY = 0.35, 0.6
 FEW_VALUES = 32  # an overlay of whole numbers with no more is taken for classes
 MANY_CLASSES = 256  # instances rather: the viewer chooses their colours
 MANY_CHANNELS = 12  # further ones are there but not shown at first
-SAMPLE_BYTES = 2**28  # decoded at most to choose a window
-SAMPLE_SIDE = 3  # chunks per axis
 
 _PREFIXES = {
     "quecto": -30, "ronto": -27, "yocto": -24, "zepto": -21, "atto": -18, "femto": -15,
@@ -215,7 +212,7 @@ def _appearance(volume: Volume, name: str, number: int, unit: str | None) -> App
     labels = meta.channels if distinct and all(meta.channels) else ()
     declared = meta.kind == "classes"
     classes = max(len(labels), len(meta.colors)) if declared else 0
-    values = [] if classes else _distribution(volume)
+    values = [] if classes else value_counts(volume)
     if not classes and (declared or number):
         classes = _few_classes(volume, values)
     if declared or classes:
@@ -276,45 +273,3 @@ def _window(volume: Volume, channel: Histogram | None, overlay: bool) -> tuple[f
     if high <= low:  # almost everything has one value
         low, high = channel.min, channel.max
     return (low, high) if high > low else (low, low + 1)
-
-
-def _distribution(volume: Volume) -> list[Histogram | None]:
-    """The values of each channel: as stored beside the volume, else of a few of its chunks."""
-    identity = volume.identity()
-    for foreground in (False, True):
-        known = load_statistics(volume, identity, foreground)
-        if known is not None:
-            return list(known.histograms)
-    return _sampled(volume)
-
-
-def _sampled(volume: Volume) -> list[Histogram | None]:
-    """The values in a few chunks of the coarsest level; None where one chunk alone is too much."""
-    if volume.path is not None and len(volume.levels) > 1:
-        volume = open_volume(volume.path, len(volume.levels) - 1, timepoint=volume.timepoint)
-    count, shape, chunk = volume.channels_count, volume.spatial_shape, volume.chunks[-3:]
-    decoded = int(np.prod(np.minimum(chunk, shape))) * count * volume.dtype.itemsize
-    boxes = _boxes(shape, chunk)[: SAMPLE_BYTES // decoded]
-    if not boxes:
-        return [None] * count
-    parts: list[list[Histogram]] = [[] for _ in range(count)]
-    for box in boxes:
-        voxels = volume.read(box).reshape(count, *box.shape)
-        for part, channel in zip(parts, voxels, strict=True):
-            part.append(measure(channel))
-    return [merge(part) for part in parts]
-
-
-def _boxes(shape: Sequence[int], chunk: Sequence[int]) -> list[Roi]:
-    """Whole chunks spread over the volume, those nearest its middle first."""
-    along = []
-    for size, step in zip(shape, chunk, strict=True):
-        places = {int((n + 0.5) / SAMPLE_SIDE * size) // step for n in range(SAMPLE_SIDE)}
-        along.append([(n * step, min(size, (n + 1) * step)) for n in sorted(places)])
-
-    def from_middle(box: Sequence[tuple[int, int]]) -> float:
-        parts = ((a + b) / 2 / n - 0.5 for (a, b), n in zip(box, shape, strict=True))
-        return sum(part * part for part in parts)
-
-    boxes = sorted(itertools.product(*along), key=from_middle)
-    return [Roi(tuple(a for a, _ in box), tuple(b for _, b in box)) for box in boxes]

@@ -294,9 +294,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _find(self, path: str) -> tuple[Path | None, str]:
         """The file at a path, and what kind of content it is."""
         site = self.server.site
-        prefix, _, rest = path[1:].partition("/")
-        number, _, rest = rest.partition("/")
-        prefix = f"/{prefix}/{number}"
+        parts = path.split("/", 3)
+        if len(parts) < 4:
+            return None, ""
+        prefix, rest = "/".join(parts[:3]), parts[3]
         if prefix in site.clients:
             file = file_below(site.clients[prefix], rest or "index.html")
             return file, TYPES.get(file.suffix if file else "", "application/octet-stream")

@@ -1,0 +1,72 @@
+"""Which values a volume holds, told without reading all of it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from volflow.geometry.histogram import Histogram, measure
+from volflow.geometry.roi import Roi
+from volflow.store.statistics import load_statistics
+from volflow.store.volume import Volume, open_volume
+
+__all__ = ["value_counts"]
+
+SAMPLE_BYTES = 2**26  # read of a volume, and held; of one chunk at least,
+CHUNK_BYTES = 2**28  # unless that alone is larger
+SAMPLE_SIDE = 3  # chunks per axis
+
+
+def value_counts(volume: Volume) -> list[Histogram | None]:
+    """The values of each channel: as `statistics` left them beside the volume, else of a sample.
+
+    The sample is the coarsest level of the pyramid, and of a large one a few chunks spread over
+    it. None where one chunk alone is too much to read.
+
+    Raises
+    ------
+    RunFailed
+        Where the stored bytes are damaged.
+    """
+    identity = volume.identity()
+    for foreground in (False, True):
+        known = load_statistics(volume, identity, foreground)
+        if known is not None:
+            return list(known.histograms)
+    if volume.path is not None and len(volume.levels) > 1:
+        volume = open_volume(volume.path, len(volume.levels) - 1, timepoint=volume.timepoint)
+    count = volume.channels_count
+    read = [volume.read(box).reshape(count, -1) for box in _boxes(volume)]
+    if not read:
+        return [None] * count
+    return [measure(np.concatenate(parts)) for parts in zip(*read, strict=True)]
+
+
+def _boxes(volume: Volume) -> list[Roi]:
+    """The whole of a small volume, a few chunks of another."""
+    shape, chunk = volume.spatial_shape, volume.chunks[-3:]
+    voxel_bytes = volume.channels_count * volume.dtype.itemsize
+    if math.prod(shape) * voxel_bytes <= SAMPLE_BYTES:
+        return [Roi.full(shape)]
+    decoded = math.prod(map(min, chunk, shape)) * voxel_bytes
+    if decoded > CHUNK_BYTES:
+        return []
+    return _spread(shape, chunk)[: max(1, SAMPLE_BYTES // decoded)]
+
+
+def _spread(shape: Sequence[int], chunk: Sequence[int]) -> list[Roi]:
+    """Whole chunks spread over a volume, those nearest its middle first."""
+    along = []
+    for size, step in zip(shape, chunk, strict=True):
+        places = {int((n + 0.5) / SAMPLE_SIDE * size) // step for n in range(SAMPLE_SIDE)}
+        along.append([(n * step, min(size, (n + 1) * step)) for n in sorted(places)])
+
+    def from_middle(box: Sequence[tuple[int, int]]) -> float:
+        parts = ((a + b) / 2 / n - 0.5 for (a, b), n in zip(box, shape, strict=True))
+        return sum(part * part for part in parts)
+
+    boxes = sorted(itertools.product(*along), key=from_middle)
+    return [Roi(tuple(a for a, _ in box), tuple(b for _, b in box)) for box in boxes]
