@@ -12,6 +12,8 @@ import volflow
 NAMES = {
     "Roi",
     "Volume",
+    "compare",
+    "contact_sheet",
     "convert",
     "errors",
     "export",

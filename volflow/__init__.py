@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from volflow.ops.pyramid import pyramid
     from volflow.ops.statistics import statistics
     from volflow.ops.write import write
+    from volflow.report.compare import compare
     from volflow.report.napari import napari_snippet
     from volflow.report.preview import preview
+    from volflow.report.sheet import contact_sheet
     from volflow.report.view import view
     from volflow.store.verify import verify
     from volflow.store.volume import Volume
@@ -39,6 +41,8 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "Roi": ("volflow.geometry.roi", "Roi"),
     "Volume": ("volflow.store.volume", "Volume"),
+    "compare": ("volflow.report.compare", "compare"),
+    "contact_sheet": ("volflow.report.sheet", "contact_sheet"),
     "convert": ("volflow.ops.convert", "convert"),
     "errors": ("volflow.errors", ""),
     "export": ("volflow.ops.export", "export"),
@@ -60,6 +64,8 @@ _PUBLIC = {
 __all__ = [
     "Roi",
     "Volume",
+    "compare",
+    "contact_sheet",
     "convert",
     "errors",
     "export",

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -237,6 +238,42 @@ def test_journey_of_a_file(tmp_path, volume, capsys, monkeypatch):
     assert run(["preview", "a.zarr", "--at", "3,4,5", "--dpi", "50"]) == 0
     assert capsys.readouterr().out == "a.png\n"
     assert (tmp_path / "a.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "holds"),
+    [
+        ([], "scan.png", {"planes", "level"}),
+        (["--sheet", "axial", "--tiles", "3"], "scan-axial.png", {"planes"}),
+        (["--against", "scan.zarr", "--at", "3,4,5"], "scan-against-scan.png", {"difference"}),
+    ],
+)
+def test_pictures_are_written_beside_the_volume(options, name, holds, volume, capsys):
+    assert run(["preview", volume.path, "--dpi", "50", "--json", *options]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["path"] == str(Path(volume.path).with_name(name))
+    assert Path(told["path"]).read_bytes()[:4] == b"\x89PNG"
+    assert holds <= set(told)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--sheet", "z", "--against", "b.zarr"], "are two pictures; ask for one at a time"),
+        (["--tiles", "4"], "--tiles 4 needs the axis of a sheet; add --sheet z"),
+        (["--sheet", "z", "--at", "1,2,3"], "--at places three planes"),
+        (["--sheet", "q"], "axis must be z, y or x, or one of axial, coronal, sagittal"),
+        (["--sheet", "z", "--tiles", "999"], "tiles must be 1 to 200, given 999"),
+        (["--against", "gone.zarr"], "gone.zarr does not exist"),
+        (["--out", "a.zarr"], "a picture is written as .png"),
+        (["--dpi", "0"], "dpi must be 20 to 600 pixels per inch, given 0"),
+    ],
+)
+def test_pictures_that_cannot_be_drawn_are_refused(options, text, volume, capsys):
+    assert run(["preview", volume.path, *options]) == 2
+    told = capsys.readouterr().err
+    assert text in told
+    assert told.count("\n") == 1
 
 
 def test_verify_of_a_damaged_output_fails(tmp_path, capsys):

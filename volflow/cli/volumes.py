@@ -124,9 +124,17 @@ def export(
     say(facts, as_json, facts_text(facts))
 
 
-def preview(
+def preview(  # noqa: PLR0913  one parameter per option that people type
     volume: Annotated[str, typer.Argument(metavar="VOLUME", help="The volume or result to show.")],
     over: Annotated[str | None, typer.Option(help="The scan underneath.")] = None,
+    against: Annotated[
+        str | None, typer.Option(help="Another result: both, and how they differ.")
+    ] = None,
+    sheet: Annotated[
+        str | None,
+        typer.Option(help="Many planes along an axis: z, y, x, axial, coronal or sagittal."),
+    ] = None,
+    tiles: Annotated[int | None, typer.Option(help="How many planes of a sheet: 24.")] = None,
     out: Annotated[
         str | None,
         typer.Option("--out", "-o", help="The picture (.png, .pdf, .svg). Default: beside VOLUME."),
@@ -140,22 +148,71 @@ def preview(
     channel: Annotated[int | None, typer.Option(help="Which channel to show.")] = None,
     level: Annotated[int | None, typer.Option(help="Which level of the pyramid.")] = None,
     dpi: Annotated[int, typer.Option(help="Pixels per inch of the picture.")] = 150,
+    as_json: Json = False,
 ) -> None:
-    """Draw three orthogonal planes, reading only these: a scan, or a result over its scan."""
-    from volflow.report.preview import preview as draw
-    from volflow.report.preview import save
+    """Draw planes of a volume, reading only these: a scan, or a result over its scan.
 
-    figure = draw(
-        volume,
-        over,
-        level=level,
-        channel=channel,
-        at=at if at in (None, "center", "content") else per_axis("at", at),
-        classes=None if classes is None else [name.strip() for name in classes.split(",")],
-    )
-    target = Path(out) if out else Path(volume.rstrip("/")).with_suffix(".png")
+    Many planes along an axis: volflow preview scan.zarr --sheet z
+
+    Two results and how they differ: volflow preview a.zarr --against b.zarr --over scan.zarr
+    """
+    from volflow.report.preview import check_target, save
+
+    _check_picture(sheet, tiles, against, at)
+    target = Path(out) if out else _beside(volume, sheet, against)
+    check_target(target, dpi)
+    options: dict[str, Any] = {
+        "level": level,
+        "channel": channel,
+        "classes": None if classes is None else [name.strip() for name in classes.split(",")],
+    }
+    place = at if at in (None, "center", "content") else per_axis("at", at)
+    if sheet is not None:
+        from volflow.report.sheet import contact_sheet
+
+        figure = contact_sheet(volume, over, axis=sheet, **given(tiles=tiles), **options)
+    elif against is not None:
+        from volflow.report.compare import compare
+
+        figure = compare(volume, against, over, at=place, **options)
+    else:
+        from volflow.report.preview import preview as draw
+
+        figure = draw(volume, over, at=place, **options)
     save(figure, target, dpi)
-    typer.echo(str(target))
+    say({"path": str(target), **getattr(figure, "facts", {})}, as_json, str(target))
+
+
+def _check_picture(
+    sheet: str | None, tiles: int | None, against: str | None, at: str | None
+) -> None:
+    """Refuse options that belong to different pictures."""
+    if sheet is not None and against is not None:
+        raise InvalidInput("--sheet and --against are two pictures; ask for one at a time")
+    if tiles is not None and sheet is None:
+        raise InvalidInput(f"--tiles {tiles} needs the axis of a sheet; add --sheet z")
+    if at is not None and sheet is not None:
+        raise InvalidInput("--at places three planes, --sheet shows many; leave one out")
+
+
+def _beside(volume: str, sheet: str | None, against: str | None) -> Path:
+    """The picture where none is named: beside the volume, here for one that is remote."""
+    path = Path(volume)
+    name = _stem(path.name or path.absolute().name)
+    if sheet is not None:
+        name += f"-{sheet}"
+    if against is not None:
+        name += f"-against-{_stem(Path(against).name)}"
+    folder = Path() if "://" in volume else path.parent
+    return folder / f"{name}.png"
+
+
+def _stem(name: str) -> str:
+    """The name of a volume without its ending."""
+    for ending in (".nii.gz", ".ome.zarr", ".zarr", ".nii", ".npy"):
+        if name.lower().endswith(ending):
+            return name[: -len(ending)]
+    return name
 
 
 def _foreground(text: str | None) -> bool | float | None:

@@ -1,320 +1,301 @@
-"""Drawing of a preview with matplotlib: panels to one scale, layers, letters, scale bar, legend."""
+"""What every picture is drawn with: page, panels, letters, scale bar, legend; in inches."""
 
 from __future__ import annotations
 
 import io
+import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.font_manager import FontProperties
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
+from matplotlib.textpath import text_to_path
 
-from volflow.report.slices import MANY_CLASSES, Array, View
+from volflow.geometry.views import View
+from volflow.report.arrange import MARGIN, Box
+from volflow.report.layers import Layer, Picture, Ramp, painted
 from volflow.report.units import length_of_bar
 
-__all__ = ["Layer", "Scene", "class_layer", "draw", "grey_layer", "heat_layer"]
+__all__ = [
+    "INK",
+    "MUTED",
+    "PIXELS_PER_INCH",
+    "Preview",
+    "fitted",
+    "legend",
+    "legend_rows",
+    "page",
+    "panel",
+    "ramp",
+    "scale_bar",
+    "text_width",
+    "write",
+]
 
-BACKGROUND, INK, MUTED = "#0d1117", "#e6edf3", "#8b98a9"
-# Okabe and Ito's palette, told apart with any colour vision; first what shows best on grey.
-PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0072B2")
-FILL, HEAT, DIMMED = 0.36, 0.85, 0.8
+BACKGROUND, INK, MUTED, FRAME = "#0d1117", "#e6edf3", "#8b98a9", "#2d333b"
 OUTLINE = withStroke(linewidth=2.5, foreground="black", alpha=0.75)
-
-# Inches.
-WIDTH, TALLEST, MARGIN, GAP, CAPTION, HEADER, FOOTER = 12.8, 7.5, 0.35, 0.3, 0.3, 0.72, 0.5
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One picture per plane, with what the legend says of it.
-
-    Parameters
-    ----------
-    pictures
-        Rows, columns, RGBA from 0 to 1.
-    labels
-        Class numbers per plane, for the outlines; () for other layers.
-    legend
-        Colour by name.
-    heat
-        Name, lowest and highest value of a heat scale; None for other layers.
-    """
-
-    pictures: tuple[Array, ...]
-    labels: tuple[Array, ...] = ()
-    colors: Mapping[int, str] = field(default_factory=dict)
-    legend: Mapping[str, str] = field(default_factory=dict)
-    heat: tuple[str, float, float] | None = None
-
-
-@dataclass(frozen=True)
-class Scene:
-    """What a preview says beside its pictures.
-
-    Parameters
-    ----------
-    title, subtitle
-        Two lines at the top.
-    size, unit
-        Of the volume along z, y, x.
-    where, index
-        Position of the planes along z, y, x: from 0 to 1, and as voxels.
-    """
-
-    title: str
-    subtitle: str
-    size: tuple[float, ...]
-    unit: str | None
-    where: tuple[float, ...]
-    index: tuple[int, ...]
+PIXELS_PER_INCH = 110  # of the picture that a notebook shows
+SWATCH, LEGEND_SIZE, LEGEND_ROW, LEGEND_GAP = 0.15, 10.0, 0.25, 0.32
 
 
 class Preview(Figure):
-    """A figure that notebooks show without pyplot."""
+    """A picture that notebooks show without pyplot.
+
+    ``facts`` says in plain values what it shows.
+    """
+
+    facts: dict[str, Any]
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
-        self.savefig(buffer, format="png", dpi=110)
+        self.savefig(buffer, format="png", dpi=PIXELS_PER_INCH)
         return buffer.getvalue()
 
 
-def grey_layer(
-    planes: Sequence[Array], percentiles: tuple[float, float], white: float = 1.0
-) -> Layer:
-    """A scan in grey between two percentiles of the voxels shown; ``white`` dims it."""
-    voxels = _finite(planes)
-    low, high = np.percentile(voxels, percentiles) if voxels.size else (0.0, 1.0)
-    high = high if high > low else low + 1
-    pictures = []
-    for plane in planes:
-        grey = white * _scaled(plane, low, high)
-        pictures.append(np.stack([grey, grey, grey, np.ones_like(grey)], axis=-1))
-    return Layer(tuple(pictures))
-
-
-def heat_layer(planes: Sequence[Array], name: str) -> Layer:
-    """Scores as heat: the higher, the brighter and the less transparent."""
-    voxels = _finite(planes)
-    low, high = (min(0.0, voxels.min()), voxels.max()) if voxels.size else (0.0, 1.0)
-    high = high if high > low else low + 1
-    pictures = []
-    for plane in planes:
-        scaled = _scaled(plane, low, high)
-        picture = matplotlib.colormaps["inferno"](scaled)
-        picture[..., 3] = HEAT * np.clip(scaled * 1.6, 0, 1)
-        pictures.append(picture)
-    return Layer(tuple(pictures), heat=(name, float(low), float(high)))
-
-
-def _finite(planes: Sequence[Array]) -> Array:
-    voxels = np.concatenate([plane.ravel() for plane in planes]).astype(np.float64)
-    return voxels[np.isfinite(voxels)]
-
-
-def _scaled(plane: Array, low: float, high: float) -> Array:
-    """From 0 at ``low`` to 1 at ``high``; 0 where a voxel is no number."""
-    numbers = np.nan_to_num(plane.astype(np.float64), nan=low, posinf=high, neginf=low)
-    return np.clip((numbers - low) / (high - low), 0, 1)
-
-
-def class_layer(
-    planes: Sequence[Array], names: Mapping[int, str], colors: Sequence[str] = ()
-) -> Layer:
-    """Classes as translucent colours with an outline; 0 is left clear."""
-    labels = tuple(np.asarray(plane).astype(np.int64) for plane in planes)
-    present = [int(v) for v in np.unique(np.concatenate([p.ravel() for p in labels])) if v != 0]
-    chosen = {value: _class_color(value, colors) for value in present}
-    pictures = []
-    for plane in labels:
-        picture = np.zeros((*plane.shape, 4))
-        for value in present if len(present) <= MANY_CLASSES else np.unique(plane[plane != 0]):
-            picture[plane == value] = (*to_rgb(chosen[int(value)]), FILL)
-        pictures.append(picture)
-    if len(present) > MANY_CLASSES:
-        return Layer(tuple(pictures), legend={f"{len(present)} labels": MUTED})
-    legend = {names.get(value, f"class {value}"): color for value, color in chosen.items()}
-    return Layer(tuple(pictures), labels, chosen, legend)
-
-
-def _class_color(value: int, colors: Sequence[str]) -> str:
-    if value < len(colors) and colors[value]:
-        return f"#{colors[value].lstrip('#')}"
-    return PALETTE[(value - 1) % len(PALETTE)]
-
-
-def draw(planes: Sequence[View], layers: Sequence[Layer], scene: Scene) -> Figure:
-    """Draw the planes to one scale, with their layers.
+def page(
+    size: tuple[float, float], title: Sequence[str], subtitle: str, facts: Mapping[str, Any]
+) -> Preview:
+    """An empty picture with its two lines at the top.
 
     Parameters
     ----------
-    planes
-        What each panel shows.
-    layers
-        From the bottom to the top; each has one picture per plane.
-    scene
-        Title, scale and position.
+    size
+        Width and height in inches.
+    title
+        A name, or several with a word between each two; long names are shortened.
+    subtitle, facts
+        Of the picture.
     """
-    sizes = [(scene.size[view.columns], scene.size[view.rows]) for view in planes]
-    boxes, height = _arrange(sizes, FOOTER if layers[-1].legend or layers[-1].heat else MARGIN)
-    figure = Preview(figsize=(WIDTH, height), facecolor=BACKGROUND)
-    _header(figure, scene, height)
-    for n, (view, (left, bottom, wide, high)) in enumerate(zip(planes, boxes, strict=True)):
-        axes = figure.add_axes(
-            (left / WIDTH, bottom / height, wide / WIDTH, high / height), label=view.name
-        )
-        _panel(axes, view, [(layer, n) for layer in layers], scene)
-        axes.set_title(
-            _caption(view, scene), loc="left", fontsize=9, color=MUTED, pad=5,
-        )  # fmt: skip
-        if n == 0:
-            _scale_bar(axes, scene, wide)
-    _legend(figure, layers, height)
+    figure = Preview(figsize=size, facecolor=BACKGROUND)
+    figure.facts = dict(facts)
+    wide, top = size[0] - 2 * MARGIN, size[1]
+    room = (wide - sum(text_width(word, 14, "bold") for word in title[1::2])) / len(title[::2])
+    if text_width("".join(title), 14, "bold") > wide:
+        title = [part if n % 2 else fitted(part, room, 14, "bold") for n, part in enumerate(title)]
+    line = fitted("".join(title), wide, 14, "bold")
+    write(figure, MARGIN, top - 0.2, line, size=14, weight="bold", va="top")
+    line = fitted(subtitle, wide, 9.5)
+    write(figure, MARGIN, top - 0.5, line, size=9.5, color=MUTED, va="top")
     return figure
 
 
-def _arrange(
-    sizes: Sequence[tuple[float, float]], footer: float
-) -> tuple[list[tuple[float, float, float, float]], float]:
-    """Left, bottom, width and height of each panel in inches, and the height of the figure.
+def write(
+    figure: Figure, x: float, y: float, text: str, *, size: float, color: str = INK, **style: Any
+) -> None:
+    """A line of text at a place in inches from the lower left."""
+    wide, high = figure.get_size_inches()
+    # Names are not mathematics, whatever signs they hold.
+    figure.text(x / wide, y / high, text, fontsize=size, color=color, parse_math=False, **style)
 
-    In a row; or the first beside the others, where that makes them much larger.
+
+def panel(
+    figure: Figure,
+    box: Box,
+    view: View,
+    layers: Sequence[tuple[Layer, Picture]],
+    size: Sequence[float],
+    *,
+    cross: Sequence[float] | None = None,
+    letters: bool = True,
+    line: float = 0.9,
+) -> Axes:
+    """One plane with its layers.
+
+    Parameters
+    ----------
+    box
+        Where, in inches.
+    view
+        Which plane.
+    layers
+        From the bottom to the top, with the picture of this plane.
+    size
+        Of the volume along z, y, x.
+    cross
+        Position of the other planes along z, y, x, shown as fine lines; None for none.
+    letters
+        Whether the edges carry their letters.
+    line
+        Width of the outlines of classes; 0 for none.
     """
-    wide, high = ([size[n] for size in sizes] for n in (0, 1))
-    free = WIDTH - 2 * MARGIN - GAP
-    row = min((free - GAP * (len(sizes) - 2)) / sum(wide), TALLEST / max(high))
-    if len(sizes) == 3:
-        column = min(
-            free / (wide[0] + max(wide[1:])),
-            TALLEST / high[0],
-            (TALLEST - CAPTION) / (high[1] + high[2]),
-        )
-        if column > 1.3 * row:
-            tall = max(high[0] * column, (high[1] + high[2]) * column + CAPTION)
-            height = tall + HEADER + CAPTION + footer
-            left = (WIDTH - GAP - (wide[0] + max(wide[1:])) * column) / 2
-            top = height - HEADER - CAPTION
-            right = left + wide[0] * column + GAP
-            panels = [(left, top, 0), (right, top, 1)]
-            panels.append((right, top - high[1] * column - CAPTION, 2))
-            return [_box(x, y, wide[n] * column, high[n] * column) for x, y, n in panels], height
-    tall = max(high) * row
-    height = tall + HEADER + CAPTION + footer
-    left = (WIDTH - sum(wide) * row - GAP * (len(sizes) - 1)) / 2
-    boxes = []
-    for w, h in sizes:
-        boxes.append(_box(left, footer + tall, w * row, h * row))
-        left += w * row + GAP
-    return boxes, height
-
-
-def _box(left: float, top: float, wide: float, high: float) -> tuple[float, float, float, float]:
-    return (left, top - high, wide, high)
-
-
-def _header(figure: Figure, scene: Scene, height: float) -> None:
-    left = MARGIN / WIDTH
-    figure.text(
-        left, 1 - 0.2 / height, scene.title, fontsize=14, weight="bold", color=INK, va="top"
+    (left, bottom, across, along), (page_wide, page_high) = box, figure.get_size_inches()
+    axes = figure.add_axes(
+        (left / page_wide, bottom / page_high, across / page_wide, along / page_high),
+        label=view.name,
     )
-    figure.text(left, 1 - 0.5 / height, scene.subtitle, fontsize=9.5, color=MUTED, va="top")
-
-
-def _caption(view: View, scene: Scene) -> str:
-    """Name and position of a plane; which way its axes run, where no letters say so."""
-    text = f"{view.name}   {'zyx'[view.normal]} = {scene.index[view.normal]}"
-    return text if any(view.edges) else f"{text}   {view.name[0]} →  {view.name[1]} ↓"
-
-
-def _panel(axes: Axes, view: View, layers: Sequence[tuple[Layer, int]], scene: Scene) -> None:
-    """Pictures, outlines, crosshair and letters of one plane, in the volume's unit."""
-    wide, high = scene.size[view.columns], scene.size[view.rows]
-    for layer, n in layers:
+    wide, high = size[view.columns], size[view.rows]
+    for layer, picture in layers:
         axes.imshow(
-            layer.pictures[n],
-            extent=(0, wide, high, 0),
-            interpolation="nearest" if layer.labels or layer.legend else "bicubic",
+            picture.pixels,
+            extent=picture.extent,
+            interpolation="bicubic" if layer.smooth else "nearest",
             interpolation_stage="rgba",
         )
-        if layer.labels:
-            _outlines(axes, layer.labels[n], layer.colors, (wide, high))
+        if line and picture.labels is not None:
+            _outlines(axes, picture, layer.colors, line)
     axes.set(xlim=(0, wide), ylim=(high, 0), xticks=[], yticks=[], aspect="auto")
     axes.set_facecolor("black")
     for spine in axes.spines.values():
-        spine.set(color="#2d333b", linewidth=0.8)
-    right, down = (scene.where[axis] for axis in (view.columns, view.rows))
-    line: dict[str, Any] = {"color": "white", "alpha": 0.22, "lw": 0.7, "ls": (0, (5, 4))}
-    axes.axvline((1 - right if view.flip_columns else right) * wide, **line)
-    axes.axhline((1 - down if view.flip_rows else down) * high, **line)
-    box = axes.get_window_extent()
-    # A tenth of an inch from the edge.
-    dx, dy = (0.1 * axes.figure.dpi / side for side in (box.width, box.height))
+        spine.set(color=FRAME, linewidth=0.8)
+    if cross is not None:
+        right, down = cross[view.columns], cross[view.rows]
+        style: dict[str, Any] = {"color": "white", "alpha": 0.22, "lw": 0.7, "ls": (0, (5, 4))}
+        axes.axvline(wide - right if view.flip_columns else right, **style)
+        axes.axhline(high - down if view.flip_rows else down, **style)
+    if letters:
+        _letters(axes, view, across, along)
+    return axes
+
+
+def _letters(axes: Axes, view: View, across: float, along: float) -> None:
+    """The letters of the edges, a tenth of an inch inside."""
+    font = 11 if min(across, along) > 1.2 else 8
+    dx, dy = 0.009 * font / across, 0.009 * font / along
     places = (
         (dx, 0.5, "left", "center"),
         (1 - dx, 0.5, "right", "center"),
         (0.5, 1 - dy, "center", "top"),
         (0.5, dy, "center", "bottom"),
     )
-    for letter, (x, y, across, along) in zip(view.edges, places, strict=True):
-        axes.text(
-            x, y, letter, transform=axes.transAxes, ha=across, va=along,
-            fontsize=11, weight="bold", color=INK, path_effects=[OUTLINE],
-        )  # fmt: skip
-
-
-def _outlines(
-    axes: Axes, labels: Array, colors: Mapping[int, str], size: tuple[float, float]
-) -> None:
-    rows, columns = labels.shape
-    if min(rows, columns) < 2:
+    if min(across, along) < 0.45:  # no room
         return
-    x = (np.arange(columns) + 0.5) * size[0] / columns
-    y = (np.arange(rows) + 0.5) * size[1] / rows
-    for value, color in colors.items():
-        mask = labels == value
-        if mask.any() and not mask.all():
-            axes.contour(x, y, mask, levels=[0.5], colors=[color], linewidths=0.9, alpha=0.95)
-
-
-def _scale_bar(axes: Axes, scene: Scene, wide_in: float) -> None:
-    low, high = axes.get_xlim()
-    bottom, _ = axes.get_ylim()
-    length, text = length_of_bar(high - low, scene.unit)
-    per_inch = (high - low) / wide_in
-    x, y = low + 0.14 * per_inch, bottom - 0.16 * per_inch
-    axes.plot(
-        [x, x + length], [y, y], color=INK, linewidth=2.6, solid_capstyle="butt",
-        path_effects=[OUTLINE],
-    )  # fmt: skip
-    axes.text(
-        x + length / 2, y - 0.06 * per_inch, text, color=INK, fontsize=9, ha="center", va="bottom",
-        path_effects=[OUTLINE],
-    )  # fmt: skip
-
-
-def _legend(figure: Figure, layers: Sequence[Layer], height: float) -> None:
-    """Names of the classes, or the scale of the heat, below the panels."""
-    top = layers[-1]
-    if top.legend:
-        handles = [
-            Patch(facecolor=(*to_rgb(color), 0.8), edgecolor=color, label=name)
-            for name, color in top.legend.items()
-        ]
-        figure.legend(
-            handles=handles, loc="lower left", bbox_to_anchor=(0.018, 0), frameon=False,
-            ncols=8, fontsize=10, labelcolor=INK, handlelength=1.1, handleheight=1.1,
-            columnspacing=1.8,
+    for letter, (x, y, horizontal, vertical) in zip(view.edges, places, strict=True):
+        axes.text(
+            x, y, letter, transform=axes.transAxes, ha=horizontal, va=vertical,
+            fontsize=font, weight="bold", color=INK, path_effects=[OUTLINE],
         )  # fmt: skip
-    if top.heat is not None:
-        name, low, high = top.heat
-        ramp = np.linspace(0, 1, 128)[None]
-        axes = figure.add_axes((MARGIN / WIDTH, 0.2 / height, 2.4 / WIDTH, 0.12 / height))
-        axes.imshow(matplotlib.colormaps["inferno"](ramp), aspect="auto", extent=(0, 1, 0, 1))
-        axes.set_axis_off()
-        text: dict[str, Any] = {"fontsize": 9.5, "color": INK, "va": "center"}
-        axes.text(1.03, 0.4, f"{low:.3g} … {high:.3g}   {name}", transform=axes.transAxes, **text)
+
+
+def _outlines(axes: Axes, picture: Picture, colors: Mapping[int, str], line: float) -> None:
+    labels = picture.labels
+    if labels is None or min(labels.shape) < 2:
+        return
+    left, right, bottom, top = picture.extent
+    rows, columns = ((np.arange(n) + 0.5) / n for n in labels.shape)
+    x, y = left + columns * (right - left), top + rows * (bottom - top)
+    for value in np.unique(labels):
+        mask = labels == value
+        if value != 0 and not mask.all():
+            axes.contour(
+                x, y, mask, levels=[0.5], colors=[colors[int(value)]], linewidths=line, alpha=0.95
+            )
+
+
+def scale_bar(
+    figure: Figure,
+    x: float,
+    y: float,
+    wide: tuple[float, float],
+    unit: str | None,
+    *,
+    from_right: bool = False,
+) -> None:
+    """A bar of a round length of about a quarter of a panel.
+
+    Parameters
+    ----------
+    x, y
+        Of its left end, or of its right one.
+    wide
+        Width of the panel in the unit of the volume, and in inches.
+    unit
+        Of the volume.
+    from_right
+        Whether the place is that of the right end.
+    """
+    length, text = length_of_bar(wide[0], unit)
+    long = length * wide[1] / wide[0]
+    x = x - long if from_right else x
+    page_wide, page_high = figure.get_size_inches()
+    ends = [x / page_wide, (x + long) / page_wide]
+    bar = Line2D(ends, [y / page_high] * 2, color=INK, linewidth=2.6, solid_capstyle="butt")
+    bar.set_path_effects([OUTLINE])
+    figure.add_artist(bar)
+    write(
+        figure, x + long / 2, y + 0.06, text,
+        size=9, ha="center", va="bottom", path_effects=[OUTLINE],
+    )  # fmt: skip
+
+
+def legend_rows(
+    entries: Sequence[tuple[str, str]], wide: float
+) -> list[list[tuple[float, str, str]]]:
+    """Names and colours in rows that fit a width: position, name, colour.
+
+    Examples
+    --------
+    >>> [[name for _, name, _ in row] for row in legend_rows([("a", ""), ("b", "")], wide=0.5)]
+    [['a'], ['b']]
+    """
+    rows: list[list[tuple[float, str, str]]] = []
+    x = wide
+    for name, color in entries:
+        text = fitted(name, min(wide, 4.0) - 2 * SWATCH, LEGEND_SIZE)
+        need = 1.6 * SWATCH + text_width(text, LEGEND_SIZE)
+        if not rows or x + need > wide:
+            rows.append([])
+            x = 0.0
+        rows[-1].append((x, text, color))
+        x += need + LEGEND_GAP
+    return rows
+
+
+def legend(
+    figure: Figure, x: float, top: float, rows: Sequence[Sequence[tuple[float, str, str]]]
+) -> None:
+    """Swatches with their names, from a place in inches downwards."""
+    wide, high = figure.get_size_inches()
+    for number, row in enumerate(rows):
+        y = top - (number + 0.5) * LEGEND_ROW
+        for begin, name, color in row:
+            corner = ((x + begin) / wide, (y - SWATCH / 2) / high)
+            swatch = Rectangle(corner, SWATCH / wide, SWATCH / high, edgecolor=color, linewidth=1)
+            swatch.set_facecolor((*to_rgb(color), 0.8))
+            figure.add_artist(swatch)
+            place = x + begin + 1.6 * SWATCH
+            write(figure, place, y - 0.005, name, size=LEGEND_SIZE, va="center_baseline")
+
+
+def ramp(figure: Figure, x: float, y: float, scale: Ramp) -> None:
+    """The colours of numbers, what they stand for and their ends."""
+    wide, high = figure.get_size_inches()
+    axes = figure.add_axes(
+        (x / wide, (y - 0.06) / high, 2.2 / wide, 0.12 / high), label=f"scale of {scale.name}"
+    )
+    pixels = painted(np.linspace(0, 1, 256)[None], scale.colors)
+    axes.imshow(pixels, aspect="auto", extent=(0, 1, 0, 1))
+    axes.set_axis_off()
+    ends = f"{scale.low:.3g} … {scale.high:.3g}".replace("-", "−")
+    text = fitted(f"{ends}   {scale.name}", wide - x - 2.3 - MARGIN, 9.5)
+    write(figure, x + 2.3, y - 0.005, text, size=9.5, va="center_baseline")
+
+
+def fitted(text: str, wide: float, size: float, weight: str = "normal") -> str:
+    """A text as one line no wider than ``wide`` inches, shortened in its middle.
+
+    Examples
+    --------
+    >>> fitted("a name on" + chr(10) + "two lines", 9, 10), len(fitted("long" * 99, 1, 10)) < 20
+    ('a name on two lines', True)
+    """
+    # Names of files may hold anything, even what is no text.
+    text = text.encode("utf-8", "replace").decode()
+    text = "".join(" " if unicodedata.category(sign) == "Cc" else sign for sign in text)
+    keep, short = len(text), text
+    while keep > 1 and (long := text_width(short, size, weight)) > wide:
+        keep = min(keep - 1, int(keep * wide / long) + 1)
+        short = f"{text[: keep // 2]}…{text[len(text) - (keep - keep // 2) :]}"
+    return short
+
+
+def text_width(text: str, size: float, weight: str = "normal") -> float:
+    """Of a text in inches."""
+    prop = FontProperties(size=size, weight=weight)
+    across, _, _ = text_to_path.get_text_width_height_descent(text, prop, ismath=False)
+    return float(across) / 72

@@ -85,10 +85,15 @@ def read_planes(
     """
     average = average and channel is not None
     pictures = [_Picture(volume, *plane, steps(volume, pixels), average) for plane in planes]
-    pieces = _stream if getattr(volume, "sequential", False) else _pieces
-    for roi, voxels in pieces(volume, planes, channel):
-        for picture in pictures:
-            picture.take(roi, voxels, channel)
+    if getattr(volume, "sequential", False):
+        passes = [(pictures, _stream(volume, planes, channel))]
+    else:
+        across = ([one for one in pictures if one.normal == axis] for axis in range(3))
+        passes = [(some, _pieces(volume, some, channel)) for some in across if some]
+    for some, pieces in passes:
+        for roi, voxels in pieces:
+            for picture in some:
+                picture.take(roi, voxels, channel)
     return [picture.done() for picture in pictures]
 
 
@@ -165,31 +170,30 @@ class _Picture:
         rows, columns = (
             np.minimum(s, n - np.arange(0, n, s)) for s, n in zip(self.step, self.size, strict=True)
         )
-        return self.values / (rows[:, None] * columns)
+        return np.asarray(self.values / (rows[:, None] * columns))
 
 
 def _pieces(
-    volume: Readable, planes: Sequence[tuple[int, int]], channel: int | None
+    volume: Readable, pictures: Sequence[_Picture], channel: int | None
 ) -> Iterator[tuple[Roi, Array]]:
-    """Boxes that cover the planes: each chunk layer once, a few whole chunks at a time."""
+    """Boxes that cover planes across one axis: each chunk layer once, a few chunks at a time."""
     shape = volume.shape[-3:]
     chunks: Sequence[int] = getattr(volume, "chunks", (1, 1, 1))[-3:]
     count = volume.shape[0] if channel is None and len(volume.shape) == 4 else 1
     begin = channel or 0
-    for normal in range(3):
-        first, second = (axis for axis in range(3) if axis != normal)
-        for low, high in _layers([n for axis, n in planes if axis == normal], chunks[normal]):
-            free = PIECE_VOXELS // ((high - low) * count)
-            wide = _whole(free // chunks[first], chunks[second], shape[second])
-            tall = _whole(free // wide, chunks[first], shape[first])
-            corners = itertools.product(range(0, shape[first], tall), range(0, shape[second], wide))
-            for row, column in corners:
-                start, stop = [begin, 0, 0, 0], [begin + count, 0, 0, 0]
-                start[1 + normal], stop[1 + normal] = low, high
-                start[1 + first], stop[1 + first] = row, min(row + tall, shape[first])
-                start[1 + second], stop[1 + second] = column, min(column + wide, shape[second])
-                roi = Roi(tuple(start), tuple(stop))
-                yield roi, _read(volume, roi)
+    normal, (first, second) = pictures[0].normal, pictures[0].axes
+    for low, high in _layers([one.index for one in pictures], chunks[normal]):
+        free = PIECE_VOXELS // ((high - low) * count)
+        wide = _whole(free // chunks[first], chunks[second], shape[second])
+        tall = _whole(free // wide, chunks[first], shape[first])
+        corners = itertools.product(range(0, shape[first], tall), range(0, shape[second], wide))
+        for row, column in corners:
+            start, stop = [begin, 0, 0, 0], [begin + count, 0, 0, 0]
+            start[1 + normal], stop[1 + normal] = low, high
+            start[1 + first], stop[1 + first] = row, min(row + tall, shape[first])
+            start[1 + second], stop[1 + second] = column, min(column + wide, shape[second])
+            roi = Roi(tuple(start), tuple(stop))
+            yield roi, _read(volume, roi)
 
 
 def _layers(indices: Sequence[int], chunk: int) -> list[tuple[int, int]]:
@@ -215,7 +219,7 @@ def _read(volume: Readable, roi: Roi) -> Array:
     """A box of all four axes; a volume without channels has one."""
     if len(volume.shape) == 4:
         return volume.read(roi)
-    return volume.read(Roi(roi.start[1:], roi.stop[1:]))[None]
+    return np.reshape(volume.read(Roi(roi.start[1:], roi.stop[1:])), roi.shape)
 
 
 def _stream(

@@ -7,66 +7,29 @@ import sys
 
 import numpy as np
 import pytest
-import zarr
 
 from volflow.errors import InvalidInput
-from volflow.geometry.roi import Roi
+from volflow.report import draw
 from volflow.report.preview import preview, save
-from volflow.store.create import create
-from volflow.store.meta import Level, Meta
-from volflow.store.ngff import write_group
-from volflow.store.volume import Volume, open_volume
+from volflow.store.colors import class_color
+from volflow.store.meta import Meta
+from volflow.store.volume import open_volume
 
 pytest.importorskip("matplotlib", reason="extra report")
 
-SCAN = Meta(spacing=(2, 1, 1), unit="millimeter", orientation="SAR")
 
-
-def store(path, array, meta):
-    volume = create(path, array.shape, array.dtype, meta, chunk=16, shard=32)
-    volume.write(Roi.full(volume.shape), array)
-    return path
-
-
-@pytest.fixture
-def scan(tmp_path):
-    z, y, x = np.ogrid[:20, :50, :60]
-    return store(tmp_path / "scan.zarr", (z * 5.0 + y + x).astype("f4"), SCAN)
-
-
-@pytest.fixture
-def result(tmp_path):
-    labels = np.zeros((20, 50, 60), "u1")
-    labels[12:16, 10:30, 20:40] = 1
-    labels[13:15, 15:20, 25:30] = 2
-    meta = Meta(
-        spacing=(2, 1, 1), unit="millimeter", orientation="SAR", kind="classes",
-        channels=("background", "liver", "tumour"),
-    )  # fmt: skip
-    return store(tmp_path / "seg.zarr", labels, meta)
-
-
-def texts(figure):
-    found = [text.get_text() for text in figure.texts]
-    for axes in figure.axes:
-        found += [axes.get_title(loc="left"), *(text.get_text() for text in axes.texts)]
-    for legend in figure.legends:
-        found += [text.get_text() for text in legend.get_texts()]
-    return found
-
-
-def test_classes_over_a_scan(result, scan):
+def test_classes_over_a_scan(result, scan, words):
     figure = preview(result, over=scan)
     assert [axes.get_label() for axes in figure.axes] == ["axial", "coronal", "sagittal"]
-    said = texts(figure)
+    said = words(figure)
     assert "seg.zarr over scan.zarr" in said
     assert "20 × 50 × 60 voxels   ·   2 × 1 × 1 mm   ·   SAR   ·   uint8" in said
     assert {"liver", "tumour", "R", "L", "A", "P", "S", "I"} <= set(said)
     assert any(text.endswith(" mm") for text in said)
-    axial = figure.axes[0]
     assert [len(axes.images) for axes in figure.axes] == [2, 2, 2]
     # The plane is that with most classes, and its voxels have their true aspect.
-    assert int(axial.get_title(loc="left").split("= ")[1]) in (13, 14)
+    assert figure.facts["planes"][0]["index"] in (13, 14)
+    assert f"axial   z = {figure.facts['planes'][0]['index']}" in said
     sides = [axes.get_window_extent() for axes in figure.axes]
     assert sides[0].width / sides[0].height == pytest.approx(60 / 50, rel=1e-3)
     assert sides[1].width / sides[1].height == pytest.approx(60 / 40, rel=1e-3)
@@ -81,77 +44,159 @@ def test_overlay_lies_on_its_voxels(result, scan):
     assert len({tuple(color) for color in overlay[shown == 2]}) == 1
 
 
-def test_scores_of_one_channel_are_heat(scan, tmp_path):
+def test_scores_of_one_channel_are_heat(scan, stored, words):
     array = np.random.default_rng(0).random((1, 20, 50, 60), "f4")
     meta = Meta(("c", "z", "y", "x"), (2, 1, 1), "millimeter", channels=("lesion",))
-    figure = preview(store(tmp_path / "p.zarr", array, meta), over=scan)
+    figure = preview(stored(array, meta), over=scan)
     assert len(figure.axes) == 4  # three planes and the scale of the heat
-    assert any("lesion" in text for text in texts(figure))
+    assert any(text.endswith("1   lesion") for text in words(figure))
 
 
-def test_scores_of_several_channels_show_their_argmax(scan, tmp_path):
+def test_scores_of_several_channels_show_their_argmax(scan, stored, words):
     array = np.zeros((3, 20, 50, 60), "f4")
     array[0] = 0.5
     array[2, :, 10:20] = 1
     meta = Meta(("c", "z", "y", "x"), (2, 1, 1), "millimeter", channels=("none", "a", "b"))
-    path = store(tmp_path / "p.zarr", array, meta)
-    said = texts(preview(path, over=scan))
+    path = stored(array, meta)
+    said = words(preview(path, over=scan))
     assert "b" in said
     assert "a" not in said
     assert len(preview(path, over=scan, channel=2).axes) == 4
 
 
-def test_scaled_result_lies_over_its_scan(scan, tmp_path):
+def test_scaled_result_lies_over_its_scan(scan, stored):
     half = np.ones((10, 25, 30), "u1")
     meta = Meta(spacing=(4, 2, 2), unit="millimeter", orientation="SAR", kind="classes")
-    figure = preview(store(tmp_path / "h.zarr", half, meta), over=scan)
+    figure = preview(stored(half, meta), over=scan)
     first, second = figure.axes[0].images
     assert first.get_extent() == second.get_extent()
 
 
-def test_labels_without_kind_count_as_classes_over_a_scan():
+def test_a_result_on_a_coarser_grid_is_not_squeezed(stored):
+    """15 voxels of 4 mm reach beyond the 59 of 1 mm that they cover."""
+    labels = np.ones((10, 13, 15), "u1")
+    meta = Meta(spacing=(4, 4, 4), unit="millimeter", kind="classes")
+    figure = preview(stored(labels, meta), over=np.zeros((40, 52, 59)))
+    first, second = figure.axes[0].images
+    assert tuple(first.get_extent()) == (0, 59, 52, 0)
+    assert tuple(second.get_extent()) == (0, 60, 52, 0)
+
+
+def test_labels_without_kind_count_as_classes_over_a_scan(words):
     labels = np.zeros((8, 9, 10), "i4")
     labels[2:5, 2:6, 3:7] = 3
-    assert "class 3" in texts(preview(labels, over=np.random.default_rng(0).random((8, 9, 10))))
-    assert "three" in texts(preview(labels, classes={3: "three"}))
+    assert "class 3" in words(preview(labels, over=np.random.default_rng(0).random((8, 9, 10))))
+    assert "three" in words(preview(labels, classes={3: "three"}))
 
 
-def test_many_instances_are_counted_not_listed():
+def test_many_instances_are_counted_not_listed(words):
     labels = np.arange(20 * 20 * 20, dtype="i4").reshape(20, 20, 20)
     figure = preview(labels, over=np.zeros((20, 20, 20)), classes=["background"])
-    assert any(text.endswith(" labels") for text in texts(figure))
+    assert any(text.endswith(" labels") for text in words(figure))
 
 
-def test_a_pyramid_is_searched_and_shown_at_fitting_levels(tmp_path, monkeypatch):
-    monkeypatch.setattr("volflow.report.preview.COARSE", 16)
+def labels_at(z, y, x, side=64):
+    labels = np.zeros((side,) * 3, "u1")
+    labels[z : z + 8, y : y + 8, x : x + 8] = 1
+    return labels
+
+
+def test_a_pyramid_is_searched_and_shown_at_fitting_levels(pyramid, monkeypatch, reads, words):
+    monkeypatch.setattr("volflow.report.subject.COARSE", 16)
     monkeypatch.setattr("volflow.report.preview.LONGEST", 40)
-    labels = np.zeros((64, 64, 64), "u1")
-    labels[40:48, 8:16, 24:32] = 1
-    path = store(tmp_path / "seg.zarr", labels, Meta(kind="classes"))
-    group = zarr.open_group(path, mode="r+")
-    levels = [Level("0", (1, 1, 1))]
-    for n in (1, 2):
-        step = 2**n
-        group.create_array(str(n), data=labels[::step, ::step, ::step], chunks=(8, 8, 8))
-        levels.append(Level(str(n), (step,) * 3, ((step - 1) / 2,) * 3))
-    write_group(group, Meta(kind="classes"), levels)
-    read = []
-    original = Volume.read
-    monkeypatch.setattr(
-        Volume, "read", lambda self, roi: read.append(self.level) or original(self, roi)
-    )
+    path = pyramid(labels_at(40, 8, 24), Meta(kind="classes", unit="millimeter"))
     figure = preview(path, over=np.zeros((64, 64, 64), "f4"))
-    assert read == [2] * 16 + [1] * 3  # sought at the coarsest, shown at the finest that fits
-    assert 40 <= int(figure.axes[0].get_title(loc="left").split()[3]) < 48
-    preview(path, over=path, level=2)
+    # Sought at the coarsest: 16 planes in two layers of chunks; shown at the finest that fits.
+    assert [level for level, _ in reads] == [2] * 2 + [1] * 3
+    assert sum(box.size for level, box in reads if level == 1) == 3 * 32 * 32
+    assert 40 <= figure.facts["planes"][0]["index"] < 48
+    assert figure.facts["level"] == 1
+    assert any(text.endswith("shown: level 1, 2 × 2 × 2 mm") for text in words(figure))
 
 
-def test_only_three_planes_are_read(scan, monkeypatch):
-    read = []
-    original = Volume.read
-    monkeypatch.setattr(Volume, "read", lambda self, roi: read.append(roi) or original(self, roi))
+def test_scan_and_result_each_have_their_level(pyramid, stored, monkeypatch, reads):
+    """A scan with three levels under a result of half its resolution with two, or with none."""
+    monkeypatch.setattr("volflow.report.preview.LONGEST", 16)
+    scan = pyramid(np.random.default_rng(0).random((64, 64, 64), "f4"), Meta(), "scan.zarr")
+    half = Meta(spacing=(2, 2, 2), translation=(0.5, 0.5, 0.5), kind="classes")
+    result = pyramid(labels_at(0, 0, 0, 32), half, "half.zarr", count=2)
+    plain = stored(labels_at(0, 0, 0), Meta(kind="classes"), "plain.zarr", chunk=8)
+
+    def seen(path, **options):
+        reads.clear()
+        figure = preview(path, over=scan, at="center", **options)
+        assert {axes.images[1].get_array().shape[0] for axes in figure.axes} == {
+            axes.images[1].get_array().shape[1] for axes in figure.axes
+        }
+        return {level: max(box.shape) for level, box in reads}
+
+    assert seen(result) == {1: 16, 2: 16}  # the result's, the scan's
+    assert seen(plain) == {0: 64, 2: 16}
+    # The scan follows the result to the level of like voxels.
+    assert seen(result, level=0) == {0: 32, 1: 32}
+    assert seen(result, level=1) == {1: 16, 2: 16}
+
+
+def test_a_large_volume_without_levels_is_thinned_while_it_is_read(
+    stored, monkeypatch, reads, words
+):
+    monkeypatch.setattr("volflow.report.preview.LONGEST", 20)
+    monkeypatch.setattr("volflow.store.planes.PIECE_VOXELS", 4 * 8 * 8)
+    rows = np.arange(96, dtype="f4")[:, None] * np.ones((16, 96, 96), "f4")
+    figure = preview(stored(rows, Meta(), chunk=8))
+    assert max(box.size for _, box in reads) <= 4 * 8 * 8
+    assert any(text.endswith("shown: mean of 1 × 5 × 5 voxels") for text in words(figure))
+    image = figure.axes[0].images[0]
+    assert image.get_array().shape == (20, 20, 4)
+    assert tuple(image.get_extent()) == (0, 100, 100, 0)  # the last pixel reaches over the edge
+    assert figure.axes[0].get_xlim() == (0, 96)
+
+    labels = (np.indices((16, 96, 96)).sum(axis=0) % 2 * 7).astype("u1")
+    figure = preview(stored(labels, Meta(kind="classes"), "labels.zarr", chunk=8))
+    assert any(text.endswith("shown: one of 1 × 5 × 5 voxels") for text in words(figure))
+    colors = np.unique(figure.axes[0].images[0].get_array().reshape(-1, 4), axis=0)
+    want = tuple(bytes.fromhex(class_color(7)[1:]))
+    assert [tuple(color[:3]) for color in colors] == [(0, 0, 0), want]  # nothing in between
+
+
+def test_only_three_planes_are_read(scan, reads):
     preview(scan)
-    assert sum(roi.size for roi in read) == 50 * 60 + 20 * 60 + 20 * 50
+    assert sum(box.size for _, box in reads) == 50 * 60 + 20 * 60 + 20 * 50
+
+
+def test_classes_are_drawn_without_interpolation(result, scan):
+    figure = preview(result, over=scan)
+    for axes in figure.axes:
+        assert [image.get_interpolation() for image in axes.images] == ["bicubic", "nearest"]
+
+
+def test_names_are_not_mathematics(tmp_path, stored, words):
+    r"""Nor do they break the page: $\frac$ is a name like others, so is half a sign."""
+    name = "\udcff$\\frac{$ <b>" + "long" * 60 + ".zarr"
+    labels = np.ones((4, 5, 6), "u1")
+    path = stored(labels, Meta(kind="classes"))
+    figure = preview(path, classes={1: "$_$ two\nlines" + "x" * 200})
+    save(figure, tmp_path / "a.png", 40)
+    assert any(text.startswith("$_$ two lines") and "…" in text for text in words(figure))
+    wide = figure.get_size_inches()[0]
+    assert draw.text_width(draw.fitted(name, 3, 14), 14) <= 3
+    for text in figure.texts:
+        assert "\n" not in text.get_text()
+        assert text.get_window_extent().x1 <= wide * figure.dpi
+
+
+def test_a_long_legend_wraps_below_the_panels(words):
+    labels = np.arange(31, dtype="u1")[:, None, None] * np.ones((31, 40, 31), "u1")
+    labels = labels.transpose(1, 0, 2)
+    names = [f"a class with a rather long name, {n}" for n in range(31)]
+    figure = preview(labels, classes=names)
+    listed = [text for text in figure.texts if text.get_text().startswith("a class")]
+    assert [text.get_text() for text in listed] == names[1:]
+    lowest = min(axes.get_window_extent().y0 for axes in figure.axes)
+    boxes = [text.get_window_extent() for text in listed]
+    assert max(box.y1 for box in boxes) < lowest
+    assert min(box.y0 for box in boxes) >= 0
+    assert max(box.x1 for box in boxes) < figure.get_size_inches()[0] * figure.dpi
 
 
 @pytest.mark.parametrize(
@@ -191,6 +236,9 @@ def test_notebooks_show_the_figure():
         ({"at": "middle"}, '"center", "content" or a voxel .* given \'middle\''),
         ({"at": (1, 2)}, "a voxel z, y, x"),
         ({"channel": 1}, r"channel must be 0 … 0, given 1"),
+        ({"level": 1}, r"array has no levels, given level 1"),
+        ({"percentiles": (99, 1)}, r"two numbers from 0 to 100, the lower first, given \(99, 1\)"),
+        ({"percentiles": 5}, r"two numbers from 0 to 100, the lower first, given 5"),
     ],
 )
 def test_wrong_options_are_named(options, text):

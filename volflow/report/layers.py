@@ -1,0 +1,229 @@
+"""From voxels to colours: grey scans, heat, classes, differences; pure NumPy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from volflow.report.slices import Cut
+from volflow.store.colors import class_color
+
+__all__ = [
+    "ALONE",
+    "DARK",
+    "DIMMED",
+    "DIVERGING",
+    "GREYS",
+    "HEAT",
+    "MANY_CLASSES",
+    "OVER_SCAN",
+    "Layer",
+    "Picture",
+    "Ramp",
+    "class_layer",
+    "class_numbers",
+    "difference_layer",
+    "grey_layer",
+    "grey_window",
+    "heat_layer",
+    "heat_window",
+    "painted",
+]
+
+Array = npt.NDArray[Any]
+
+MANY_CLASSES = 32
+# Black over purple and orange to a pale yellow: brightness grows all the way.
+HEAT = (
+    "#000004", "#210c4a", "#57106e", "#8a226a", "#bc3754", "#e45a31", "#f98e09", "#f9cb35",
+    "#fcffa4",
+)  # fmt: skip
+GREYS = ("#000000", "#ffffff")
+# Blue below zero, orange above, told apart with any colour vision; black where nothing differs.
+DIVERGING = ("#a6dcff", "#56B4E9", "#0b5d92", "#080808", "#945c00", "#E69F00", "#ffe0a3")
+MANY = "#8b98a9"  # stands for many classes in a legend
+OVER_SCAN, ALONE, HEAT_ALPHA = 0.36, 0.75, 0.85  # how opaque
+DIMMED, DARK = 0.8, 0.5  # how white a scan is under a result, under a difference
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One plane in colours.
+
+    Parameters
+    ----------
+    pixels
+        Rows, columns, RGBA as uint8.
+    extent
+        Left, right, bottom and top edge in the unit of the volume, as `Cut` has it.
+    labels
+        Class numbers, for outlines; None for other layers.
+    """
+
+    pixels: Array
+    extent: tuple[float, float, float, float]
+    labels: Array | None = None
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """The scale of a layer of numbers: what it is, its ends, its colours from low to high."""
+
+    name: str
+    low: float
+    high: float
+    colors: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One picture per plane, with what the legend says of them.
+
+    Parameters
+    ----------
+    pictures
+        In the order of the planes.
+    smooth
+        Whether enlarging may interpolate; never for classes.
+    colors
+        By class number, for outlines.
+    legend
+        Name and colour of what occurs.
+    ramp
+        Of numbers.
+    """
+
+    pictures: tuple[Picture, ...]
+    smooth: bool = True
+    colors: Mapping[int, str] = field(default_factory=dict)
+    legend: tuple[tuple[str, str], ...] = ()
+    ramp: Ramp | None = None
+
+
+def grey_window(cuts: Sequence[Cut], percentiles: tuple[float, float]) -> tuple[float, float]:
+    """The values shown black and white: two percentiles of the voxels shown."""
+    voxels = _finite(cuts)
+    low, high = np.percentile(voxels, percentiles) if voxels.size else (0.0, 1.0)
+    return float(low), float(high if high > low else low + 1)
+
+
+def grey_layer(cuts: Sequence[Cut], window: tuple[float, float], white: float = 1.0) -> Layer:
+    """A scan in grey; ``white`` dims it where something lies over it."""
+    pictures = []
+    for cut in cuts:
+        pixels = np.full((*cut.values.shape, 4), 255, np.uint8)
+        pixels[..., :3] = (255 * white * _scaled(cut.values, *window))[..., None]
+        pictures.append(Picture(pixels, cut.extent))
+    return Layer(tuple(pictures))
+
+
+def heat_window(cuts: Sequence[Cut]) -> tuple[float, float]:
+    """From 0 or below to the highest score shown."""
+    voxels = _finite(cuts)
+    low, high = (min(0.0, voxels.min()), voxels.max()) if voxels.size else (0.0, 1.0)
+    return float(low), float(high if high > low else low + 1)
+
+
+def heat_layer(cuts: Sequence[Cut], name: str, window: tuple[float, float]) -> Layer:
+    """Scores as heat: the higher, the brighter and the less transparent."""
+    pictures = []
+    for cut in cuts:
+        scaled = _scaled(cut.values, *window)
+        alpha = HEAT_ALPHA * np.clip(scaled * 1.6, 0, 1)
+        pictures.append(Picture(painted(scaled, HEAT, alpha), cut.extent))
+    return Layer(tuple(pictures), ramp=Ramp(name, *window, HEAT))
+
+
+def difference_layer(cuts: Sequence[Cut], name: str, largest: float) -> Layer:
+    """Signed differences: blue below zero, orange above, clear where there is none."""
+    reach = largest if largest > 0 else 1.0
+    pictures = []
+    for cut in cuts:
+        scaled = _scaled(cut.values, -reach, reach)
+        away = np.where(np.isfinite(cut.values), np.abs(2 * scaled - 1), 0.0)
+        pictures.append(Picture(painted(scaled, DIVERGING, np.clip(away * 3, 0, 1)), cut.extent))
+    return Layer(tuple(pictures), ramp=Ramp(name, -reach, reach, DIVERGING))
+
+
+def class_layer(
+    cuts: Sequence[Cut],
+    names: Mapping[int, str],
+    colors: Mapping[int, str] | Sequence[str] = (),
+    *,
+    fill: float,
+    outlined: bool = True,
+) -> Layer:
+    """Classes as translucent colours; 0 is left clear.
+
+    Parameters
+    ----------
+    cuts
+        Of class numbers.
+    names
+        By class number.
+    colors
+        Of the volume's metadata by class number, or a mapping that names every class.
+    fill
+        How opaque, from 0 to 1.
+    outlined
+        Whether outlines may be drawn around few classes.
+    """
+    labels = [class_numbers(cut.values) for cut in cuts]
+    present = sorted({int(value) for plane in labels for value in np.unique(plane)} - {0})
+    chosen = {
+        value: colors[value] if isinstance(colors, Mapping) else class_color(value, colors)
+        for value in present
+    }
+    rgba = np.zeros((len(present) + 1, 4), np.uint8)  # of the background, then of each class
+    for n, value in enumerate(present, 1):
+        rgba[n] = (*bytes.fromhex(chosen[value][1:]), round(255 * fill))
+    order = np.asarray([0, *present])
+    by_value = np.argsort(order)
+    few = len(present) <= MANY_CLASSES
+    pictures = []
+    for plane, cut in zip(labels, cuts, strict=True):
+        which = by_value[np.searchsorted(order[by_value], plane)]
+        pictures.append(Picture(rgba[which], cut.extent, plane if few and outlined else None))
+    if not few:
+        return Layer(tuple(pictures), False, legend=((f"{len(present)} labels", MANY),))
+    legend = tuple((names.get(value) or f"class {value}", chosen[value]) for value in present)
+    return Layer(tuple(pictures), False, chosen, legend)
+
+
+def painted(scaled: Array, colors: Sequence[str], alpha: Array | float = 1.0) -> Array:
+    """Colours for numbers from 0 to 1, as RGBA in uint8.
+
+    Examples
+    --------
+    >>> painted(np.array([[0.0, 0.5, 1.0]]), ("#000000", "#ff0000")).tolist()
+    [[[0, 0, 0, 255], [127, 0, 0, 255], [255, 0, 0, 255]]]
+    """
+    stops = np.linspace(0, 1, len(colors))
+    table = np.asarray([list(bytes.fromhex(color[1:])) for color in colors], np.float64)
+    pixels = np.empty((*scaled.shape, 4), np.uint8)
+    for n in range(3):
+        pixels[..., n] = np.interp(scaled, stops, table[:, n])
+    pixels[..., 3] = 255 * alpha
+    return pixels
+
+
+def class_numbers(plane: Array) -> Array:
+    """Class numbers; what is no number is background."""
+    if plane.dtype.kind == "f":
+        plane = np.nan_to_num(plane, nan=0, posinf=0, neginf=0)
+    return plane.astype(np.int64)
+
+
+def _finite(cuts: Sequence[Cut]) -> Array:
+    voxels = np.concatenate([cut.values.ravel() for cut in cuts]).astype(np.float64)
+    return voxels[np.isfinite(voxels)]
+
+
+def _scaled(plane: Array, low: float, high: float) -> Array:
+    """From 0 at ``low`` to 1 at ``high``; 0 where a voxel is no number."""
+    numbers = np.nan_to_num(plane.astype(np.float64), nan=low, posinf=high, neginf=low)
+    return np.asarray(np.clip((numbers - low) / (high - low), 0, 1))
