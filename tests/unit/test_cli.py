@@ -248,7 +248,8 @@ def test_journey_of_a_file(tmp_path, volume, capsys, monkeypatch):
         (["--against", "scan.zarr", "--at", "3,4,5"], "scan-against-scan.png", {"difference"}),
     ],
 )
-def test_pictures_are_written_beside_the_volume(options, name, holds, volume, capsys):
+def test_pictures_are_written_beside_the_volume(options, name, holds, volume, capsys, monkeypatch):
+    monkeypatch.chdir(Path(volume.path).parent)
     assert run(["preview", volume.path, "--dpi", "50", "--json", *options]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["path"] == str(Path(volume.path).with_name(name))
