@@ -33,7 +33,6 @@ from volflow.report.layers import (
     Layer,
     Ramp,
     class_layer,
-    class_numbers,
     difference_layer,
     grey_layer,
     grey_window,
@@ -44,7 +43,7 @@ from volflow.report.preview import facts_shown
 from volflow.report.slices import Cut, on_one_grid
 from volflow.report.stack import Look, drawing, ground
 from volflow.report.subject import Names, Subject, open_subject, same_box
-from volflow.store.colors import class_color
+from volflow.store.colors import class_color, class_numbers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -17,10 +17,10 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.textpath import text_to_path
 
+from volflow.geometry.units import length_of_bar
 from volflow.geometry.views import View
 from volflow.report.arrange import MARGIN, Box
 from volflow.report.layers import Layer, Picture, Ramp, painted
-from volflow.report.units import length_of_bar
 
 __all__ = [
     "INK",

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from volflow.geometry.budget import format_bytes
+from volflow.geometry.units import unit_sign
 from volflow.report.runs import run_facts, run_line
-from volflow.report.units import unit_sign
 from volflow.store.journal import Journal, journal_dir
 from volflow.store.meta import Meta
 from volflow.store.sources import open_source

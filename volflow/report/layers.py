@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from volflow.report.slices import Cut
-from volflow.store.colors import class_color
+from volflow.store.colors import class_color, class_numbers, shades, tinted, wider, window
 
 __all__ = [
     "ALONE",
@@ -25,7 +25,6 @@ __all__ = [
     "Picture",
     "Ramp",
     "class_layer",
-    "class_numbers",
     "difference_layer",
     "grey_layer",
     "grey_window",
@@ -106,9 +105,7 @@ class Layer:
 
 def grey_window(cuts: Sequence[Cut], percentiles: tuple[float, float]) -> tuple[float, float]:
     """The values shown black and white: two percentiles of the voxels shown."""
-    voxels = _finite(cuts)
-    low, high = np.percentile(voxels, percentiles) if voxels.size else (0.0, 1.0)
-    return float(low), float(high if high > low else low + 1)
+    return window(np.concatenate([cut.values.ravel() for cut in cuts]), percentiles)
 
 
 def grey_layer(cuts: Sequence[Cut], window: tuple[float, float], white: float = 1.0) -> Layer:
@@ -116,23 +113,23 @@ def grey_layer(cuts: Sequence[Cut], window: tuple[float, float], white: float = 
     pictures = []
     for cut in cuts:
         pixels = np.full((*cut.values.shape, 4), 255, np.uint8)
-        pixels[..., :3] = (255 * white * _scaled(cut.values, *window))[..., None]
+        pixels[..., :3] = (255 * white * shades(cut.values, *window))[..., None]
         pictures.append(Picture(pixels, cut.extent))
     return Layer(tuple(pictures))
 
 
 def heat_window(cuts: Sequence[Cut]) -> tuple[float, float]:
     """From 0 or below to the highest score shown."""
-    voxels = _finite(cuts)
-    low, high = (min(0.0, voxels.min()), voxels.max()) if voxels.size else (0.0, 1.0)
-    return float(low), float(high if high > low else low + 1)
+    low, high = grey_window(cuts, (0, 100))
+    low = min(0.0, low)
+    return low, wider(low, high)
 
 
 def heat_layer(cuts: Sequence[Cut], name: str, window: tuple[float, float]) -> Layer:
     """Scores as heat: the higher, the brighter and the less transparent."""
     pictures = []
     for cut in cuts:
-        scaled = _scaled(cut.values, *window)
+        scaled = shades(cut.values, *window)
         alpha = HEAT_ALPHA * np.clip(scaled * 1.6, 0, 1)
         pictures.append(Picture(painted(scaled, HEAT, alpha), cut.extent))
     return Layer(tuple(pictures), ramp=Ramp(name, *window, HEAT))
@@ -143,7 +140,7 @@ def difference_layer(cuts: Sequence[Cut], name: str, largest: float) -> Layer:
     reach = largest if largest > 0 else 1.0
     pictures = []
     for cut in cuts:
-        scaled = _scaled(cut.values, -reach, reach)
+        scaled = shades(cut.values, -reach, reach)
         away = np.where(np.isfinite(cut.values), np.abs(2 * scaled - 1), 0.0)
         pictures.append(Picture(painted(scaled, DIVERGING, np.clip(away * 3, 0, 1)), cut.extent))
     return Layer(tuple(pictures), ramp=Ramp(name, -reach, reach, DIVERGING))
@@ -178,16 +175,12 @@ def class_layer(
         value: colors[value] if isinstance(colors, Mapping) else class_color(value, colors)
         for value in present
     }
-    rgba = np.zeros((len(present) + 1, 4), np.uint8)  # of the background, then of each class
-    for n, value in enumerate(present, 1):
-        rgba[n] = (*bytes.fromhex(chosen[value][1:]), round(255 * fill))
-    order = np.asarray([0, *present])
-    by_value = np.argsort(order)
     few = len(present) <= MANY_CLASSES
     pictures = []
     for plane, cut in zip(labels, cuts, strict=True):
-        which = by_value[np.searchsorted(order[by_value], plane)]
-        pictures.append(Picture(rgba[which], cut.extent, plane if few and outlined else None))
+        alpha = np.where(plane != 0, round(255 * fill), 0).astype(np.uint8)
+        pixels = np.concatenate([tinted(plane, chosen), alpha[..., None]], axis=-1)
+        pictures.append(Picture(pixels, cut.extent, plane if few and outlined else None))
     if not few:
         return Layer(tuple(pictures), False, legend=((f"{len(present)} labels", MANY),))
     legend = tuple((names.get(value) or f"class {value}", chosen[value]) for value in present)
@@ -209,21 +202,3 @@ def painted(scaled: Array, colors: Sequence[str], alpha: Array | float = 1.0) ->
         pixels[..., n] = np.interp(scaled, stops, table[:, n])
     pixels[..., 3] = 255 * alpha
     return pixels
-
-
-def class_numbers(plane: Array) -> Array:
-    """Class numbers; what is no number is background."""
-    if plane.dtype.kind == "f":
-        plane = np.nan_to_num(plane, nan=0, posinf=0, neginf=0)
-    return plane.astype(np.int64)
-
-
-def _finite(cuts: Sequence[Cut]) -> Array:
-    voxels = np.concatenate([cut.values.ravel() for cut in cuts]).astype(np.float64)
-    return voxels[np.isfinite(voxels)]
-
-
-def _scaled(plane: Array, low: float, high: float) -> Array:
-    """From 0 at ``low`` to 1 at ``high``; 0 where a voxel is no number."""
-    numbers = np.nan_to_num(plane.astype(np.float64), nan=low, posinf=high, neginf=low)
-    return np.asarray(np.clip((numbers - low) / (high - low), 0, 1))

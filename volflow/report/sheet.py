@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from volflow.errors import InvalidInput
+from volflow.geometry.units import unit_sign
 from volflow.geometry.views import View
 from volflow.report.arrange import MARGIN, WIDTH, best_columns
 from volflow.report.preview import facts_shown, titled
 from volflow.report.slices import Slice
 from volflow.report.stack import Look, drawing, open_both, stack
 from volflow.report.subject import Names, Subject
-from volflow.report.units import unit_sign
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

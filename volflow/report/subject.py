@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from volflow.errors import InvalidInput
+from volflow.geometry.units import unit_sign
 from volflow.geometry.views import View, views
 from volflow.report.content import busiest, class_maps, scan
 from volflow.report.slices import Cut, Slice, cut
-from volflow.report.units import unit_sign
 from volflow.store.levels import at_level, fitting_level, level_like, low_edge
 from volflow.store.meta import Vector
 from volflow.store.planes import Readable, steps

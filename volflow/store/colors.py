@@ -1,16 +1,22 @@
-"""Colours of classes: those of the volume's metadata, else of one palette."""
+"""From voxels to colours: the palette of classes, the window of greys; alike in all pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-__all__ = ["PALETTE", "class_color"]
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["PALETTE", "class_color", "class_numbers", "shades", "tinted", "wider", "window"]
+
+Array = npt.NDArray[Any]
 
 # Okabe and Ito's palette (https://jfly.uni-koeln.de/color), told apart with any colour vision;
 # first what shows best on grey.
 PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0072B2")
 # How far each further round of the palette is mixed with white (above 0) or black (below).
-_ROUNDS = (0.0, 0.5, -0.42, 0.78, -0.64)
+_ROUNDS = (0.0, 0.5, -0.35, 0.78, -0.55)
 
 
 def class_color(value: int, colors: Sequence[str] = ()) -> str:
@@ -35,3 +41,62 @@ def class_color(value: int, colors: Sequence[str] = ()) -> str:
     toward = 255 if mix > 0 else 0
     parts = bytes.fromhex(PALETTE[place][1:])
     return "#" + "".join(f"{int(p + (toward - p) * abs(mix)):02X}" for p in parts)
+
+
+def class_numbers(plane: Array) -> Array:
+    """Voxels as class numbers; what is no number is background."""
+    if plane.dtype.kind == "f":
+        plane = np.nan_to_num(plane, nan=0, posinf=0, neginf=0)
+    return plane.astype(np.int64)
+
+
+def tinted(labels: Array, colors: Mapping[int, str]) -> Array:
+    """Classes as red, green and blue; black where no colour is given, as for the background.
+
+    Parameters
+    ----------
+    labels
+        Class numbers, of any shape.
+    colors
+        "#RRGGBB" by class number.
+
+    Examples
+    --------
+    >>> tinted(np.array([0, 7]), {7: "#102030"}).tolist()
+    [[0, 0, 0], [16, 32, 48]]
+    """
+    values = np.array(sorted({0, *colors}))
+    table = np.array([list(bytes.fromhex(colors.get(v, "#000000")[1:])) for v in values], np.uint8)
+    place = np.minimum(np.searchsorted(values, labels), len(values) - 1)
+    return np.where((values[place] == labels)[..., None], table[place], np.uint8(0))
+
+
+def window(voxels: Array, percentiles: tuple[float, float]) -> tuple[float, float]:
+    """The values shown black and white: two percentiles of what is a number.
+
+    Examples
+    --------
+    >>> window(np.array([5.0, 1.0, np.nan, 3.0]), (0, 100)), window(np.array([7]), (1, 99))
+    ((1.0, 5.0), (7.0, 8.0))
+    """
+    numbers = voxels[np.isfinite(voxels)].astype(np.float64)
+    low, high = np.percentile(numbers, percentiles) if numbers.size else (0.0, 1.0)
+    return float(low), wider(float(low), float(high))
+
+
+def wider(low: float, high: float) -> float:
+    """The upper end of a window that is not empty, however large its numbers are."""
+    return high if high > low else max(low + 1, float(np.nextafter(low, np.inf)))
+
+
+def shades(voxels: Array, low: float, high: float) -> Array:
+    """From 0 at ``low`` or below to 1 at ``high`` or above; 0 where a voxel is no number.
+
+    Examples
+    --------
+    >>> shades(np.array([0, 5, 20, np.nan]), 0, 10).tolist()
+    [0.0, 0.5, 1.0, 0.0]
+    """
+    numbers = np.nan_to_num(voxels.astype(np.float64), nan=low, posinf=high, neginf=low)
+    # Halved, as the whole range of floats is no float.
+    return np.asarray(np.clip((numbers / 2 - low / 2) / (high / 2 - low / 2), 0, 1))

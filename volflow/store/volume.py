@@ -283,6 +283,12 @@ class Volume:
         text += f", level {self.level} of {len(self.levels)}" if len(self.levels) > 1 else ""
         return text + ")"
 
+    def _repr_html_(self) -> str:
+        """For notebooks: a small picture and a table."""
+        from volflow.store.html import volume_html
+
+        return volume_html(self)
+
     def __getstate__(self) -> dict[str, Any]:
         if isinstance(self.array.store, MemoryStore):
             raise InvalidInput(
