@@ -10,7 +10,7 @@ import numpy as np
 
 from volflow.geometry.histogram import Histogram, measure
 from volflow.geometry.roi import Roi
-from volflow.store.statistics import load_statistics
+from volflow.store.statistics import Statistics, load_statistics, sidecars
 from volflow.store.volume import Volume, open_volume
 
 __all__ = ["value_counts"]
@@ -31,11 +31,9 @@ def value_counts(volume: Volume) -> list[Histogram | None]:
     RunFailed
         Where the stored bytes are damaged.
     """
-    identity = volume.identity()
-    for foreground in (False, True):
-        known = load_statistics(volume, identity, foreground)
-        if known is not None:
-            return list(known.histograms)
+    known = _known(volume)
+    if known is not None:
+        return list(known.histograms)
     if volume.path is not None and len(volume.levels) > 1:
         volume = open_volume(volume.path, len(volume.levels) - 1, timepoint=volume.timepoint)
     count = volume.channels_count
@@ -43,6 +41,17 @@ def value_counts(volume: Volume) -> list[Histogram | None]:
     if not read:
         return [None] * count
     return [measure(np.concatenate(parts)) for parts in zip(*read, strict=True)]
+
+
+def _known(volume: Volume) -> Statistics | None:
+    """What is kept of these very voxels."""
+    for foreground in (False, True):
+        if any(path.is_file() for path in sidecars(volume, foreground)):
+            # The identity looks at every file of the volume: only where it is of use.
+            known = load_statistics(volume, volume.identity(), foreground)
+            if known is not None:
+                return known
+    return None
 
 
 def _boxes(volume: Volume) -> list[Roi]:

@@ -18,7 +18,7 @@ from volflow.store.atomic import read_json, write_json
 from volflow.store.journal import journal_dir
 from volflow.store.volume import Volume
 
-__all__ = ["Statistics", "check_foreground", "load_statistics", "save_statistics"]
+__all__ = ["Statistics", "check_foreground", "load_statistics", "save_statistics", "sidecars"]
 
 FORMAT = 1
 T = TypeVar("T")
@@ -136,7 +136,7 @@ def check_foreground(foreground: object) -> Foreground:
 
 def load_statistics(volume: Volume, identity: str, foreground: Foreground) -> Statistics | None:
     """What was kept for the volume of that identity; None where there is nothing."""
-    for path in _sidecars(volume, foreground):
+    for path in sidecars(volume, foreground):
         try:
             saved = read_json(path)
             if (saved["format"], saved["identity"]) == (FORMAT, identity):
@@ -162,7 +162,7 @@ def save_statistics(volume: Volume, identity: str, statistics: Statistics) -> Pa
             for h in statistics.histograms
         ],
     }
-    for path in _sidecars(volume, statistics.foreground):
+    for path in sidecars(volume, statistics.foreground):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, value)
@@ -183,7 +183,7 @@ def _histogram(saved: dict[str, Any]) -> Histogram:
     )
 
 
-def _sidecars(volume: Volume, foreground: Foreground) -> Iterator[Path]:
+def sidecars(volume: Volume, foreground: Foreground) -> Iterator[Path]:
     """Where the statistics may lie: beside the volume, in the user's cache."""
     if volume.path is None:
         return

@@ -11,6 +11,7 @@ from volflow.report.value_counts import value_counts
 from volflow.store.create import create
 from volflow.store.meta import Level, Meta
 from volflow.store.ngff import write_group
+from volflow.store.statistics import Statistics, save_statistics
 from volflow.store.volume import Volume, open_volume
 
 
@@ -69,3 +70,19 @@ def test_the_coarsest_level_is_read(tmp_path):
     levels = (volume.levels[0], Level("1", (2, 2, 2), (0.5, 0.5, 0.5)))
     write_group(group, volume.meta, levels)
     assert value_counts(open_volume(tmp_path / "a.zarr")) == [measure(coarse[:])]
+
+
+def test_statistics_are_used_while_they_are_of_these_voxels(tmp_path):
+    volume = create(tmp_path / "a.zarr", (8, 8, 8), "u1", Meta(), chunk=8)
+    known = measure(np.arange(100, dtype="u1"))
+    for foreground in (False, True):
+        save_statistics(volume, volume.identity(), Statistics((known,), foreground))
+        assert value_counts(volume) == [known]
+    volume.write(Roi.full(volume.shape), np.full(volume.shape, 7, "u1"))
+    assert value_counts(volume) == [measure(volume[:])]
+
+
+def test_files_are_not_listed_for_nothing(tmp_path, monkeypatch):
+    volume = create(tmp_path / "a.zarr", (8, 8, 8), "u1", Meta(), chunk=8)
+    monkeypatch.delattr(Volume, "identity")
+    assert value_counts(volume) == [measure(np.zeros((8, 8, 8), "u1"))]
