@@ -26,10 +26,10 @@ __all__ = ["Layout", "Task", "lay_out", "tasks_for"]
 # Raised when the same level 0 gives other voxels than before; part of the fingerprint.
 PYRAMID_VERSION = 1
 
-PIECE_BYTES = 16 * 2**20  # of the level before, read at once
+PIECE_BYTES = 8 * 2**20  # of the level before, read at once
 RUN_BYTES = 256 * 2**20  # of a level, written by one task
 TASKS_PER_THREAD = 4
-SLACK_BYTES = 32 * 2**20
+SLACK_BYTES = 48 * 2**20  # sums of a few rows, what the allocator keeps, Python objects
 
 
 @dataclass(frozen=True)
@@ -88,16 +88,18 @@ class Layout:
         """What a task takes at most."""
         shard = math.prod(self._clipped(self.shard)) * self.dtype.itemsize
         # The shard being filled, its chunks compressed, and these put together; a piece that is
-        # halved, and the next one while its chunks are decoded.
-        return 3 * shard + 3 * self._read_bytes(self.piece) + SLACK_BYTES
+        # halved, and the next one compressed, decoded and put together.
+        return 3 * shard + 4 * self._read_bytes(self.piece) + SLACK_BYTES
 
     def within_memory(self) -> Layout:
-        """The same with shards thinner along z, as far as memory demands."""
-        if self.peak_bytes <= self.memory_bytes or self.shard[-3] == self.chunk[-3]:
+        """The same with smaller shards, as far as memory demands."""
+        chunks = [s // c for s, c in zip(self.shard, self.chunk, strict=True)]
+        if self.peak_bytes <= self.memory_bytes or max(chunks) == 1:
             return self
-        halves = -(-(self.shard[-3] // self.chunk[-3]) // 2)
-        *front, _, y, x = self.shard
-        return replace(self, shard=(*front, halves * self.chunk[-3], y, x)).within_memory()
+        axis = chunks.index(max(chunks))  # along z first: rows stay whole
+        half = -(-chunks[axis] // 2) * self.chunk[axis]
+        shard = (*self.shard[:axis], half, *self.shard[axis + 1 :])
+        return replace(self, shard=shard).within_memory()
 
     def require_memory(self) -> None:
         """Refuse a level that no task can make, saying what would do."""

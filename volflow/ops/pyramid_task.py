@@ -103,8 +103,8 @@ def halve_blocks(job: LevelJob, blocks: tuple[int, ...]) -> Iterator[Step]:
                 stages = {"read": read_s, "halve": time.perf_counter() - began}
                 spent.update(stages)
                 yield Step(None, piece.size, stages)
+                ceiling.keep()
             yield Step(number, 0, _store(job, number, filled, spent))
-            ceiling.keep()
 
 
 def _read_ahead(
