@@ -7,6 +7,7 @@ viewer, so that a result looks alike in all of them.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from volflow.store.volume import Volume, open_volume
 
 __all__ = [
     "CLASS_OPACITY",
+    "NGFF_UNITS",
     "SCORE_OPACITY",
     "Appearance",
     "Channel",
@@ -40,18 +42,19 @@ MANY_CLASSES = 256  # instances rather: the viewer chooses their colours
 MANY_CHANNELS = 12  # further ones are there but not shown at first
 
 _PREFIXES = {
-    "quecto": -30, "ronto": -27, "yocto": -24, "zepto": -21, "atto": -18, "femto": -15,
-    "pico": -12, "nano": -9, "micro": -6, "milli": -3, "centi": -2, "deci": -1, "": 0, "deca": 1,
-    "hecto": 2, "kilo": 3, "mega": 6, "giga": 9, "tera": 12, "peta": 15, "exa": 18, "zetta": 21,
-    "yotta": 24,
+    "yocto": -24, "zepto": -21, "atto": -18, "femto": -15, "pico": -12, "nano": -9, "micro": -6,
+    "milli": -3, "centi": -2, "deci": -1, "": 0, "hecto": 2, "kilo": 3, "mega": 6, "giga": 9,
+    "tera": 12, "peta": 15, "exa": 18, "zetta": 21, "yotta": 24,
 }  # fmt: skip
-_METRES = {
+# All that NGFF 0.5 names, in metres.
+NGFF_UNITS = {
     "angstrom": 1e-10, "inch": 0.0254, "foot": 0.3048, "yard": 0.9144, "mile": 1609.344,
     "parsec": 3.0856775814913673e16,
-    # What others write instead.
-    "m": 1.0, "cm": 1e-2, "mm": 1e-3, "µm": 1e-6, "μm": 1e-6, "um": 1e-6, "micron": 1e-6,
-    "nm": 1e-9, "å": 1e-10,
 } | {f"{prefix}meter": 10.0**power for prefix, power in _PREFIXES.items()}  # fmt: skip
+_OTHER_UNITS = {
+    "m": 1.0, "cm": 1e-2, "mm": 1e-3, "µm": 1e-6, "μm": 1e-6, "um": 1e-6, "micron": 1e-6,
+    "nm": 1e-9, "Å": 1e-10,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ def metres(unit: str | None) -> float | None:
     >>> metres("millimeter"), metres("angstrom"), metres("pixel")
     (0.001, 1e-10, None)
     """
-    return _METRES.get((unit or "").lower())
+    return (NGFF_UNITS | _OTHER_UNITS).get(unit or "")
 
 
 def direction(orientation: str, letter: str) -> npt.NDArray[np.float64]:
@@ -261,15 +264,19 @@ def _few_classes(volume: Volume, values: Sequence[Histogram | None]) -> int:
 
 
 def _window(volume: Volume, channel: Histogram | None, overlay: bool) -> tuple[float, float]:
-    """The values to show darkest and brightest."""
+    """The values to show darkest and brightest; whole numbers where the voxels are."""
+    real = volume.dtype.kind == "f"
+    limits = np.iinfo("u1" if volume.dtype.kind == "b" else volume.dtype) if not real else None
     if channel is None or not channel.count:
-        if volume.dtype.kind == "f":
-            return 0.0, 1.0
-        limits = np.iinfo("u1" if volume.dtype.kind == "b" else volume.dtype)
-        return float(limits.min), float(limits.max)
-    if overlay and volume.dtype.kind == "f" and channel.min >= 0 and channel.max <= 1:
+        # Viewers count in floats, which are not exact beyond.
+        return (0.0, 1.0) if limits is None else (int(limits.min), min(int(limits.max), 2**53))
+    if overlay and real and channel.min >= 0 and channel.max <= 1:
         return 0.0, 1.0  # probabilities, however rare the high ones are
     low, high = (channel.percentile(q) for q in PERCENTILES)
     if high <= low:  # almost everything has one value
         low, high = channel.min, channel.max
-    return (low, high) if high > low else (low, low + 1)
+    if limits is not None:
+        low, high = math.floor(low), math.ceil(high)
+    if high > low:
+        return low, high
+    return (low, low + 1) if limits is None or low < limits.max else (low - 1, low)

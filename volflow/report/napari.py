@@ -68,7 +68,7 @@ def napari_snippet(*volumes: Any) -> str:
         scale=(1.0, 1.0, 1.0),
         translate=(0.0, 0.0, 0.0),
         axis_labels=('z', 'y', 'x'),
-        contrast_limits=(0.0, 1.0),
+        contrast_limits=(0, 1),
         colormap='gray',
     )
     """

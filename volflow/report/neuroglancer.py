@@ -15,7 +15,14 @@ import numpy as np
 import zarr
 
 from volflow.errors import InvalidInput
-from volflow.report.appearance import CLASS_OPACITY, SCORE_OPACITY, Appearance, direction, metres
+from volflow.report.appearance import (
+    CLASS_OPACITY,
+    NGFF_UNITS,
+    SCORE_OPACITY,
+    Appearance,
+    direction,
+    metres,
+)
 from volflow.store.volume import Volume
 
 __all__ = ["class_names", "fragment", "viewer_state"]
@@ -263,7 +270,7 @@ def _own_names(volume: Volume) -> list[str]:
 
 def _reads_levels(volume: Volume) -> bool:
     """Whether Neuroglancer understands the metadata of the pyramid, as others may write them."""
-    if not volume.levels[0].path or (volume.unit and not metres(volume.unit)):
+    if not volume.levels[0].path or volume.unit not in (None, *NGFF_UNITS):
         return False
     group = zarr.open_group(volume.path, mode="r", use_consolidated=False)
     attributes: dict[str, Any] = group.attrs.asdict()

@@ -61,7 +61,7 @@ def test_stored_statistics_decide_and_nothing_is_read(scan, monkeypatch):
 @pytest.mark.parametrize(
     ("values", "window"),
     [
-        ([5, 5], (5.0, 6.0)),
+        ([5.5, 5.5], (5.5, 6.5)),
         ([0] * 9999 + [7], (0.0, 7.0)),  # both percentiles are 0
         ([np.nan, np.inf, 2.0, 3.0], (2.01, 2.995)),
         ([np.nan, np.nan], (0.0, 1.0)),
@@ -71,6 +71,24 @@ def test_windows_of_odd_volumes(tmp_path, values, window):
     array = np.array(values, "f4").reshape(1, 1, -1)
     path = store(tmp_path / "a.zarr", array)
     np.testing.assert_allclose(appearances([path])[0].channels[0].window, window, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values", "window"),
+    [
+        ("u1", [255, 255], (254, 255)),  # no viewer takes 256
+        ("u1", [0, 0], (0, 1)),
+        ("i1", [-128, 127], (-126, 126)),
+        ("u2", list(range(101)), (1, 100)),
+        ("u8", [3, 5], (3, 5)),
+        ("i4", [-7, -7], (-7, -6)),
+    ],
+)
+def test_windows_of_whole_numbers_are_whole(tmp_path, dtype, values, window):
+    path = store(tmp_path / "a.zarr", np.array(values, dtype).reshape(1, 1, -1))
+    found = appearances([path])[0].channels[0].window
+    assert found == window
+    assert all(isinstance(value, int) for value in found)
 
 
 def test_classes_have_the_colours_of_every_picture(tmp_path, scan):
@@ -197,7 +215,7 @@ def test_a_volume_in_memory_is_refused():
     [
         ("meter", 1), ("nanometer", 1e-9), ("micrometer", 1e-6), ("centimeter", 1e-2),
         ("kilometer", 1e3), ("angstrom", 1e-10), ("inch", 0.0254), ("µm", 1e-6), ("mm", 1e-3),
-        ("Å", 1e-10), ("pixel", None), ("second", None), ("", None), (None, None),
+        ("Å", 1e-10), ("micron", 1e-6), ("pixel", None), ("second", None), ("", None), (None, None),
     ],
 )  # fmt: skip
 def test_units_in_metres(unit, length):

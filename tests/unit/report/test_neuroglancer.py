@@ -216,7 +216,12 @@ def foreign(path, version, unit):
 def test_levels_that_neuroglancer_cannot_read_are_replaced_by_the_finest(tmp_path):
     good = state_of(foreign(tmp_path / "a.zarr", "0.4", "micrometer"))["layers"][0]["source"]
     assert good["url"] == f"zarr2://{AT}/volumes/0/"
-    for version, unit in ((None, "micrometer"), ("0.3", "micrometer"), ("0.4", "lightyear")):
+    for version, unit in (
+        (None, "micrometer"),
+        ("0.3", "micrometer"),
+        ("0.4", "micron"),
+        ("0.4", "odd"),
+    ):
         path = foreign(tmp_path / "b.zarr", version, unit)
         source = state_of(path)["layers"][0]["source"]
         assert source["url"] == f"zarr2://{AT}/volumes/0/full%20res/"
