@@ -55,6 +55,14 @@ class Browser:
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         self.base = f"http://127.0.0.1:{port}"
+        try:
+            self.begin(folder)
+        except BaseException:
+            self.driver.kill()
+            self.driver.wait()
+            raise
+
+    def begin(self, folder):
         for _ in range(100):
             try:
                 self.call("GET", "/status")

@@ -29,15 +29,14 @@ def view(
         typer.Option(help="Where to serve; 0 takes any that is free. Default: 8642, or any."),
     ] = None,
     host: Annotated[
-        str, typer.Option(help="Address to serve at. Others can read the volumes then.")
+        str, typer.Option(help="Where to listen. Beyond loopback others can read the volumes.")
     ] = "127.0.0.1",
     open_browser: Annotated[bool, typer.Option("--open", help="Open the link.")] = False,
     as_json: Json = False,
 ) -> None:
     """Serve volumes to Neuroglancer and print the link; Ctrl-C ends it.
 
-    Only this machine can read them. The viewer comes with the extra "view" and works offline;
-    without it, the link leads to the public one.
+    The first is the ground. Only this machine can read them; the extra "view" works offline.
     """
     if napari:
         from volflow.report.napari import napari_snippet
