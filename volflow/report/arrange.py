@@ -60,8 +60,8 @@ def three_planes(
         if column > SIDE_BY_SIDE * row:
             return _beside(wide, high, column)
     tall = max(high) * row
-    width, left = _across(sum(wide) * row + GAP * (len(sizes) - 1))
-    boxes = []
+    width = _width(sum(wide) * row + GAP * (len(sizes) - 1))
+    boxes, left = [], MARGIN
     for w, h in sizes:
         boxes.append(_box(left, tall, w * row, h * row))
         left += w * row + GAP
@@ -73,9 +73,9 @@ def _beside(
 ) -> tuple[list[Box], tuple[float, float]]:
     """The first panel on the left, the two others above each other on the right."""
     tall = max(high[0] * scale, (high[1] + high[2]) * scale + CAPTION)
-    width, left = _across((wide[0] + max(wide[1:])) * scale + GAP)
-    right = left + wide[0] * scale + GAP
-    corners = [(left, tall), (right, tall), (right, tall - high[1] * scale - CAPTION)]
+    width = _width((wide[0] + max(wide[1:])) * scale + GAP)
+    right = MARGIN + wide[0] * scale + GAP
+    corners = [(MARGIN, tall), (right, tall), (right, tall - high[1] * scale - CAPTION)]
     boxes = [_box(*corner, wide[n] * scale, high[n] * scale) for n, corner in enumerate(corners)]
     return boxes, (width, tall + HEADER + CAPTION)
 
@@ -85,10 +85,9 @@ def raised(boxes: Sequence[Box], footer: float) -> list[Box]:
     return [(left, bottom + footer, wide, tall) for left, bottom, wide, tall in boxes]
 
 
-def _across(content: float) -> tuple[float, float]:
-    """Width of the page for a content of this width, and where it begins."""
-    width = max(NARROWEST, content + 2 * MARGIN)
-    return width, (width - content) / 2
+def _width(content: float) -> float:
+    """Of the page for a content of this width."""
+    return max(NARROWEST, content + 2 * MARGIN)
 
 
 def best_columns(count: int, size: tuple[float, float], caption: float, gap: float) -> int:
@@ -133,11 +132,11 @@ def grid(
     highest = [max(high for _, high in row) for row in sizes]
     scale = _scale(widest, highest, caption, gap)
     tall = sum(highest) * scale + caption * len(sizes)
-    width, begin = _across(sum(widest) * scale + gap * (len(widest) - 1))
+    width = _width(sum(widest) * scale + gap * (len(widest) - 1))
     boxes, top = [], tall
     for row, high in zip(sizes, highest, strict=True):
         top -= caption
-        left, placed = begin, []
+        left, placed = MARGIN, []
         for (w, h), column in zip(row, widest, strict=False):
             placed.append(_box(left, top, w * scale, h * scale))
             left += column * scale + gap

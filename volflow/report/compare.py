@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,7 +39,7 @@ from volflow.report.layers import (
 from volflow.report.preview import facts_shown
 from volflow.report.slices import Cut, on_one_grid
 from volflow.report.stack import Look, drawing, ground
-from volflow.report.subject import Names, Subject, open_subject, same_box
+from volflow.report.subject import Names, Subject, open_subject, same_box, told_apart
 from volflow.store.colors import class_color, class_numbers
 
 if TYPE_CHECKING:
@@ -116,9 +113,7 @@ def compare(
     """
     draw = drawing()
     look = Look(level, classes, percentiles, PIXELS)
-    pair = _distinct(
-        open_subject(a, channel, merge=True), open_subject(b, channel, merge=True), a, b
-    )
+    pair = told_apart(open_subject(a, channel, merge=True), open_subject(b, channel, merge=True))
     under = None if over is None else open_subject(over)
     for other in (pair[1], under):
         if other is not None:
@@ -159,18 +154,6 @@ def compare(
 
 Pair = tuple[Subject, Subject]
 Cuts = tuple[list[Cut], list[Cut]]
-
-
-def _distinct(first: Subject, second: Subject, a: Any, b: Any) -> Pair:
-    """The two with names that differ where their paths do."""
-    if first.name != second.name:
-        return first, second
-    names = []
-    for x, subject in ((a, first), (b, second)):
-        path = getattr(x, "path", x)
-        folder = Path(path).absolute().parent.name if isinstance(path, str | os.PathLike) else ""
-        names.append(f"{folder}/{subject.name}" if folder else subject.name)
-    return replace(first, name=names[0]), replace(second, name=names[1])
 
 
 def _weights(pair: Pair) -> list[Any]:

@@ -42,6 +42,8 @@ BACKGROUND, INK, MUTED, FRAME = "#0d1117", "#e6edf3", "#8b98a9", "#2d333b"
 OUTLINE = withStroke(linewidth=2.5, foreground="black", alpha=0.75)
 PIXELS_PER_INCH = 110  # of the picture that a notebook shows
 SWATCH, LEGEND_SIZE, LEGEND_ROW, LEGEND_GAP = 0.15, 10.0, 0.25, 0.32
+LONGEST_NAME = 3.6  # of a class, in a legend
+RAMP = 1.7  # width of the colours of numbers
 
 
 class Preview(Figure):
@@ -217,10 +219,8 @@ def scale_bar(
     bar = Line2D(ends, [y / page_high] * 2, color=INK, linewidth=2.6, solid_capstyle="butt")
     bar.set_path_effects([OUTLINE])
     figure.add_artist(bar)
-    write(
-        figure, x + long / 2, y + 0.06, text,
-        size=9, ha="center", va="bottom", path_effects=[OUTLINE],
-    )  # fmt: skip
+    middle, side = (x + long, "right") if from_right else (x + long / 2, "center")
+    write(figure, middle, y + 0.06, text, size=9, ha=side, va="bottom", path_effects=[OUTLINE])
 
 
 def legend_rows(
@@ -228,21 +228,26 @@ def legend_rows(
 ) -> list[list[tuple[float, str, str]]]:
     """Names and colours in rows that fit a width: position, name, colour.
 
+    Several rows have their entries below each other.
+
     Examples
     --------
     >>> [[name for _, name, _ in row] for row in legend_rows([("a", ""), ("b", "")], wide=0.5)]
     [['a'], ['b']]
     """
+    names = [fitted(name, min(wide, LONGEST_NAME), LEGEND_SIZE) for name, _ in entries]
+    needs = [1.6 * SWATCH + text_width(name, LEGEND_SIZE) + LEGEND_GAP for name in names]
+    columns = len(entries)
+    if sum(needs) > wide + LEGEND_GAP:
+        needs = [max(needs)] * len(entries)
+        columns = max(1, int((wide + LEGEND_GAP) / needs[0]))
     rows: list[list[tuple[float, str, str]]] = []
-    x = wide
-    for name, color in entries:
-        text = fitted(name, min(wide, 4.0) - 2 * SWATCH, LEGEND_SIZE)
-        need = 1.6 * SWATCH + text_width(text, LEGEND_SIZE)
-        if not rows or x + need > wide:
+    for number, (name, need) in enumerate(zip(names, needs, strict=True)):
+        if number % columns == 0:
             rows.append([])
             x = 0.0
-        rows[-1].append((x, text, color))
-        x += need + LEGEND_GAP
+        rows[-1].append((x, name, entries[number][1]))
+        x += need
     return rows
 
 
@@ -266,14 +271,14 @@ def ramp(figure: Figure, x: float, y: float, scale: Ramp) -> None:
     """The colours of numbers, what they stand for and their ends."""
     wide, high = figure.get_size_inches()
     axes = figure.add_axes(
-        (x / wide, (y - 0.06) / high, 2.2 / wide, 0.12 / high), label=f"scale of {scale.name}"
+        (x / wide, (y - 0.06) / high, RAMP / wide, 0.12 / high), label=f"scale of {scale.name}"
     )
     pixels = painted(np.linspace(0, 1, 256)[None], scale.colors)
     axes.imshow(pixels, aspect="auto", extent=(0, 1, 0, 1))
     axes.set_axis_off()
     ends = f"{scale.low:.3g} … {scale.high:.3g}".replace("-", "−")
-    text = fitted(f"{ends}   {scale.name}", wide - x - 2.3 - MARGIN, 9.5)
-    write(figure, x + 2.3, y - 0.005, text, size=9.5, va="center_baseline")
+    text = fitted(f"{ends}   {scale.name}", wide - x - RAMP - 0.1 - MARGIN, 9.5)
+    write(figure, x + RAMP + 0.1, y - 0.005, text, size=9.5, va="center_baseline")
 
 
 def fitted(text: str, wide: float, size: float, weight: str = "normal") -> str:

@@ -140,12 +140,17 @@ def sheet_figure(
     tiles = [box for row in boxes for box in raised(row, footer)]
     figure = page((wide, high + footer), scene.title, scene.subtitle, scene.facts)
     outlines = len(slices) * len(layers[-1].colors) <= MOST_OUTLINES
+    placed = all(text_width("  ".join(caption), 8) <= tiles[0][2] for caption in captions)
     for n, box in enumerate(tiles):
         panel(
             figure, box, slices[n].view, [(layer, layer.pictures[n]) for layer in layers],
             scene.size, letters=n == 0, line=0.5 if outlines else 0,
         )  # fmt: skip
-        _tile_caption(figure, box, captions[n])
+        left, bottom, across, along = box
+        above = bottom + along + 0.05
+        write(figure, left, above, fitted(captions[n][0], across, 8), size=8, color=INK)
+        if placed:
+            write(figure, left + across, above, captions[n][1], size=8, color=MUTED, ha="right")
     across, end = tiles[0][2], max(left + across for left, _, across, _ in tiles)
     scale_bar(figure, end, FOOT - 0.08, (size[0], across), scene.unit, from_right=True)
     _foot(figure, layers, rows)
@@ -223,16 +228,6 @@ def _table(figure: Preview, table: Table, x: float, top: float, wide: float) -> 
 def _line(figure: Preview, x: float, top: float, text: str, **style: Any) -> None:
     style = {"color": MUTED, **style}
     write(figure, x, top - LEGEND_ROW / 2, text, size=9.5, va="center_baseline", **style)
-
-
-def _tile_caption(figure: Preview, box: Box, caption: tuple[str, str]) -> None:
-    """Index on the left, position on the right where there is room."""
-    left, bottom, across, along = box
-    index, place = caption
-    y = bottom + along + 0.05
-    write(figure, left, y, fitted(index, across, 8), size=8, color=INK)
-    if place and text_width(f"{index}  {place}", 8) <= across:
-        write(figure, left + across, y, place, size=8, color=MUTED, ha="right")
 
 
 def _plane(

@@ -176,6 +176,7 @@ def class_layer(
         for value in present
     }
     few = len(present) <= MANY_CLASSES
+    fill = fill if few else min(1.0, fill + 0.25)  # no outline tells them from the ground
     pictures = []
     for plane, cut in zip(labels, cuts, strict=True):
         alpha = np.where(plane != 0, round(255 * fill), 0).astype(np.uint8)

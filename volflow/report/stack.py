@@ -19,7 +19,7 @@ from volflow.report.layers import (
     heat_window,
 )
 from volflow.report.slices import Cut, Slice
-from volflow.report.subject import Names, Subject, open_subject, same_box
+from volflow.report.subject import Names, Subject, open_subject, same_box, told_apart
 
 __all__ = ["Look", "Stack", "drawing", "ground", "open_both", "stack"]
 
@@ -92,7 +92,7 @@ def open_both(volume: Any, over: Any, channel: int | None) -> tuple[Subject, Sub
     top = open_subject(volume, channel, merge=over is not None)
     if over is None:
         return top, None
-    under = open_subject(over)
+    top, under = told_apart(top, open_subject(over))
     same_box(top, under)
     return top, under
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,14 @@ from volflow.geometry.units import unit_sign
 from volflow.geometry.views import View, views
 from volflow.report.content import busiest, class_maps, scan
 from volflow.report.slices import Cut, Slice, cut
+from volflow.store.html import short_name
 from volflow.store.levels import at_level, fitting_level, level_like, low_edge
 from volflow.store.meta import Vector
 from volflow.store.planes import Readable, steps
 from volflow.store.sources import open_source
 from volflow.store.volume import Volume, open_volume
 
-__all__ = ["Names", "Subject", "open_subject", "same_box"]
+__all__ = ["Names", "Subject", "open_subject", "same_box", "told_apart"]
 
 Names = Sequence[str] | Mapping[int, str] | None
 Array = npt.NDArray[Any]
@@ -43,11 +44,14 @@ class Subject:
         Level 0, or the one that was given; a file or array has no other.
     channel
         Which one is shown; None for the number of the highest.
+    folder
+        In which it lies, "" where that is not known.
     """
 
     name: str
     finest: Readable
     channel: int | None = 0
+    folder: str = ""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -65,7 +69,7 @@ class Subject:
         volume = self.finest
         if isinstance(volume, Volume):
             fits = fitting_level(volume, pixels, axes) if level is None else at_level(volume, level)
-            return Subject(self.name, fits, self.channel)
+            return replace(self, finest=fits)
         if level:
             raise InvalidInput(f"{self.name} has no levels, given level {level}; leave it out")
         return self
@@ -74,8 +78,7 @@ class Subject:
         """The level that is most like another subject's."""
         if not isinstance(self.finest, Volume):
             return self
-        level = level_like(self.finest, other.finest.meta.spacing)
-        return Subject(self.name, level, self.channel)
+        return replace(self, finest=level_like(self.finest, other.finest.meta.spacing))
 
     def cut(
         self, level: Subject, slices: Sequence[Slice], pixels: int, *, average: bool = False
@@ -230,10 +233,22 @@ def open_subject(x: Any, channel: int | None = None, *, merge: bool = False) -> 
     finest = _open(x)
     count = finest.shape[0] if len(finest.shape) == 4 else 1
     if channel is None:
-        return Subject(_name(x), finest, None if merge and count > 1 else 0)
-    if not 0 <= channel < count:
+        channel = None if merge and count > 1 else 0
+    elif not 0 <= channel < count:
         raise InvalidInput(f"channel must be 0 … {count - 1}, given {channel}")
-    return Subject(_name(x), finest, channel)
+    path = finest.path if isinstance(finest, Volume) else x
+    if not isinstance(path, str | os.PathLike):
+        return Subject("array" if isinstance(x, np.ndarray) else "volume", finest, channel)
+    name = short_name(os.fspath(path)) or str(path)
+    return Subject(name, finest, channel, Path(path).absolute().parent.name)
+
+
+def told_apart(a: Subject, b: Subject) -> tuple[Subject, Subject]:
+    """Two subjects whose names differ where their folders do."""
+    if a.name != b.name or a.folder == b.folder:
+        return a, b
+    first, second = (replace(one, name=f"{one.folder}/{one.name}") for one in (a, b))
+    return first, second
 
 
 def same_box(a: Subject, b: Subject) -> None:
@@ -271,13 +286,6 @@ def _open(x: Any) -> Readable:
     if not isinstance(x, np.ndarray) and not (path and Path(x).is_file()):
         return open_volume(x)
     return open_source(x)
-
-
-def _name(x: Any) -> str:
-    if isinstance(x, np.ndarray):
-        return "array"
-    path = getattr(x, "path", None) or (x if isinstance(x, str | os.PathLike) else "volume")
-    return Path(path).name or str(path)
 
 
 def _lengths(sizes: Sequence[float], unit: str | None) -> str:

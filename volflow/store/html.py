@@ -26,7 +26,7 @@ from volflow.store.colors import class_color, class_numbers, shades, tinted, win
 if TYPE_CHECKING:
     from volflow.store.volume import Volume
 
-__all__ = ["decoded_bytes", "png", "thumbnail", "volume_html"]
+__all__ = ["decoded_bytes", "png", "short_name", "thumbnail", "volume_html"]
 
 Array = npt.NDArray[Any]
 
@@ -63,7 +63,8 @@ def volume_html(volume: Volume) -> str:
         for name, value in _facts(volume)
         if value
     )
-    heading = f'title="{_text(volume.path or "")}">{_text(_name(volume))}'
+    name = short_name(volume.path) if volume.path else "in memory"
+    heading = f'title="{_text(volume.path or "")}">{_text(name)}'
     html = (
         '<div style="display:flex;flex-wrap:wrap;gap:18px;align-items:flex-start">'
         f"{_picture(volume)}"
@@ -74,11 +75,15 @@ def volume_html(volume: Volume) -> str:
     return html.encode("utf-8", "replace").decode()  # names of files may hold anything
 
 
-def _name(volume: Volume) -> str:
-    """The store's name, and the place of a volume inside one."""
-    if volume.path is None:
-        return "in memory"
-    parts = Path(volume.path).parts
+def short_name(path: str) -> str:
+    """What to call a volume: its store, and its place inside one.
+
+    Examples
+    --------
+    >>> short_name("/data/scan.zarr"), short_name("/data/cell.zarr/labels/0")
+    ('scan.zarr', 'cell.zarr/labels/0')
+    """
+    parts = Path(path).parts
     stores = [n for n, part in enumerate(parts) if part.endswith(".zarr")]
     return "/".join(parts[stores[0] if stores else -1 :])
 

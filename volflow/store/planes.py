@@ -16,7 +16,7 @@ __all__ = ["Readable", "read_planes", "steps"]
 
 Array = npt.NDArray[Any]
 
-PIECE_VOXELS = 2**22  # read at a time, unless a chunk is larger
+PIECE_VOXELS = 2**21  # read at a time, unless a chunk is larger
 STREAM_PLANES = 8  # held at a time of a file that is read from front to back
 
 
