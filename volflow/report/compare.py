@@ -119,7 +119,7 @@ def compare(
         if other is not None:
             same_box(pair[0], other)
     where = "content" if at is None else at
-    weights = [] if where != "content" else _weights(pair)
+    weights = _weights(pair) if isinstance(where, str) and where == "content" else []
     # Where they do not differ, where there is most to see.
     slices = pair[0].slices(where, weights if any(w.any() for w in weights) else None)
 

@@ -128,13 +128,13 @@ def deviation(differences: Sequence[Array], percentile: float = 99.5) -> Deviati
     if away.size == 0:
         return Deviation(0.0, 0.0, 0.0, 0)
     largest = float(away.max())
-    shown = float(np.percentile(away, percentile)) or largest
+    shown = float(np.percentile(away, percentile, method="nearest")) or largest
     return Deviation(float(np.round(away.mean(), 15)), largest, shown, away.size)
 
 
 def signed(a: Array, b: Array) -> Array:
     """The difference a − b, no number where either is infinite."""
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         return np.asarray(np.subtract(a, b, dtype=np.float64))
 
 

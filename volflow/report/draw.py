@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import unicodedata
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -53,6 +55,11 @@ class Preview(Figure):
     """
 
     facts: dict[str, Any]
+
+    def savefig(self, *args: Any, **options: Any) -> None:
+        """Write the picture, as every figure does."""
+        with _boxes_for_unknown_signs():
+            super().savefig(*args, **options)
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
@@ -302,5 +309,14 @@ def fitted(text: str, wide: float, size: float, weight: str = "normal") -> str:
 def text_width(text: str, size: float, weight: str = "normal") -> float:
     """Of a text in inches."""
     prop = FontProperties(size=size, weight=weight)
-    across, _, _ = text_to_path.get_text_width_height_descent(text, prop, ismath=False)
+    with _boxes_for_unknown_signs():
+        across, _, _ = text_to_path.get_text_width_height_descent(text, prop, ismath=False)
     return float(across) / 72
+
+
+@contextmanager
+def _boxes_for_unknown_signs() -> Iterator[None]:
+    """A name may hold signs that the font has not; the picture shows that, no warning need."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        yield

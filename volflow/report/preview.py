@@ -79,7 +79,9 @@ def preview(
     draw = drawing()
     look = Look(level, classes, percentiles, LONGEST)
     top, under = open_both(volume, over, channel)
-    slices = top.slices(at or ("center" if under is None else "content"))
+    if at is None:
+        at = "center" if under is None else "content"
+    slices = top.slices(at)
     shown = stack(top, under, slices, look)
     scene = draw.Scene(
         title=titled(top, under),

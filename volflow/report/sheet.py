@@ -11,7 +11,7 @@ from volflow.report.arrange import MARGIN, WIDTH, best_columns
 from volflow.report.preview import facts_shown, titled
 from volflow.report.slices import Slice
 from volflow.report.stack import Look, drawing, open_both, stack
-from volflow.report.subject import Names, Subject
+from volflow.report.subject import Names, Subject, is_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -72,7 +72,7 @@ def contact_sheet(
     [2, 6, 10, 14]
     """
     draw = drawing()
-    if tiles not in range(1, MOST_TILES + 1):
+    if not is_whole(tiles) or not 1 <= tiles <= MOST_TILES:
         raise InvalidInput(f"tiles must be 1 to {MOST_TILES}, given {tiles!r}")
     top, under = open_both(volume, over, channel)
     view = _view(top, axis)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,11 @@ class Look:
     axes: tuple[int, ...] = (0, 1, 2)
 
     def __post_init__(self) -> None:
+        if not _are_names(self.classes):
+            raise InvalidInput(
+                "classes must be names in the order of their numbers, or by number, given"
+                f" {self.classes!r}; such as ['background', 'liver']"
+            )
         try:
             low, high = self.percentiles
             right = 0 <= low < high <= 100
@@ -59,6 +64,14 @@ class Look:
                 "percentiles must be two numbers from 0 to 100, the lower first, given"
                 f" {self.percentiles!r}; such as (1, 99.5)"
             )
+
+
+def _are_names(classes: Any) -> bool:
+    names = classes.values() if isinstance(classes, Mapping) else classes
+    if names is None:
+        return True
+    listed = isinstance(names, Collection) and not isinstance(names, str)
+    return listed and all(isinstance(name, str) for name in names)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from volflow.store.planes import Readable, steps
 from volflow.store.sources import open_source
 from volflow.store.volume import Volume, open_volume
 
-__all__ = ["Names", "Subject", "open_subject", "same_box", "told_apart"]
+__all__ = ["Names", "Subject", "is_whole", "open_subject", "same_box", "told_apart"]
 
 Names = Sequence[str] | Mapping[int, str] | None
 Array = npt.NDArray[Any]
@@ -66,6 +67,8 @@ class Subject:
 
     def at_level(self, level: int | None, pixels: int, axes: Sequence[int] = (0, 1, 2)) -> Subject:
         """The level asked for; by default the finest that ``pixels`` can show."""
+        if not is_whole(0 if level is None else level):
+            raise InvalidInput(f"level must be a whole number, given {level!r}")
         volume = self.finest
         if isinstance(volume, Volume):
             fits = fitting_level(volume, pixels, axes) if level is None else at_level(volume, level)
@@ -120,8 +123,13 @@ class Subject:
         weights
             What counts as content, as `busiest` takes it; by default what is not background.
         """
+        planes = [view for view in self.views if view.is_area(self.shape)]
+        if not planes:
+            raise InvalidInput(
+                f"{self.name} is {self.shape} voxels, so that no plane of it is more than a line;"
+                " there is nothing to draw"
+            )
         index = self._voxel(at, weights)
-        planes = (view for view in self.views if view.is_area(self.shape))
         return tuple(self.slice(view, index[view.normal]) for view in planes)
 
     def slice(self, view: View, index: int) -> Slice:
@@ -140,16 +148,16 @@ class Subject:
                 seen = map(class_maps, self.scan()) if weights is None else weights
                 place = busiest(list(seen))
             return tuple(int(part * n) for part, n in zip(place, self.shape, strict=True))
-        if (
-            isinstance(at, str)
-            or len(at) != 3
-            or any(not 0 <= i < n for i, n in zip(at, self.shape, strict=True))
-        ):
+        try:
+            voxel = tuple(int(i) if is_whole(i) else -1 for i in at)
+        except TypeError:  # no sequence
+            voxel = ()
+        if len(voxel) != 3 or any(not 0 <= i < n for i, n in zip(voxel, self.shape, strict=True)):
             raise InvalidInput(
                 f'at must be "center", "content" or a voxel z, y, x inside {self.shape}, '
                 f"given {at!r}"
             )
-        return tuple(int(i) for i in at)
+        return voxel
 
     def may_be_classes(self, classes: Names, guess: bool) -> bool:
         """Whether what is shown could be classes; their voxels must not be averaged."""
@@ -212,6 +220,11 @@ class Subject:
         return ", ".join(said)
 
 
+def is_whole(number: object) -> bool:
+    """Whether a number that somebody gave is a whole one, of Python or of NumPy."""
+    return isinstance(number, Integral)
+
+
 def open_subject(x: Any, channel: int | None = None, *, merge: bool = False) -> Subject:
     """Open a volume, file or array for a picture; no voxel is read.
 
@@ -234,8 +247,8 @@ def open_subject(x: Any, channel: int | None = None, *, merge: bool = False) -> 
     count = finest.shape[0] if len(finest.shape) == 4 else 1
     if channel is None:
         channel = None if merge and count > 1 else 0
-    elif not 0 <= channel < count:
-        raise InvalidInput(f"channel must be 0 … {count - 1}, given {channel}")
+    elif not is_whole(channel) or not 0 <= channel < count:
+        raise InvalidInput(f"channel must be 0 … {count - 1}, given {channel!r}")
     path = finest.path if isinstance(finest, Volume) else x
     if not isinstance(path, str | os.PathLike):
         return Subject("array" if isinstance(x, np.ndarray) else "volume", finest, channel)

@@ -80,7 +80,10 @@ def window(voxels: Array, percentiles: tuple[float, float]) -> tuple[float, floa
     ((1.0, 5.0), (7.0, 8.0))
     """
     numbers = voxels[np.isfinite(voxels)].astype(np.float64)
-    low, high = np.percentile(numbers, percentiles) if numbers.size else (0.0, 1.0)
+    with np.errstate(over="ignore", invalid="ignore"):  # of numbers as large as floats go
+        low, high = (
+            np.percentile(numbers, percentiles, method="nearest") if numbers.size else (0.0, 1.0)
+        )
     return float(low), wider(float(low), float(high))
 
 

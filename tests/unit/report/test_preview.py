@@ -225,6 +225,28 @@ def test_thin_slab_stacks_its_side_views():
     assert boxes[1].y0 > boxes[2].y1
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 9), (1, 1, 1)])
+def test_what_has_no_plane_is_refused(shape):
+    with pytest.raises(InvalidInput, match=r"no plane of it is more than a line; there is nothing"):
+        preview(np.ones(shape))
+
+
+def test_positions_may_be_numpys():
+    planes = preview(np.ones((4, 5, 6)), at=np.array([1, 2, 3])).facts["planes"]
+    assert [plane["index"] for plane in planes] == [1, 2, 3]
+
+
+def test_signs_that_no_font_has_are_boxes_without_a_warning(tmp_path):
+    labels = np.ones((4, 5, 6), "u1")
+    save(preview(labels, classes=["", "肝臓 🧠"]), tmp_path / "a.png", 40)
+
+
+def test_a_legend_of_several_rows_has_columns():
+    rows = draw.legend_rows([("a" * (n % 7 + 1), "#ffffff") for n in range(20)], 3)
+    assert len(rows) > 1
+    assert all([x for x, *_ in row] == [x for x, *_ in rows[0]][: len(row)] for row in rows)
+
+
 def test_notebooks_show_the_figure():
     assert preview(np.zeros((4, 5, 6)))._repr_png_()[:4] == b"\x89PNG"
 
@@ -238,6 +260,13 @@ def test_notebooks_show_the_figure():
         ({"channel": 1}, r"channel must be 0 … 0, given 1"),
         ({"level": 1}, r"array has no levels, given level 1"),
         ({"percentiles": (99, 1)}, r"two numbers from 0 to 100, the lower first, given \(99, 1\)"),
+        ({"at": (1.5, 2, 3)}, r"a voxel z, y, x inside \(4, 5, 6\), given \(1.5, 2, 3\)"),
+        ({"at": 0}, r"a voxel z, y, x inside \(4, 5, 6\), given 0"),
+        ({"at": ()}, r"a voxel z, y, x inside \(4, 5, 6\), given \(\)"),
+        ({"channel": "a"}, r"channel must be 0 … 0, given 'a'"),
+        ({"level": "a"}, r"level must be a whole number, given 'a'"),
+        ({"classes": "liver"}, r"classes must be names .* given 'liver'; such as"),
+        ({"classes": {1: 2}}, r"classes must be names .* given \{1: 2\}; such as"),
         ({"percentiles": 5}, r"two numbers from 0 to 100, the lower first, given 5"),
     ],
 )

@@ -118,6 +118,14 @@ def test_memory_is_bounded_without_levels(stored, monkeypatch, reads):
     assert max(max(axes.images[0].get_array().shape) for axes in figure.axes) <= 64
 
 
+def test_positions_stand_on_all_tiles_or_on_none(words):
+    meta = Meta(unit="millimeter")
+    for tiles, stands in ((4, True), (200, False)):
+        said = words(contact_sheet(_held(np.zeros((200, 8, 8), "u1"), meta), tiles=tiles))
+        assert {"z = 25", "z = 175"} <= set(said)
+        assert ("25 mm" in said) == ("175 mm" in said) == stands
+
+
 def test_fewer_planes_than_tiles():
     assert indices(contact_sheet(np.zeros((3, 8, 8)), tiles=24)) == [0, 1, 2]
     assert indices(contact_sheet(np.zeros((1, 8, 8)))) == [0]
@@ -131,6 +139,7 @@ def test_fewer_planes_than_tiles():
         ({"axis": 0}, "axis must be z, y or x"),
         ({"tiles": 0}, "tiles must be 1 to 200, given 0"),
         ({"tiles": 201}, "tiles must be 1 to 200, given 201"),
+        ({"tiles": 3.0}, "tiles must be 1 to 200, given 3.0"),
         ({"tiles": "4"}, "tiles must be 1 to 200, given '4'"),
         ({"channel": 4}, "channel must be 0 … 0, given 4"),
         ({"level": 4}, "array has no levels, given level 4"),
