@@ -125,22 +125,25 @@ def compare(
 
     read = pair[0].at_level(level, PIXELS)
     average = not all(one.may_be_classes(classes, True) for one in pair)
+    like = pair[1].like(read)
     cuts = (
         pair[0].cut(read, slices, PIXELS, average=average),
-        pair[1].cut(pair[1].like(read), slices, PIXELS, average=average),
+        pair[1].cut(like, slices, PIXELS, average=average),
     )
-    whites = (DIMMED, DIMMED, DARK)
-    below = () if under is None else ground(under, read, slices, look, *whites)
+    said = [f"{letter} {text}".strip() for letter, text in _shown(read, like, average) if text]
+    below: tuple[Layer, ...] = ()
+    if under is not None:
+        below, told = ground(under, read, slices, look, DIMMED, DIMMED, DARK)
+        said += [told] if told else []
     table = None
     if _as_classes(pair, cuts, classes):
         columns, table, found = _classes(draw, pair, cuts, below, classes)
     else:
         columns, found = _numbers(draw, pair, cuts, below, percentiles)
 
-    said = read.shown(PIXELS, average)
     facts = facts_shown(pair[0], under, read, slices)
     subtitle = [] if under is None else [f"over {under.name}"]
-    subtitle += [pair[0].facts(), *([f"shown: {said}"] if said else [])]
+    subtitle += [pair[0].facts(), *(["shown: " + "; ".join(said)] if said else [])]
     scene = draw.Scene(
         title=(pair[0].name, " against ", pair[1].name),
         subtitle="   ·   ".join(subtitle),
@@ -154,6 +157,18 @@ def compare(
 
 Pair = tuple[Subject, Subject]
 Cuts = tuple[list[Cut], list[Cut]]
+
+
+def _shown(read: Subject, like: Subject, average: bool) -> list[tuple[str, str]]:
+    """What is shown of each, told once where it is the same."""
+    texts = [one.shown(PIXELS, average) for one in (read, like)]
+    if read.finest.meta.spacing != like.finest.meta.spacing:
+        texts = [
+            text or f"voxels of {one.voxel}" for text, one in zip(texts, (read, like), strict=True)
+        ]
+    elif texts[0] == texts[1]:
+        return [("", texts[0])]
+    return [("A", texts[0]), ("B", texts[1])]
 
 
 def _weights(pair: Pair) -> list[Any]:

@@ -116,7 +116,12 @@ def stack(top: Subject, under: Subject | None, slices: Sequence[Slice], look: Lo
     guess = under is not None
     average = not top.may_be_classes(look.classes, guess)
     cuts = top.cut(read, slices, look.pixels, average=average)
-    layers = [] if under is None else [*ground(under, read, slices, look, DIMMED)]
+    layers: list[Layer] = []
+    said = [read.shown(look.pixels, average)]
+    if under is not None:
+        below, told = ground(under, read, slices, look, DIMMED)
+        layers += below
+        said.append(told)
     if top.are_classes(cuts, look.classes, guess):
         names = top.class_names(look.classes)
         fill = ALONE if under is None else OVER_SCAN
@@ -125,18 +130,20 @@ def stack(top: Subject, under: Subject | None, slices: Sequence[Slice], look: Lo
         layers.append(heat_layer(cuts, top.channel_name(), heat_window(cuts)))
     else:
         layers.append(grey_layer(cuts, grey_window(cuts, look.percentiles)))
-    return Stack(tuple(layers), read, read.shown(look.pixels, average))
+    return Stack(tuple(layers), read, "; ".join(filter(None, said)))
 
 
 def ground(
     under: Subject, read: Subject, slices: Sequence[Slice], look: Look, *whites: float
-) -> tuple[Layer, ...]:
+) -> tuple[tuple[Layer, ...], str]:
     """The scan underneath, at the level that fits; where one was asked for, at the nearest.
 
-    One layer for each of ``whites``, which dim it.
+    One layer for each of ``whites``, which dim it; and what is shown of it, as `Subject.shown`.
     """
     chosen = look.level is not None
     level = under.like(read) if chosen else under.at_level(None, look.pixels, look.axes)
     cuts: list[Cut] = under.cut(level, slices, look.pixels, average=True)
     window = grey_window(cuts, look.percentiles)
-    return tuple(grey_layer(cuts, window, white) for white in whites)
+    said = level.shown(look.pixels, average=True)
+    layers = tuple(grey_layer(cuts, window, white) for white in whites)
+    return layers, f"{under.name} {said}" if said else ""

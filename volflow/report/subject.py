@@ -194,11 +194,16 @@ class Subject:
         names = self.finest.meta.channels
         return names[self.channel or 0] if names else "score"
 
+    @property
+    def voxel(self) -> str:
+        """The size of its voxels, in words."""
+        return _lengths(self.finest.meta.spacing, self.finest.meta.unit)
+
     def facts(self) -> str:
         """Shape, voxel size, orientation and dtype in one line."""
         meta = self.finest.meta
         shape = " × ".join(str(n) for n in self.finest.shape)
-        facts = [f"{shape} voxels", _lengths(meta.spacing, meta.unit), meta.orientation or ""]
+        facts = [f"{shape} voxels", self.voxel, meta.orientation or ""]
         return "   ·   ".join(fact for fact in [*facts, str(self.finest.dtype)] if fact)
 
     def shown(self, pixels: int, average: bool = False) -> str:
@@ -211,8 +216,7 @@ class Subject:
         """
         volume, said = self.finest, []
         if isinstance(volume, Volume) and len(volume.levels) > 1:
-            size = _lengths(volume.spacing, volume.unit)
-            said.append(f"level {volume.level}" + (f", {size}" if volume.level else ""))
+            said.append(f"level {volume.level}" + (f", {self.voxel}" if volume.level else ""))
         step = steps(volume, pixels)
         if max(step) > 1:
             voxels = " × ".join(map(str, step)) + " voxels"

@@ -112,7 +112,7 @@ def test_images_share_a_grey_window():
     assert np.abs(mine - 2 * theirs).max() <= 1
 
 
-def test_grids_and_levels_may_differ(pyramid, stored, monkeypatch, reads, tmp_path):
+def test_grids_and_levels_may_differ(pyramid, stored, monkeypatch, reads, tmp_path, words):
     """Of b the level is read that is most like a's."""
     monkeypatch.setattr("volflow.report.compare.PIXELS", 20)
     labels = np.zeros((32, 32, 32), "u1")
@@ -122,6 +122,8 @@ def test_grids_and_levels_may_differ(pyramid, stored, monkeypatch, reads, tmp_pa
     b = pyramid(labels[::2, ::2, ::2], half, "b.zarr", count=2)
     figure = compare(a, b, at="center")
     assert [level for level, _ in reads] == [1] * 3 + [0] * 3
+    told = "shown: A level 1, 2 × 2 × 2; B level 0"
+    assert any(text.endswith(told) for text in words(figure))
     assert figure.facts["difference"]["classes"][0]["dice"] == 1
     # Of one without levels every voxel is read, and compared on the finer grid.
     reads.clear()

@@ -111,7 +111,8 @@ def test_a_pyramid_is_searched_and_shown_at_fitting_levels(pyramid, monkeypatch,
     assert sum(box.size for level, box in reads if level == 1) == 3 * 32 * 32
     assert 40 <= figure.facts["planes"][0]["index"] < 48
     assert figure.facts["level"] == 1
-    assert any(text.endswith("shown: level 1, 2 × 2 × 2 mm") for text in words(figure))
+    told = "shown: level 1, 2 × 2 × 2 mm; array mean of 2 × 2 × 2 voxels"
+    assert any(text.endswith(told) for text in words(figure))
 
 
 def test_scan_and_result_each_have_their_level(pyramid, stored, monkeypatch, reads):

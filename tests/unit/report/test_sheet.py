@@ -99,7 +99,8 @@ def test_tiles_are_read_from_the_level_that_fits(pyramid, monkeypatch, reads, wo
     assert {level for level, _ in reads} == {2}
     # Of each volume its coarsest 4 planes, each chunk layer once.
     assert sum(box.size for _, box in reads) == 2 * 4 * 40 * 40
-    assert any(text.endswith("shown: level 2, 4 × 4 × 4 mm") for text in words(figure))
+    told = "shown: level 2, 4 × 4 × 4 mm; volume.zarr level 2, 4 × 4 × 4 mm"
+    assert any(text.endswith(told) for text in words(figure))
     reads.clear()
     # Along the normal nothing is shown: there it does not matter how long the volume is.
     contact_sheet(pyramid(array[:, :16].T.copy(), Meta(), "long.zarr"), axis="z", tiles=4)
