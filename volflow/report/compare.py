@@ -283,9 +283,8 @@ def _numbers(
         draw.Column(f"{letter}   {one.name}", (*below[:1], layer), scale=None if n else scale)
         for n, (letter, one, layer) in enumerate(zip("AB", pair, layers, strict=True))
     ]
-    columns.append(
-        draw.Column("A − B", (*below[2:], last), scale=last.ramp, lines=(_deviates(found),))
-    )
+    reach = last.ramp if found.largest else None
+    columns.append(draw.Column("A − B", (*below[2:], last), scale=reach, lines=(_deviates(found),)))
     facts = {"mean_abs": found.mean, "max_abs": found.largest, "compared": found.compared}
     return columns, facts
 
