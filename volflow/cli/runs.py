@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from volflow.cli.values import Json, Quiet, say
+from volflow.errors import InvalidInput
 
 __all__ = ["demo", "status", "verify"]
 
@@ -38,14 +39,30 @@ def status(out: Out, as_json: Json = False) -> None:
 
 
 def demo(
+    which: Annotated[
+        str | None,
+        typer.Argument(metavar="huge", help="A CT of 1.04 GiB in 768 MiB of memory, instead."),
+    ] = None,
     out: Annotated[
         str, typer.Option("--out", "-o", help="Folder for what the demo writes.")
     ] = "demo-output",
 ) -> None:
-    """Segment a real MRI with a small network: convert, predict, verify, preview."""
-    from volflow.demo.run import run_demo
+    """Segment a real MRI with a small network: convert, predict, verify, preview.
 
-    run_demo(out=out)
+    With the word huge, a CT larger than the memory it is given; killed at half, resumed, verified.
+    """
+    if which is None:
+        from volflow.demo.run import run_demo
+
+        run_demo(out=out)
+    elif which == "huge":
+        from volflow.demo.huge import run_huge
+
+        run_huge(out=out)
+    else:
+        raise InvalidInput(
+            f"there is no demo {which!r}; run volflow demo, or volflow demo huge for the large one"
+        )
 
 
 def _counter() -> Callable[[int, int], None]:

@@ -1,0 +1,47 @@
+"""The huge demo from end to end: on a small volume, and by night on the large one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import volflow as vf
+from volflow.cli import run
+from volflow.demo.huge import run_huge
+from volflow.demo.tissue import CLASSES, PATCH, tissue_net
+
+pytestmark = [pytest.mark.chaos, pytest.mark.slow]
+
+SMALL, SHARD, BLOCKS = (384, 128, 128), 32, 12
+
+
+def test_killed_at_half_and_resumed(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    shown = run_huge(tmp_path / "out", SMALL, SHARD)
+    told = capsys.readouterr().out
+    assert shown.blocks == BLOCKS
+    assert BLOCKS // 2 <= shown.kept < BLOCKS
+    assert shown.repeated == 0
+    assert f"killed (SIGKILL) with {shown.kept} of {BLOCKS} blocks done" in told
+    assert f"{shown.kept} blocks left as they were, {BLOCKS - shown.kept} computed" in told
+    assert f"{BLOCKS} of {BLOCKS} blocks verified" in told
+    assert shown.peak_bytes <= shown.cap_bytes
+    for picture in (shown.picture, shown.memory):
+        assert picture.stat().st_size > 10_000
+
+    whole = vf.predict(
+        shown.scan, tissue_net(), tmp_path / "whole.zarr", patch=PATCH, overlap=0.25,
+        output="classes", progress=False,
+    )  # fmt: skip
+    result = vf.open(shown.result)
+    np.testing.assert_array_equal(result[:], whole[:])
+    assert result.meta.channels == CLASSES
+    assert (np.bincount(result[:].ravel(), minlength=5) > 1000).all()
+
+
+@pytest.mark.nightly
+def test_the_large_one(tmp_path, capsys):
+    assert run(["demo", "huge", "--out", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert "36 of 36 blocks verified" in told
+    assert "0 of them repeated; all checksums right" in told

@@ -1,0 +1,245 @@
+"""The huge demo: a CT larger than all the memory that its segmentation may take.
+
+Each step is a command in a process of its own, which is killed where it exceeds the cap. This
+process starts them, looks at their memory and at the journal, and at the end draws what it saw;
+until then it loads neither torch nor Dask nor Zarr.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from volflow.demo.guard import Guard
+from volflow.demo.steps import INDENT, folder_for, say
+from volflow.demo.torso import SHAPE, spacing_of
+from volflow.demo.watch import Watched, check_system
+from volflow.errors import InvalidInput
+from volflow.geometry.budget import format_bytes
+from volflow.store.journal import Journal, journal_dir
+
+__all__ = ["HugeResult", "run_huge"]
+
+MIB = 2**20
+CAP_BYTES = 768 * MIB
+# A torch built for CUDA takes more before the first voxel: the cap is raised by such steps.
+CAP_STEP_BYTES = 256 * MIB
+# What predict may add to the interpreter with torch; its blocks are what a kill can cost.
+MEMORY_BYTES, SHARD = 352 * MIB, 128
+# The CT as float32 and its tissues as uint8, as if nothing were compressed.
+VOXEL_BYTES, ROOM_BYTES = 5, 64 * MIB
+
+# Told apart with any colour vision.
+COLORS = {"predict": "#E69F00", "resume": "#56B4E9"}
+ENDS = {"stopped": "killed at half"}
+
+
+@dataclass(frozen=True)
+class HugeResult:
+    """Where the demo left its files, and what it saw.
+
+    Parameters
+    ----------
+    scan, result, picture, memory
+        The CT, its tissues, a preview of both, and the curve of memory.
+    peak_bytes, cap_bytes
+        The most that a process had resident, and what they were held to.
+    blocks, kept, repeated
+        All; those done when the process was killed; how many of these were written again.
+    """
+
+    scan: Path
+    result: Path
+    picture: Path
+    memory: Path
+    peak_bytes: int
+    cap_bytes: int
+    blocks: int
+    kept: int
+    repeated: int
+
+
+def run_huge(
+    out: str | os.PathLike[str] = "demo-output", shape: Sequence[int] = SHAPE, shard: int = SHARD
+) -> HugeResult:
+    """Segment a CT of 1.04 GiB in 768 MiB, kill the process at half, resume, verify, draw.
+
+    Parameters
+    ----------
+    out
+        Folder for all files; made if missing. A demo that was interrupted is resumed there.
+    shape
+        Voxels of the CT along z, y, x.
+    shard
+        Voxels per side of what is stored at once.
+
+    Raises
+    ------
+    InvalidInput
+        On a system without ``/proc``, or where the folder cannot be made or has too little room.
+    RunFailed
+        Where a step fails, exceeds the cap or does not verify.
+    """
+    check_system()
+    folder = folder_for(out)
+    _check_room(folder, shape)
+    scan, net, result = folder / "ct.zarr", folder / "ct_net", folder / "ct_tissue.zarr"
+    picture, memory = folder / "ct_tissue.png", folder / "memory.png"
+    guard, journal = Guard(CAP_BYTES), Journal(journal_dir(result))
+    volume_bytes = 4 * math.prod(shape)
+
+    voxels, spacing = (" × ".join(map(str, numbers)) for numbers in (shape, spacing_of(shape)))
+    say(f"1. scan      a synthetic CT, {format_bytes(volume_bytes)} of float32 → {scan}")
+    say(f"{INDENT}{voxels} voxels of {spacing} mm, painted a few planes at a time")
+    say(_cost(guard.run("scan", _module("volflow.demo.scan", scan, *shape))))
+
+    budget = f"{MEMORY_BYTES // MIB}MiB"
+    words = ["predict", scan, result, "--model", net, "--memory", budget, "--shard", shard]
+    words += ["--device", "cpu"]
+    say(f"2. plan      $ {shlex.join(map(str, ['volflow', *words, '--plan']))}")
+    if not net.exists():
+        guard.run("net", _module("volflow.demo.tissue", net))
+    planned = guard.run("plan", _volflow(*words, "--plan"))
+    say("\n".join(INDENT + line.strip() for line in planned.told.splitlines()[1:]))
+    guard.cap_bytes = _cap(planned.peak_bytes)
+
+    kept = _predict_and_kill(guard, words, journal)
+    say("4. resume    the same command again")
+    resumed = guard.run("resume", _volflow(*words, "--quiet"), state=lambda: _state(journal))
+    now = _written(journal)
+    repeated = sum(now.get(block) != written for block, written in kept.items())
+    say(f"{INDENT}{len(kept)} blocks left as they were, {len(now) - len(kept)} computed")
+    say(_cost(resumed))
+
+    say("5. verify    every stored block against its checksum")
+    say(INDENT + guard.run("verify", _volflow("verify", result, "--quiet")).told.splitlines()[0])
+    say(f"6. preview   {picture}, {memory}")
+    guard.run("preview", _volflow("preview", result, "--over", scan, "-o", picture))
+    peak, cap = format_bytes(guard.peak_bytes), format_bytes(guard.cap_bytes)
+    _draw(guard, volume_bytes, f"{voxels} voxels of {spacing} mm", memory)
+    say(
+        f"done in {guard.seconds:.0f} s: a volume of {format_bytes(volume_bytes)} in {peak} of"
+        f" memory, Python and torch included, of {cap} allowed; killed at {len(kept)} of"
+        f" {len(now)} blocks, {repeated} of them repeated; all checksums right"
+    )
+    say(f"look at {picture.resolve()} and {memory.resolve()}")
+    return HugeResult(
+        scan=scan,
+        result=result,
+        picture=picture,
+        memory=memory,
+        peak_bytes=guard.peak_bytes,
+        cap_bytes=guard.cap_bytes,
+        blocks=len(now),
+        kept=len(kept),
+        repeated=repeated,
+    )
+
+
+def _check_room(folder: Path, shape: Sequence[int]) -> None:
+    """Refuse a folder on a disk that is too full."""
+    there = sum(path.stat().st_size for path in folder.glob("ct*/**/*") if path.is_file())
+    needed = VOXEL_BYTES * math.prod(shape) + ROOM_BYTES - there
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise InvalidInput(
+            f"the demo may take {format_bytes(needed)} and {folder} has {format_bytes(free)} free;"
+            " make room, or choose another folder with --out"
+        )
+
+
+def _cap(base_bytes: int) -> int:
+    """The cap: what was announced, or where the interpreter with torch is too large, the next."""
+    missing = base_bytes + MEMORY_BYTES - CAP_BYTES
+    cap = CAP_BYTES + max(0, math.ceil(missing / CAP_STEP_BYTES)) * CAP_STEP_BYTES
+    base = f"Python, torch and one trial take {format_bytes(base_bytes)}"
+    say(f"{INDENT}{base}: the process is killed above {format_bytes(cap)}")
+    return cap
+
+
+def _predict_and_kill(guard: Guard, words: Sequence[object], journal: Journal) -> dict[int, int]:
+    """Run predict and kill it at half; returns the blocks that are done, and when each was."""
+    say("3. predict   the same without --plan, to be killed at half")
+    before = len(_written(journal))
+    if before:
+        say(f"{INDENT}begun before: {_state(journal)}")
+    if not _half(journal):
+        watched = guard.run(
+            "predict",
+            _volflow(*words, "--quiet"),
+            until=lambda: _half(journal),
+            state=lambda: _state(journal),
+        )
+        if watched.ended == "stopped":
+            say(f"{INDENT}killed (SIGKILL) with {_state(journal)}")
+        say(_cost(watched))
+    return _written(journal)
+
+
+def _half(journal: Journal) -> bool:
+    done, blocks = _progress(journal)
+    return 0 < blocks <= 2 * done
+
+
+def _state(journal: Journal) -> str:
+    done, blocks = _progress(journal)
+    return f"{done} of {blocks} blocks done"
+
+
+def _progress(journal: Journal) -> tuple[int, int]:
+    """How many blocks are done, of how many; of 0 where nothing was begun."""
+    record = journal.recorded()
+    blocks = math.prod(record.settings["grid"]) if record is not None else 0
+    return len(_written(journal)), blocks
+
+
+def _written(journal: Journal) -> dict[int, int]:
+    """When each block that is done was recorded."""
+    return {
+        int(path.stem): path.stat().st_mtime_ns
+        for path in (journal.directory / "done").glob("[0-9]*.json")
+    }
+
+
+def _draw(guard: Guard, volume_bytes: int, what: str, path: Path) -> None:
+    """Memory against time, of all that ran."""
+    from volflow.demo.curve import Stretch, draw_memory  # loads matplotlib, and takes memory
+
+    stretches = [
+        Stretch(
+            name,
+            start_s,
+            watched.curve,
+            watched.peak_bytes,
+            color=COLORS.get(name),
+            end=ENDS.get(watched.ended, ""),
+        )
+        for name, start_s, watched in guard.seen
+    ]
+    peak = format_bytes(guard.peak_bytes)
+    figure = draw_memory(
+        stretches,
+        guard.cap_bytes,
+        volume_bytes,
+        f"{format_bytes(volume_bytes)} of CT through a network in {peak} of memory",
+        f"{what}, float32   ·   resident memory of each process, Python and torch included",
+    )
+    figure.savefig(path, dpi=150)
+
+
+def _module(name: str, *arguments: object) -> list[str]:
+    return [sys.executable, "-m", name, *map(str, arguments)]
+
+
+def _volflow(*arguments: object) -> list[str]:
+    return [sys.executable, "-c", "from volflow.cli import main; main()", *map(str, arguments)]
+
+
+def _cost(watched: Watched) -> str:
+    return f"{INDENT}{watched.seconds:.0f} s, peak {format_bytes(watched.peak_bytes)}"
