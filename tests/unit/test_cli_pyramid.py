@@ -44,7 +44,7 @@ def test_a_plan_writes_nothing(volume, capsys):
     ("words", "line"),
     [
         (["--levels", "0"], "levels must be a whole number from 1 to 7 for (20, 70, 90) voxels,"),
-        (["--memory", "1MiB"], 'needs 32.1 MiB per worker but memory is 1 MiB; use memory="'),
+        (["--memory", "1MiB"], 'level 1 needs 48 MiB per worker but memory is 1 MiB; use memory="'),
         (["--levels", "two"], "Invalid value for '--levels'"),
     ],
 )  # fmt: skip
@@ -64,4 +64,9 @@ def test_verify_tells_of_levels_too(volume, capsys):
     told = capsys.readouterr().out
     assert f"{volume}: 60 of 60 blocks verified\n{volume}/1: 8 of 9 blocks verified" in told
     assert run(["pyramid", volume, "-q"]) == 0
-    assert run(["verify", volume]) == 0
+    capsys.readouterr()
+    assert run(["verify", volume, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["ok"]
+    assert facts["levels"][0]["path"] == f"{volume}/1"
+    assert facts["levels"][0]["done"] == 9

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from volflow.errors import RunFailed, StoreFull
 from volflow.ops.copying import Progress
 from volflow.ops.pyramid_plan import Task, tasks_for
 from volflow.ops.pyramid_task import LevelJob, halve_blocks
-from volflow.ops.session import begin_anew, run_journalled
+from volflow.ops.session import begin_anew, discard, run_journalled
 from volflow.store.create import add_array
 from volflow.store.meta import Level
 from volflow.store.pyramid import Place, list_levels, place_of
@@ -113,7 +114,8 @@ def _execute(
         list_levels(finest, wanted[: kept + 1])
         finest = open_volume(finest.path)
     for level in place.surplus(len(tasks)):
-        place.remove(level)
+        discard(place.path(level), place.journal(level))
+        shutil.rmtree(place.journal(level).directory, ignore_errors=True)
     source = finest
     for task in tasks:
         source = _make(task, source, finest, place, client, progress)

@@ -15,7 +15,6 @@ from volflow.errors import InvalidInput
 from volflow.geometry.grid import BlockGrid
 from volflow.geometry.halving import Factors, halved, halvings
 from volflow.ops.pyramid_task import halve_blocks
-from volflow.store.atomic import plain
 from volflow.store.journal import Record
 from volflow.store.meta import Level, Meta
 from volflow.store.pyramid import Place
@@ -203,13 +202,8 @@ def _check_complete(finest: Volume, place: Place) -> None:
 
 
 def _task(layout: Layout, place: Place, identity: str, overwrite: bool) -> Task:
-    fingerprint = {
-        "input": identity,
-        "kind": layout.meta.kind,
-        "spacing": layout.meta.spacing,
-        "version": PYRAMID_VERSION,
-    }
-    begun = None if overwrite else _begun(layout, place, plain(fingerprint))
+    fingerprint = {"input": identity, "version": PYRAMID_VERSION}
+    begun = None if overwrite else _begun(layout, place, fingerprint)
     layout = begun or layout
     settings = {"grid": layout.blocks.counts, "chunk": layout.chunk, "shard": layout.shard}
     done = place.journal(layout.level).done() if begun else {}

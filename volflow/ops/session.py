@@ -23,7 +23,7 @@ from volflow.store.opening import local_path
 from volflow.store.pyramid import drop_levels
 from volflow.store.volume import Volume
 
-__all__ = ["begin_anew", "check_apart", "run_journalled"]
+__all__ = ["begin_anew", "check_apart", "discard", "run_journalled"]
 
 
 def check_apart(out: str | os.PathLike[str], *inputs: Any) -> None:
@@ -58,16 +58,21 @@ def begin_anew(out: Path, journal: Journal, record: Record) -> None:
     The volumes are made after this, so that a process may be killed at any point: no block counts
     as done of an output that is made anew, and no output is found without its record.
     """
+    discard(out, journal)
+    journal.begin(record)
+
+
+def discard(out: Path, journal: Journal) -> None:
+    """Delete an output and forget its run; under the lock."""
     for left in out.parent.glob(f".{glob.escape(out.name)}.old-*"):  # by a run killed here
         shutil.rmtree(left, ignore_errors=True)
     old = out.with_name(f".{out.name}.old-{uuid.uuid4().hex[:8]}")
     if out.exists():
-        # Moved first: half deleted, it would be no Zarr store, which a rerun may not replace.
+        # Moved first: half deleted, it would pass for done, or for no Zarr store to be replaced.
         out.rename(old)
     drop_levels(journal)
     journal.clear()
     shutil.rmtree(old, ignore_errors=True)
-    journal.begin(record)
 
 
 def run_journalled(

@@ -108,6 +108,7 @@ def coverage_facts(coverage: Coverage) -> dict[str, Any]:
         "missing": coverage.missing,
         "grid": list(coverage.grid),
         "bad": [{"block": block, "reason": reason} for block, reason in coverage.bad],
+        "levels": [coverage_facts(level) for level in coverage.levels],
     }
 
 

@@ -66,11 +66,6 @@ class Place:
         numbers = (int(path.name) for path in found if path.name.isdecimal())
         return sorted(number for number in numbers if number > count)
 
-    def remove(self, level: int) -> None:
-        """Delete a level that the metadata do not list."""
-        shutil.rmtree(self.path(level), ignore_errors=True)
-        shutil.rmtree(self.journal(level).directory, ignore_errors=True)
-
 
 def place_of(volume: Volume) -> Place:
     """The place of a volume that may be given levels.
@@ -84,6 +79,8 @@ def place_of(volume: Volume) -> Place:
         raise InvalidInput("a volume in memory has no place for levels; store it with vf.write")
     journal_dir(volume.path)  # refuses a URL
     path = Path(volume.path)
+    if not volume.levels[0].path and is_zarr(path.parent):
+        raise InvalidInput(f"{path} is an array of the volume {path.parent}; give that one")
     ours = volume.array.metadata.zarr_format == 3 and volume.levels[0].path == "0"
     if not ours or "volflow" not in zarr.open_group(path, mode="r").attrs:
         raise InvalidInput(

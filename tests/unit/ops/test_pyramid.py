@@ -340,6 +340,25 @@ class TestResumes:
         pyramid(scan, levels=2)
         self.check_whole(scan, pyramid)
 
+    def test_amid_the_removal_of_levels(self, scan, pyramid, monkeypatch):
+        pyramid(scan, levels=3)
+        before = files(scan.path)
+        rmtree = shutil.rmtree
+
+        def stop(path, **options):
+            if ".old-" not in Path(path).name:
+                return rmtree(path, **options)
+            next(p for p in Path(path).rglob("*") if p.is_file() and p.name != "zarr.json").unlink()
+            raise Stopped
+
+        with monkeypatch.context() as patch:
+            patch.setattr(shutil, "rmtree", stop)
+            with pytest.raises(Stopped):
+                pyramid(scan, levels=1)
+        assert listed(scan) == ["0", "1"]
+        pyramid(scan, levels=3)
+        assert files(scan.path) == before
+
     def test_after_a_failed_block(self, stored, pyramid, monkeypatch):
         scan = stored(random("u2"), shard=8)
         calls, real = [], vf.Volume.read
@@ -447,8 +466,10 @@ class TestRefused:
         datasets = [{"path": "0", "coordinateTransformations": steps}]
         image = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": datasets}]}
         group.update_attributes({"ome": image})
-        for given in (tmp_path / "other.zarr", array, tmp_path / "other.zarr" / "0"):
-            with pytest.raises(InvalidInput, match=r"no volume that volflow wrote.*vf\.convert"):
+        with pytest.raises(InvalidInput, match=r"no volume that volflow wrote.*vf\.convert"):
+            pyramid(tmp_path / "other.zarr")
+        for given in (array, tmp_path / "other.zarr" / "0"):
+            with pytest.raises(InvalidInput, match=r"an array of the volume .*give that one"):
                 pyramid(given)
         assert [p.name for p in tmp_path.iterdir()] == ["other.zarr"]
 
