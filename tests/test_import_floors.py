@@ -29,6 +29,8 @@ print(" ".join(name for name in {heavy!r} if name in sys.modules))
         ("import volflow.store.journal, volflow.store.sources", {"numpy", "zarr"}),
         ("import volflow.report.info", {"numpy", "zarr"}),
         ("import volflow.report.preview", {"numpy", "zarr"}),
+        ("import volflow.report.sheet", {"numpy", "zarr"}),
+        ("import volflow.report.compare", {"numpy", "zarr"}),
         ("import volflow; volflow.view, volflow.napari_snippet", {"numpy", "zarr"}),
         ("import volflow.cli", {"rich", "typer"}),
         ("from volflow.cli import run; run(['predict', '--help'])", {"rich", "typer"}),

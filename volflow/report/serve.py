@@ -356,9 +356,7 @@ def byte_range(header: str | None, size: int) -> range | None:
     >>> byte_range("bytes=10-", 10), byte_range("lines=1-2", 10)
     (range(0, 0), None)
     """
-    match = re.fullmatch(
-        r"bytes=[ \t]*([0-9]{0,18})-([0-9]{0,18})[ \t]*", header or "", re.IGNORECASE
-    )
+    match = RANGE.fullmatch(header or "")
     if match is None or match.groups() == ("", ""):
         return None
     first, last = match.groups()
