@@ -23,7 +23,7 @@ def test_killed_at_half_and_resumed(tmp_path, capsys):
     assert BLOCKS // 2 <= shown.kept < BLOCKS
     assert shown.repeated == 0
     assert f"killed (SIGKILL) with {shown.kept} of {BLOCKS} blocks done" in told
-    assert f"{shown.kept} blocks left as they were, {BLOCKS - shown.kept} computed" in told
+    assert f"{shown.kept} blocks left as they were, {BLOCKS - shown.kept} computed, " in told
     assert f"{BLOCKS} of {BLOCKS} blocks verified" in told
     assert shown.peak_bytes <= shown.cap_bytes
     for picture in (shown.picture, shown.memory):
@@ -44,4 +44,4 @@ def test_the_large_one(tmp_path, capsys):
     assert run(["demo", "huge", "--out", str(tmp_path)]) == 0
     told = capsys.readouterr().out
     assert "36 of 36 blocks verified" in told
-    assert "0 of them repeated; all checksums right" in told
+    assert "0 of these repeated; all checksums right" in told

@@ -49,6 +49,7 @@ class Guard:
         command: Sequence[str],
         until: Callable[[], bool] | None = None,
         state: Callable[[], str] | None = None,
+        check: bool = True,
     ) -> Watched:
         """Run a command to its end, or until it is to be killed.
 
@@ -60,6 +61,8 @@ class Guard:
             As in `watch`.
         state
             How far it has come, in a few words, for people at a terminal.
+        check
+            Whether its failure is an error.
 
         Raises
         ------
@@ -80,7 +83,7 @@ class Guard:
                 f"{name} was killed at {format_bytes(watched.peak_bytes)}, above the cap of"
                 f" {format_bytes(self.cap_bytes)}; what is done is kept, run the same command again"
             )
-        if watched.ended == "failed":
+        if watched.ended == "failed" and check:
             reason = (watched.told.splitlines() or ["it said nothing"])[-1]
             raise RunFailed(f"{name} failed: {reason.removeprefix('volflow: ')}")
         return watched

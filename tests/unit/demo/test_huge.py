@@ -71,11 +71,46 @@ def test_other_systems_are_refused(nothing_runs, monkeypatch, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("base", "cap"), [(367, 768), (416, 768), (417, 1024), (651, 1024)])
-def test_the_cap_is_what_was_announced_unless_torch_alone_is_too_large(base, cap, capsys):
-    assert huge._cap(base * MIB) == cap * MIB
-    shown = "768 MiB" if cap == 768 else "1 GiB"
-    assert f"{base} MiB: the process is killed above {shown}" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("base", "cap", "memory"),
+    [
+        (367, 768, 352),
+        (369, 768, 336),
+        (448, 768, 272),
+        (449, 1024, 352),
+        (649, 1024, 320),
+        (712, 1024, 256),
+        (2000, 1024, 16),
+    ],
+)
+def test_cap_and_memory_leave_room_for_torch_itself(base, cap, memory):
+    assert huge._budget(base * MIB) == (cap * MIB, memory * MIB)
+
+
+class TestPlan:
+    def plan(self, bases, capsys):
+        """The words and what was said, where successive plans take so many MiB."""
+        peaks = iter(bases)
+        asked = []
+
+        def run(name, command):
+            asked.append(command[-2 if name == "plan" else -1])
+            return SimpleNamespace(peak_bytes=next(peaks) * MIB, told="predict\n  peak memory 1")
+
+        guard = SimpleNamespace(run=run, cap_bytes=768 * MIB)
+        words = huge._plan(guard, ["predict"], SimpleNamespace(exists=lambda: True))
+        return words, guard.cap_bytes // MIB, capsys.readouterr().out
+
+    def test_it_is_made_once_where_all_fits(self, capsys):
+        words, cap, told = self.plan([367], capsys)
+        assert (words, cap) == (["predict", "--memory", "352MiB", "--device", "cpu"], 768)
+        assert "$ volflow predict --memory 352MiB --device cpu --plan\n" in told
+        assert "             peak memory 1\n" in told
+
+    def test_and_again_with_less_where_torch_is_large(self, capsys):
+        words, cap, told = self.plan([712, 700], capsys)
+        assert (words[2], cap) == ("256MiB", 1024)
+        assert told.count("--memory") == 1
 
 
 class TestKill:
