@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +17,9 @@ __all__ = ["Guard"]
 
 MIB = 2**20
 BAR = 24
+
+# How our own errors begin, told by the command line or by Python.
+_OURS = re.compile(r"^volflow(\.errors\.\w+)?: ")
 
 
 @dataclass
@@ -85,7 +89,7 @@ class Guard:
             )
         if watched.ended == "failed" and check:
             reason = (watched.told.splitlines() or ["it said nothing"])[-1]
-            raise RunFailed(f"{name} failed: {reason.removeprefix('volflow: ')}")
+            raise RunFailed(f"{name} failed: {_OURS.sub('', reason)}")
         return watched
 
     def _meter(self, state: Callable[[], str] | None) -> Callable[[float, int], None]:

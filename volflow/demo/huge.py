@@ -7,6 +7,7 @@ until then it loads neither torch nor Dask nor Zarr.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 import shlex
@@ -85,11 +86,16 @@ def run_huge(
     Raises
     ------
     InvalidInput
-        On a system without ``/proc``, or where the folder cannot be made or has too little room.
+        On a system without ``/proc``, without matplotlib, or where the folder cannot be made or
+        has too little room.
     RunFailed
         Where a step fails, exceeds the cap or does not verify.
     """
     check_system()
+    if importlib.util.find_spec("matplotlib") is None:
+        raise InvalidInput(
+            'the demo draws, which needs matplotlib, and it is missing; pip install "volflow[demo]"'
+        )
     folder = folder_for(out)
     _check_room(folder, shape)
     scan, net, result = folder / "ct.zarr", folder / "ct_net", folder / "ct_tissue.zarr"
@@ -229,7 +235,7 @@ def _half(journal: Journal) -> bool:
 
 def _state(journal: Journal) -> str:
     done, blocks = _progress(journal)
-    return f"{done} of {blocks} blocks done"
+    return f"{done} of {blocks} blocks done" if blocks else ""
 
 
 def _progress(journal: Journal) -> tuple[int, int]:

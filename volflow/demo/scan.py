@@ -13,6 +13,7 @@ from typing import Any
 import dask.array as da
 import numpy as np
 import numpy.typing as npt
+from dask.base import tokenize
 
 from volflow.demo.phantom import paint
 from volflow.demo.torso import SHAPE, spacing_of, torso
@@ -58,12 +59,12 @@ def write_scan(out: str | os.PathLike[str], shape: Sequence[int] = SHAPE, seed: 
         start, stop = zip(*block_info[None]["array-location"], strict=True)
         return paint(shapes, Roi(start, stop), spacing, seed)
 
-    z, y, x = shape
+    _, y, x = shape
     array = da.map_blocks(
         planes,
-        # A name of its own, by which a second process knows what the first began.
-        name=f"volflow-demo-ct-{z}-{y}-{x}-{seed}",
-        chunks=da.core.normalize_chunks((PLANES, y, x), (z, y, x)),
+        # Named by what is painted: a second process knows by it what the first began.
+        name=f"volflow-demo-ct-{tokenize(shapes, spacing, seed)}",
+        chunks=da.core.normalize_chunks((PLANES, y, x), tuple(shape)),
         dtype="float32",
         meta=np.empty((0, 0, 0), "float32"),
     )

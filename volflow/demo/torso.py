@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from volflow.demo.phantom import AIR, Ellipsoid, Point, Rod, Shape
 
-__all__ = ["BONE", "FAT", "LUNG", "MUSCLE", "SHAPE", "spacing_of", "torso"]
+__all__ = ["FAT", "LUNG", "MARROW", "SHAPE", "spacing_of", "torso"]
 
 Array = npt.NDArray[np.float64]
 
@@ -107,7 +107,7 @@ def _point(values: Array) -> Point:
 
 
 def _chest() -> Iterator[Shape]:
-    """Heart, aorta and what else lies between the lungs; a nodule in the left one."""
+    """Heart, aorta and what else lies between the lungs; a nodule in the right one."""
     yield Ellipsoid((215.0, Y - 8, X), (110.0, 48.0, 24.0), MUSCLE)  # what lies between the lungs
     yield Ellipsoid((240.0, Y - 48, X), (60.0, 16.0, 14.0), FAT)
     yield Ellipsoid((163.0, Y - 32, X + 26), (52.0, 46.0, 50.0), BLOOD)  # the heart

@@ -64,6 +64,23 @@ def test_a_folder_that_cannot_be_made_is_refused(nothing_runs, tmp_path, capsys)
     assert capsys.readouterr().err.startswith(f"volflow: the folder {tmp_path / 'file'} cannot be")
 
 
+def test_what_draws_is_asked_for_first(nothing_runs, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(huge.importlib.util, "find_spec", lambda name: None)
+    assert run(["demo", "huge", "--out", str(tmp_path / "out")]) == 2
+    assert 'matplotlib, and it is missing; pip install "volflow[demo]"' in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_foreign_file_in_the_way_is_one_line(tmp_path, capsys):
+    (tmp_path / "ct.zarr").mkdir()
+    (tmp_path / "ct.zarr" / "mine").touch()
+    assert run(["demo", "huge", "--out", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == (
+        f"volflow: scan failed: {tmp_path / 'ct.zarr'} exists; choose another name or"
+        " overwrite=True\n"
+    )
+
+
 def test_other_systems_are_refused(nothing_runs, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("volflow.demo.watch.PROC", tmp_path)
     assert run(["demo", "huge", "--out", str(tmp_path / "out")]) == 2
