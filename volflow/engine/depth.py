@@ -10,7 +10,7 @@ import numpy as np
 from volflow.errors import InvalidInput
 from volflow.geometry.padding import BOUNDARIES, PaddedAxis
 
-__all__ = ["check_chunks", "merged_chunks", "padded_axes"]
+__all__ = ["check_chunks", "check_constants", "is_whole", "merged_chunks", "padded_axes"]
 
 Chunks = tuple[tuple[int, ...], ...]
 
@@ -82,7 +82,7 @@ def _per_axis(given: Any, ndim: int, name: str) -> dict[int, Any]:
     entries = dict(enumerate(given)) if isinstance(given, tuple) else given
     if isinstance(given, tuple) and len(given) != ndim:
         entries = {ndim: given}
-    if not all(_is_whole(axis) and -ndim <= axis < ndim for axis in entries):
+    if not all(is_whole(axis) and -ndim <= axis < ndim for axis in entries):
         raise InvalidInput(
             f"{name} must be one value, a tuple of {ndim} or a dictionary by axis, given {given!r}"
         )
@@ -101,9 +101,28 @@ def _checked_boundary(boundary: Any, axis: str) -> Any:
     return boundary
 
 
+def check_constants(axes: Sequence[PaddedAxis], dtype: np.dtype[Any]) -> None:
+    """Refuse a constant outside of the array that its voxels cannot hold.
+
+    Raises
+    ------
+    InvalidInput
+        Naming the range.
+    """
+    if dtype.kind not in "iu":
+        return
+    low, high = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
+    for axis in axes:
+        if not isinstance(axis.boundary, str) and not low <= axis.boundary <= high:
+            raise InvalidInput(
+                f"boundary {axis.boundary} does not fit {dtype} ({low} to {high}); use another, or"
+                " convert the array first"
+            )
+
+
 def _low_high(depth: Any, boundary: Any, axis: str) -> tuple[int, int]:
     pair = depth if isinstance(depth, tuple) else (depth, depth)
-    if len(pair) != 2 or not all(_is_whole(d) and d >= 0 for d in pair):
+    if len(pair) != 2 or not all(is_whole(d) and d >= 0 for d in pair):
         raise InvalidInput(
             f"depth on axis {axis} must be a whole number from 0, or (low, high); given {depth!r}"
         )
@@ -115,7 +134,8 @@ def _low_high(depth: Any, boundary: Any, axis: str) -> tuple[int, int]:
     return int(pair[0]), int(pair[1])
 
 
-def _is_whole(value: Any) -> bool:
+def is_whole(value: Any) -> bool:
+    """Whether a value is an integer, of Python or NumPy."""
     return isinstance(value, int | np.integer)
 
 

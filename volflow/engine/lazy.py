@@ -6,8 +6,9 @@ between workers, thin chunks merged silently. Here each block reads itself and i
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +16,10 @@ import dask.array as da
 import numpy as np
 import numpy.typing as npt
 import zarr
+from dask.array.core import getter, getter_nofancy
 from dask.base import tokenize
 
-from volflow.engine.depth import check_chunks, padded_axes
+from volflow.engine.depth import check_chunks, check_constants, is_whole, padded_axes
 from volflow.errors import InvalidInput
 from volflow.geometry.padding import PaddedAxis, padded_block
 from volflow.store.layout import piece_of
@@ -96,6 +98,8 @@ def map_overlap(
         raise InvalidInput("map_overlap needs at least one array: map_overlap(func, volume, …)")
     arrays = [as_lazy(source, block) for source in sources]
     halos = padded_axes([a.chunks for a in arrays], depth, boundary)
+    for a, axes in zip(arrays, halos, strict=True):
+        check_constants(axes, a.dtype)
     if "meta" not in kwargs and kwargs.get("dtype") is not None:
         ndim = max(a.ndim for a in arrays)
         ndim += len(_axes_of(kwargs, "new_axis")) - len(_axes_of(kwargs, "drop_axis"))
@@ -164,6 +168,10 @@ class Stored:
 def as_lazy(x: Any, block: Block = None) -> Stored | da.Array:
     """What a user hands over as a stored array with its blocks, or as a Dask array."""
     if isinstance(x, da.Array):
+        if any(math.isnan(n) for n in x.shape):
+            raise InvalidInput(
+                f"the array has unknown sizes, shape {x.shape}; call x.compute_chunk_sizes() first"
+            )
         source = stored_in(x)
         if source is None:
             return x
@@ -173,8 +181,7 @@ def as_lazy(x: Any, block: Block = None) -> Stored | da.Array:
         return array
     if not isinstance(x, str | os.PathLike | Volume | zarr.Array):
         raise InvalidInput(
-            "map_overlap takes volumes, paths, Zarr, Dask and NumPy arrays, given"
-            f" {type(x).__name__}"
+            f"sources are volumes, paths, Zarr, Dask or NumPy arrays, given {type(x).__name__}"
         )
     volume = open_volume(x)
     return Stored(volume, _cut(volume, block))
@@ -188,6 +195,9 @@ def stored_in(x: da.Array) -> Volume | zarr.Array[Any] | None:
         return None
     source = dict(layers[original]).get(original)
     source = getattr(source, "value", source)  # wrapped by some versions of Dask
+    task = getattr(layers[x.name], "task", None)
+    if getattr(task, "func", getter) not in (getter, getter_nofancy):  # from_array(getitem=…)
+        return None
     if not isinstance(source, Volume | zarr.Array) or tuple(source.shape) != x.shape:
         return None
     return source
@@ -201,9 +211,9 @@ def _cut(source: Volume | zarr.Array[Any], block: Block) -> Chunks:
         sizes = piece_of(source.chunks, source.shards, shape, source.dtype)
     else:
         space = min(3, len(shape))
-        given = (block,) * space if isinstance(block, int) else tuple(block)
+        given = tuple(block) if isinstance(block, Iterable) else (block,) * space
         sizes = (*source.chunks[:-space], *given) if len(given) == space else given
-        if len(sizes) != len(shape) or min(sizes) < 1:
+        if len(sizes) != len(shape) or not all(is_whole(b) and b > 0 for b in sizes):
             raise InvalidInput(
                 f"block must be a positive integer or one per axis, given {block!r} for an array"
                 f" of shape {shape}"
@@ -236,13 +246,17 @@ def _map_stored(
             for n, sizes, axis in zip(array.shape, cut[-array.ndim :], axes, strict=True)
         )
         padded.append((array, aligned))
+    dropped = {axis % len(cut) for axis in _axes_of(kwargs, "drop_axis")}
     if not trim and "chunks" not in kwargs:
-        kwargs["chunks"] = cut
+        left = [sizes for axis, sizes in enumerate(cut) if axis not in dropped]
+        new = _axes_of(kwargs, "new_axis")
+        for axis in sorted(a % (len(left) + len(new)) for a in new):
+            left.insert(axis, (1,))  # as Dask takes a new axis to be
+        kwargs["chunks"] = tuple(left)
     result: da.Array = da.map_blocks(func, *(_read(a, axes) for a, axes in padded), **kwargs)
     if not trim or not any(axis.low or axis.high for axis in padded[lead][1]):
         return result
     edges = [axis.halos for axis in padded[lead][1]]
-    dropped = {axis % len(edges) for axis in _axes_of(kwargs, "drop_axis")}
     edges = [halos for axis, halos in enumerate(edges) if axis not in dropped]
     for axis in sorted(a % result.ndim for a in _axes_of(kwargs, "new_axis")):
         edges.insert(axis, ((0, 0),) * len(result.chunks[axis]))
@@ -261,7 +275,7 @@ def _axes_of(kwargs: dict[str, Any], name: str) -> list[int]:
     given = kwargs.get(name)
     if given is None:
         return []
-    return [given] if isinstance(given, int) else list(given)
+    return list(given) if isinstance(given, Iterable) else [given]
 
 
 def _read(array: Stored, axes: tuple[PaddedAxis, ...]) -> da.Array:

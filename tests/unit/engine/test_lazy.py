@@ -154,6 +154,19 @@ class TestEqualToDask:
         assert ours.chunks == theirs.chunks
         np.testing.assert_array_equal(ours.compute(), theirs.compute())
 
+    @pytest.mark.parametrize(
+        "more", [{"drop_axis": np.int64(0)}, {"drop_axis": [-4], "new_axis": 3}]
+    )
+    def test_axes_that_change_where_the_function_trims(self, more):
+        data = voxels((2, 20, 21, 22))
+        last = (..., None) if "new_axis" in more else ...
+        lazy = vf.map_overlap(
+            lambda b: b[:, 1:-1, 1:-1, 1:-1].sum(0)[last], stored(data, (1, 5, 5, 5)), depth=1,
+            boundary="reflect", dtype="f4", block=(2, 8, 8, 8), trim=False, **more,
+        )  # fmt: skip
+        assert lazy.shape == data.sum(0)[last].shape
+        np.testing.assert_array_equal(lazy.compute(), data.sum(0)[last])
+
     @pytest.mark.parametrize("new", [0, 3])
     def test_a_new_axis(self, new):  # where Dask 2026.8 trims the wrong axes
         data = voxels((20, 21, 22))
@@ -256,6 +269,12 @@ class TestGraph:
         assert stored_in(volume.dask()[1:]) is None
         assert stored_in(da.from_array(np.ones((4, 4, 4)))) is None
 
+    def test_an_array_with_a_getter_of_its_own_counts_as_computed(self):
+        array = stored(voxels((8, 8, 8)), (4, 4, 4))
+        x = da.from_array(array, chunks=4, getitem=lambda a, index: np.asarray(a[index]) * 2)
+        lazy = vf.map_overlap(lambda b: b, x, depth=1, boundary="reflect", dtype="f4")
+        np.testing.assert_array_equal(lazy.compute(), array[:] * 2)
+
     def test_new_voxels_get_a_new_name(self, tmp_path):
         volume = create(tmp_path / "a.zarr", (8, 8, 8), "u2", Meta())
         before = vf.map_overlap(smooth, volume, depth=2, boundary="reflect", dtype="f8")
@@ -291,6 +310,11 @@ class TestGraph:
         theirs = da.map_overlap(lambda a, b: a + total(b), x, x + 1, **options)
         assert ours.chunks == x.chunks
         np.testing.assert_array_equal(ours.compute(), theirs.compute())
+
+    def test_numpy_integers_are_integers(self):
+        array, one = stored(voxels((12, 12, 12)), (4, 4, 4)), np.int64(1)
+        ours = vf.map_overlap(total, array, depth=2 * one, dtype="f8", block=6 * one)
+        assert ours.name == vf.map_overlap(total, array, depth=2, dtype="f8", block=6).name
 
     def test_an_integer_depth_means_the_spatial_axes(self):
         data = voxels((3, 12, 12, 12))
@@ -329,6 +353,8 @@ class TestRefusals:
             ({"depth": {0: (1, 2)}, "boundary": "reflect"}, "differs by side, which needs"),
             ({"depth": 1, "block": 0}, "block must be a positive integer or one per axis"),
             ({"depth": 1, "block": (4, 4)}, "block must be a positive integer or one per axis"),
+            ({"depth": 1, "block": 4.5}, "block must be a positive integer or one per axis"),
+            ({"depth": 1, "block": "4"}, "block must be a positive integer or one per axis"),
         ],
     )
     def test_one_line_says_what_is_wrong(self, options, message):
@@ -347,6 +373,18 @@ class TestRefusals:
             smooth, x, depth={0: 16}, boundary="none", dtype="f8", allow_rechunk=True
         )
         assert allowed.chunks[0] == (128, 113, 16)
+
+    @pytest.mark.parametrize("constant", [-1, 256, np.nan])
+    def test_a_constant_that_the_voxels_cannot_hold(self, constant):
+        array = stored(voxels((8, 8, 8), "u1"), (4, 4, 4))
+        for x in (array, da.from_zarr(array) + 0):
+            with pytest.raises(InvalidInput, match=r"does not fit uint8 \(0 to 255\)"):
+                vf.map_overlap(total, x, depth=1, boundary={0: constant}, dtype="f4")
+
+    def test_unknown_sizes(self):
+        x = da.ones((8, 8, 8), chunks=4)
+        with pytest.raises(InvalidInput, match=r"unknown sizes, .*compute_chunk_sizes\(\) first"):
+            vf.map_overlap(total, x[x[:, 0, 0] > 0], depth=1, dtype="f4")
 
     def test_shapes_that_differ(self):
         a, b = stored(voxels((20, 20, 20)), (5, 5, 5)), stored(voxels((20, 20, 21)), (5, 5, 5))
