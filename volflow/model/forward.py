@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -253,11 +254,16 @@ def output_shapes(forward: Forward, module: torch.nn.Module) -> tuple[Output, ..
     shape = [1, forward.channels, *forward.patch]
     if forward.dropped is not None:
         del shape[2 + forward.dropped]
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
-        try:
-            raw = module(torch.empty(shape, dtype=forward.torch_dtype))
-        except Exception:  # whatever a module may raise, a trial on numbers shows what it is
-            return None
+    weights: dict[int, Any] = {
+        id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())
+    }
+    try:
+        # A copy that shares the weights: what a module keeps of its first call has no values here.
+        shell = copy.deepcopy(module, weights)
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
+            raw = shell(torch.empty(shape, dtype=forward.torch_dtype))
+    except Exception:  # whatever a module may raise, a trial on numbers shows what it is
+        return None
     named = _named(raw)
     if forward.dropped is not None:
         named = {name: value.unsqueeze(2 + forward.dropped) for name, value in named.items()}

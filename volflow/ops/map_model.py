@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import dask.array as da
 import numpy as np
 import torch
@@ -138,7 +139,11 @@ def map_model(  # noqa: PLR0913 - the options of predict
 def _snapshot(given: Any, loaded: Model) -> Model:
     if not isinstance(given, torch.nn.Module):
         return loaded
-    return replace(loaded, module=copy.deepcopy(loaded.module).eval())
+    try:
+        module = copy.deepcopy(loaded.module)
+    except RuntimeError:  # after training weight_norm keeps a tensor that only pickle copies
+        module = cloudpickle.loads(cloudpickle.dumps(loaded.module))
+    return replace(loaded, module=module.eval())
 
 
 def _opened(x: Any) -> Volume | da.Array:

@@ -7,6 +7,7 @@ its patches reach from the neighbouring chunks.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -18,7 +19,7 @@ from dask.base import tokenize
 from dask.delayed import delayed
 
 from volflow.engine.clock import Clock
-from volflow.engine.depth import merged_chunks
+from volflow.engine.depth import is_whole, merged_chunks
 from volflow.engine.lazy import Block
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
@@ -121,7 +122,9 @@ def _lazy(blocks: Blocks, request: Request, source: Any, *arrays: da.Array) -> d
     dtype = np.dtype(window.finish.dtype)
     model = ModelPlugin(request.model.module, request.model.digest)
     decides = {**request.fingerprint(), "input": source, "batch": window.batch_size}
-    token = tokenize(decides, window.forward.device, window.forward.precision, blocks.cuts)
+    forward = window.forward
+    # The frame of a computed array follows from the volume that it is like.
+    token = tokenize(decides, window.inputs.frame, forward.device, forward.precision, blocks.cuts)
     result: da.Array = da.map_blocks(
         _compute_block,
         *arrays,
@@ -156,8 +159,8 @@ def over_stored(request: Request, window: SlidingWindow, block: Block) -> da.Arr
     if block is None:
         spacing = output_meta(request, window.outputs[0]).spacing
         block = default_layout(out, spacing, "float32")[1]
-    sides = (block,) * 3 if isinstance(block, int) else tuple(block)
-    if len(sides) != 3 or min(sides) < 1:
+    sides = tuple(block) if isinstance(block, Iterable) else (block,) * 3
+    if len(sides) != 3 or not all(is_whole(side) and side > 0 for side in sides):
         raise InvalidInput(f"block must be a positive integer or one for z, y, x, given {block!r}")
     cuts = tuple((*range(0, n, side), n) for n, side in zip(out, sides, strict=True))
     return _lazy(Blocks(window, cuts), request, request.fingerprint()["input"])

@@ -54,6 +54,17 @@ class Curious(nn.Module):
         return x + 1 if float(x.sum()) > 0 else x
 
 
+class Keeps(nn.Module):
+    """Keeps a tensor of its first call for the next."""
+
+    ramp = None
+
+    def forward(self, x):
+        if self.ramp is None:
+            self.ramp = torch.arange(x.shape[-1], dtype=x.dtype)
+        return x + self.ramp
+
+
 class Watched(nn.Module):
     """Notes how many forwards run at once."""
 
@@ -201,6 +212,34 @@ class TestGraph:
         lazy = vf.map_model(stored(data), Curious(), patch=8, overlap=0)
         np.testing.assert_allclose(lazy[0].compute(), data + 1, rtol=1e-5)
 
+    def test_a_module_may_keep_tensors_of_its_first_call(self, stored):
+        data = voxels((8, 8, 8))
+        lazy = vf.map_model(stored(data), Keeps(), patch=8, overlap=0)
+        np.testing.assert_allclose(lazy[0].compute(), data + np.arange(8), rtol=1e-6)
+
+    @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+    def test_a_module_that_only_pickle_copies(self, stored):
+        net = nn.utils.weight_norm(nn.Conv3d(1, 1, 3, padding=1))
+        data = voxels((8, 8, 8))
+        whole = net(torch.from_numpy(data)[None, None])  # its weight now belongs to a gradient
+        lazy = vf.map_model(stored(data), net, patch=8, overlap=0)
+        np.testing.assert_allclose(lazy.compute(), whole.detach().numpy()[0], rtol=1e-5)
+
+    @pytest.mark.parametrize("threads", [2, 16])
+    def test_a_network_over_a_network(self, stored, threads):
+        data = voxels((24, 20, 16))
+        options = {"patch": (8, 8, 8), "overlap": 0.5}
+        net = nn.Conv3d(1, 1, 3, padding=1)
+        first = sliding_window(data[None], net, **options)
+        truth = sliding_window(first.astype("f4"), net, **options)
+        between = {"depth": 1, "boundary": "reflect", "dtype": "f4"}
+        for x, more in ((stored(data), {"block": 8}), (da.from_array(data, chunks=8) + 0, {})):
+            scores = vf.map_model(x, net, **options, **more)
+            scores = vf.map_overlap(lambda b: b, scores, **between)
+            lazy = vf.map_model(scores, net, **options)
+            there = lazy.compute(scheduler="threads", num_workers=threads)
+            np.testing.assert_allclose(there, truth, rtol=1e-4, atol=1e-3)
+
     def test_a_region_reads_and_computes_its_blocks_only(self, stored, monkeypatch):
         volume = stored(voxels((64, 32, 32)))
         lazy = vf.map_model(volume, nn.Identity(), patch=8, overlap=0, block=16)
@@ -232,6 +271,18 @@ class TestGraph:
         other = vf.map_model(volume, random_net(), patch=8, overlap=0)
         assert first.name == second.name != other.name
 
+    def test_the_orientation_of_a_computed_array_is_part_of_its_name(self, stored):
+        data = voxels((16, 16, 16))
+        options = {"patch": 8, "overlap": 0.25, "frame": "RAS"}
+        likes = [
+            stored(data, f"{o}.zarr", meta=Meta(orientation=o, spacing=(1, 1, 1)))
+            for o in ("RAS", "LPI")
+        ]
+        x = da.from_array(data, chunks=8)
+        first, second = (vf.map_model(x, random_net(), like=like, **options) for like in likes)
+        assert first.name != second.name
+        assert not np.allclose(*dask.compute(first, second))
+
     def test_before_a_threshold_into_a_store(self, stored, tmp_path):
         volume = stored(voxels((40, 30, 20)))
         lazy = vf.map_model(volume, random_net(), patch=12, block=24)[1] > 0
@@ -256,6 +307,7 @@ class TestRefusals:
         ("options", "message"),
         [
             ({"patch": 8, "block": 0}, "block must be a positive integer or one for z, y, x"),
+            ({"patch": 8, "block": 8.5}, "block must be a positive integer or one for z, y, x"),
             ({"patch": 8, "blend": "median"}, "median"),
             ({}, "patch is needed"),
             ({"patch": 8, "output": "labels"}, "unknown output 'labels'"),
