@@ -75,6 +75,8 @@ def check_array(array: da.Array) -> None:
         raise InvalidInput(
             f"a volume has axes zyx or czyx of known size; the array has shape {array.shape}"
         )
+    if 0 in array.shape:
+        raise InvalidInput(f"the array of shape {array.shape} is empty; a volume holds voxels")
 
 
 def write(  # noqa: PLR0913 - a public journey takes flat options

@@ -141,6 +141,10 @@ class TestRefused:
         with pytest.raises(InvalidInput, match=r"of known size; the array has shape .nan"):
             write(array[array.sum(axis=(1, 2)) > 0])
 
+    def test_empty_arrays(self, write):
+        with pytest.raises(InvalidInput, match=r"the array of shape \(0, 5, 5\) is empty"):
+            write(da.zeros((0, 5, 5)))
+
     def test_arrays_that_lie_about_their_dtype(self, write):
         lying = da.from_array(SCAN, chunks=16).map_blocks(
             lambda block: block.astype("f8"), dtype="uint16", meta=SCAN[:0, :0, :0]
