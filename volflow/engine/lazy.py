@@ -100,6 +100,8 @@ def map_overlap(
     halos = padded_axes([a.chunks for a in arrays], depth, boundary)
     for a, axes in zip(arrays, halos, strict=True):
         check_constants(axes, a.dtype)
+    if any(axis < 0 for axis in _axes_of(kwargs, "new_axis")):
+        raise InvalidInput(f"new_axis counts from 0, given {kwargs['new_axis']}")
     if "meta" not in kwargs and kwargs.get("dtype") is not None:
         ndim = max(a.ndim for a in arrays)
         ndim += len(_axes_of(kwargs, "new_axis")) - len(_axes_of(kwargs, "drop_axis"))
@@ -107,6 +109,13 @@ def map_overlap(
     stored = [a for a in arrays if isinstance(a, Stored)]
     if len(stored) == len(arrays):
         return _map_stored(func, stored, halos, trim, kwargs)
+    new = _axes_of(kwargs, "new_axis")
+    kinds = {(a.depth, a.boundary) for axes in halos for a in axes}
+    if trim and new and (len(kinds) > 1 or max(new) >= min(a.ndim for a in arrays)):
+        raise InvalidInput(
+            f"with new_axis {kwargs['new_axis']} Dask trims the wrong axes of a computed array,"
+            " except for a first axis and one depth for all; store the array with vf.write first"
+        )
     computed: list[da.Array] = [a.dask(arrays) if isinstance(a, Stored) else a for a in arrays]
     if not allow_rechunk:
         for axes in padded_axes([a.chunks for a in computed], depth, boundary):

@@ -381,6 +381,18 @@ class TestRefusals:
             with pytest.raises(InvalidInput, match=r"does not fit uint8 \(0 to 255\)"):
                 vf.map_overlap(total, x, depth=1, boundary={0: constant}, dtype="f4")
 
+    def test_new_axes_that_dask_would_get_wrong(self):
+        array = stored(voxels((8, 8, 8)), (4, 4, 4))
+        options = {"depth": 1, "boundary": "reflect", "dtype": "f4"}
+        x = da.from_zarr(array) + 0
+        for wrong in ({"new_axis": 3}, {"new_axis": 0, "depth": {0: 1, 1: 2}}):
+            with pytest.raises(InvalidInput, match="trims the wrong axes of a computed array"):
+                vf.map_overlap(lambda b: b[None], x, **{**options, **wrong})
+        lazy = vf.map_overlap(lambda b: b[None], x, new_axis=0, **options)
+        np.testing.assert_array_equal(lazy.compute()[0], array[:])
+        with pytest.raises(InvalidInput, match="new_axis counts from 0, given -1"):
+            vf.map_overlap(lambda b: b[..., None], array, new_axis=-1, **options)
+
     def test_unknown_sizes(self):
         x = da.ones((8, 8, 8), chunks=4)
         with pytest.raises(InvalidInput, match=r"unknown sizes, .*compute_chunk_sizes\(\) first"):
