@@ -2,11 +2,12 @@
 
     python benchmarks/huge.py --folder /tmp/huge                 # capped, then free; results filed
     python benchmarks/huge.py --folder /tmp/huge --picture memory.png
-    python benchmarks/huge.py --folder /tmp/huge --method monai --free 0B
+    python benchmarks/huge.py --folder /tmp/huge --method monai --free 0B    # capped only
 
 Each run is a process of its own, watched as in ``volflow demo huge``: the same CT, network, patch
-and overlap; all read the same Zarr and write uint8 classes. What is killed at the cap is run again,
-freely up to ``--free``, to see what it would need. One run each. Needs the extra ``peers``.
+and overlap; all read the same Zarr and write uint8 classes. Blends are gaussian, TorchIO's is hann.
+What is killed at the cap is run again, freely up to ``--free``, to see what it would need; the
+machine should have that much memory to spare. One run each. Needs the extra ``peers``.
 """
 
 from __future__ import annotations
@@ -121,13 +122,18 @@ def measure(method: str, folder: Path, cap_bytes: int) -> Watched:
 
 
 def row(method: str, cap_bytes: int, watched: Watched) -> str:
-    phases = [line for line in watched.told.splitlines() if " s  " in line[:12]]
-    ended = "done"
-    if watched.ended == "over":
-        ended = f"**killed** in: {phases[-1].split(' s  ')[1]}" if phases else "**killed**"
+    phases = [line.split(" s  ") for line in watched.told.splitlines() if " s  " in line[:12]]
+    ends = [float(seconds) for seconds, _ in phases[1:]] + [watched.seconds]
+    spent = [
+        f"{name} {end - float(start):.0f}"
+        for (start, name), end in zip(phases, ends[: len(phases)], strict=True)
+    ]
+    over = watched.ended == "over"
+    if over and phases:
+        spent[-1] = f"killed while it did: {phases[-1][1]}"
     return (
-        f"| {method} | {format_bytes(cap_bytes)} | {ended} | {watched.seconds:.0f} |"
-        f" {format_bytes(watched.peak_bytes)} |"
+        f"| {method} | {format_bytes(cap_bytes)} | {'**killed**' if over else 'done'} |"
+        f" {watched.seconds:.0f} | {format_bytes(watched.peak_bytes)} | {', '.join(spent)} |"
     )
 
 
@@ -164,12 +170,13 @@ def main() -> None:
         method, *paths = options.child
         globals()[f"run_{method}"](*paths)
         return
+    if options.folder is None:
+        parser.error("--folder is needed: it takes some 1.5 GiB")
     folder, cap, free = options.folder, parse_bytes(options.cap), options.free
     folder.mkdir(parents=True, exist_ok=True)
-    modules = [("volflow.demo.scan", "ct.zarr"), ("volflow.demo.tissue", "ct_net")]
-    for module, name in modules:
-        if name == "ct.zarr" or not (folder / name).exists():
-            subprocess.run([sys.executable, "-m", module, str(folder / name)], check=True)
+    subprocess.run([sys.executable, "-m", "volflow.demo.scan", folder / "ct.zarr"], check=True)
+    if not (folder / "ct_net").exists():
+        subprocess.run([sys.executable, "-m", "volflow.demo.tissue", folder / "ct_net"], check=True)
     methods = options.method or list(METHODS)
     lines, stretches = [], []
     for method in methods:
@@ -188,8 +195,8 @@ def main() -> None:
         f"### {voxels} float32 ({format_bytes(4 * math.prod(SHAPE))}), 1 → 8 → 8 → 5 channels,"
         f" patch 32 × 96 × 96, overlap 1/4, one run each",
         "",
-        "| method | cap | ended | s | peak resident |",
-        "|---|---|---|---|---|",
+        "| method | cap | ended | s | peak resident | seconds of each phase |",
+        "|---|---|---|---|---|---|",
         *lines,
         "",
         agreement(folder, methods) if "volflow" in methods else "",
