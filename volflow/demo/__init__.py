@@ -1,1 +1,1 @@
-"""The demonstration: a real brain scan, a small network trained on part of it, and its score."""
+"""The demonstrations: a real brain scan and its score; a CT larger than the memory it is given."""
