@@ -9,6 +9,7 @@ import volflow as vf
 from volflow.cli import run
 from volflow.demo.huge import run_huge
 from volflow.demo.tissue import CLASSES, PATCH, tissue_net
+from volflow.errors import RunFailed
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow]
 
@@ -37,6 +38,12 @@ def test_killed_at_half_and_resumed(tmp_path, capsys):
     np.testing.assert_array_equal(result[:], whole[:])
     assert result.meta.channels == CLASSES
     assert (np.bincount(result[:].ravel(), minlength=5) > 1000).all()
+
+    (shown.result / "0" / "c" / "5" / "1" / "1").write_bytes(b"broken")
+    with pytest.raises(
+        RunFailed, match=r"11 of 12 blocks verified, 1 bad.*; run volflow demo huge"
+    ):
+        run_huge(tmp_path / "out", SMALL, SHARD)
 
 
 @pytest.mark.nightly
