@@ -15,9 +15,10 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
 from typing import Any
 
-from distributed import Client, Future, get_worker, wait
+from distributed import Client, Future, get_worker
 
 from volflow.engine.cluster import Cluster, connect, is_embedded, workers
 from volflow.engine.events import State, reporter
@@ -94,6 +95,7 @@ class Driver:
     results: dict[int, Any] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
     seen_s: float = field(default_factory=time.monotonic)
+    landed: SimpleQueue[Future[Outcome]] = field(default_factory=SimpleQueue)
 
     def slots(self, threads: int) -> int:
         """Tasks that one worker may run at once within its memory."""
@@ -123,6 +125,7 @@ class Driver:
                     key=f"{self.plan.operation}-{attempt.blocks[0]}-{uuid.uuid4().hex[:8]}",
                 )
                 self.flying[future] = attempt
+                future.add_done_callback(self.landed.put)
 
     def requeue_lost(self, live: dict[str, int]) -> None:
         """Take back what a dead worker held; give up when no worker comes back."""
@@ -152,24 +155,25 @@ class Driver:
     def collect(self) -> None:
         """Take what has finished, waiting at most a moment for it."""
         try:
-            done = wait(list(self.flying), timeout=POLL_S, return_when="FIRST_COMPLETED").done
-        except TimeoutError:
+            future = self.landed.get(timeout=POLL_S)
+        except Empty:
             return
-        for future in done:
-            attempt = self.flying.pop(future)
-            if future.status == "finished":
-                outcome: Outcome = future.result()
-            else:
-                error = future.exception() if future.status == "error" else "the task was lost"
-                outcome = Outcome({}, RuntimeError(f"{type(error).__name__}: {error}"))
-            future.release()
-            self.results.update(outcome.results)
-            reason = f"{outcome.error or 'its task ended without doing it'}\n{outcome.trace}"
-            if isinstance(outcome.error, VolflowError):
-                if type(outcome.error) is not RunFailed:
-                    raise outcome.error
-                reason = str(outcome.error)
-            self.retry(attempt, reason.strip())
+        attempt = self.flying.pop(future, None)
+        if attempt is None:  # taken back when its worker died
+            return
+        if future.status == "finished":
+            outcome: Outcome = future.result()
+        else:
+            error = future.exception() if future.status == "error" else "the task was lost"
+            outcome = Outcome({}, RuntimeError(f"{type(error).__name__}: {error}"))
+        future.release()
+        self.results.update(outcome.results)
+        reason = f"{outcome.error or 'its task ended without doing it'}\n{outcome.trace}"
+        if isinstance(outcome.error, VolflowError):
+            if type(outcome.error) is not RunFailed:
+                raise outcome.error
+            reason = str(outcome.error)
+        self.retry(attempt, reason.strip())
 
     def loop(self) -> None:
         """Submit and collect until nothing is left."""
@@ -254,7 +258,7 @@ def run(
         state.add(**event[1]["step"])
         shown.update(state)
 
-    with connect(cluster) as client, client.as_current(), _plugin(client, plan):
+    with connect(cluster) as client, _plugin(client, plan):
         driver = Driver(client, plan, state, topic, retries)
         client.subscribe_topic(topic, on_event)
         try:

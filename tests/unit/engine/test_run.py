@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import dask
 import pytest
 from distributed import LocalCluster, WorkerPlugin, get_worker
 
@@ -347,3 +348,25 @@ class TestProcesses:
         # The process that came in place of the dead one has the plugin too.
         assert {env for env, _ in report.results.values()} == {"here"}
         assert report.retries == 1
+
+
+def test_runs_side_by_side_leave_dask_as_it_was(client):
+    """A run that ends amid another must not leave Dask pointing at its own client."""
+
+    def one(seconds):
+        run(plan_of(slow, seconds, blocks=1, pieces=1), cluster=client, progress=False)
+
+    threads = [threading.Thread(target=one, args=(seconds,)) for seconds in (0.2, 0.5)]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.1)
+        assert dask.config.get("scheduler", None) is None
+    for thread in threads:
+        thread.join()
+    assert dask.config.get("scheduler", None) is None
+
+
+def slow(job, blocks):
+    time.sleep(job)
+    for block in blocks:
+        yield Step(block, 10)
