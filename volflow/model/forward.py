@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ __all__ = [
     "pick_device",
     "probe",
     "torch_threads",
+    "usual_batch",
 ]
 
 
@@ -270,6 +272,17 @@ def output_shapes(forward: Forward, module: torch.nn.Module) -> tuple[Output, ..
     return tuple(_check_output(forward, name, value, 1) for name, value in named.items())
 
 
+def usual_batch(patch: Sequence[int]) -> int:
+    """As many patches as make up 64³ voxels, so that tiny ones do not drown in call overhead.
+
+    Examples
+    --------
+    >>> usual_batch((96, 96, 96)), usual_batch((32, 32, 32)), usual_batch((1, 8, 8))
+    (1, 8, 64)
+    """
+    return max(1, min(64, 64**3 // math.prod(patch)))
+
+
 def probe(forward: Forward, batch_size: int | None, memory_bytes: int, threads: int) -> Probe:
     """Try one forward on zeros: output shapes, peak memory, and the batch size that fits.
 
@@ -288,8 +301,7 @@ def probe(forward: Forward, batch_size: int | None, memory_bytes: int, threads: 
     forward = forward.here()
     device = torch.device(forward.device)
     with torch_threads(threads):
-        voxels = forward.patch[0] * forward.patch[1] * forward.patch[2]
-        batch = batch_size or (1 if device.type == "cuda" else max(1, min(64, 64**3 // voxels)))
+        batch = batch_size or (1 if device.type == "cuda" else usual_batch(forward.patch))
         outputs, peak, batch = _fitting(forward, batch)
         if batch_size is None and device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(device)

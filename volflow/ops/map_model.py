@@ -23,7 +23,7 @@ import zarr
 from volflow.engine.lazy import Block, Stored, as_lazy
 from volflow.errors import InvalidInput
 from volflow.model.bundle import load_model
-from volflow.model.forward import Forward, Output, output_shapes, probe
+from volflow.model.forward import Forward, Output, output_shapes, probe, usual_batch
 from volflow.model.resident import ModelPlugin, lent
 from volflow.model.spec import Model
 from volflow.ops.call import check_weights
@@ -48,7 +48,7 @@ def map_model(  # noqa: PLR0913 - the options of predict
     activation: str | Callable[[Any], Any] | None = None,
     output: str | None = None,
     dtype: str | None = None,
-    batch_size: int = 1,
+    batch_size: int | str = 1,
     device: str = "auto",
     precision: str = "auto",
     flips: str = "",
@@ -79,7 +79,8 @@ def map_model(  # noqa: PLR0913 - the options of predict
         As in `predict`: the name of a normalisation measures a volume once, now. An array that
         Dask computes has no such statistics: give a function, or ``"none"``.
     batch_size, device, precision
-        As in `predict`, but for the batch, which is not searched for. One forward at a time runs
+        As in `predict`, but for the batch, which is not searched for: ``"auto"`` takes as many
+        patches as make up 64³ voxels. One forward at a time runs
         on a device, and two blocks at a time are worked on in a process, whatever the number of
         its threads.
     weights, trust
@@ -185,7 +186,7 @@ def _stand_in(array: da.Array, like: Volume | None) -> Volume:
     return replace(volume, meta=replace(like.meta, axes=volume.axes))
 
 
-def _window(request: Request, batch_size: int) -> SlidingWindow:
+def _window(request: Request, batch_size: int | str) -> SlidingWindow:
     """What decides the voxels; one output only."""
     forward = request.forward(request.options.device, request.options.precision)
     outputs = _outputs(forward, request.model)
@@ -200,7 +201,8 @@ def _window(request: Request, batch_size: int) -> SlidingWindow:
         raise InvalidInput(
             f"{request.options.dtype} holds no class {outputs[0].channels - 1}; use a wider dtype"
         )
-    return request.window(outputs, forward, batch_size)
+    batch = usual_batch(forward.patch) if batch_size == "auto" else int(batch_size)
+    return request.window(outputs, forward, batch)
 
 
 def _outputs(forward: Forward, model: Model) -> tuple[Output, ...]:

@@ -109,7 +109,8 @@ def write(  # noqa: PLR0913 - a public journey takes flat options
     meta
         The same in detail, where there is no such volume.
     chunk, shard, cluster, memory, overwrite, progress
-        As in `convert`.
+        As in `convert`. Memory is projected from the array's own chunks: what a graph computes on
+        the way to them, such as the scores behind a threshold, comes on top.
 
     Examples
     --------

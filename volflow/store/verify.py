@@ -18,6 +18,7 @@ from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
 from volflow.store.journal import Journal, Record, ShardEntry, journal_dir
 from volflow.store.pyramid import level_journals
+from volflow.store.volume import Volume
 
 __all__ = ["Coverage", "verify"]
 
@@ -125,7 +126,7 @@ def _condense(letters: str) -> str:
 
 
 def verify(
-    path: str | os.PathLike[str], *, progress: Callable[[int, int], object] | None = None
+    path: str | os.PathLike[str] | Volume, *, progress: Callable[[int, int], object] | None = None
 ) -> Coverage:
     """Read every stored object of an output back and compare it with its checksum.
 
@@ -135,7 +136,7 @@ def verify(
     Parameters
     ----------
     path
-        An output that volflow wrote.
+        An output that volflow wrote, or the `Volume` that it gave.
     progress
         Called with the number of blocks read so far and of those to read.
 
@@ -146,7 +147,7 @@ def verify(
     Locked
         While a driver writes the output.
     """
-    out = os.fspath(path)
+    out = os.fspath((path.path or "") if isinstance(path, Volume) else path)
     journal = Journal(journal_dir(out))
     if journal.recorded() is None:
         raise InvalidInput(

@@ -181,6 +181,11 @@ class TestEqualToPredict:
         lazy, batch = both(stored(voxels((5, 30, 41))), slice_net(), tmp_path, **options)
         np.testing.assert_array_equal(lazy.compute(), batch)
 
+    def test_the_usual_batch_is_that_of_predict(self, stored, tmp_path):
+        options = {"patch": 32, "batch_size": "auto"}
+        lazy, batch = both(stored(voxels((40, 40, 70))), random_net(), tmp_path, **options)
+        np.testing.assert_array_equal(lazy.compute(), batch)
+
     def test_a_bundle_says_its_own(self, stored, tmp_path):
         torch.manual_seed(0)
         net = vf_unet.UNet(1, 2, features=(2, 4)).eval()

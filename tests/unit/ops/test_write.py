@@ -78,8 +78,10 @@ def test_memory_decides_between_large_blocks_and_computing_twice(write):
 def test_lazy_results_are_computed_block_by_block(write):
     array = da.from_array(SCAN, chunks=16)
     array = array.map_blocks(adds_one, dtype="uint16", meta=SCAN[:0, :0, :0])
-    assert np.array_equal(write(array)[:], SCAN + 1)
+    volume = write(array)
+    assert np.array_equal(volume[:], SCAN + 1)
     assert len(seen) == 3 * 2 * 2  # each chunk once
+    assert vf.verify(volume).ok
 
 
 def test_channels(write):
