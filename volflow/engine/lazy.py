@@ -168,6 +168,9 @@ class Stored:
             if isinstance(other, da.Array) and other.shape[-3:] == self.shape[-3:]:
                 chunks = (*chunks[:-3], *other.chunks[-3:])
                 break
+        if isinstance(self.source, Volume):
+            volume: da.Array = self.source.dask(chunks)
+            return volume
         name = f"volume-{tokenize(self.identity(), chunks)}"
         meta = np.empty((0,) * self.ndim, self.dtype)
         array: da.Array = da.from_array(self.source, chunks=chunks, name=name, meta=meta)
@@ -227,10 +230,8 @@ def _cut(source: Volume | zarr.Array[Any], block: Block) -> Chunks:
                 f"block must be a positive integer or one per axis, given {block!r} for an array"
                 f" of shape {shape}"
             )
-    return tuple(
-        (int(b),) * (n // b) + ((n % b,) if n % b else ())
-        for n, b in zip(shape, sizes, strict=True)
-    )
+    chunks: Chunks = da.core.normalize_chunks(tuple(int(b) for b in sizes), shape)
+    return chunks
 
 
 def _map_stored(

@@ -231,7 +231,7 @@ class Volume:
         """The whole volume in memory, for ``np.asarray(vol)``."""
         return self.read(Roi.full(self.shape)).astype(dtype or self.dtype, copy=False)
 
-    def dask(self, chunks: Sequence[int] | None = None) -> Any:
+    def dask(self, chunks: Sequence[int | Sequence[int]] | None = None) -> Any:
         """The volume as a Dask array, one task per shard (or chunk, where unsharded).
 
         Parameters
@@ -240,12 +240,15 @@ class Volume:
             Other pieces; whole shards read fastest.
         """
         import dask.array as da
+        from dask.base import tokenize
 
+        pieces = tuple(chunks or self.shards or self.chunks)
         return da.from_array(
             self,
-            chunks=tuple(chunks or self.shards or self.chunks),
-            # The name follows the stored bytes, so that Dask never takes old results for new.
-            name=f"volume-{self.identity()[:32]}",
+            chunks=pieces,
+            # The name follows the stored bytes and the pieces, so that Dask never takes old results
+            # for new, nor one cut for another.
+            name=f"volume-{tokenize(self.identity(), pieces)}",
             meta=np.empty((0,) * self.ndim, self.dtype),
         )
 

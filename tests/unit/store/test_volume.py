@@ -443,3 +443,12 @@ def test_every_sample_is_read_or_refused():
             shapes.append(volume.shape)
             assert volume[...].shape == volume.shape
     assert len(shapes) >= 20
+
+
+def test_two_cuts_of_a_volume_are_two_arrays(tmp_path):
+    """Dask takes chunks of one name for the same voxels."""
+    volume = create(tmp_path / "a.zarr", (6, 6, 6), "int64", Meta())
+    volume.write(Roi.full(volume.shape), np.arange(6**3).reshape(6, 6, 6))
+    thick, thin = volume.dask((3, 6, 6)), volume.dask((2, 6, 6))
+    assert int((thick.sum() - thin.sum()).compute()) == 0
+    assert thick.name == volume.dask((3, 6, 6)).name != thin.name
