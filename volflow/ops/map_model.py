@@ -16,7 +16,6 @@ from typing import Any
 
 import cloudpickle
 import dask.array as da
-import numpy as np
 import torch
 import zarr
 
@@ -28,7 +27,7 @@ from volflow.model.resident import ModelPlugin, lent
 from volflow.model.spec import Model
 from volflow.ops.call import check_weights
 from volflow.ops.options import PredictOptions, merge_options, order_inputs
-from volflow.ops.request import Request, make_request, normalized
+from volflow.ops.request import Request, check_classes, make_request, normalized
 from volflow.ops.sliding import SlidingWindow
 from volflow.ops.window_blocks import over_computed, over_stored
 from volflow.store.volume import Volume, open_volume
@@ -196,11 +195,7 @@ def _window(request: Request, batch_size: int | str) -> SlidingWindow:
             f"the model returns outputs by name ({names}), and an array holds one: wrap it so that"
             " it returns a tensor, or use predict"
         )
-    most = np.iinfo(request.options.dtype or "uint8").max
-    if request.options.output == "classes" and outputs[0].channels - 1 > most:
-        raise InvalidInput(
-            f"{request.options.dtype} holds no class {outputs[0].channels - 1}; use a wider dtype"
-        )
+    check_classes(request.options, outputs)
     batch = usual_batch(forward.patch) if batch_size == "auto" else int(batch_size)
     return request.window(outputs, forward, batch)
 

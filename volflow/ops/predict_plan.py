@@ -18,10 +18,9 @@ from volflow.geometry.grid import BlockGrid, per_axis
 from volflow.model.forward import Forward, Output, Probe, probe
 from volflow.model.resident import ModelPlugin
 from volflow.ops.feed import segment_rows
-from volflow.ops.options import PredictOptions
 from volflow.ops.predict_job import PredictJob, Target
 from volflow.ops.predict_task import predict_blocks
-from volflow.ops.request import Request, output_meta
+from volflow.ops.request import Request, check_classes, output_meta
 from volflow.ops.tiling import Demand, choose_tiling, limit_depth, patch_count, runs_of
 from volflow.store.journal import Journal, Record, journal_dir
 from volflow.store.layout import resolve_layout
@@ -150,7 +149,7 @@ def _settings(request: Request, found: Probe, memory_bytes: int) -> Settings:
     out_shape = demand.frame.restore(demand.grid.reduced(demand.scale).shape)
     spacing = output_meta(request, found.outputs[0]).spacing
     dtype = options.stored_dtype(found.dtype)
-    _check_classes(options, found)
+    check_classes(options, found.outputs)
     chunk, shard = resolve_layout(out_shape, spacing, dtype, options.chunk, options.shard)
     if options.shard is None:
         shard = limit_depth(shard, chunk, out_shape, demand.frame.axes[0])
@@ -168,15 +167,6 @@ def _settings(request: Request, found: Probe, memory_bytes: int) -> Settings:
         shard=tiling.shard,
         peak_bytes=tiling.peak_bytes,
     )
-
-
-def _check_classes(options: PredictOptions, found: Probe) -> None:
-    most = max(o.channels for o in found.outputs)
-    if options.output == "classes" and most - 1 > np.iinfo(options.dtype or "uint8").max:
-        raise InvalidInput(
-            f"{options.dtype} holds no class {most - 1}, and the model has {most} classes; use"
-            f' dtype="{np.min_scalar_type(most - 1)}"'
-        )
 
 
 def _threads(client: Client) -> int:

@@ -23,7 +23,7 @@ from volflow.ops.statistics import statistics
 from volflow.store.meta import Meta
 from volflow.store.volume import Volume, open_volume
 
-__all__ = ["Request", "make_request", "normalized", "output_meta"]
+__all__ = ["Request", "check_classes", "make_request", "normalized", "output_meta"]
 
 # Raised when the same inputs give other voxels than before; part of the fingerprint.
 PREDICT_VERSION = 1
@@ -133,6 +133,16 @@ def make_request(
         tuple(volumes.values()), (None,) * len(volumes), frame, mask, options.skip_below
     )
     return Request(inputs, model, options, out)
+
+
+def check_classes(options: PredictOptions, outputs: tuple[Output, ...]) -> None:
+    """Refuse a dtype that cannot hold every class that a model has."""
+    most = max(o.channels for o in outputs)
+    if options.output == "classes" and most - 1 > np.iinfo(options.dtype or "uint8").max:
+        raise InvalidInput(
+            f"{options.dtype} holds no class {most - 1}, and the model has {most} classes; use"
+            f' dtype="{np.min_scalar_type(most - 1)}"'
+        )
 
 
 def normalized(request: Request, **options: Any) -> Request:

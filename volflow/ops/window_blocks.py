@@ -115,13 +115,15 @@ class Piece:
         return self.voxels[(slice(None), *roi.relative_to(self.start).slices())]
 
 
-def _lazy(blocks: Blocks, request: Request, source: Any, *arrays: da.Array) -> da.Array:
+def _lazy(blocks: Blocks, request: Request, *arrays: da.Array) -> da.Array:
     """The Dask array of all blocks."""
     window = blocks.window
     front = () if window.finish.output == "classes" else ((window.outputs[0].channels,),)
     dtype = np.dtype(window.finish.dtype)
     model = ModelPlugin(request.model.module, request.model.digest)
-    decides = {**request.fingerprint(), "input": source, "batch": window.batch_size}
+    decides = {**request.fingerprint(), "batch": window.batch_size}
+    if arrays:  # of which the request knows but a stand-in
+        decides["input"] = [array.name for array in arrays]
     forward = window.forward
     # The frame of a computed array follows from the volume that it is like.
     token = tokenize(decides, window.inputs.frame, forward.device, forward.precision, blocks.cuts)
@@ -163,7 +165,7 @@ def over_stored(request: Request, window: SlidingWindow, block: Block) -> da.Arr
     if len(sides) != 3 or not all(is_whole(side) and side > 0 for side in sides):
         raise InvalidInput(f"block must be a positive integer or one for z, y, x, given {block!r}")
     cuts = tuple((*range(0, n, side), n) for n, side in zip(out, sides, strict=True))
-    return _lazy(Blocks(window, cuts), request, request.fingerprint()["input"])
+    return _lazy(Blocks(window, cuts), request)
 
 
 def over_computed(array: da.Array, request: Request, window: SlidingWindow) -> da.Array:
@@ -190,7 +192,7 @@ def over_computed(array: da.Array, request: Request, window: SlidingWindow) -> d
         tuple(max(0, at - d) for at in axis[:-1]) for axis, d in zip(starts, depth, strict=True)
     )
     bare = replace(window, inputs=replace(window.inputs, volumes=()))
-    return _lazy(Blocks(bare, cuts, begins), request, array.name, padded)
+    return _lazy(Blocks(bare, cuts, begins), request, padded)
 
 
 def _depth(window: SlidingWindow, cuts: Cuts, starts: list[list[int]]) -> tuple[int, ...]:
