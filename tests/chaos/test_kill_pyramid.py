@@ -30,7 +30,12 @@ if __name__ == "__main__":
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    """What the volume consists of: Zarr's unfinished files, which a kill may leave, are no part."""
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in folder.rglob("*")
+        if p.is_file() and p.suffix != ".partial"
+    }
 
 
 def done(path: Path, level: int) -> dict[str, int]:

@@ -3,33 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from volflow.geometry.roi import Roi
-from volflow.store.create import create
-from volflow.store.meta import Meta
-
 pytestmark = pytest.mark.slow
 
 MIB = 2**20
-# The growth above the resident size after imports and a first, small prediction.
 MEASURED = """
-import ctypes, gc, json, sys
-from pathlib import Path
 import torch
-import volflow as vf
-from volflow.engine.cluster import connect
 from volflow.ops.predict import plan_predict
-
-def resident(field):
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) * 1024
 
 if __name__ == "__main__":
     small, scan, out, options = sys.argv[1:]
@@ -37,41 +21,26 @@ if __name__ == "__main__":
     torch.manual_seed(0)
     net = torch.nn.Conv3d(1, 2, 3, padding=1)
     with connect("threads") as client:
-        vf.predict(small, net, out + ".small", cluster=client, progress=False, **options)
-        plan = plan_predict(scan, net, out, cluster=client, **options)
-        gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
-        before = resident("VmRSS")
-        vf.predict(scan, net, out, cluster=client, progress=False, **options)
-        growth = resident("VmHWM") - before
-    print(json.dumps({"growth": growth, **plan.to_dict()}))
+        options |= {"cluster": client}
+        vf.predict(small, net, out + ".small", progress=False, **options)
+        plan = plan_predict(scan, net, out, **options)
+        report_growth(plan, lambda: vf.predict(scan, net, out, progress=False, **options))
 """
 
 
 @pytest.fixture
-def measured(tmp_path, root):
-    """Runs a prediction in a process of its own: its plan, and by how much it grew."""
+def measured(tmp_path, grown, noise):
+    """Runs a prediction after a first, small one: its plan, and by how much it grew."""
+    rng = np.random.default_rng(0)
 
-    def stored(name, shape, dtype):
-        volume = create(tmp_path / name, shape, dtype, Meta(), chunk=32, shard=64)
-        rng = np.random.default_rng(0)
-        for low in range(0, shape[0], 64):
-            roi = Roi((low, 0, 0), (min(shape[0], low + 64), *shape[1:]))
-            volume.write(roi, rng.integers(0, 9, roi.shape).astype(dtype))
-        return volume.path
+    def draw(shape):
+        return rng.integers(0, 9, shape)
 
     def run(shape, dtype="float32", **options):
-        small = stored(f"{shape[0]}-small.zarr", (32, 48, 48), dtype)
-        scan = stored(f"{shape[0]}.zarr", shape, dtype)
+        small = noise(f"{shape[0]}-small.zarr", (32, 48, 48), dtype, 64, draw)
+        scan = noise(f"{shape[0]}.zarr", shape, dtype, 64, draw)
         out = str(tmp_path / f"{shape[0]}-out.zarr")
-        done = subprocess.run(
-            [sys.executable, "-c", MEASURED, small, scan, out, json.dumps(options)],
-            env={**os.environ, "PYTHONPATH": str(root)}, text=True, check=False,
-            capture_output=True,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+        return grown(MEASURED, small, scan, out, json.dumps(options))
 
     return run
 

@@ -6,24 +6,15 @@ import numpy as np
 import pytest
 import zarr
 
+from tests.stores import store
 from volflow.errors import InvalidInput
 from volflow.geometry.histogram import measure
-from volflow.geometry.roi import Roi
 from volflow.report.appearance import CLASS_OPACITY, appearances, direction, metres
 from volflow.store.colors import class_color
-from volflow.store.create import create
-from volflow.store.meta import Meta
 from volflow.store.statistics import Statistics, save_statistics
 from volflow.store.volume import Volume, open_volume
 
 MM = {"spacing": (2.0, 1.0, 1.0), "unit": "millimeter", "orientation": "SAR"}
-
-
-def store(path, array, **meta):
-    axes = ("c", "z", "y", "x")[-array.ndim :]
-    volume = create(path, array.shape, array.dtype, Meta(axes, **meta), chunk=16, shard=32)
-    volume.write(Roi.full(volume.shape), array)
-    return str(path)
 
 
 @pytest.fixture

@@ -11,21 +11,13 @@ import pytest
 import zarr
 
 import volflow as vf
+from tests.stores import store
 from volflow.errors import InvalidInput
-from volflow.geometry.roi import Roi
 from volflow.store.colors import class_color
-from volflow.store.create import create
-from volflow.store.meta import Level, Meta
+from volflow.store.meta import Level
 from volflow.store.ngff import write_group
 
 NAMES = ("background", "liver", "tumour")
-
-
-def store(path, array, **meta):
-    axes = ("c", "z", "y", "x")[-array.ndim :]
-    volume = create(path, array.shape, array.dtype, Meta(axes, **meta), chunk=16, shard=32)
-    volume.write(Roi.full(volume.shape), array)
-    return str(path)
 
 
 @pytest.fixture

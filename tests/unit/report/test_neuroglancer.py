@@ -10,24 +10,15 @@ import numpy as np
 import pytest
 import zarr
 
+from tests.stores import store
 from volflow.errors import InvalidInput
-from volflow.geometry.roi import Roi
 from volflow.report.appearance import appearances, direction
 from volflow.report.neuroglancer import class_names, fragment, viewer_state
 from volflow.store.colors import class_color
-from volflow.store.create import create
-from volflow.store.meta import Meta
 from volflow.store.volume import open_volume
 
 AT = "http://127.0.0.1:8642"
 NAMES = ("background", "liver", "tumour")
-
-
-def store(path, array, **meta):
-    axes = ("c", "z", "y", "x")[-array.ndim :]
-    volume = create(path, array.shape, array.dtype, Meta(axes, **meta), chunk=16, shard=32)
-    volume.write(Roi.full(volume.shape), array)
-    return str(path)
 
 
 def state_of(*paths):
