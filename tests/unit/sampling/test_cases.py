@@ -1,0 +1,332 @@
+"""Cases: everything opens to the same arrays, and what cannot be sampled together is refused."""
+
+from __future__ import annotations
+
+import pickle
+import re
+
+import cloudpickle
+import dask.array as da
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.stores import store
+from volflow.errors import InvalidInput
+from volflow.geometry.roi import Roi
+from volflow.sampling import cases as module
+from volflow.sampling.cases import open_cases
+from volflow.sampling.folders import stem
+from volflow.store.volume import open_volume
+
+SHAPE = (20, 33, 40)
+MM = {"spacing": (2.0, 1.0, 1.0), "unit": "millimeter"}
+
+
+def voxels(shape=SHAPE, dtype="int16", seed=0):
+    return np.random.default_rng(seed).integers(0, 100, shape).astype(dtype)
+
+
+def save_npy(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, array)
+    return path
+
+
+def save_nifti(path, zyx, spacing=(1.0, 1.0, 2.0)):
+    nib = pytest.importorskip("nibabel")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.Nifti1Image(zyx.T, np.diag([*spacing, 1.0])).to_filename(path)
+    return path
+
+
+def folder(base, *names, parts=("images", "labels")):
+    for part in parts:
+        (base / part).mkdir(parents=True)
+        for n, name in enumerate(names):
+            dtype = "uint8" if part == "labels" else "int16"
+            store(base / part / f"{name}.zarr", voxels(dtype=dtype, seed=n), **MM)
+    return base
+
+
+def padded(array, roi):
+    """The oracle: everything padded far enough, then cut."""
+    array = array if array.ndim == 4 else array[None]
+    pad = [(0, 0), (50, 50), (50, 50), (50, 50)]
+    box = Roi(tuple(a + 50 for a in roi.start), tuple(b + 50 for b in roi.stop))
+    return np.pad(array, pad)[:, *box.slices()]
+
+
+@pytest.fixture(params=["numpy", "dask", "zarr", "path", "volume", "npy", "nii"])
+def one(request, tmp_path):
+    """A volume in each of its forms, and its voxels."""
+    array = voxels()
+    if request.param == "numpy":
+        return array, array
+    if request.param == "dask":
+        return da.from_array(array, chunks=(7, 16, 40)) + 0, array
+    if request.param == "zarr":
+        return zarr.create_array({}, data=array, chunks=(8, 8, 8)), array
+    if request.param == "npy":
+        return save_npy(tmp_path / "scan.npy", array), array
+    if request.param == "nii":
+        return save_nifti(tmp_path / "scan.nii", array), array
+    path = store(tmp_path / "scan.zarr", array, **MM)
+    return (open_volume(path) if request.param == "volume" else path), array
+
+
+def test_every_form_of_a_volume_reads_the_same(one):
+    x, array = one
+    (case,) = open_cases(x)
+    assert list(case.sources) == ["image"]
+    assert case.shape == SHAPE
+    assert case.sources["image"].dtype == array.dtype
+    assert case.classes == frozenset()
+    for roi in (Roi.full(SHAPE), Roi((3, 4, 5), (13, 5, 40)), Roi((-9, 20, -1), (4, 50, 60))):
+        np.testing.assert_array_equal(case.read("image", roi), padded(array, roi))
+
+
+boxes = st.tuples(*[st.tuples(st.integers(-30, 45), st.integers(0, 50)) for _ in range(3)])
+
+
+@given(boxes, st.integers(1, 3))
+def test_a_read_is_a_cut_from_the_padded_volume(box, channels):
+    array = voxels((channels, 12, 9, 14), "uint8")
+    roi = Roi(tuple(a for a, _ in box), tuple(a + n for a, n in box))
+    roi = Roi(roi.start, tuple(min(50, b) for b in map(max, roi.start, roi.stop)))
+    (case,) = open_cases(array)
+    found = case.read("image", roi)
+    assert found.shape == (channels, *roi.shape)
+    np.testing.assert_array_equal(found, padded(array, roi))
+
+
+def test_large_boxes_are_read_in_whole_chunk_layers(tmp_path, monkeypatch):
+    array = voxels((2, 50, 20, 20))
+    (case,) = open_cases(store(tmp_path / "a.zarr", array))  # chunks of 16
+    read = []
+    source = case.sources["image"]
+    monkeypatch.setattr(
+        type(source), "read", lambda self, roi: read.append(roi) or array[roi.slices()]
+    )
+    monkeypatch.setattr(module, "READ_BYTES", 1)
+    roi = Roi((5, -3, 2), (45, 18, 25))
+    np.testing.assert_array_equal(case.read("image", roi), padded(array, roi))
+    assert [(r.start[1], r.stop[1]) for r in read] == [(5, 16), (16, 32), (32, 45)]
+    read.clear()
+    monkeypatch.setattr(module, "READ_BYTES", 2**24)
+    case.read("image", roi)
+    assert len(read) == 1
+
+
+def test_reads_into_an_array_that_is_used_again():
+    array = voxels()
+    (case,) = open_cases(array)
+    out = np.full((1, 8, 8, 8), 77, "int16")
+    roi = Roi((-4, 0, 36), (4, 8, 44))
+    assert case.read("image", roi, out=out) is out
+    np.testing.assert_array_equal(out, padded(array, roi))
+    np.testing.assert_array_equal(case.read("image", roi.shift((90, 0, 0)), out=out), 0)
+    with pytest.raises(InvalidInput, match=r"out must be int16 \(1, 8, 8, 8\) .* given int32"):
+        case.read("image", roi, out=out.astype("int32"))
+
+
+def test_chunks_are_those_that_are_stored(tmp_path):
+    path = store(tmp_path / "a.zarr", voxels())
+    uneven = da.from_array(voxels(), chunks=((3, 15, 2), (33,), (20, 20))) + 0
+    assert open_cases(path)[0].chunk == (16, 16, 16)
+    assert open_cases(open_volume(path).dask())[0].chunk == (16, 16, 16)
+    assert open_cases(uneven)[0].chunk == (15, 33, 20)
+    assert open_cases(voxels((2, 100, 30, 70)))[0].chunk == (64, 30, 64)
+
+
+def test_names_of_cases(tmp_path):
+    a, b = (store(tmp_path / name, voxels(), **MM) for name in ("a.zarr", "b.ome.zarr"))
+    assert [c.name for c in open_cases([a, {"image": b}, voxels()])] == ["a", "b", "case2"]
+    assert [c.name for c in open_cases({"q": {"image": a}, "p": {"image": b}})] == ["q", "p"]
+    (case,) = open_cases({"name": "patient 7", "image": a, "label": voxels(dtype="uint8")})
+    assert (case.name, list(case.sources)) == ("patient 7", ["image", "label"])
+    assert [c.name for c in open_cases(open_cases([a, b]))] == ["a", "b"]
+    assert stem("x.NII.GZ") == "x"
+
+
+def test_the_first_case_leads_and_others_take_its_order():
+    a, b = voxels(), voxels(dtype="uint8")
+    first, second = open_cases([{"image": a, "label": b}, {"label": b, "image": a}])
+    assert list(first.sources) == list(second.sources) == ["image", "label"]
+    assert second.lead == "image"
+
+
+def test_which_arrays_hold_classes(tmp_path):
+    stored = store(tmp_path / "organs.zarr", voxels(dtype="uint8"), kind="classes")
+    arrays = {"image": voxels(), "mask": voxels(), "Segmentation": voxels(), "organs": stored}
+    assert open_cases(arrays)[0].classes == {"mask", "Segmentation", "organs"}
+    chosen = open_cases(arrays, classes="image")
+    assert chosen[0].classes == {"image"}
+    assert open_cases(chosen)[0].classes == {"image"}
+    assert open_cases(arrays, classes=())[0].classes == frozenset()
+    with pytest.raises(InvalidInput, match="classes names truth, but the arrays are image, mask"):
+        open_cases(arrays, classes=["truth"])
+
+
+def test_a_folder_of_cases(tmp_path):
+    base = folder(tmp_path / "cases", "b", "a", "c", parts=("labels", "images", "weights"))
+    (base / "images" / "notes.txt").write_text("not a volume")
+    (base / "images" / "a.zarr.volflow").mkdir()
+    (base / ".cache").mkdir()
+    cases = open_cases(base)
+    assert [c.name for c in cases] == ["a", "b", "c"]
+    assert [list(c.sources) for c in cases] == [["image", "label", "weight"]] * 3
+    assert cases[0].classes == {"label"}
+    np.testing.assert_array_equal(cases[1].read("image", Roi.full(SHAPE))[0], voxels(seed=0))
+    more = {"image": voxels(), "label": voxels(dtype="uint8"), "weight": voxels()}
+    assert [c.name for c in open_cases([base, more])] == ["a", "b", "c", "case3"]
+
+
+def test_a_folder_may_mix_formats_and_converted_files_come_first(tmp_path):
+    base = tmp_path / "cases"
+    save_npy(base / "images" / "a.npy", voxels())
+    save_npy(base / "labels" / "a.npy", voxels(dtype="uint8"))
+    save_nifti(base / "images" / "a.nii.gz", voxels())
+    assert open_cases(base)[0].sources["image"].path.endswith("a.npy")
+    store(base / "images" / "a.zarr", voxels())
+    with pytest.raises(InvalidInput, match=r"two volumes of one case, a.npy and a.zarr"):
+        open_cases(base)
+
+
+def test_a_folder_that_lacks_files(tmp_path):
+    base = folder(tmp_path / "cases", "a", "b")
+    store(base / "images" / "c.zarr", voxels())
+    store(base / "labels" / "d.zarr", voxels())
+    with pytest.raises(InvalidInput, match=r"missing are d in images/; c in labels/"):
+        open_cases(base)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InvalidInput, match=r"neither a Zarr nor a folder of cases.* images/"):
+        open_cases(tmp_path / "empty")
+
+
+def test_arrays_without_spacing_adopt_that_of_the_others(tmp_path):
+    label = store(tmp_path / "l.zarr", voxels(dtype="uint8"), orientation="SAR", **MM)
+    for image in (voxels(), da.from_array(voxels()) + 1, zarr.create_array({}, data=voxels())):
+        (case,) = open_cases({"image": image, "label": label})
+        assert (case.spacing, case.unit) == ((2.0, 1.0, 1.0), "millimeter")
+        assert case.meta.orientation == "SAR"
+        assert case.meta.axes == ("z", "y", "x")
+        assert case.meta.kind == "image"
+
+
+def test_a_dask_array_that_reads_a_volume_is_that_volume(tmp_path):
+    path = store(tmp_path / "scan.zarr", voxels(), **MM)
+    (case,) = open_cases(open_volume(path).dask())
+    assert (case.name, case.spacing) == ("scan", (2.0, 1.0, 1.0))
+    assert case.identity() == open_cases(path)[0].identity()
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (
+            {"array": voxels((20, 33, 41))},
+            r"image has shape \(20, 33, 40\) and label \(20, 33, 41\)",
+        ),
+        ({"spacing": (2.0, 1.0, 1.01)}, "image has spacing 2×1×1 mm and label 2×1×1.01 mm"),
+        ({"unit": "micrometer"}, "image has spacing 2×1×1 mm and label 2×1×1 µm"),
+        ({"orientation": "SAL"}, "image has orientation SAR and label SAL"),
+    ],
+)
+def test_arrays_of_a_case_share_one_grid(tmp_path, other, message):
+    image = store(tmp_path / "i.zarr", voxels(), orientation="SAR", **MM)
+    meta = {**MM, **other}
+    label = store(tmp_path / "l.zarr", meta.pop("array", voxels()), **meta)
+    with pytest.raises(InvalidInput, match=f'in "i" {message}; '):
+        open_cases({"image": image, "label": label})
+
+
+def test_a_spacing_that_differs_by_rounding_is_the_same(tmp_path):
+    image = store(tmp_path / "i.zarr", voxels(), **MM)
+    label = store(tmp_path / "l.zarr", voxels(), spacing=(2.0005, 1.0, 1.0))
+    assert open_cases({"image": image, "label": label})[0].spacing == (2.0, 1.0, 1.0)
+
+
+def test_cases_may_differ_in_shape_and_spacing_only(tmp_path):
+    a = store(tmp_path / "a.zarr", voxels(), **MM)
+    b = store(tmp_path / "b.zarr", voxels((9, 9, 9)), spacing=(5.0, 1.0, 1.0))
+    assert [c.shape for c in open_cases([a, b])] == [SHAPE, (9, 9, 9)]
+    with pytest.raises(InvalidInput, match='image holds int16 in "a" and float32 in "case1"'):
+        open_cases([a, voxels(dtype="float32")])
+    with pytest.raises(InvalidInput, match='holds 1 channels in "a" and 2 channels in "case1"'):
+        open_cases([a, voxels((2, 9, 9, 9))])
+    with pytest.raises(InvalidInput, match='"a" holds image and "case1" image, label'):
+        open_cases([a, {"image": voxels(), "label": voxels()}])
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        ([], "there are no cases"),
+        ({}, "a case holds at least one array"),
+        ({"a": {"image": voxels()}, "b": voxels()}, "either the arrays of one case or cases"),
+        ([{"name": "a", "image": voxels()}] * 2, "case names must differ, given a more than once"),
+        (da.from_array(voxels())[voxels() > 5], r"unknown sizes, shape \(nan,\); call x.compute_"),
+        (da.zeros((4, 4)).astype("complex64"), "the array holds complex64"),
+        (da.zeros((1, 2, 3, 4, 5)), "a volume is zyx or czyx and not empty"),
+        ("nowhere.zarr", "does not exist; check the path"),
+    ],
+)
+def test_what_makes_no_cases_is_refused(x, message):
+    with pytest.raises(InvalidInput, match=message):
+        open_cases(x)
+
+
+def test_a_compressed_file_must_be_converted_first(tmp_path):
+    path = save_nifti(tmp_path / "scan.nii.gz", voxels())
+    command = re.escape("convert it first: volflow convert scan.nii.gz scan.zarr")
+    with pytest.raises(InvalidInput, match=command):
+        open_cases(path)
+
+
+def test_a_case_pickles_without_voxels(tmp_path):
+    path = store(tmp_path / "scan.zarr", voxels((64, 64, 64)), **MM)
+    label = save_npy(tmp_path / "label.npy", voxels((64, 64, 64)))
+    (case,) = open_cases({"image": path, "label": label})
+    wire = pickle.dumps(case)
+    assert len(wire) < 20_000
+    again = pickle.loads(wire)
+    assert again.identity() == case.identity()
+    roi = Roi((60, 0, 0), (70, 4, 4))
+    np.testing.assert_array_equal(again.read("label", roi), case.read("label", roi))
+    lazy = open_volume(path).dask().map_blocks(lambda b: b * 2)
+    (computed,) = cloudpickle.loads(cloudpickle.dumps(open_cases(lazy)))
+    np.testing.assert_array_equal(computed.read("image", roi), 2 * case.read("image", roi))
+
+
+def test_only_the_box_of_a_dask_array_is_computed():
+    seen = []
+
+    def double(block, block_info=None):
+        seen.append(block_info[0]["chunk-location"])
+        return block * 2
+
+    array = da.from_array(voxels(), chunks=(10, 33, 40)).map_blocks(double, dtype="int16")
+    (case,) = open_cases(array)
+    roi = Roi((-2, 0, 0), (6, 5, 5))
+    seen.clear()
+    np.testing.assert_array_equal(case.read("image", roi), padded(voxels() * 2, roi))
+    assert seen == [(0, 0, 0)]
+
+
+def test_identity_follows_the_voxels_and_the_names(tmp_path):
+    def identity(**arrays):
+        return open_cases({"name": "a", **arrays})[0].identity()
+
+    a, b = voxels(seed=1), voxels(seed=2)
+    lazy = da.from_array(a, chunks=10) + 1
+    known = [identity(image=x) for x in (a, b, lazy, lazy + 1, save_npy(tmp_path / "a.npy", a))]
+    known += [identity(label=a), identity(image=a, label=b)]
+    assert len(set(known)) == len(known)
+    assert known[0] == identity(image=a.copy())
+    assert known[2] == identity(image=da.from_array(a, chunks=10) + 1)
+    assert repr(open_cases({"name": "a", "image": a, "label": b})[0]) == (
+        "Case(a, 20×33×40, image int16, label int16)"
+    )

@@ -1,0 +1,1 @@
+"""Patch samplers, the streaming dataset, augmentation."""

@@ -1,0 +1,95 @@
+"""What an array of a case is read from: any volume, or a Dask array of which a box is computed."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import dask.array as da
+import numpy as np
+
+from volflow.engine.lazy import stored_in
+from volflow.errors import InvalidInput
+from volflow.geometry.roi import Roi
+from volflow.store.meta import Meta, SourceInfo
+from volflow.store.slabs import Array, check_dtype, slab_rois
+from volflow.store.sources import Source, VolumeSource, open_source
+from volflow.store.volume import open_volume
+
+__all__ = ["DaskSource", "open_array"]
+
+
+@dataclass(frozen=True, eq=False)
+class DaskSource:
+    """An array that Dask computes, box by box; it pickles with its graph."""
+
+    array: da.Array
+    meta: Meta
+    sequential: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As the array's."""
+        return tuple(int(n) for n in self.array.shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """In the machine's byte order."""
+        dtype: np.dtype[Any] = self.array.dtype
+        return dtype.newbyteorder("=")
+
+    def identity(self) -> str:
+        """A hash of the name that Dask gives the array, which follows what it is made of."""
+        return hashlib.sha256(f"{self.array.name} {self.dtype} {self.shape}".encode()).hexdigest()
+
+    def read(self, roi: Roi) -> Array:
+        """The voxels of a box, computed by threads of this process."""
+        # A worker may read while its client is busy with this very task: never on the cluster.
+        voxels = self.array[roi.slices()].compute(scheduler="threads")
+        return np.asarray(voxels, self.dtype)
+
+    def slabs(self, depth: int) -> Iterator[tuple[Roi, Array]]:
+        """All voxels in C order."""
+        return ((roi, self.read(roi)) for roi in slab_rois(self.shape, depth))
+
+
+def open_array(x: Any) -> Source:
+    """Open anything that an array of a case can be; no voxel is read.
+
+    Parameters
+    ----------
+    x
+        Whatever `open_source` opens, or a Dask array, ``zyx`` or ``czyx``. One that merely reads
+        a Zarr array counts as that volume.
+
+    Raises
+    ------
+    InvalidInput
+        Where it cannot be read; one line says why.
+
+    Examples
+    --------
+    >>> source = open_array(da.ones((4, 30, 40), dtype="int16") * 2)
+    >>> source.read(Roi((0, 0, 0), (1, 1, 3)))
+    array([[[2, 2, 2]]], dtype=int16)
+    """
+    if not isinstance(x, da.Array):
+        return x if hasattr(x, "slabs") else open_source(x)
+    if any(math.isnan(n) for n in x.shape):
+        raise InvalidInput(
+            f"the array has unknown sizes, shape {x.shape}; call x.compute_chunk_sizes() first"
+        )
+    stored = stored_in(x)
+    if stored is not None and x.ndim in (3, 4):
+        return VolumeSource(open_volume(stored))
+    if x.ndim == 2:
+        x = x[None]
+    if x.ndim not in (3, 4) or 0 in x.shape:
+        raise InvalidInput(f"the array has shape {x.shape}; a volume is zyx or czyx and not empty")
+    dtype = check_dtype(x.dtype, "the array").newbyteorder("=")
+    return DaskSource(
+        x, Meta(("c", "z", "y", "x")[-x.ndim :], source=SourceInfo("dask", str(dtype)))
+    )
