@@ -206,6 +206,91 @@ class TestTouching:
         assert set(range(low, high)) == read
 
 
+@st.composite
+def padded_lines(draw):
+    """Size, patch, stride and padding of a grid along one axis."""
+    n, patch = draw(st.integers(1, 60)), draw(st.integers(1, 30))
+    return n, patch, draw(st.integers(1, patch)), draw(st.integers(0, patch - 1))
+
+
+def padded_grid(n: int, patch: int, stride: int, padding: int) -> PatchGrid:
+    return PatchGrid((1, n, 1), (1, patch, 1), (1, stride, 1), padding=(0, padding, 0))
+
+
+class TestPadding:
+    @given(padded_lines())
+    def test_the_grid_is_that_of_the_padded_volume_counted_from_the_volume(self, line):
+        n, patch, stride, padding = line
+        wide = grid_of(n + 2 * padding, patch, stride, False)
+        grid = padded_grid(*line)
+        assert (grid.starts[1] + padding).tolist() == wide.starts[1].tolist()
+        assert grid.starts[1][0] <= -padding
+        assert grid.starts[1][-1] + patch >= n + padding
+        assert grid.shape == (1, n, 1)
+
+    @given(lines())
+    def test_none_is_the_grid_without_it(self, line):
+        n, patch, stride, pad_tail = line
+        plain = PatchGrid((1, n, 1), (1, patch, 1), (1, stride, 1), (False, pad_tail, False))
+        none = PatchGrid(plain.shape, plain.patch, plain.stride, plain.pad_tail, (0, 0, 0))
+        assert plain == none
+        assert plain.starts[1].tolist() == none.starts[1].tolist()
+
+    @given(padded_lines())
+    def test_every_voxel_is_covered_and_every_patch_meets_the_volume(self, line):
+        n, patch, _, _ = line
+        covered = np.zeros(n, int)
+        for start in padded_grid(*line).starts[1]:
+            covered[max(0, start) : start + patch] += 1
+            assert start < n
+            assert start + patch > 0
+        assert covered.min() >= 1
+
+    @given(padded_lines())
+    def test_ownership_partitions_the_volume(self, line):
+        grid = padded_grid(*line)
+        owners = np.zeros(line[0], int)
+        for (low, high), start in zip(grid.owned[1], grid.starts[1], strict=True):
+            assert start <= low <= high <= start + line[1]
+            owners[low:high] += 1
+        assert (owners == 1).all()
+
+    @given(padded_lines(), st.data())
+    def test_touching_and_hull_are_what_brute_force_finds(self, line, data):
+        n, patch = line[:2]
+        grid = padded_grid(*line)
+        low = data.draw(st.integers(0, n - 1))
+        high = data.draw(st.integers(low + 1, n))
+        starts = grid.starts[1].tolist()
+        reaching = [i for i, s in enumerate(starts) if max(s, low) < min(s + patch, high)]
+        assert list(grid.touching(1, low, high)) == reaching
+        owners = [i for i, (a, b) in enumerate(grid.owned[1]) if max(a, low) < min(b, high)]
+        found = grid.touching(1, low, high, owned=True)
+        assert [i for i in found if grid.owned[1][i, 0] < grid.owned[1][i, 1]] == owners
+        read = {v for i in reaching for v in range(starts[i], starts[i] + patch) if 0 <= v < n}
+        assert set(range(*grid.hull(1, grid.touching(1, low, high)))) == read
+
+    @given(padded_lines())
+    def test_axes_that_are_not_reduced_keep_it(self, line):
+        n, patch, stride, padding = line
+        grid = PatchGrid(
+            (n, 8, 1), (patch, 4, 1), (stride, 2, 1), (False, True, False), (padding, 0, 0)
+        )
+        half = grid.reduced((1, 2, 1))
+        assert half.starts[0].tolist() == grid.starts[0].tolist()
+        assert (half.starts[1] * 2).tolist() == grid.starts[1].tolist()
+
+    def test_is_refused_where_it_makes_no_sense(self):
+        with pytest.raises(InvalidInput, match="must not be negative and be smaller than the pat"):
+            PatchGrid((9, 9, 9), (4, 4, 4), (2, 2, 2), padding=(0, 4, 0))
+        with pytest.raises(InvalidInput, match="must not be negative and be smaller than the pat"):
+            PatchGrid((9, 9, 9), (4, 4, 4), (2, 2, 2), padding=(0, -1, 0))
+        with pytest.raises(InvalidInput, match="padded behind the volume"):
+            PatchGrid((9, 9, 9), (4, 4, 4), (2, 2, 2), (True,) * 3, (2, 0, 0))
+        with pytest.raises(InvalidInput, match="multiples of the model's output scale"):
+            PatchGrid((9, 9, 9), (4, 4, 4), (2, 2, 2), padding=(2, 0, 0)).reduced((2, 1, 1))
+
+
 class TestReduced:
     @given(st.integers(1, 60), st.integers(1, 8), st.data())
     def test_starts_shrink_and_still_cover(self, n, parts, data):

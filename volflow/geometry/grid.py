@@ -149,13 +149,17 @@ class BlockGrid:
         return int(np.ravel_multi_index(tuple(index), self.counts))
 
 
-def _axis_starts(n: int, patch: int, stride: int, pad_tail: bool) -> npt.NDArray[np.int64]:
+def _axis_starts(
+    n: int, patch: int, stride: int, pad_tail: bool, padding: int
+) -> npt.NDArray[np.int64]:
     if pad_tail:
         return np.arange(max(1, -(-(n - patch) // stride) + 1), dtype=np.int64) * stride
-    if n <= patch:
-        return np.array([-((patch - n) // 2)], dtype=np.int64)
-    starts = np.arange(0, n - patch + 1, stride, dtype=np.int64)
-    return starts if starts[-1] == n - patch else np.append(starts, n - patch)
+    padded = n + 2 * padding
+    if padded <= patch:
+        return np.array([-padding - (patch - padded) // 2], dtype=np.int64)
+    starts = np.arange(-padding, n + padding - patch + 1, stride, dtype=np.int64)
+    last = n + padding - patch
+    return starts if starts[-1] == last else np.append(starts, last)
 
 
 @dataclass(frozen=True)
@@ -173,6 +177,15 @@ class PatchGrid:
     pad_tail
         Per axis: keep the last start a multiple of the stride and pad behind the volume instead
         of shifting back, as outputs of reduced resolution need.
+    padding
+        Voxels per side that the grid covers around the volume, fewer than the patch. Starts are
+        counted in voxels of the volume all the same: the first is ``-padding``.
+
+    Raises
+    ------
+    InvalidInput
+        Where a stride does not lie in 1..patch or a padding in 0..patch - 1, or an axis is padded
+        both by ``pad_tail`` and by ``padding``.
 
     Examples
     --------
@@ -181,21 +194,35 @@ class PatchGrid:
     ([[0, 3, 6], [0, 4, 6], [-2]], 9)
     >>> grid.touching(0, 4, 5)
     range(1, 2)
+    >>> PatchGrid((10, 10, 4), (4, 4, 8), (3, 4, 8), padding=(2, 0, 0)).starts[0].tolist()
+    [-2, 1, 4, 7, 8]
     """
 
     shape: tuple[int, ...]
     patch: tuple[int, ...]
     stride: tuple[int, ...]
     pad_tail: tuple[bool, ...] = (False, False, False)
+    padding: tuple[int, ...] = (0, 0, 0)
 
     def __post_init__(self) -> None:
         if any(not 1 <= s <= p for s, p in zip(self.stride, self.patch, strict=True)):
             raise InvalidInput(f"stride {self.stride} must lie in 1..patch {self.patch}")
+        # Else the first patch would lie outside of the volume.
+        if any(not 0 <= v < p for v, p in zip(self.padding, self.patch, strict=True)):
+            raise InvalidInput(
+                f"padding {self.padding} must not be negative and be smaller than the patch"
+                f" {self.patch}; use less padding or a larger patch"
+            )
+        if any(t and v for t, v in zip(self.pad_tail, self.padding, strict=True)):
+            raise InvalidInput(
+                f"an axis is padded behind the volume (pad_tail {self.pad_tail}) or on both sides"
+                f" (padding {self.padding}), not both; leave padding out"
+            )
 
     @cached_property
     def starts(self) -> tuple[npt.NDArray[np.int64], ...]:
         """First voxel of each patch, per axis."""
-        axes = zip(self.shape, self.patch, self.stride, self.pad_tail, strict=True)
+        axes = zip(self.shape, self.patch, self.stride, self.pad_tail, self.padding, strict=True)
         return tuple(_axis_starts(*axis) for axis in axes)
 
     @cached_property
@@ -224,7 +251,8 @@ class PatchGrid:
         result = []
         for n, p, starts in zip(self.shape, self.patch, self.starts, strict=True):
             overlap = starts[:-1] + p - starts[1:]
-            cuts = np.concatenate([[0], starts[1:] + (overlap + 1) // 2, [n]])
+            # Only what lies in the volume is owned: in the padding a patch may own nothing.
+            cuts = np.concatenate([[0], np.clip(starts[1:] + (overlap + 1) // 2, 0, n), [n]])
             result.append(np.stack([cuts[:-1], cuts[1:]], axis=1))
         return tuple(result)
 
@@ -268,4 +296,5 @@ class PatchGrid:
             tuple(-(-v // q) for v, q in zip(sizes, scale, strict=True))
             for sizes in (self.shape, self.patch, self.stride)
         )
-        return PatchGrid(shape, patch, stride, self.pad_tail)
+        # An axis that is reduced has a padded tail, and no padding.
+        return PatchGrid(shape, patch, stride, self.pad_tail, self.padding)
