@@ -118,6 +118,10 @@ class Case:
         """Channels of an array; 1 where it has no axis for them."""
         return channels_of(self.sources[name])
 
+    def voxel_bytes(self, name: str) -> int:
+        """Bytes of a voxel of an array, in all its channels."""
+        return self.channels(name) * self.sources[name].dtype.itemsize
+
     def read(self, name: str, roi: Roi, out: Array | None = None) -> Array:
         """The voxels of a box, with zeros outside of the volume.
 

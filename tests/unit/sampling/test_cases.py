@@ -84,6 +84,7 @@ def test_every_form_of_a_volume_reads_the_same(one):
     assert case.shape == SHAPE
     assert case.sources["image"].dtype == array.dtype
     assert case.classes == frozenset()
+    assert case.voxel_bytes("image") == array.itemsize
     for roi in (Roi.full(SHAPE), Roi((3, 4, 5), (13, 5, 40)), Roi((-9, 20, -1), (4, 50, 60))):
         np.testing.assert_array_equal(case.read("image", roi), padded(array, roi))
 
