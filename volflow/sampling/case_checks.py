@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from volflow.errors import InvalidInput
 from volflow.geometry.units import unit_sign
 from volflow.store.meta import Meta
@@ -26,9 +28,13 @@ def check_alike(
     for key, source in expected.items():
         other = sources[key]
         if channels_of(source) != channels_of(other):
-            given, remedy = [f"{channels_of(s)} channels" for s in (source, other)], "pick the same"
+            given = [f"{channels_of(s)} channels" for s in (source, other)]
+            remedy = "pick the same ones"
         elif source.dtype != other.dtype:
-            given, remedy = [str(s.dtype) for s in (source, other)], "convert one with vf.convert"
+            given = [str(s.dtype) for s in (source, other)]
+            wide = np.result_type(source.dtype, other.dtype)
+            narrow = name if source.dtype == wide else first
+            remedy = f'cast lazily: vf.open("{narrow}.zarr").dask().astype("{wide}")'
         else:
             continue
         raise InvalidInput(
