@@ -34,7 +34,10 @@ def check_alike(
             given = [str(s.dtype) for s in (source, other)]
             wide = np.result_type(source.dtype, other.dtype)
             narrow = name if source.dtype == wide else first
-            remedy = f'cast lazily: vf.open("{narrow}.zarr").dask().astype("{wide}")'
+            remedy = (
+                f'write it anew: v = vf.open("{narrow}.zarr");'
+                f' vf.write(v.dask().astype("{wide}"), "{narrow}-{wide}.zarr", like=v)'
+            )
         else:
             continue
         raise InvalidInput(
