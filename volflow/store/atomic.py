@@ -1,4 +1,4 @@
-"""Small JSON files that are either whole or absent, whatever kills the writer."""
+"""Small files that are either whole or absent, whatever kills the writer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["differences", "plain", "read_json", "write_json"]
+__all__ = ["differences", "plain", "read_json", "write_file", "write_json"]
 
 
 def _encode(value: Any) -> Any:
@@ -71,7 +71,7 @@ def _short(text: str) -> str:
     return re.sub(r"\b([0-9a-f]{8})[0-9a-f]{8,}\b", r"\1…", text.strip('"'))
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_file(path: Path, data: bytes) -> None:
     """Write a file that other processes see whole or not at all.
 
     It survives the death of this process, not a power cut: nothing is forced to the disk,
@@ -85,12 +85,23 @@ def write_json(path: Path, value: Any) -> None:
     # The name is unique because two tasks may write the same file at the same time.
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        part.write_text(json.dumps(value, default=_encode), encoding="utf-8")
+        part.write_bytes(data)
         part.replace(path)
     except BaseException:
         with suppress(OSError):
             part.unlink()
         raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON, as `write_file` does.
+
+    Raises
+    ------
+    OSError
+        Where it cannot be written; what was there before is still there.
+    """
+    write_file(path, json.dumps(value, default=_encode).encode())
 
 
 def read_json(path: Path) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
 
-__all__ = ["default_layout", "piece_of", "resolve_layout", "split"]
+__all__ = ["default_layout", "piece_of", "piece_of_cells", "resolve_layout", "split"]
 
 Shape = tuple[int, ...]
 
@@ -128,6 +128,42 @@ def piece_of(
         return tuple(shard)
     front, space = tuple(chunk)[:-3], tuple(chunk)[-3:]
     return front + _grow(space, tuple(shape)[-3:], (1.0,) * len(space), _shard_voxels(dtype))
+
+
+def piece_of_cells(
+    cell: Sequence[int], units: Sequence[Sequence[int]], shape: Sequence[int], dtype: Any
+) -> Shape:
+    """A box of whole cells that is worth a read, and of whole stored units where that can be.
+
+    It holds about 256³ voxels, or as many as a unit that is larger. Where cells and units meet
+    too seldom, units at the borders of the boxes are read twice.
+
+    Parameters
+    ----------
+    cell
+        Voxels per axis; cells are counted from voxel 0.
+    units
+        What can be read without waste, the best first: shards, chunks.
+    shape, dtype
+        Of the array.
+
+    Examples
+    --------
+    >>> piece_of_cells((32, 32, 32), [(256,) * 3, (64,) * 3], (999,) * 3, "uint8")
+    (256, 256, 256)
+    >>> piece_of_cells((96, 96, 96), [(512,) * 3, (64,) * 3], (999,) * 3, "uint8")
+    (192, 192, 384)
+    >>> piece_of_cells((50, 50, 50), [(64,) * 3], (999,) * 3, "uint8")
+    (200, 200, 400)
+    """
+    most = max(_shard_voxels(dtype), math.prod(map(min, units[-1], shape)))
+    for unit in (*units, cell):
+        whole = tuple(
+            min(math.lcm(c, u), -(-n // c) * c) for c, u, n in zip(cell, unit, shape, strict=True)
+        )
+        if math.prod(map(min, whole, shape)) <= most:
+            break
+    return _grow(whole, tuple(shape), (1.0,) * len(whole), most)
 
 
 def split(roi: Roi, shape: Sequence[int], unit: Sequence[int], axes: Sequence[str]) -> list[Roi]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +13,7 @@ import numpy as np
 from volflow.errors import InvalidInput
 from volflow.geometry.histogram import Foreground, Histogram, Moments
 from volflow.store.atomic import read_json, write_json
-from volflow.store.journal import journal_dir
+from volflow.store.sidecars import keep, part_of, sidecar_paths
 from volflow.store.volume import Volume
 
 __all__ = ["Statistics", "check_foreground", "load_statistics", "save_statistics", "sidecars"]
@@ -162,14 +160,8 @@ def save_statistics(volume: Volume, identity: str, statistics: Statistics) -> Pa
             for h in statistics.histograms
         ],
     }
-    for path in sidecars(volume, statistics.foreground):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, value)
-        except OSError:
-            continue  # read-only or full: a sidecar only saves time
-        return path
-    return None
+    places = sidecars(volume, statistics.foreground)
+    return keep(places, lambda path: write_json(path, value))
 
 
 def _histogram(saved: dict[str, Any]) -> Histogram:
@@ -185,18 +177,8 @@ def _histogram(saved: dict[str, Any]) -> Histogram:
 
 def sidecars(volume: Volume, foreground: Foreground) -> Iterator[Path]:
     """Where the statistics may lie: beside the volume, in the user's cache."""
-    if volume.path is None:
-        return
     if isinstance(foreground, bool):
         name = "statistics-nonzero" if foreground else "statistics-all"
     else:
         name = f"statistics-above-{foreground!r}"
-    name += f"-level{volume.level}" if volume.level else ""
-    name += f"-t{volume.timepoint}" if volume.timepoint else ""
-    path = Path(volume.path)
-    inside = any((path.parent / marker).exists() for marker in ("zarr.json", ".zgroup"))
-    # A directory of ours inside somebody's store would be a foreign body.
-    if "://" not in volume.path and not inside:
-        yield journal_dir(volume.path) / f"{name}.json"
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "volflow"
-    yield cache / hashlib.sha256(volume.path.encode()).hexdigest()[:32] / f"{name}.json"
+    return sidecar_paths(volume.path, f"{name}{part_of(volume)}.json")
