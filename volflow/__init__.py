@@ -31,6 +31,13 @@ if TYPE_CHECKING:
     from volflow.report.preview import preview
     from volflow.report.sheet import contact_sheet
     from volflow.report.view import view
+    from volflow.sampling.samplers import (
+        GridSampler,
+        LabelSampler,
+        UniformSampler,
+        WeightedSampler,
+    )
+    from volflow.sampling.stream import PatchStream
     from volflow.store.verify import verify
     from volflow.store.volume import Volume
     from volflow.store.volume import open_volume as open
@@ -39,8 +46,13 @@ __version__ = "0.1.0"
 
 # public name -> (module, name there; "" for the module itself)
 _PUBLIC = {
+    "GridSampler": ("volflow.sampling.samplers", "GridSampler"),
+    "LabelSampler": ("volflow.sampling.samplers", "LabelSampler"),
+    "PatchStream": ("volflow.sampling.stream", "PatchStream"),
     "Roi": ("volflow.geometry.roi", "Roi"),
+    "UniformSampler": ("volflow.sampling.samplers", "UniformSampler"),
     "Volume": ("volflow.store.volume", "Volume"),
+    "WeightedSampler": ("volflow.sampling.samplers", "WeightedSampler"),
     "compare": ("volflow.report.compare", "compare"),
     "contact_sheet": ("volflow.report.sheet", "contact_sheet"),
     "convert": ("volflow.ops.convert", "convert"),
@@ -62,8 +74,13 @@ _PUBLIC = {
 }
 
 __all__ = [
+    "GridSampler",
+    "LabelSampler",
+    "PatchStream",
     "Roi",
+    "UniformSampler",
     "Volume",
+    "WeightedSampler",
     "compare",
     "contact_sheet",
     "convert",

@@ -15,7 +15,16 @@ from distributed import Client, LocalCluster, WorkerPlugin, default_client
 from volflow.errors import InvalidInput
 from volflow.geometry.budget import parse_bytes
 
-__all__ = ["Cluster", "connect", "cores", "is_embedded", "memory_per_worker", "workers"]
+__all__ = [
+    "DEFAULT_SHARE",
+    "Cluster",
+    "connect",
+    "cores",
+    "free_memory_bytes",
+    "is_embedded",
+    "memory_per_worker",
+    "workers",
+]
 
 Cluster = str | int | Client | Any | None
 

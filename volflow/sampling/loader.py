@@ -1,0 +1,204 @@
+"""Batches made ahead of the trainer: collated as stored, cast and augmented on the device."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from queue import Full, Queue
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from volflow.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from volflow.sampling.stream import PatchStream
+
+__all__ = ["Loader"]
+
+Batch = dict[str, Any]
+
+# Finished batches that wait: enough for a trainer whose steps vary.
+WAITING = 2
+POLL_S = 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class Loader:
+    """Iterates over the batches of an epoch; made by `PatchStream.loader`.
+
+    What has been made ahead is not counted as delivered: `PatchStream.state_dict` stands behind the
+    last batch that the trainer took.
+    """
+
+    stream: PatchStream
+    batch_size: int
+    device: torch.device
+    num_workers: int = 0
+    drop_last: bool = False
+
+    def __post_init__(self) -> None:
+        if int(self.batch_size) != self.batch_size or self.batch_size < 1:
+            raise InvalidInput(f"batch_size must be a positive number; got {self.batch_size}")
+        if self.num_workers:
+            self.stream.share.part(0, self.num_workers).check_lanes(self.stream.lanes)
+
+    def __len__(self) -> int:
+        """Batches of an epoch for this rank."""
+        whole, rest = divmod(len(self.stream), self.batch_size)
+        return whole + (rest > 0 and not self.drop_last)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches of an epoch, or of what is left of it."""
+        stream = self.stream
+        epoch, begin = stream.begin()
+        ready: Queue[Batch | BaseException | None] = Queue(WAITING)
+        stop = threading.Event()
+        maker = threading.Thread(
+            target=self._make, args=(epoch, begin, ready, stop), name="volflow-batches", daemon=True
+        )
+        maker.start()
+        try:
+            while True:
+                asked_s = time.perf_counter()
+                batch = ready.get()
+                stream.metrics.stall_s += time.perf_counter() - asked_s
+                if batch is None:
+                    break
+                if isinstance(batch, BaseException):
+                    raise batch
+                self._receive(batch)
+                for index in batch["index"].tolist():
+                    stream.delivered(stream.share, index)
+                yield batch
+        finally:
+            stop.set()
+            maker.join()
+        stream.end(epoch)
+
+    def _make(self, epoch: int, begin: int, ready: Queue[Any], stop: threading.Event) -> None:
+        """Put batches into the queue until the epoch ends or the trainer leaves."""
+        try:
+            side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+            with torch.cuda.stream(side) if side else nullcontext():
+                for samples in self._batches(epoch, begin):
+                    batch = self._augmented(self._cast(samples))
+                    if side:
+                        batch["ready"] = side.record_event()
+                    if not _put(ready, batch, stop):
+                        return
+            _put(ready, None, stop)
+        except BaseException as error:  # raised again where the trainer takes a batch
+            _put(ready, error, stop)
+
+    def _receive(self, batch: Batch) -> None:
+        """Let the trainer's stream wait for what the side stream does to the batch."""
+        event = batch.pop("ready", None)
+        if event is not None:
+            current = torch.cuda.current_stream(self.device)
+            current.wait_event(event)
+            for value in batch.values():
+                if isinstance(value, torch.Tensor) and value.is_cuda:
+                    value.record_stream(current)
+
+    def _batches(self, epoch: int, begin: int) -> Iterator[Batch]:
+        """Collated samples in their stored dtype."""
+        samples = self._from_workers(epoch, begin) if self.num_workers else self._own(epoch, begin)
+        batch = _Collator(self.batch_size, pinned=self.device.type == "cuda")
+        for sample in samples:
+            batch.add(sample)
+            if batch.count == self.batch_size:
+                yield batch.take()
+        if batch.count and not self.drop_last:
+            yield batch.take()
+
+    def _own(self, epoch: int, begin: int) -> Iterator[Mapping[str, Any]]:
+        stream = self.stream
+        for patch in stream.take(epoch, begin, stream.share):
+            yield {
+                **patch.arrays,
+                "location": stream.location(patch.start),
+                "case": patch.case,
+                "index": patch.index,
+                "key": patch.key,
+            }
+
+    def _from_workers(self, epoch: int, begin: int) -> Iterator[Mapping[str, Any]]:
+        workers: DataLoader[Any] = DataLoader(
+            self.stream.at(epoch, begin),
+            batch_size=None,
+            num_workers=self.num_workers,
+            multiprocessing_context="spawn",
+        )
+        for sample in workers:
+            yield {
+                name: value.numpy() if isinstance(value, torch.Tensor) else value
+                for name, value in sample.items()
+            }
+
+    def _cast(self, batch: Batch) -> Batch:
+        classes = self.stream.cases[0].classes
+        for name in self.stream.cases[0].sources:
+            there = batch[name].to(self.device, non_blocking=True)
+            batch[name] = there.to(torch.int64 if name in classes else torch.float32)
+        return batch
+
+    def _augmented(self, batch: Batch) -> Batch:
+        for augment in self.stream.augment:
+            batch = augment(batch)
+            if not isinstance(batch, dict):
+                raise InvalidInput(
+                    f"augment must return the batch as a dict, given {type(batch).__name__} by "
+                    f"{augment!r}"
+                )
+        return batch
+
+
+class _Collator:
+    """Copies samples into a batch, each voxel once."""
+
+    def __init__(self, size: int, *, pinned: bool) -> None:
+        self.size, self.pinned = size, pinned
+        self.count = 0
+        self.tensors: dict[str, torch.Tensor] = {}
+        self.arrays: dict[str, np.ndarray[Any, Any]] = {}
+        self.others: dict[str, list[Any]] = {}
+
+    def add(self, sample: Mapping[str, Any]) -> None:
+        """The next sample."""
+        for name, value in sample.items():
+            if isinstance(value, np.ndarray):
+                if name not in self.tensors:
+                    dtype = torch.from_numpy(np.empty(0, value.dtype)).dtype
+                    shape = (self.size, *value.shape)
+                    self.tensors[name] = torch.empty(shape, dtype=dtype, pin_memory=self.pinned)
+                    self.arrays[name] = self.tensors[name].numpy()
+                self.arrays[name][self.count] = value
+            else:
+                self.others.setdefault(name, []).append(value)
+        self.count += 1
+
+    def take(self) -> Batch:
+        """The batch so far; the next begins empty."""
+        batch: Batch = {name: tensor[: self.count] for name, tensor in self.tensors.items()}
+        for name, values in self.others.items():
+            whole = all(isinstance(value, int) for value in values)
+            batch[name] = torch.tensor(values, dtype=torch.int64) if whole else values
+        self.count, self.tensors, self.arrays, self.others = 0, {}, {}, {}
+        return batch
+
+
+def _put(ready: Queue[Any], item: Any, stop: threading.Event) -> bool:
+    """Wait for room in the queue; False where the trainer has left."""
+    while not stop.is_set():
+        try:
+            ready.put(item, timeout=POLL_S)
+        except Full:
+            continue
+        return True
+    return False

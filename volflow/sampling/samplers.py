@@ -1,0 +1,216 @@
+"""Samplers: which patches, as data. A sampler holds no voxels and no state; it says the law.
+
+A patch is named by its *start*, its first voxel; its *centre* is ``start + patch // 2``. With
+``border="inside"`` patches lie in the volume, so that voxels near its border are seen less often:
+a corner in one of ``prod(patch)`` of the patches that could hold it. With ``border="pad"`` every
+voxel can be a centre and what lies outside of the volume is zero.
+
+=================  =====================================================================
+sampler            law of a patch, over all cases together
+=================  =====================================================================
+`UniformSampler`   every start is equally likely
+`WeightedSampler`  a centre is drawn in proportion to the weight of its voxel
+`LabelSampler`     a class is drawn, then a centre among the voxels of that class
+`GridSampler`      no chance: the patches of a grid, once each
+=================  =====================================================================
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from volflow.errors import InvalidInput
+from volflow.geometry.grid import PatchGrid, per_axis, stride_of
+from volflow.geometry.superchunks import Border
+
+__all__ = [
+    "GridSampler",
+    "LabelSampler",
+    "RandomSampler",
+    "Sampler",
+    "UniformSampler",
+    "WeightedSampler",
+]
+
+Size = int | Sequence[int]
+
+
+@dataclass(frozen=True)
+class UniformSampler:
+    """Patches at uniformly random places: every start is equally likely, over all cases.
+
+    Parameters
+    ----------
+    patch
+        Voxels along z, y, x, or one number for all; 1 on an axis gives slices.
+    border
+        ``"inside"``: starts are uniform where the patch lies in the volume; ``"pad"``: centres are
+        uniform over the volume, with zeros outside.
+
+    Raises
+    ------
+    InvalidInput
+        Where patch or border are none.
+
+    Examples
+    --------
+    >>> UniformSampler(64)
+    UniformSampler(patch=(64, 64, 64), border='inside')
+    """
+
+    patch: Size
+    border: Border = "inside"
+
+    def __post_init__(self) -> None:
+        _normalise(self)
+
+
+@dataclass(frozen=True)
+class WeightedSampler:
+    """Patches whose centres are drawn in proportion to a map of weights.
+
+    Parameters
+    ----------
+    patch
+        As in `UniformSampler`.
+    weight
+        Name of the case's array of weights: not negative, of any scale, one channel. Weights of
+        all cases lie on one scale.
+    border
+        ``"inside"``: only centres whose patch lies in the volume count; ``"pad"``: all do.
+
+    Examples
+    --------
+    >>> WeightedSampler((1, 96, 96), weight="prob")
+    WeightedSampler(patch=(1, 96, 96), weight='prob', border='inside')
+    """
+
+    patch: Size
+    weight: str = "prob"
+    border: Border = "inside"
+
+    def __post_init__(self) -> None:
+        _normalise(self)
+
+
+@dataclass(frozen=True)
+class LabelSampler:
+    """Patches whose centres are drawn class by class, so that rare classes are seen as often.
+
+    A class is drawn with its probability, a case by how many such voxels it has, then a voxel. A
+    class that one case lacks is drawn from the others.
+
+    Parameters
+    ----------
+    patch
+        As in `UniformSampler`.
+    label
+        Name of the case's array of classes.
+    probabilities
+        Of each class, as ``{class: weight}``; weights need not add up to one. By default all
+        voxels above 0 are equally likely.
+    border
+        As in `WeightedSampler`.
+
+    Raises
+    ------
+    InvalidInput
+        Where a weight is negative or not finite, or none is above zero.
+
+    Examples
+    --------
+    >>> LabelSampler(64, probabilities={0: 1, 1: 3}).shares
+    {0: 0.25, 1: 0.75}
+    """
+
+    patch: Size
+    label: str = "label"
+    probabilities: Mapping[int, float] | None = None
+    border: Border = "inside"
+
+    def __post_init__(self) -> None:
+        _normalise(self)
+        if self.probabilities is None:
+            return
+        weights = dict(self.probabilities)
+        whole = all(float(c).is_integer() for c in weights)
+        right = all(math.isfinite(w) and w >= 0 for w in weights.values())
+        if not whole or not right or not any(weights.values()):
+            raise InvalidInput(
+                "probabilities must be finite, not negative and not all zero, like {0: 1, 1: 3};"
+                f" got {weights}"
+            )
+
+    @property
+    def shares(self) -> dict[int, float] | None:
+        """Probability of each class that has one; None where no probabilities were given."""
+        if self.probabilities is None:
+            return None
+        total = sum(self.probabilities.values())
+        return {int(c): w / total for c, w in sorted(self.probabilities.items()) if w}
+
+
+@dataclass(frozen=True)
+class GridSampler:
+    """All patches of a grid, once each, case after case: for inference and for validation.
+
+    Per axis patches start at 0, s, 2s, … while they fit (s = patch - overlap), then one last is
+    shifted back to end at the border. A volume smaller than the patch is padded with zeros.
+
+    Parameters
+    ----------
+    patch
+        As in `UniformSampler`.
+    overlap
+        Voxels, or a fraction of the patch if below 1; one for all axes or one per axis.
+    padding
+        Voxels of zeros around the volume that the grid covers, too.
+
+    Examples
+    --------
+    >>> sampler = GridSampler(32, overlap=0.25)
+    >>> grid = sampler.grid((80, 64, 20))
+    >>> len(grid), [int(start) for start in grid.starts[0]]
+    (9, [0, 24, 48])
+    """
+
+    patch: Size
+    overlap: float | Sequence[float] = 0
+    padding: Size = 0
+
+    def __post_init__(self) -> None:
+        patch = per_axis(self.patch, "patch")
+        padding = (self.padding,) * 3 if isinstance(self.padding, int) else tuple(self.padding)
+        if len(padding) != 3 or any(int(v) != v or v < 0 for v in padding):
+            raise InvalidInput(
+                f"padding must be a number of voxels or one for each of z, y, x; got {self.padding}"
+            )
+        stride_of(patch, self.overlap)
+        object.__setattr__(self, "patch", patch)
+        object.__setattr__(self, "padding", tuple(int(v) for v in padding))
+
+    def grid(self, x: Any) -> PatchGrid:
+        """The patches over a volume: boxes that may reach outside, in lexicographic order.
+
+        Parameters
+        ----------
+        x
+            A `Volume`, a case, or a shape; the last three axes count.
+        """
+        shape = tuple(int(n) for n in getattr(x, "shape", x)[-3:])
+        patch = per_axis(self.patch, "patch")
+        padding = tuple(self.padding) if isinstance(self.padding, Sequence) else ()
+        return PatchGrid(shape, patch, stride_of(patch, self.overlap), padding=padding)
+
+
+RandomSampler = UniformSampler | WeightedSampler | LabelSampler
+Sampler = RandomSampler | GridSampler
+
+
+def _normalise(sampler: RandomSampler) -> None:
+    object.__setattr__(sampler, "patch", per_axis(sampler.patch, "patch"))
+    if sampler.border not in ("inside", "pad"):
+        raise InvalidInput(f'border must be "inside" or "pad"; got {sampler.border!r}')

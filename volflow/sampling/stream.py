@@ -1,0 +1,366 @@
+"""`PatchStream`: patches of volumes that do not fit in memory, as an iterable dataset of torch."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from volflow.engine.cluster import Cluster
+from volflow.errors import InvalidInput, ResumeRefused
+from volflow.geometry.visits import Visits
+from volflow.sampling.cases import Case, open_cases
+from volflow.sampling.cutting import Order, Patch, cut
+from volflow.sampling.feeds import open_feed
+from volflow.sampling.field import GridField
+from volflow.sampling.loader import Loader
+from volflow.sampling.metrics import Metrics
+from volflow.sampling.open_field import open_field
+from volflow.sampling.samplers import GridSampler, Sampler
+from volflow.sampling.shares import Share, refuse_fork, this_share
+from volflow.sampling.stream_plan import StreamPlan, plan_stream
+from volflow.sampling.window import Window
+
+__all__ = ["PatchStream"]
+
+FORMAT = 1
+
+Array = npt.NDArray[Any]
+Augment = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+class PatchStream(IterableDataset[dict[str, Any]]):
+    """Patches for training, streamed from volumes of any size in bounded memory.
+
+    Superchunks of volumes are decoded once each, and many patches are cut from them while several
+    are mixed; the window of them is refilled all the time. The order of patches is a pure function
+    of ``(seed, epoch, index)``: not of memory, threads, workers, ranks, feeds or interruptions.
+
+    Iterating yields samples: a tensor ``czyx`` for each array, in the stored dtype; ``"location"``
+    (int64: z0, y0, x0, z1, y1, x1), ``"case"``, ``"index"`` (place in the epoch) and ``"key"`` (an
+    integer of its own for each sample, for augmentation). Each ``for`` loop is an epoch; the first
+    after `load_state_dict` goes on where the state was taken. `loader` yields batches.
+
+    Parameters
+    ----------
+    cases
+        A volume, mappings like ``{"image": …, "label": …}``, or a folder with ``images/`` and
+        ``labels/``; see `volflow.sampling.cases.open_cases`.
+    sampler
+        Which patches, e.g. ``UniformSampler(64)``.
+    patches_per_epoch
+        Exactly so many, over all ranks; of a `GridSampler` all there are.
+    patches_per_case
+        Exactly so many from each case instead: a number, or a mapping by case name.
+    reuse
+        Voxels emitted per voxel decoded. More is faster, and the patches of an epoch are less
+        diverse. A short epoch is spread over more superchunks, with less reuse.
+    memory
+        What the stream may add to this process; by default a share of what is free. The window does
+        not shrink to fit: too little is refused, saying what would do.
+    seed
+        Of all randomness.
+    lanes
+        Superchunks that are mixed at a time; part of the order. Ranks and worker processes share
+        them, so their number must divide it.
+    augment
+        Callable, or several, that take a batch and return one; applied by `loader`.
+    rank, world_size
+        Of this process among those that train; by default as ``torch.distributed`` says.
+    cluster
+        None: threads of this process read; else workers of a Dask cluster read and preprocess,
+        with few results under way at a time.
+    threads
+        That read in this process; by default one per core, at most 4.
+    classes
+        Names of the arrays that hold classes; see `volflow.sampling.cases.open_cases`.
+    progress
+        Of the pass that counts labels or weights where they are not known yet.
+
+    Raises
+    ------
+    InvalidInput
+        For cases, samplers or numbers that do not fit together; nothing is read then.
+    MemoryRefused
+        Where the window does not fit.
+
+    Examples
+    --------
+    >>> from volflow.sampling.samplers import UniformSampler
+    >>> scan = np.arange(40**3, dtype="uint16").reshape(40, 40, 40)
+    >>> stream = PatchStream({"image": scan}, UniformSampler(16), patches_per_epoch=100, seed=1)
+    >>> sample = next(iter(stream))
+    >>> sample["image"].shape, sample["location"].tolist()
+    (torch.Size([1, 16, 16, 16]), [24, 16, 8, 40, 32, 24])
+    >>> [len(batch["case"]) for batch in stream.loader(batch_size=40)]
+    [40, 40, 20]
+    """
+
+    def __init__(  # noqa: PLR0913 - what people type; kept apart by name
+        self,
+        cases: Any,
+        sampler: Sampler,
+        patches_per_epoch: int | None = None,
+        *,
+        patches_per_case: int | Mapping[str, int] | None = None,
+        reuse: float = 4,
+        memory: str | int | None = None,
+        seed: int = 0,
+        lanes: int | None = None,
+        augment: Augment | Sequence[Augment] | None = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+        cluster: Cluster = None,
+        threads: int | None = None,
+        classes: Sequence[str] | None = None,
+        progress: bool | Callable[..., object] | None = None,
+    ) -> None:
+        self.cases = open_cases(cases, classes=classes)
+        self.sampler = sampler
+        self.share = this_share(rank, world_size)
+        grid = isinstance(sampler, GridSampler)
+        self.lanes = lanes or (self.share.stride if grid else 8)
+        _check_numbers(seed, reuse=reuse, lanes=self.lanes, threads=threads or 1)
+        self.share.check_lanes(self.lanes)
+        self.seed, self.reuse, self.cluster, self.threads = seed, reuse, cluster, threads
+        augments = augment if isinstance(augment, Sequence) else [augment]
+        self.augment = tuple(one for one in augments if one is not None)
+        self.totals = () if grid else _totals(self.cases, patches_per_epoch, patches_per_case)
+        if grid and (patches_per_epoch is not None or patches_per_case is not None):
+            raise InvalidInput("a GridSampler gives all its patches; leave out how many")
+        self.field = open_field(
+            self.cases,
+            sampler,
+            per_case=patches_per_case is not None,
+            cluster=cluster,
+            memory=memory,
+            progress=progress,
+        )
+        self.patches = sum(self.totals)
+        if isinstance(self.field, GridField):
+            self.patches = int(self.field.line.quota.sum())
+        else:
+            self.share.check_patches(self.patches)
+        self.plan: StreamPlan = plan_stream(
+            self.field,
+            self.patches,
+            self.lanes,
+            self.share.stride,
+            reuse=reuse,
+            memory=memory,
+            threads=threads,
+        )
+        self.metrics = Metrics()
+        self.epoch, self._index, self._begun = 0, 0, False
+
+    @property
+    def rank(self) -> int:
+        """Of this process."""
+        return self.share.offset
+
+    @property
+    def world_size(self) -> int:
+        """Processes that train."""
+        return self.share.stride
+
+    def __len__(self) -> int:
+        """Patches of an epoch for this rank."""
+        return self.share.count(self.patches)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """The samples of an epoch, or of what is left of it."""
+        share = self._my_share()
+        epoch, begin = self.begin()
+        for patch in self.take(epoch, begin, share, stalls=True):
+            self.delivered(share, patch.index)
+            yield {
+                **{name: torch.from_numpy(array.copy()) for name, array in patch.arrays.items()},
+                "location": torch.from_numpy(self.location(patch.start)),
+                "case": patch.case,
+                "index": patch.index,
+                "key": patch.key,
+            }
+        self.end(epoch)
+
+    def loader(
+        self,
+        batch_size: int = 1,
+        device: str | torch.device = "cpu",
+        *,
+        num_workers: int = 0,
+        drop_last: bool = False,
+    ) -> Loader:
+        """Batches of an epoch, made ahead of the trainer.
+
+        Arrays are collated in their stored dtype, sent to the device (through pinned memory to
+        a GPU) and cast there: classes to int64, all else to float32. Then they are augmented.
+
+        Parameters
+        ----------
+        batch_size
+            Patches per batch of this rank.
+        device
+            Where batches are needed.
+        num_workers
+            Processes that read; by default threads of this process do, which is as fast for most.
+        drop_last
+            Leave out a last batch that is smaller.
+
+        Raises
+        ------
+        InvalidInput
+            Where the batch size is no positive number, or lanes do not divide among the workers.
+        """
+        return Loader(self, batch_size, torch.device(device), num_workers, drop_last)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begin with this epoch the next time, at its first patch."""
+        self.epoch, self._index, self._begun = int(epoch), 0, False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream stands, as a few numbers; the same on all ranks in step."""
+        return {
+            "format": FORMAT,
+            "configuration": self.configuration,
+            "epoch": self.epoch,
+            "index": self._index,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where a state was taken, on any number of ranks that divides the lanes.
+
+        Raises
+        ------
+        ResumeRefused
+            Where the state belongs to other cases, another sampler, seed or number, or where the
+            patches given so far do not divide among these ranks.
+        """
+        if state.get("format") != FORMAT or state.get("configuration") != self.configuration:
+            raise ResumeRefused(
+                "the state was taken from a stream of other cases, sampler, seed, patches, reuse "
+                "or lanes, whose order differs; make the stream as it was, or begin anew"
+            )
+        index = int(state["index"])
+        if index % self.share.stride:
+            raise ResumeRefused(
+                f"{index} patches were given, which do not divide among {self.share.stride} ranks; "
+                f"resume on a number of ranks that divides {index}"
+            )
+        self.epoch, self._index, self._begun = int(state["epoch"]), index, False
+
+    @cached_property
+    def configuration(self) -> str:
+        """A hash of what the order of patches follows from."""
+        what = (self.sampler, self.totals, self.reuse, self.seed, self.lanes)
+        digest = hashlib.sha256(repr(what).encode())
+        for case in self.cases:
+            digest.update(f"{case.chunk} {case.identity()}".encode())
+        return digest.hexdigest()
+
+    def visits(self, epoch: int) -> Visits:
+        """Which superchunk gives how many patches in an epoch."""
+        if isinstance(self.field, GridField):
+            return self.field.line
+        return self.field.visits(self.totals, self.plan.per_visit, self.seed, epoch)
+
+    def case_counts(self, epoch: int | None = None) -> dict[str, int]:
+        """Patches that each case gives in an epoch, by default the present one; nothing is read."""
+        visits = self.visits(self.epoch if epoch is None else epoch)
+        cases = np.searchsorted(self.field.first, visits.superchunk, "right") - 1
+        counts = np.bincount(cases, visits.quota, len(self.cases))
+        return {case.name: int(n) for case, n in zip(self.cases, counts, strict=True)}
+
+    # What follows is for `Loader`, which runs ahead of what it has delivered.
+
+    def begin(self) -> tuple[int, int]:
+        """The epoch that a loop goes through now, and its first place."""
+        if self._begun:
+            self.epoch, self._index = self.epoch + 1, 0
+        self._begun = True
+        self.metrics.begin()
+        return self.epoch, self._index
+
+    def delivered(self, share: Share, index: int) -> None:
+        """The sample at this place is the trainer's now."""
+        self._index = index - share.offset + share.stride
+        self.metrics.emit(self.plan.patch_voxels)
+
+    def end(self, epoch: int) -> None:
+        """An epoch is complete."""
+        self.set_epoch(epoch + 1)
+
+    def at(self, epoch: int, index: int) -> PatchStream:
+        """The same stream for worker processes, set to a place in the order."""
+        other = copy.copy(self)
+        other.epoch, other._index, other._begun = epoch, index, False
+        return other
+
+    def location(self, start: Array) -> npt.NDArray[np.int64]:
+        """First voxel of a patch and the one behind its last."""
+        return np.concatenate([start, start + self.field.patch])
+
+    def take(
+        self, epoch: int, begin: int, share: Share, *, stalls: bool = False
+    ) -> Iterator[Patch]:
+        """The patches of a share of an epoch, from place ``begin`` on."""
+        share.check_lanes(self.lanes)
+        order = Order(self.visits(epoch), self.lanes, self.seed, epoch)
+        names = tuple(self.cases[0].sources)
+        voxels = math.prod(self.plan.superchunk)
+        sizes = {name: voxels * self.cases[0].voxel_bytes(name) for name in names}
+        with open_feed(self.cluster, names, sizes, self.plan.threads) as feed:
+            window = Window(self.field, feed, self.metrics, self.plan.ahead, stalls=stalls)
+            try:
+                yield from cut(order, window, share, begin)
+            finally:
+                window.close()
+
+    def _my_share(self) -> Share:
+        """Of this rank, or of this worker process of a `torch.utils.data.DataLoader`."""
+        worker = get_worker_info()
+        if worker is None:
+            return self.share
+        refuse_fork()
+        return self.share.part(worker.id, worker.num_workers)
+
+
+def _totals(
+    cases: Sequence[Case], per_epoch: int | None, per_case: int | Mapping[str, int] | None
+) -> tuple[int, ...]:
+    """Patches of the epoch: one number, or one per case."""
+    if (per_epoch is None) == (per_case is None):
+        raise InvalidInput(
+            "say how many patches make an epoch: either patches_per_epoch or patches_per_case; got "
+            f"{'neither' if per_epoch is None else 'both'}"
+        )
+    if isinstance(per_case, Mapping):
+        names = [case.name for case in cases]
+        unknown = sorted(set(per_case) - set(names))
+        if unknown:
+            raise InvalidInput(
+                f"patches_per_case names {', '.join(unknown)}, but the cases are {', '.join(names)}"
+            )
+        totals = tuple(per_case.get(name, 0) for name in names)
+    elif per_case is not None:
+        totals = (per_case,) * len(cases)
+    else:
+        totals = (per_epoch or 0,)
+    if any(int(n) != n or n < 0 for n in totals) or not sum(totals):
+        raise InvalidInput(f"numbers of patches must be positive whole numbers; got {totals}")
+    return tuple(int(n) for n in totals)
+
+
+def _check_numbers(seed: int, **positive: float) -> None:
+    wrong = {name: value for name, value in positive.items() if not 0 < value < float("inf")}
+    if wrong:
+        raise InvalidInput(f"{', '.join(wrong)} must be positive; got {list(wrong.values())}")
+    if int(seed) != seed or not 0 <= seed < 2**64:
+        raise InvalidInput(f"seed must be a whole number from 0 on, below 2^64; got {seed}")

@@ -1,0 +1,203 @@
+"""What a stream will hold and how fast it may run, before a voxel is read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from volflow.engine.cluster import DEFAULT_SHARE, cores, free_memory_bytes
+from volflow.errors import MemoryRefused
+from volflow.geometry.budget import format_bytes, parse_bytes
+from volflow.sampling.cases import READ_BYTES
+from volflow.sampling.field import Field, RandomField
+
+__all__ = ["StreamPlan", "plan_stream"]
+
+# Of one core, with the default codec; a plan only says which of the two limits.
+DECODE_BYTES_PER_S = 250e6
+COPY_BYTES_PER_S = 2e9
+# Superchunks read ahead where memory allows: lanes come to their next one after the other.
+AHEAD = 4
+# Batches, draws, and what Python and the allocator add.
+OVERHEAD_BYTES = 48 * 2**20
+
+
+@dataclass(frozen=True)
+class StreamPlan:
+    """The window of a stream, its memory, and what limits its speed.
+
+    Parameters
+    ----------
+    patches, lanes
+        Of an epoch.
+    held_lanes, ahead
+        Superchunks held at a time by this process: one per lane that is its own, and those read
+        before they are needed.
+    superchunk, superchunk_bytes
+        The largest: voxels per axis, and bytes of all arrays.
+    decoded_voxels, per_visit
+        Decoded for a visit on average, and the patches cut then.
+    patch_voxels, voxel_bytes
+        Of a patch; of a voxel in all arrays with their channels.
+    memory_bytes
+        What may be added to this process.
+    read_bytes, threads
+        What reading takes beside the superchunks, and how many threads read.
+    """
+
+    patches: int
+    lanes: int
+    held_lanes: int
+    ahead: int
+    superchunk: tuple[int, ...]
+    superchunk_bytes: int
+    decoded_voxels: float
+    per_visit: float
+    patch_voxels: int
+    voxel_bytes: int
+    memory_bytes: int
+    read_bytes: int
+    threads: int
+
+    @property
+    def reuse(self) -> float:
+        """Voxels emitted per voxel decoded, as planned."""
+        return self.per_visit * self.patch_voxels / self.decoded_voxels
+
+    @property
+    def peak_bytes(self) -> int:
+        """Projected growth of this process."""
+        return _peak(self.held_lanes + self.ahead, self.superchunk_bytes, self.read_bytes)
+
+    @cached_property
+    def seconds_per_patch(self) -> dict[str, float]:
+        """Of decoding and of copying, with all threads."""
+        patch_bytes = self.patch_voxels * self.voxel_bytes
+        decoded_bytes = self.decoded_voxels * self.voxel_bytes / self.per_visit
+        return {
+            "decoding": decoded_bytes / (DECODE_BYTES_PER_S * self.threads),
+            "copying": patch_bytes / COPY_BYTES_PER_S,
+        }
+
+    @property
+    def patches_per_s(self) -> float:
+        """Predicted for one process; half or double is no surprise."""
+        return 1 / max(self.seconds_per_patch.values())
+
+    @property
+    def limiter(self) -> str:
+        """What limits it."""
+        return max(self.seconds_per_patch, key=self.seconds_per_patch.__getitem__)
+
+    def __str__(self) -> str:
+        by = "×".join(map(str, self.superchunk))
+        return "\n".join(
+            [
+                f"epoch       {self.patches:,} patches in {self.lanes} lanes",
+                f"window      {self.held_lanes} superchunks of up to {by} voxels "
+                f"({format_bytes(self.superchunk_bytes)}), {self.ahead} more read ahead",
+                f"reuse       {self.reuse:.3g}: {self.per_visit:.0f} patches per superchunk",
+                f"memory      {format_bytes(self.peak_bytes)} of {format_bytes(self.memory_bytes)}",
+                f"prediction  about {self.patches_per_s:.2g} patches/s, limited by {self.limiter}",
+            ]
+        )
+
+
+def plan_stream(
+    field: Field,
+    patches: int,
+    lanes: int,
+    sharing: int,
+    *,
+    reuse: float,
+    memory: str | int | None,
+    threads: int | None,
+) -> StreamPlan:
+    """Size the window of a stream; only what is read ahead depends on memory, never the order.
+
+    Parameters
+    ----------
+    field
+        Where patches come from.
+    patches, lanes
+        Of an epoch.
+    sharing
+        Processes that share the lanes.
+    reuse, memory, threads
+        As asked for.
+
+    Raises
+    ------
+    MemoryRefused
+        Where the window does not fit, saying what would.
+    """
+    budget = int(free_memory_bytes() * DEFAULT_SHARE) if memory is None else parse_bytes(memory)
+    threads = threads or min(4, cores())
+    case = field.cases[0]
+    voxel_bytes = sum(map(case.voxel_bytes, case.sources))
+    size = math.prod(field.held) * voxel_bytes
+    # Whole layers of chunks are read at once, which takes zarr three times their size.
+    layer = size // field.held[0] * min(field.held[0], max(case.chunk[0] for case in field.cases))
+    read = 3 * threads * max(READ_BYTES, layer)
+    there = int(field.first[-1])
+    held = min(max(1, lanes // sharing), there)
+    ahead = min(AHEAD, there - held)
+    while ahead > 1 and _peak(held + ahead, size, read) > budget:
+        ahead -= 1
+    plan = StreamPlan(
+        patches,
+        lanes,
+        held,
+        ahead,
+        field.held,
+        size,
+        field.mean_decoded,
+        _per_visit(field, patches, lanes, reuse),
+        math.prod(field.patch),
+        voxel_bytes,
+        budget,
+        read,
+        threads,
+    )
+    if plan.peak_bytes > budget:
+        raise MemoryRefused(_remedy(plan))
+    return plan
+
+
+def _per_visit(field: Field, patches: int, lanes: int, reuse: float) -> float:
+    """Patches to cut from a decoded superchunk, so that its voxels are used ``reuse`` times.
+
+    A short epoch is spread over as many superchunks as there are lanes.
+    """
+    if not isinstance(field, RandomField):
+        return patches / len(field.line)
+    wanted = reuse * field.mean_decoded / math.prod(field.patch)
+    return max(1.0, min(wanted, patches / lanes))
+
+
+def _peak(superchunks: int, size: int, read: int) -> int:
+    return superchunks * size + read + OVERHEAD_BYTES
+
+
+def _remedy(plan: StreamPlan) -> str:
+    size, budget = plan.superchunk_bytes, plan.memory_bytes
+    text = (
+        f"a window of {plan.held_lanes} superchunks of {format_bytes(size)} and {plan.ahead} read "
+        f"ahead needs {format_bytes(plan.peak_bytes)}, but memory is {format_bytes(budget)}; give "
+        f"it memory={format_bytes(math.ceil(plan.peak_bytes * 1.01)).replace(' ', '')!r}"
+    )
+    fits = _lanes_that_fit(plan)
+    if fits:
+        text += f", or use lanes={fits}"
+    return text + ", or convert the volumes to chunks of half a patch to one patch"
+
+
+def _lanes_that_fit(plan: StreamPlan) -> int | None:
+    sharing = max(1, plan.lanes // plan.held_lanes)
+    smaller: Sequence[int] = [n for n in (64, 32, 16, 8, 4, 2, 1) if n < plan.held_lanes]
+    for lanes in smaller:
+        if _peak(lanes + 1, plan.superchunk_bytes, plan.read_bytes) <= plan.memory_bytes:
+            return lanes * sharing
+    return None
