@@ -153,7 +153,7 @@ def count_classes(
     Raises
     ------
     InvalidInput
-        Where there are several channels, or a voxel is no whole number, naming its place.
+        Where there are several channels, or a voxel anywhere is no whole number, naming its place.
     MemoryRefused
         Where one task does not fit into ``memory``, saying what would.
     RunFailed
@@ -200,8 +200,8 @@ def sum_weights(
     Raises
     ------
     InvalidInput
-        Where there are several channels, or a weight is negative, NaN or infinite, naming its
-        place.
+        Where there are several channels, or a weight anywhere is negative, NaN or infinite,
+        naming its place.
     MemoryRefused, RunFailed
         As `count_classes`.
 
@@ -230,10 +230,13 @@ def _mass(
         )
     z, y, x = per_axis(cell, "cell")
     shape = source.shape[-3:]
-    whole = MassJob(source, kind, (z, y, x), (Roi.full(shape),), uuid.uuid4().hex)
+    everything = Roi.full(shape)
+    whole = MassJob(source, kind, (z, y, x), (everything,), uuid.uuid4().hex)
     reach = reach.clip(shape)
     if path_of(source) is None:
-        (table,) = run([replace(whole, boxes=(reach,) if reach.size else ())])
+        # The rest is read too: whether voxels are refused must not depend on the patch.
+        parts = ((reach,) if reach.size else (), _shell(everything, reach))
+        table, _ = run([replace(whole, boxes=boxes) for boxes in parts])
         return whole, table
     inner = _whole_cells(whole, reach)
     voxels = Roi(*(_voxels(ends, whole) for ends in (inner.start, inner.stop)))

@@ -371,8 +371,17 @@ def test_weights_that_are_none_are_refused(value, dtype):
     with pytest.raises(InvalidInput, match="weights must be finite and not negative") as refusal:
         sum_weights(source, 4, everything(source))
     assert f"the array holds {data[8, 1, 0]} at voxel (8, 1, 0) (z, y, x)" in str(refusal.value)
-    # Outside of the box of centres nobody looks.
-    assert sum_weights(source, 4, Roi((0, 0, 0), (8, 9, 9))).sums.sum() == 648
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_whether_voxels_are_refused_does_not_depend_on_the_reach(tmp_path, kept):
+    data = np.ones((9, 9, 9), "float32")
+    data[8, 1, 0] = 0.5
+    source = open_source(data)
+    source = Filed(data, source.meta, path=str(tmp_path / "a")) if kept else source
+    for reach in (Roi((0, 0, 0), (8, 9, 9)), Roi((2, 2, 2), (2, 2, 2))):
+        with pytest.raises(InvalidInput, match=r"holds 0\.5 at voxel \(8, 1, 0\)"):
+            count_classes(source, 4, reach)
 
 
 def test_weights_beyond_float64_are_refused():
