@@ -20,7 +20,7 @@ from volflow.geometry.roi import Roi
 from volflow.store.create import create
 from volflow.store.meta import Meta
 
-NAMES = ["demo", "convert", "info", "statistics", "predict", "pyramid", "verify"]
+NAMES = ["demo", "convert", "info", "statistics", "sample", "predict", "pyramid", "verify"]
 NAMES += ["status", "export", "preview", "view"]
 
 

@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 from volflow.cli.predict import predict
 from volflow.cli.pyramid import pyramid
 from volflow.cli.runs import demo, status, verify
+from volflow.cli.sample import sample
 from volflow.cli.view import view
 from volflow.cli.volumes import convert, export, info, preview, statistics
 from volflow.errors import VolflowError
@@ -32,6 +33,7 @@ COMMANDS: tuple[tuple[Callable[..., None], str], ...] = (
     (convert, "volflow convert scan.nii.gz scan.zarr"),
     (info, "volflow info scan.nii.gz"),
     (statistics, "volflow statistics scan.zarr --foreground nonzero"),
+    (sample, "volflow sample cases/ --sampler label --patch 64 -o sheet.png"),
     (predict, "volflow predict scan.nii.gz seg.nii.gz --model bundle/ --memory 4GiB"),
     (pyramid, "volflow pyramid out.zarr"),
     (verify, "volflow verify out.zarr"),
@@ -74,7 +76,7 @@ def volflow(
         bool, typer.Option(DEBUG, help="Show where an error came from; works after a command too.")
     ] = False,
 ) -> None:
-    """Run networks over 3-D volumes of any size: convert, predict, verify, look."""
+    """Run networks over 3-D volumes of any size: convert, sample, predict, verify, look."""
 
 
 def run(arguments: Sequence[str]) -> int:

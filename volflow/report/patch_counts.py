@@ -1,0 +1,214 @@
+"""What patches hold and where they fall: counted one by one, in memory that does not grow."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from volflow.sampling.cases import Case
+from volflow.store.colors import class_numbers
+
+__all__ = ["Patch", "PatchCounts", "each_patch", "facts_text", "percent"]
+
+Array = npt.NDArray[Any]
+
+BINS = 64  # along each axis
+BESIDE = ("location", "case", "index", "key")  # what a sample holds beside its arrays
+TABLE = 2**16  # class numbers up to here are counted in a table
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One patch: its arrays, ``czyx``, in the memory of this process; its case and first voxel."""
+
+    arrays: Mapping[str, Array]
+    case: str
+    start: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Voxels along z, y, x."""
+        return next(iter(self.arrays.values())).shape[-3:]
+
+    @property
+    def middle(self) -> tuple[int, ...]:
+        """The centre, counted from the patch's first voxel."""
+        return tuple(p // 2 for p in self.shape)
+
+
+def each_patch(samples: Iterable[Mapping[str, Any]]) -> Iterator[Patch]:
+    """The patches of samples or of batches, one at a time.
+
+    Examples
+    --------
+    >>> batch = {"image": np.zeros((2, 1, 4, 4, 4)), "case": ["a", "b"],
+    ...          "location": np.array([[0, 0, 0, 4, 4, 4], [1, 2, 3, 5, 6, 7]])}
+    >>> [(patch.case, patch.start) for patch in each_patch([batch])]
+    [('a', (0, 0, 0)), ('b', (1, 2, 3))]
+    """
+    for sample in samples:
+        arrays = {key: _array(value) for key, value in sample.items() if key not in BESIDE}
+        location = _array(sample["location"])
+        if location.ndim == 1:
+            yield Patch(arrays, sample["case"], tuple(location[:3].tolist()))
+            continue
+        for n, (case, place) in enumerate(zip(sample["case"], location, strict=True)):
+            one = {key: value[n] for key, value in arrays.items()}
+            yield Patch(one, case, tuple(place[:3].tolist()))
+
+
+@dataclass
+class PatchCounts:
+    """Counts that grow with each patch; all else about it is forgotten.
+
+    Parameters
+    ----------
+    cases
+        That patches may come from, by name.
+    label
+        The array whose classes are counted, or None.
+
+    Examples
+    --------
+    >>> from volflow.sampling.cases import open_cases
+    >>> labels = np.zeros((8, 8, 8), "uint8")
+    >>> labels[4:] = 1
+    >>> counts = PatchCounts({c.name: c for c in open_cases({"label": labels})}, "label")
+    >>> counts.add(Patch({"label": labels[None, 2:6]}, "case0", (2, 0, 0)))
+    >>> counts.facts()["classes"][1]
+    {'class': 1, 'voxels': 0.5, 'centres': 1.0, 'patches': 1}
+    """
+
+    cases: Mapping[str, Case]
+    label: str | None = None
+    patches: Counter[str] = field(default_factory=Counter)
+    # Patches by where their centre lies: along each axis; and on each plane, which is named by
+    # the axis across it.
+    along: Array = field(default_factory=lambda: np.zeros((3, BINS), np.int64))
+    across: Array = field(default_factory=lambda: np.zeros((3, BINS, BINS), np.int64))
+    voxels: Counter[int] = field(default_factory=Counter)
+    centres: Counter[int] = field(default_factory=Counter)
+    holding: Counter[int] = field(default_factory=Counter)
+
+    def add(self, patch: Patch) -> None:
+        """Count a patch; of its voxels those inside the volume."""
+        shape = self.cases[patch.case].shape
+        centre = [s + m for s, m in zip(patch.start, patch.middle, strict=True)]
+        place = [min(max(c * BINS // n, 0), BINS - 1) for c, n in zip(centre, shape, strict=True)]
+        self.patches[patch.case] += 1
+        for axis in range(3):
+            rows, columns = (other for other in range(3) if other != axis)
+            self.along[axis, place[axis]] += 1
+            self.across[axis, place[rows], place[columns]] += 1
+        if self.label is None:
+            return
+        labels = patch.arrays[self.label][0]
+        inside = labels[
+            tuple(slice(max(0, -s), max(0, n - s)) for s, n in zip(patch.start, shape, strict=True))
+        ]
+        found = _class_counts(inside)
+        self.voxels.update(found)
+        self.holding.update(found.keys())
+        self.centres[int(class_numbers(labels[patch.middle]))] += 1
+
+    @property
+    def total(self) -> int:
+        """Patches counted."""
+        return self.patches.total()
+
+    def histogram(self, axis: int) -> Array:
+        """Patches by the place of their centre along an axis, in bins that are not mostly empty."""
+        return _coarser(self.along[axis], self._bins(self.total / 12))
+
+    def projection(self, axis: int) -> Array:
+        """Patches by the place of their centre on the plane across an axis."""
+        return _coarser(self.across[axis], self._bins((self.total / 3) ** 0.5))
+
+    def _bins(self, filled: float) -> int:
+        """How many along an axis: a power of two, no more than voxels or patches can fill."""
+        shortest = min((min(self.cases[name].shape) for name in self.patches), default=BINS)
+        bins = 8
+        while 2 * bins <= min(BINS, filled, shortest / 4):
+            bins *= 2
+        return bins
+
+    def facts(self) -> dict[str, Any]:
+        """What was counted, in plain values; shares are parts of one."""
+        voxels = max(1, self.voxels.total())
+        return {
+            "patches": self.total,
+            "cases": {name: self.patches[name] for name in self.cases},
+            "label": self.label,
+            "classes": [
+                {
+                    "class": value,
+                    "voxels": self.voxels[value] / voxels,
+                    "centres": self.centres[value] / self.total,
+                    "patches": self.holding[value],
+                }
+                for value in sorted(self.voxels | self.centres)
+            ],
+        }
+
+
+def facts_text(facts: Mapping[str, Any]) -> str:
+    """What was counted, for people.
+
+    Examples
+    --------
+    >>> one = {"class": 3, "voxels": 0.125, "centres": 1.0, "patches": 2}
+    >>> print(facts_text({"patches": 2, "cases": {"a": 2, "b": 0}, "label": "label",
+    ...                   "classes": [one]}))
+    2 patches: a 2, b 0
+    label      of voxels    at centres    in patches
+    3             12.5 %         100 %             2
+    """
+    cases = ", ".join(f"{name} {count}" for name, count in facts["cases"].items())
+    lines = [f"{facts['patches']} patches: {cases}"]
+    if facts["classes"]:
+        lines.append(_row(facts["label"], "of voxels", "at centres", "in patches"))
+    lines += [
+        _row(str(one["class"]), percent(one["voxels"]), percent(one["centres"]), one["patches"])
+        for one in facts["classes"]
+    ]
+    return "\n".join(lines)
+
+
+def percent(share: float) -> str:
+    """A share in words, with three digits.
+
+    Examples
+    --------
+    >>> percent(0.5), percent(0.000123456), percent(0)
+    ('50 %', '0.0123 %', '0 %')
+    """
+    return f"{100 * share:.3g} %"
+
+
+def _row(name: str, *columns: object) -> str:
+    return f"{name:<8}" + "".join(f"{column!s:>12}  " for column in columns).rstrip()
+
+
+def _array(x: Any) -> Array:
+    return np.asarray(x.cpu() if hasattr(x, "cpu") else x)
+
+
+def _coarser(counts: Array, bins: int) -> Array:
+    """Fewer bins along each axis."""
+    for axis in range(counts.ndim):
+        counts = np.add.reduceat(counts, range(0, BINS, BINS // bins), axis=axis)
+    return counts
+
+
+def _class_counts(labels: Array) -> dict[int, int]:
+    numbers = class_numbers(labels).ravel()
+    if numbers.size and numbers.min() >= 0 and numbers.max() < TABLE:
+        table = np.bincount(numbers)
+        return {int(value): int(table[value]) for value in table.nonzero()[0]}
+    values, counts = np.unique(numbers, return_counts=True)
+    return dict(zip(values.tolist(), counts.tolist(), strict=True))
