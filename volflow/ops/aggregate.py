@@ -12,7 +12,7 @@ waking its threads than on the sums. On a GPU they are torch's; the calls have t
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -49,6 +49,8 @@ class RollingBlend:
     skipping
         Whether patches may be missing: then the weights are summed as the patches come, else
         they follow from the grid alone.
+    zeros
+        Makes the arrays of open rows on the CPU, of a shape and a dtype: in memory or elsewhere.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class RollingBlend:
         dtype: torch.dtype,
         device: torch.device,
         skipping: bool = False,
+        zeros: Callable[[tuple[int, ...], Any], Scores] = np.zeros,
     ) -> None:
         self.grid, self.tile, self.blend = grid, tile, blend
         self.crop = blend == "crop"
@@ -71,8 +74,9 @@ class RollingBlend:
         self.weights: Scores = window.numpy() if on_cpu else window
         plane_bytes = grid.patch[1] * grid.patch[2] * window.element_size()
         self.planes = max(1, min(depth, CACHE_BYTES // plane_bytes)) if on_cpu else depth
-        self.sums = self._zeros((channels, depth, height, width))
-        self.norm = self._zeros((depth, height, width)) if skipping else None
+        hold = zeros if on_cpu else lambda shape, _: self._zeros(shape)
+        self.sums = hold((channels, depth, height, width), self.weights.dtype)
+        self.norm = hold((depth, height, width), self.weights.dtype) if skipping else None
         self.product = self._zeros((self.planes, *grid.patch[1:]))
         layers = self.layers
         self.last = layers[-1]
@@ -155,9 +159,13 @@ class RollingBlend:
         scores = self.sums[:, here]
         if self.norm is not None:
             norm = self.norm[here]
-            covered = norm > 0
-            scores /= self.xp.where(covered, norm, self.xp.ones_like(norm))
-            return low, scores, covered
+            # A few rows at a time on the CPU, so that the temporaries stay small.
+            step = NORM_ROWS if self.xp is np else max(1, len(norm))
+            for first in range(0, len(norm), step):
+                part = norm[first : first + step]
+                rows = scores[:, first : first + step]
+                rows /= self.xp.where(part > 0, part, self.xp.ones_like(part))
+            return low, scores, norm > 0
         if not self.crop and high > low:
             self._normalise(scores, low, high)
         return low, scores, None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from volflow.geometry.frame import Frame
 from volflow.geometry.grid import BlockGrid
 from volflow.geometry.roi import Roi
 from volflow.ops.sliding import SlidingWindow
-from volflow.store.journal import Journal
+from volflow.store.journal import Journal, ShardEntry
 from volflow.store.volume import Volume
 
 __all__ = ["PredictJob", "Target"]
@@ -49,9 +51,22 @@ class PredictJob:
     threads: int
     memory_bytes: int
 
+    @property
+    def frame(self) -> Frame:
+        """In which the model sees the volume."""
+        return self.window.inputs.frame
+
+    def check(self) -> None:
+        """Stop where the driver has ended or was replaced."""
+        self.journal.check(self.session)
+
+    def mark(self, number: int, entries: Sequence[ShardEntry], took: dict[str, float]) -> None:
+        """Record a block as done."""
+        self.journal.mark(number, entries, took, session=self.session)
+
     def roi(self, block: int) -> Roi:
         """A block's box in frame coordinates, in output voxels."""
-        return self.window.inputs.frame.roi(self.blocks[block].write_roi, self.blocks.shape)
+        return self.frame.roi(self.blocks[block].write_roi, self.blocks.shape)
 
     def tile(self, blocks: tuple[int, ...]) -> Roi:
         """The box of a run of blocks in frame coordinates, in output voxels."""

@@ -3,21 +3,51 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from volflow.engine.clock import Clock
+from volflow.geometry.frame import Frame
+from volflow.geometry.grid import BlockGrid
 from volflow.geometry.roi import Roi
-from volflow.ops.predict_job import PredictJob, Target
+from volflow.ops.predict_job import Target
 from volflow.store.journal import ShardEntry
 from volflow.store.volume import shard_rois
 
-__all__ = ["Writer"]
+__all__ = ["WriteJob", "Writer"]
+
+
+class WriteJob(Protocol):
+    """What a writer needs to know: where rows go, and whom to tell."""
+
+    @property
+    def blocks(self) -> BlockGrid:
+        """The tiling of the outputs, in stored axis order."""
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """Where they are written."""
+
+    @property
+    def frame(self) -> Frame:
+        """That of the rows."""
+
+    def roi(self, block: int) -> Roi:
+        """A block's box in frame coordinates."""
+
+    def tile(self, blocks: tuple[int, ...]) -> Roi:
+        """The box of a run of blocks in frame coordinates."""
+
+    def check(self) -> None:
+        """Called before a block is written; may raise to stop."""
+
+    def mark(self, number: int, entries: Sequence[ShardEntry], took: dict[str, float]) -> None:
+        """Called when a block is on the store, with the seconds it took."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +67,7 @@ class Writer:
     Buffers are handed on from block to block: fresh memory costs more than the copy into it.
     """
 
-    job: PredictJob
+    job: WriteJob
     blocks: tuple[int, ...]
     clock: Clock
     pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
@@ -45,6 +75,7 @@ class Writer:
     spare: list[npt.NDArray[Any]] = field(default_factory=list)
     pending: Future[tuple[int, list[Piece]]] | None = None
     position: int = 0
+    empty: Callable[[tuple[int, ...], np.dtype[Any]], npt.NDArray[Any]] = np.empty
 
     def put(self, row: int, rows: dict[str, npt.NDArray[Any]]) -> Iterator[int]:
         """Take rows from ``row`` on, of every target; yields blocks that are on the store."""
@@ -76,14 +107,14 @@ class Writer:
                 block = Roi((0, *block.start), (target.channels, *block.stop))
             for shard in shard_rois(target.volume, block):
                 space = Roi(shard.start[-3:], shard.stop[-3:])
-                place = job.window.inputs.frame.roi(space, job.blocks.shape)
+                place = job.frame.roi(space, job.blocks.shape)
                 yield Piece(target, shard, place, self._buffer(shard.shape, target.volume.dtype))
 
     def _buffer(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         for n, spare in enumerate(self.spare):
             if spare.shape == shape and spare.dtype == dtype:
                 return self.spare.pop(n)
-        return np.empty(shape, dtype)
+        return self.empty(shape, dtype)
 
     def _copy(self, piece: Piece, row: int, rows: npt.NDArray[Any]) -> None:
         """Copy what belongs to a shard out of rows of the tile that begin at ``row``."""
@@ -97,7 +128,7 @@ class Writer:
         z, y, x = both.relative_to(corner).slices()
         here = rows[..., z, y, x]
         z, y, x = both.relative_to(piece.place.start).slices()
-        self.job.window.inputs.frame.show(piece.voxels)[..., z, y, x] = here
+        self.job.frame.show(piece.voxels)[..., z, y, x] = here
 
     def flush(self) -> Iterator[int]:
         """Wait for the block being written, if there is one."""
@@ -114,15 +145,14 @@ class Writer:
 
 
 def write_block(
-    job: PredictJob, number: int, pieces: list[Piece], stages: dict[str, float]
+    job: WriteJob, number: int, pieces: list[Piece], stages: dict[str, float]
 ) -> tuple[int, list[Piece]]:
     """Write the shards of a block, then its journal entry with the seconds it took."""
     began = time.perf_counter()
-    job.journal.check(job.session)
+    job.check()
     entries = []
     for piece in pieces:
         for shard in piece.target.volume.write(piece.shard, piece.voxels):
             entries.append(ShardEntry(piece.target.array, shard.start, shard.stop, shard.crc32c))
-    took = {**stages, "write": time.perf_counter() - began}
-    job.journal.mark(number, entries, took, session=job.session)
+    job.mark(number, entries, {**stages, "write": time.perf_counter() - began})
     return number, pieces

@@ -1,0 +1,100 @@
+"""What aggregation asks of a stream: cases, their grids of patches, and where results go."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from volflow.errors import InvalidInput
+from volflow.geometry.grid import PatchGrid
+from volflow.ops.session import check_apart
+from volflow.store.create import check_target
+from volflow.store.journal import journal_dir
+from volflow.store.meta import Meta
+
+__all__ = ["GridCase", "GridStream", "grids_of", "targets_of"]
+
+
+class GridCase(Protocol):
+    """What is asked of a case."""
+
+    @property
+    def name(self) -> str:
+        """In batches, and in the path of the result."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Voxels along z, y, x."""
+
+    @property
+    def meta(self) -> Meta:
+        """Spacing, unit, orientation, affine."""
+
+
+class GridStream(Protocol):
+    """What is asked of the stream whose batches are added."""
+
+    @property
+    def cases(self) -> Sequence[GridCase]:
+        """All of them."""
+
+    @property
+    def sampler(self) -> Any:
+        """A ``GridSampler``."""
+
+    @property
+    def world_size(self) -> int | None:
+        """Processes that share its patches."""
+
+
+def grids_of(stream: GridStream) -> dict[str, PatchGrid]:
+    """The grid of each case, by name.
+
+    Raises
+    ------
+    InvalidInput
+        Where patches are drawn at random, or go to several processes.
+    """
+    sampler = stream.sampler
+    if not hasattr(sampler, "grid"):
+        raise InvalidInput(
+            f"an aggregator needs the patches of a grid, and {type(sampler).__name__} draws them at"
+            " random; make the stream with vf.GridSampler(patch, overlap)"
+        )
+    if (stream.world_size or 1) > 1:
+        raise InvalidInput(
+            f"all patches of a case must reach one process, but the stream shares them among"
+            f" {stream.world_size}; gather outputs, location and case on one"
+            " (torch.distributed.gather_object), and make its aggregator with a stream of"
+            " rank=0, world_size=1"
+        )
+    return {case.name: sampler.grid(case) for case in stream.cases}
+
+
+def targets_of(template: str, cases: Sequence[GridCase], *, overwrite: bool) -> dict[str, Path]:
+    """Where the volume of each case goes, by name; nothing is changed.
+
+    Raises
+    ------
+    InvalidInput
+        Where a name does not do for a path, two cases share one, or something is there already.
+    """
+    journal_dir(template)  # refuses URLs
+    if len(cases) > 1 and "{case}" not in template:
+        raise InvalidInput(
+            f"the path of {len(cases)} cases must contain {{case}}, which stands for their names,"
+            f' like "out/{{case}}.zarr"; got {template}'
+        )
+    targets: dict[str, Path] = {}
+    for case in cases:
+        if "{case}" in template and (set(case.name) & set("/\\\0") or not case.name.strip(".")):
+            raise InvalidInput(
+                f"case {case.name!r} cannot be part of a path, as it would leave its folder; give"
+                " the case another name"
+            )
+        target = template.replace("{case}", case.name)
+        for source in getattr(case, "sources", {}).values():
+            check_apart(target, getattr(source, "volume", getattr(source, "path", None)))
+        targets[case.name] = Path(check_target(target, overwrite=overwrite))
+    return targets
