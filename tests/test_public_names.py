@@ -10,8 +10,15 @@ import pytest
 import volflow
 
 NAMES = {
+    "Augment",
+    "GridAggregator",
+    "GridSampler",
+    "LabelSampler",
+    "PatchStream",
     "Roi",
+    "UniformSampler",
     "Volume",
+    "WeightedSampler",
     "compare",
     "contact_sheet",
     "convert",
@@ -25,6 +32,7 @@ NAMES = {
     "predict",
     "preview",
     "pyramid",
+    "sample",
     "save_model",
     "statistics",
     "verify",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from volflow.model.bundle import load_model, save_model
     from volflow.ops.convert import convert
     from volflow.ops.export import export
+    from volflow.ops.grid_aggregator import GridAggregator
     from volflow.ops.map_model import map_model
     from volflow.ops.predict import predict
     from volflow.ops.pyramid import pyramid
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from volflow.report.preview import preview
     from volflow.report.sheet import contact_sheet
     from volflow.report.view import view
+    from volflow.sampling.augment import Augment
+    from volflow.sampling.sample import sample
     from volflow.sampling.samplers import (
         GridSampler,
         LabelSampler,
@@ -46,6 +49,8 @@ __version__ = "0.1.0"
 
 # public name -> (module, name there; "" for the module itself)
 _PUBLIC = {
+    "Augment": ("volflow.sampling.augment", "Augment"),
+    "GridAggregator": ("volflow.ops.grid_aggregator", "GridAggregator"),
     "GridSampler": ("volflow.sampling.samplers", "GridSampler"),
     "LabelSampler": ("volflow.sampling.samplers", "LabelSampler"),
     "PatchStream": ("volflow.sampling.stream", "PatchStream"),
@@ -66,6 +71,7 @@ _PUBLIC = {
     "predict": ("volflow.ops.predict", "predict"),
     "preview": ("volflow.report.preview", "preview"),
     "pyramid": ("volflow.ops.pyramid", "pyramid"),
+    "sample": ("volflow.sampling.sample", "sample"),
     "save_model": ("volflow.model.bundle", "save_model"),
     "statistics": ("volflow.ops.statistics", "statistics"),
     "verify": ("volflow.store.verify", "verify"),
@@ -74,6 +80,8 @@ _PUBLIC = {
 }
 
 __all__ = [
+    "Augment",
+    "GridAggregator",
     "GridSampler",
     "LabelSampler",
     "PatchStream",
@@ -94,6 +102,7 @@ __all__ = [
     "predict",
     "preview",
     "pyramid",
+    "sample",
     "save_model",
     "statistics",
     "verify",

@@ -14,7 +14,7 @@ from volflow.geometry.keyed import generator
 from volflow.sampling.field import DRAWS, Field, GridField, Ints, RandomField
 from volflow.sampling.samplers import LabelSampler, WeightedSampler
 
-__all__ = ["Draws", "draw"]
+__all__ = ["Draws", "draw", "looks_at"]
 
 Array = npt.NDArray[Any]
 
@@ -25,6 +25,13 @@ class Draws:
 
     starts: Ints
     keys: Ints
+
+
+def looks_at(field: Field) -> tuple[str, ...]:
+    """Names of the arrays whose voxels decide where patches lie."""
+    if isinstance(field.sampler, LabelSampler):
+        return (field.sampler.label,)
+    return (field.sampler.weight,) if isinstance(field.sampler, WeightedSampler) else ()
 
 
 def draw(

@@ -16,7 +16,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from distributed import wait
 
 from volflow.engine.cluster import Cluster, connect
 from volflow.geometry.roi import Roi
@@ -134,8 +133,8 @@ def open_feed(
             try:
                 yield workers
             finally:
-                if workers.under_way:  # few; workers complain of what is cancelled amid its read
-                    wait(workers.under_way)
+                for future in workers.under_way:  # few: workers complain of cancelled reads
+                    future.exception()
         return
     feed = ThreadFeed(names, sizes, threads)
     try:

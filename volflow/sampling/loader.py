@@ -109,7 +109,9 @@ class Loader:
     def _batches(self, epoch: int, begin: int) -> Iterator[Batch]:
         """Collated samples in their stored dtype."""
         samples = self._from_workers(epoch, begin) if self.num_workers else self._own(epoch, begin)
-        batch = _Collator(self.batch_size, pinned=self.device.type == "cuda")
+        on_cpu = self.device.type == "cpu"
+        cast = self._dtypes() if on_cpu else {}  # no device to send less to: cast on the way
+        batch = _Collator(self.batch_size, cast, pinned=self.device.type == "cuda")
         for sample in samples:
             batch.add(sample)
             if batch.count == self.batch_size:
@@ -141,11 +143,15 @@ class Loader:
                 for name, value in sample.items()
             }
 
+    def _dtypes(self) -> dict[str, torch.dtype]:
+        case = self.stream.cases[0]
+        return {
+            name: torch.int64 if name in case.classes else torch.float32 for name in case.sources
+        }
+
     def _cast(self, batch: Batch) -> Batch:
-        classes = self.stream.cases[0].classes
-        for name in self.stream.cases[0].sources:
-            there = batch[name].to(self.device, non_blocking=True)
-            batch[name] = there.to(torch.int64 if name in classes else torch.float32)
+        for name, dtype in self._dtypes().items():
+            batch[name] = batch[name].to(self.device, non_blocking=True).to(dtype)
         return batch
 
     def _augmented(self, batch: Batch) -> Batch:
@@ -162,8 +168,8 @@ class Loader:
 class _Collator:
     """Copies samples into a batch, each voxel once."""
 
-    def __init__(self, size: int, *, pinned: bool) -> None:
-        self.size, self.pinned = size, pinned
+    def __init__(self, size: int, cast: Mapping[str, torch.dtype], *, pinned: bool) -> None:
+        self.size, self.cast, self.pinned = size, cast, pinned
         self.count = 0
         self.tensors: dict[str, torch.Tensor] = {}
         self.arrays: dict[str, np.ndarray[Any, Any]] = {}
@@ -174,7 +180,7 @@ class _Collator:
         for name, value in sample.items():
             if isinstance(value, np.ndarray):
                 if name not in self.tensors:
-                    dtype = torch.from_numpy(np.empty(0, value.dtype)).dtype
+                    dtype = self.cast.get(name, torch.from_numpy(np.empty(0, value.dtype)).dtype)
                     shape = (self.size, *value.shape)
                     self.tensors[name] = torch.empty(shape, dtype=dtype, pin_memory=self.pinned)
                     self.arrays[name] = self.tensors[name].numpy()

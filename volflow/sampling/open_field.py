@@ -85,7 +85,7 @@ def _counted(case: Case, name: str, tiles: Superchunks, count: Any, options: dic
             f'the sampler needs an array "{name}", but case {case.name} has'
             f" {', '.join(case.sources)}; name it as the case does"
         )
-    progress = options["progress"]
+    progress = options.get("progress")
     if progress is None and math.prod(case.shape) < SILENT_VOXELS:
         progress = False
     reach = centres_of(tiles.reach, tiles.patch)

@@ -127,8 +127,11 @@ class PatchStream(IterableDataset[dict[str, Any]]):
         self.sampler = sampler
         self.share = this_share(rank, world_size)
         grid = isinstance(sampler, GridSampler)
-        self.lanes = lanes or (self.share.stride if grid else 8)
-        _check_numbers(seed, reuse=reuse, lanes=self.lanes, threads=threads or 1)
+        usual = self.share.stride if grid else 8
+        self.lanes = usual if lanes is None else lanes
+        _check_numbers(
+            seed, reuse=reuse, lanes=self.lanes, threads=1 if threads is None else threads
+        )
         self.share.check_lanes(self.lanes)
         self.seed, self.reuse, self.cluster, self.threads = seed, reuse, cluster, threads
         augments = augment if isinstance(augment, Sequence) else [augment]

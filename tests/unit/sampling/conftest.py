@@ -1,0 +1,35 @@
+"""Cases on disk, and superchunks small enough for them to have many."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.stores import store
+
+
+@pytest.fixture
+def small_superchunks(monkeypatch):
+    """Volumes of a few thousand voxels then have many superchunks, as large ones do."""
+
+    def set_to(voxels):
+        monkeypatch.setattr("volflow.geometry.superchunks.HELD_VOXELS", voxels)
+        monkeypatch.setattr("volflow.sampling.field.HELD_VOXELS", voxels)
+
+    set_to(24**3)
+    return set_to
+
+
+@pytest.fixture
+def cases(tmp_path):
+    """Two cases of an image and labels, of different sizes, in chunks of 16."""
+    rng = np.random.default_rng(0)
+    made = {}
+    for name, shape in {"a": (40, 30, 20), "b": (17, 50, 33)}.items():
+        image = rng.integers(0, 60000, shape).astype("u2")
+        label = (rng.random(shape) > 0.9).astype("u1") * rng.integers(1, 4, shape).astype("u1")
+        made[name] = {
+            "image": store(tmp_path / f"{name}-image.zarr", image),
+            "label": store(tmp_path / f"{name}-label.zarr", label),
+        }
+    return made
