@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from volflow.errors import InvalidInput
@@ -104,7 +104,11 @@ def open_patches(
     count = 1 if image is None else first.channels(image)
     if not is_whole(channel) or not 0 <= channel < count:
         raise InvalidInput(f"channel must be 0 … {count - 1}, given {channel!r}")
-    return PatchSubject({case.name: case for case in known}, image, label, _shared(known))
+    grid = _shared(known)
+    if getattr(samples, "stream", None) is not None and stream.augment:
+        # A patch that was turned has no left and right of its own.
+        grid = replace(grid, orientation=None, affine=None)
+    return PatchSubject({case.name: case for case in known}, image, label, grid)
 
 
 def _shared(cases: Sequence[Case]) -> Meta:

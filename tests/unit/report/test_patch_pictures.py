@@ -151,6 +151,9 @@ def test_streams_and_loaders_know_their_cases(cases, words):
     assert of_batches.facts["patches"] == 24
     stream.set_epoch(0)
     assert patch_sheet(stream.loader(5), tiles=24).facts == figure.facts
+    turned = PatchStream(cases, UniformSampler(8), 4, augment=lambda batch: batch)
+    assert "R" in words(patch_sheet(turned))
+    assert "R" not in words(patch_sheet(turned.loader(2)))  # who knows which way it lies
     grid = PatchStream(cases, GridSampler((20, 25, 30), overlap=0.2))
     assert any(text == "GridSampler, overlap 0.2" for text in words(patch_stats(grid)))
 
