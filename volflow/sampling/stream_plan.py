@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
+from typing import Any
 
 from volflow.engine.cluster import DEFAULT_SHARE, cores, free_memory_bytes
 from volflow.errors import MemoryRefused
@@ -90,6 +91,11 @@ class StreamPlan:
     def limiter(self) -> str:
         """What limits it."""
         return max(self.seconds_per_patch, key=self.seconds_per_patch.__getitem__)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for machines."""
+        names = ("reuse", "peak_bytes", "patches_per_s", "limiter")
+        return {**asdict(self), **{name: getattr(self, name) for name in names}}
 
     def __str__(self) -> str:
         by = "×".join(map(str, self.superchunk))

@@ -38,7 +38,7 @@ def test_one_task_for_those_that_share_storage(image):
     assert many.numblocks[0] == superchunks
     assert len(many.__dask_graph__()) <= 3 * superchunks
     few = vf.sample(image, vf.UniformSampler(8), n=10)
-    assert few.chunks[0] == (1,) * 10
+    assert len(few.chunks[0]) >= 8  # few patches of many superchunks have places of their own
 
 
 def test_numbers_are_exact_per_superchunk(image):

@@ -1,0 +1,65 @@
+"""What measures memory: volumes of noise, and processes whose growth is reported."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from volflow.geometry.roi import Roi
+from volflow.store.create import create
+from volflow.store.meta import Meta
+
+# What a script of `grown` begins with: growth above the resident size before a call.
+GROWTH = """
+import ctypes, gc, json, sys
+from pathlib import Path
+import volflow as vf
+from volflow.engine.cluster import connect
+
+def resident(field):
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+
+def report_growth(plan, call):
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resident("VmRSS")
+    call()
+    print(json.dumps({"growth": resident("VmHWM") - before, **plan.to_dict()}))
+"""
+
+
+@pytest.fixture
+def grown(root):
+    """Runs a script in a process of its own: its plan, and by how much the process grew."""
+
+    def run(script, *arguments):
+        done = subprocess.run(
+            [sys.executable, "-c", GROWTH + script, *arguments],
+            env={**os.environ, "PYTHONPATH": str(root)}, text=True, check=False,
+            capture_output=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return run
+
+
+@pytest.fixture
+def noise(tmp_path):
+    """Stores noise of any size, a few shards at a time; returns its path."""
+
+    def store(name, shape, dtype, shard, draw):
+        volume = create(tmp_path / name, shape, dtype, Meta(), chunk=32, shard=shard)
+        for low in range(0, shape[0], shard):
+            roi = Roi((low, 0, 0), (min(shape[0], low + shard), *shape[1:]))
+            volume.write(roi, draw(roi.shape).astype(dtype))
+        return volume.path
+
+    return store
