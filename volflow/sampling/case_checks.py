@@ -6,8 +6,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from volflow.errors import InvalidInput
 from volflow.geometry.units import unit_sign
 from volflow.store.meta import Meta
@@ -26,24 +24,12 @@ def check_alike(
             f' "{name}" {", ".join(sources)}'
         )
     for key, source in expected.items():
-        other = sources[key]
-        if channels_of(source) != channels_of(other):
-            given = [f"{channels_of(s)} channels" for s in (source, other)]
-            remedy = "pick the same ones"
-        elif source.dtype != other.dtype:
-            given = [str(s.dtype) for s in (source, other)]
-            wide = np.result_type(source.dtype, other.dtype)
-            narrow = name if source.dtype == wide else first
-            remedy = (
-                f'write it anew: v = vf.open("{narrow}.zarr");'
-                f' vf.write(v.dask().astype("{wide}"), "{narrow}-{wide}.zarr", like=v)'
+        here, there = channels_of(source), channels_of(sources[key])
+        if here != there:
+            raise InvalidInput(
+                f"cases must agree in channels to share a batch, but {key} holds {here} channels in"
+                f' "{first}" and {there} channels in "{name}"; pick the same ones'
             )
-        else:
-            continue
-        raise InvalidInput(
-            f"cases must agree in channels and dtype to share a batch, but {key} holds {given[0]}"
-            f' in "{first}" and {given[1]} in "{name}"; {remedy}'
-        )
 
 
 def channels_of(source: Source) -> int:

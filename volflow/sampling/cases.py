@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ class Case:
         One per array, ``zyx`` or ``czyx``.
     classes
         Names of the arrays whose voxels are classes.
+    dtypes
+        Of arrays that are read in another dtype than their own, one that holds it without loss.
 
     Raises
     ------
@@ -61,6 +63,7 @@ class Case:
     name: str
     sources: Mapping[str, Source]
     classes: frozenset[str] = frozenset()
+    dtypes: Mapping[str, np.dtype[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for source in self.sources.values():
@@ -118,9 +121,13 @@ class Case:
         """Channels of an array; 1 where it has no axis for them."""
         return channels_of(self.sources[name])
 
+    def dtype(self, name: str) -> np.dtype[Any]:
+        """What the voxels of an array are read as."""
+        return self.dtypes.get(name, self.sources[name].dtype)
+
     def voxel_bytes(self, name: str) -> int:
         """Bytes of a voxel of an array, in all its channels."""
-        return self.channels(name) * self.sources[name].dtype.itemsize
+        return self.channels(name) * self.dtype(name).itemsize
 
     def read(self, name: str, roi: Roi, out: Array | None = None) -> Array:
         """The voxels of a box, with zeros outside of the volume.
@@ -137,21 +144,20 @@ class Case:
         Returns
         -------
         numpy.ndarray
-            ``czyx``, in the dtype of the source.
+            ``czyx``, in the array's `dtype`.
 
         Raises
         ------
         InvalidInput
             Where ``out`` does not fit.
         """
-        source = self.sources[name]
+        source, dtype = self.sources[name], self.dtype(name)
         shape = (self.channels(name), *roi.shape)
         if out is None:
-            out = np.empty(shape, source.dtype)
-        elif out.shape != shape or out.dtype != source.dtype:
+            out = np.empty(shape, dtype)
+        elif out.shape != shape or out.dtype != dtype:
             raise InvalidInput(
-                f"out must be {source.dtype} {shape} to hold this box, given {out.dtype}"
-                f" {out.shape}"
+                f"out must be {dtype} {shape} to hold this box, given {out.dtype} {out.shape}"
             )
         inside = roi.clip(self.shape)
         if inside.shape != roi.shape:
@@ -174,14 +180,14 @@ class Case:
         """
         digest = hashlib.sha256(self.name.encode())
         for name, source in self.sources.items():
-            kind = (name, source.shape, str(source.dtype), name in self.classes)
+            kind = (name, source.shape, str(self.dtype(name)), name in self.classes)
             digest.update(f"\n{kind} {source.identity()}".encode())
         return digest.hexdigest()
 
     def __repr__(self) -> str:
         arrays = ", ".join(
-            f"{name} {source.dtype}" + (f" ×{n}" if (n := self.channels(name)) > 1 else "")
-            for name, source in self.sources.items()
+            f"{name} {self.dtype(name)}" + (f" ×{n}" if (n := self.channels(name)) > 1 else "")
+            for name in self.sources
         )
         size = "×".join(f"{n}" for n in self.shape)
         return f"Case({self.name}, {size}, {arrays})"
@@ -221,7 +227,8 @@ def open_cases(x: Any, *, classes: Iterable[str] | None = None) -> tuple[Case, .
     ------
     InvalidInput
         Where a file cannot be read by parts, arrays of a case do not lie on one grid, names
-        repeat, or cases differ in their arrays, channels or dtypes.
+        repeat, or cases differ in their arrays or channels. Where they differ in dtype, all are
+        read in one that holds them all.
 
     Examples
     --------
@@ -247,8 +254,9 @@ def open_cases(x: Any, *, classes: Iterable[str] | None = None) -> tuple[Case, .
     chosen = _classes(opened, drafts, classes)
     for name, sources in zip(names[1:], opened[1:], strict=True):
         check_alike(names[0], first, name, sources)
+    dtypes = {key: np.result_type(*(sources[key].dtype for sources in opened)) for key in first}
     return tuple(
-        Case(name, {key: sources[key] for key in first}, chosen)
+        Case(name, {key: sources[key] for key in first}, chosen, dtypes)
         for name, sources in zip(names, opened, strict=True)
     )
 

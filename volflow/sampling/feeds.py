@@ -58,7 +58,7 @@ def load(case: Case, roi: Roi, names: Names, buffers: Mapping[str, Array] | None
     for name in names:
         out = None
         if buffers is not None:
-            shape, dtype = (case.channels(name), *roi.shape), case.sources[name].dtype
+            shape, dtype = (case.channels(name), *roi.shape), case.dtype(name)
             out = buffers[name][: int(np.prod(shape)) * dtype.itemsize].view(dtype).reshape(shape)
         arrays[name] = case.read(name, roi, out)
     return Loaded(arrays, time.perf_counter() - begin_s, buffers)

@@ -100,8 +100,7 @@ def sample(
         if n is None or int(n) != n or n < 1:
             raise InvalidInput(f"n must be a positive number of patches; got {n}")
         visits = field.visits((int(n),), 1, seed, 0, split=False)
-    source = cases[0].sources[name]
-    shape = (cases[0].channels(name), *field.patch)
+    shape, dtype = (cases[0].channels(name), *field.patch), cases[0].dtype(name)
     token = tokenize([case.identity() for case in cases], sampler, n, seed, name)
     parts = []
     for visit, (superchunk, quota) in enumerate(
@@ -109,7 +108,7 @@ def sample(
     ):
         group = Group(field, superchunk, quota, name, seed, visit)
         task = delayed(_cut, pure=True, traverse=False)(group, dask_key_name=f"cut-{token}-{visit}")
-        part = da.from_delayed(task, (quota, *shape), source.dtype, name=f"sample-{token}-{visit}")
+        part = da.from_delayed(task, (quota, *shape), dtype, name=f"sample-{token}-{visit}")
         parts.append(part)
     patches: da.Array = da.concatenate(parts)
     return patches
