@@ -26,7 +26,7 @@ from volflow.report.draw import (
     write,
 )
 from volflow.report.layers import HEAT, Layer, Picture, Ramp, painted
-from volflow.report.patch_counts import PatchCounts, percent
+from volflow.report.patch_counts import PatchCounts, leading_classes, percent
 from volflow.store.colors import class_color
 
 __all__ = ["Scene", "chart"]
@@ -34,7 +34,6 @@ __all__ = ["Scene", "chart"]
 HISTOGRAM, UNDER = 0.95, 0.62  # height of the histograms, of what stands below them
 SCALE = 0.42  # height of the line that says what the colours mean
 NAME, COLUMN = 2.4, 2.6  # widths in the table of classes
-MOST_CLASSES = 16
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def chart(
     """
     planes = views(orientation)
     boxes, (wide, high) = three_planes([(size[v.columns], size[v.rows]) for v in planes])
-    shown = _most(counts)
+    shown = leading_classes(counts.facts()["classes"])
     table = LEGEND_ROW * (1 + len(shown)) + MARGIN if shown else 0.0
     foot = SCALE + HISTOGRAM + UNDER + table
     figure = page((wide, high + foot), scene.title, scene.subtitle, scene.facts)
@@ -110,37 +109,29 @@ def _histograms(figure: Preview, counts: PatchCounts, bottom: float) -> None:
         write(figure, left + across / 2, bottom - 0.34, said, size=9, color=MUTED, ha="center")
 
 
-def _most(counts: PatchCounts) -> list[int]:
-    """The classes of most centres, then of most voxels; in order of their numbers."""
-    classes = sorted(
-        counts.voxels | counts.centres, key=lambda c: (-counts.centres[c], -counts.voxels[c])
-    )
-    return sorted(classes[:MOST_CLASSES])
-
-
 def _table(
     figure: Preview,
     counts: PatchCounts,
-    shown: Sequence[int],
+    shown: Sequence[Mapping[str, Any]],
     classes: tuple[Mapping[int, str], Sequence[str]],
     top: float,
 ) -> None:
     """One line per class: its share of voxels, of centres, of patches that hold it."""
     names, colors = classes
     top -= 0.05
-    every = {one["class"]: one for one in counts.facts()["classes"]}
     heads = ("share of voxels", "share of centres", "patches that hold it")
-    more = len(every) - len(shown)
-    head = f"{counts.label}: {len(shown)} of {len(every)} classes" if more else counts.label or ""
+    every = len(counts.voxels | counts.centres)
+    more = f": {len(shown)} of {every} classes" if every > len(shown) else ""
+    head = f"{counts.label}{more}"
     _line(figure, MARGIN, top, fitted(head, NAME, 9.5))
     for n, said in enumerate(heads):
         _line(figure, MARGIN + NAME + n * COLUMN, top, said)
-    for value in shown:
+    for one in shown:
         top -= LEGEND_ROW
+        value = one["class"]
         color = class_color(value, colors) if value else MUTED
         name = names.get(value) or ("background" if value == 0 else f"class {value}")
         legend(figure, MARGIN, top, legend_rows([(name, color)], NAME))
-        one = every[value]
         shares = (one["voxels"], one["centres"], one["patches"] / counts.total)
         for n, share in enumerate(shares):
             _bar(figure, MARGIN + NAME + n * COLUMN, top, share, color)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,12 +13,22 @@ import numpy.typing as npt
 from volflow.sampling.cases import Case
 from volflow.store.colors import class_numbers
 
-__all__ = ["Patch", "PatchCounts", "each_patch", "facts_text", "percent"]
+__all__ = [
+    "Patch",
+    "PatchCounts",
+    "each_patch",
+    "facts_text",
+    "from_cases",
+    "leading_classes",
+    "percent",
+]
 
 Array = npt.NDArray[Any]
 
 BINS = 64  # along each axis
 BESIDE = ("location", "case", "index", "key")  # what a sample holds beside its arrays
+MOST_CASES = 5  # that are named
+MOST_CLASSES = 16  # that have a line of their own
 TABLE = 2**16  # class numbers up to here are counted in a table
 
 
@@ -168,15 +178,48 @@ def facts_text(facts: Mapping[str, Any]) -> str:
     label      of voxels    at centres    in patches
     3             12.5 %         100 %             2
     """
-    cases = ", ".join(f"{name} {count}" for name, count in facts["cases"].items())
-    lines = [f"{facts['patches']} patches: {cases}"]
+    lines = [f"{facts['patches']} patches: {from_cases(facts['cases'])}"]
     if facts["classes"]:
         lines.append(_row(facts["label"], "of voxels", "at centres", "in patches"))
+    shown = leading_classes(facts["classes"])
     lines += [
         _row(str(one["class"]), percent(one["voxels"]), percent(one["centres"]), one["patches"])
-        for one in facts["classes"]
+        for one in shown
     ]
-    return "\n".join(lines)
+    left = len(facts["classes"]) - len(shown)
+    return "\n".join([*lines, *([f"and {left} classes more"] if left else [])])
+
+
+def from_cases(cases: Mapping[str, int]) -> str:
+    """How many patches each case gave; of many cases, the least and the most.
+
+    Examples
+    --------
+    >>> from_cases({"a": 5, "b": 0})
+    'a 5, b 0'
+    >>> from_cases({name: int(name) for name in "012345"})
+    '1 to 5 from each of 5 cases, none from 1'
+    """
+    if len(cases) <= MOST_CASES:
+        return ", ".join(f"{name} {count}" for name, count in cases.items())
+    counts = [count for count in cases.values() if count]
+    least, most = min(counts), max(counts)
+    number = str(most) if least == most else f"{least} to {most}"
+    left = len(cases) - len(counts)
+    return f"{number} from each of {len(counts)} cases" + (f", none from {left}" if left else "")
+
+
+def leading_classes(classes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Those of most centres, then of most voxels, in order of their numbers.
+
+    Examples
+    --------
+    >>> classes = [{"class": n, "centres": n % 2, "voxels": n / 190} for n in range(20)]
+    >>> [one["class"] for one in leading_classes(classes)]
+    [1, 3, 5, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19]
+    """
+    most = sorted(classes, key=lambda one: (-one["centres"], -one["voxels"]))[:MOST_CLASSES]
+    return sorted(most, key=lambda one: one["class"])
 
 
 def percent(share: float) -> str:

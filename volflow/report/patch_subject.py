@@ -9,14 +9,12 @@ from typing import Any
 
 from volflow.errors import InvalidInput
 from volflow.geometry.views import View, views
-from volflow.report.patch_counts import PatchCounts
+from volflow.report.patch_counts import PatchCounts, from_cases
 from volflow.report.subject import Names, is_whole
 from volflow.sampling.cases import Case, open_cases
 from volflow.store.meta import Meta
 
 __all__ = ["PatchSubject", "by", "open_patches", "said", "title"]
-
-MOST_NAMES = 6  # of cases in a line
 
 
 @dataclass(frozen=True)
@@ -124,8 +122,9 @@ def _shared(cases: Sequence[Case]) -> Meta:
 
 def title(counts: PatchCounts, patch: Sequence[int]) -> tuple[str, ...]:
     """How many patches, of what."""
-    cases = list(counts.cases)
-    origin = cases[0] if len(cases) == 1 else f"{len(cases)} cases"
+    cases, came = list(counts.cases), len(counts.patches)
+    part = f"{came} of " if came < len(cases) else ""
+    origin = cases[0] if len(cases) == 1 else f"{part}{len(cases)} cases"
     number = "1 patch" if counts.total == 1 else f"{counts.total} patches"
     return (f"{number} of {by(patch)} voxels", " from ", origin)
 
@@ -133,18 +132,18 @@ def title(counts: PatchCounts, patch: Sequence[int]) -> tuple[str, ...]:
 def said(samples: Any, counts: PatchCounts, *more: str) -> str:
     """By which law patches were drawn, and how many came from each case."""
     law = _law(getattr(getattr(samples, "stream", samples), "sampler", None))
-    cases = [f"{name} {count}" for name, count in counts.patches.most_common(MOST_NAMES)]
-    left = len(counts.cases) - len(cases)
-    told = ", ".join(cases) + (f" and {left} more" if left > 0 else "")
+    told = from_cases({name: counts.patches[name] for name in counts.cases})
     return "   ·   ".join([*law, *more, *([told] if len(counts.cases) > 1 else [])])
 
 
 def _law(sampler: Any) -> list[str]:
-    """A sampler with what was chosen of it.
+    """A sampler with what was chosen of it; an array that is called as usual is not named.
 
     Examples
     --------
-    >>> from volflow.sampling.samplers import LabelSampler
+    >>> from volflow.sampling.samplers import LabelSampler, WeightedSampler
+    >>> _law(WeightedSampler(64, weight="weight")), _law(WeightedSampler(64, weight="grey"))
+    (['WeightedSampler'], ['WeightedSampler, weight grey'])
     >>> _law(LabelSampler(64, probabilities={0: 1, 1: 3}))
     ['LabelSampler, probabilities 0: 1, 1: 3']
     """
@@ -155,7 +154,7 @@ def _law(sampler: Any) -> list[str]:
         value = getattr(sampler, field.name)
         if isinstance(value, Mapping):
             value = ", ".join(f"{key}: {share:g}" for key, share in value.items())
-        if field.name != "patch" and value not in (field.default, (0, 0, 0)):
+        if field.name != "patch" and value not in (field.default, field.name, (0, 0, 0)):
             words.append(f"{field.name} {value}")
     return [", ".join(words)]
 

@@ -226,6 +226,22 @@ def test_of_many_classes_the_most_frequent_are_shown(words):
     said = words(figure)
     assert "label: 16 of 512 classes" in said
     assert "class 292000" in said  # at the centre
+    lines = facts_text(figure.facts).splitlines()
+    assert len(lines) == 2 + 16 + 1
+    assert any(line.startswith("292000 ") for line in lines)
+    assert lines[-1] == "and 496 classes more"
+
+
+def test_of_many_cases_the_counts_are_summed_up(words):
+    cases = open_cases([np.zeros(SHAPE, "u1")] * 20)
+    samples = [sample(cases[n], (0, 0, 0)) for n in (3, 3, 7, 8)]
+    for draw in (patch_sheet, patch_stats):
+        figure = draw(samples, cases=cases)
+        said = words(figure)
+        assert "4 patches of 8 × 12 × 16 voxels from 3 of 20 cases" in said
+        assert any("1 to 2 from each of 3 cases, none from 17" in text for text in said)
+        line = facts_text(figure.facts)
+        assert line == "4 patches: 1 to 2 from each of 3 cases, none from 17"
 
 
 def test_facts_in_words(cases):
