@@ -115,6 +115,15 @@ def test_the_arrays_of_one_scan_and_several_scans(cases, tmp_path, capsys):
     assert (tmp_path / "s.png").exists()
 
 
+def test_a_sheet_shows_many_cases(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = [f"{n}.npy" for n in range(16)]
+    for name in names:
+        np.save(name, np.zeros((8, 8, 8), "u1"))
+    facts = told(capsys, *names, "--patch", "8", "-n", "16")
+    assert min(facts["cases"].values()) == max(facts["cases"].values()) == 1
+
+
 def test_a_plan_reads_no_image_and_writes_nothing(cases, tmp_path, capsys):
     assert run(["sample", cases, "--patch", "8", "--plan"]) == 0
     text = capsys.readouterr().out

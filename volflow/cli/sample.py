@@ -18,6 +18,9 @@ __all__ = ["sample"]
 
 Text = str | None
 SHOWN, MOST_SHOWN, COUNTED = 32, 200, 1000  # patches of a sheet, of a chart
+# Voxels emitted per voxel decoded: patches of a chart share superchunks; hardly two of a sheet do,
+# which is to show many places.
+REUSE, SPREAD = 4, 0.001
 # The samplers, each with the options that belong to it.
 SAMPLERS = {
     "uniform": ("border",),
@@ -99,6 +102,7 @@ def sample(  # noqa: PLR0913  one parameter per option that people type
         chosen,
         None if isinstance(chosen, GridSampler) else number,
         seed=seed,
+        reuse=REUSE if stats else SPREAD,
         progress=progress(quiet),
     )
     if plan:
