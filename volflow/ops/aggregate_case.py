@@ -6,6 +6,7 @@ The output grows in a hidden directory beside its place, and is put there when i
 from __future__ import annotations
 
 import glob
+import math
 import shutil
 import uuid
 from collections import deque
@@ -83,7 +84,7 @@ class Manner:
         if self.shard is not None:
             return chunk, shard
         depth = limit_depth(shard, chunk, shape[-3:], 0)[0]
-        plane_bytes = self.channels * shape[-2] * shape[-1] * dtype.itemsize
+        plane_bytes = math.prod(shape[:-3]) * shape[-2] * shape[-1] * dtype.itemsize
         while 2 * depth * plane_bytes > SHARDS_SHARE * budget_bytes and depth > chunk[0]:
             depth = chunk[0] * -(-depth // chunk[0] // 2)
         return chunk, (depth, *shard[1:])
@@ -147,10 +148,11 @@ class CaseBlend:
             skipping=True,
             zeros=scratch.zeros,
         )
-        shape = (manner.channels, *grid.shape)
+        classes = manner.finish.output == "classes"
+        shape = grid.shape if classes else (manner.channels, *grid.shape)
         chunk, shard = manner.layout(shape, meta, scratch.budget_bytes)
-        axes = ("c", "z", "y", "x")
-        meta = replace(meta, axes=axes, kind="image", channels=(), colors=())
+        axes, kind = (("z", "y", "x"), "classes") if classes else (("c", "z", "y", "x"), "image")
+        meta = replace(meta, axes=axes, kind=kind, channels=(), colors=())
         self.aside = out.with_name(f".{out.name}.part-{uuid.uuid4().hex[:8]}")
         volume = create(self.aside, shape, manner.finish.dtype, meta, chunk=chunk, shard=shard)
         blocks = BlockGrid(grid.shape, (shard[0], *grid.shape[1:]))

@@ -15,7 +15,7 @@ from volflow.geometry.budget import parse_bytes
 from volflow.model.spec import Spec
 from volflow.ops.aggregate_case import CaseBlend, Manner
 from volflow.ops.finish import Finish
-from volflow.ops.grid_batch import Kind, check_finite, corner_of, kind_of, places_of
+from volflow.ops.grid_batch import Kind, check_finite, check_holds, corner_of, kind_of, places_of
 from volflow.ops.grid_stream import GridStream, grids_of, targets_of
 from volflow.ops.options import PredictOptions, merge_options
 from volflow.ops.scratch import Parked, Scratch
@@ -24,6 +24,7 @@ from volflow.store.volume import Volume
 
 __all__ = ["Aggregated", "GridAggregator"]
 
+SAID = ("blend", "activation", "output", "dtype")  # of the options, in the record
 NAMED = 3  # cases with missing patches that a message names
 
 CLOSED, BROKEN = "it is closed", "an error ended it"
@@ -61,10 +62,12 @@ class GridAggregator:
         ``"gaussian"``, ``"hann"``, ``"average"`` or ``"crop"``, as in `predict`.
     activation
         Applied after blending: ``"softmax"``, ``"sigmoid"``, a function of a ``CZYX`` tensor.
+    output
+        ``"scores"``: ``czyx``; ``"classes"``: the argmax, ``zyx``, as in `predict`.
     dtype
-        What is stored: by default float32, or float64 where outputs are float64 or integers of
-        more than 16 bits; with ``"crop"`` and no activation integers and bool stay what they are.
-        Integers asked for round and clip.
+        What is stored: by default uint8 for classes; for scores float32, or float64 where outputs
+        are float64 or integers of more than 16 bits, and with ``"crop"`` and no activation
+        integers and bool stay what they are. Integers asked for round and clip.
     chunk, shard
         Layout of the results; by default about 64³ and 256³ voxels.
     memory
@@ -108,6 +111,7 @@ class GridAggregator:
         blend: str = "gaussian",
         *,
         activation: str | Callable[[Any], Any] | None = None,
+        output: str = "scores",
         dtype: str | None = None,
         chunk: int | tuple[int, int, int] | None = None,
         shard: int | tuple[int, int, int] | None = None,
@@ -116,7 +120,7 @@ class GridAggregator:
     ) -> None:
         self.grids = grids_of(stream)
         self.cases = {case.name: case for case in stream.cases}
-        self.options = _options(blend, activation, dtype, chunk, shard)
+        self.options = _options(blend, activation, output, dtype, chunk, shard)
         for case in stream.cases:
             resolve_layout(tuple(case.shape)[-3:], case.meta.spacing, "float32", chunk, shard)
         self.targets = targets_of(os.fspath(out), stream.cases, overwrite=overwrite)
@@ -153,6 +157,8 @@ class GridAggregator:
         self._check_new(places)
         patch = next(iter(self.grids.values())).patch
         kind = kind_of(outputs, len(places), patch, self.kind)
+        if self.options.output == "classes":
+            check_holds(str(self.options.dtype), kind.channels)
         scores = outputs.detach().cpu().to(kind.computed)
         check_finite(scores, places, self.grids)
         self.kind = kind
@@ -246,8 +252,8 @@ class GridAggregator:
         options = self.options
         keep = kind.integer and options.blending == "crop" and options.activation is None
         usual = str(kind.dtype if keep else kind.computed).removeprefix("torch.")
-        finish = Finish("scores", options.activation, options.stored_dtype(usual))
-        said = {name: options.settings()[name] for name in ("blend", "activation", "dtype")}
+        finish = Finish(options.output or "scores", options.activation, options.stored_dtype(usual))
+        said = {name: options.settings()[name] for name in SAID}
         return Manner(
             options.blending, finish, kind.channels, kind.computed, options.chunk, options.shard,
             self.overwrite, {**said, "channels": kind.channels},
@@ -286,7 +292,7 @@ class GridAggregator:
 
 
 def _options(
-    blend: str, activation: Any, dtype: str | None, chunk: Any, shard: Any
+    blend: str, activation: Any, output: str, dtype: str | None, chunk: Any, shard: Any
 ) -> PredictOptions:
     """The options checked, as `predict` does."""
     if blend == "exact":
@@ -295,7 +301,7 @@ def _options(
             " average, gaussian or hann"
         )
     given = PredictOptions(
-        patch=1, overlap=0, blend=blend, activation=activation, dtype=dtype, chunk=chunk,
-        shard=shard,
+        patch=1, overlap=0, blend=blend, activation=activation, output=output, dtype=dtype,
+        chunk=chunk, shard=shard,
     )  # fmt: skip
     return merge_options(given, Spec())

@@ -12,7 +12,7 @@ import torch
 from volflow.errors import InvalidInput
 from volflow.geometry.grid import PatchGrid
 
-__all__ = ["Kind", "check_finite", "corner_of", "kind_of", "places_of"]
+__all__ = ["Kind", "check_finite", "check_holds", "corner_of", "kind_of", "places_of"]
 
 # The case of a patch, and its number in the order of the grid.
 Place = tuple[str, int]
@@ -70,7 +70,7 @@ def kind_of(outputs: torch.Tensor, count: int, patch: Sequence[int], before: Kin
     if not isinstance(outputs, torch.Tensor):
         raise InvalidInput(
             f"outputs must be one tensor, got {type(outputs).__name__}; make one aggregator for"
-            " each output of the network"
+            " each output of the network, and of an array a tensor"
         )
     shape = tuple(outputs.shape)
     if len(shape) != 5 or shape[0] != count or shape[2:] != tuple(patch) or not shape[1]:
@@ -85,6 +85,20 @@ def kind_of(outputs: torch.Tensor, count: int, patch: Sequence[int], before: Kin
     if before not in (None, kind):
         raise InvalidInput(f"outputs were {before}, now {kind}; they must stay the same")
     return kind
+
+
+def check_holds(dtype: str, classes: int) -> None:
+    """Refuse more classes than the stored integers can tell apart.
+
+    Examples
+    --------
+    >>> check_holds("uint8", 256)
+    """
+    if classes - 1 > np.iinfo(dtype).max:
+        raise InvalidInput(
+            f"{dtype} holds no class {classes - 1}, and outputs have {classes} channels; use a"
+            " wider dtype"
+        )
 
 
 def check_finite(

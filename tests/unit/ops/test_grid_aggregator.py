@@ -145,6 +145,39 @@ class TestValues:
             aggregator.close()["a"][:], expected / expected.sum(0), rtol=1e-12
         )
 
+    def test_classes_are_the_argmax(self, tmp_path):
+        given = patches(ONE, channels=4)
+        with GridAggregator(
+            tmp_path / "a.zarr", ONE, activation="softmax", output="classes", chunk=2, shard=4
+        ) as aggregator:
+            add(aggregator, given)
+        volume = aggregator.close()["a"]
+        assert (volume.axes, volume.dtype) == (("z", "y", "x"), np.uint8)
+        assert volume.meta.kind == "classes"
+        np.testing.assert_array_equal(volume[:], oracle(ONE, given, "gaussian")[0].argmax(0))
+        assert vf.verify(volume).ok
+
+    def test_one_channel_is_a_class_above_half(self, tmp_path):
+        given = patches(ONE, channels=1)
+        with GridAggregator(tmp_path / "a.zarr", ONE, output="classes") as aggregator:
+            add(aggregator, given[3:])
+            coverage = aggregator.close(partial=True).coverage["a"]
+        assert 0 < coverage < 1
+        expected, covered = oracle(ONE, given[3:], "gaussian")
+        np.testing.assert_array_equal(
+            vf.open(tmp_path / "a.zarr")[:], (expected[0] > 0.5) & covered
+        )
+
+    def test_more_classes_than_the_dtype_holds_are_refused(self, tmp_path):
+        stream = Stream((Case("a", (1, 1, 1)),), Grid((1, 1, 1), 0))
+        given = patches(stream, channels=257)
+        aggregator = GridAggregator(tmp_path / "a.zarr", stream, output="classes")
+        with pytest.raises(InvalidInput, match="uint8 holds no class 256, and outputs have 257"):
+            add(aggregator, given)
+        wide = GridAggregator(tmp_path / "b.zarr", stream, output="classes", dtype="uint16")
+        add(wide, given)
+        assert wide.close()["a"][:].item() == int(given[0][2].argmax())
+
     def test_metadata_are_the_cases(self, tmp_path):
         with GridAggregator(tmp_path / "a.zarr", ONE) as aggregator:
             add(aggregator, patches(ONE, channels=1, dtype=torch.float32))
@@ -187,6 +220,24 @@ class TestWithAStream:
             np.testing.assert_allclose(result[name][0], scan, rtol=1e-6)
             assert (result[name].spacing, result[name].orientation) == ((3, 1, 1), "SAR")
             assert blend != "crop" or np.array_equal(result[name][0], scan)
+
+    def test_classes_are_those_of_predict(self, tmp_path):
+        torch.manual_seed(0)
+        net = torch.nn.Conv3d(1, 3, 3, padding=1).requires_grad_(False)
+        scan = np.random.default_rng(0).random((20, 30, 25), "f4")
+        stream = vf.PatchStream(scan, vf.GridSampler(12, overlap=4), memory="1GiB")
+        with GridAggregator(tmp_path / "own.zarr", stream, output="classes") as aggregator:
+            for batch in stream.loader(batch_size=1):
+                aggregator.add_batch(net(batch["image"]), batch)
+        expected = vf.predict(
+            scan, net, tmp_path / "p.zarr", patch=12, overlap=4, output="classes", batch_size=1,
+            progress=False,
+        )  # fmt: skip
+        own = vf.open(tmp_path / "own.zarr")
+        assert (own.axes, own.dtype, own.meta.kind) == (
+            expected.axes, expected.dtype, expected.meta.kind,
+        )  # fmt: skip
+        assert np.mean(own[:] == expected[:]) > 0.9999  # equal but for what rounding decides
 
     def test_drawn_patches_are_refused(self, tmp_path):
         stream = vf.PatchStream(np.zeros((20, 20, 20), "f4"), vf.UniformSampler(8), 4)
