@@ -29,6 +29,8 @@ def generator(seed: int, epoch: int, purpose: int, index: int = 0) -> np.random.
     >>> generator(0, 1, 2, 3).integers(0, 100, 4).tolist()
     [91, 86, 43, 91]
     """
-    key = [seed % _WORD, (epoch * 2**16 + purpose) % _WORD]
-    counter = [0, 0, index % _WORD, 0]
-    return np.random.Generator(np.random.Philox(key=key, counter=counter))
+    key = [int(seed) % _WORD, (int(epoch) * 2**16 + purpose) % _WORD]
+    counter = [0, 0, int(index) % _WORD, 0]
+    # As uint64: a list with a number from 2^63 on would pass through floats and lose its last bits.
+    philox = np.random.Philox(key=np.array(key, np.uint64), counter=np.array(counter, np.uint64))
+    return np.random.Generator(philox)
