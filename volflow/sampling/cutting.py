@@ -68,7 +68,8 @@ def cut(order: Order, window: Window, share: Share, begin: int) -> Iterator[Patc
     """The patches of a share of the epoch, from place ``begin`` on."""
     visits, field = order.visits, window.field
     first, total = begin + share.offset, int(visits.quota.sum())
-    numbers = range(share.offset % order.lanes, order.lanes, share.stride)
+    # Not from the offset on: another number of worker processes may have come as far as this.
+    numbers = range(first % share.stride, order.lanes, share.stride)
     line = schedule(weave(visits.quota, order.lanes), numbers, first)
     patch = np.array(field.patch)
     window.expect(visits.superchunk[line.visit], len(numbers))
