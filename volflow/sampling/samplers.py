@@ -22,6 +22,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from volflow.errors import InvalidInput
 from volflow.geometry.grid import PatchGrid, per_axis, stride_of
 from volflow.geometry.superchunks import Border
@@ -135,14 +137,18 @@ class LabelSampler:
         _normalise(self)
         if self.probabilities is None:
             return
-        weights = dict(self.probabilities)
-        whole = all(float(c).is_integer() for c in weights)
-        right = all(math.isfinite(w) and w >= 0 for w in weights.values())
-        if not whole or not right or not any(weights.values()):
+        try:
+            weights = {float(c): float(w) for c, w in self.probabilities.items()}
+        except (AttributeError, TypeError, ValueError):  # no mapping, or not of numbers
+            weights = {}
+        right = all(c.is_integer() and math.isfinite(w) and w >= 0 for c, w in weights.items())
+        if not right or not any(weights.values()):
             raise InvalidInput(
                 "probabilities must be finite, not negative and not all zero, like {0: 1, 1: 3};"
-                f" got {weights}"
+                f" got {self.probabilities}"
             )
+        # A copy, in an order and of types of its own: it is part of what a state is checked by.
+        object.__setattr__(self, "probabilities", {int(c): weights[c] for c in sorted(weights)})
 
     @property
     def shares(self) -> dict[int, float] | None:
@@ -150,7 +156,7 @@ class LabelSampler:
         if self.probabilities is None:
             return None
         total = sum(self.probabilities.values())
-        return {int(c): w / total for c, w in sorted(self.probabilities.items()) if w}
+        return {c: w / total for c, w in self.probabilities.items() if w}
 
 
 @dataclass(frozen=True)
@@ -183,8 +189,12 @@ class GridSampler:
 
     def __post_init__(self) -> None:
         patch = per_axis(self.patch, "patch")
-        padding = (self.padding,) * 3 if isinstance(self.padding, int) else tuple(self.padding)
-        if len(padding) != 3 or any(int(v) != v or v < 0 for v in padding):
+        try:
+            padding = np.broadcast_to(np.array(self.padding, float), 3)
+            right = all(v.is_integer() and v >= 0 for v in padding.tolist())
+        except (TypeError, ValueError):  # not of numbers, or too many
+            right = False
+        if not right:
             raise InvalidInput(
                 f"padding must be a number of voxels or one for each of z, y, x; got {self.padding}"
             )
