@@ -41,7 +41,7 @@ class RandomField:
         Superchunks of each case; they are numbered through all cases.
     mass
         Of each superchunk: the probability that a patch comes from it. With patches per case it
-        adds up to one for each case.
+        adds up to one for each case that gives any.
     counts
         Of `LabelSampler`: voxels that can be centres per superchunk and class.
     values

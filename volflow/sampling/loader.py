@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from volflow.errors import InvalidInput
+from volflow.sampling.stream_checks import whole
 
 if TYPE_CHECKING:
     from volflow.sampling.stream import PatchStream
@@ -43,9 +44,16 @@ class Loader:
     drop_last: bool = False
 
     def __post_init__(self) -> None:
-        if int(self.batch_size) != self.batch_size or self.batch_size < 1:
-            raise InvalidInput(f"batch_size must be a positive number; got {self.batch_size}")
-        if self.num_workers:
+        size = whole(self.batch_size, "batch_size must be a positive number")
+        workers = whole(self.num_workers, "num_workers must be a number of processes from 0 on", 0)
+        object.__setattr__(self, "batch_size", size)
+        object.__setattr__(self, "num_workers", workers)
+        object.__setattr__(self, "device", _numbered(self.device))
+        if workers:
+            if self.stream.cluster is not None:
+                raise InvalidInput(
+                    "the workers of a cluster read for this stream already; leave out num_workers"
+                )
             self.stream.share.part(0, self.num_workers).check_lanes(self.stream.lanes)
 
     def __len__(self) -> int:
@@ -163,6 +171,15 @@ class Loader:
                     f"{augment!r}"
                 )
         return batch
+
+
+def _numbered(device: torch.device) -> torch.device:
+    """The device with its number: in the thread that makes batches "cuda" would be the first."""
+    if device != torch.device("cuda"):
+        return device
+    if not torch.cuda.is_available():
+        raise InvalidInput('there is no device "cuda" here; use device="cpu"')
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 class _Collator:

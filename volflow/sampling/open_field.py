@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -32,7 +33,7 @@ def open_field(
     cases: tuple[Case, ...],
     sampler: Sampler,
     *,
-    per_case: bool = False,
+    per_case: Sequence[int] | None = None,
     cluster: Cluster = None,
     **options: Any,
 ) -> Field:
@@ -43,7 +44,7 @@ def open_field(
     cases, sampler
         What to cut, and how.
     per_case
-        Whether each case gives a number of patches of its own.
+        Patches of each case, where each gives a number of its own.
     cluster, **options
         Where labels or weights are counted, with which ``memory`` and ``progress``.
 
@@ -55,6 +56,8 @@ def open_field(
     """
     if isinstance(sampler, GridSampler):
         return GridField(cases, sampler)
+    if not isinstance(sampler, RandomSampler):
+        raise InvalidInput(f"the sampler must be one like UniformSampler(64); got {sampler!r}")
     tiles = tuple(_superchunks(case, sampler) for case in cases)
     if isinstance(sampler, UniformSampler):
         masses = [tile.sizes()[0].astype(np.float64) for tile in tiles]
@@ -96,7 +99,7 @@ def _weighted(
     cases: tuple[Case, ...],
     sampler: WeightedSampler,
     tiles: tuple[Superchunks, ...],
-    per_case: bool,
+    per_case: Sequence[int] | None,
     options: dict[str, Any],
 ) -> RandomField:
     masses = []
@@ -111,7 +114,7 @@ def _labelled(
     cases: tuple[Case, ...],
     sampler: LabelSampler,
     tiles: tuple[Superchunks, ...],
-    per_case: bool,
+    per_case: Sequence[int] | None,
     options: dict[str, Any],
 ) -> RandomField:
     shares = sampler.shares
@@ -122,7 +125,8 @@ def _labelled(
         table = found.boxes(tile.chunks_per_core, values)
         tables.append(np.stack([tile.inner(column) for column in table.T], axis=1))
     totals = np.array([table.sum(axis=0) for table in tables])  # cases x classes
-    absent = ~totals.any(axis=0)
+    gives = np.ones(len(cases), bool) if per_case is None else np.array(per_case) > 0
+    absent = ~totals[gives].any(axis=0)
     if absent.any():
         missing = (
             "above 0"
@@ -134,11 +138,13 @@ def _labelled(
             f'patch {sampler.patch}; leave the class out, or use border="pad"'
         )
     wanted = np.array([1.0] if shares is None else list(shares.values()))
-    if per_case:
-        there = totals > 0
-        _require_mass(there.any(axis=1), cases, f'voxels of the classes of "{sampler.label}"')
+    if per_case is not None:
+        there = (totals > 0) & gives[:, None]
+        what = f'voxels of the classes of "{sampler.label}"'
+        _require_mass(there.any(axis=1) | ~gives, cases, what)
         share = there * wanted
-        weights = share / share.sum(axis=1, keepdims=True) / np.maximum(totals, 1)
+        whole = np.where(gives, share.sum(axis=1), 1)[:, None]
+        weights = share / whole / np.maximum(totals, 1)
     else:
         weights = np.broadcast_to(wanted / totals.sum(axis=0), totals.shape).copy()
     masses = [(table * weight).sum(axis=1) for table, weight in zip(tables, weights, strict=True)]
@@ -153,12 +159,16 @@ def _labelled(
     )
 
 
-def _shared(masses: list[Floats], per_case: bool, cases: tuple[Case, ...], what: str) -> Floats:
+def _shared(
+    masses: list[Floats], per_case: Sequence[int] | None, cases: tuple[Case, ...], what: str
+) -> Floats:
     """Masses as probabilities: of all cases together, or of each."""
     sums = np.array([mass.sum() for mass in masses])
-    if per_case:
-        _require_mass(sums > 0, cases, what)
-        return np.concatenate([mass / total for mass, total in zip(masses, sums, strict=True)])
+    if per_case is not None:
+        gives = np.array(per_case) > 0
+        _require_mass((sums > 0) | ~gives, cases, what)
+        factors = gives / np.where(gives, sums, 1)
+        return np.concatenate([mass * factor for mass, factor in zip(masses, factors, strict=True)])
     if not sums.any():
         raise InvalidInput(
             f"{what} are zero everywhere, so no patch can be drawn; give some voxel a weight, or "

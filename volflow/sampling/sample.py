@@ -14,11 +14,13 @@ from dask.delayed import delayed
 
 from volflow.engine.cluster import Cluster
 from volflow.errors import InvalidInput
+from volflow.geometry.roi import Roi
 from volflow.sampling.cases import open_cases
 from volflow.sampling.draw import draw, looks_at
 from volflow.sampling.field import Field, GridField
 from volflow.sampling.open_field import open_field
 from volflow.sampling.samplers import Sampler
+from volflow.sampling.stream_checks import seed_of, whole
 
 __all__ = ["sample"]
 
@@ -87,7 +89,7 @@ def sample(
     >>> patches.shape, np.diff(patches[3, 0, 0, 0].compute()).tolist()
     ((32, 1, 1, 8, 8), [1, 1, 1, 1, 1, 1, 1])
     """
-    cases = open_cases(x, classes=classes)
+    cases, seed = open_cases(x, classes=classes), seed_of(seed)
     name = array or cases[0].lead
     if name not in cases[0].sources:
         raise InvalidInput(f'there is no array "{name}"; the cases have {list(cases[0].sources)}')
@@ -97,9 +99,8 @@ def sample(
             raise InvalidInput("a GridSampler gives all its patches; leave out n")
         visits = field.line
     else:
-        if n is None or int(n) != n or n < 1:
-            raise InvalidInput(f"n must be a positive number of patches; got {n}")
-        visits = field.visits((int(n),), 1, seed, 0, split=False)
+        n = whole(n, "n must be a positive number of patches")
+        visits = field.visits((n,), 1, seed, 0, split=False)
     shape, dtype = (cases[0].channels(name), *field.patch), cases[0].dtype(name)
     token = tokenize([case.identity() for case in cases], sampler, n, seed, name)
     parts = []
@@ -119,12 +120,14 @@ def _cut(group: Group) -> npt.NDArray[Any]:
     field = group.field
     case = field.cases[field.locate(group.superchunk)[0]]
     roi = field.reads(group.superchunk)
-    needed = {group.array, *looks_at(field)}
-    arrays = {name: case.read(name, roi) for name in needed}
-    draws = draw(field, group.superchunk, group.quota, arrays, (group.seed, 0, group.visit))
-    voxels = arrays[group.array]
+    looked_at = {name: case.read(name, roi) for name in looks_at(field)}
+    draws = draw(field, group.superchunk, group.quota, looked_at, (group.seed, 0, group.visit))
+    first = draws.starts.min(axis=0)
+    # Few patches lie in a small part of the superchunk: no more is read.
+    hull = Roi(tuple(first.tolist()), tuple((draws.starts.max(axis=0) + field.patch).tolist()))
+    voxels = case.read(group.array, hull)
     patches = np.empty((group.quota, len(voxels), *field.patch), voxels.dtype)
-    for patch, low in zip(patches, draws.starts - roi.start, strict=True):
+    for patch, low in zip(patches, draws.starts - first, strict=True):
         box = (slice(a, a + p) for a, p in zip(low.tolist(), field.patch, strict=True))
         patch[...] = voxels[(slice(None), *box)]
     return patches

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from volflow.errors import InvalidInput
+from volflow.sampling.stream_checks import whole
 
 __all__ = ["Share", "refuse_fork", "this_share"]
 
@@ -80,9 +81,9 @@ def this_share(rank: int | None, world_size: int | None) -> Share:
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return Share()
         rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    if not 0 <= rank < world_size:
-        raise InvalidInput(f"rank must be 0 to {world_size - 1} of {world_size}; got {rank}")
-    return Share(rank, world_size)
+    ranks = whole(world_size, "world_size must be a positive number")
+    rule = f"rank must be 0 to {ranks - 1} of {ranks}"
+    return Share(whole(rank, rule, 0, ranks), ranks)
 
 
 def refuse_fork() -> None:

@@ -17,7 +17,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from volflow.engine.cluster import Cluster
 from volflow.errors import InvalidInput, ResumeRefused
 from volflow.geometry.visits import Visits
-from volflow.sampling.cases import Case, open_cases
+from volflow.sampling.cases import open_cases
 from volflow.sampling.cutting import Order, Patch, cut
 from volflow.sampling.feeds import open_feed
 from volflow.sampling.field import GridField
@@ -26,6 +26,7 @@ from volflow.sampling.metrics import Metrics
 from volflow.sampling.open_field import open_field
 from volflow.sampling.samplers import GridSampler, Sampler
 from volflow.sampling.shares import Share, refuse_fork, this_share
+from volflow.sampling.stream_checks import count_of, patch_totals, positive, seed_of
 from volflow.sampling.stream_plan import StreamPlan, plan_stream
 from volflow.sampling.window import Window
 
@@ -48,6 +49,10 @@ class PatchStream(IterableDataset[dict[str, Any]]):
     (int64: z0, y0, x0, z1, y1, x1), ``"case"``, ``"index"`` (place in the epoch) and ``"key"`` (an
     integer of its own for each sample, for augmentation). Each ``for`` loop is an epoch; the first
     after `load_state_dict` goes on where the state was taken. `loader` yields batches.
+
+    Worker processes of a plain ``torch.utils.data.DataLoader`` (spawned, ``batch_size=None`` for
+    this order) go through the epochs by themselves and only while they live: call `set_epoch`
+    before each loop, or they begin with the same epoch again; this process's state stands still.
 
     Parameters
     ----------
@@ -128,21 +133,18 @@ class PatchStream(IterableDataset[dict[str, Any]]):
         self.share = this_share(rank, world_size)
         grid = isinstance(sampler, GridSampler)
         usual = self.share.stride if grid else 8
-        self.lanes = usual if lanes is None else lanes
-        _check_numbers(
-            seed, reuse=reuse, lanes=self.lanes, threads=1 if threads is None else threads
-        )
+        self.lanes = usual if lanes is None else count_of(lanes, "lanes")
         self.share.check_lanes(self.lanes)
-        self.seed, self.reuse, self.cluster, self.threads = seed, reuse, cluster, threads
-        augments = augment if isinstance(augment, Sequence) else [augment]
-        self.augment = tuple(one for one in augments if one is not None)
-        self.totals = () if grid else _totals(self.cases, patches_per_epoch, patches_per_case)
+        self.seed, self.reuse, self.cluster = seed_of(seed), positive(reuse, "reuse"), cluster
+        self.threads = None if threads is None else count_of(threads, "threads")
+        self.augment = _augments(augment)
+        self.totals = () if grid else patch_totals(self.cases, patches_per_epoch, patches_per_case)
         if grid and (patches_per_epoch is not None or patches_per_case is not None):
             raise InvalidInput("a GridSampler gives all its patches; leave out how many")
         self.field = open_field(
             self.cases,
             sampler,
-            per_case=patches_per_case is not None,
+            per_case=None if patches_per_case is None else self.totals,
             cluster=cluster,
             memory=memory,
             progress=progress,
@@ -157,9 +159,9 @@ class PatchStream(IterableDataset[dict[str, Any]]):
             self.patches,
             self.lanes,
             self.share.stride,
-            reuse=reuse,
+            reuse=self.reuse,
             memory=memory,
-            threads=threads,
+            threads=self.threads,
         )
         self.metrics = Metrics()
         self.epoch, self._index, self._begun = 0, 0, False
@@ -304,6 +306,7 @@ class PatchStream(IterableDataset[dict[str, Any]]):
         """The same stream for worker processes, set to a place in the order."""
         other = copy.copy(self)
         other.epoch, other._index, other._begun = epoch, index, False
+        other.augment = ()  # batches are made here; what augments them need not pickle
         return other
 
     def location(self, start: Array) -> npt.NDArray[np.int64]:
@@ -335,35 +338,14 @@ class PatchStream(IterableDataset[dict[str, Any]]):
         return self.share.part(worker.id, worker.num_workers)
 
 
-def _totals(
-    cases: Sequence[Case], per_epoch: int | None, per_case: int | Mapping[str, int] | None
-) -> tuple[int, ...]:
-    """Patches of the epoch: one number, or one per case."""
-    if (per_epoch is None) == (per_case is None):
-        raise InvalidInput(
-            "say how many patches make an epoch: either patches_per_epoch or patches_per_case; got "
-            f"{'neither' if per_epoch is None else 'both'}"
-        )
-    if isinstance(per_case, Mapping):
-        names = [case.name for case in cases]
-        unknown = sorted(set(per_case) - set(names))
-        if unknown:
-            raise InvalidInput(
-                f"patches_per_case names {', '.join(unknown)}, but the cases are {', '.join(names)}"
-            )
-        totals = tuple(per_case.get(name, 0) for name in names)
-    elif per_case is not None:
-        totals = (per_case,) * len(cases)
-    else:
-        totals = (per_epoch or 0,)
-    if any(int(n) != n or n < 0 for n in totals) or not sum(totals):
-        raise InvalidInput(f"numbers of patches must be positive whole numbers; got {totals}")
-    return tuple(int(n) for n in totals)
-
-
-def _check_numbers(seed: int, **positive: float) -> None:
-    wrong = {name: value for name, value in positive.items() if not 0 < value < float("inf")}
+def _augments(augment: Any) -> tuple[Augment, ...]:
+    several = isinstance(augment, Sequence) and not isinstance(augment, str)
+    given = augment if several else [augment]
+    augments = tuple(one for one in given if one is not None)
+    wrong = [one for one in augments if not callable(one)]
     if wrong:
-        raise InvalidInput(f"{', '.join(wrong)} must be positive; got {list(wrong.values())}")
-    if int(seed) != seed or not 0 <= seed < 2**64:
-        raise InvalidInput(f"seed must be a whole number from 0 on, below 2^64; got {seed}")
+        raise InvalidInput(
+            "augment must be a callable that takes a batch and returns one, or several; got"
+            f" {wrong[0]!r}"
+        )
+    return augments

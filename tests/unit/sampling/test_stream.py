@@ -189,6 +189,34 @@ class TestOrder:
             itertools.islice(stream_after(cases, SAMPLERS["uniform"], epoch=1), 600)
         )
 
+    @pytest.mark.parametrize("begin", [1, 7, 100, 599])
+    def test_goes_on_with_any_number_of_workers(self, cases, sampler, begin):
+        """Where they stand need not be where the first of them would take the next sample."""
+        stream = stream_of(cases, sampler, lanes=8)
+        begin = min(begin, len(stream) - 1)
+        parts = [stream.take(0, begin, stream.share.part(worker, 4)) for worker in range(4)]
+        found = [patch.key for turn in itertools.zip_longest(*parts) for patch in turn if patch]
+        assert found == [sample["key"] for sample in stream][begin:]
+
+    def test_does_not_depend_on_the_type_of_numbers(self, cases):
+        plain = stream_of(cases, vf.LabelSampler(9, probabilities={0: 1, 2: 3}), seed=5)
+        typed = vf.PatchStream(
+            cases,
+            vf.LabelSampler(np.int64(9), probabilities={np.uint8(2): np.float32(3), 0: 1.0}),
+            np.int64(600),
+            seed=np.uint16(5),
+            reuse=np.float32(4),
+            lanes=np.int8(8),
+        )
+        assert fingerprint(typed) == fingerprint(plain)
+        typed.load_state_dict(plain.state_dict())
+
+    def test_differs_between_the_largest_seeds(self, cases):
+        one, two = (
+            fingerprint(stream_of(cases, SAMPLERS["uniform"], 8, seed=2**64 - n)) for n in (1, 2)
+        )
+        assert one != two
+
     def test_keys_are_all_different(self, cases):
         keys = [sample["key"] for sample in stream_of(cases, SAMPLERS["uniform"])]
         assert len(set(keys)) == 600
@@ -298,6 +326,14 @@ class TestLoader:
         assert torch.equal(next(iter(stream.loader(4)))["image"], -plain["image"])
         assert seen[0] == torch.float32
 
+    def test_goes_to_the_device_that_is_chosen_where_it_is_made(self, cases, monkeypatch):
+        """A thread begins with the first device, whatever its parent has chosen."""
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+        stream = stream_of(cases, SAMPLERS["uniform"])
+        assert stream.loader(4, "cuda").device == torch.device("cuda:3")
+        assert stream.loader(4, "cuda:1").device == torch.device("cuda:1")
+
     def test_says_when_an_augmentation_gives_no_batch(self, cases):
         stream = stream_of(cases, SAMPLERS["uniform"], augment=lambda batch: batch["image"])
         with pytest.raises(InvalidInput, match="augment must return the batch as a dict"):
@@ -320,9 +356,14 @@ class TestLoader:
             multiprocessing_context="spawn",
         )  # fmt: skip
         assert fingerprint(workers) == expected
-        one = [b["index"] for b in stream_of(cases, sampler, 100).loader(16)]
-        two = [b["index"] for b in stream_of(cases, sampler, 100).loader(16, num_workers=2)]
-        assert all(map(torch.equal, one, two))
+        one, two = (
+            stream_of(cases, sampler, 100, augment=lambda batch: {**batch, "seen": True})
+            for _ in range(2)
+        )
+        two.load_state_dict({**two.state_dict(), "index": 7})
+        found = [b for b in two.loader(16, num_workers=2) if b["seen"]]
+        keys = torch.cat([b["key"] for b in one.loader(16)])
+        assert torch.equal(torch.cat([b["key"] for b in found]), keys[7:])
 
     def test_refuses_forked_workers(self, cases):
         stream = stream_of(cases, SAMPLERS["uniform"], 100)
@@ -346,8 +387,15 @@ class TestRefusals:
                 {},
                 'needs an array "lesion", but case a has image',
             ),
+            (64, {}, r"the sampler must be one like UniformSampler\(64\); got 64"),
             (vf.UniformSampler(4), {"lanes": 0}, "lanes must be positive"),
+            (vf.UniformSampler(4), {"lanes": "8"}, "lanes must be positive and whole; got '8'"),
+            (vf.UniformSampler(4), {"threads": 1.5}, "threads must be positive and whole; got 1.5"),
             (vf.UniformSampler(4), {"reuse": 0}, "reuse must be positive"),
+            (vf.UniformSampler(4), {"reuse": "a"}, "reuse must be positive; got 'a'"),
+            (vf.UniformSampler(4), {"seed": "a"}, "seed must be a whole number from 0 on"),
+            (vf.UniformSampler(4), {"patches_per_epoch": np.nan}, "positive whole numbers"),
+            (vf.UniformSampler(4), {"augment": "flip"}, "augment must be a callable .* got 'flip'"),
             (vf.UniformSampler(4), {"seed": -1}, "seed must be a whole number from 0 on"),
             (vf.UniformSampler(4), {"rank": 1}, "give rank and world_size together"),
             (vf.UniformSampler(4), {"rank": 2, "world_size": 2}, "rank must be 0 to 1 of 2; got 2"),
@@ -403,6 +451,15 @@ class TestRefusals:
         assert stream.case_counts() == {"a": 0, "b": 8}
         with pytest.raises(InvalidInput, match="case a has no voxels of the classes"):
             vf.PatchStream(cases, vf.LabelSampler(4), patches_per_case=4)
+        with pytest.raises(InvalidInput, match="case a has no weights"):
+            vf.PatchStream(cases, vf.WeightedSampler(4, weight="label"), patches_per_case=4)
+        for sampler in (vf.LabelSampler(4), vf.WeightedSampler(4, weight="label")):
+            stream = vf.PatchStream(cases, sampler, patches_per_case={"b": 5})
+            assert [sample["case"] for sample in stream] == ["b"] * 5
+        with pytest.raises(InvalidInput, match="no voxel of class 1"):
+            vf.PatchStream(
+                cases, vf.LabelSampler(4, probabilities={1: 1}), patches_per_case={"a": 5}
+            )
 
     def test_of_too_little_memory_says_what_would_do(self, cases):
         image = da.zeros((900, 900, 900), chunks=64, dtype="f4")
@@ -435,13 +492,25 @@ class TestRefusals:
         ):
             other.load_state_dict(stream.state_dict())
 
-    @pytest.mark.parametrize("size", [0, -1, 1.5])
+    @pytest.mark.parametrize("size", [0, -1, 1.5, "4"])
     def test_of_a_batch_size(self, cases, size):
         with pytest.raises(InvalidInput, match="batch_size must be a positive number"):
             vf.PatchStream(cases, vf.UniformSampler(4), 96).loader(size)
 
+    def test_of_worker_processes(self, cases):
+        stream = vf.PatchStream(cases, vf.UniformSampler(4), 96, cluster="threads")
+        with pytest.raises(InvalidInput, match="workers of a cluster read for this stream"):
+            stream.loader(4, num_workers=2)
+        with pytest.raises(InvalidInput, match="num_workers must be a number of processes from 0"):
+            stream.loader(4, num_workers=-1)
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+    def test_of_a_device_that_is_not_there(self, cases):
+        with pytest.raises(InvalidInput, match='no device "cuda" here; use device="cpu"'):
+            vf.PatchStream(cases, vf.UniformSampler(4), 96).loader(4, "cuda")
+
     def test_of_probabilities(self):
-        for wrong in ({0: -1, 1: 1}, {0: 0}, {}, {0: np.inf}, {0.5: 1}):
+        for wrong in ({0: -1, 1: 1}, {0: 0}, {}, {0: np.inf}, {0.5: 1}, {"a": 1}, [1, 3]):
             with pytest.raises(InvalidInput, match="probabilities must be finite, not negative"):
                 vf.LabelSampler(4, probabilities=wrong)
 
