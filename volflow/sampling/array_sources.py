@@ -10,6 +10,8 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
+from dask.highlevelgraph import MaterializedLayer
+from distributed import Future
 
 from volflow.engine.lazy import stored_in
 from volflow.errors import InvalidInput
@@ -82,6 +84,11 @@ def open_array(x: Any) -> Source:
         raise InvalidInput(
             f"the array has unknown sizes, shape {x.shape}; call x.compute_chunk_sizes() first"
         )
+    if _is_persisted(x):
+        raise InvalidInput(
+            "the array lies in the memory of a Dask cluster, which boxes of it cannot be computed"
+            " from; give the array as it was before persist(), or store it first with vf.write"
+        )
     stored = stored_in(x)
     if stored is not None and x.ndim in (3, 4):
         return VolumeSource(open_volume(stored))
@@ -92,4 +99,15 @@ def open_array(x: Any) -> Source:
     dtype = check_dtype(x.dtype, "the array").newbyteorder("=")
     return DaskSource(
         x, Meta(("c", "z", "y", "x")[-x.ndim :], source=SourceInfo("dask", str(dtype)))
+    )
+
+
+def _is_persisted(x: da.Array) -> bool:
+    """Whether results on a cluster are part of its graph."""
+    layers: Any = getattr(x.dask, "layers", {})
+    return any(
+        isinstance(task, Future)
+        for layer in layers.values()
+        if isinstance(layer, MaterializedLayer)
+        for task in layer.mapping.values()
     )

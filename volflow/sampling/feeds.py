@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from volflow.engine.cluster import Cluster, connect
+from volflow.errors import RunFailed
 from volflow.geometry.roi import Roi
 from volflow.sampling.cases import Case
 
@@ -102,14 +103,31 @@ class ClusterFeed:
         self.under_way.add(future)
 
         def result() -> Loaded:
-            loaded: Loaded = future.result()
-            self.under_way.discard(future)  # and with it the worker's copy
+            try:
+                loaded: Loaded = future.result()
+            except Exception as error:
+                if self.client.status == "running" and not isinstance(error, CancelledError):
+                    raise
+                raise RunFailed(
+                    "the cluster that reads for the stream was closed; go on from its state_dict()"
+                    " in a stream on another"
+                ) from error
+            self.under_way.discard(future)
+            future.release()  # the worker's copy
             return loaded
 
         return result
 
     def free(self, loaded: Loaded) -> None:
         """Nothing is kept: what a worker sent is its own memory."""
+
+    def close(self) -> None:
+        """Wait for what is under way, which is little: workers complain of cancelled reads."""
+        for future in self.under_way:
+            if self.client.status == "running":
+                with suppress(CancelledError):
+                    future.exception()
+            future.release()
 
 
 @contextmanager
@@ -133,8 +151,7 @@ def open_feed(
             try:
                 yield workers
             finally:
-                for future in workers.under_way:  # few: workers complain of cancelled reads
-                    future.exception()
+                workers.close()
         return
     feed = ThreadFeed(names, sizes, threads)
     try:
