@@ -61,7 +61,7 @@ class Augment:
     Parameters
     ----------
     flip
-        Probability of mirroring each axis.
+        Probability of mirroring each axis: the one family that is on by default. 0 keeps left left.
     turn
         Probability of 1, 2 or 3 quarter turns about each axis, in the plane across it. That
         plane needs equal sides and spacing: one number means all planes that have.
