@@ -65,7 +65,7 @@ class Loader:
         """The batches of an epoch, or of what is left of it."""
         stream = self.stream
         epoch, begin = stream.begin()
-        ready: Queue[Batch | BaseException | None] = Queue(WAITING)
+        ready: Queue[tuple[Batch, Any] | BaseException | None] = Queue(WAITING)
         stop = threading.Event()
         maker = threading.Thread(
             target=self._make, args=(epoch, begin, ready, stop), name="volflow-batches", daemon=True
@@ -74,13 +74,14 @@ class Loader:
         try:
             while True:
                 asked_s = time.perf_counter()
-                batch = ready.get()
+                made = ready.get()
                 stream.metrics.stall_s += time.perf_counter() - asked_s
-                if batch is None:
+                if made is None:
                     break
-                if isinstance(batch, BaseException):
-                    raise batch
-                self._receive(batch)
+                if isinstance(made, BaseException):
+                    raise made
+                batch, event = made
+                self._receive(batch, event)
                 for index in batch["index"].tolist():
                     stream.delivered(stream.share, index)
                 yield batch
@@ -96,17 +97,14 @@ class Loader:
             with torch.cuda.stream(side) if side else nullcontext():
                 for samples in self._batches(epoch, begin):
                     batch = self._augmented(self._cast(samples))
-                    if side:
-                        batch["ready"] = side.record_event()
-                    if not _put(ready, batch, stop):
+                    if not _put(ready, (batch, side and side.record_event()), stop):
                         return
             _put(ready, None, stop)
         except BaseException as error:  # raised again where the trainer takes a batch
             _put(ready, error, stop)
 
-    def _receive(self, batch: Batch) -> None:
+    def _receive(self, batch: Batch, event: Any) -> None:
         """Let the trainer's stream wait for what the side stream does to the batch."""
-        event = batch.pop("ready", None)
         if event is not None:
             current = torch.cuda.current_stream(self.device)
             current.wait_event(event)

@@ -26,7 +26,14 @@ from volflow.sampling.metrics import Metrics
 from volflow.sampling.open_field import open_field
 from volflow.sampling.samplers import GridSampler, Sampler
 from volflow.sampling.shares import Share, refuse_fork, this_share
-from volflow.sampling.stream_checks import count_of, patch_totals, positive, seed_of
+from volflow.sampling.stream_checks import (
+    check_names,
+    count_of,
+    patch_totals,
+    positive,
+    seed_of,
+    whole,
+)
 from volflow.sampling.stream_plan import StreamPlan, plan_stream
 from volflow.sampling.window import Window
 
@@ -129,6 +136,7 @@ class PatchStream(IterableDataset[dict[str, Any]]):
         progress: bool | Callable[..., object] | None = None,
     ) -> None:
         self.cases = open_cases(cases, classes=classes)
+        check_names(self.cases[0])
         self.sampler = sampler
         self.share = this_share(rank, world_size)
         grid = isinstance(sampler, GridSampler)
@@ -228,7 +236,8 @@ class PatchStream(IterableDataset[dict[str, Any]]):
 
     def set_epoch(self, epoch: int) -> None:
         """Begin with this epoch the next time, at its first patch."""
-        self.epoch, self._index, self._begun = int(epoch), 0, False
+        number = whole(epoch, "an epoch must be a whole number from 0 on", 0)
+        self.epoch, self._index, self._begun = number, 0, False
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands, as a few numbers; the same on all ranks in step."""

@@ -9,9 +9,11 @@ from typing import Any
 from volflow.errors import InvalidInput
 from volflow.sampling.cases import Case
 
-__all__ = ["count_of", "patch_totals", "positive", "seed_of", "whole"]
+__all__ = ["check_names", "count_of", "patch_totals", "positive", "seed_of", "whole"]
 
 WORD = 2**64
+# What a sample holds beside its arrays.
+OWN_NAMES = ("location", "case", "index", "key")
 
 
 def whole(value: Any, rule: str, low: int = 1, below: float = math.inf) -> int:
@@ -43,6 +45,22 @@ def whole(value: Any, rule: str, low: int = 1, below: float = math.inf) -> int:
     if not right:
         raise InvalidInput(f"{rule}; got {value!r}")
     return int(value)
+
+
+def check_names(case: Case) -> None:
+    """Refuse arrays whose names a sample needs for other things.
+
+    Raises
+    ------
+    InvalidInput
+        Naming them.
+    """
+    taken = [name for name in case.sources if name in OWN_NAMES]
+    if taken:
+        raise InvalidInput(
+            f"a sample says its {', '.join(OWN_NAMES)} under these names, which the case gives to"
+            f" arrays: {', '.join(taken)}; name them otherwise"
+        )
 
 
 def count_of(value: Any, name: str) -> int:

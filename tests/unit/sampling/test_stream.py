@@ -423,6 +423,15 @@ class TestRefusals:
         with pytest.raises(InvalidInput, match=message):
             vf.PatchStream(cases, sampler, **{"patches_per_epoch": 96, **options})
 
+    def test_of_arrays_named_as_what_a_sample_says(self):
+        image = np.zeros((8, 8, 8), "u1")
+        with pytest.raises(InvalidInput, match="gives to arrays: key; name them otherwise"):
+            vf.PatchStream({"image": image, "key": image}, vf.UniformSampler(4), 8)
+
+    def test_of_an_epoch(self, cases):
+        with pytest.raises(InvalidInput, match="an epoch must be a whole number from 0 on; got -1"):
+            vf.PatchStream(cases, vf.UniformSampler(4), 96).set_epoch(-1)
+
     def test_of_unknown_cases(self, cases):
         with pytest.raises(InvalidInput, match="patches_per_case names c, but the cases are a, b"):
             vf.PatchStream(cases, vf.UniformSampler(4), patches_per_case={"c": 1})
