@@ -15,9 +15,10 @@ import numpy as np
 
 from volflow.errors import InvalidInput, MemoryRefused, RunFailed
 from volflow.geometry.budget import format_bytes, parse_bytes
+from volflow.store.complete import open_complete
 from volflow.store.nifti_header import header_bytes, stored_dtype
 from volflow.store.slabs import slab_rois
-from volflow.store.volume import Volume, open_volume
+from volflow.store.volume import Volume
 
 __all__ = ["export", "is_foreign"]
 
@@ -76,12 +77,13 @@ def export(
     Examples
     --------
     >>> import tempfile, zarr
+    >>> from volflow.store.volume import open_volume
     >>> ones = open_volume(zarr.ones(shape=(4, 5, 6), dtype="uint8"))
     >>> np.load(export(ones, f"{tempfile.mkdtemp()}/ones.npy")).shape
     (4, 5, 6)
     """
     path = _target(out, overwrite)
-    opened = open_volume(volume)
+    opened = open_complete(volume)
     budget = parse_bytes(memory)
     if path.name.lower().endswith(".npy"):
         dtype, head = opened.dtype, _npy_header(opened)

@@ -15,6 +15,7 @@ from volflow.errors import InvalidInput
 from volflow.geometry.grid import BlockGrid
 from volflow.geometry.halving import Factors, halved, halvings
 from volflow.ops.pyramid_task import halve_blocks
+from volflow.store.complete import require_complete
 from volflow.store.journal import Record
 from volflow.store.meta import Level, Meta
 from volflow.store.pyramid import Place
@@ -179,7 +180,7 @@ def tasks_for(
     finest: Volume, place: Place, levels: int | None, memory_bytes: int, overwrite: bool
 ) -> list[Task]:
     """The levels, with what is left to do of each; nothing is changed."""
-    _check_complete(finest, place)
+    require_complete(finest)
     there = len(finest.levels) - 1
     if levels is None and there > len(halvings(finest.spatial_shape, finest.spacing)):
         levels = there
@@ -187,18 +188,6 @@ def tasks_for(
     layouts = lay_out(finest.shape, finest.dtype, finest.meta, stored, levels, memory_bytes)
     identity = finest.identity()
     return [_task(layout, place, identity, overwrite) for layout in layouts]
-
-
-def _check_complete(finest: Volume, place: Place) -> None:
-    record = place.run.recorded()
-    if record is None:
-        return
-    total, done = math.prod(record.settings.get("grid", ())), len(place.run.done())
-    if done < total:
-        raise InvalidInput(
-            f"{finest.path} is not complete: {done} of {total} blocks are done; run the same"
-            " command again that began it, then make its levels"
-        )
 
 
 def _task(layout: Layout, place: Place, identity: str, overwrite: bool) -> Task:

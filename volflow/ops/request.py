@@ -20,8 +20,9 @@ from volflow.ops.finish import Finish
 from volflow.ops.options import PredictOptions
 from volflow.ops.sliding import SlidingWindow
 from volflow.ops.statistics import statistics
+from volflow.store.complete import open_complete
 from volflow.store.meta import Meta
-from volflow.store.volume import Volume, open_volume
+from volflow.store.volume import Volume
 
 __all__ = ["Request", "check_classes", "make_request", "normalized", "output_meta"]
 
@@ -102,11 +103,11 @@ def make_request(
     named: dict[str, Any], mask: Any, model: Model, options: PredictOptions, out: Path
 ) -> Request:
     """Check opened volumes against each other, the model and the options."""
-    volumes = {name: open_volume(v) for name, v in named.items()}
+    volumes = {name: open_complete(v) for name, v in named.items()}
     first_name, first = next(iter(volumes.items()))
     others = dict(volumes)
     if mask is not None:
-        mask = open_volume(mask)
+        mask = open_complete(mask)
         if mask.ndim != 3:
             raise InvalidInput(f"mask must have axes zyx; got {', '.join(mask.axes)}")
         others["mask"] = mask

@@ -19,13 +19,14 @@ from volflow.geometry.budget import format_bytes
 from volflow.geometry.grid import BlockGrid
 from volflow.geometry.histogram import PIECE_VOXELS, Foreground, Histogram, measure, merge
 from volflow.geometry.roi import Roi
+from volflow.store.complete import open_complete
 from volflow.store.statistics import (
     Statistics,
     check_foreground,
     load_statistics,
     save_statistics,
 )
-from volflow.store.volume import Volume, open_volume
+from volflow.store.volume import Volume
 
 __all__ = ["plan_statistics", "statistics"]
 
@@ -188,7 +189,7 @@ def statistics(
     >>> stats.percentile(75)
     (19.5,)
     """
-    opened = open_volume(volume)
+    opened = open_complete(volume)
     job = StatisticsJob(opened, check_foreground(foreground), uuid.uuid4().hex)
     identity = opened.identity()
     known = load_statistics(opened, identity, job.foreground)

@@ -13,11 +13,12 @@ import numpy as np
 
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
+from volflow.store.complete import open_complete
 from volflow.store.meta import Meta, SourceInfo
 from volflow.store.nifti import open_nifti
 from volflow.store.opening import is_url
 from volflow.store.slabs import Array, check_dtype, file_identity, slab_rois
-from volflow.store.volume import Volume, open_volume
+from volflow.store.volume import Volume
 
 __all__ = ["ArraySource", "NpySource", "Source", "VolumeSource", "open_source"]
 
@@ -179,12 +180,12 @@ def open_source(x: Any) -> Source:
         meta = Meta(axes, source=SourceInfo("numpy", str(dtype.newbyteorder("="))))
         return ArraySource(x.reshape(shape), meta)
     if not isinstance(x, str | os.PathLike) or is_url(os.fspath(x)):
-        return VolumeSource(open_volume(x))
+        return VolumeSource(open_complete(x))
     path = Path(os.fspath(x).removeprefix("file://")).expanduser().absolute()
     if not path.exists():
         raise InvalidInput(f"{path} does not exist; check the path")
     if path.is_dir():
-        return VolumeSource(open_volume(path))
+        return VolumeSource(open_complete(path))
     name = path.name.lower()
     if name.endswith((".nii", ".nii.gz")):
         return open_nifti(str(path))

@@ -287,8 +287,8 @@ def test_a_full_disk_leaves_no_file(tmp_path, monkeypatch, suffix):
     volume = stored(tmp_path / "a.zarr", random_voxels((64, 64, 64)))
     real = Path.open
 
-    def full(self, mode="r", *rest):
-        return real(Path("/dev/full") if self.name.endswith(".tmp") else self, mode, *rest)
+    def full(self, *rest, **options):
+        return real(Path("/dev/full") if self.name.endswith(".tmp") else self, *rest, **options)
 
     monkeypatch.setattr(Path, "open", full)
     with pytest.raises(RunFailed, match="No space left on device; nothing is left of it"):

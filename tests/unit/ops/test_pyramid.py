@@ -488,7 +488,7 @@ class TestRefused:
         )
         Journal(journal_dir(volume.path)).forget([3, 5])
         for use in (pyramid, plan_pyramid):
-            with pytest.raises(InvalidInput, match="58 of 60 blocks are done; run the same"):
+            with pytest.raises(InvalidInput, match="58 of 60 blocks are done, and the others"):
                 use(volume, levels=1)
 
     def test_levels_that_cannot_be(self, scan, pyramid):

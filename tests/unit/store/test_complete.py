@@ -1,0 +1,59 @@
+"""A volume that was left half written is no input: zeros would pass for voxels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import volflow as vf
+from volflow.errors import InvalidInput
+from volflow.store.complete import open_complete
+from volflow.store.journal import Journal, journal_dir
+
+MESSAGE = r"is not complete: 7 of 8 blocks are done, .* run the command that began it again"
+
+
+@pytest.fixture
+def unfinished(tmp_path):
+    path = tmp_path / "a.zarr"
+    vf.convert(np.ones((32, 32, 32), "u1"), path, chunk=8, shard=16, progress=False)
+    journal = Journal(journal_dir(path))
+    journal.forget([max(journal.done())])
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda path, out: vf.statistics(path, progress=False),
+        lambda path, out: vf.export(path, out / "a.npy"),
+        lambda path, out: vf.convert(path, out / "b.zarr", progress=False),
+        lambda path, out: vf.pyramid(path, progress=False),
+        lambda path, out: vf.PatchStream(path, vf.UniformSampler(8), 8),
+        lambda path, out: vf.sample(path, vf.UniformSampler(8), 8),
+        lambda path, out: vf.predict(path, torch.nn.Identity(), out / "c.zarr", patch=8),
+        lambda path, out: vf.map_model(path, torch.nn.Identity(), patch=8),
+    ],
+)
+def test_is_refused_as_an_input(unfinished, tmp_path, use):
+    with pytest.raises(InvalidInput, match=MESSAGE):
+        use(unfinished, tmp_path)
+
+
+def test_can_still_be_opened_and_looked_at(unfinished):
+    assert vf.open(unfinished).shape == (32, 32, 32)
+    assert vf.preview(unfinished) is not None
+    assert not vf.verify(unfinished).ok
+
+
+def test_is_an_input_once_the_run_has_ended(unfinished):
+    vf.convert(np.ones((32, 32, 32), "u1"), unfinished, progress=False)
+    assert open_complete(unfinished).shape == (32, 32, 32)
+
+
+def test_without_a_journal_is_taken_as_it_is(tmp_path):
+    import zarr
+
+    zarr.create_array(str(tmp_path / "b.zarr"), shape=(8, 8, 8), chunks=(4, 4, 4), dtype="u1")
+    assert open_complete(tmp_path / "b.zarr").shape == (8, 8, 8)

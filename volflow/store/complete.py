@@ -1,0 +1,58 @@
+"""Inputs must be complete: what is not written yet would be read as zeros."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from volflow.errors import InvalidInput
+from volflow.store.journal import Journal, journal_dir
+from volflow.store.opening import is_url, is_zarr
+from volflow.store.volume import Volume, open_volume
+
+__all__ = ["open_complete", "require_complete"]
+
+
+def open_complete(x: Any) -> Volume:
+    """Open a volume as `open_volume` does, to compute from it.
+
+    Raises
+    ------
+    InvalidInput
+        Where it cannot be opened, or the run that writes it has not ended.
+    """
+    volume = open_volume(x)
+    require_complete(volume)
+    return volume
+
+
+def require_complete(volume: Volume) -> None:
+    """Refuse a volume whose journal says that blocks are missing.
+
+    Volumes without a journal, remote or of other software, are taken as they are.
+
+    Raises
+    ------
+    InvalidInput
+        Saying how many blocks are done and how to go on.
+    """
+    if volume.path is None or is_url(volume.path):
+        return
+    path = Path(volume.path)
+    while True:
+        journal = Journal(journal_dir(path))
+        record = journal.recorded()
+        if record is not None or not is_zarr(path.parent):
+            break
+        path = path.parent
+    if record is None:
+        return
+    total = math.prod(record.settings.get("grid", ()))
+    # Names only: a volume of 10 TB has a record for each of some 300 000 blocks.
+    done = sum(1 for _ in (journal.directory / "done").glob("*.json"))
+    if done < total:
+        raise InvalidInput(
+            f"{volume.path} is not complete: {done} of {total} blocks are done, and the others"
+            " would be read as zeros; run the command that began it again, then use it"
+        )
