@@ -65,7 +65,7 @@ class Loader:
         """The batches of an epoch, or of what is left of it."""
         stream = self.stream
         epoch, begin = stream.begin()
-        ready: Queue[tuple[Batch, Any] | BaseException | None] = Queue(WAITING)
+        ready: Queue[tuple[Batch, list[int], Any] | BaseException | None] = Queue(WAITING)
         stop = threading.Event()
         maker = threading.Thread(
             target=self._make, args=(epoch, begin, ready, stop), name="volflow-batches", daemon=True
@@ -80,9 +80,9 @@ class Loader:
                     break
                 if isinstance(made, BaseException):
                     raise made
-                batch, event = made
+                batch, indices, event = made
                 self._receive(batch, event)
-                for index in batch["index"].tolist():
+                for index in indices:
                     stream.delivered(stream.share, index)
                 yield batch
         finally:
@@ -96,8 +96,9 @@ class Loader:
             side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
             with torch.cuda.stream(side) if side else nullcontext():
                 for samples in self._batches(epoch, begin):
+                    indices = samples["index"].tolist()  # which an augmentation may drop
                     batch = self._augmented(self._cast(samples))
-                    if not _put(ready, (batch, side and side.record_event()), stop):
+                    if not _put(ready, (batch, indices, side and side.record_event()), stop):
                         return
             _put(ready, None, stop)
         except BaseException as error:  # raised again where the trainer takes a batch
@@ -119,6 +120,7 @@ class Loader:
         cast = self._dtypes() if on_cpu else {}  # no device to send less to: cast on the way
         batch = _Collator(self.batch_size, cast, pinned=self.device.type == "cuda")
         for sample in samples:
+            self._check_classes(sample)
             batch.add(sample)
             if batch.count == self.batch_size:
                 yield batch.take()
@@ -154,6 +156,17 @@ class Loader:
         return {
             name: torch.int64 if name in case.classes else torch.float32 for name in case.sources
         }
+
+    def _check_classes(self, sample: Mapping[str, Any]) -> None:
+        """Refuse floats that are no classes: the cast would cut them, and make numbers of NaN."""
+        for name in self.stream.cases[0].classes:
+            voxels = sample[name]
+            if voxels.dtype.kind == "f" and not np.array_equal(voxels, np.trunc(voxels)):
+                raise InvalidInput(
+                    f'array "{name}" holds classes, but values that are no whole numbers in a patch'
+                    f" of case {sample['case']} at {sample['location'][:3].tolist()}; round them, or"
+                    " name the arrays of classes: PatchStream(…, classes=[…])"
+                )
 
     def _cast(self, batch: Batch) -> Batch:
         for name, dtype in self._dtypes().items():

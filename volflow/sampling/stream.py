@@ -84,7 +84,9 @@ class PatchStream(IterableDataset[dict[str, Any]]):
         Superchunks that are mixed at a time; part of the order. Ranks and worker processes share
         them, so their number must divide it.
     augment
-        Callable, or several, that take a batch and return one; applied by `loader`.
+        Callable, or several, that take a batch and return one; applied by `loader`. Transforms
+        made for one sample (MONAI, TorchIO) must be mapped over the batch: they would take samples
+        for channels.
     rank, world_size
         Of this process among those that train; by default as ``torch.distributed`` says.
     cluster
@@ -269,6 +271,10 @@ class PatchStream(IterableDataset[dict[str, Any]]):
                 f"resume on a number of ranks that divides {index}"
             )
         self.epoch, self._index, self._begun = int(state["epoch"]), index, False
+        # Taken behind the last patch of an epoch, but before its loop had ended. A worker of a
+        # DataLoader may be at its end while others are not.
+        if index >= self.patches and get_worker_info() is None:
+            self.end(self.epoch)
 
     @cached_property
     def configuration(self) -> str:

@@ -339,6 +339,28 @@ class TestLoader:
         with pytest.raises(InvalidInput, match="augment must return the batch as a dict"):
             list(stream.loader(4))
 
+    def test_an_augmentation_may_drop_what_it_likes(self, cases):
+        stream = stream_of(
+            cases, SAMPLERS["uniform"], 100, augment=lambda batch: {"image": batch["image"]}
+        )
+        assert [list(batch) for batch in stream.loader(50)] == [["image"]] * 2
+
+    def test_refuses_classes_that_are_no_whole_numbers(self):
+        image = np.zeros((8, 8, 8), "f4")
+        for wrong in (0.5, np.nan):
+            case = {"image": image, "label": image + np.float32(wrong)}
+            with pytest.raises(InvalidInput, match='array "label" holds classes, but values that'):
+                list(vf.PatchStream(case, vf.UniformSampler(4), 8).loader(4))
+
+    def test_a_state_behind_the_last_batch_is_the_next_epoch(self, cases):
+        stream = stream_of(cases, SAMPLERS["uniform"], 64)
+        for _ in stream.loader(32):
+            state = stream.state_dict()
+        again = stream_of(cases, SAMPLERS["uniform"], 64)
+        again.load_state_dict(state)
+        assert again.epoch == 1
+        assert fingerprint(again) == fingerprint(stream)
+
     def test_passes_on_what_fails_in_its_thread(self, cases):
         def broken(batch):
             raise ZeroDivisionError("in augment")
