@@ -164,8 +164,8 @@ class Loader:
             if voxels.dtype.kind == "f" and not np.array_equal(voxels, np.trunc(voxels)):
                 raise InvalidInput(
                     f'array "{name}" holds classes, but values that are no whole numbers in a patch'
-                    f" of case {sample['case']} at {sample['location'][:3].tolist()}; round them, or"
-                    " name the arrays of classes: PatchStream(…, classes=[…])"
+                    f" of case {sample['case']} at {sample['location'][:3].tolist()}; round them,"
+                    " or name the arrays of classes: PatchStream(…, classes=[…])"
                 )
 
     def _cast(self, batch: Batch) -> Batch:

@@ -31,8 +31,10 @@ class StreamPlan:
 
     Parameters
     ----------
-    patches, lanes
-        Of an epoch.
+    patches, lanes, superchunks
+        Of an epoch: how many there are.
+    processes
+        That share the lanes.
     held_lanes, ahead
         Superchunks held at a time by this process: one per lane that is its own, and those read
         before they are needed.
@@ -50,6 +52,8 @@ class StreamPlan:
 
     patches: int
     lanes: int
+    superchunks: int
+    processes: int
     held_lanes: int
     ahead: int
     superchunk: tuple[int, ...]
@@ -65,7 +69,14 @@ class StreamPlan:
     @property
     def reuse(self) -> float:
         """Voxels emitted per voxel decoded, as planned."""
-        return self.per_visit * self.patch_voxels / self.decoded_voxels
+        return self.per_decoding * self.patch_voxels / self.decoded_voxels
+
+    @property
+    def per_decoding(self) -> float:
+        """Patches cut per decoding: all, of a superchunk that stays in the window."""
+        if self.superchunks > self.held_lanes:
+            return self.per_visit
+        return max(self.per_visit, self.patches / self.processes / self.superchunks)
 
     @property
     def peak_bytes(self) -> int:
@@ -76,7 +87,7 @@ class StreamPlan:
     def seconds_per_patch(self) -> dict[str, float]:
         """Of decoding and of copying, with all threads."""
         patch_bytes = self.patch_voxels * self.voxel_bytes
-        decoded_bytes = self.decoded_voxels * self.voxel_bytes / self.per_visit
+        decoded_bytes = self.decoded_voxels * self.voxel_bytes / self.per_decoding
         return {
             "decoding": decoded_bytes / (DECODE_BYTES_PER_S * self.threads),
             "copying": patch_bytes / COPY_BYTES_PER_S,
@@ -99,12 +110,14 @@ class StreamPlan:
 
     def __str__(self) -> str:
         by = "×".join(map(str, self.superchunk))
+        held = _count(self.held_lanes, "superchunk", "superchunks")
         return "\n".join(
             [
-                f"epoch       {self.patches:,} patches in {self.lanes} lanes",
-                f"window      {self.held_lanes} superchunks of up to {by} voxels "
+                f"epoch       {_count(self.patches, 'patch', 'patches')} in "
+                f"{_count(self.lanes, 'lane', 'lanes')}",
+                f"window      {held} of up to {by} voxels "
                 f"({format_bytes(self.superchunk_bytes)}), {self.ahead} more read ahead",
-                f"reuse       {self.reuse:.3g}: {self.per_visit:.0f} patches per superchunk",
+                f"reuse       {self.reuse:.3g}: {self.per_decoding:.0f} patches per superchunk",
                 f"memory      {format_bytes(self.peak_bytes)} of {format_bytes(self.memory_bytes)}",
                 f"prediction  about {self.patches_per_s:.2g} patches/s, limited by {self.limiter}",
             ]
@@ -155,6 +168,8 @@ def plan_stream(
     plan = StreamPlan(
         patches,
         lanes,
+        there,
+        sharing,
         held,
         ahead,
         field.held,
@@ -170,6 +185,10 @@ def plan_stream(
     if plan.peak_bytes > budget:
         raise MemoryRefused(_remedy(plan))
     return plan
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number:,} {one if number == 1 else many}"
 
 
 def _per_visit(field: Field, patches: int, lanes: int, reuse: float) -> float:
