@@ -17,8 +17,9 @@ superchunks are seen at all. So they are small beside the data here, as in volum
 
 Loss is the cross-entropy over fixed validation patches, the mean of the last three looks. The
 difference from ``random`` is taken seed by seed, ± its standard error. Equal time is that of the
-quickest setting. Each run has one thread of torch; as many go side by side as there are cores. Needs the extras ``io`` and ``report``; volumes are looked for in
-``VOLFLOW_TEST_DATA``, else in ``../shared/data``.
+quickest setting. Each run has one thread of torch; as many go side by side as there are cores.
+Needs the extras ``io`` and ``report``; volumes are looked for in ``VOLFLOW_TEST_DATA``, else in
+``../shared/data``.
 """
 
 from __future__ import annotations
@@ -287,7 +288,7 @@ def draw(looks: list[Look], path: Path) -> None:
 
 def run_all(options: argparse.Namespace, names: list[str], folder: Path) -> list[Look]:
     """Seed by seed, so that a slow minute hits all settings."""
-    settings = [RANDOM, *itertools.product(REUSES, LANES)]
+    settings = [RANDOM, *(options.setting or itertools.product(REUSES, LANES))]
     looks: list[Look] = []
     if options.quick:
         settings = [RANDOM, *settings[1::3]]
@@ -305,6 +306,11 @@ def run_all(options: argparse.Namespace, names: list[str], folder: Path) -> list
     return looks
 
 
+def pair(text: str) -> Setting:
+    reuse, lanes = map(int, text.split(","))
+    return reuse, lanes
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -312,6 +318,9 @@ def main() -> None:
     parser.add_argument("--data", choices=DATA, action="append")
     parser.add_argument("--steps", type=int, default=500, help=f"a multiple of {LOOKS}")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument(
+        "--setting", type=pair, action="append", help="reuse,lanes; by default nine"
+    )
     parser.add_argument("--quick", action="store_true", help="to see that all works; nothing filed")
     options = parser.parse_args()
     if options.quick:

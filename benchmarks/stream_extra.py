@@ -5,18 +5,21 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from stream_peers import Setup, Tally, volflow_stream
 
 BATCH, REUSE, SLACK_BYTES = 4, 4, 150 << 20
+# An epoch that does not end while it is measured, and the batches that fill its window: every lane
+# has given a patch by then.
+PATCHES, FILLING = 100_000, 2
 
 
 def stall(setup: Setup) -> dict[str, float]:
     """A loader that is asked for batches as fast as it can, then by a trainer 1.2 times as slow.
 
-    The trainer sleeps. It waits for as long as ``next`` takes; the start of an epoch, when the
+    The trainer sleeps. It waits for as long as ``next`` takes; the start of the epoch, when the
     window is filled, is counted by itself.
     """
     import torch  # noqa: F401
@@ -25,10 +28,13 @@ def stall(setup: Setup) -> dict[str, float]:
 
     vf.PatchStream  # noqa: B018 - loaded on first use
     began = time.perf_counter()
-    stream = volflow_stream(setup, Tally(), REUSE, BATCH)
+    stream = volflow_stream(setup, Tally(), REUSE, BATCH, patches=PATCHES)
     batches = endless(stream)
     next(batches)
     first_s = time.perf_counter() - began
+    for _ in range(FILLING - 1):
+        next(batches)
+    filled_s = time.perf_counter() - began
     for_some_s(batches, setup.warm_s, 0)
     fast = for_some_s(batches, setup.seconds, 0)
     step_s = 1.2 * (fast.wall_s + fast.waited_s) / fast.batches
@@ -36,7 +42,7 @@ def stall(setup: Setup) -> dict[str, float]:
     slow = for_some_s(batches, setup.seconds, step_s)
     return {
         "first_s": first_s,
-        "epoch_s": max([*fast.starts_s, *slow.starts_s], default=first_s),
+        "filled_s": filled_s,
         "step_ms": 1e3 * step_s,
         "waited": slow.waited_s / (slow.wall_s + slow.waited_s),
     }
@@ -44,31 +50,25 @@ def stall(setup: Setup) -> dict[str, float]:
 
 @dataclass
 class Asked:
-    """Seconds waited for batches, and for the first of epochs; all other seconds."""
+    """Batches, seconds waited for them, all other seconds."""
 
     batches: int = 0
     wall_s: float = 0.0
     waited_s: float = 0.0
-    starts_s: list[float] = field(default_factory=list)
 
 
-def endless(stream: Any) -> Iterator[int]:
-    """Places of batches in their epoch, each when the batch is there."""
+def endless(stream: Any) -> Iterator[Any]:
     while True:
-        for place, _ in enumerate(stream.loader(batch_size=BATCH)):
-            yield place
+        yield from stream.loader(batch_size=BATCH)
 
 
-def for_some_s(batches: Iterator[int], seconds: float, step_s: float) -> Asked:
+def for_some_s(batches: Iterator[Any], seconds: float, step_s: float) -> Asked:
     asked, began = Asked(), time.perf_counter()
     while time.perf_counter() - began < seconds:
         before = time.perf_counter()
-        place = next(batches)
+        next(batches)
         there = time.perf_counter()
-        if place:
-            asked.waited_s += there - before
-        else:
-            asked.starts_s.append(there - before)
+        asked.waited_s += there - before
         asked.batches += 1
         if step_s:
             time.sleep(step_s)
@@ -111,7 +111,7 @@ def report(
         f"| first batch after | {middle['first_s']:.2f} s | < 2 s | {verdict(middle['first_s'] < 2)} |",
         f"| waited for batches, step {middle['step_ms']:.1f} ms = 1.2 × production |"
         f" {middle['waited']:.2%} | ≤ 2 % | {verdict(middle['waited'] <= 0.02)} |",
-        f"| longest wait for the first batch of an epoch | {middle['epoch_s']:.2f} s | | |",
+        f"| the window filled, as at the start of every epoch | {middle['filled_s']:.2f} s | | |",
         "",
     ]
 

@@ -259,8 +259,11 @@ def monai_labels(setup: Setup, tally: Tally, samples: int = 16) -> Iterator[floa
             yield 1
 
 
-def volflow_stream(setup: Setup, tally: Tally, reuse: float, batch: int = 1, labels: bool = False):
-    """A stream in whose epochs all that is stored is decoded about once."""
+def volflow_stream(
+    setup: Setup, tally: Tally, reuse: float, batch: int = 1, *,
+    labels: bool = False, patches: int | None = None,
+):  # fmt: skip
+    """A stream in whose epochs all that is stored is decoded about once, or of so many patches."""
     import volflow as vf
 
     cases = [{"image": path} for path in setup.images]
@@ -271,7 +274,8 @@ def volflow_stream(setup: Setup, tally: Tally, reuse: float, batch: int = 1, lab
         sampler = vf.LabelSampler(setup.patch, probabilities={0: 1, 1: 1})
     voxels = sum(math.prod(vf.open(path).shape) for path in setup.images)
     stream = vf.PatchStream(
-        cases, sampler, patches_per_epoch=batch * int(reuse * voxels / setup.patch**3 / batch),
+        cases, sampler,
+        patches_per_epoch=patches or batch * int(reuse * voxels / setup.patch**3 / batch),
         reuse=reuse, memory=setup.memory, seed=setup.seed, progress=False,
     )  # fmt: skip
     plan = stream.plan
