@@ -81,8 +81,9 @@ class PatchStream(IterableDataset[dict[str, Any]]):
     seed
         Of all randomness.
     lanes
-        Superchunks that are mixed at a time; part of the order. Ranks and worker processes share
-        them, so their number must divide it.
+        Superchunks that are mixed at a time; part of the order; 8, and of a grid one per rank.
+        Ranks and worker processes share them, so their number must divide it. Fewer than patches
+        in a batch cost learning more than reuse does (``benchmarks/reuse_learning.py``).
     augment
         Callable, or several, that take a batch and return one; applied by `loader`. Transforms
         made for one sample (MONAI, TorchIO) must be mapped over the batch: they would take samples
