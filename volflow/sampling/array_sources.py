@@ -18,8 +18,7 @@ from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
 from volflow.store.meta import Meta, SourceInfo
 from volflow.store.slabs import Array, check_dtype, slab_rois
-from volflow.store.sources import Source, VolumeSource, open_source
-from volflow.store.volume import open_volume
+from volflow.store.sources import Source, open_source
 
 __all__ = ["DaskSource", "open_array"]
 
@@ -91,7 +90,7 @@ def open_array(x: Any) -> Source:
         )
     stored = stored_in(x)
     if stored is not None and x.ndim in (3, 4):
-        return VolumeSource(open_volume(stored))
+        return open_source(stored)
     if x.ndim == 2:
         x = x[None]
     if x.ndim not in (3, 4) or 0 in x.shape:

@@ -31,6 +31,7 @@ def unfinished(tmp_path):
         lambda path, out: vf.convert(path, out / "b.zarr", progress=False),
         lambda path, out: vf.pyramid(path, progress=False),
         lambda path, out: vf.PatchStream(path, vf.UniformSampler(8), 8),
+        lambda path, out: vf.PatchStream(vf.open(path).dask(), vf.UniformSampler(8), 8),
         lambda path, out: vf.sample(path, vf.UniformSampler(8), 8),
         lambda path, out: vf.predict(path, torch.nn.Identity(), out / "c.zarr", patch=8),
         lambda path, out: vf.map_model(path, torch.nn.Identity(), patch=8),
