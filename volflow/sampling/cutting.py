@@ -37,8 +37,19 @@ class Patch:
     arrays: Mapping[str, Array]
     case: str
     start: Ints
+    stop: Ints
     index: int
     key: int
+
+    def sample(self) -> dict[str, Any]:
+        """What a sample of the stream holds, its arrays still views."""
+        return {
+            **self.arrays,
+            "location": np.concatenate([self.start, self.stop]),
+            "case": self.case,
+            "index": self.index,
+            "key": self.key,
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +72,8 @@ class _Piece:
         low = start - self.origin
         box = tuple(slice(a, b) for a, b in zip(low.tolist(), (low + patch).tolist(), strict=True))
         views = {name: array[(slice(None), *box)] for name, array in self.arrays.items()}
-        return Patch(views, self.case, start, index, int(self.draws.keys[number]))
+        key = int(self.draws.keys[number])
+        return Patch(views, self.case, start, start + patch, index, key)
 
 
 def cut(order: Order, window: Window, share: Share, begin: int) -> Iterator[Patch]:

@@ -20,7 +20,7 @@ from volflow.geometry.visits import Visits, plan_visits
 from volflow.sampling.cases import Case
 from volflow.sampling.samplers import GridSampler, RandomSampler
 
-__all__ = ["DRAWS", "Field", "Floats", "GridField", "Ints", "RandomField"]
+__all__ = ["DRAWS", "Field", "Floats", "GridField", "Ints", "RandomField", "decoded_voxels"]
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -70,8 +70,7 @@ class RandomField:
 
     def locate(self, superchunk: int) -> tuple[int, int]:
         """The case of a superchunk, and its number there."""
-        case = int(np.searchsorted(self.first, superchunk, "right")) - 1
-        return case, superchunk - int(self.first[case])
+        return _locate(self.first, superchunk)
 
     def reads(self, superchunk: int) -> Roi:
         """What is read for a superchunk; it may reach outside of the volume."""
@@ -82,13 +81,6 @@ class RandomField:
         """The starts that a superchunk owns."""
         case, number = self.locate(superchunk)
         return self.tiles[case].starts(number)
-
-    def decoded(self, superchunk: int) -> int:
-        """Voxels decoded for a superchunk: whole chunks of the lead."""
-        case, _ = self.locate(superchunk)
-        return whole_chunks(
-            self.reads(superchunk), self.tiles[case].cell, self.tiles[case].shape
-        ).size
 
     @cached_property
     def held(self) -> tuple[int, ...]:
@@ -158,8 +150,7 @@ class GridField:
 
     def locate(self, superchunk: int) -> tuple[int, int]:
         """The case of a group, and its number there."""
-        case = int(np.searchsorted(self.first, superchunk, "right")) - 1
-        return case, superchunk - int(self.first[case])
+        return _locate(self.first, superchunk)
 
     def patches(self, superchunk: int) -> Ints:
         """Starts of a group's patches, ``(patches, 3)`` in lexicographic order."""
@@ -176,12 +167,6 @@ class GridField:
         starts = self.patches(superchunk)
         return Roi(tuple(starts[0]), tuple(starts[-1] + self.patch))
 
-    def decoded(self, superchunk: int) -> int:
-        """Voxels decoded for a group: whole chunks of the lead."""
-        case, _ = self.locate(superchunk)
-        subject = self.cases[case]
-        return whole_chunks(self.reads(superchunk), subject.chunk, subject.shape).size
-
     @cached_property
     def held(self) -> tuple[int, ...]:
         """Voxels per axis of the largest group."""
@@ -191,7 +176,7 @@ class GridField:
     @cached_property
     def mean_decoded(self) -> float:
         """Voxels decoded per group, on average."""
-        return float(np.mean([self.decoded(n) for n in range(min(len(self.line), 1000))]))
+        return float(np.mean([decoded_voxels(self, n) for n in range(min(len(self.line), 1000))]))
 
     @cached_property
     def line(self) -> Visits:
@@ -205,6 +190,19 @@ class GridField:
             ]
             quota.append(np.multiply.outer(np.multiply.outer(sizes[0], sizes[1]), sizes[2]).ravel())
         return Visits(numbers, np.concatenate(quota).astype(np.int64))
+
+
+def decoded_voxels(field: Field, superchunk: int) -> int:
+    """Voxels decoded for a superchunk: whole chunks of the lead."""
+    number, _ = field.locate(superchunk)
+    case = field.cases[number]
+    return whole_chunks(field.reads(superchunk), case.chunk, case.shape).size
+
+
+def _locate(first: Ints, superchunk: int) -> tuple[int, int]:
+    """Case and number there, of what is numbered through all cases."""
+    case = int(np.searchsorted(first, superchunk, "right")) - 1
+    return case, superchunk - int(first[case])
 
 
 def _group(grid: PatchGrid) -> tuple[int, ...]:

@@ -128,15 +128,7 @@ class Loader:
             yield batch.take()
 
     def _own(self, epoch: int, begin: int) -> Iterator[Mapping[str, Any]]:
-        stream = self.stream
-        for patch in stream.take(epoch, begin, stream.share):
-            yield {
-                **patch.arrays,
-                "location": stream.location(patch.start),
-                "case": patch.case,
-                "index": patch.index,
-                "key": patch.key,
-            }
+        return (patch.sample() for patch in self.stream.take(epoch, begin, self.stream.share))
 
     def _from_workers(self, epoch: int, begin: int) -> Iterator[Mapping[str, Any]]:
         workers: DataLoader[Any] = DataLoader(

@@ -10,7 +10,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
@@ -41,7 +40,6 @@ __all__ = ["PatchStream"]
 
 FORMAT = 1
 
-Array = npt.NDArray[Any]
 Augment = Callable[[dict[str, Any]], dict[str, Any]]
 
 
@@ -198,11 +196,8 @@ class PatchStream(IterableDataset[dict[str, Any]]):
         for patch in self.take(epoch, begin, share, stalls=True):
             self.delivered(share, patch.index)
             yield {
-                **{name: torch.from_numpy(array.copy()) for name, array in patch.arrays.items()},
-                "location": torch.from_numpy(self.location(patch.start)),
-                "case": patch.case,
-                "index": patch.index,
-                "key": patch.key,
+                name: torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
+                for name, value in patch.sample().items()
             }
         self.end(epoch)
 
@@ -324,10 +319,6 @@ class PatchStream(IterableDataset[dict[str, Any]]):
         other.epoch, other._index, other._begun = epoch, index, False
         other.augment = ()  # batches are made here; what augments them need not pickle
         return other
-
-    def location(self, start: Array) -> npt.NDArray[np.int64]:
-        """First voxel of a patch and the one behind its last."""
-        return np.concatenate([start, start + self.field.patch])
 
     def take(
         self, epoch: int, begin: int, share: Share, *, stalls: bool = False

@@ -10,7 +10,7 @@ import numpy as np
 
 from volflow.geometry.visits import Lane
 from volflow.sampling.feeds import Feed, Loaded
-from volflow.sampling.field import Field, Ints
+from volflow.sampling.field import Field, Ints, decoded_voxels
 from volflow.sampling.metrics import Metrics
 
 __all__ = ["Schedule", "Window", "schedule"]
@@ -144,7 +144,7 @@ class Window:
         metrics = self.metrics
         metrics.superchunks += 1
         metrics.decode_s += loaded.seconds
-        metrics.decoded_voxels += self.field.decoded(superchunk)
+        metrics.decoded_voxels += decoded_voxels(self.field, superchunk)
         metrics.decoded_bytes += loaded.nbytes
         metrics.live_bytes += loaded.nbytes
         metrics.peak_bytes = max(metrics.peak_bytes, metrics.live_bytes)
