@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,3 +19,13 @@ def store(path: os.PathLike[str], array: np.ndarray[Any, Any], **meta: Any) -> s
     volume = create(path, array.shape, array.dtype, Meta(axes, **meta), chunk=16, shard=32)
     volume.write(Roi.full(volume.shape), array)
     return str(path)
+
+
+def files(folder: os.PathLike[str]) -> dict[str, bytes]:
+    """What an output consists of.
+
+    Zarr's unfinished files are no part of it: a kill may leave some, and so may a worker that
+    outlives its driver.
+    """
+    found = (p for p in Path(folder).rglob("*") if p.is_file() and p.suffix != ".partial")
+    return {str(p.relative_to(folder)): p.read_bytes() for p in found}

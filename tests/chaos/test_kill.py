@@ -19,6 +19,7 @@ import zarr
 import volflow as vf
 import volflow.store.journal as journal_module
 from tests.nets import Slow, random_net
+from tests.stores import files
 from volflow.errors import RunFailed, StoreFull, VolflowError
 from volflow.geometry.roi import Roi
 from volflow.store.create import create
@@ -103,10 +104,6 @@ def started(scan, tmp_path, root):
     for group in groups:
         with suppress(ProcessLookupError):
             os.killpg(group, signal.SIGKILL)
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def mtimes(folder: Path) -> dict[str, int]:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import volflow as vf
+from tests.stores import files
 from volflow.geometry.roi import Roi
 from volflow.store.create import create
 from volflow.store.journal import journal_dir
@@ -27,15 +28,6 @@ import volflow as vf
 if __name__ == "__main__":
     vf.pyramid(sys.argv[1], levels=2, cluster=sys.argv[2], progress=False)
 """
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    """What the volume consists of: Zarr's unfinished files, which a kill may leave, are no part."""
-    return {
-        str(p.relative_to(folder)): p.read_bytes()
-        for p in folder.rglob("*")
-        if p.is_file() and p.suffix != ".partial"
-    }
 
 
 def done(path: Path, level: int) -> dict[str, int]:

@@ -10,6 +10,7 @@ import pytest
 import volflow as vf
 import volflow.ops.pyramid as pyramid_module
 from tests.nets import Counted, Named, random_net
+from tests.stores import files
 from volflow.errors import InvalidInput, MemoryRefused
 from volflow.ops.predict import plan_predict
 from volflow.store.journal import journal_dir
@@ -31,10 +32,6 @@ def quick(predict):
         return predict(scan, net, out, **{"levels": True} | options)
 
     return run
-
-
-def files(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def test_scores_get_means_and_classes_their_modes(quick, scan, tmp_path):

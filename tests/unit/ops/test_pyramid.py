@@ -14,6 +14,7 @@ import volflow as vf
 import volflow.ops.pyramid as pyramid_module
 import volflow.ops.pyramid_plan as plan_module
 from tests.merged import commonest, exact_mean, merged
+from tests.stores import files
 from volflow.errors import InvalidInput, Locked, MemoryRefused, RunFailed, StoreFull
 from volflow.geometry.roi import Roi
 from volflow.ops.pyramid import plan_pyramid
@@ -51,11 +52,6 @@ def scan(stored):
 
 def level(volume, number):
     return vf.open(volume.path, level=number)
-
-
-def files(folder) -> dict[str, bytes]:
-    folder = Path(folder)
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def mtimes(folder) -> dict[str, int]:

@@ -15,6 +15,7 @@ import torch
 import volflow as vf
 import volflow.ops.predict as predict_module
 from tests.nets import Named, Tiring, random_net
+from tests.stores import files
 from volflow.errors import InvalidInput, Locked, ResumeRefused, RunFailed
 from volflow.store.journal import Journal, journal_dir
 
@@ -36,10 +37,6 @@ def tired(monkeypatch, calls):
 
     yield after
     monkeypatch.setattr(Tiring, "most", [float("inf")])
-
-
-def files(folder):
-    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def mtimes(folder):
