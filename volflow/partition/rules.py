@@ -1,0 +1,287 @@
+"""What each kind of op computes on a box: padding only where the true border lies.
+
+A rule is given exactly the windows that its `AxisMap` reads, and returns exactly the box. What
+hangs over the border is padded here, as the op itself would have done for the whole array.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from volflow.geometry.roi import Roi
+from volflow.partition.graph import Window
+from volflow.partition.ranges import Gather, Lerp, Slide, Split, Spread
+
+__all__ = [
+    "AveragePool",
+    "Call",
+    "Convolution",
+    "Copy",
+    "Interpolation",
+    "MaxPool",
+    "Shuffle",
+    "Transposed",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """A function of the windows that knows nothing of places: of each voxel alone.
+
+    Parameters
+    ----------
+    function
+        Of the tensors of the windows, and of the sizes of the box per axis.
+    """
+
+    function: Callable[[Sequence[Tensor], tuple[int, ...]], Tensor]
+
+    def __call__(self, windows: Sequence[Window], box: Roi) -> Tensor:
+        """The function's values."""
+        return self.function([window.values for window in windows], box.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Convolution:
+    """A convolution of any kernel, stride, padding, dilation and groups."""
+
+    weight: Tensor
+    bias: Tensor | None
+    axes: tuple[Slide, ...]
+    groups: int
+
+    def __call__(self, windows: Sequence[Window], box: Roi) -> Tensor:
+        """Convolve the window, zero-padded where it hangs over the border."""
+        overhang = [axis.overhang(*span) for axis, span in zip(self.axes, box, strict=True)]
+        even = all(low == high for low, high in overhang)
+        x = windows[0].values
+        if not x.numel():
+            return _constant(self.bias, x, (1, len(self.weight), *box.shape))
+        convolve: Any = (F.conv1d, F.conv2d, F.conv3d)[len(self.axes) - 1]
+        result: Tensor = convolve(
+            x if even else _padded(x, overhang, 0.0),
+            self.weight,
+            self.bias,
+            tuple(axis.stride for axis in self.axes),
+            # What hangs over alike on both sides the convolution pads without a copy.
+            tuple(low for low, _ in overhang) if even else 0,
+            tuple(axis.dilation for axis in self.axes),
+            self.groups,
+        )
+        return result
+
+
+@dataclass(frozen=True, eq=False)
+class Transposed:
+    """A transposed convolution of any kernel, stride, padding, dilation and groups.
+
+    Outputs that no input reaches (behind the last window, or between windows narrower than the
+    stride) hold the bias.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    axes: tuple[Spread, ...]
+    groups: int
+
+    def __call__(self, windows: Sequence[Window], box: Roi) -> Tensor:
+        """Spread the window, then cut it or fill it up to the box."""
+        x = windows[0].values
+        channels = self.weight.shape[1] * self.groups
+        if not x.numel():
+            return _constant(self.bias, x, (1, channels, *box.shape))
+        ranges = windows[0].box
+        lands = [axis.lands(*span) for axis, span in zip(self.axes, ranges, strict=True)]
+        covered = all(
+            a <= low and high <= b for (a, b), (low, high) in zip(lands, box, strict=True)
+        )
+        spread: Any = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+        result: Tensor = spread[len(self.axes) - 1](
+            x,
+            self.weight,
+            self.bias if covered else None,
+            tuple(axis.stride for axis in self.axes),
+            0,
+            0,
+            self.groups,
+            tuple(axis.dilation for axis in self.axes),
+        )
+        edges = [(a - low, high - b) for (a, b), (low, high) in zip(lands, box, strict=True)]
+        result = _padded(result, edges, 0.0)
+        if not covered and self.bias is not None:
+            result = result + self.bias.reshape(1, -1, *(1,) * len(self.axes))
+        return result
+
+
+@dataclass(frozen=True, eq=False)
+class MaxPool:
+    """Maxima over a window; what hangs over the border is below every number."""
+
+    axes: tuple[Slide, ...]
+
+    def __call__(self, windows: Sequence[Window], box: Roi) -> Tensor:
+        """Pool the padded window."""
+        x = windows[0].values
+        overhang = [axis.overhang(*span) for axis, span in zip(self.axes, box, strict=True)]
+        pool: Any = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[len(self.axes) - 1]
+        result: Tensor = pool(
+            _padded(x, overhang, -math.inf),
+            tuple(axis.kernel for axis in self.axes),
+            tuple(axis.stride for axis in self.axes),
+            0,
+            tuple(axis.dilation for axis in self.axes),
+        )
+        return result
+
+
+@dataclass(frozen=True, eq=False)
+class AveragePool:
+    """Means over a window.
+
+    Parameters
+    ----------
+    axes
+        Its windows.
+    counts
+        Per axis the voxels that a window is divided by, for each output.
+    divisor
+        What all are divided by instead.
+    """
+
+    axes: tuple[Slide, ...]
+    counts: tuple[Tensor, ...]
+    divisor: int | None
+
+    def __call__(self, windows: Sequence[Window], box: Roi) -> Tensor:
+        """Sum the padded window, and divide by how many voxels count."""
+        x = windows[0].values
+        overhang = [axis.overhang(*span) for axis, span in zip(self.axes, box, strict=True)]
+        ndim = len(self.axes)
+        kernel = tuple(axis.kernel for axis in self.axes)
+        stride = tuple(axis.stride for axis in self.axes)
+        padded = _padded(x, overhang, 0.0)
+        if ndim == 1:  # which takes no divisor
+            sums: Tensor = F.avg_pool1d(padded, kernel, stride) * math.prod(kernel)
+        else:
+            pool: Any = F.avg_pool2d if ndim == 2 else F.avg_pool3d
+            sums = pool(padded, kernel, stride, divisor_override=1)
+        if self.divisor is not None:
+            return sums / self.divisor
+        alike = 1.0
+        for axis, (low, high) in enumerate(box):
+            counts = self.counts[axis][low:high]
+            if bool((counts == counts[0]).all()):
+                alike *= float(counts[0])
+                continue
+            shape = [1] * ndim
+            shape[axis] = -1
+            sums = sums / counts.to(sums).reshape(shape)
+        return sums / alike
+
+
+@dataclass(frozen=True, eq=False)
+class Copy:
+    """Voxels copied from elsewhere: crops, pads, flips, rolls, nearest neighbours.
+
+    Parameters
+    ----------
+    axes
+        Per axis where each voxel comes from; None for itself.
+    dims
+        The dim of the tensor along each axis.
+    value
+        What stands where a voxel comes from nowhere.
+    """
+
+    axes: tuple[Gather | None, ...]
+    dims: tuple[int, ...]
+    value: float = 0.0
+
+    def __call__(self, windows: Sequence[Window], box: Roi) -> Tensor:
+        """Gather along one axis after the other."""
+        x, start = windows[0].values, windows[0].box.start
+        if not x.numel():
+            shape = list(x.shape)
+            for axis, dim in enumerate(self.dims):
+                shape[dim] = box.shape[axis]
+            return x.new_full(shape, self.value)
+        for axis, gather in enumerate(self.axes):
+            if gather is not None:
+                low, high = box.start[axis], box.stop[axis]
+                positions = torch.from_numpy(gather.positions[low:high])
+                x = _gathered(x, self.dims[axis], positions, start[axis], self.value)
+        return x
+
+
+@dataclass(frozen=True, eq=False)
+class Interpolation:
+    """Linear interpolation between neighbours, along one axis after the other."""
+
+    axes: tuple[Lerp | None, ...]
+
+    def __call__(self, windows: Sequence[Window], box: Roi) -> Tensor:
+        """Mix the two neighbours of each voxel."""
+        x, start = windows[0].values, windows[0].box.start
+        for axis, lerp in enumerate(self.axes):
+            if lerp is None:
+                continue
+            part = slice(box.start[axis], box.stop[axis])
+            lower, upper = (
+                torch.from_numpy(side[part] - start[axis]).to(x.device)
+                for side in (lerp.lower, lerp.upper)
+            )
+            shape = [1] * x.ndim
+            shape[2 + axis] = -1
+            weight = torch.from_numpy(lerp.weight[part]).to(x).reshape(shape)
+            x = torch.lerp(x.index_select(2 + axis, lower), x.index_select(2 + axis, upper), weight)
+        return x
+
+
+@dataclass(frozen=True, eq=False)
+class Shuffle:
+    """Pixel shuffle: channels become voxels."""
+
+    axes: tuple[Split, ...]
+
+    def __call__(self, windows: Sequence[Window], box: Roi) -> Tensor:
+        """Shuffle the window and cut the box out of it."""
+        factor = self.axes[0].factor
+        whole = F.pixel_shuffle(windows[0].values, factor)
+        corner = [low * factor for low in windows[0].box.start]
+        rows, columns = box.relative_to(corner).slices()
+        return whole[..., rows, columns]
+
+
+def _padded(x: Tensor, overhang: Sequence[tuple[int, int]], value: float) -> Tensor:
+    """Pad the last dims, or cut them where the overhang is negative."""
+    if not any(low or high for low, high in overhang):
+        return x
+    flat = [side for low, high in reversed(overhang) for side in (low, high)]
+    return F.pad(x, flat, value=value)
+
+
+def _constant(bias: Tensor | None, like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """What a convolution makes of zeros."""
+    if bias is None:
+        return like.new_zeros(shape)
+    return bias.reshape(1, -1, *(1,) * (len(shape) - 2)).expand(shape)
+
+
+def _gathered(x: Tensor, dim: int, positions: Tensor, start: int, value: float) -> Tensor:
+    inside = positions >= 0
+    local = positions - start
+    first, count = int(local[inside][0]) if inside.any() else 0, len(local)
+    if bool((local == torch.arange(first, first + count)).all()) and bool(inside.all()):
+        return x.narrow(dim, first, count)
+    local = torch.where(inside, local, 0)
+    x = x.index_select(dim, local.to(x.device))
+    if not bool(inside.all()):
+        x.index_fill_(dim, torch.nonzero(~inside).flatten().to(x.device), value)
+    return x

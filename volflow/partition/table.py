@@ -1,0 +1,34 @@
+"""Which op has which rule: the table of `rules`, by the names of torch's functions.
+
+An op that is not in it, or is called in a way for which no rule is known, raises `NoExactRule`:
+nothing falls back to an approximation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from volflow.partition.channels import LOCAL
+from volflow.partition.elementwise import POINTWISE, pointwise
+from volflow.partition.layouts import LAYOUTS
+from volflow.partition.norms import NORMS
+from volflow.partition.resampling import RESAMPLING
+from volflow.partition.tracing import OpCall
+from volflow.partition.windowed import WINDOWED
+
+__all__ = ["RULES", "VIEWS"]
+
+Rule = Callable[[OpCall], Any]
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(POINTWISE, pointwise),
+    **WINDOWED,
+    **RESAMPLING,
+    **NORMS,
+    **LOCAL,
+    **LAYOUTS,
+}
+
+# What they return may share memory with what they are given.
+VIEWS = frozenset(LAYOUTS) | {"__getitem__", "chunk", "split", "unbind", "narrow"}
