@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
 
 import numpy as np
@@ -10,14 +9,22 @@ import pytest
 
 import volflow as vf
 from tests.meshnet import published, whole
+from volflow.errors import InvalidInput
+from volflow.model.spec import Spec
+from volflow.ops.options import PredictOptions, merge_options
 
 nib = pytest.importorskip("nibabel", reason="extra io")
 
-needs_exact = pytest.mark.skipif(
-    importlib.util.find_spec("volflow.partition") is None
-    or importlib.util.find_spec("volflow.partition.halo") is None,
-    reason="there is no exact blend yet",
-)
+
+def _exact_is_refused() -> bool:
+    try:
+        merge_options(PredictOptions(blend="exact"), Spec())
+    except InvalidInput:
+        return True
+    return False
+
+
+needs_exact = pytest.mark.skipif(_exact_is_refused(), reason="predict has no exact blend yet")
 
 # Voxels per class of each reference, and how many may differ: where two scores nearly tie.
 REFERENCES = {
