@@ -17,7 +17,7 @@ from volflow.geometry.normalize import Normalization
 from volflow.geometry.roi import Roi
 from volflow.store.volume import Volume
 
-__all__ = ["Feed", "Inputs", "segment_rows"]
+__all__ = ["Feed", "Inputs", "apply_function", "segment_rows"]
 
 THIN_ROWS = 32
 THICK_ROWS = 128
@@ -137,7 +137,7 @@ class Feed:
             raw = volume.read(stored)
             voxels.append(frame.show(raw if raw.ndim == 4 else raw[None]))
             if callable(normalize):  # once per voxel rather than once per patch
-                voxels[-1] = _call(normalize, voxels[-1].astype(self.dtype))
+                voxels[-1] = apply_function(normalize, voxels[-1].astype(self.dtype))
         if not inputs.skipping:
             return voxels, None
         active = np.ones(roi.shape, np.bool_)
@@ -187,9 +187,10 @@ class Feed:
         return Roi((segment.low, *self.tile.start[1:]), (segment.high, *self.tile.stop[1:]))
 
 
-def _call(
+def apply_function(
     normalize: Callable[[npt.NDArray[Any]], npt.NDArray[Any]], raw: npt.NDArray[Any]
 ) -> npt.NDArray[Any]:
+    """Scale voxels with a user's function; refuses one that changes their shape."""
     values = np.asarray(normalize(raw), raw.dtype)
     if values.shape != raw.shape:
         raise InvalidInput(

@@ -54,6 +54,11 @@ class PredictOptions:
         return z, y, x
 
     @property
+    def exact(self) -> bool:
+        """Whether the result is that of the whole volume at once."""
+        return self.blend == "exact"
+
+    @property
     def blending(self) -> Blend:
         """The blend, checked."""
         return check_blend(self.blend or "")
@@ -83,7 +88,7 @@ class PredictOptions:
             )
         }
         return {
-            "patch": list(self.sides),
+            "patch": None if self.patch is None else list(self.sides),
             **named,
             "normalize": _name_of(self.normalize),
             "activation": _name_of(self.activation),
@@ -117,7 +122,9 @@ def merge_options(given: PredictOptions, spec: Spec) -> PredictOptions:
     if merged["normalize"] == "none":
         merged["normalize"] = None
     options = replace(given, **merged)
-    if options.patch is None:
+    if options.exact:
+        options = _without_patches(options)
+    elif options.patch is None:
         raise InvalidInput("patch is needed: this model does not say its own; e.g. patch=96")
     if options.fill is None:
         options = replace(options, fill=spec.background if options.output == "classes" else 0)
@@ -130,14 +137,23 @@ def merge_options(given: PredictOptions, spec: Spec) -> PredictOptions:
     return options
 
 
-def _check(options: PredictOptions) -> None:
-    stride_of(options.sides, options.overlap)
-    if options.blend == "exact":
+def _without_patches(options: PredictOptions) -> PredictOptions:
+    """Of a patch, an exact run only wants to know whether the network takes slices."""
+    if options.mask is not None or options.skip_below is not None:
         raise InvalidInput(
-            "blend 'exact' needs rules for every operation of the model, which this version does"
-            " not have; use crop, average, gaussian or hann"
+            "mask and skip_below leave patches out, and blend 'exact' has none: every voxel may"
+            " depend on every other; leave them out, or use blend='gaussian'"
         )
-    check_blend(options.blend or "")
+    slices = options.patch is not None and 1 in options.sides
+    # Any side above 1 stands for the whole of its axis.
+    patch = tuple(min(side, 2) for side in options.sides) if slices else None
+    return replace(options, patch=patch, overlap=None)
+
+
+def _check(options: PredictOptions) -> None:
+    if not options.exact:
+        stride_of(options.sides, options.overlap)
+        check_blend(options.blend or "")
     if options.frame is not None:
         Frame.between("RAS", options.frame)
     _one_of("output", options.output, ("scores", "classes"))

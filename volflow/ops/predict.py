@@ -7,6 +7,7 @@ says what happens to a block.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,9 +24,10 @@ from volflow.errors import InvalidInput
 from volflow.model.bundle import evaluating
 from volflow.model.forward import Output
 from volflow.ops.call import Call, converted_inputs, make_call, placeholders
+from volflow.ops.exact import Passes, run_passes
 from volflow.ops.export import export, is_foreign
 from volflow.ops.options import PredictOptions
-from volflow.ops.predict_job import PredictJob, Target
+from volflow.ops.predict_job import Target
 from volflow.ops.predict_plan import (
     Settings,
     adopt,
@@ -91,7 +93,7 @@ def _check_place(out: Path, journal: Journal, overwrite: bool) -> Record | None:
     return None
 
 
-def _bind(job: PredictJob, session: str) -> PredictJob:
+def _bind(job: Any, session: str) -> Any:
     return replace(job, session=session)
 
 
@@ -115,8 +117,14 @@ def _execute(
         if before is None:
             begin_anew(request.out, journal, record)
         targets = _targets(request, settings)
+        if settings.exact is not None:
+            passes = Passes.of(request, settings.exact, settings)
+            if len(journal.done()) < math.prod(grid):
+                run_passes(passes, client, memory, progress)
         plan = make_plan(request, settings, client, memory, targets)
         run_journalled(plan, journal, record, _bind, cluster=client, progress=progress)
+        if settings.exact is not None:
+            passes.drop(len(settings.exact.passes) - 1)
     volumes = {t.name: t.volume for t in targets}
     return volumes.get("", volumes)
 

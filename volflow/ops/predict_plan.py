@@ -11,12 +11,16 @@ import torch
 from distributed import Client
 
 from volflow.engine.cluster import cores, is_embedded, memory_per_worker, workers
-from volflow.engine.plan import Plan, Step
+from volflow.engine.plan import Plan, Step, split_runs
 from volflow.engine.run import run
 from volflow.errors import InvalidInput, MemoryRefused, ResumeRefused
 from volflow.geometry.grid import BlockGrid, per_axis
 from volflow.model.forward import Forward, Output, Probe, probe
 from volflow.model.resident import ModelPlugin
+from volflow.ops.exact import Passes
+from volflow.ops.exact_job import ExactOutput
+from volflow.ops.exact_plan import ExactSettings, decide_exact, pass_facts
+from volflow.ops.exact_task import OutputJob, exact_outputs
 from volflow.ops.feed import segment_rows
 from volflow.ops.predict_job import PredictJob, Target
 from volflow.ops.predict_task import predict_blocks
@@ -42,20 +46,23 @@ class Settings:
     chunk: tuple[int, ...]
     shard: tuple[int, ...]
     peak_bytes: int
+    exact: ExactSettings | None = None
 
     def to_dict(self, grid: tuple[int, ...]) -> dict[str, Any]:
         """Plain values, for the journal."""
         outputs = [[o.name, o.channels, list(o.scale)] for o in self.outputs]
         rest = {n: getattr(self, n) for n in self.__dataclass_fields__ if n != "outputs"}
+        rest["exact"] = None if self.exact is None else self.exact.to_dict()
         return {"grid": list(grid), "outputs": outputs, **rest}
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Settings:
         """The settings of a journal."""
         outputs = tuple(Output(n, c, tuple(s)) for n, c, s in saved["outputs"])
-        values = {name: saved[name] for name in cls.__dataclass_fields__}
-        sizes = {name: tuple(saved[name]) for name in ("block", "chunk", "shard")}
-        return cls(**{**values, **sizes, "outputs": outputs})
+        values: dict[str, Any] = {name: saved.get(name) for name in cls.__dataclass_fields__}
+        values |= {name: tuple(saved[name]) for name in ("block", "chunk", "shard")}
+        values["exact"] = ExactSettings.from_dict(saved["exact"]) if saved.get("exact") else None
+        return cls(**{**values, "outputs": outputs})
 
 
 @dataclass(frozen=True)
@@ -127,6 +134,8 @@ def _row_bytes(request: Request, score_bytes: int) -> int:
 
 def decide(request: Request, client: Client, memory: Any) -> Settings:
     """Settings for a first run, from a trial forward and the budget."""
+    if request.options.exact:
+        return _exactly(request, client, memory)
     memory_bytes = memory_per_worker(client, memory)
     asked = request.options.batch_size
     found = _probe(
@@ -141,6 +150,25 @@ def decide(request: Request, client: Client, memory: Any) -> Settings:
                 raise
         smaller = found.batch_size // 2
         found = _probe(request, client, memory_bytes, found.threads, smaller)
+
+
+def _exactly(request: Request, client: Client, memory: Any) -> Settings:
+    """Settings of an exact run."""
+    threads = _threads(client)
+    found = decide_exact(request, client, memory, threads)
+    return Settings(
+        outputs=found.outputs,
+        dtype=found.dtype,
+        precision=found.look.precision,
+        device=found.look.device,
+        batch_size=1,
+        threads=threads,
+        block=found.layout.block,
+        chunk=found.layout.chunk,
+        shard=found.layout.shard,
+        peak_bytes=found.peak_bytes,
+        exact=found.exact,
+    )
 
 
 def _settings(request: Request, found: Probe, memory_bytes: int) -> Settings:
@@ -205,8 +233,7 @@ def adopt(request: Request, record: Record) -> Settings:
 def out_blocks(request: Request, settings: Settings) -> BlockGrid:
     """The tiling of the outputs, stored axes, output voxels."""
     scale = settings.outputs[0].scale
-    shape = request.grid_for(scale).reduced(scale).shape
-    return BlockGrid(request.inputs.frame.restore(shape), settings.block)
+    return BlockGrid(request.out_shape(scale), settings.block)
 
 
 def make_plan(
@@ -223,6 +250,8 @@ def make_plan(
     blocks = out_blocks(request, settings)
     memory_bytes = memory_per_worker(client, memory)
     done = frozenset(journal.done()) if targets or resuming else frozenset[int]()
+    if settings.exact is not None:
+        return _exact_plan(request, settings, settings.exact, client, memory_bytes, targets, done)
     runs = runs_of(blocks, request.inputs.frame, done, len(workers(client)))
     job = PredictJob(
         window=request.window(
@@ -248,6 +277,57 @@ def make_plan(
         memory_bytes=memory_bytes,
         exclusive=True,
         facts=_facts(request, settings, job, runs),
+        plugin=ModelPlugin(request.model.module, request.model.digest),
+    )
+
+
+def _exact_plan(
+    request: Request,
+    settings: Settings,
+    exact: ExactSettings,
+    client: Client,
+    memory_bytes: int,
+    targets: tuple[Target, ...],
+    done: frozenset[int],
+) -> Plan:
+    """The last pass of an exact run, with what is known of those before it."""
+    passes = Passes.of(request, exact, settings)
+    blocks, scale = out_blocks(request, settings), settings.outputs[0].scale
+    left = [number for number in range(len(blocks)) if number not in done]
+    count = len(workers(client))
+    job = OutputJob(
+        blockwise=passes.at_hand(len(exact.passes) - 1),
+        output=ExactOutput(
+            passes.graph.outputs, scale, request.finish(settings.dtype), request.inputs.frame
+        ),
+        blocks=blocks,
+        targets=targets,
+        journal=Journal(journal_dir(request.out)),
+        session="",
+        threads=settings.threads,
+        memory_bytes=memory_bytes,
+    )
+    inputs, options = request.inputs, request.options
+    facts = (
+        ("input", ", ".join(str(v.path) for v in inputs.volumes) + f" {inputs.shape}"),
+        ("model", request.model.name),
+        ("output", f"{request.out} {options.output} {job.output.finish.dtype}"),
+        ("blend", "exact" + (f", frame {options.frame}" if options.frame else "")),
+        ("device", f"{settings.device} {settings.precision}"),
+        ("blocks", f"{settings.block} voxels, shards {settings.shard}, chunks {settings.chunk}"),
+        *pass_facts(passes.graph, exact, count),
+    )
+    return Plan(
+        "predict",
+        exact_outputs,
+        job,
+        split_runs(left, count if count == 1 else 4 * count),
+        units=sum(blocks[n].write_roi.size for n in left),
+        unit="voxels",
+        peak_bytes=settings.peak_bytes,
+        memory_bytes=memory_bytes,
+        exclusive=True,
+        facts=facts,
         plugin=ModelPlugin(request.model.module, request.model.digest),
     )
 

@@ -51,11 +51,16 @@ class Request:
         stride = stride_of(sides, self.options.overlap, scale)
         return PatchGrid(self.inputs.shape, sides, stride, tuple(s > 1 for s in scale))
 
+    def out_shape(self, scale: tuple[int, ...]) -> tuple[int, ...]:
+        """Voxels of the output along the stored axes, of ``scale`` input voxels in the frame."""
+        sides = (-(-n // s) for n, s in zip(self.inputs.shape, scale, strict=True))
+        return self.inputs.frame.restore(tuple(sides))
+
     def forward(self, device: str, precision: str) -> Forward:
         """How patches go through the model on a device."""
         return Forward(
             self.model.digest,
-            self.options.sides,
+            (0, 0, 0) if self.options.patch is None else self.options.sides,
             self.inputs.channels,
             device,
             precision,
@@ -67,16 +72,26 @@ class Request:
         self, outputs: tuple[Output, ...], forward: Forward, batch_size: int
     ) -> SlidingWindow:
         """What decides the voxels, once it is known what the model returns."""
-        options, scale = self.options, outputs[0].scale
-        finish = Finish(
+        scale = outputs[0].scale
+        return SlidingWindow(
+            self.inputs,
+            self.grid_for(scale),
+            scale,
+            forward,
+            batch_size,
+            self.options.blending,
+            self.finish(forward.dtype),
+            outputs,
+        )
+
+    def finish(self, computed: str) -> Finish:
+        """What becomes of scores of a dtype."""
+        options = self.options
+        return Finish(
             options.output or "scores",
             options.activation,
-            options.stored_dtype(forward.dtype),
+            options.stored_dtype(computed),
             options.fill or 0,
-        )
-        grid = self.grid_for(scale)
-        return SlidingWindow(
-            self.inputs, grid, scale, forward, batch_size, options.blending, finish, outputs
         )
 
     def fingerprint(self) -> dict[str, Any]:

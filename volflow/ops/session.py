@@ -71,6 +71,7 @@ def discard(out: Path, journal: Journal) -> None:
         # Moved first: half deleted, it would pass for done, or for no Zarr store to be replaced.
         out.rename(old)
     drop_levels(journal)
+    shutil.rmtree(journal.directory / "passes", ignore_errors=True)
     journal.clear()
     shutil.rmtree(old, ignore_errors=True)
 

@@ -116,8 +116,8 @@ class Graph:
 
     @cached_property
     def statistics(self) -> tuple[int, ...]:
-        """Nodes that need the whole of their input."""
-        return tuple(n for n, node in enumerate(self.nodes) if node.statistic)
+        """Nodes that need the whole of their input, of those that the outputs need."""
+        return tuple(n for n in self.above(self.outputs.values(), ()) if self.nodes[n].statistic)
 
     def above(self, targets: Iterable[int], stop: Iterable[int]) -> tuple[int, ...]:
         """Nodes to compute for the targets, in order, where the values of some are at hand."""

@@ -30,6 +30,10 @@ PIECE = 2**20
 class Statistic(Protocol):
     """A number per channel of a whole volume, and how it comes together."""
 
+    @property
+    def partial_shape(self) -> tuple[int, int]:
+        """Of what a block knows: float64 numbers per value, and values."""
+
     def partial(self, values: Tensor) -> Partial:
         """What a block knows."""
 
@@ -59,6 +63,11 @@ class Moments:
 
     dims: tuple[int | None, ...]
     kept: tuple[int, ...]
+
+    @property
+    def partial_shape(self) -> tuple[int, int]:
+        """Three numbers for each."""
+        return 3, math.prod(self.kept)
 
     def partial(self, values: Tensor) -> Partial:
         """Count, mean and sum of squared deviations, ``(3, n)``.
@@ -106,6 +115,11 @@ class Extreme:
     dims: tuple[int | None, ...]
     kept: tuple[int, ...]
     largest: bool
+
+    @property
+    def partial_shape(self) -> tuple[int, int]:
+        """One number for each."""
+        return 1, math.prod(self.kept)
 
     def partial(self, values: Tensor) -> Partial:
         """Of a block, ``(1, n)``."""

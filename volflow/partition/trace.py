@@ -132,103 +132,66 @@ def _watched(module: nn.Module, path: list[str]) -> Iterator[None]:
 
 def note(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Note one call as nodes; answer at once what asks for no values."""
-    name = _name(func)
+    name = name_of(func)
     if name in ("device", "is_cuda"):
         return tracer.device if name == "device" else tracer.device.type == "cuda"
-    in_place = _works_in_place(name, func, args, kwargs)
-    call = _as_called(tracer, name, func, args, kwargs)
+    if name == "__iter__":
+        return iter(note(tracer, Tensor.unbind, (*args, 0), {}))
+    call = as_called(tracer, name, func, args, kwargs)
     answer = _answer(call)
     if not any(isinstance(x, Tensor) for x in leaves(answer)):
         return answer
+    if any(x.stale for x in call.inputs):
+        raise call.refuse("its input was changed in place through another view of it")
     result = _noted(call)
-    if not in_place:
-        return result
-    target = call.inputs[0]
-    if target.number in tracer.shared:
-        raise call.refuse("it works in place on a tensor of which there are other views")
+    if works_in_place(name, func, args, kwargs):
+        return _replace(call, result)
+    shared = call.inputs[0].memory if call.name in VIEWS else None
+    return _mapped(result, lambda x: tracer.stand_in(x.number, x.meta, shared))
+
+
+def _replace(call: OpCall, result: Any) -> Traced:
+    """Let the tensor that is changed in place stand for the result."""
+    target = next(leaves((call.args, call.kwargs)))
+    if not isinstance(target, Traced):
+        raise call.refuse("it writes what depends on the image into another tensor")
     if result.shape != target.shape:
         raise call.refuse("it works in place and changes the shape")
-    target.number, target.meta = result.number, result.meta
+    if result.dtype != target.dtype:
+        result = note(call.tracer, Tensor.to, (result, target.dtype), {})
+    target.become(result)
     return target
 
 
 def _noted(call: OpCall) -> Any:
-    if all(not any(axis is not None for axis in call.tracer.dims(x)) for x in call.inputs):
-        return _without_axes(call)
+    if is_random(call):
+        raise call.refuse("it is random (in training mode?); call model.eval()")
     rule = RULES.get(call.name)
+    if call.name not in SPREADING and _without_axes(call):
+        return _as_any(call)
     if rule is None:
         raise call.refuse("it is not in the table of known operations")
-    result = rule(call)
-    if call.name in VIEWS:  # which may be views of one another
-        call.tracer.shared |= {x.number for x in call.inputs}
-        call.tracer.shared |= {x.number for x in leaves(result) if isinstance(x, Traced)}
-    return result
+    return rule(call)
 
 
-def _without_axes(call: OpCall) -> Any:
+def _without_axes(call: OpCall) -> bool:
+    return not any(axis is not None for x in call.inputs for axis in call.tracer.dims(x))
+
+
+def _as_any(call: OpCall) -> Any:
     """Note an op on what has no axes left, such as a statistic per channel: any op will do."""
     metas = call.metas()
-    if isinstance(metas, Tensor):
-        return call.as_is((None,) * metas.ndim)
-    if len({meta.ndim for meta in metas}) > 1:
+    first = metas if isinstance(metas, Tensor) else metas[0]
+    if not isinstance(metas, Tensor) and len({meta.ndim for meta in metas}) > 1:
         raise call.refuse("its results differ in their number of dims")
-    return call.as_is((None,) * metas[0].ndim)
-
-
-def _name(func: Any) -> str:
-    """The bare name of a function, a method, a property or an ATen op."""
-    name = str(getattr(func, "__name__", func))
-    if name == "__get__":
-        return str(func.__self__.__name__)
-    return name.split(".")[0]
-
-
-def _works_in_place(name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    if name in ("__setitem__", "copy_", "fill_", "zero_", "normal_", "uniform_", "set_"):
-        raise NoExactRule(
-            f"the model writes into a tensor ({name}), which has no exact rule; compute a new one,"
-            " or use blend='gaussian'"
-        )
-    if name.endswith("_") and not name.endswith("__"):
-        return True
-    if name.startswith("__i") and name not in ("__invert__", "__index__", "__int__"):
-        return True
-    return bool(_bound(func, args, kwargs).get("inplace", False))
-
-
-def _bound(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments by name, of a function written in Python."""
-    if not inspect.isfunction(func):
-        return {}
-    try:
-        return dict(inspect.signature(func).bind(*args, **kwargs).arguments)
-    except (TypeError, ValueError):
-        return {}
-
-
-def _as_called(
-    tracer: Tracer, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> OpCall:
-    """The call, as what it computes where it works in place."""
-    bound = _bound(func, args, kwargs)
-    if bound.get("inplace"):
-        return OpCall(tracer, name, func, (), {**bound, "inplace": False})
-    plain = name
-    if name.startswith("__i") and name not in ("__invert__", "__index__", "__int__"):
-        plain = f"__{name[3:]}"
-    elif name.endswith("_") and not name.endswith("__"):
-        plain = name[:-1]
-    if plain != name:
-        func = getattr(Tensor, plain, None) or getattr(torch, plain)
-    return OpCall(tracer, plain, func, args, kwargs)
+    return call.as_is((None,) * first.ndim)
 
 
 def _answer(call: OpCall) -> Any:
     """What torch says on meta tensors; whoever asks for values is refused."""
     try:
         return call.metas()
-    except (NotImplementedError, RuntimeError) as error:
-        text = str(error)
-        if "meta" in text and ("item" in text or "data" in text or "bool" in text):
+    except (NotImplementedError, RuntimeError, TypeError) as error:
+        if "meta" in str(error).lower():
             raise call.refuse("it looks at the values of its input") from error
         raise

@@ -13,10 +13,17 @@ from volflow.partition.graph import Compute, Node
 from volflow.partition.ranges import AxisMap, Same, Whole
 from volflow.partition.rules import Call
 
-__all__ = ["Note", "OpCall", "Traced", "Tracer", "leaves"]
+__all__ = ["Memory", "Note", "OpCall", "Traced", "Tracer", "leaves"]
 
 # Notes one call of a function: tracer, function, arguments.
 Note = Callable[["Tracer", Any, tuple[Any, ...], dict[str, Any]], Any]
+
+
+class Memory:
+    """What views of one another share; counts how often it was changed in place."""
+
+    def __init__(self) -> None:
+        self.changes = 0
 
 
 class Traced(Tensor):
@@ -25,6 +32,19 @@ class Traced(Tensor):
     tracer: Tracer
     number: int
     meta: Tensor
+    memory: Memory
+    seen: int
+
+    @property
+    def stale(self) -> bool:
+        """Whether it was changed through another view, so that its node is no longer it."""
+        return self.seen != self.memory.changes
+
+    def become(self, other: Traced) -> None:
+        """Change in place to what another stands for."""
+        self.number, self.meta = other.number, other.meta
+        self.memory.changes += 1
+        self.seen = self.memory.changes
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -93,7 +113,11 @@ class OpCall:
 
         if isinstance(metas, Tensor):
             return node(metas, None)
-        return tuple(node(meta, which) for which, meta in enumerate(metas))
+        if not all(isinstance(meta, Tensor) for meta in metas):
+            raise self.refuse("it returns more than tensors")
+        nodes = tuple(node(meta, which) for which, meta in enumerate(metas))
+        named = hasattr(type(metas), "n_sequence_fields")  # (values, indices)
+        return type(metas)(nodes) if named else nodes
 
     def _pick(self, which: int | None) -> Callable[[Sequence[Tensor], tuple[int, ...]], Tensor]:
         def values(tensors: Sequence[Tensor], sizes: tuple[int, ...]) -> Tensor:
@@ -119,7 +143,6 @@ class Tracer:
         self.device = device
         self.nodes: list[Node] = []
         self.modules: list[str] = []
-        self.shared: set[int] = set()
         self._metas: dict[int, tuple[Tensor, Tensor]] = {}
 
     @property
@@ -155,10 +178,12 @@ class Tracer:
         self.nodes.append(node)
         return self.stand_in(len(self.nodes) - 1, meta)
 
-    def stand_in(self, number: int, meta: Tensor) -> Traced:
-        """A tensor for the module to hand on."""
+    def stand_in(self, number: int, meta: Tensor, memory: Memory | None = None) -> Traced:
+        """A tensor for the module to hand on; with memory of its own unless it is a view."""
         traced: Traced = Tensor._make_subclass(Traced, meta)
         traced.tracer, traced.number, traced.meta = self, number, meta
+        traced.memory = memory or Memory()
+        traced.seen = traced.memory.changes
         return traced
 
     def dims(self, x: Traced) -> tuple[int | None, ...]:

@@ -1,0 +1,240 @@
+"""What a task of an exact prediction knows, and how it computes a block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from volflow.geometry.frame import Frame
+from volflow.geometry.normalize import Normalization
+from volflow.geometry.roi import Roi
+from volflow.model.resident import resident
+from volflow.ops.feed import Inputs, apply_function
+from volflow.ops.finish import Finish
+from volflow.ops.kept import Kept
+from volflow.partition.graph import Graph, compute
+from volflow.partition.halo import trace_any
+from volflow.partition.statistics import Statistic
+
+__all__ = ["Flipped", "Network", "read_image"]
+
+Array = npt.NDArray[Any]
+
+
+class Flipped(nn.Module):
+    """A network averaged over mirrored copies of its image.
+
+    Parameters
+    ----------
+    module
+        The network.
+    axes
+        Axes of the image, counted from 0, along which it is mirrored, in all combinations.
+    """
+
+    def __init__(self, module: nn.Module, axes: tuple[int, ...]) -> None:
+        super().__init__()
+        self.module, self.axes = module, axes
+
+    def forward(self, image: Tensor) -> Any:
+        """The mean of the outputs, turned back; tensors or tuples or dicts of them."""
+        copies: list[list[int]] = [[]]
+        for axis in self.axes:
+            copies += [[*dims, 2 + axis] for dims in copies]
+        results = []
+        for dims in copies:
+            raw = self.module(image.flip(dims) if dims else image)
+            results.append(_each(raw, lambda x, dims=dims: x.flip(dims) if dims else x))
+        return _mean(results)
+
+
+def _each(raw: Any, change: Any) -> Any:
+    if isinstance(raw, Tensor):
+        return change(raw)
+    if isinstance(raw, Mapping):
+        return {name: change(value) for name, value in raw.items()}
+    return tuple(change(value) for value in raw)
+
+
+def _mean(results: list[Any]) -> Any:
+    if isinstance(results[0], Tensor):
+        return sum(results[1:], results[0]) / len(results)
+    if isinstance(results[0], dict):
+        return {name: _mean([result[name] for result in results]) for name in results[0]}
+    return tuple(_mean(list(values)) for values in zip(*results, strict=True))
+
+
+@dataclass(frozen=True)
+class Network:
+    """A resident model as a graph for a volume of one shape; small and picklable.
+
+    Parameters
+    ----------
+    digest
+        The resident model.
+    channels, sizes
+        Of its image, padded to the network's alignment; two sizes for a network of slices.
+    dropped
+        The axis of the frame that such a network does not see.
+    device, precision, dtype
+        As for a forward of patches.
+    flips
+        Axes over whose mirrored copies it is averaged.
+    """
+
+    digest: str
+    channels: int
+    sizes: tuple[int, ...]
+    dropped: int | None
+    device: str
+    precision: str
+    dtype: str
+    flips: tuple[int, ...] = ()
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """Of its input."""
+        return torch.float64 if self.dtype == "float64" else torch.float32
+
+    def graph(self, module: nn.Module | None = None) -> Graph:
+        """The graph of the resident model, or of one at hand; node numbers are the same."""
+        if module is None:
+            module = resident(self.digest, torch.device(self.device))
+        if self.flips:
+            seen = [a for a in range(3) if a != self.dropped]
+            module = Flipped(module, tuple(seen.index(a) for a in self.flips if a in seen))
+        return trace_any(module, self.channels, self.sizes)
+
+
+def read_image(inputs: Inputs, box: Roi, dtype: str) -> Array:
+    """A box of the image ``(C, *box)`` as the network sees it: scaled, zeros beyond the volume."""
+    frame = inputs.frame
+    inside = box.clip(inputs.shape)
+    result = np.zeros((inputs.channels, *box.shape), dtype)
+    if not inside.size:
+        return result
+    stored = frame.stored_roi(inside, inputs.volumes[0].spatial_shape)
+    z, y, x = inside.relative_to(box.start).slices()
+    first = 0
+    for volume, normalize in zip(inputs.volumes, inputs.normalize, strict=True):
+        raw = volume.read(stored)
+        part = result[first : first + volume.channels_count, z, y, x]
+        part[...] = frame.show(raw if raw.ndim == 4 else raw[None])
+        if isinstance(normalize, Normalization):
+            normalize.apply(part)
+        elif callable(normalize):
+            part[...] = apply_function(normalize, np.ascontiguousarray(part))
+        first += volume.channels_count
+    return result
+
+
+@dataclass(frozen=True)
+class Blockwise:
+    """Computes boxes of a network's nodes from the image and from what was kept.
+
+    Parameters
+    ----------
+    inputs, network
+        The image and the model.
+    given
+        What was kept, by node.
+    statistics
+        What was measured of the whole volume, by node.
+    """
+
+    inputs: Inputs
+    network: Network
+    given: Mapping[int, Kept] = field(default_factory=dict)
+    statistics: Mapping[int, Array] = field(default_factory=dict)
+
+    def compute(
+        self, graph: Graph, targets: Mapping[int, Roi], plane: int = 0
+    ) -> Iterator[tuple[int, Tensor]]:
+        """The values of boxes of nodes, as soon as each is there.
+
+        Parameters
+        ----------
+        graph
+            Of the network.
+        targets
+            Boxes by node.
+        plane
+            Which slice, for a network of slices.
+        """
+        network = self.network
+        device = torch.device(network.device)
+        known = {
+            number: _statistic(graph, number).finish(merged, graph.device)
+            for number, merged in self.statistics.items()
+        }
+
+        def fetch(number: int, box: Roi) -> Tensor:
+            if number in known:
+                return known[number]
+            if number in self.given:
+                kept = torch.from_numpy(self.given[number].read(box))
+                return kept[None].to(device)
+            image = read_image(self.inputs, self._in_space(box, plane), network.dtype)
+            shown = image if network.dropped is None else image.squeeze(1 + network.dropped)
+            return torch.from_numpy(shown)[None].to(device)
+
+        at_hand = {0, *self.given, *known}
+        autocast = torch.autocast(
+            device.type, dtype=torch.bfloat16, enabled=network.precision == "bfloat16"
+        )
+        with torch.inference_mode(), autocast:
+            yield from compute(graph, targets, at_hand, fetch)
+
+    def _in_space(self, box: Roi, plane: int) -> Roi:
+        """A box of the image in the frame's three axes."""
+        dropped = self.network.dropped
+        if dropped is None:
+            return box
+        start, stop = list(box.start), list(box.stop)
+        start.insert(dropped, plane)
+        stop.insert(dropped, plane + 1)
+        return Roi(tuple(start), tuple(stop))
+
+
+def _statistic(graph: Graph, number: int) -> Statistic:
+    found: Any = graph.nodes[number].compute
+    return found  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class ExactOutput:
+    """Turns boxes of a network's outputs into what is stored.
+
+    Parameters
+    ----------
+    names
+        Node number by the output's name.
+    scale
+        Input voxels per output voxel, along the frame's axes.
+    finish
+        What becomes of the scores.
+    frame
+        Of the network.
+    """
+
+    names: Mapping[str, int]
+    scale: tuple[int, ...]
+    finish: Finish
+    frame: Frame
+
+    def rows(self, scores: Array) -> Array:
+        """Finished voxels of a box, ``CZYX`` or ``ZYX`` in frame order, a few rows at a time."""
+        step = max(1, 2**22 // max(1, scores[:, :1].size))
+        return np.concatenate(
+            [
+                self.finish(np.ascontiguousarray(scores[:, low : low + step]))
+                for low in range(0, scores.shape[1], step)
+            ],
+            axis=-3,
+        )

@@ -1,0 +1,206 @@
+"""The tasks of an exact prediction: a pass between, and the last, which writes the result."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from volflow.engine.memory import Ceiling
+from volflow.engine.plan import Step
+from volflow.geometry.grid import BlockGrid
+from volflow.geometry.roi import Roi
+from volflow.model.forward import torch_threads
+from volflow.ops.exact_job import Blockwise, ExactOutput
+from volflow.ops.kept import Kept
+from volflow.ops.predict_job import Target
+from volflow.partition.graph import Graph
+from volflow.partition.schedule import Pass, core, cuts_of
+from volflow.store.atomic import write_file
+from volflow.store.journal import Journal, ShardEntry
+
+__all__ = ["OutputJob", "PassJob", "block_index", "exact_outputs", "exact_pass", "partial_path"]
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class PassJob:
+    """A pass that stores nodes or measures statistics.
+
+    Parameters
+    ----------
+    blockwise
+        The image, the network, and what is at hand.
+    step
+        What the pass computes, in which blocks.
+    stores
+        Where nodes are kept.
+    journal, session
+        Of the pass.
+    threads, memory_bytes
+        Torch threads, and what the task may add to its process.
+    """
+
+    blockwise: Blockwise
+    step: Pass
+    stores: Mapping[int, Kept]
+    journal: Journal
+    session: str
+    threads: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class OutputJob:
+    """The last pass, which writes the result.
+
+    Parameters
+    ----------
+    blockwise, output
+        What computes boxes of the outputs, and what becomes of them.
+    blocks
+        The tiling of the result, stored axes, output voxels.
+    targets
+        Where the outputs are written.
+    journal, session, threads, memory_bytes
+        As in `PassJob`.
+    """
+
+    blockwise: Blockwise
+    output: ExactOutput
+    blocks: BlockGrid
+    targets: tuple[Target, ...]
+    journal: Journal
+    session: str
+    threads: int
+    memory_bytes: int
+
+
+def block_index(sizes: Sequence[int], block: Sequence[int], number: int) -> tuple[int, ...]:
+    """The grid index of a block of a pass."""
+    counts = [len(cuts_of(n, b)) - 1 for n, b in zip(sizes, block, strict=True)]
+    return tuple(int(i) for i in np.unravel_index(number, counts))
+
+
+def partial_path(journal: Journal, number: int) -> Path:
+    """Where what a block knows of a pass's statistics is kept."""
+    return journal.directory / "partials" / f"{number:08d}.npy"
+
+
+def exact_pass(job: PassJob, blocks: tuple[int, ...]) -> Iterator[Step]:
+    """Store nodes and measure statistics, block by block; what the journal holds is left out."""
+    graph = job.blockwise.network.graph()
+    done = job.journal.done(blocks)
+    ceiling = Ceiling(job.memory_bytes)
+    for number in blocks:
+        if number in done:
+            yield Step(number, 0)
+            continue
+        job.journal.check(job.session)
+        ceiling.keep()
+        began = time.perf_counter()
+        with torch_threads(job.threads):
+            size = _pass_block(job, graph, number)
+        took = {"model": time.perf_counter() - began}
+        job.journal.mark(number, (), took, session=job.session)
+        yield Step(number, size, took)
+
+
+def _pass_block(job: PassJob, graph: Graph, number: int) -> int:
+    step, sizes = job.step, graph.sizes(0)
+    index = block_index(sizes, step.block, number)
+    cuts = [cuts_of(n, b) for n, b in zip(sizes, step.block, strict=True)]
+    box = Roi(
+        tuple(axis[i] for axis, i in zip(cuts, index, strict=True)),
+        tuple(axis[i + 1] for axis, i in zip(cuts, index, strict=True)),
+    )
+    measured = {s: graph.nodes[s].inputs[0] for s in step.statistics}
+    targets = {n: core(graph, n, box) for n in {*step.stores, *measured.values()}}
+    partials: dict[int, Array] = {}
+    for node, values in job.blockwise.compute(graph, targets):
+        for statistic, source in measured.items():
+            if source == node:
+                rule: Any = graph.nodes[statistic].compute
+                partials[statistic] = rule.partial(values)
+        if node in job.stores:
+            plain = values[0].float() if values.dtype == torch.bfloat16 else values[0]
+            job.stores[node].write(index, plain.numpy(force=True))
+    if partials:
+        flat = np.concatenate([partials[s].ravel() for s in step.statistics])
+        write_file(partial_path(job.journal, number), flat.tobytes())
+    return box.size
+
+
+def exact_outputs(job: OutputJob, blocks: tuple[int, ...]) -> Iterator[Step]:
+    """Compute blocks of the outputs and write them; what the journal holds is left out."""
+    graph = job.blockwise.network.graph()
+    done = job.journal.done(blocks)
+    ceiling = Ceiling(job.memory_bytes)
+    for number in blocks:
+        if number in done:
+            yield Step(number, 0)
+            continue
+        job.journal.check(job.session)
+        ceiling.keep()
+        began = time.perf_counter()
+        box = job.blocks[number].write_roi
+        frame = job.output.frame
+        with torch_threads(job.threads):
+            shown = output_rows(job.blockwise, job.output, graph, frame.roi(box, job.blocks.shape))
+        took = {"model": time.perf_counter() - began}
+        began = time.perf_counter()
+        job.journal.check(job.session)
+        entries = []
+        for target in job.targets:
+            stored = frame.store(shown.pop(target.name))
+            for shard in target.volume.write(box, stored):
+                entries.append(ShardEntry(target.array, shard.start, shard.stop, shard.crc32c))
+        took["write"] = time.perf_counter() - began
+        job.journal.mark(number, entries, took, session=job.session)
+        yield Step(number, box.size, took)
+
+
+def output_rows(
+    blockwise: Blockwise, output: ExactOutput, graph: Graph, tile: Roi
+) -> dict[str, Array]:
+    """Finished voxels of a box of the outputs, in frame order, by output."""
+    dropped = blockwise.network.dropped
+    if dropped is None:
+        return _finished(blockwise, output, graph, tile, 0)
+    planes: dict[str, list[Array]] = {}
+    flat = Roi(_without(tile.start, dropped), _without(tile.stop, dropped))
+    for plane in range(*tile_range(tile, dropped)):
+        for name, rows in _finished(blockwise, output, graph, flat, plane).items():
+            planes.setdefault(name, []).append(rows)
+    return {name: np.concatenate(rows, axis=dropped - 3) for name, rows in planes.items()}
+
+
+def tile_range(tile: Roi, axis: int) -> tuple[int, int]:
+    """The range of a box along one axis."""
+    return tile.start[axis], tile.stop[axis]
+
+
+def _without(values: Sequence[int], axis: int) -> tuple[int, ...]:
+    return (*values[:axis], *values[axis + 1 :])
+
+
+def _finished(
+    blockwise: Blockwise, output: ExactOutput, graph: Graph, box: Roi, plane: int
+) -> dict[str, Array]:
+    dropped = blockwise.network.dropped
+    by_node = dict(blockwise.compute(graph, dict.fromkeys(output.names.values(), box), plane))
+    rows = {}
+    for name, number in output.names.items():
+        scores = by_node[number][0]
+        wide = scores if dropped is None else scores.unsqueeze(1 + dropped)
+        # In the network's own precision, as scores of patches are.
+        wide = wide.to(blockwise.network.torch_dtype)
+        rows[name] = output.rows(wide.numpy(force=True))
+    return rows
