@@ -38,7 +38,7 @@ from volflow.ops.kept import Kept
 from volflow.ops.request import Request
 from volflow.ops.session import run_journalled
 from volflow.partition.graph import Graph
-from volflow.partition.schedule import Pass, cuts_of
+from volflow.partition.passes import Pass, cuts_of
 from volflow.store.atomic import write_file
 from volflow.store.journal import Journal, Record, journal_dir
 

@@ -25,8 +25,9 @@ from volflow.ops.request import Request, check_classes, output_meta
 from volflow.ops.tiling import SLACK_BYTES
 from volflow.partition.graph import Graph
 from volflow.partition.halo import padded_sizes, scale_of
+from volflow.partition.passes import Costs, Pass, Rates
 from volflow.partition.scale import alignment_of
-from volflow.partition.schedule import SIDES, Pass, Planner, Rates
+from volflow.partition.schedule import SIDES, Planner
 from volflow.store.layout import resolve_layout
 
 __all__ = ["ExactSettings", "decide_exact", "dropped_axis", "network_of", "pass_facts"]
@@ -230,13 +231,16 @@ def _planner(
     read = max(v.dtype.itemsize * v.channels_count for v in request.inputs.volumes)
     cuda = found.device.startswith("cuda")
     budget = DEVICE_SHARE * found.free_bytes if cuda else (memory_bytes - SLACK_BYTES) / ALLOCATED
-    return Planner(
+    costs = Costs(
         graph,
-        alignment_of(graph),
-        int(budget),
         Rates(found.flops_per_s, 4e9 if not cuda else 1e12),
         input_bytes=2 * read + score_bytes * request.inputs.channels,
         output_bytes=written,
+    )
+    return Planner(
+        costs,
+        alignment_of(graph),
+        int(budget),
         scratch_bytes=int(SCRATCH_SHARE * free_bytes(request.out.parent)),
     )
 
@@ -248,10 +252,12 @@ def _one_pass(planner: Planner, graph: Graph, blocks: Sequence[tuple[int, ...]])
     for block in blocks:
         if graph.statistics and block != whole:
             continue
-        step = planner.measured(Pass((0,), outputs, (), block), frozenset(), planner.memory_bytes)
+        step = planner.costs.measured(
+            Pass((0,), outputs, (), block), frozenset(), planner.memory_bytes
+        )
         if step is not None:
             return step
-    step = planner.measured(Pass((0,), outputs, (), blocks[-1]), frozenset(), 2**62)
+    step = planner.costs.measured(Pass((0,), outputs, (), blocks[-1]), frozenset(), 2**62)
     assert step is not None
     raise MemoryRefused(
         f"exact inference of slices of {'×'.join(map(str, whole))} voxels takes"

@@ -21,7 +21,7 @@ from volflow.ops.exact_job import Blockwise, ExactOutput
 from volflow.ops.kept import Kept
 from volflow.ops.predict_job import Target
 from volflow.partition.graph import Graph
-from volflow.partition.schedule import Pass, core, cuts_of
+from volflow.partition.passes import Pass, cuts_of, targets_of
 from volflow.store.atomic import write_file
 from volflow.store.journal import Journal, ShardEntry
 
@@ -122,9 +122,8 @@ def _pass_block(job: PassJob, graph: Graph, number: int) -> int:
         tuple(axis[i + 1] for axis, i in zip(cuts, index, strict=True)),
     )
     measured = {s: graph.nodes[s].inputs[0] for s in step.statistics}
-    targets = {n: core(graph, n, box) for n in {*step.stores, *measured.values()}}
     partials: dict[int, Array] = {}
-    for node, values in job.blockwise.compute(graph, targets):
+    for node, values in job.blockwise.compute(graph, targets_of(graph, step, box)):
         for statistic, source in measured.items():
             if source == node:
                 rule: Any = graph.nodes[statistic].compute

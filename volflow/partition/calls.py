@@ -15,20 +15,16 @@ __all__ = ["as_called", "is_random", "name_of", "works_in_place"]
 
 _OPERATORS_IN_PLACE = frozenset(
     f"__i{name}__"
-    for name in "add sub mul truediv floordiv mod pow and or xor lshift rshift matmul div".split()
+    for name in ["add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift", "matmul", "div"]
 )
 _WRITES = frozenset(
-    "__setitem__ __delitem__ copy_ fill_ zero_ set_ resize_ put_ scatter_ scatter_add_ index_add_"
-    " index_copy_ index_fill_ index_put_ masked_scatter_ normal_ uniform_ bernoulli_ random_"
-    " exponential_ log_normal_ cauchy_ geometric_".split()
+    ["__setitem__", "__delitem__", "copy_", "fill_", "zero_", "set_", "resize_", "put_", "scatter_", "scatter_add_", "index_add_", "index_copy_", "index_fill_", "index_put_", "masked_scatter_", "normal_", "uniform_", "bernoulli_", "random_", "exponential_", "log_normal_", "cauchy_", "geometric_"]
 )
 _DROPOUTS = frozenset(
-    "dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout"
-    " rrelu".split()
+    ["dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout", "feature_alpha_dropout", "rrelu"]
 )
 _DRAWS = frozenset(
-    "bernoulli multinomial normal poisson binomial rand_like randn_like randint_like"
-    " gumbel_softmax native_dropout fractional_max_pool2d fractional_max_pool3d".split()
+    ["bernoulli", "multinomial", "normal", "poisson", "binomial", "rand_like", "randn_like", "randint_like", "gumbel_softmax", "native_dropout", "fractional_max_pool2d", "fractional_max_pool3d"]
 )
 
 
@@ -112,7 +108,9 @@ def is_random(call: OpCall) -> bool:
     if call.name not in _DROPOUTS:
         return False
     rrelu = call.name == "rrelu"
-    given = call.named(("input", "lower", "upper", "training") if rrelu else ("input", "p", "training"))
+    given = call.named(
+        ("input", "lower", "upper", "training") if rrelu else ("input", "p", "training")
+    )
     off = rrelu or call.name == "alpha_dropout" or call.name.startswith("feature")
     training = given.get("training", given.get("train", not off))
     return bool(training) and given.get("p", 0.5) != 0

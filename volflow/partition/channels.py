@@ -75,6 +75,13 @@ def unbind(call: OpCall) -> Any:
     return _note(call, dims)
 
 
+def channel_shuffle(call: OpCall) -> Traced:
+    """Note a shuffle of channels, which lie along dim 1."""
+    _require_free(call, call.inputs[0], 1)
+    result: Traced = _note(call)
+    return result
+
+
 def linear(call: OpCall) -> Traced:
     """Note a linear layer over the last dim."""
     x = call.inputs[0]
@@ -87,8 +94,9 @@ def linear(call: OpCall) -> Traced:
 
 def matmul(call: OpCall) -> Traced:
     """Note a product of the last dim with a matrix of weights."""
-    other = call.args[1] if len(call.args) > 1 else None
-    if len(call.inputs) > 1 or not isinstance(other, Tensor) or other.ndim != 2:
+    x, other = (*call.args, None)[:2]
+    plain = isinstance(x, Traced) and not isinstance(other, Traced)
+    if not plain or not isinstance(other, Tensor) or other.ndim != 2:
         raise call.refuse("every voxel may depend on every other")
     _require_free(call, call.inputs[0], -1)
     result: Traced = _note(call)
@@ -103,7 +111,8 @@ LOCAL: dict[str, Callable[[OpCall], Any]] = {
     "glu": along("input", "dim", default=-1),
     "cumsum": along("input", "dim"),
     "cumprod": along("input", "dim"),
-    "channel_shuffle": lambda call: _note(call),
+    "channel_shuffle": channel_shuffle,
+    "native_channel_shuffle": channel_shuffle,
     "chunk": along("input", "chunks", "dim", default=0),
     "split": along("input", "split_size", "dim", default=0),
     "tensor_split": along("input", "sections", "dim", default=0),

@@ -22,13 +22,11 @@ _ARITHMETIC = (
     " sigmoid logit deg2rad rad2deg heaviside"
 )
 _ACTIVATIONS = (
-    "relu relu6 leaky_relu prelu rrelu elu selu celu gelu silu mish glu_ hardtanh hardswish"
-    " hardsigmoid hardshrink softshrink tanhshrink softplus softsign logsigmoid threshold"
+    "relu relu6 leaky_relu prelu rrelu elu selu celu gelu silu mish hardtanh hardswish"
+    " hardsigmoid hardshrink softshrink tanhshrink softplus softsign logsigmoid log_sigmoid threshold _threshold"
     " dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout"
 )
-_CASTS = (
-    "to float double half bfloat16 type type_as contiguous clone detach alias zeros_like ones_like"
-)
+_CASTS = "to float double half bfloat16 type contiguous clone detach alias zeros_like ones_like"
 _OPERATORS = (
     "__add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ __div__ __rdiv__"
     " __floordiv__ __rfloordiv__ __mod__ __rmod__ __pow__ __rpow__ __neg__ __pos__ __abs__"
@@ -37,14 +35,9 @@ _OPERATORS = (
 )
 POINTWISE = frozenset(f"{_ARITHMETIC} {_ACTIVATIONS} {_CASTS} {_OPERATORS}".split())
 
-_RANDOM = {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "rrelu"}
-_RANDOM |= {"feature_dropout", "feature_alpha_dropout"}
-
 
 def pointwise(call: OpCall) -> Traced:
     """Note an op whose output voxel depends on the inputs' voxels at its place."""
-    if call.name in _RANDOM and _training(call):
-        raise call.refuse("it is random in training mode; call model.eval()")
     meta = call.metas()
     dims = broadcast_dims(call, meta)
     inputs = call.inputs
@@ -53,16 +46,6 @@ def pointwise(call: OpCall) -> Traced:
     reads = [call.tracer.straight(x, wanted) for x in inputs]
     compute = Call(lambda tensors, sizes: call.run(tensors))
     return call.tracer.add(call, inputs, reads, compute, meta, dims)
-
-
-def _training(call: OpCall) -> bool:
-    names = ("input", "p", "training")
-    if call.name == "rrelu":
-        names = ("input", "lower", "upper", "training")  # type: ignore[assignment]
-    if call.name == "alpha_dropout" or call.name.startswith("feature"):
-        return bool(call.named(names).get("training", False))
-    found = call.named(names)
-    return bool(found.get("training", call.name != "rrelu")) and found.get("p", 0.5) != 0
 
 
 def broadcast_dims(call: OpCall, meta: Tensor) -> tuple[int | None, ...]:
@@ -84,8 +67,10 @@ def broadcast_dims(call: OpCall, meta: Tensor) -> tuple[int | None, ...]:
 def _check_operand(call: OpCall, x: Any, dims: Sequence[int | None]) -> None:
     """Refuse what holds values of its own along an axis: where they belong is not known."""
     own = call.tracer.dims(x) if isinstance(x, Traced) else (None,) * x.ndim
-    if call.name == "prelu" and not isinstance(x, Traced):
-        return  # a weight per channel, whatever its dims
+    if call.name == "prelu" and x is not call.inputs[0]:
+        if isinstance(x, Traced) or (x.numel() > 1 and dims[1:2] != [None]):
+            raise call.refuse("its weights are not one per channel")
+        return
     for back in range(1, min(x.ndim, len(dims)) + 1):
         if own[-back] is None and dims[-back] is not None and x.shape[-back] != 1:
             raise call.refuse(

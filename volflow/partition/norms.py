@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from volflow.partition.elementwise import pointwise
 from volflow.partition.ranges import Whole
 from volflow.partition.rules import Call
 from volflow.partition.statistics import Extreme, Moments
-from volflow.partition.tracing import OpCall, Traced
+from volflow.partition.tracing import OpCall, Traced, leaves
 
 __all__ = ["NORMS", "mean_over", "reduced_dims"]
 
@@ -51,6 +52,7 @@ def _apply(
 def _scaled(x: Tensor, mean: Tensor, var: Tensor, weight: Any, bias: Any, eps: float) -> Tensor:
     """Subtract means and divide by deviations per channel, in one pass."""
     dtype = torch.promote_types(x.dtype, torch.float32)
+    weight, bias = (None if one is None else one.to(dtype) for one in (weight, bias))
     result: Tensor = F.batch_norm(
         x, mean.to(dtype), var.to(dtype), weight, bias, training=False, eps=eps
     )
@@ -65,6 +67,8 @@ def _channels_first(call: OpCall, x: Traced) -> None:
 
 def _as_instance(call: OpCall, x: Traced, given: dict[str, Any]) -> Traced:
     _channels_first(call, x)
+    if x.shape[0] != 1:
+        raise call.refuse(f"it is given {x.shape[0]} images, made of the channels of one")
     weight, bias, eps = given.get("weight"), given.get("bias"), float(given.get("eps", 1e-5))
 
     def normed(x: Tensor, moments: Tensor) -> Tensor:
@@ -110,6 +114,8 @@ def group_norm(call: OpCall) -> Traced:
     x = call.inputs[0]
     given = call.named(("input", "num_groups", "weight", "bias", "eps"))
     _channels_first(call, x)
+    if x.shape[0] != 1:
+        raise call.refuse(f"it is given {x.shape[0]} images, made of the channels of one")
     groups, eps = int(given["num_groups"]), float(given.get("eps", 1e-5))
     weight, bias, channels = given.get("weight"), given.get("bias"), x.shape[1]
 
@@ -176,6 +182,8 @@ def _whole(
     def values(tensors: Sequence[Tensor], sizes: tuple[int, ...]) -> Tensor:
         plain = extreme is not None and not also
         found = tensors[0] if plain else finish(tensors[0], also)
+        if not meta.dtype.is_floating_point:  # a count, perhaps
+            found = found.round()
         return found.reshape(shape).to(meta.dtype)
 
     reads = [call.tracer.straight(statistic, (1,) * call.tracer.ndim)]
@@ -202,13 +210,11 @@ def reduction(call: OpCall) -> Any:
     """Note a reduction: over channels as it is, over the volume as a statistic."""
     x = call.inputs[0]
     given = call.named(("input", "dim", "keepdim"))
-    if len(call.inputs) > 1 or isinstance(given.get("dim"), Tensor):  # max(x, y)
-        from volflow.partition.elementwise import pointwise
-
+    if sum(isinstance(one, Tensor) for one in leaves((call.args, call.kwargs))) > 1:  # max(x, y)
         return pointwise(call)
+    if call.name in ("var", "std"):
+        given = _spread_named(call)
     dim = given.get("dim", given.get("axis"))
-    if call.name in ("var", "std") and isinstance(dim, bool):
-        dim, given = None, {**given, "unbiased": dim, "keepdim": False}
     over = reduced_dims(x, dim)
     keepdim = bool(given.get("keepdim", False))
     if not any(call.tracer.dims(x)[d] is not None for d in over):
@@ -217,24 +223,34 @@ def reduction(call: OpCall) -> Any:
     return _over_volume(call, x, over, keepdim, count, given)
 
 
+def _spread_named(call: OpCall) -> dict[str, Any]:
+    """The arguments of a variance, whose second may be a dim or whether it is unbiased."""
+    alone = len(call.args) > 1 and isinstance(call.args[1], bool)
+    given = call.named(("input", "unbiased") if alone else ("input", "dim", "unbiased", "keepdim"))
+    if "correction" not in given or given["correction"] is None:
+        given["correction"] = int(given.get("unbiased", True))
+    return given
+
+
 def _over_volume(
     call: OpCall, x: Traced, over: list[int], keepdim: bool, count: int, given: dict[str, Any]
 ) -> Traced:
     if not isinstance(call.metas(), Tensor):
         raise call.refuse("it returns places in the whole volume; use amax or amin")
     if call.name in ("mean", "sum"):
-        factor = count if call.name == "sum" else 1
-        return _whole(call, x, over, keepdim, None, lambda m, dims: _grouped(m, dims)[0] * factor)
+        times = count if call.name == "sum" else 1
+        return _whole(call, x, over, keepdim, None, lambda m, dims: _grouped(m, dims)[0] * times)
     if call.name in ("amax", "max", "amin", "min"):
         largest = call.name in ("amax", "max")
         pick = torch.amax if largest else torch.amin
         return _whole(call, x, over, keepdim, largest, pick)
     if call.name in ("var", "std"):
-        less = float(given.get("correction", 1) if given.get("unbiased", True) else 0)
+        # torch divides by nothing where there are no more voxels than that, too
+        factor = count / torch.tensor(max(0.0, count - given["correction"]), dtype=torch.float64)
         power = 0.5 if call.name == "std" else 1.0
         return _whole(
             call, x, over, keepdim, None,
-            lambda m, dims: (_grouped(m, dims)[1] * (count / (count - less))) ** power,
+            lambda m, dims: (_grouped(m, dims)[1] * factor.to(m.device)) ** power,
         )  # fmt: skip
     raise call.refuse("it reduces the whole volume in a way that blocks cannot merge")
 

@@ -63,7 +63,7 @@ class Convolution:
         even = all(low == high for low, high in overhang)
         x = windows[0].values
         if not x.numel():
-            return _constant(self.bias, x, (1, len(self.weight), *box.shape))
+            return _constant(self.bias, x, (len(x), len(self.weight), *box.shape))
         convolve: Any = (F.conv1d, F.conv2d, F.conv3d)[len(self.axes) - 1]
         result: Tensor = convolve(
             x if even else _padded(x, overhang, 0.0),
@@ -96,7 +96,7 @@ class Transposed:
         x = windows[0].values
         channels = self.weight.shape[1] * self.groups
         if not x.numel():
-            return _constant(self.bias, x, (1, channels, *box.shape))
+            return _constant(self.bias, x, (len(x), channels, *box.shape))
         ranges = windows[0].box
         lands = [axis.lands(*span) for axis, span in zip(self.axes, ranges, strict=True)]
         covered = all(

@@ -10,88 +10,23 @@ and the block that memory allows.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from volflow.errors import MemoryRefused
 from volflow.geometry.budget import format_bytes
-from volflow.geometry.roi import Roi
-from volflow.partition.graph import Graph, live_bytes, needed
+from volflow.partition.graph import Graph
+from volflow.partition.passes import Costs, Pass
 
-__all__ = ["Pass", "Planner", "Rates", "core", "cuts_of"]
+__all__ = ["SIDES", "Planner"]
 
 # Sides that blocks are tried with, besides the whole volume.
 SIDES = (
     1024, 768, 640, 512, 448, 384, 320, 256, 224, 192, 160, 128, 112, 96, 80, 64, 48, 32, 24, 16, 8,
 )  # fmt: skip
-# What a pass costs before its first block, and each of its blocks: tasks, files, entries.
-PASS_S = 0.3
-BLOCK_S = 0.01
 # Cuts that are looked at; a network with more costly ops is cut behind some of them.
 MOST_CUTS = 26
-
-
-@dataclass(frozen=True)
-class Rates:
-    """How fast things go: what the choice of passes rests on.
-
-    Parameters
-    ----------
-    flops_per_s
-        Of convolutions.
-    memory_bytes_per_s
-        Of all other ops, reading and writing.
-    store_bytes_per_s, fetch_bytes_per_s
-        Of nodes kept in scratch space.
-    """
-
-    flops_per_s: float = 6e10
-    memory_bytes_per_s: float = 4e9
-    store_bytes_per_s: float = 1e9
-    fetch_bytes_per_s: float = 2e9
-
-
-@dataclass(frozen=True)
-class Pass:
-    """One pass over all blocks.
-
-    Parameters
-    ----------
-    given
-        Nodes that it reads: the input, and what earlier passes stored.
-    stores
-        Nodes that it stores; in the last pass the outputs.
-    statistics
-        What it measures.
-    block
-        Voxels of the input, per axis.
-    peak_bytes, seconds, flops
-        Projected: of one block; of all on one worker.
-    """
-
-    given: tuple[int, ...]
-    stores: tuple[int, ...]
-    statistics: tuple[int, ...]
-    block: tuple[int, ...]
-    peak_bytes: int = 0
-    seconds: float = 0.0
-    flops: float = 0.0
-
-
-def core(graph: Graph, number: int, box: Roi) -> Roi:
-    """A node's share of a box of the input: shares of blocks tile the node."""
-    whole, sizes = graph.sizes(0), graph.sizes(number)
-    return Roi(
-        tuple(a * m // n for a, m, n in zip(box.start, sizes, whole, strict=True)),
-        tuple(b * m // n for b, m, n in zip(box.stop, sizes, whole, strict=True)),
-    )
-
-
-def cuts_of(size: int, side: int) -> list[int]:
-    """Where blocks of a side begin along an axis, and its end."""
-    return [*range(0, size, side), size]
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,28 +35,26 @@ class Planner:
 
     Parameters
     ----------
-    graph
-        The network.
+    costs
+        What passes cost, of which network.
     alignment
         Of its blocks.
     memory_bytes
         What tensors and buffers of one block may take.
-    rates
-        How fast things go.
-    input_bytes, output_bytes
-        Per voxel of the input as it is read, and of the outputs as they are finished and written.
     scratch_bytes
         What may be kept at a time.
     """
 
-    graph: Graph
+    costs: Costs
     alignment: tuple[int, ...]
     memory_bytes: int
-    rates: Rates = field(default_factory=Rates)
-    input_bytes: int = 4
-    output_bytes: int = 4
     scratch_bytes: int = 2**62
     _known: dict[object, Pass | None] = field(default_factory=dict)
+
+    @property
+    def graph(self) -> Graph:
+        """The network."""
+        return self.costs.graph
 
     def choose(self, blocks: Sequence[tuple[int, ...]] | None = None) -> tuple[Pass, ...]:
         """The passes with the least estimated time.
@@ -182,7 +115,7 @@ class Planner:
         found = [n for n in found if n < len(nodes) - 1]
         if len(found) > MOST_CUTS:
             # Where little is kept.
-            kept = sorted(found, key=lambda n: self._kept_bytes(self._kept(n)))[:MOST_CUTS]
+            kept = sorted(found, key=lambda n: self.costs.kept_bytes(self._kept(n)))[:MOST_CUTS]
             found = sorted(kept)
         return (-1, *found, len(nodes) - 1)
 
@@ -190,9 +123,9 @@ class Planner:
         """Whether a node's values are dearer to compute than to keep and read."""
         node = self.graph.nodes[number]
         keep = node.dtype.itemsize * (
-            1 / self.rates.store_bytes_per_s + 1.5 / self.rates.fetch_bytes_per_s
+            1 / self.costs.rates.store_bytes_per_s + 1.5 / self.costs.rates.fetch_bytes_per_s
         )
-        return node.flops / self.rates.flops_per_s > keep
+        return node.flops / self.costs.rates.flops_per_s > keep
 
     def _kept(self, cut: int) -> frozenset[int]:
         """What must be kept at a cut so that nothing before it is computed again.
@@ -218,11 +151,6 @@ class Planner:
                 stack.extend(nodes[number].inputs)
         return frozenset(kept)
 
-    def _kept_bytes(self, kept: Iterable[int]) -> int:
-        return sum(
-            self.graph.nodes[n].value_bytes * math.prod(self.graph.sizes(n)) for n in kept if n
-        )
-
     def _between(
         self, first: int, last: int, blocks: Sequence[tuple[int, ...]] | None
     ) -> list[Pass] | None:
@@ -233,7 +161,7 @@ class Planner:
             stores = tuple(sorted(set(self.graph.outputs.values())))
         else:
             stores = tuple(sorted(self._kept(last) - given - {0}))
-            if self._kept_bytes(self._kept(last) | given) > self.scratch_bytes:
+            if self.costs.kept_bytes(self._kept(last) | given) > self.scratch_bytes:
                 return None
         known = {s for s in self.graph.statistics if s <= first}
         todo = [s for s in self.graph.statistics if first < s <= last]
@@ -278,7 +206,7 @@ class Planner:
 
     def _whole(self, outputs: tuple[int, ...]) -> Pass | None:
         """Everything in one block, statistics included, if it fits."""
-        return self.measured(
+        return self.costs.measured(
             Pass((0,), outputs, (), self.graph.sizes(0)), frozenset(), self.memory_bytes
         )
 
@@ -297,7 +225,7 @@ class Planner:
             found = None
             for block in blocks if blocks is not None else self.blocks:
                 step = Pass(read, stores, statistics, block)
-                found = self.measured(step, known, self.memory_bytes)
+                found = self.costs.measured(step, known, self.memory_bytes)
                 if found is not None:
                     break
             self._known[key] = found
@@ -330,92 +258,12 @@ class Planner:
                 found.append(block)
         return tuple(found)
 
-    def measured(self, step: Pass, known: frozenset[int], limit_bytes: int) -> Pass | None:
-        """A pass with its projected memory and time; None where it does not fit."""
-        graph = self.graph
-        given = (*step.given, *known)
-        # The largest block is one in the middle; if none is, the first.
-        sizes = graph.sizes(0)
-        middle = Roi(
-            tuple((n - 1) // b // 2 * b for n, b in zip(sizes, step.block, strict=True)),
-            tuple(
-                min(n, (n - 1) // b // 2 * b + b) for n, b in zip(sizes, step.block, strict=True)
-            ),
-        )
-        boxes = needed(graph, self.targets(step, middle), given)
-        peak = live_bytes(graph, boxes, given) + self._buffers(step, boxes, middle)
-        if peak > limit_bytes:
-            return None
-        seconds, flops = self._cost(step, given)
-        return Pass(step.given, step.stores, step.statistics, step.block, peak, seconds, flops)
-
-    def targets(self, step: Pass, box: Roi) -> dict[int, Roi]:
-        """What a block computes: its share of what is stored, and of what is measured."""
-        numbers = {*step.stores, *(self.graph.nodes[s].inputs[0] for s in step.statistics)}
-        return {number: core(self.graph, number, box) for number in numbers}
-
-    def _buffers(self, step: Pass, boxes: Mapping[int, Roi], box: Roi) -> int:
-        """Bytes beside the tensors: what is read, and what is written."""
-        read = boxes[0].size * self.input_bytes if 0 in boxes else 0
-        ends = set(self.graph.outputs.values())
-        write = sum(
-            core(self.graph, n, box).size
-            * (2 * self.output_bytes if n in ends else self.graph.nodes[n].value_bytes)
-            for n in step.stores
-        )
-        return read + write
-
-    def _cost(self, step: Pass, given: Sequence[int]) -> tuple[float, float]:
-        """Seconds and flops of all blocks.
-
-        A box is a product of ranges, one per axis, so that the sum over all blocks of its volume is
-        the product of the sums over each axis: blocks along the diagonal show them all.
-        """
-        graph, sizes = self.graph, self.graph.sizes(0)
-        cuts = [cuts_of(n, b) for n, b in zip(sizes, step.block, strict=True)]
-        totals: dict[int, list[float]] = {}
-        for picks, weights in _diagonal([len(axis) - 1 for axis in cuts]):
-            box = Roi(
-                tuple(axis[i] for axis, i in zip(cuts, picks, strict=True)),
-                tuple(axis[i + 1] for axis, i in zip(cuts, picks, strict=True)),
-            )
-            for number, part in needed(graph, self.targets(step, box), given).items():
-                sums = totals.setdefault(number, [0.0] * graph.ndim)
-                for axis, weight in enumerate(weights):
-                    sums[axis] += weight * part.shape[axis]
-        volumes = {number: math.prod(sums) for number, sums in totals.items()}
-        return self._seconds(step, volumes, given), self._flops(volumes, given)
-
-    def _flops(self, volumes: Mapping[int, float], given: Sequence[int]) -> float:
-        nodes = self.graph.nodes
-        return sum(
-            nodes[n].flops * nodes[n].depth * v for n, v in volumes.items() if n not in given
-        )
-
-    def _seconds(self, step: Pass, volumes: Mapping[int, float], given: Sequence[int]) -> float:
-        nodes, rates = self.graph.nodes, self.rates
-        fetched = sum(nodes[n].value_bytes * v for n, v in volumes.items() if n in given)
-        moved = sum(2 * nodes[n].value_bytes * v for n, v in volumes.items() if n not in given)
-        stored = self._kept_bytes(step.stores)
-        return (
-            self._flops(volumes, given) / rates.flops_per_s
-            + moved / rates.memory_bytes_per_s
-            + fetched / rates.fetch_bytes_per_s
-            + stored / rates.store_bytes_per_s
-            + PASS_S
-            + BLOCK_S * self._count(step)
-        )
-
-    def _count(self, step: Pass) -> int:
-        sizes = self.graph.sizes(0)
-        return math.prod(-(-n // b) for n, b in zip(sizes, step.block, strict=True))
-
     def _too_little(
         self, outputs: tuple[int, ...], blocks: Sequence[tuple[int, ...]] | None
     ) -> MemoryRefused:
         smallest = (blocks or self.blocks)[-1]
         known = frozenset(self.graph.statistics)
-        step = self.measured(Pass((0,), outputs, (), smallest), known, 2**62)
+        step = self.costs.measured(Pass((0,), outputs, (), smallest), known, 2**62)
         assert step is not None
         sides = "×".join(map(str, smallest))
         return MemoryRefused(
@@ -429,21 +277,3 @@ def _even(size: int, side: int, step: int) -> int:
     """A side near the one given, a multiple of the step, that cuts the axis into equal parts."""
     count = max(1, -(-size // side))
     return min(size, -(-size // count // step) * step or step)
-
-
-def _diagonal(counts: Sequence[int]) -> Iterable[tuple[tuple[int, ...], tuple[float, ...]]]:
-    """Blocks to look at along all axes at once, and how many of each axis each one stands for.
-
-    Those near both borders are looked at one by one, the others are alike.
-    """
-    most = 4
-    rows = []
-    for count in counts:
-        if count <= 2 * most + 1:
-            rows.append([(i, 1.0) for i in range(count)])
-        else:
-            edge = [(i, 1.0) for i in (*range(most), *range(count - most, count))]
-            rows.append([*edge, (count // 2, float(count - 2 * most))])
-    for n in range(max(len(row) for row in rows)):
-        picks = [row[n] if n < len(row) else (row[-1][0], 0.0) for row in rows]
-        yield tuple(i for i, _ in picks), tuple(weight for _, weight in picks)

@@ -17,7 +17,7 @@ from volflow.partition.resampling import RESAMPLING
 from volflow.partition.tracing import OpCall
 from volflow.partition.windowed import WINDOWED
 
-__all__ = ["RULES", "VIEWS"]
+__all__ = ["RULES", "SPREADING", "VIEWS"]
 
 Rule = Callable[[OpCall], Any]
 
@@ -31,4 +31,9 @@ RULES: dict[str, Rule] = {
 }
 
 # What they return may share memory with what they are given.
-VIEWS = frozenset(LAYOUTS) | {"__getitem__", "chunk", "split", "unbind", "narrow"}
+VIEWS = frozenset(LAYOUTS) | frozenset(
+    ["chunk", "split", "tensor_split", "unbind", "narrow", "to", "float", "double", "half", "bfloat16", "type", "contiguous", "detach", "alias", "positive", "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout", "feature_alpha_dropout"]
+)
+
+# They give axes to what has none: a value per channel is spread over the volume.
+SPREADING = frozenset(("expand", "expand_as", "broadcast_to", "interpolate"))

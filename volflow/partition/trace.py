@@ -7,7 +7,6 @@ with it comes here, functional calls and control flow included; one without a ru
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,9 +16,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from volflow.errors import NoExactRule
+from volflow.partition.calls import as_called, is_random, name_of, works_in_place
 from volflow.partition.graph import Graph, Node
-from volflow.partition.table import RULES, VIEWS
-from volflow.partition.tracing import OpCall, Traced, Tracer, leaves
+from volflow.partition.table import RULES, SPREADING, VIEWS
+from volflow.partition.tracing import OpCall, Traced, Tracer, leaves, mapped
 
 __all__ = ["trace"]
 
@@ -87,6 +87,11 @@ def _outputs(raw: Any) -> Mapping[str, int]:
             f"the model must return a tensor, or a dict or tuple of tensors, got {kind}; return"
             " what depends on the image alone"
         )
+    if any(x.stale for x in named.values()):
+        raise NoExactRule(
+            "the model returns a tensor that was changed in place through another view of it;"
+            " return a copy"
+        )
     return {name: x.number for name, x in named.items()}
 
 
@@ -138,6 +143,8 @@ def note(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
     if name == "__iter__":
         return iter(note(tracer, Tensor.unbind, (*args, 0), {}))
     call = as_called(tracer, name, func, args, kwargs)
+    if not call.inputs:  # a weight that is cast as the image is
+        return call.run([])
     answer = _answer(call)
     if not any(isinstance(x, Tensor) for x in leaves(answer)):
         return answer
@@ -147,7 +154,7 @@ def note(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
     if works_in_place(name, func, args, kwargs):
         return _replace(call, result)
     shared = call.inputs[0].memory if call.name in VIEWS else None
-    return _mapped(result, lambda x: tracer.stand_in(x.number, x.meta, shared))
+    return mapped(result, lambda x: tracer.stand_in(x.number, x.meta, shared))
 
 
 def _replace(call: OpCall, result: Any) -> Traced:
@@ -191,7 +198,7 @@ def _answer(call: OpCall) -> Any:
     """What torch says on meta tensors; whoever asks for values is refused."""
     try:
         return call.metas()
-    except (NotImplementedError, RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError) as error:
         if "meta" in str(error).lower():
             raise call.refuse("it looks at the values of its input") from error
         raise

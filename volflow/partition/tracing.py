@@ -13,7 +13,7 @@ from volflow.partition.graph import Compute, Node
 from volflow.partition.ranges import AxisMap, Same, Whole
 from volflow.partition.rules import Call
 
-__all__ = ["Memory", "Note", "OpCall", "Traced", "Tracer", "leaves"]
+__all__ = ["Memory", "Note", "OpCall", "Traced", "Tracer", "leaves", "mapped"]
 
 # Notes one call of a function: tracer, function, arguments.
 Note = Callable[["Tracer", Any, tuple[Any, ...], dict[str, Any]], Any]
@@ -203,7 +203,7 @@ class Tracer:
 
     def infer(self, call: OpCall) -> Any:
         """Run a call on meta tensors, weights included."""
-        args, kwargs = _mapped((call.args, call.kwargs), lambda x: self._meta(x, call))
+        args, kwargs = mapped((call.args, call.kwargs), lambda x: self._meta(x, call))
         return call.func(*args, **kwargs)
 
     def _meta(self, x: Tensor, call: OpCall) -> Tensor:
@@ -230,18 +230,19 @@ def leaves(tree: Any) -> Iterator[Any]:
         yield tree
 
 
-def _mapped(tree: Any, change: Any) -> Any:
+def mapped(tree: Any, change: Any) -> Any:
     """The same nest of arguments with every tensor changed."""
     if isinstance(tree, Tensor):
         return change(tree)
     if isinstance(tree, tuple | list):
-        changed = [_mapped(one, change) for one in tree]
-        return type(tree)(changed) if type(tree) in (tuple, list) else tuple(changed)
+        changed = [mapped(one, change) for one in tree]
+        plain = type(tree) in (tuple, list) or hasattr(type(tree), "n_sequence_fields")
+        return type(tree)(changed) if plain else tuple(changed)
     if isinstance(tree, dict):
-        return {name: _mapped(one, change) for name, one in tree.items()}
+        return {name: mapped(one, change) for name, one in tree.items()}
     return tree
 
 
 def _replaced(tree: Any, stream: Iterator[Tensor]) -> Any:
     """The same nest of arguments with the traced tensors taken from a stream, in order."""
-    return _mapped(tree, lambda x: next(stream) if isinstance(x, Traced) else x)
+    return mapped(tree, lambda x: next(stream) if isinstance(x, Traced) else x)

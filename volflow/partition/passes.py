@@ -1,0 +1,202 @@
+"""One pass over the blocks of a network: what it computes, and what it costs.
+
+A box is a product of ranges, one per axis, so that the sum over all blocks of its volume is the
+product of the sums over each axis: blocks along the diagonal of the volume show them all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from volflow.geometry.roi import Roi
+from volflow.partition.graph import Graph, live_bytes, needed
+
+__all__ = ["Costs", "Pass", "Rates", "core", "cuts_of", "targets_of"]
+
+# What a pass costs before its first block, and each of its blocks: tasks, files, entries.
+PASS_S = 0.3
+BLOCK_S = 0.01
+
+
+@dataclass(frozen=True)
+class Rates:
+    """How fast things go: what the choice of passes rests on.
+
+    Parameters
+    ----------
+    flops_per_s
+        Of convolutions.
+    memory_bytes_per_s
+        Of all other ops, reading and writing.
+    store_bytes_per_s, fetch_bytes_per_s
+        Of nodes kept in scratch space.
+    """
+
+    flops_per_s: float = 6e10
+    memory_bytes_per_s: float = 4e9
+    store_bytes_per_s: float = 1e9
+    fetch_bytes_per_s: float = 2e9
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass over all blocks.
+
+    Parameters
+    ----------
+    given
+        Nodes that it reads: the input, and what earlier passes stored.
+    stores
+        Nodes that it stores; in the last pass the outputs.
+    statistics
+        What it measures.
+    block
+        Voxels of the input, per axis.
+    peak_bytes, seconds, flops
+        Projected: of one block; of all on one worker.
+    """
+
+    given: tuple[int, ...]
+    stores: tuple[int, ...]
+    statistics: tuple[int, ...]
+    block: tuple[int, ...]
+    peak_bytes: int = 0
+    seconds: float = 0.0
+    flops: float = 0.0
+
+
+def core(graph: Graph, number: int, box: Roi) -> Roi:
+    """A node's share of a box of the input: shares of blocks tile the node."""
+    whole, sizes = graph.sizes(0), graph.sizes(number)
+    return Roi(
+        tuple(a * m // n for a, m, n in zip(box.start, sizes, whole, strict=True)),
+        tuple(b * m // n for b, m, n in zip(box.stop, sizes, whole, strict=True)),
+    )
+
+
+def cuts_of(size: int, side: int) -> list[int]:
+    """Where blocks of a side begin along an axis, and its end."""
+    return [*range(0, size, side), size]
+
+
+def targets_of(graph: Graph, step: Pass, box: Roi) -> dict[int, Roi]:
+    """What a block computes: its share of what is stored, and of what is measured."""
+    numbers = {*step.stores, *(graph.nodes[s].inputs[0] for s in step.statistics)}
+    return {number: core(graph, number, box) for number in numbers}
+
+
+@dataclass(frozen=True, eq=False)
+class Costs:
+    """Projects memory and time of passes.
+
+    Parameters
+    ----------
+    graph
+        The network.
+    rates
+        How fast things go.
+    input_bytes, output_bytes
+        Per voxel of the input as it is read, and of the outputs as they are finished and written.
+    """
+
+    graph: Graph
+    rates: Rates = field(default_factory=Rates)
+    input_bytes: int = 4
+    output_bytes: int = 4
+
+    def measured(self, step: Pass, known: frozenset[int], limit_bytes: int) -> Pass | None:
+        """A pass with its projected memory and time; None where it does not fit."""
+        graph = self.graph
+        given = (*step.given, *known)
+        # The largest block is one in the middle; if none is, the first.
+        sizes = graph.sizes(0)
+        middle = Roi(
+            tuple((n - 1) // b // 2 * b for n, b in zip(sizes, step.block, strict=True)),
+            tuple(
+                min(n, (n - 1) // b // 2 * b + b) for n, b in zip(sizes, step.block, strict=True)
+            ),
+        )
+        boxes = needed(graph, targets_of(graph, step, middle), given)
+        peak = live_bytes(graph, boxes, given) + self._buffers(step, boxes, middle)
+        if peak > limit_bytes:
+            return None
+        seconds, flops = self._cost(step, given)
+        return replace(step, peak_bytes=peak, seconds=seconds, flops=flops)
+
+    def _buffers(self, step: Pass, boxes: Mapping[int, Roi], box: Roi) -> int:
+        """Bytes beside the tensors: what is read, and what is written."""
+        read = boxes[0].size * self.input_bytes if 0 in boxes else 0
+        ends = set(self.graph.outputs.values())
+        write = sum(
+            core(self.graph, n, box).size
+            * (2 * self.output_bytes if n in ends else self.graph.nodes[n].value_bytes)
+            for n in step.stores
+        )
+        return read + write
+
+    def _cost(self, step: Pass, given: Sequence[int]) -> tuple[float, float]:
+        """Seconds and flops of all blocks."""
+        graph, sizes = self.graph, self.graph.sizes(0)
+        cuts = [cuts_of(n, b) for n, b in zip(sizes, step.block, strict=True)]
+        totals: dict[int, list[float]] = {}
+        for picks, weights in _diagonal([len(axis) - 1 for axis in cuts]):
+            box = Roi(
+                tuple(axis[i] for axis, i in zip(cuts, picks, strict=True)),
+                tuple(axis[i + 1] for axis, i in zip(cuts, picks, strict=True)),
+            )
+            for number, part in needed(graph, targets_of(graph, step, box), given).items():
+                sums = totals.setdefault(number, [0.0] * graph.ndim)
+                for axis, weight in enumerate(weights):
+                    sums[axis] += weight * part.shape[axis]
+        volumes = {number: math.prod(sums) for number, sums in totals.items()}
+        return self._seconds(step, volumes, given), self._flops(volumes, given)
+
+    def _flops(self, volumes: Mapping[int, float], given: Sequence[int]) -> float:
+        nodes = self.graph.nodes
+        return sum(
+            nodes[n].flops * nodes[n].depth * v for n, v in volumes.items() if n not in given
+        )
+
+    def _seconds(self, step: Pass, volumes: Mapping[int, float], given: Sequence[int]) -> float:
+        nodes, rates = self.graph.nodes, self.rates
+        fetched = sum(nodes[n].value_bytes * v for n, v in volumes.items() if n in given)
+        moved = sum(2 * nodes[n].value_bytes * v for n, v in volumes.items() if n not in given)
+        stored = self.kept_bytes(step.stores)
+        return (
+            self._flops(volumes, given) / rates.flops_per_s
+            + moved / rates.memory_bytes_per_s
+            + fetched / rates.fetch_bytes_per_s
+            + stored / rates.store_bytes_per_s
+            + PASS_S
+            + BLOCK_S * self._count(step)
+        )
+
+    def _count(self, step: Pass) -> int:
+        sizes = self.graph.sizes(0)
+        return math.prod(-(-n // b) for n, b in zip(sizes, step.block, strict=True))
+
+    def kept_bytes(self, kept: Iterable[int]) -> int:
+        """Bytes of whole nodes."""
+        return sum(
+            self.graph.nodes[n].value_bytes * math.prod(self.graph.sizes(n)) for n in kept if n
+        )
+
+
+def _diagonal(counts: Sequence[int]) -> Iterable[tuple[tuple[int, ...], tuple[float, ...]]]:
+    """Blocks to look at along all axes at once, and how many of each axis each one stands for.
+
+    Those near both borders are looked at one by one, the others are alike.
+    """
+    most = 4
+    rows = []
+    for count in counts:
+        if count <= 2 * most + 1:
+            rows.append([(i, 1.0) for i in range(count)])
+        else:
+            edge = [(i, 1.0) for i in (*range(most), *range(count - most, count))]
+            rows.append([*edge, (count // 2, float(count - 2 * most))])
+    for n in range(max(len(row) for row in rows)):
+        picks = [row[n] if n < len(row) else (row[-1][0], 0.0) for row in rows]
+        yield tuple(i for i, _ in picks), tuple(weight for _, weight in picks)
