@@ -13,19 +13,22 @@ from volflow.partition.tracing import OpCall, Tracer, leaves
 
 __all__ = ["as_called", "is_random", "name_of", "works_in_place"]
 
-_OPERATORS_IN_PLACE = frozenset(
-    f"__i{name}__"
-    for name in ["add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift", "matmul", "div"]
+_OPERATORS = "add sub mul truediv floordiv mod pow and or xor lshift rshift matmul div"
+_WRITES = (
+    "__setitem__ __delitem__ copy_ fill_ zero_ set_ resize_ put_ scatter_ scatter_add_ index_add_"
+    " index_copy_ index_fill_ index_put_ masked_scatter_ normal_ uniform_ bernoulli_ random_"
+    " exponential_ log_normal_ cauchy_ geometric_"
 )
-_WRITES = frozenset(
-    ["__setitem__", "__delitem__", "copy_", "fill_", "zero_", "set_", "resize_", "put_", "scatter_", "scatter_add_", "index_add_", "index_copy_", "index_fill_", "index_put_", "masked_scatter_", "normal_", "uniform_", "bernoulli_", "random_", "exponential_", "log_normal_", "cauchy_", "geometric_"]
+_DROPOUTS = (
+    "dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout"
+    " rrelu"
 )
-_DROPOUTS = frozenset(
-    ["dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout", "feature_alpha_dropout", "rrelu"]
+_DRAWS = (
+    "bernoulli multinomial normal poisson binomial rand_like randn_like randint_like"
+    " gumbel_softmax native_dropout fractional_max_pool2d fractional_max_pool3d"
 )
-_DRAWS = frozenset(
-    ["bernoulli", "multinomial", "normal", "poisson", "binomial", "rand_like", "randn_like", "randint_like", "gumbel_softmax", "native_dropout", "fractional_max_pool2d", "fractional_max_pool3d"]
-)
+OPERATORS_IN_PLACE = frozenset(f"__i{name}__" for name in _OPERATORS.split())
+WRITES, DROPOUTS, DRAWS = (frozenset(names.split()) for names in (_WRITES, _DROPOUTS, _DRAWS))
 
 
 def name_of(func: Any) -> str:
@@ -38,7 +41,7 @@ def name_of(func: Any) -> str:
 
 def works_in_place(name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether a call changes its first argument."""
-    if name in _OPERATORS_IN_PLACE or (name.endswith("_") and not name.endswith("__")):
+    if name in OPERATORS_IN_PLACE or (name.endswith("_") and not name.endswith("__")):
         return True
     return bool(_bound(func, args, kwargs).get("inplace", False))
 
@@ -58,7 +61,7 @@ def as_called(
 ) -> OpCall:
     """The call, as what it computes where it works in place."""
     call = OpCall(tracer, name, func, args, kwargs)
-    if name in _WRITES:
+    if name in WRITES:
         raise call.refuse("it writes into a tensor; compute a new one")
     if kwargs.get("out") is not None:
         raise call.refuse("it writes into the tensor out=; use what it returns")
@@ -68,7 +71,7 @@ def as_called(
     if name in ("to", "type_as", "cpu", "cuda"):
         return _cast(call)
     plain = name
-    if name in _OPERATORS_IN_PLACE:
+    if name in OPERATORS_IN_PLACE:
         plain = f"__{name[3:]}"
     elif name.endswith("_") and not name.endswith("__"):
         plain = name[:-1]
@@ -103,9 +106,9 @@ def _cast(call: OpCall) -> OpCall:
 
 def is_random(call: OpCall) -> bool:
     """Whether a call draws numbers."""
-    if call.name in _DRAWS:
+    if call.name in DRAWS:
         return True
-    if call.name not in _DROPOUTS:
+    if call.name not in DROPOUTS:
         return False
     rrelu = call.name == "rrelu"
     given = call.named(

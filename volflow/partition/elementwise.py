@@ -23,8 +23,9 @@ _ARITHMETIC = (
 )
 _ACTIVATIONS = (
     "relu relu6 leaky_relu prelu rrelu elu selu celu gelu silu mish hardtanh hardswish"
-    " hardsigmoid hardshrink softshrink tanhshrink softplus softsign logsigmoid log_sigmoid threshold _threshold"
-    " dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout"
+    " hardsigmoid hardshrink softshrink tanhshrink softplus softsign logsigmoid log_sigmoid"
+    " threshold _threshold dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout"
+    " feature_alpha_dropout"
 )
 _CASTS = "to float double half bfloat16 type contiguous clone detach alias zeros_like ones_like"
 _OPERATORS = (

@@ -188,7 +188,8 @@ def crop(window: Window, box: Roi, dims: Sequence[int | None]) -> Window:
     if window.box == box:
         return window
     if not box.size:
-        return Window(window.values[..., :0], box)
+        index = tuple(slice(None if axis is None else 0) for axis in dims)
+        return Window(window.values[index], box)
     inner = box.relative_to(window.box.start).slices()
     index = tuple(slice(None) if axis is None else inner[axis] for axis in dims)
     return Window(window.values[index], box)

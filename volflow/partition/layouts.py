@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from volflow.partition.resampling import cut
+from volflow.partition.resampling import cut, spread
 from volflow.partition.rules import Call
 from volflow.partition.tracing import OpCall, Traced
 
@@ -60,6 +60,8 @@ def reshape(call: OpCall) -> Traced:
     """Note a reshape that splits and joins dims without an axis only."""
     x, meta = call.inputs[0], call.metas()
     dims = _matched(x.shape, call.tracer.dims(x), meta.shape)
+    if meta.dtype != x.dtype:
+        raise call.refuse("it takes the bytes of its input for another type")
     if dims is None:
         raise call.refuse(
             f"it makes {tuple(meta.shape)} of {tuple(x.shape)}, which mixes axes of the volume"
@@ -87,6 +89,9 @@ def _matched(before: Sequence[int], dims: Dims, after: Sequence[int]) -> Dims | 
     >>> _matched((1, 6, 9, 9), (None, None, 0, 1), (1, 6, 81)) is None
     True
     """
+    if dims and dims[-1] is not None and dims[0] is None:  # the axes come last: from behind
+        found = _matched(before[::-1], dims[::-1], after[::-1])
+        return None if found is None else found[::-1]
     result: list[int | None] = []
     wanted = 1
     rest = list(after)
@@ -115,25 +120,32 @@ def _take(rest: list[int], wanted: int, result: list[int | None]) -> bool:
 
 
 def expand(call: OpCall) -> Traced:
-    """Note that dims of 1 are repeated."""
+    """Note that dims of 1 are repeated; a value per channel is spread over axes that it lacks."""
     x, meta = call.inputs[0], call.metas()
+    dims = _repeated(call, x, meta)
+    if any(axis is not None for axis in call.tracer.dims(x)):
+        return spread(call, x, dims)
+    if len(call.inputs) > 1:
+        return spread(call, x, call.tracer.dims(call.inputs[1]))
+    image = (None, None, *range(call.tracer.ndim))
+    wide = meta.ndim == len(image) and tuple(meta.shape[2:]) != tuple(x.shape[2 - meta.ndim :])
+    return spread(call, x, image if wide else dims)
+
+
+def _repeated(call: OpCall, x: Traced, meta: Tensor) -> Dims:
+    """The axis along each dim, where no axis is repeated."""
     more = meta.ndim - x.ndim
     dims = (*(None,) * more, *call.tracer.dims(x))
     for axis, before, after in zip(dims[more:], x.shape, meta.shape[more:], strict=True):
         if axis is not None and before != after:
             raise call.refuse("it repeats the volume along an axis")
-    shape = tuple(meta.shape)
-    return _note(call, x, dims, lambda tensor, sizes: tensor.expand(_filled(shape, dims, sizes)))
+    return dims
 
 
 def repeat(call: OpCall) -> Traced:
     """Note repeated channels."""
     x, meta = call.inputs[0], call.metas()
-    more = meta.ndim - x.ndim
-    dims = (*(None,) * more, *call.tracer.dims(x))
-    for axis, before, after in zip(dims[more:], x.shape, meta.shape[more:], strict=True):
-        if axis is not None and before != after:
-            raise call.refuse("it repeats the volume along an axis")
+    dims = _repeated(call, x, meta)
     return _note(call, x, dims, lambda tensor, sizes: call.run([tensor]))
 
 
@@ -141,7 +153,8 @@ def index(call: OpCall) -> Any:
     """Note an index of slices, integers, None and an ellipsis."""
     x, key = call.inputs[0], call.args[1]
     keys = list(key) if isinstance(key, tuple) else [key]
-    if any(k is not None and k is not ... and not isinstance(k, int | slice) for k in keys):
+    plain = [k is None or k is ... or type(k) in (int, slice) for k in keys]
+    if not all(plain):
         raise call.refuse("it is indexed by a tensor or a list; use slices")
     if Ellipsis in [k for k in keys if not isinstance(k, Tensor)]:
         at = keys.index(...)

@@ -65,10 +65,16 @@ def _channels_first(call: OpCall, x: Traced) -> None:
         raise call.refuse(f"it is given a tensor of shape {tuple(x.shape)} that is no image")
 
 
-def _as_instance(call: OpCall, x: Traced, given: dict[str, Any]) -> Traced:
+def _one_image(call: OpCall, x: Traced) -> None:
     _channels_first(call, x)
     if x.shape[0] != 1:
         raise call.refuse(f"it is given {x.shape[0]} images, made of the channels of one")
+    if len(call.inputs) > 1:
+        raise call.refuse("its weights depend on the image")
+
+
+def _as_instance(call: OpCall, x: Traced, given: dict[str, Any]) -> Traced:
+    _one_image(call, x)
     weight, bias, eps = given.get("weight"), given.get("bias"), float(given.get("eps", 1e-5))
 
     def normed(x: Tensor, moments: Tensor) -> Tensor:
@@ -113,9 +119,7 @@ def group_norm(call: OpCall) -> Traced:
     """Note a group norm: the moments of channels merge to those of their groups."""
     x = call.inputs[0]
     given = call.named(("input", "num_groups", "weight", "bias", "eps"))
-    _channels_first(call, x)
-    if x.shape[0] != 1:
-        raise call.refuse(f"it is given {x.shape[0]} images, made of the channels of one")
+    _one_image(call, x)
     groups, eps = int(given["num_groups"]), float(given.get("eps", 1e-5))
     weight, bias, channels = given.get("weight"), given.get("bias"), x.shape[1]
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from volflow.partition.ranges import AxisMap, Gather, Lerp, Merge, Same, Split, Whole
 from volflow.partition.rules import Call, Copy, Interpolation, Shuffle
@@ -17,7 +18,6 @@ from volflow.partition.windowed import WINDOWED
 
 __all__ = ["RESAMPLING"]
 
-_NUMPY_MODES = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 _INTERPOLATE = (
     "input", "size", "scale_factor", "mode", "align_corners", "recompute_scale_factor", "antialias",
 )  # fmt: skip
@@ -74,11 +74,10 @@ def pad(call: OpCall) -> Traced:
 
 
 def _padded(size: int, low: int, high: int, mode: str) -> Positions:
-    inside = np.arange(max(0, -low), size - max(0, -high), dtype=np.int64)
-    more = (max(0, low), max(0, high))
-    if mode == "constant":
-        return np.pad(inside, more, constant_values=-1)
-    return np.pad(inside, more, mode=_NUMPY_MODES[mode])  # type: ignore[call-overload,no-any-return]
+    """Where torch takes each voxel from: it is asked itself, on one axis."""
+    line = torch.arange(size, dtype=torch.float64).reshape(1, 1, -1)
+    padded = F.pad(line, (low, high), mode, -1.0 if mode == "constant" else None)
+    return padded.flatten().numpy().astype(np.int64)
 
 
 def _pad_channels(call: OpCall, x: Traced, free: list[int], value: float) -> Traced:
@@ -107,10 +106,10 @@ def roll(call: OpCall) -> Traced:
     over = [over] if isinstance(over, int) else list(over)
     if not over or any(call.tracer.dims(x)[d % x.ndim] is None for d in over):
         raise call.refuse("it rolls along a dim that is no axis of the volume")
-    positions = {
-        d % x.ndim: np.roll(np.arange(x.shape[d], dtype=np.int64), shift)
-        for d, shift in zip(over, shifts, strict=True)
-    }
+    positions: dict[int, Positions] = {}
+    for d, shift in zip((d % x.ndim for d in over), shifts, strict=True):
+        before = positions.get(d, np.arange(x.shape[d], dtype=np.int64))
+        positions[d] = np.roll(before, shift)
     return copied(call, x, positions)
 
 
@@ -141,11 +140,34 @@ def cut(call: OpCall, x: Traced, slices: dict[int, slice]) -> Traced:
     return copied(call, x, axes) if axes else x
 
 
+def spread(call: OpCall, x: Traced, dims: Sequence[int | None]) -> Traced:
+    """Note that a value per channel is repeated over the volume.
+
+    Parameters
+    ----------
+    call, x
+        What is called, and the tensor.
+    dims
+        The axis along each dim of the result.
+    """
+    meta, ndim = call.metas(), call.tracer.ndim
+    shape, found = tuple(meta.shape), dict(zip(dims, meta.shape, strict=True))
+
+    def values(tensors: Sequence[Tensor], sizes: tuple[int, ...]) -> Tensor:
+        box = [n if a is None else sizes[a] for n, a in zip(shape, dims, strict=True)]
+        return tensors[0].expand(box)
+
+    reads = [call.tracer.straight(x, [found.get(axis, 1) for axis in range(ndim)])]
+    return call.tracer.add(call, [x], reads, Call(values), meta, dims)
+
+
 def interpolate(call: OpCall) -> Traced:
     """Note an interpolation: nearest, nearest-exact, linear with either sense of corners, area."""
     x, given = call.inputs[0], call.named(_INTERPOLATE)
     mode, meta = given.get("mode", "nearest"), call.metas()
     dims, ndim = call.tracer.dims(x), call.tracer.ndim
+    if x.ndim == ndim + 2 and set(dims) == {None} and set(x.shape[2:]) == {1}:
+        return spread(call, x, (None, None, *range(ndim)))
     if mode == "area":
         given = {"input": x, "output_size": tuple(meta.shape[2:])}
         same = OpCall(call.tracer, "interpolate", F.interpolate, (x,), given)
@@ -158,11 +180,9 @@ def interpolate(call: OpCall) -> Traced:
     scales = _scales(given, ndim)
     if mode.startswith("nearest"):
         positions = {
-            2 + axis: _nearest(n, m, scale, mode)
-            for axis, (n, m, scale) in enumerate(
-                zip(x.shape[2:], meta.shape[2:], scales, strict=True)
-            )
-            if n != m or scale not in (None, 1.0)
+            2 + axis: _nearest(x.meta, 2 + axis, meta.shape[2 + axis], scale, mode)
+            for axis, scale in enumerate(scales)
+            if x.shape[2 + axis] != meta.shape[2 + axis] or scale not in (None, 1.0)
         }
         return copied(call, x, positions) if positions else x
     lerps = [
@@ -181,13 +201,20 @@ def _scales(given: dict[str, Any], ndim: int) -> Sequence[float | None]:
     return (float(factor),) * ndim if not isinstance(factor, tuple | list) else tuple(factor)
 
 
-def _nearest(size: int, outputs: int, scale: float | None, mode: str) -> Positions:
-    """Where torch takes each voxel from: it is asked itself, on one axis."""
-    line = torch.arange(size, dtype=torch.float64).reshape(1, 1, -1)
+def _nearest(x: Tensor, dim: int, outputs: int, scale: float | None, mode: str) -> Positions:
+    """Where torch takes each voxel from: it is asked itself, on a line along one dim.
+
+    It rounds in the tensor's precision, and not alike for planes and volumes.
+    """
+    real = torch.float64 if x.dtype == torch.float64 else torch.float32
+    shape = [x.shape[d] if d == dim else 1 for d in range(x.ndim)]
+    line = torch.arange(x.shape[dim], dtype=real).reshape(shape)
     if scale is None:
-        found = F.interpolate(line, size=outputs, mode=mode)
+        size = [outputs if d == dim else 1 for d in range(2, x.ndim)]
+        found = F.interpolate(line, size=size, mode=mode)
     else:
-        found = F.interpolate(line, scale_factor=scale, mode=mode)
+        factor = [scale if d == dim else 1.0 for d in range(2, x.ndim)]
+        found = F.interpolate(line, scale_factor=factor, mode=mode)
     return found.flatten().numpy().astype(np.int64)
 
 
@@ -199,7 +226,7 @@ def _lerp(
     With aligned corners output o lies at ``o · (n − 1) / (m − 1)``, else at
     ``(o + ½) · n / m − ½``, not below 0.
     """
-    if size == outputs and scale in (None, 1.0):
+    if size == outputs:  # torch copies, whatever the factor
         return None
     real: Any = np.float64 if dtype == torch.float64 else np.float32
     places = np.arange(outputs, dtype=real)

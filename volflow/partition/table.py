@@ -30,10 +30,13 @@ RULES: dict[str, Rule] = {
     **LAYOUTS,
 }
 
-# What they return may share memory with what they are given.
-VIEWS = frozenset(LAYOUTS) | frozenset(
-    ["chunk", "split", "tensor_split", "unbind", "narrow", "to", "float", "double", "half", "bfloat16", "type", "contiguous", "detach", "alias", "positive", "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout", "feature_alpha_dropout"]
+_UNCHANGED = (
+    "chunk split tensor_split unbind narrow to float double half bfloat16 type contiguous detach"
+    " alias positive dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout"
+    " feature_alpha_dropout"
 )
+# What they return may share memory with what they are given.
+VIEWS = frozenset(LAYOUTS) | frozenset(_UNCHANGED.split())
 
 # They give axes to what has none: a value per channel is spread over the volume.
 SPREADING = frozenset(("expand", "expand_as", "broadcast_to", "interpolate"))
