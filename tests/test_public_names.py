@@ -24,6 +24,7 @@ NAMES = {
     "convert",
     "errors",
     "export",
+    "halo",
     "load_model",
     "map_model",
     "map_overlap",

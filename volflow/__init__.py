@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from volflow.ops.convert import convert
     from volflow.ops.export import export
     from volflow.ops.grid_aggregator import GridAggregator
+    from volflow.ops.halo import halo
     from volflow.ops.map_model import map_model
     from volflow.ops.predict import predict
     from volflow.ops.pyramid import pyramid
@@ -63,6 +64,7 @@ _PUBLIC = {
     "convert": ("volflow.ops.convert", "convert"),
     "errors": ("volflow.errors", ""),
     "export": ("volflow.ops.export", "export"),
+    "halo": ("volflow.ops.halo", "halo"),
     "load_model": ("volflow.model.bundle", "load_model"),
     "map_model": ("volflow.ops.map_model", "map_model"),
     "map_overlap": ("volflow.engine.lazy", "map_overlap"),
@@ -94,6 +96,7 @@ __all__ = [
     "convert",
     "errors",
     "export",
+    "halo",
     "load_model",
     "map_model",
     "map_overlap",
