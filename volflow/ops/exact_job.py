@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from volflow.geometry.frame import Frame
 from volflow.geometry.normalize import Normalization
 from volflow.geometry.roi import Roi
+from volflow.model.forward import pick_device
 from volflow.model.resident import resident
 from volflow.ops.feed import Inputs, apply_function
 from volflow.ops.finish import Finish
@@ -101,6 +102,11 @@ class Network:
     def torch_dtype(self) -> torch.dtype:
         """Of its input."""
         return torch.float64 if self.dtype == "float64" else torch.float32
+
+    def here(self) -> Network:
+        """The same with the device that "auto" means here; in float32 unless it says otherwise."""
+        precision = "float32" if self.precision == "auto" else self.precision
+        return replace(self, device=str(pick_device(self.device)), precision=precision)
 
     def graph(self, module: nn.Module | None = None) -> Graph:
         """The graph of the resident model, or of one at hand; node numbers are the same."""

@@ -30,7 +30,14 @@ from volflow.partition.scale import alignment_of
 from volflow.partition.schedule import SIDES, Planner
 from volflow.store.layout import resolve_layout
 
-__all__ = ["ExactSettings", "decide_exact", "dropped_axis", "network_of", "pass_facts"]
+__all__ = [
+    "ExactSettings",
+    "decide_exact",
+    "dropped_axis",
+    "exact_outputs_of",
+    "network_of",
+    "pass_facts",
+]
 
 # Of what is free, what may be kept between passes, and what a device's memory is used up to.
 SCRATCH_SHARE = 0.8
@@ -173,10 +180,7 @@ def decide_exact(request: Request, client: Client, memory: Any, threads: int) ->
     sizes = padded_sizes(module, inputs.channels, shape)
     # Refused before a worker is asked.
     graph = network_of(request, sizes, "cpu", "float32").graph(module)
-    scale = _in_space(scale_of(graph), dropped)
-    outputs = tuple(
-        Output(name, graph.nodes[number].shape[1], scale) for name, number in graph.outputs.items()
-    )
+    outputs = exact_outputs_of(graph, dropped)
     check_classes(request.options, outputs)
     found = _look(request, client, threads)
     memory_bytes = memory_per_worker(client, memory)
@@ -191,6 +195,14 @@ def decide_exact(request: Request, client: Client, memory: Any, threads: int) ->
     layout = layouts[passes[-1].block]
     exact = ExactSettings(sizes, passes)
     return Decision(outputs, found, layout, exact, forward.dtype, peak)
+
+
+def exact_outputs_of(graph: Graph, dropped: int | None) -> tuple[Output, ...]:
+    """What a network returns, as patches' outputs are described."""
+    scale = _in_space(scale_of(graph), dropped)
+    return tuple(
+        Output(name, graph.nodes[number].shape[1], scale) for name, number in graph.outputs.items()
+    )
 
 
 def _in_space(values: Sequence[int], dropped: int | None) -> tuple[int, int, int]:

@@ -11,6 +11,7 @@ import copy
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,11 @@ from volflow.model.forward import Forward, Output, output_shapes, probe, usual_b
 from volflow.model.resident import ModelPlugin, lent
 from volflow.model.spec import Model
 from volflow.ops.call import check_weights
+from volflow.ops.exact_lazy import exact_window
 from volflow.ops.options import PredictOptions, merge_options, order_inputs
 from volflow.ops.request import Request, check_classes, make_request, normalized
-from volflow.ops.sliding import SlidingWindow
-from volflow.ops.window_blocks import over_computed, over_stored
+from volflow.ops.sliding import SlidingWindow, read_hull
+from volflow.ops.window_blocks import BlockFunction, Hull, over_computed, over_stored
 from volflow.store.volume import Volume, open_volume
 
 __all__ = ["map_model"]
@@ -123,7 +125,7 @@ def map_model(  # noqa: PLR0913 - the options of predict
     volumes = {name: one for name, one in named.items() if isinstance(one, Volume)}
     if len(volumes) == len(named):
         request = normalized(make_request(volumes, mask, loaded, options, Path()))
-        return over_stored(request, _window(request, batch_size), block)
+        return over_stored(request, _block_function(request, batch_size)[0], block)
     if isinstance(options.normalize, str):
         raise InvalidInput(
             f"normalize {options.normalize!r} needs statistics of the whole volume, which a"
@@ -133,7 +135,19 @@ def map_model(  # noqa: PLR0913 - the options of predict
     array = _stacked(list(named.values()))
     request = make_request({"": _stand_in(array, like)}, mask, loaded, options, Path())
     request = replace(request, inputs=replace(request.inputs, normalize=(options.normalize,)))
-    return over_computed(array, request, _window(request, batch_size))
+    return over_computed(array, request, *_block_function(request, batch_size, computed=True))
+
+
+def _block_function(
+    request: Request, batch_size: int | str, *, computed: bool = False
+) -> tuple[BlockFunction, Hull]:
+    """What computes blocks, and from which voxels."""
+    if request.options.exact:
+        exact, hull = exact_window(request, measurable=not computed)
+        _one_output(request, exact.outputs)
+        return exact, hull
+    window = _window(request, batch_size)
+    return window, partial(read_hull, window)
 
 
 def _snapshot(given: Any, loaded: Model) -> Model:
@@ -189,6 +203,12 @@ def _window(request: Request, batch_size: int | str) -> SlidingWindow:
     """What decides the voxels; one output only."""
     forward = request.forward(request.options.device, request.options.precision)
     outputs = _outputs(forward, request.model)
+    _one_output(request, outputs)
+    batch = usual_batch(forward.patch) if batch_size == "auto" else int(batch_size)
+    return request.window(outputs, forward, batch)
+
+
+def _one_output(request: Request, outputs: tuple[Output, ...]) -> None:
     if len(outputs) > 1 or outputs[0].name:
         names = ", ".join(output.name for output in outputs)
         raise InvalidInput(
@@ -196,8 +216,6 @@ def _window(request: Request, batch_size: int | str) -> SlidingWindow:
             " it returns a tensor, or use predict"
         )
     check_classes(request.options, outputs)
-    batch = usual_batch(forward.patch) if batch_size == "auto" else int(batch_size)
-    return request.window(outputs, forward, batch)
 
 
 def _outputs(forward: Forward, model: Model) -> tuple[Output, ...]:

@@ -8,7 +8,7 @@ run writes them, the lazy array keeps them: the same voxels either way.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy.typing as npt
@@ -55,6 +55,34 @@ class SlidingWindow:
     blend: Blend
     finish: Finish
     outputs: tuple[Output, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Voxels of the input, per frame axis."""
+        return self.grid.shape
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        """Voxels of the output, per frame axis."""
+        return self.grid.reduced(self.scale).shape
+
+    @property
+    def decides(self) -> tuple[object, ...]:
+        """What decides the voxels beside the request."""
+        return self.batch_size, self.forward.device, self.forward.precision
+
+    def here(self) -> SlidingWindow:
+        """The same on the device that "auto" means on this machine."""
+        return replace(self, forward=self.forward.here())
+
+    def reading(self, inputs: Inputs) -> SlidingWindow:
+        """The same of other inputs."""
+        return replace(self, inputs=inputs)
+
+    def rows(self, tile: Roi) -> Iterator[Rows]:
+        """A box of the output, some rows at a time."""
+        with torch.inference_mode():
+            yield from slide(self, tile, Clock())
 
 
 def slide(

@@ -7,31 +7,78 @@ its patches reach from the neighbouring chunks.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import dask.array as da
 import numpy as np
 import numpy.typing as npt
-import torch
 from dask.base import tokenize
 from dask.delayed import delayed
 
-from volflow.engine.clock import Clock
 from volflow.engine.depth import is_whole, merged_chunks
 from volflow.engine.lazy import Block
 from volflow.errors import InvalidInput
+from volflow.geometry.frame import Frame
 from volflow.geometry.roi import Roi
+from volflow.model.forward import Output
 from volflow.model.resident import ModelPlugin, lent
+from volflow.ops.feed import Inputs
+from volflow.ops.finish import Finish
 from volflow.ops.request import Request, output_meta
-from volflow.ops.sliding import SlidingWindow, read_hull, slide
+from volflow.ops.sliding import Rows
 from volflow.store.layout import default_layout
 from volflow.store.volume import Volume
 
 __all__ = ["over_computed", "over_stored"]
 
 Cuts = tuple[tuple[int, ...], ...]
+
+
+class BlockFunction(Protocol):
+    """What computes boxes of a prediction: patches that are blended, or the exact network."""
+
+    @property
+    def inputs(self) -> Inputs:
+        """What is read."""
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        """What the network returns."""
+
+    @property
+    def finish(self) -> Finish:
+        """What becomes of it."""
+
+    @property
+    def scale(self) -> tuple[int, ...]:
+        """Input voxels per output voxel."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Voxels of the input, per frame axis."""
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        """Voxels of the output, per frame axis."""
+
+    @property
+    def decides(self) -> tuple[object, ...]:
+        """What decides the voxels beside the request."""
+
+    def here(self) -> BlockFunction:
+        """The same on the device that "auto" means on this machine."""
+
+    def reading(self, inputs: Inputs) -> BlockFunction:
+        """The same of other inputs."""
+
+    def rows(self, tile: Roi) -> Iterator[Rows]:
+        """A box of the output, some rows at a time; the model must be resident."""
+
+
+# The input voxels along a frame axis from which [low, high) of the output is computed.
+Hull = Callable[[int, int, int], tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -48,7 +95,7 @@ class Blocks:
         Where the voxels that a block is given begin, along the stored axes.
     """
 
-    window: SlidingWindow
+    window: BlockFunction
     cuts: Cuts
     starts: Cuts = ()
 
@@ -62,7 +109,7 @@ class Blocks:
         pairs = [(axis[i], axis[i + 1]) for axis, i in zip(self.cuts, index[-3:], strict=True)]
         return Roi(tuple(a for a, _ in pairs), tuple(b for _, b in pairs))
 
-    def compute(self, window: SlidingWindow, index: tuple[int, ...]) -> npt.NDArray[Any]:
+    def compute(self, window: BlockFunction, index: tuple[int, ...]) -> npt.NDArray[Any]:
         """A block's voxels, ``CZYX`` or ``ZYX``."""
         frame = window.inputs.frame
         box = self.roi(index)
@@ -70,11 +117,10 @@ class Blocks:
         front = () if window.finish.output == "classes" else (window.outputs[0].channels,)
         result = np.empty((*front, *box.shape), window.finish.dtype)
         shown = frame.show(result)
-        with torch.inference_mode():
-            for first, rows in slide(window, tile, Clock()):
-                voxels = next(iter(rows.values()))
-                at = first - tile.start[0]
-                shown[..., at : at + voxels.shape[-3], :, :] = voxels
+        for first, rows in window.rows(tile):
+            voxels = next(iter(rows.values()))
+            at = first - tile.start[0]
+            shown[..., at : at + voxels.shape[-3], :, :] = voxels
         return result
 
 
@@ -121,12 +167,11 @@ def _lazy(blocks: Blocks, request: Request, *arrays: da.Array) -> da.Array:
     front = () if window.finish.output == "classes" else ((window.outputs[0].channels,),)
     dtype = np.dtype(window.finish.dtype)
     model = ModelPlugin(request.model.module, request.model.digest)
-    decides = {**request.fingerprint(), "batch": window.batch_size}
+    decides = request.fingerprint()
     if arrays:  # of which the request knows but a stand-in
         decides["input"] = [array.name for array in arrays]
-    forward = window.forward
     # The frame of a computed array follows from the volume that it is like.
-    token = tokenize(decides, window.inputs.frame, forward.device, forward.precision, blocks.cuts)
+    token = tokenize(decides, window.inputs.frame, window.decides, blocks.cuts)
     result: da.Array = da.map_blocks(
         _compute_block,
         *arrays,
@@ -145,19 +190,19 @@ def _lazy(blocks: Blocks, request: Request, *arrays: da.Array) -> da.Array:
 def _compute_block(
     *padded: npt.NDArray[Any], blocks: Blocks, model: ModelPlugin, block_id: tuple[int, ...]
 ) -> npt.NDArray[Any]:
-    window = replace(blocks.window, forward=blocks.window.forward.here())
+    window = blocks.window.here()
     if padded:
         start = tuple(axis[i] for axis, i in zip(blocks.starts, block_id[-3:], strict=True))
-        piece = Piece(padded[0], start, window.inputs.frame.restore(window.grid.shape))
+        piece = Piece(padded[0], start, window.inputs.frame.restore(window.shape))
         volumes = cast("tuple[Volume, ...]", (piece,))  # it reads like one
-        window = replace(window, inputs=replace(window.inputs, volumes=volumes))
+        window = window.reading(replace(window.inputs, volumes=volumes))
     with lent(model):
         return blocks.compute(window, block_id)
 
 
-def over_stored(request: Request, window: SlidingWindow, block: Block) -> da.Array:
-    """Blocks that read their patches from the store."""
-    out = request.inputs.frame.restore(window.grid.reduced(window.scale).shape)
+def over_stored(request: Request, window: BlockFunction, block: Block) -> da.Array:
+    """Blocks that read their voxels from the store."""
+    out = request.inputs.frame.restore(window.out_shape)
     if block is None:
         spacing = output_meta(request, window.outputs[0]).spacing
         block = default_layout(out, spacing, "float32")[1]
@@ -168,8 +213,8 @@ def over_stored(request: Request, window: SlidingWindow, block: Block) -> da.Arr
     return _lazy(Blocks(window, cuts), request)
 
 
-def over_computed(array: da.Array, request: Request, window: SlidingWindow) -> da.Array:
-    """Blocks that get their patches from the chunks of a computed array."""
+def over_computed(array: da.Array, request: Request, window: BlockFunction, hull: Hull) -> da.Array:
+    """Blocks that get their voxels from the chunks of a computed array."""
     scale = window.inputs.frame.restore(window.scale)
     chunks, merged = (), array.chunks[-3:]
     while merged != chunks:
@@ -178,7 +223,7 @@ def over_computed(array: da.Array, request: Request, window: SlidingWindow) -> d
         cuts = tuple(
             tuple(-(-at // s) for at in axis) for axis, s in zip(starts, scale, strict=True)
         )
-        depth = _depth(window, cuts, starts)
+        depth = _depth(window.inputs.frame, hull, cuts, starts)
         # A chunk lends voxels to its neighbours only: it must be as deep as they reach.
         merged = tuple(
             merged_chunks(sizes, max(d, s))
@@ -191,14 +236,13 @@ def over_computed(array: da.Array, request: Request, window: SlidingWindow) -> d
     begins = tuple(
         tuple(max(0, at - d) for at in axis[:-1]) for axis, d in zip(starts, depth, strict=True)
     )
-    bare = replace(window, inputs=replace(window.inputs, volumes=()))
+    bare = window.reading(replace(window.inputs, volumes=()))
     return _lazy(Blocks(bare, cuts, begins), request, padded)
 
 
-def _depth(window: SlidingWindow, cuts: Cuts, starts: list[list[int]]) -> tuple[int, ...]:
+def _depth(frame: Frame, hull: Hull, cuts: Cuts, starts: list[list[int]]) -> tuple[int, ...]:
     """How far blocks read beyond their own chunks, along the stored axes."""
     depth = [0, 0, 0]
-    frame = window.inputs.frame
     for axis, (stored, flip) in enumerate(zip(frame.axes, frame.flips, strict=True)):
         n_out, n_in = cuts[stored][-1], starts[stored][-1]
         bounds = zip(
@@ -208,9 +252,9 @@ def _depth(window: SlidingWindow, cuts: Cuts, starts: list[list[int]]) -> tuple[
             if low == high:  # a chunk thinner than an output voxel
                 continue
             if flip:
-                a, b = read_hull(window, axis, n_out - high, n_out - low)
+                a, b = hull(axis, n_out - high, n_out - low)
                 a, b = n_in - b, n_in - a
             else:
-                a, b = read_hull(window, axis, low, high)
+                a, b = hull(axis, low, high)
             depth[stored] = max(depth[stored], first - a, b - last)
     return tuple(depth)

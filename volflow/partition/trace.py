@@ -7,8 +7,7 @@ with it comes here, functional calls and control flow included; one without a ru
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from volflow.errors import NoExactRule
-from volflow.partition.calls import as_called, is_random, name_of, works_in_place
+from volflow.partition.calls import as_called, changes_first, is_random, name_of, works_in_place
 from volflow.partition.graph import Graph, Node
 from volflow.partition.table import RULES, SPREADING, VIEWS
 from volflow.partition.tracing import OpCall, Traced, Tracer, leaves, mapped
@@ -62,11 +61,11 @@ def trace(
     weights = [t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
     dtype = dtype or (weights[0].dtype if weights else torch.float32)
     device = weights[0].device if weights else torch.device("cpu")
-    tracer = Tracer(len(sizes), device, note)
+    tracer = Tracer(module, len(sizes), device, note)
     meta = torch.empty((1, channels, *sizes), dtype=dtype, device="meta")
     dims = (None, None, *range(len(sizes)))
     tracer.nodes.append(Node("input", "", (), (), None, tuple(meta.shape), dims, dtype))
-    with torch.no_grad(), _watched(module, tracer.modules), _SmallConstants(tracer):
+    with torch.no_grad(), _Aside(tracer, module):
         raw = module(tracer.stand_in(0, meta))
     return Graph(len(sizes), tuple(tracer.nodes), _outputs(raw), device)
 
@@ -95,12 +94,13 @@ def _outputs(raw: Any) -> Mapping[str, int]:
     return {name: x.number for name, x in named.items()}
 
 
-class _SmallConstants(TorchFunctionMode):
-    """Refuses tensors of the volume's size that a module makes of nothing, before they are made."""
+class _Aside(TorchFunctionMode):
+    """Refuses what a module does beside its input: large constants, changes of its own state."""
 
-    def __init__(self, tracer: Tracer) -> None:
+    def __init__(self, tracer: Tracer, module: nn.Module) -> None:
         super().__init__()
         self.tracer = tracer
+        self.state = {id(one) for one in (*module.parameters(), *module.buffers())}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -110,29 +110,11 @@ class _SmallConstants(TorchFunctionMode):
                 raise OpCall(self.tracer, func.__name__, func, args, kwargs).refuse(
                     f"it makes a tensor of {size:,} values of its own"
                 )
+        if args and id(args[0]) in self.state and changes_first(name_of(func)):
+            raise OpCall(self.tracer, name_of(func), func, args, kwargs).refuse(
+                "it changes the model's own state (in training mode?); call model.eval()"
+            )
         return func(*args, **kwargs)
-
-
-@contextmanager
-def _watched(module: nn.Module, path: list[str]) -> Iterator[None]:
-    """Keep the path of the module at work on a stack."""
-    handles = []
-
-    def enter(name: str) -> Any:
-        return lambda *_: path.append(name)
-
-    def leave(*_: Any) -> None:
-        path.pop()
-
-    for name, child in module.named_modules():
-        if name and not isinstance(child, torch.jit.ScriptModule):
-            handles.append(child.register_forward_pre_hook(enter(name)))
-            handles.append(child.register_forward_hook(leave))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def note(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

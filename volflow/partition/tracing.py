@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from volflow.errors import NoExactRule
 from volflow.partition.graph import Compute, Node
@@ -137,18 +139,27 @@ class OpCall:
 class Tracer:
     """Collects nodes while a module runs."""
 
-    def __init__(self, ndim: int, device: torch.device, note: Note) -> None:
+    def __init__(self, module: nn.Module, ndim: int, device: torch.device, note: Note) -> None:
+        self.paths: dict[int, str] = {id(child): name for name, child in module.named_modules()}
         self.ndim = ndim
         self.note = note
         self.device = device
         self.nodes: list[Node] = []
-        self.modules: list[str] = []
         self._metas: dict[int, tuple[Tensor, Tensor]] = {}
 
     @property
     def path(self) -> str:
-        """The module at work."""
-        return self.modules[-1] if self.modules else ""
+        """The module at work: the innermost whose method is being called.
+
+        Hooks would tell too, but a module may be at work in other threads at the same time.
+        """
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            at_work = id(frame.f_locals.get("self"))
+            if at_work in self.paths:
+                return self.paths[at_work]
+            frame = frame.f_back
+        return ""
 
     def add(
         self,
