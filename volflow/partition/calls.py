@@ -11,7 +11,7 @@ from torch import Tensor
 
 from volflow.partition.tracing import OpCall, Tracer, leaves
 
-__all__ = ["as_called", "is_random", "name_of", "works_in_place"]
+__all__ = ["as_called", "changes_first", "is_random", "name_of", "works_in_place"]
 
 _OPERATORS = "add sub mul truediv floordiv mod pow and or xor lshift rshift matmul div"
 _WRITES = (
@@ -39,11 +39,14 @@ def name_of(func: Any) -> str:
     return name.split(".")[0]
 
 
+def changes_first(name: str) -> bool:
+    """Whether a function of this name is there to change its first argument."""
+    return name in OPERATORS_IN_PLACE | WRITES or (name.endswith("_") and not name.endswith("__"))
+
+
 def works_in_place(name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether a call changes its first argument."""
-    if name in OPERATORS_IN_PLACE or (name.endswith("_") and not name.endswith("__")):
-        return True
-    return bool(_bound(func, args, kwargs).get("inplace", False))
+    return changes_first(name) or bool(_bound(func, args, kwargs).get("inplace", False))
 
 
 def _bound(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

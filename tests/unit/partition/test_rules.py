@@ -16,14 +16,6 @@ TINY = {1: [(n,) for n in range(1, 10)], 2: [(1, 9), (2, 3), (5, 1)], 3: [(1, 2,
 LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def layer(name: str, ndim: int, *arguments, **named) -> nn.Module:
     torch.manual_seed(1)
     return getattr(nn, f"{name}{ndim}d")(*arguments, **named)
