@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 
 from volflow.partition.graph import Graph
-from volflow.partition.ranges import AxisMap, Gather, Lerp, Merge, Slide, Split, Spread, Whole
+from volflow.partition.ranges import AxisMap, Gather, Lerp, Merge, Slide, Split, Spread
 
 __all__ = ["alignment_of", "scales_of"]
 
@@ -21,7 +21,8 @@ def scales_of(graph: Graph) -> tuple[tuple[Fraction, ...], ...]:
         found = list(one)
         for source, maps in zip(node.inputs, node.reads, strict=True):
             for axis, each in enumerate(maps):
-                if graph.sizes(number)[axis] > 1 and not isinstance(each, Whole):
+                # An axis of one voxel is an axis too; what has none is broadcast.
+                if axis in graph.nodes[source].dims and axis in graph.nodes[number].dims:
                     sizes = graph.sizes(source)[axis], graph.sizes(number)[axis]
                     found[axis] = scales[source][axis] * _step(each, *sizes)
         scales.append(tuple(found))
