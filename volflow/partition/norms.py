@@ -152,20 +152,17 @@ def reduced_dims(x: Tensor, dim: Any) -> list[int]:
     return [d % x.ndim for d in listed]
 
 
-def mean_over(
-    call: OpCall, x: Traced, over: Sequence[int], *, keepdim: bool, largest: bool = False
-) -> Traced:
+def mean_over(call: OpCall, x: Traced, over: Sequence[int], *, largest: bool = False) -> Traced:
     """Note a mean (or maximum) over some dims, among them all axes of the volume."""
     if largest:
-        return _whole(call, x, over, keepdim, True, torch.amax)
-    return _whole(call, x, over, keepdim, None, lambda m, dims: _grouped(m, dims)[0])
+        return _whole(call, x, over, True, torch.amax)
+    return _whole(call, x, over, None, lambda m, dims: _grouped(m, dims)[0])
 
 
 def _whole(
     call: OpCall,
     x: Traced,
     over: Sequence[int],
-    keepdim: bool,
     extreme: bool | None,
     finish: Callable[[Tensor, list[int]], Tensor],
 ) -> Traced:
@@ -179,8 +176,8 @@ def _whole(
         raise call.refuse("it reduces some axes of the volume and keeps others")
     kept = [d for d, axis in enumerate(dims) if axis is None]
     also = [n for n, d in enumerate(kept) if d in over]
-    shape = [1 if d in over else n for d, n in enumerate(x.shape) if keepdim or d not in over]
-    meta = torch.empty(shape, dtype=_reduced_dtype(call, x), device="meta")
+    meta: Tensor = call.metas()
+    shape = tuple(meta.shape)
     statistic = _statistic(call, x, extreme)
 
     def values(tensors: Sequence[Tensor], sizes: tuple[int, ...]) -> Tensor:
@@ -192,11 +189,6 @@ def _whole(
 
     reads = [call.tracer.straight(statistic, (1,) * call.tracer.ndim)]
     return call.tracer.add(call, [statistic], reads, Call(values), meta, (None,) * len(shape))
-
-
-def _reduced_dtype(call: OpCall, x: Traced) -> torch.dtype:
-    found = call.metas()
-    return found.dtype if isinstance(found, Tensor) else x.dtype
 
 
 def _grouped(moments: Tensor, dims: list[int]) -> tuple[Tensor, Tensor]:
@@ -213,59 +205,56 @@ def _grouped(moments: Tensor, dims: list[int]) -> tuple[Tensor, Tensor]:
 def reduction(call: OpCall) -> Any:
     """Note a reduction: over channels as it is, over the volume as a statistic."""
     x = call.inputs[0]
-    given = call.named(("input", "dim", "keepdim"))
+    given = call.named(("input", "dim"))
     if sum(isinstance(one, Tensor) for one in leaves((call.args, call.kwargs))) > 1:  # max(x, y)
         return pointwise(call)
     if call.name in ("var", "std"):
         given = _spread_named(call)
     dim = given.get("dim", given.get("axis"))
     over = reduced_dims(x, dim)
-    keepdim = bool(given.get("keepdim", False))
     if not any(call.tracer.dims(x)[d] is not None for d in over):
-        return _over_channels(call, x, over, keepdim)
-    count = math.prod(x.shape[d] for d in over)
-    return _over_volume(call, x, over, keepdim, count, given)
+        return _over_channels(call, x, over)
+    return _over_volume(call, x, over, given)
 
 
 def _spread_named(call: OpCall) -> dict[str, Any]:
     """The arguments of a variance, whose second may be a dim or whether it is unbiased."""
     alone = len(call.args) > 1 and isinstance(call.args[1], bool)
-    given = call.named(("input", "unbiased") if alone else ("input", "dim", "unbiased", "keepdim"))
+    given = call.named(("input", "unbiased") if alone else ("input", "dim", "unbiased"))
     if "correction" not in given or given["correction"] is None:
         given["correction"] = int(given.get("unbiased", True))
     return given
 
 
-def _over_volume(
-    call: OpCall, x: Traced, over: list[int], keepdim: bool, count: int, given: dict[str, Any]
-) -> Traced:
+def _over_volume(call: OpCall, x: Traced, over: list[int], given: dict[str, Any]) -> Traced:
     if not isinstance(call.metas(), Tensor):
         raise call.refuse("it returns places in the whole volume; use amax or amin")
+    count = math.prod(x.shape[d] for d in over)
     if call.name in ("mean", "sum"):
         times = count if call.name == "sum" else 1
-        return _whole(call, x, over, keepdim, None, lambda m, dims: _grouped(m, dims)[0] * times)
+        return _whole(call, x, over, None, lambda m, dims: _grouped(m, dims)[0] * times)
     if call.name in ("amax", "max", "amin", "min"):
         largest = call.name in ("amax", "max")
         pick = torch.amax if largest else torch.amin
-        return _whole(call, x, over, keepdim, largest, pick)
+        return _whole(call, x, over, largest, pick)
     if call.name in ("var", "std"):
         # torch divides by nothing where there are no more voxels than that, too
         factor = count / torch.tensor(max(0.0, count - given["correction"]), dtype=torch.float64)
         power = 0.5 if call.name == "std" else 1.0
         return _whole(
-            call, x, over, keepdim, None,
+            call, x, over, None,
             lambda m, dims: (_grouped(m, dims)[1] * factor.to(m.device)) ** power,
         )  # fmt: skip
     raise call.refuse("it reduces the whole volume in a way that blocks cannot merge")
 
 
-def _over_channels(call: OpCall, x: Traced, over: list[int], keepdim: bool) -> Any:
+def _over_channels(call: OpCall, x: Traced, over: list[int]) -> Any:
     """Note a reduction over dims without an axis."""
-    dims = call.tracer.dims(x)
-    kept = tuple(None if d in over else axis for d, axis in enumerate(dims))
-    if not keepdim:
-        kept = tuple(axis for d, axis in enumerate(dims) if d not in over)
-    return call.as_is(kept)
+    dims, metas = call.tracer.dims(x), call.metas()
+    first = metas if isinstance(metas, Tensor) else metas[0]
+    if first.ndim == x.ndim:
+        return call.as_is(dims)
+    return call.as_is(tuple(axis for d, axis in enumerate(dims) if d not in over))
 
 
 NORMS: dict[str, Callable[[OpCall], Any]] = {

@@ -180,7 +180,7 @@ def interpolate(call: OpCall) -> Traced:
     scales = _scales(given, ndim)
     if mode.startswith("nearest"):
         positions = {
-            2 + axis: _nearest(x.meta, 2 + axis, meta.shape[2 + axis], scale, mode)
+            2 + axis: _nearest(call, 2 + axis, meta.shape[2 + axis], scale, mode)
             for axis, scale in enumerate(scales)
             if x.shape[2 + axis] != meta.shape[2 + axis] or scale not in (None, 1.0)
         }
@@ -201,21 +201,22 @@ def _scales(given: dict[str, Any], ndim: int) -> Sequence[float | None]:
     return (float(factor),) * ndim if not isinstance(factor, tuple | list) else tuple(factor)
 
 
-def _nearest(x: Tensor, dim: int, outputs: int, scale: float | None, mode: str) -> Positions:
+def _nearest(call: OpCall, dim: int, outputs: int, scale: float | None, mode: str) -> Positions:
     """Where torch takes each voxel from: it is asked itself, on a line along one dim.
 
-    It rounds in the tensor's precision, and not alike for planes and volumes.
+    It rounds in the tensor's precision, and not alike for planes and volumes or on all devices.
     """
+    x = call.inputs[0]
     real = torch.float64 if x.dtype == torch.float64 else torch.float32
     shape = [x.shape[d] if d == dim else 1 for d in range(x.ndim)]
-    line = torch.arange(x.shape[dim], dtype=real).reshape(shape)
+    line = torch.arange(x.shape[dim], dtype=real, device=call.tracer.device).reshape(shape)
     if scale is None:
         size = [outputs if d == dim else 1 for d in range(2, x.ndim)]
         found = F.interpolate(line, size=size, mode=mode)
     else:
         factor = [scale if d == dim else 1.0 for d in range(2, x.ndim)]
         found = F.interpolate(line, scale_factor=factor, mode=mode)
-    return found.flatten().numpy().astype(np.int64)
+    return found.flatten().cpu().numpy().astype(np.int64)
 
 
 def _lerp(

@@ -126,7 +126,7 @@ def average_pool(call: OpCall) -> Traced:
         a.kernel == a.size and not a.padding and n == 1
         for a, n in zip(axes, meta.shape[2:], strict=True)
     ):
-        return mean_over(call, x, list(range(2, x.ndim)), keepdim=True)
+        return mean_over(call, x, list(range(2, x.ndim)))
     counted = bool(given.get("count_include_pad", True))
     counts = tuple(_counts(axis, n, counted) for axis, n in zip(axes, meta.shape[2:], strict=True))
     compute = AveragePool(axes, counts, divisor)
@@ -152,7 +152,7 @@ def adaptive(largest: bool) -> Callable[[OpCall], Traced]:
         meta, sizes = call.metas(), call.tracer.sizes(x)
         wanted = tuple(meta.shape[2:])
         if set(wanted) == {1}:
-            return mean_over(call, x, list(range(2, x.ndim)), keepdim=True, largest=largest)
+            return mean_over(call, x, list(range(2, x.ndim)), largest=largest)
         if any(n % m for n, m in zip(sizes, wanted, strict=True)):
             raise call.refuse(f"an image of {sizes} is not divided evenly into {wanted}")
         axes = _adaptive_axes(sizes, wanted)

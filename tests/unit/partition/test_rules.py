@@ -446,6 +446,7 @@ def test_reductions_over_the_volume(ndim, kind):
 def test_reductions_over_everything(ndim):
     applied(lambda x: (x - x.mean()) / (x.max() - x.min() + 1) + x.sum(), ndim)
     applied(lambda x: x / x.std() + x.var(False), ndim, fits=lambda n: n > 1)
+    applied(lambda x: x * x.mean(axis=tuple(range(2, x.ndim)), keepdims=True), ndim)
     applied(lambda x: x * (x.amax() - x.var(unbiased=False)), ndim)
 
 
