@@ -58,6 +58,7 @@ def trace(
     >>> [node.name for node in trace(net, 1, (64, 64, 64)).nodes]
     ['input', 'conv3d', 'relu']
     """
+    module = getattr(module, "_orig_mod", module)  # what torch.compile wraps
     weights = [t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
     dtype = dtype or (weights[0].dtype if weights else torch.float32)
     device = weights[0].device if weights else torch.device("cpu")

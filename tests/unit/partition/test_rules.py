@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.partition_oracle import EXACT, Apply, difference, enlarged, image
+from volflow.partition.trace import trace
 
 SIZES = {1: (23,), 2: (11, 9), 3: (7, 6, 8)}
 TINY = {1: [(n,) for n in range(1, 10)], 2: [(1, 9), (2, 3), (5, 1)], 3: [(1, 2, 3), (4, 1, 9)]}
@@ -517,6 +518,12 @@ def test_pixel_shuffle(factor):
 def test_outputs_by_name_and_by_number():
     agrees(Apply(lambda x: {"a": x * 2, "b": x[..., ::2], "c": x * 3}), (9, 4))
     agrees(Apply(lambda x: (x, x.mean((2, 3)), F.max_pool2d(x, 2))), (9, 4))
+
+
+def test_what_torch_compiles_is_traced_as_it_was():
+    compiled = Apply(lambda m, x: m.code(x), code=nn.Identity())
+    compiled._orig_mod = layer("Conv", 1, 2, 2, 3, padding=1)  # as torch.compile keeps it
+    assert [node.name for node in trace(compiled, 2, (9,)).nodes] == ["input", "conv1d"]
 
 
 def test_a_loop_over_the_batch():
