@@ -22,9 +22,11 @@ __all__ = [
     "Forward",
     "Output",
     "Probe",
+    "mark_peak",
     "output_shapes",
     "pick_device",
     "probe",
+    "read_peak",
     "torch_threads",
     "usual_batch",
 ]
@@ -335,7 +337,7 @@ def _fitting(forward: Forward, batch: int) -> tuple[dict[str, torch.Tensor], int
 def _trial(forward: Forward, batch: int) -> tuple[dict[str, torch.Tensor], int]:
     device = torch.device(forward.device)
     data = torch.zeros((batch, forward.channels, *forward.patch), dtype=forward.torch_dtype)
-    before = _mark_peak(device)
+    before = mark_peak(device)
     try:
         outputs = forward(data.to(device))
     except Exception as error:  # models raise whatever they like
@@ -345,10 +347,11 @@ def _trial(forward: Forward, batch: int) -> tuple[dict[str, torch.Tensor], int]:
         raise InvalidInput(
             f"the model does not take a batch of shape {tuple(data.shape)}: {reason}"
         ) from error
-    return outputs, max(0, _read_peak(device) - before)
+    return outputs, max(0, read_peak(device) - before)
 
 
-def _mark_peak(device: torch.device) -> int:
+def mark_peak(device: torch.device) -> int:
+    """Begin to watch the peak of memory on a device; returns what is taken now."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -356,7 +359,8 @@ def _mark_peak(device: torch.device) -> int:
     return begin_peak()
 
 
-def _read_peak(device: torch.device) -> int:
+def read_peak(device: torch.device) -> int:
+    """The peak of memory on a device since it is watched."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device)

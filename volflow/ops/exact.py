@@ -115,10 +115,7 @@ class Passes:
             flat = np.fromfile(path)
         except FileNotFoundError:
             return None
-        found = self._split(wanted, flat)
-        if found is None:
-            path.unlink()
-        return found
+        return self._split(wanted, flat)
 
     def _split(self, statistics: tuple[int, ...], flat: Array) -> dict[int, Array] | None:
         """Numbers of several statistics by node; None where their number is another."""
@@ -132,6 +129,14 @@ class Passes:
             for s, rule, part in zip(statistics, rules, parts, strict=True)
         }
 
+    def _partial(self, number: int, block: int) -> dict[int, Array] | None:
+        """What a block of a pass measured; None where that is gone or damaged."""
+        try:
+            flat = np.fromfile(partial_path(self.journal(number), block))
+        except FileNotFoundError:
+            return None
+        return self._split(self.exact.passes[number].statistics, flat)
+
     def merge(self, number: int) -> None:
         """Merge what the blocks of a pass know, in their order."""
         step, journal = self.exact.passes[number], self.journal(number)
@@ -140,7 +145,7 @@ class Passes:
         partials = []
         for block in range(self.count(number)):
             path = partial_path(journal, block)
-            part = self._split(step.statistics, np.fromfile(path)) if path.exists() else None
+            part = self._partial(number, block)
             if part is None:
                 journal.forget([block])
                 raise RunFailed(f"{path} is damaged; run the same command again to measure it anew")
@@ -171,7 +176,7 @@ class Passes:
         def undone(block: int) -> bool:
             if any(store.missing(self.index(number, block)) for store in kept):
                 return True
-            return unmeasured and (block not in done or not partial_path(journal, block).exists())
+            return unmeasured and (block not in done or self._partial(number, block) is None)
 
         return [block for block in range(self.count(number)) if undone(block)]
 

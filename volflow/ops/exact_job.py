@@ -23,7 +23,7 @@ from volflow.partition.graph import Graph, compute
 from volflow.partition.halo import trace_any
 from volflow.partition.statistics import Statistic
 
-__all__ = ["Flipped", "Network", "read_image"]
+__all__ = ["Blockwise", "ExactOutput", "Flipped", "Network", "Plane", "read_image"]
 
 Array = npt.NDArray[Any]
 
@@ -141,6 +141,14 @@ def read_image(inputs: Inputs, box: Roi, dtype: str) -> Array:
 
 
 @dataclass(frozen=True)
+class Plane:
+    """The image of a box of one slice, ``(C, *box)``."""
+
+    image: Array
+    box: Roi
+
+
+@dataclass(frozen=True)
 class Blockwise:
     """Computes boxes of a network's nodes from the image and from what was kept.
 
@@ -160,7 +168,7 @@ class Blockwise:
     statistics: Mapping[int, Array] = field(default_factory=dict)
 
     def compute(
-        self, graph: Graph, targets: Mapping[int, Roi], plane: int = 0
+        self, graph: Graph, targets: Mapping[int, Roi], plane: Plane | None = None
     ) -> Iterator[tuple[int, Tensor]]:
         """The values of boxes of nodes, as soon as each is there.
 
@@ -171,7 +179,7 @@ class Blockwise:
         targets
             Boxes by node.
         plane
-            Which slice, for a network of slices.
+            The image of one slice, for a network of slices.
         """
         network = self.network
         device = torch.device(network.device)
@@ -185,10 +193,13 @@ class Blockwise:
                 return known[number]
             if number in self.given:
                 kept = torch.from_numpy(self.given[number].read(box))
-                return kept[None].to(device)
-            image = read_image(self.inputs, self._in_space(box, plane), network.dtype)
-            shown = image if network.dropped is None else image.squeeze(1 + network.dropped)
-            return torch.from_numpy(shown)[None].to(device)
+                return kept.reshape(*graph.nodes[number].shape[:2], *box.shape).to(device)
+            if plane is None:
+                image = read_image(self.inputs, box, network.dtype)
+            else:
+                inner = box.relative_to(plane.box.start).slices()
+                image = np.ascontiguousarray(plane.image[(slice(None), *inner)])
+            return torch.from_numpy(image)[None].to(device)
 
         at_hand = {0, *self.given, *known}
         autocast = torch.autocast(
@@ -197,15 +208,14 @@ class Blockwise:
         with torch.inference_mode(), autocast:
             yield from compute(graph, targets, at_hand, fetch)
 
-    def _in_space(self, box: Roi, plane: int) -> Roi:
-        """A box of the image in the frame's three axes."""
+    def slices(self, box: Roi, low: int, high: int) -> Array:
+        """The image of some slices, for a network of slices: a box of each, ``(C, *axes)``."""
         dropped = self.network.dropped
-        if dropped is None:
-            return box
+        assert dropped is not None
         start, stop = list(box.start), list(box.stop)
-        start.insert(dropped, plane)
-        stop.insert(dropped, plane + 1)
-        return Roi(tuple(start), tuple(stop))
+        start.insert(dropped, low)
+        stop.insert(dropped, high)
+        return read_image(self.inputs, Roi(tuple(start), tuple(stop)), self.network.dtype)
 
 
 def _statistic(graph: Graph, number: int) -> Statistic:
@@ -239,7 +249,8 @@ class ExactOutput:
         step = max(1, 2**22 // max(1, scores[:, :1].size))
         return np.concatenate(
             [
-                self.finish(np.ascontiguousarray(scores[:, low : low + step]))
+                # A copy: it may be finished in place, and outputs may share their memory.
+                self.finish(scores[:, low : low + step].copy())
                 for low in range(0, scores.shape[1], step)
             ],
             axis=-3,

@@ -17,10 +17,10 @@ from volflow.engine.plan import Step
 from volflow.geometry.grid import BlockGrid
 from volflow.geometry.roi import Roi
 from volflow.model.forward import torch_threads
-from volflow.ops.exact_job import Blockwise, ExactOutput
+from volflow.ops.exact_job import Blockwise, ExactOutput, Plane
 from volflow.ops.kept import Kept
 from volflow.ops.predict_job import Target
-from volflow.partition.graph import Graph
+from volflow.partition.graph import Graph, needed
 from volflow.partition.passes import Pass, cuts_of, targets_of
 from volflow.store.atomic import write_file
 from volflow.store.journal import Journal, ShardEntry
@@ -129,7 +129,7 @@ def _pass_block(job: PassJob, graph: Graph, number: int) -> int:
                 rule: Any = graph.nodes[statistic].compute
                 partials[statistic] = rule.partial(values)
         if node in job.stores:
-            plain = values[0].float() if values.dtype == torch.bfloat16 else values[0]
+            plain = values.float() if values.dtype == torch.bfloat16 else values
             job.stores[node].write(index, plain.numpy(force=True))
     if partials:
         flat = np.concatenate([partials[s].ravel() for s in step.statistics])
@@ -172,18 +172,18 @@ def output_rows(
     """Finished voxels of a box of the outputs, in frame order, by output."""
     dropped = blockwise.network.dropped
     if dropped is None:
-        return _finished(blockwise, output, graph, tile, 0)
+        return _finished(blockwise, output, graph, tile)
     planes: dict[str, list[Array]] = {}
+    low, high = tile.start[dropped], tile.stop[dropped]
     flat = Roi(_without(tile.start, dropped), _without(tile.stop, dropped))
-    for plane in range(*tile_range(tile, dropped)):
-        for name, rows in _finished(blockwise, output, graph, flat, plane).items():
+    read = needed(graph, dict.fromkeys(output.names.values(), flat), {0})[0]
+    # All slices at once, since they share the stored chunks.
+    slices = blockwise.slices(read, low, high)
+    for plane in range(high - low):
+        shown = Plane(slices.take(plane, axis=1 + dropped), read)
+        for name, rows in _finished(blockwise, output, graph, flat, shown).items():
             planes.setdefault(name, []).append(rows)
     return {name: np.concatenate(rows, axis=dropped - 3) for name, rows in planes.items()}
-
-
-def tile_range(tile: Roi, axis: int) -> tuple[int, int]:
-    """The range of a box along one axis."""
-    return tile.start[axis], tile.stop[axis]
 
 
 def _without(values: Sequence[int], axis: int) -> tuple[int, ...]:
@@ -191,7 +191,7 @@ def _without(values: Sequence[int], axis: int) -> tuple[int, ...]:
 
 
 def _finished(
-    blockwise: Blockwise, output: ExactOutput, graph: Graph, box: Roi, plane: int
+    blockwise: Blockwise, output: ExactOutput, graph: Graph, box: Roi, plane: Plane | None = None
 ) -> dict[str, Array]:
     dropped = blockwise.network.dropped
     by_node = dict(blockwise.compute(graph, dict.fromkeys(output.names.values(), box), plane))

@@ -67,7 +67,7 @@ class Kept:
         return self.folder / (".".join(map(str, index)) + ".raw")
 
     def write(self, index: Sequence[int], values: Array) -> None:
-        """Store a block, ``(depth, *box)``; it is there whole or not at all."""
+        """Store a block, ``(…, *box)`` of that depth; it is there whole or not at all."""
         path = self.path(index)
         part = path.with_suffix(f".{uuid.uuid4().hex[:8]}.part")
         try:

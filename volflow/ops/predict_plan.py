@@ -158,9 +158,9 @@ def _exactly(request: Request, client: Client, memory: Any) -> Settings:
     found = decide_exact(request, client, memory, threads)
     return Settings(
         outputs=found.outputs,
-        dtype=found.dtype,
-        precision=found.look.precision,
-        device=found.look.device,
+        dtype=found.network.dtype,
+        precision=found.network.precision,
+        device=found.network.device,
         batch_size=1,
         threads=threads,
         block=found.layout.block,

@@ -260,7 +260,12 @@ def _nothing(graph: Graph, number: int) -> Tensor:
     return torch.empty(shape, dtype=node.dtype, device=graph.device)
 
 
-def live_bytes(graph: Graph, boxes: Mapping[int, Roi], given: Iterable[int]) -> int:
+def live_bytes(
+    graph: Graph,
+    boxes: Mapping[int, Roi],
+    given: Iterable[int],
+    workspaces: Mapping[int, float] | None = None,
+) -> int:
     """The most bytes alive at once while boxes are computed in order, with each op's workspace.
 
     Parameters
@@ -271,8 +276,10 @@ def live_bytes(graph: Graph, boxes: Mapping[int, Roi], given: Iterable[int]) -> 
         As `needed` returns them.
     given
         As there.
+    workspaces
+        By node, bytes per voxel of it that its op takes beside; an estimate where not known.
     """
-    given = set(given)
+    given, known = set(given), workspaces or {}
     order = [number for number in sorted(boxes) if number not in given]
     last = _last_use(graph, order)
     sizes = {n: graph.nodes[n].value_bytes * box.size for n, box in boxes.items()}
@@ -286,7 +293,11 @@ def live_bytes(graph: Graph, boxes: Mapping[int, Roi], given: Iterable[int]) -> 
                 alive += sizes[source]
         held.add(number)
         alive += sizes[number]
-        peak = max(peak, alive + _workspace(graph, boxes, number))
+        if number in known:
+            beside = int(known[number] * boxes[number].size)
+        else:
+            beside = _workspace(graph, boxes, number)
+        peak = max(peak, alive + beside)
         for source in {*node.inputs, number}:
             if last.get(source, -1) <= number and source in held:
                 held.remove(source)

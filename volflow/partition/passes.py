@@ -9,15 +9,32 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from volflow.geometry.roi import Roi
 from volflow.partition.graph import Graph, live_bytes, needed
 
-__all__ = ["Costs", "Pass", "Rates", "core", "cuts_of", "targets_of"]
+__all__ = ["Cost", "Costs", "Pass", "Rates", "core", "cuts_of", "targets_of"]
 
 # What a pass costs before its first block, and each of its blocks: tasks, files, entries.
 PASS_S = 0.3
 BLOCK_S = 0.01
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an op costs per voxel of its output (of its input, for a statistic).
+
+    Parameters
+    ----------
+    seconds
+        Of one worker.
+    workspace_bytes
+        Beside its input and output, while it runs.
+    """
+
+    seconds: float
+    workspace_bytes: float
 
 
 @dataclass(frozen=True)
@@ -26,10 +43,8 @@ class Rates:
 
     Parameters
     ----------
-    flops_per_s
-        Of convolutions.
-    memory_bytes_per_s
-        Of all other ops, reading and writing.
+    flops_per_s, memory_bytes_per_s
+        Of convolutions, and of all other ops, reading and writing: where no op was timed.
     store_bytes_per_s, fetch_bytes_per_s
         Of nodes kept in scratch space.
     """
@@ -99,12 +114,23 @@ class Costs:
         How fast things go.
     input_bytes, output_bytes
         Per voxel of the input as it is read, and of the outputs as they are finished and written.
+    ops
+        What ops cost, by node, where they were tried.
     """
 
     graph: Graph
     rates: Rates = field(default_factory=Rates)
     input_bytes: int = 4
     output_bytes: int = 4
+    ops: Mapping[int, Cost] = field(default_factory=dict)
+
+    def seconds_of(self, number: int) -> float:
+        """Of one voxel of a node."""
+        if number in self.ops:
+            return self.ops[number].seconds
+        node, rates = self.graph.nodes[number], self.rates
+        moved = 2 * node.value_bytes / rates.memory_bytes_per_s
+        return node.flops * node.depth / rates.flops_per_s + moved
 
     def measured(self, step: Pass, known: frozenset[int], limit_bytes: int) -> Pass | None:
         """A pass with its projected memory and time; None where it does not fit."""
@@ -119,7 +145,9 @@ class Costs:
             ),
         )
         boxes = needed(graph, targets_of(graph, step, middle), given)
-        peak = live_bytes(graph, boxes, given) + self._buffers(step, boxes, middle)
+        peak = live_bytes(graph, boxes, given, self._workspaces) + self._buffers(
+            step, boxes, middle
+        )
         if peak > limit_bytes:
             return None
         seconds, flops = self._cost(step, given)
@@ -162,16 +190,25 @@ class Costs:
     def _seconds(self, step: Pass, volumes: Mapping[int, float], given: Sequence[int]) -> float:
         nodes, rates = self.graph.nodes, self.rates
         fetched = sum(nodes[n].value_bytes * v for n, v in volumes.items() if n in given)
-        moved = sum(2 * nodes[n].value_bytes * v for n, v in volumes.items() if n not in given)
-        stored = self.kept_bytes(step.stores)
+        computed = sum(self.seconds_of(n) * v for n, v in volumes.items() if n not in given)
+        measured = sum(
+            self.seconds_of(s) * math.prod(self.graph.sizes(nodes[s].inputs[0]))
+            for s in step.statistics
+        )
+        ends = set(self.graph.outputs.values())
+        stored = self.kept_bytes(n for n in step.stores if n not in ends)
         return (
-            self._flops(volumes, given) / rates.flops_per_s
-            + moved / rates.memory_bytes_per_s
+            computed
+            + measured
             + fetched / rates.fetch_bytes_per_s
             + stored / rates.store_bytes_per_s
             + PASS_S
             + BLOCK_S * self._count(step)
         )
+
+    @cached_property
+    def _workspaces(self) -> dict[int, float]:
+        return {number: cost.workspace_bytes for number, cost in self.ops.items()}
 
     def _count(self, step: Pass) -> int:
         sizes = self.graph.sizes(0)

@@ -10,8 +10,8 @@ and the block that memory allows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from volflow.errors import MemoryRefused
@@ -25,6 +25,7 @@ __all__ = ["SIDES", "Planner"]
 SIDES = (
     1024, 768, 640, 512, 448, 384, 320, 256, 224, 192, 160, 128, 112, 96, 80, 64, 48, 32, 24, 16, 8,
 )  # fmt: skip
+WHOLE = 2**62
 # Cuts that are looked at; a network with more costly ops is cut behind some of them.
 MOST_CUTS = 26
 
@@ -43,12 +44,15 @@ class Planner:
         What tensors and buffers of one block may take.
     scratch_bytes
         What may be kept at a time.
+    sides
+        That blocks are tried with, largest first.
     """
 
     costs: Costs
     alignment: tuple[int, ...]
     memory_bytes: int
     scratch_bytes: int = 2**62
+    sides: tuple[int, ...] = (WHOLE, *SIDES)
     _known: dict[object, Pass | None] = field(default_factory=dict)
 
     @property
@@ -74,6 +78,33 @@ class Planner:
         alone = self._whole(outputs)
         if alone is not None and (blocks is None or alone.block in blocks):
             return (alone,)
+        found = self._path(blocks, lambda before, steps: before + sum(s.seconds for s in steps))
+        if found is None:
+            raise self._too_little(blocks)
+        return found[1]
+
+    def least_bytes(self, blocks: Sequence[tuple[int, ...]] | None = None) -> int:
+        """What the smallest blocks take, in the passes that take least.
+
+        Parameters
+        ----------
+        blocks
+            As for `choose`.
+        """
+        small = replace(self, memory_bytes=WHOLE, sides=self.sides[-1:], _known={})
+        found = small._path(
+            None if blocks is None else blocks[-1:],
+            lambda before, steps: max(before, *(s.peak_bytes for s in steps)),
+        )
+        assert found is not None  # one pass that keeps nothing always is a way
+        return int(found[0])
+
+    def _path(
+        self,
+        blocks: Sequence[tuple[int, ...]] | None,
+        value: Callable[[float, list[Pass]], float],
+    ) -> tuple[float, tuple[Pass, ...]] | None:
+        """The passes of least value; None where none fit."""
         cuts = self.cuts
         best: list[tuple[float, tuple[Pass, ...]] | None] = [None] * len(cuts)
         best[0] = (0.0, ())
@@ -85,14 +116,11 @@ class Planner:
                 steps = self._between(cuts[i], cuts[j], blocks if j == len(cuts) - 1 else None)
                 if steps is None:
                     continue
-                seconds = start[0] + sum(step.seconds for step in steps)
+                reached = value(start[0], steps)
                 found = best[j]
-                if found is None or seconds < found[0]:
-                    best[j] = (seconds, (*start[1], *steps))
-        last = best[-1]
-        if last is None:
-            raise self._too_little(outputs, blocks)
-        return last[1]
+                if found is None or reached < found[0]:
+                    best[j] = (reached, (*start[1], *steps))
+        return best[-1]
 
     @cached_property
     def cuts(self) -> tuple[int, ...]:
@@ -121,11 +149,11 @@ class Planner:
 
     def _costly(self, number: int) -> bool:
         """Whether a node's values are dearer to compute than to keep and read."""
-        node = self.graph.nodes[number]
-        keep = node.dtype.itemsize * (
-            1 / self.costs.rates.store_bytes_per_s + 1.5 / self.costs.rates.fetch_bytes_per_s
-        )
-        return node.flops / self.costs.rates.flops_per_s > keep
+        node, rates = self.graph.nodes[number], self.costs.rates
+        if not node.flops or node.dims[:2] != (None, None) or None in node.dims[2:]:
+            return False
+        keep = 1 / rates.store_bytes_per_s + 1.5 / rates.fetch_bytes_per_s
+        return self.costs.seconds_of(number) > keep * node.value_bytes
 
     def _kept(self, cut: int) -> frozenset[int]:
         """What must be kept at a cut so that nothing before it is computed again.
@@ -249,8 +277,8 @@ class Planner:
     def blocks(self) -> tuple[tuple[int, ...], ...]:
         """Blocks to try, largest first; sides are evened out over the volume."""
         sizes = self.graph.sizes(0)
-        found = [tuple(sizes)]
-        for side in SIDES:
+        found: list[tuple[int, ...]] = []
+        for side in self.sides:
             block = tuple(
                 _even(n, max(side, a), a) for n, a in zip(sizes, self.alignment, strict=True)
             )
@@ -258,18 +286,13 @@ class Planner:
                 found.append(block)
         return tuple(found)
 
-    def _too_little(
-        self, outputs: tuple[int, ...], blocks: Sequence[tuple[int, ...]] | None
-    ) -> MemoryRefused:
-        smallest = (blocks or self.blocks)[-1]
-        known = frozenset(self.graph.statistics)
-        step = self.costs.measured(Pass((0,), outputs, (), smallest), known, 2**62)
-        assert step is not None
-        sides = "×".join(map(str, smallest))
+    def _too_little(self, blocks: Sequence[tuple[int, ...]] | None) -> MemoryRefused:
+        sides = "×".join(map(str, (blocks or self.blocks)[-1]))
         return MemoryRefused(
-            f"exact inference of a block of {sides} voxels takes {format_bytes(step.peak_bytes)},"
-            f" and memory leaves {format_bytes(max(0, self.memory_bytes))}; give more memory, or"
-            " use blend='gaussian' with a smaller patch"
+            f"exact inference in blocks of {sides} voxels takes"
+            f" {format_bytes(self.least_bytes(blocks))}, and memory leaves"
+            f" {format_bytes(max(0, self.memory_bytes))}; give more memory, or use"
+            " blend='gaussian' with a smaller patch"
         )
 
 
