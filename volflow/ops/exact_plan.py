@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from distributed import Client
 
-from volflow.engine.cluster import memory_per_worker
+from volflow.engine.cluster import memory_per_worker, workers
 from volflow.errors import MemoryRefused
 from volflow.geometry.budget import format_bytes
 from volflow.model.forward import Output
@@ -133,7 +133,7 @@ def decide_exact(request: Request, client: Client, memory: Any, threads: int) ->
     found = look_at(_network(request, sizes), module, client, threads)
     memory_bytes = memory_per_worker(client, memory)
     result = Result(request, outputs, found.network.dtype, tuple(seen), sizes)
-    planner = _planner(request, graph, outputs, found, memory_bytes)
+    planner = _planner(request, graph, outputs, found, client, memory_bytes)
     choose = _of_volumes if dropped is None else _of_slices
     passes, layout = choose(planner, result)
     peak = _budget(max(step.peak_bytes for step in passes))
@@ -174,6 +174,7 @@ def _planner(
     graph: Graph,
     outputs: tuple[Output, ...],
     found: Look,
+    client: Client,
     memory_bytes: int,
 ) -> Planner:
     score_bytes = 8 if graph.nodes[0].dtype == torch.float64 else 4
@@ -190,6 +191,7 @@ def _planner(
         input_bytes=2 * read + score_bytes * request.inputs.channels,
         output_bytes=written,
         ops=found.costs,
+        workers=len(workers(client)),
     )
     scratch = int(SCRATCH_SHARE * free_bytes(request.out.parent))
     return Planner(costs, alignment_of(graph), int(budget), scratch)
@@ -240,10 +242,10 @@ def _refused(planner: Planner, what: str, least_bytes: int) -> MemoryRefused:
     )
 
 
-def pass_facts(graph: Graph, exact: ExactSettings, workers: int) -> tuple[tuple[str, str], ...]:
+def pass_facts(graph: Graph, exact: ExactSettings) -> tuple[tuple[str, str], ...]:
     """The passes, for people."""
     passes = exact.passes
-    seconds = sum(step.seconds for step in passes) / max(1, workers)
+    seconds = sum(step.seconds for step in passes)
     whole = sum(
         node.flops * node.depth * math.prod(graph.sizes(n)) for n, node in enumerate(graph.nodes)
     )

@@ -315,7 +315,7 @@ def _exact_plan(
         ("blend", "exact" + (f", frame {options.frame}" if options.frame else "")),
         ("device", f"{settings.device} {settings.precision}"),
         ("blocks", f"{settings.block} voxels, shards {settings.shard}, chunks {settings.chunk}"),
-        *pass_facts(passes.graph, exact, count),
+        *pass_facts(passes.graph, exact),
     )
     return Plan(
         "predict",

@@ -70,7 +70,7 @@ class Pass:
     block
         Voxels of the input, per axis.
     peak_bytes, seconds, flops
-        Projected: of one block; of all on one worker.
+        Projected: of one block; of all, shared by the workers; of all.
     """
 
     given: tuple[int, ...]
@@ -116,6 +116,8 @@ class Costs:
         Per voxel of the input as it is read, and of the outputs as they are finished and written.
     ops
         What ops cost, by node, where they were tried.
+    workers
+        That share the blocks of a pass.
     """
 
     graph: Graph
@@ -123,6 +125,7 @@ class Costs:
     input_bytes: int = 4
     output_bytes: int = 4
     ops: Mapping[int, Cost] = field(default_factory=dict)
+    workers: int = 1
 
     def seconds_of(self, number: int) -> float:
         """Of one voxel of a node."""
@@ -197,22 +200,14 @@ class Costs:
         )
         ends = set(self.graph.outputs.values())
         stored = self.kept_bytes(n for n in step.stores if n not in ends)
-        return (
-            computed
-            + measured
-            + fetched / rates.fetch_bytes_per_s
-            + stored / rates.store_bytes_per_s
-            + PASS_S
-            + BLOCK_S * self._count(step)
-        )
+        moved = fetched / rates.fetch_bytes_per_s + stored / rates.store_bytes_per_s
+        count = math.prod(-(-n // b) for n, b in zip(self.graph.sizes(0), step.block, strict=True))
+        rounds = -(-count // self.workers) / count  # of all blocks, when no worker waits
+        return PASS_S + rounds * (computed + measured + moved + BLOCK_S * count)
 
     @cached_property
     def _workspaces(self) -> dict[int, float]:
         return {number: cost.workspace_bytes for number, cost in self.ops.items()}
-
-    def _count(self, step: Pass) -> int:
-        sizes = self.graph.sizes(0)
-        return math.prod(-(-n // b) for n, b in zip(sizes, step.block, strict=True))
 
     def kept_bytes(self, kept: Iterable[int]) -> int:
         """Bytes of whole nodes."""

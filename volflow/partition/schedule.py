@@ -76,9 +76,13 @@ class Planner:
         """
         outputs = tuple(sorted(set(self.graph.outputs.values())))
         alone = self._whole(outputs)
-        if alone is not None and (blocks is None or alone.block in blocks):
+        if alone is not None and blocks is not None and alone.block not in blocks:
+            alone = None
+        if alone is not None and self.costs.workers == 1:
             return (alone,)
         found = self._path(blocks, lambda before, steps: before + sum(s.seconds for s in steps))
+        if alone is not None and (found is None or alone.seconds <= found[0]):
+            return (alone,)
         if found is None:
             raise self._too_little(blocks)
         return found[1]
@@ -246,15 +250,20 @@ class Planner:
         known: frozenset[int],
         blocks: Sequence[tuple[int, ...]] | None,
     ) -> Pass | None:
-        """The pass with the largest block that fits."""
+        """The pass with the largest block that fits, or smaller ones that keep workers busy."""
         key = (given, stores, statistics, known, blocks is None)
         if key not in self._known:
             read = self._read(given, stores, statistics, known)
-            found = None
+            found: Pass | None = None
             for block in blocks if blocks is not None else self.blocks:
                 step = Pass(read, stores, statistics, block)
-                found = self.costs.measured(step, known, self.memory_bytes)
-                if found is not None:
+                tried = self.costs.measured(step, known, self.memory_bytes)
+                if tried is None:
+                    continue
+                if found is not None and tried.seconds >= found.seconds:
+                    break
+                found = tried
+                if self.costs.workers == 1:
                     break
             self._known[key] = found
         return self._known[key]
