@@ -20,8 +20,8 @@ from volflow.geometry.roi import Roi
 from volflow.store.create import create
 from volflow.store.meta import Meta
 
-NAMES = ["demo", "convert", "info", "statistics", "sample", "predict", "pyramid", "verify"]
-NAMES += ["status", "export", "preview", "view"]
+NAMES = ["demo", "convert", "info", "statistics", "sample", "predict", "halo"]
+NAMES += ["pyramid", "verify", "status", "export", "preview", "view"]
 
 
 @pytest.fixture

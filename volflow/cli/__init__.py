@@ -15,6 +15,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from volflow.cli.halo import halo
 from volflow.cli.predict import predict
 from volflow.cli.pyramid import pyramid
 from volflow.cli.runs import demo, status, verify
@@ -35,6 +36,7 @@ COMMANDS: tuple[tuple[Callable[..., None], str], ...] = (
     (statistics, "volflow statistics scan.zarr --foreground nonzero"),
     (sample, "volflow sample cases/ --sampler label --patch 64 -o sheet.png"),
     (predict, "volflow predict scan.nii.gz seg.nii.gz --model bundle/ --memory 4GiB"),
+    (halo, "volflow halo bundle/ --on scan.zarr --overlap 0 --overlap 0.5"),
     (pyramid, "volflow pyramid out.zarr"),
     (verify, "volflow verify out.zarr"),
     (status, "volflow status out.zarr"),

@@ -124,6 +124,9 @@ class Certificate:
         Of the network.
     classes
         Names, where the model brings them.
+    margin
+        Voxels that the network reads before and behind a block, per axis of its own; None where
+        it has no exact rule.
     statistics
         Layers that need statistics of the whole volume.
     no_rule
@@ -146,6 +149,7 @@ class Certificate:
     device: str
     dtype: str
     classes: tuple[str, ...]
+    margin: tuple[tuple[int, int], ...] | None
     statistics: int
     no_rule: str
     regions: tuple[Region, ...]
@@ -175,6 +179,9 @@ class Certificate:
     def notes(self) -> list[str]:
         """What a reader of the figures must know."""
         notes = []
+        if self.margin is not None:
+            reach = max(max(sides) for sides in self.margin)
+            notes.append(f"the network reads up to {reach} voxels beyond a block on each side")
         if self.no_rule:
             notes.append(f"no exact blend: {self.no_rule}")
         if self.statistics:
@@ -184,7 +191,7 @@ class Certificate:
             )
         if not any(any(axes) for axes in self.plane.borders):
             notes.append("one patch covers a region, so that there are no seams to measure")
-        return notes or ["what differs comes from the patches' borders alone"]
+        return notes
 
 
 def _table(number: int, region: Region) -> list[str]:

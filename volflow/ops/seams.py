@@ -206,6 +206,7 @@ def _certificate(
         device=bench.device,
         dtype=request.forward("cpu", "float32").dtype,
         classes=spec.classes,
+        margin=None if found is None else found.margin,
         statistics=0 if found is None else found.statistics,
         no_rule=no_rule,
         regions=tuple(region for region, _ in measured),

@@ -118,7 +118,8 @@ def test_in_words_and_for_machines(certified, path):
     facts = json.loads(json.dumps(certified.to_dict()))
     assert "plane" not in facts
     assert facts["regions"][0]["blends"][0]["overlap"] == 0
-    assert facts["statistics"] == 0
+    assert (facts["statistics"], facts["margin"]) == (0, [[6, 6]] * 3)
+    assert "reads up to 6 voxels beyond a block" in text
 
 
 def test_statistics_are_told(path):
