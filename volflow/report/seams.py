@@ -158,7 +158,7 @@ def _heading(seams: Seams) -> str:
 def _line(seams: Seams) -> str:
     """What is known of the whole region."""
     figures = f"mean {seams.mean:.2g}, largest {seams.largest:.2g}".replace("e-", "e−")
-    return f"{figures}, {percent(seams.changed)} of voxels of another class"
+    return f"{figures}, {percent(seams.changed)} other class"
 
 
 def _subtitle(certificate: Certificate, view: View) -> str:

@@ -50,7 +50,7 @@ def test_panels_and_words(certificate, words):
     assert "scores −1 … 2" in said
     for heading in ("image", "whole", "gaussian, overlap 0", "hann, overlap 0,4,0.25"):
         assert heading in said
-    assert "mean 0.02, largest 1.5, 0.12 % of voxels of another class" in said
+    assert "mean 0.02, largest 1.5, 0.12 % other class" in said
     assert "liver" in said
     assert [axes.get_label() for axes in figure.axes][:4] == ["axial"] * 4
     assert figure.facts["plane"] == {"axis": "z", "index": 9}
