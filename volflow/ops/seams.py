@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from distributed import Client
 
 from volflow.engine.cluster import connect, memory_per_worker
@@ -31,6 +32,7 @@ from volflow.ops.tiling import SLACK_BYTES
 from volflow.ops.whole import difference, memory_of, run_whole, score_range
 from volflow.partition.halo import Halo
 from volflow.store.create import create
+from volflow.store.journal import Journal, journal_dir
 from volflow.store.meta import Meta
 from volflow.store.volume import Volume
 
@@ -39,7 +41,10 @@ __all__ = ["certify"]
 Array = npt.NDArray[Any]
 Variant = tuple[str, Any]
 
+EXACT: Variant = ("exact", None)
+
 SIDE = 160  # of a region, unless patches are so large that it holds no seams
+DEVICE_SHARE = 0.7  # of what is free on a GPU
 # Of what the whole run takes: memory for an exact run, so that it has blocks.
 SHARES = (1 / 8, 1 / 4, 1 / 2)
 
@@ -124,14 +129,13 @@ def certify(  # noqa: PLR0913 - a public journey takes flat options
 
     Examples
     --------
-    >>> import torch
     >>> scan = np.random.default_rng(0).random((12, 12, 12), "float32")
     >>> found = certify(scan, torch.nn.Conv3d(1, 2, 3, padding=1), patch=6, overlaps=[0])
     >>> exact, blended = found.regions[0].exact, found.regions[0].blends[0]
     >>> exact.largest < 1e-5 < blended.largest
     True
     """
-    variants = _checked(overlaps, blends, regions)
+    variants = _checked(overlaps, blends, regions=regions, seed=seed)
     given = PredictOptions(
         patch, overlaps[0], blends[0], frame, normalize, activation, "scores", device=device,
         precision="float32",
@@ -155,7 +159,7 @@ def certify(  # noqa: PLR0913 - a public journey takes flat options
             )  # fmt: skip
             most = [max(SIDE, 3 * p // 2) for p in request.options.sides]
             shape = request.inputs.shape
-            sides = fitting_sides(shape, most, needed, bench.memory_bytes)
+            sides = fitting_sides(shape, most, needed, _room(bench))
             dtype = request.forward("cpu", "float32").dtype
             boxes = busy_regions(bench.request.inputs, dtype, sides, regions, seed)
             measured = [_measure(bench, *numbered) for numbered in enumerate(boxes, 1)]
@@ -166,10 +170,19 @@ def _nobody(line: str) -> None:
     """Hear nothing."""
 
 
-def _checked(overlaps: Any, blends: Any, regions: Any) -> tuple[Variant, ...]:
+def _room(bench: Bench) -> int:
+    """Memory for a whole run, which takes place on a device at once."""
+    if not bench.device.startswith("cuda"):
+        return bench.memory_bytes
+    free = torch.cuda.mem_get_info(torch.device(bench.device))[0]
+    return min(bench.memory_bytes, int(DEVICE_SHARE * free))
+
+
+def _checked(overlaps: Any, blends: Any, *, regions: Any, seed: Any) -> tuple[Variant, ...]:
     """Every blend at every overlap; refuses what is none."""
-    if not isinstance(regions, int) or regions < 1:
-        raise InvalidInput(f"regions must be a whole number from 1, given {regions!r}")
+    for name, value, least in (("regions", regions, 1), ("seed", seed, 0)):
+        if not isinstance(value, int) or value < least:
+            raise InvalidInput(f"{name} must be a whole number from {least}, given {value!r}")
     for name, values in (("overlaps", overlaps), ("blends", blends)):
         if isinstance(values, str) or not isinstance(values, Sequence) or not values:
             raise InvalidInput(
@@ -235,12 +248,11 @@ def _measure(bench: Bench, number: int, box: Roi) -> tuple[Region, Plane]:
     exact = None
     if bench.exact:
         bench.told(f"region {number}: exact")
-        memory, blocks = _small_blocks(bench, region)
-        _, exact, _ = _run(bench, region, place, ("exact", None), blocks, memory)
+        exact = _exact(bench, region, place)
     runs = []
     for blend, overlap in bench.variants:
         bench.told(f"region {number}: {blend}, overlap {overlap}")
-        runs.append(_run(bench, region, place, (blend, overlap), len(place.grid(overlap))))
+        runs.append(_run(bench, region, place, (blend, overlap)))
     stored = request.inputs.frame.stored_roi(box, request.inputs.volumes[0].spatial_shape)
     done = Region(
         start=stored.start,
@@ -256,13 +268,21 @@ def _measure(bench: Bench, number: int, box: Roi) -> tuple[Region, Plane]:
     return done, place.plane(at, [result for result, *_ in runs], overlaps)
 
 
+def _exact(bench: Bench, region: Volume, place: Place) -> Seams:
+    """The exact blend, in blocks as small as a small part of the memory makes them."""
+    out, module = bench.folder / "planned.zarr", bench.request.model.module
+    amply = plan_predict(region, module, out, blend="exact", **_options(bench)).peak_bytes
+    for share in SHARES:
+        memory = SLACK_BYTES + int(share * (amply - SLACK_BYTES))
+        try:
+            return _run(replace(bench, memory_bytes=memory), region, place, EXACT)[1]
+        except MemoryRefused:
+            continue
+    return _run(bench, region, place, EXACT)[1]
+
+
 def _run(
-    bench: Bench,
-    region: Volume,
-    place: Place,
-    variant: Variant,
-    forwards: int,
-    memory: int | None = None,
+    bench: Bench, region: Volume, place: Place, variant: Variant
 ) -> tuple[dict[str, Volume], Seams, Array]:
     """The region by `predict`: its result, what it says, and where that differs."""
     blend, overlap = variant
@@ -270,40 +290,23 @@ def _run(
     began = time.process_time()
     made = predict(
         region, bench.request.model.module, out, blend=blend, overlap=overlap, progress=False,
-        **_options(bench, memory),
+        **_options(bench),
     )  # fmt: skip
     took = time.process_time() - began
     result = {"": made} if isinstance(made, Volume) else made
     found = difference(place.whole, result, bench.request, place.normal)
+    exact = variant == EXACT
+    forwards = len(Journal(journal_dir(out)).done()) if exact else len(place.grid(overlap))
     seams = Seams(blend, overlap, forwards, found.largest, found.mean, found.changed, took)
     return result, seams, found.along
 
 
-def _options(bench: Bench, memory: int | None) -> dict[str, Any]:
+def _options(bench: Bench) -> dict[str, Any]:
     """What every run is given; the region is in the network's frame, and normalised."""
-    sides = bench.request.options.sides
     return {
-        "patch": sides,
+        "patch": bench.request.options.sides,
         "device": bench.device,
         "precision": "float32",
         "cluster": bench.client,
-        "memory": max(1, bench.memory_bytes if memory is None else memory),
+        "memory": max(1, bench.memory_bytes),
     }
-
-
-def _small_blocks(bench: Bench, region: Volume) -> tuple[int | None, int]:
-    """Memory that makes an exact run of several blocks, and how many there are."""
-
-    def planned(memory: int | None) -> Any:
-        out = bench.folder / "planned.zarr"
-        module = bench.request.model.module
-        return plan_predict(region, module, out, blend="exact", **_options(bench, memory))
-
-    amply = planned(None)
-    for share in SHARES:
-        memory = SLACK_BYTES + int(share * (amply.peak_bytes - SLACK_BYTES))
-        try:
-            return memory, planned(memory).blocks
-        except MemoryRefused:
-            continue
-    return None, amply.blocks
