@@ -33,14 +33,12 @@ def halo(  # noqa: PLR0913  one parameter per option that people type
     ] = False,
     on: Annotated[
         list[str] | None,
-        _volume("--on", help="Measure the seams of patches on this volume; name=path for several."),
+        _volume("--on", help="Measure the seams on this volume; repeated as name=path."),
     ] = None,
     patch: Annotated[Text, _volume(help="The model's window: 96, or 96,96,48.")] = None,
-    overlap: Annotated[
-        list[str] | None, _volume(help="In voxels or as a fraction; several: 0, 0.25 and 0.5.")
-    ] = None,
+    overlap: Annotated[list[str] | None, _volume(help="May be repeated; 0, 0.25 and 0.5.")] = None,
     blend: Annotated[
-        list[str] | None, _volume(help="crop, average, gaussian or hann; several: gaussian.")
+        list[str] | None, _volume(help="May be repeated: crop, average, hann; gaussian.")
     ] = None,
     regions: Annotated[int | None, _volume(help="How many are measured: 2.")] = None,
     frame: Annotated[Text, _volume(help="The axes that the model expects, such as RAS.")] = None,
@@ -50,7 +48,8 @@ def halo(  # noqa: PLR0913  one parameter per option that people type
     seed: Annotated[int | None, _volume(help="Of the draw of regions.")] = None,
     memory: Memory = None,
     out: Annotated[
-        Text, _volume("--out", "-o", help="The picture (.png, .pdf, .svg). Default: beside it.")
+        Text,
+        _volume("--out", "-o", help="The picture (.png, .pdf, .svg). Default: beside the volume."),
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,

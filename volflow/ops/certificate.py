@@ -186,8 +186,9 @@ class Certificate:
             notes.append(f"no exact blend: {self.no_rule}")
         if self.statistics:
             notes.append(
-                f"{self.statistics} layers take statistics of the whole volume: the exact blend"
-                " equals the whole run; a network trained on patches saw other statistics"
+                f"statistics of the whole volume are needed by {self.statistics} of its layers: the"
+                " exact blend equals the whole run; a network trained on patches saw other"
+                " statistics"
             )
         if not any(any(axes) for axes in self.plane.borders):
             notes.append("one patch covers a region, so that there are no seams to measure")

@@ -146,7 +146,7 @@ def test_statistics_are_told(path):
     found = certify(path, net, patch=12, overlaps=[0.25], memory="600MB")
     assert found.statistics == 1
     assert found.regions[0].exact.largest < 1e-5 < found.regions[0].blends[0].largest
-    assert "1 layers take statistics of the whole volume" in found.describe()
+    assert "statistics of the whole volume are needed by 1 of its layers" in found.describe()
     assert "trained on patches saw other statistics" in found.describe()
 
 
