@@ -20,7 +20,7 @@ from volflow.ops.exact_layout import Layout, Result
 from volflow.ops.kept import free_bytes
 from volflow.ops.look import Look, look_at
 from volflow.ops.request import Request, check_classes
-from volflow.ops.tiling import SLACK_BYTES
+from volflow.ops.tiling import SLACK_BYTES, TRIALS_DIFFER
 from volflow.partition.graph import Graph
 from volflow.partition.halo import padded_sizes, scale_of
 from volflow.partition.passes import Costs, Pass, Rates
@@ -234,7 +234,8 @@ def _of_slices(planner: Planner, result: Result) -> tuple[tuple[Pass, ...], Layo
 
 
 def _refused(planner: Planner, what: str, least_bytes: int) -> MemoryRefused:
-    enough = math.ceil(_budget(least_bytes) / 2**20)
+    # What ops take is measured anew by each look.
+    enough = math.ceil(TRIALS_DIFFER * _budget(least_bytes) / 2**20)
     return MemoryRefused(
         f"exact inference in the smallest {what} needs {enough} MiB per worker but memory is"
         f' {format_bytes(_budget(planner.memory_bytes))}; use memory="{enough}MiB" or more, or'

@@ -98,7 +98,7 @@ class Planner:
         small = replace(self, memory_bytes=WHOLE, sides=self.sides[-1:], _known={})
         found = small._path(
             None if blocks is None else blocks[-1:],
-            lambda before, steps: max(before, *(s.peak_bytes for s in steps)),
+            lambda before, steps: max([before, *(s.peak_bytes for s in steps)]),
         )
         assert found is not None  # one pass that keeps nothing always is a way
         return int(found[0])

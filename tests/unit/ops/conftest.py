@@ -9,6 +9,10 @@ import volflow as vf
 from tests import nets
 from volflow.engine.cluster import connect
 from volflow.geometry.roi import Roi
+from volflow.ops import exact_plan
+from volflow.ops.look import Look
+from volflow.ops.predict import plan_predict
+from volflow.partition.passes import Cost
 from volflow.store.create import create
 from volflow.store.meta import Meta
 
@@ -57,3 +61,42 @@ def calls():
     """Batch sizes of the forwards on data from here on."""
     nets.calls.clear()
     return nets.calls
+
+
+@pytest.fixture
+def assumed(monkeypatch):
+    """Exact runs do not look at a worker: convolutions are slow, and plans always the same."""
+
+    def look_at(network, module, *rest):
+        nodes = network.graph(module).nodes
+        costs = {
+            n: Cost(node.flops * node.depth / 1e9, 8.0 * node.value_bytes)
+            for n, node in enumerate(nodes)
+            if node.flops
+        }
+        return Look(network.here(), costs)
+
+    monkeypatch.setattr(exact_plan, "look_at", look_at)
+
+
+@pytest.fixture
+def exact(client, tmp_path, assumed):
+    """`vf.predict(..., blend="exact")` in small blocks, silent, into the test's folder."""
+
+    def run(volume, model, out="out.zarr", **options):
+        options = {"chunk": 8, "shard": 8, "cluster": client, "progress": False} | options
+        return vf.predict(volume, model, tmp_path / out, blend="exact", **options)
+
+    return run
+
+
+@pytest.fixture
+def planned(client, tmp_path, assumed):
+    """The number of passes, and of blocks of the last, of an exact prediction."""
+
+    def plan(volume, model, out="out.zarr", **options):
+        options = {"chunk": 8, "shard": 8, "cluster": client} | options
+        found = plan_predict(volume, model, tmp_path / out, blend="exact", **options)
+        return int(found.to_dict()["passes"].split(",")[0]), found.blocks
+
+    return plan
