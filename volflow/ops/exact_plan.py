@@ -34,6 +34,7 @@ __all__ = [
     "exact_outputs_of",
     "network_of",
     "pass_facts",
+    "slack_bytes",
 ]
 
 # Of what is free, what may be kept between passes, and what a device's memory is used up to.
@@ -41,6 +42,8 @@ SCRATCH_SHARE = 0.8
 DEVICE_SHARE = 0.7
 # What allocators take beyond the tensors that are alive.
 ALLOCATED = 1.15
+# What a library of convolutions keeps for each shape that it has met: code, above all.
+KEPT_CODE_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,7 @@ def decide_exact(request: Request, client: Client, memory: Any, threads: int) ->
     planner = _planner(request, graph, outputs, found, client, memory_bytes)
     choose = _of_volumes if dropped is None else _of_slices
     passes, layout = choose(planner, result)
-    peak = _budget(max(step.peak_bytes for step in passes))
+    peak = _budget(graph, max(step.peak_bytes for step in passes))
     exact = ExactSettings(sizes, passes)
     return Decision(outputs, found.network, layout, exact, peak)
 
@@ -164,9 +167,16 @@ def _network(request: Request, sizes: tuple[int, ...]) -> Network:
     return network_of(request, sizes, options.device, precision)
 
 
-def _budget(peak_bytes: int) -> int:
+def slack_bytes(dtype: str) -> int:
+    """What a worker takes beside tensors and buffers, in a network of a dtype."""
+    # In float64 torch convolves by itself.
+    return SLACK_BYTES if dtype == "float64" else SLACK_BYTES + KEPT_CODE_BYTES
+
+
+def _budget(graph: Graph, peak_bytes: int) -> int:
     """What a worker may take where tensors and buffers take so much."""
-    return math.ceil(ALLOCATED * peak_bytes) + SLACK_BYTES
+    dtype = "float64" if graph.nodes[0].dtype == torch.float64 else "float32"
+    return math.ceil(ALLOCATED * peak_bytes) + slack_bytes(dtype)
 
 
 def _planner(
@@ -184,7 +194,9 @@ def _planner(
     written = channels * score_bytes + stored.itemsize * (len(outputs) if classes else channels)
     read = max(v.dtype.itemsize * v.channels_count for v in request.inputs.volumes)
     cuda = found.network.device.startswith("cuda")
-    budget = DEVICE_SHARE * found.free_bytes if cuda else (memory_bytes - SLACK_BYTES) / ALLOCATED
+    budget = (memory_bytes - slack_bytes(found.network.dtype)) / ALLOCATED
+    if cuda:
+        budget = DEVICE_SHARE * found.free_bytes
     costs = Costs(
         graph,
         Rates(),
@@ -235,11 +247,11 @@ def _of_slices(planner: Planner, result: Result) -> tuple[tuple[Pass, ...], Layo
 
 def _refused(planner: Planner, what: str, least_bytes: int) -> MemoryRefused:
     # What ops take is measured anew by each look.
-    enough = math.ceil(TRIALS_DIFFER * _budget(least_bytes) / 2**20)
+    enough = math.ceil(TRIALS_DIFFER * _budget(planner.graph, least_bytes) / 2**20)
     return MemoryRefused(
         f"exact inference in the smallest {what} needs {enough} MiB per worker but memory is"
-        f' {format_bytes(_budget(planner.memory_bytes))}; use memory="{enough}MiB" or more, or'
-        " blend='gaussian' with a small patch"
+        f" {format_bytes(_budget(planner.graph, planner.memory_bytes))}; use"
+        f" memory=\"{enough}MiB\" or more, or blend='gaussian' with a small patch"
     )
 
 

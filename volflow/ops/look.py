@@ -148,14 +148,14 @@ def _cost(graph: Graph, number: int, box: Roi, device: torch.device) -> Cost:
         larger = torch.zeros([n + 1 for n in shape], dtype=graph.nodes[source].dtype, device=device)
         windows.append(Window(larger[tuple(slice(0, n) for n in shape)], part))
     rule: Any = node.compute
-    best, again = math.inf, 0
+    best, most, again = math.inf, 0, 0
     while again < 3 and not (again and best > LONG_S):
         before = mark_peak(device)
         began = time.perf_counter()
         result = rule.partial(windows[0].values) if node.statistic else rule(windows, box)
-        peak = max(0, read_peak(device) - before)  # which waits for a device
+        most = max(most, read_peak(device) - before)  # which waits for a device
         best = min(best, time.perf_counter() - began)
         again += 1
         del result
     own = 0 if node.statistic else node.value_bytes * box.size
-    return Cost(best / box.size, max(0, peak - own) / box.size)
+    return Cost(best / box.size, max(0, most - own) / box.size)

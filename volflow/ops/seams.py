@@ -23,12 +23,12 @@ from volflow.model.forward import pick_device
 from volflow.ops.call import converted_inputs, make_call, placeholders
 from volflow.ops.certificate import Certificate, Plane, Region, Seams
 from volflow.ops.exact_job import read_image
+from volflow.ops.exact_plan import slack_bytes
 from volflow.ops.options import PredictOptions, merge_options
 from volflow.ops.predict import plan_predict, predict
 from volflow.ops.regions import busy_regions, fitting_sides
 from volflow.ops.request import Request, make_request, normalized
 from volflow.ops.seam_plane import Place
-from volflow.ops.tiling import SLACK_BYTES
 from volflow.ops.whole import difference, memory_of, run_whole, score_range
 from volflow.partition.halo import Halo
 from volflow.store.create import create
@@ -272,8 +272,9 @@ def _exact(bench: Bench, region: Volume, place: Place) -> Seams:
     """The exact blend, in blocks as small as a small part of the memory makes them."""
     out, module = bench.folder / "planned.zarr", bench.request.model.module
     amply = plan_predict(region, module, out, blend="exact", **_options(bench)).peak_bytes
+    slack = slack_bytes(bench.request.forward("cpu", "float32").dtype)
     for share in SHARES:
-        memory = SLACK_BYTES + int(share * (amply - SLACK_BYTES))
+        memory = slack + int(share * (amply - slack))
         try:
             return _run(replace(bench, memory_bytes=memory), region, place, EXACT)[1]
         except MemoryRefused:

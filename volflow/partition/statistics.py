@@ -78,13 +78,12 @@ class Moments:
         order = [d for d, axis in enumerate(self.dims) if axis is None]
         order += [d for d, axis in enumerate(self.dims) if axis is not None]
         front = values.permute(order)
-        rows = front.shape[len(self.kept) :]
-        flat = front.reshape(math.prod(self.kept), math.prod(rows[:-1]), rows[-1])
+        flat = front.reshape(math.prod(self.kept), *front.shape[len(self.kept) :])
         if not flat.is_floating_point():
             flat = flat.double()
-        count = flat.shape[1] * flat.shape[2]
+        count = math.prod(flat.shape[1:])
         result = np.empty((3, len(flat)))
-        step = max(1, PIECE // flat.shape[2])
+        step = max(1, PIECE // max(1, math.prod(flat.shape[2:])))
         for n, channel in enumerate(flat):
             pieces = channel.split(step)
             mean = sum(_row_sums(piece) for piece in pieces) / count
