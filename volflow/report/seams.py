@@ -168,16 +168,13 @@ def _subtitle(certificate: Certificate, view: View) -> str:
     spans = ", ".join(
         f"{axis} {a}–{b}" for axis, a, b in zip("zyx", region.start, region.stop, strict=True)
     )
-    low, high = region.scores
     parts = [
-        f"{view.name} {view.axis} = {plane.index} of the region {spans}, a volume of its own",
+        f"{view.name} {view.axis} = {plane.index} of {spans}",
         f"patch {_by(certificate.patch)}",
-        f"scores {low:.3g} … {high:.3g}".replace("-", "−"),
-        *([certificate.activation] if certificate.activation else []),
     ]
     if region.exact is not None:
         largest = f"{region.exact.largest:.1e}".replace("e-", "e−")
-        parts.append(f"exact in {region.exact.forwards} blocks: largest {largest}")
+        parts.append(f"exact: largest {largest}")
     return "   ·   ".join(parts)
 
 

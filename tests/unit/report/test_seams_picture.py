@@ -45,9 +45,8 @@ def test_panels_and_words(certificate, words):
     figure = seams_figure(certificate)
     said = "\n".join(words(figure))
     assert "scan.zarr through liver" in said
-    assert "axial z = 9 of the region z 4–24, y 0–50, x 0–60, a volume of its own" in said
-    assert "exact in 8 blocks: largest 2.5e−07" in said
-    assert "scores −1 … 2" in said
+    assert "axial z = 9 of z 4–24, y 0–50, x 0–60" in said
+    assert "exact: largest 2.5e−07" in said
     for heading in ("image", "whole", "gaussian, overlap 0", "hann, overlap 0,4,0.25"):
         assert heading in said
     assert "mean 0.02, largest 1.5, 0.12 % other class" in said
