@@ -73,7 +73,8 @@ def map_model(  # noqa: PLR0913 - the options of predict
         ``czyx``. Chunks of a computed array that are thinner than what a block needs of its
         neighbours are merged first.
     model
-        As in `predict`. A module is copied, so that training it further changes no result.
+        As in `predict`. A module is copied, so that training it further changes no result. With
+        ``blend="exact"`` statistics that it needs of a stored volume are measured once, now.
     patch, overlap, blend, frame, activation, output, dtype, flips, mask, skip_below, fill
         As in `predict`.
     normalize

@@ -159,10 +159,11 @@ def predict(  # noqa: PLR0913 - a public journey takes flat options
     overwrite: bool = False,
     progress: Progress = None,
 ) -> Result:
-    """Run a network over overlapping patches of a volume and store the blended result.
+    """Run a network over a volume, in overlapping patches or exactly, and store the result.
 
-    The result equals that of one global sliding window, whatever the blocks, the workers and the
-    memory. An interrupted run is resumed by the same call and repeats only blocks in flight.
+    A blended result equals that of one global sliding window, an exact one that of the network run
+    on the whole volume at once, whatever the blocks, the workers and the memory. An interrupted run
+    is resumed by the same call and repeats only blocks in flight.
 
     Parameters
     ----------
@@ -179,7 +180,8 @@ def predict(  # noqa: PLR0913 - a public journey takes flat options
     patch, overlap, blend
         Window of the model, one side or one per axis (1 makes slices); overlap in voxels, or a
         fraction of the patch (0.25); ``"gaussian"`` (default), ``"hann"``, ``"average"`` or
-        ``"crop"``.
+        ``"crop"``. ``"exact"`` needs no patch (one with a 1 says that the network takes slices): the
+        volume is zero-padded at its far end to the network's alignment, as `vf.halo` tells it.
     frame
         Three letters such as ``"RAS"``: axis order and directions in which the model expects its
         patches (and in which patch and overlap are given). Default: as stored, zyx.
@@ -225,6 +227,8 @@ def predict(  # noqa: PLR0913 - a public journey takes flat options
     ------
     InvalidInput
         Before any work, for options, inputs or models that cannot work together.
+    NoExactRule
+        Where an op of the model cannot be computed exactly in blocks, naming it.
     RunFailed
         Where blocks failed after retries; what is done is kept.
 
