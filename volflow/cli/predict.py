@@ -54,7 +54,9 @@ def predict(  # noqa: PLR0913  one parameter per option that people type
     trust: Annotated[bool, _model("--trust", help="Allow model files that can run code.")] = False,
     patch: Annotated[Text, _patches(help="The model's window: 96, or 96,96,48.")] = None,
     overlap: Annotated[Text, _patches(help="In voxels, or as a fraction below 1.")] = None,
-    blend: Annotated[Text, _patches(help="gaussian, hann, average or crop; exact: no seams at all.")] = None,
+    blend: Annotated[
+        Text, _patches(help="gaussian, hann, average or crop; exact: no seams at all.")
+    ] = None,
     flips: Annotated[Text, _patches(help="Average over mirrored copies along these: zyx.")] = None,
     mask: Annotated[Text, _patches(help="A volume; patches outside of it are skipped.")] = None,
     skip_below: Annotated[

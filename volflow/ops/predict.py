@@ -180,8 +180,8 @@ def predict(  # noqa: PLR0913 - a public journey takes flat options
     patch, overlap, blend
         Window of the model, one side or one per axis (1 makes slices); overlap in voxels, or a
         fraction of the patch (0.25); ``"gaussian"`` (default), ``"hann"``, ``"average"`` or
-        ``"crop"``. ``"exact"`` needs no patch (one with a 1 says that the network takes slices): the
-        volume is zero-padded at its far end to the network's alignment, as `vf.halo` tells it.
+        ``"crop"``. ``"exact"`` needs no patch, but one with a 1 says that the network takes
+        slices; the volume is zero-padded at its far end to the network's alignment (`vf.halo`).
     frame
         Three letters such as ``"RAS"``: axis order and directions in which the model expects its
         patches (and in which patch and overlap are given). Default: as stored, zyx.
