@@ -34,7 +34,7 @@ from volflow.model.resident import ModelPlugin
 from volflow.ops.exact_job import Blockwise
 from volflow.ops.exact_plan import ExactSettings, network_of
 from volflow.ops.exact_task import PassJob, block_index, exact_pass, partial_path
-from volflow.ops.kept import Kept
+from volflow.ops.kept import Kept, making_room
 from volflow.ops.request import Request
 from volflow.ops.session import run_journalled
 from volflow.partition.graph import Graph
@@ -154,7 +154,8 @@ class Passes:
         for statistic in step.statistics:
             rule: Any = self.graph.nodes[statistic].compute
             merged.append(rule.merged(part[statistic] for part in partials).ravel())
-        write_file(journal.directory / "statistics.npy", np.concatenate(merged).tobytes())
+        with making_room(journal.directory):
+            write_file(journal.directory / "statistics.npy", np.concatenate(merged).tobytes())
         shutil.rmtree(journal.directory / "partials", ignore_errors=True)
 
     def count(self, number: int) -> int:
@@ -223,8 +224,8 @@ def run_passes(
     for number, wanted in passes.todo():
         step = passes.exact.passes[number]
         journal = passes.journal(number)
-        journal.directory.mkdir(parents=True, exist_ok=True)
-        (journal.directory / "partials").mkdir(exist_ok=True)
+        with making_room(journal.directory):
+            (journal.directory / "partials").mkdir(parents=True, exist_ok=True)
         left = passes.left(number, wanted)
         journal.forget(left)
         stores = {node: passes.kept(node) for node in step.stores if node in wanted}

@@ -18,7 +18,7 @@ from volflow.geometry.grid import BlockGrid
 from volflow.geometry.roi import Roi
 from volflow.model.forward import torch_threads
 from volflow.ops.exact_job import Blockwise, ExactOutput, Plane
-from volflow.ops.kept import Kept
+from volflow.ops.kept import Kept, making_room
 from volflow.ops.predict_job import Target
 from volflow.partition.graph import Graph, needed
 from volflow.partition.passes import Pass, cuts_of, targets_of
@@ -133,7 +133,9 @@ def _pass_block(job: PassJob, graph: Graph, number: int) -> int:
             job.stores[node].write(index, plain.numpy(force=True))
     if partials:
         flat = np.concatenate([partials[s].ravel() for s in step.statistics])
-        write_file(partial_path(job.journal, number), flat.tobytes())
+        path = partial_path(job.journal, number)
+        with making_room(path.parent):
+            write_file(path, flat.tobytes())
     return box.size
 
 

@@ -13,7 +13,8 @@ import math
 import os
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ import numpy.typing as npt
 from volflow.errors import RunFailed, StoreFull
 from volflow.geometry.roi import Roi
 
-__all__ = ["Kept", "free_bytes"]
+__all__ = ["Kept", "free_bytes", "making_room"]
 
 Array = npt.NDArray[Any]
 
@@ -70,19 +71,14 @@ class Kept:
         """Store a block, ``(…, *box)`` of that depth; it is there whole or not at all."""
         path = self.path(index)
         part = path.with_suffix(f".{uuid.uuid4().hex[:8]}.part")
-        try:
-            with part.open("wb") as file:
-                np.ascontiguousarray(values, self.dtype).tofile(file)
-            part.replace(path)
-        except OSError as error:
-            part.unlink(missing_ok=True)
-            # NumPy's tofile says how much it wrote, not why it stopped.
-            if error.errno not in (None, errno.ENOSPC, errno.EDQUOT):
+        with making_room(self.folder):
+            try:
+                with part.open("wb") as file:
+                    np.ascontiguousarray(values, self.dtype).tofile(file)
+                part.replace(path)
+            except OSError:
+                part.unlink(missing_ok=True)
                 raise
-            raise StoreFull(
-                f"{self.folder} cannot be written: no space is left for activations kept between"
-                " passes; make room and run the same command again, or give more memory"
-            ) from error
 
     def read(self, box: Roi) -> Array:
         """The values of a box, ``(depth, *box)``."""
@@ -119,7 +115,8 @@ class Kept:
 
     def open(self) -> None:
         """Make the folder."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with making_room(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
 
     def drop(self) -> None:
         """Delete all of it."""
@@ -129,6 +126,21 @@ class Kept:
 def _place(cuts: Sequence[int], position: int) -> int:
     """The block of an axis that holds a position."""
     return int(np.searchsorted(cuts, position, side="right")) - 1
+
+
+@contextmanager
+def making_room(folder: Path) -> Iterator[None]:
+    """Say in one line that a disk is full, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        # NumPy's tofile says how much it wrote, not why it stopped.
+        if error.errno not in (None, errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise StoreFull(
+            f"{folder} cannot be written: no space is left for what is kept between passes; make"
+            " room and run the same command again, or give more memory"
+        ) from error
 
 
 def free_bytes(folder: Path) -> int:
