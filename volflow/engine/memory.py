@@ -65,7 +65,8 @@ class Ceiling:
         give_back()  # what the last task left is not this one's base
         self.base_bytes = resident_bytes()
 
-    def keep(self) -> None:
-        """Give back what is free if the budget is near."""
-        if resident_bytes() - self.base_bytes > GIVE_BACK_SHARE * self.budget_bytes:
+    def keep(self, next_bytes: int = 0) -> None:
+        """Give back what is free if the budget is near, or too near for what comes next."""
+        room = min(GIVE_BACK_SHARE * self.budget_bytes, self.budget_bytes - next_bytes)
+        if resident_bytes() - self.base_bytes > room:
             give_back()

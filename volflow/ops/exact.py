@@ -59,8 +59,8 @@ class Passes:
         The network.
     blockwise
         The image and the network.
-    threads
-        Of torch, per worker.
+    threads, peak_bytes
+        Of torch, per worker; what a worker is thought to take.
     """
 
     request: Request
@@ -68,13 +68,21 @@ class Passes:
     graph: Graph
     blockwise: Blockwise
     threads: int
+    peak_bytes: int
 
     @classmethod
     def of(cls, request: Request, exact: ExactSettings, settings: Any) -> Passes:
         """The passes of a run with these settings."""
         network = network_of(request, exact.sizes, settings.device, settings.precision)
         graph = replace(network, device="cpu").graph(request.model.module)
-        return cls(request, exact, graph, Blockwise(request.inputs, network), settings.threads)
+        return cls(
+            request,
+            exact,
+            graph,
+            Blockwise(request.inputs, network),
+            settings.threads,
+            settings.peak_bytes,
+        )
 
     @property
     def folder(self) -> Path:
@@ -157,6 +165,11 @@ class Passes:
         with making_room(journal.directory):
             write_file(journal.directory / "statistics.npy", np.concatenate(merged).tobytes())
         shutil.rmtree(journal.directory / "partials", ignore_errors=True)
+
+    def peak_of(self, number: int) -> int:
+        """What a worker is thought to take in a pass."""
+        beside = self.peak_bytes - max(step.peak_bytes for step in self.exact.passes)
+        return beside + self.exact.passes[number].peak_bytes
 
     def count(self, number: int) -> int:
         """Blocks of a pass."""
@@ -263,6 +276,7 @@ def _plan(
         "",
         passes.threads,
         memory_bytes,
+        passes.peak_of(number),
     )
     model = passes.request.model
     count = len(workers(client))

@@ -44,8 +44,8 @@ class PassJob:
         Where nodes are kept.
     journal, session
         Of the pass.
-    threads, memory_bytes
-        Torch threads, and what the task may add to its process.
+    threads, memory_bytes, peak_bytes
+        Torch threads, what the task may add to its process, and what a block is thought to take.
     """
 
     blockwise: Blockwise
@@ -55,6 +55,7 @@ class PassJob:
     session: str
     threads: int
     memory_bytes: int
+    peak_bytes: int
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class OutputJob:
         The tiling of the result, stored axes, output voxels.
     targets
         Where the outputs are written.
-    journal, session, threads, memory_bytes
+    journal, session, threads, memory_bytes, peak_bytes
         As in `PassJob`.
     """
 
@@ -81,6 +82,7 @@ class OutputJob:
     session: str
     threads: int
     memory_bytes: int
+    peak_bytes: int
 
 
 def block_index(sizes: Sequence[int], block: Sequence[int], number: int) -> tuple[int, ...]:
@@ -104,7 +106,7 @@ def exact_pass(job: PassJob, blocks: tuple[int, ...]) -> Iterator[Step]:
             yield Step(number, 0)
             continue
         job.journal.check(job.session)
-        ceiling.keep()
+        ceiling.keep(job.peak_bytes)
         began = time.perf_counter()
         with torch_threads(job.threads):
             size = _pass_block(job, graph, number)
@@ -149,7 +151,7 @@ def exact_outputs(job: OutputJob, blocks: tuple[int, ...]) -> Iterator[Step]:
             yield Step(number, 0)
             continue
         job.journal.check(job.session)
-        ceiling.keep()
+        ceiling.keep(job.peak_bytes)
         began = time.perf_counter()
         box = job.blocks[number].write_roi
         frame = job.output.frame

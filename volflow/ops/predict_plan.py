@@ -306,6 +306,7 @@ def _exact_plan(
         session="",
         threads=settings.threads,
         memory_bytes=memory_bytes,
+        peak_bytes=passes.peak_of(len(exact.passes) - 1),
     )
     inputs, options = request.inputs, request.options
     facts = (

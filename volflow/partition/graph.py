@@ -309,18 +309,21 @@ def live_bytes(
 def _workspace(graph: Graph, boxes: Mapping[int, Roi], number: int) -> int:
     """Bytes an op takes beside its input and output.
 
-    Convolutions copy both into a layout of whole vectors of channels; in float64 they unfold the
-    input, so that each output voxel has a column of what it is computed from.
+    At a border the input is copied with its padding. Convolutions copy both into a layout of whole
+    vectors of channels; in float64 they unfold the input, so that each output voxel has a column of
+    what it is computed from.
     """
     node = graph.nodes[number]
     if not node.flops:
         return 0
     size, itemsize = boxes[number].size, node.dtype.itemsize
-    if node.dtype == torch.float64:
-        return (node.flops // 2 + node.depth) * size * itemsize
-    read = read_by(node.reads[0], boxes[number]).size
     source = graph.nodes[node.inputs[0]]
-    return (_in_vectors(node.depth) * size + _in_vectors(source.depth) * read) * itemsize
+    read = read_by(node.reads[0], boxes[number]).size
+    padded = source.value_bytes * read
+    if node.dtype == torch.float64:
+        return (node.flops // 2 + node.depth) * size * itemsize + padded
+    blocked = _in_vectors(node.depth) * size + _in_vectors(source.depth) * read
+    return blocked * itemsize + padded
 
 
 def _in_vectors(channels: int) -> int:
