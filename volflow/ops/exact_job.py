@@ -115,7 +115,7 @@ class Network:
         if self.flips:
             seen = [a for a in range(3) if a != self.dropped]
             module = Flipped(module, tuple(seen.index(a) for a in self.flips if a in seen))
-        return trace_any(module, self.channels, self.sizes)
+        return trace_any(module, self.channels, self.sizes, self.torch_dtype)
 
 
 def read_image(inputs: Inputs, box: Roi, dtype: str) -> Array:

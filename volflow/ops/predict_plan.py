@@ -214,6 +214,11 @@ def adopt(request: Request, record: Record) -> Settings:
             f"the journal of {request.out} is not one of predict; use overwrite=True"
         ) from error
     options = request.options
+    if options.exact != (settings.exact is not None):
+        raise ResumeRefused(
+            f"{request.out} was begun with something else: another blend than {options.blend!r}; go"
+            " back to that, or begin again (overwrite=True, --overwrite), or choose another output"
+        )
     wanted = {
         "batch_size": options.batch_size,
         "device": options.device,

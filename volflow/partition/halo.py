@@ -211,17 +211,23 @@ def padded_sizes(module: nn.Module, channels: int, shape: Sequence[int]) -> tupl
     a multiple; it is padded all the same, so that a result does not depend on luck.
     """
     try:
-        alignment = alignment_of(_followed(module, channels, len(shape)))
+        graph = _followed(module, channels, len(shape))
+        alignment = alignment_of(graph)
+        twice = trace_any(module, channels, [2 * n for n in graph.sizes(0)])
     except VolflowError:  # it may take this shape alone
+        return tuple(shape)
+    if alignment_of(twice) != alignment:  # it makes as many voxels of any volume
         return tuple(shape)
     return tuple(-(-n // a) * a for n, a in zip(shape, alignment, strict=True))
 
 
-def trace_any(module: nn.Module, channels: int, sizes: Sequence[int]) -> Graph:
+def trace_any(
+    module: nn.Module, channels: int, sizes: Sequence[int], dtype: torch.dtype | None = None
+) -> Graph:
     """As `trace`, but whatever a module raises is a refusal in one line."""
     try:
         with torch.no_grad():
-            return trace(module, channels, sizes)
+            return trace(module, channels, sizes, dtype)
     except VolflowError:
         raise
     except Exception as error:  # models raise whatever they like

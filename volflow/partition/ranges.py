@@ -7,6 +7,7 @@ from the true border of the whole array, so that a range means the same wherever
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Protocol
 
 import numpy as np
@@ -154,6 +155,8 @@ class Gather:
     ----------
     positions
         int64, per output voxel: the input voxel, or -1 where a constant stands.
+    scale
+        Input voxels per output voxel, which few or repeated positions do not tell.
 
     Examples
     --------
@@ -162,6 +165,7 @@ class Gather:
     """
 
     positions: npt.NDArray[np.int64]
+    scale: Fraction = Fraction(1)
 
     def reads(self, low: int, high: int) -> Range:
         """The hull of the positions."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,16 @@ _INTERPOLATE = (
 )  # fmt: skip
 
 Positions = npt.NDArray[np.int64]
+NO_SCALES: Mapping[int, Fraction] = {}
 
 
-def copied(call: OpCall, x: Traced, positions: dict[int, Positions], value: float = 0.0) -> Traced:
+def copied(
+    call: OpCall,
+    x: Traced,
+    positions: dict[int, Positions],
+    value: float = 0.0,
+    scales: Mapping[int, Fraction] = NO_SCALES,
+) -> Traced:
     """Note that voxels are copied from elsewhere.
 
     Parameters
@@ -36,9 +44,11 @@ def copied(call: OpCall, x: Traced, positions: dict[int, Positions], value: floa
         By dim of the tensor, which must lie along an axis: where each voxel comes from.
     value
         Where that is -1.
+    scales
+        By dim, input voxels per output voxel where that is not 1.
     """
     dims = call.tracer.dims(x)
-    gathers = {dims[d]: Gather(where) for d, where in positions.items()}
+    gathers = {dims[d]: Gather(where, scales.get(d, Fraction(1))) for d, where in positions.items()}
     axes = [gathers.get(axis) for axis in range(call.tracer.ndim)]
     shape = [len(positions[d]) if d in positions else n for d, n in enumerate(x.shape)]
     reads: list[AxisMap] = [
@@ -137,7 +147,8 @@ def cut(call: OpCall, x: Traced, slices: dict[int, slice]) -> Traced:
         x = call.tracer.add(call, [x], reads, compute, x.meta[index], dims)
     if any(not len(where) for where in axes.values()):
         raise call.refuse("it cuts away the whole volume")
-    return copied(call, x, axes) if axes else x
+    scales = {d: Fraction(abs(slices[d].step or 1)) for d in axes}
+    return copied(call, x, axes, scales=scales) if axes else x
 
 
 def spread(call: OpCall, x: Traced, dims: Sequence[int | None]) -> Traced:
@@ -184,7 +195,8 @@ def interpolate(call: OpCall) -> Traced:
             for axis, scale in enumerate(scales)
             if x.shape[2 + axis] != meta.shape[2 + axis] or scale not in (None, 1.0)
         }
-        return copied(call, x, positions) if positions else x
+        steps = {d: Fraction(x.shape[d], meta.shape[d]) for d in positions}
+        return copied(call, x, positions, scales=steps) if positions else x
     lerps = [
         _lerp(n, m, scale, bool(given.get("align_corners")), meta.dtype)
         for n, m, scale in zip(x.shape[2:], meta.shape[2:], scales, strict=True)

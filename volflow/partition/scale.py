@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 
-import numpy as np
-
 from volflow.partition.graph import Graph
 from volflow.partition.ranges import AxisMap, Gather, Lerp, Merge, Slide, Split, Spread
 
@@ -42,12 +40,7 @@ def _step(each: AxisMap, size: int, outputs: int) -> Fraction:
     if isinstance(each, Lerp):
         return Fraction(size, outputs)
     if isinstance(each, Gather):
-        inside = each.positions[each.positions >= 0]
-        steps = np.abs(np.diff(inside))
-        if len(steps) and steps.max() > 1 and np.median(steps) <= 1:
-            steps = steps[steps <= 1]  # where a roll or a wrap jumps
-        mean = float(steps.mean()) if len(steps) else 1.0
-        return Fraction(mean).limit_denominator(16) if mean else Fraction(1)
+        return each.scale
     return Fraction(1)
 
 

@@ -7,7 +7,9 @@ with it comes here, functional calls and control flow included; one without a ru
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -58,7 +60,7 @@ def trace(
     >>> [node.name for node in trace(net, 1, (64, 64, 64)).nodes]
     ['input', 'conv3d', 'relu']
     """
-    module = getattr(module, "_orig_mod", module)  # what torch.compile wraps
+    module = _eager(module, {})
     weights = [t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
     dtype = dtype or (weights[0].dtype if weights else torch.float32)
     device = weights[0].device if weights else torch.device("cpu")
@@ -66,9 +68,49 @@ def trace(
     meta = torch.empty((1, channels, *sizes), dtype=dtype, device="meta")
     dims = (None, None, *range(len(sizes)))
     tracer.nodes.append(Node("input", "", (), (), None, tuple(meta.shape), dims, dtype))
-    with torch.no_grad(), _Aside(tracer, module):
+    with torch.no_grad(), _forgetting(module), _Aside(tracer, module):
         raw = module(tracer.stand_in(0, meta))
     return Graph(len(sizes), tuple(tracer.nodes), _outputs(raw), device)
+
+
+def _eager(module: nn.Module, seen: dict[nn.Module, nn.Module]) -> nn.Module:
+    """The module without torch.compile, in whole or in parts; itself where there is none."""
+    if module not in seen:
+        wrapped = getattr(module, "_orig_mod", None)
+        seen[module] = module if wrapped is None else _eager(wrapped, seen)
+        if wrapped is None:
+            parts = {name: part for name, part in module._modules.items() if part is not None}
+            eager = {name: _eager(part, seen) for name, part in parts.items()}
+            if module._compiled_call_impl is not None or eager != parts:
+                # A copy that shares the weights: other threads may be running the module.
+                seen[module] = bare = copy.copy(module)
+                bare._compiled_call_impl = None
+                bare._modules = {**module._modules, **eager}
+    return seen[module]
+
+
+@contextmanager
+def _forgetting(module: nn.Module) -> Iterator[None]:
+    """Take back what a module keeps of its image in attributes, such as outputs on the way."""
+    dicts = [vars(one) for one in module.modules()]
+    lists = [x for each in dicts for x in each.values() if isinstance(x, list)]
+    before = [each.copy() for each in dicts], [each.copy() for each in lists]
+    try:
+        yield
+    finally:
+        for now, old in zip(dicts, before[0], strict=True):
+            for name in [name for name, value in now.items() if _holds_traced(value)]:
+                if name in old:
+                    now[name] = old[name]
+                else:
+                    del now[name]
+        for values, earlier in zip(lists, before[1], strict=True):
+            if _holds_traced(values):
+                values[:] = earlier
+
+
+def _holds_traced(value: Any) -> bool:
+    return any(isinstance(one, Traced) for one in leaves(value))
 
 
 def _outputs(raw: Any) -> Mapping[str, int]:
