@@ -133,8 +133,8 @@ def decide_exact(request: Request, client: Client, memory: Any, threads: int) ->
     graph = network_of(request, sizes, "cpu", "float32").graph(module)
     outputs = exact_outputs_of(graph, dropped)
     check_classes(request.options, outputs)
-    found = look_at(_network(request, sizes), module, client, threads)
     memory_bytes = memory_per_worker(client, memory)
+    found = look_at(_network(request, sizes), module, client, threads, memory_bytes)
     result = Result(request, outputs, found.network.dtype, tuple(seen), sizes)
     planner = _planner(request, graph, outputs, found, client, memory_bytes)
     choose = _of_volumes if dropped is None else _of_slices

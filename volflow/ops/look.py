@@ -22,13 +22,16 @@ from volflow.geometry.roi import Roi
 from volflow.model.forward import mark_peak, read_peak, torch_threads
 from volflow.model.resident import ModelPlugin
 from volflow.ops.exact_job import Network
-from volflow.partition.graph import Graph, Node, Window, read_by
+from volflow.partition.graph import Graph, Node, Window, live_bytes, needed, read_by
 from volflow.partition.passes import Cost
 
 __all__ = ["Look", "look_at"]
 
-# A box is as large as its values and its computation allow: large enough not to lie in the cache.
-BOX_BYTES = 16 * 2**20
+# A box is as large as what its op takes and computes allows: large enough not to lie in the cache,
+# and small beside what a worker may take.
+BOX_BYTES = 96 * 2**20
+BOX_SHARE = 1 / 4
+MOST_SIDE = 512
 BOX_FLOPS = 2e9
 # Seconds after which an op is not run again to be timed better.
 LONG_S = 0.05
@@ -59,9 +62,12 @@ class LookJob:
 
     network: Network
     threads: int
+    memory_bytes: int
 
 
-def look_at(network: Network, module: torch.nn.Module, client: Client, threads: int) -> Look:
+def look_at(
+    network: Network, module: torch.nn.Module, client: Client, threads: int, memory_bytes: int
+) -> Look:
     """Look at one worker of a client.
 
     Parameters
@@ -72,10 +78,10 @@ def look_at(network: Network, module: torch.nn.Module, client: Client, threads: 
         The model.
     client
         Whose first free worker is looked at.
-    threads
-        Of torch.
+    threads, memory_bytes
+        Of torch; what the worker may take.
     """
-    job = LookJob(network, threads)
+    job = LookJob(network, threads, memory_bytes)
     plugin = ModelPlugin(module, network.digest)
     plan = Plan("look", _look, job, ((0,),), 1, "look", 1, 1, True, (), plugin)
     found: Look = run(plan, cluster=client, progress=False).results[0]
@@ -90,18 +96,18 @@ def _look(job: LookJob, blocks: tuple[int, ...]) -> Iterator[Step]:
         device.type, dtype=torch.bfloat16, enabled=network.precision == "bfloat16"
     )
     with torch_threads(job.threads), torch.inference_mode(), autocast:
-        costs = measured(network.graph(), device)
+        costs = measured(network.graph(), device, int(BOX_SHARE * job.memory_bytes))
     yield Step(blocks[0], 1, result=Look(network, costs, free))
 
 
-def measured(graph: Graph, device: torch.device) -> dict[int, Cost]:
+def measured(graph: Graph, device: torch.device, box_bytes: int = BOX_BYTES) -> dict[int, Cost]:
     """What each op costs per voxel of its output; alike ops are run once."""
     costs: dict[int, Cost] = {}
     seen: dict[object, Cost] = {}
     for number, node in enumerate(graph.nodes):
         if node.compute is None or not any(axis is not None for axis in _dims(graph, number)):
             continue
-        box = _box(graph, number)
+        box = _box(graph, number, min(box_bytes, BOX_BYTES))
         shapes = tuple(
             _window_shape(graph.nodes[source], read_by(maps, box) if not node.statistic else box)
             for source, maps in zip(node.inputs, node.reads, strict=True)
@@ -119,13 +125,28 @@ def _dims(graph: Graph, number: int) -> tuple[int | None, ...]:
     return graph.nodes[node.inputs[0]].dims if node.statistic else node.dims
 
 
-def _box(graph: Graph, number: int) -> Roi:
+def _box(graph: Graph, number: int, most_bytes: int) -> Roi:
     """A box in the middle of a node, or of what a statistic is measured of."""
     node = graph.nodes[number]
     seen = graph.nodes[node.inputs[0]] if node.statistic else node
-    most = min(BOX_BYTES / seen.value_bytes, BOX_FLOPS / max(1, node.flops * node.depth))
-    side = max(4, int(most ** (1 / graph.ndim)) // 4 * 4)
     sizes = seen.sizes(graph.ndim)
+    for side in range(MOST_SIDE, 4, -4):
+        box = _middle(sizes, side)
+        operations = box.size * node.flops * node.depth
+        if operations <= BOX_FLOPS and _bytes(graph, number, box) <= most_bytes:
+            return box
+    return _middle(sizes, 4)
+
+
+def _bytes(graph: Graph, number: int, box: Roi) -> int:
+    """What an op takes on a box."""
+    given = graph.nodes[number].inputs
+    if graph.nodes[number].statistic:
+        return 2 * graph.nodes[given[0]].value_bytes * box.size
+    return live_bytes(graph, needed(graph, {number: box}, given), given)
+
+
+def _middle(sizes: tuple[int, ...], side: int) -> Roi:
     start = tuple((n - min(n, side)) // 2 for n in sizes)
     return Roi(start, tuple(a + min(n, side) for a, n in zip(start, sizes, strict=True)))
 

@@ -22,6 +22,9 @@ __all__ = ["Compute", "Graph", "Node", "Window", "compute", "crop", "live_bytes"
 
 # Channels that the widest instructions of a processor take at a time.
 VECTOR = 16
+# Torch unfolds small inputs in float32 too: up to so many channels × voxels along two axes, however
+# long the third is. They are found where blocks end at a border.
+UNFOLDED = 20480
 
 
 @dataclass(frozen=True)
@@ -318,12 +321,15 @@ def _workspace(graph: Graph, boxes: Mapping[int, Roi], number: int) -> int:
         return 0
     size, itemsize = boxes[number].size, node.dtype.itemsize
     source = graph.nodes[node.inputs[0]]
-    read = read_by(node.reads[0], boxes[number]).size
-    padded = source.value_bytes * read
+    read = read_by(node.reads[0], boxes[number])
+    padded = source.value_bytes * read.size
     if node.dtype == torch.float64:
         return (node.flops // 2 + node.depth) * size * itemsize + padded
-    blocked = _in_vectors(node.depth) * size + _in_vectors(source.depth) * read
-    return blocked * itemsize + padded
+    beside = _in_vectors(node.depth) * size + _in_vectors(source.depth) * read.size
+    if not node.name.startswith("conv_transpose"):
+        small = UNFOLDED / source.depth * math.prod(read.shape[2:])
+        beside = max(beside, int(node.flops // 2 * min(size, small)))
+    return beside * itemsize + padded
 
 
 def _in_vectors(channels: int) -> int:
