@@ -117,7 +117,7 @@ def test_killed_in_the_first_pass_a_middle_one_and_the_last(scan, root, tmp_path
         for path in folder.rglob("*.json"):
             if path.parent.name == "done":
                 path.unlink()
-    for path in passes.rglob("statistics.npy"):
+    for path in passes.rglob("statistics.f64"):
         path.unlink()
     vf.predict(scan, net(), out, **OPTIONS)
     assert (journal_dir(out) / "plan.json").read_text() == settings

@@ -5,7 +5,7 @@
     out.zarr.volflow/passes/
         000/                  the journal of the first pass
             partials/         what each of its blocks knows of the statistics
-            statistics.npy    what all of them know
+            statistics.f64    what all of them know
         kept/7/               node 7, while a later pass needs it
 
 A pass that was interrupted goes on; one whose kept nodes are needed again, because blocks of the
@@ -116,7 +116,7 @@ class Passes:
     def statistics(self, number: int) -> dict[int, Array] | None:
         """What a pass measured, by node; None where it is not done."""
         wanted = self.exact.passes[number].statistics
-        path = self.journal(number).directory / "statistics.npy"
+        path = self.journal(number).directory / "statistics.f64"
         if not wanted:
             return {}
         try:
@@ -163,7 +163,7 @@ class Passes:
             rule: Any = self.graph.nodes[statistic].compute
             merged.append(rule.merged(part[statistic] for part in partials).ravel())
         with making_room(journal.directory):
-            write_file(journal.directory / "statistics.npy", np.concatenate(merged).tobytes())
+            write_file(journal.directory / "statistics.f64", np.concatenate(merged).tobytes())
         shutil.rmtree(journal.directory / "partials", ignore_errors=True)
 
     def peak_of(self, number: int) -> int:

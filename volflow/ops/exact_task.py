@@ -93,7 +93,7 @@ def block_index(sizes: Sequence[int], block: Sequence[int], number: int) -> tupl
 
 def partial_path(journal: Journal, number: int) -> Path:
     """Where what a block knows of a pass's statistics is kept."""
-    return journal.directory / "partials" / f"{number:08d}.npy"
+    return journal.directory / "partials" / f"{number:08d}.f64"
 
 
 def exact_pass(job: PassJob, blocks: tuple[int, ...]) -> Iterator[Step]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -123,8 +123,15 @@ def merge_options(given: PredictOptions, spec: Spec) -> PredictOptions:
         merged["normalize"] = None
     options = replace(given, **merged)
     if options.exact:
+        if given.overlap is not None:
+            raise InvalidInput(
+                f"overlap {given.overlap} is that of patches, and blend 'exact' has none; leave it"
+                " out, or use blend='gaussian'"
+            )
         options = _without_patches(options)
-    elif options.patch is None:
+    else:
+        _one_of("blend", options.blend, (*get_args(Blend), "exact"))
+    if not options.exact and options.patch is None:
         raise InvalidInput("patch is needed: this model does not say its own; e.g. patch=96")
     if options.fill is None:
         options = replace(options, fill=spec.background if options.output == "classes" else 0)
@@ -153,7 +160,6 @@ def _without_patches(options: PredictOptions) -> PredictOptions:
 def _check(options: PredictOptions) -> None:
     if not options.exact:
         stride_of(options.sides, options.overlap)
-        check_blend(options.blend or "")
     if options.frame is not None:
         Frame.between("RAS", options.frame)
     _one_of("output", options.output, ("scores", "classes"))

@@ -134,7 +134,7 @@ class Planner:
         """
         nodes = self.graph.nodes
         found = []
-        for number, node in enumerate(nodes):
+        for number in range(len(nodes)):
             if self._costly(number):
                 last = number
                 while last + 1 < len(nodes) and (
@@ -143,7 +143,6 @@ class Planner:
                 ):
                     last += 1
                 found.append(last)
-            del node
         found = [n for n in found if n < len(nodes) - 1]
         if len(found) > MOST_CUTS:
             # Where little is kept.

@@ -149,7 +149,7 @@ class TestWhatPassesLeave:
         assert not list(passes(tmp_path).rglob("*.raw"))
         assert not list(passes(tmp_path).rglob("*.part"))
         assert not list(passes(tmp_path).rglob("partials"))
-        assert len(list(passes(tmp_path).rglob("statistics.npy"))) > 1
+        assert len(list(passes(tmp_path).rglob("statistics.f64"))) > 1
 
     def test_done_is_returned_at_once(self, run, counted, tmp_path):
         run()
@@ -210,11 +210,11 @@ class TestDamage:
             if len(found) > 1:
                 found[1].unlink()
 
-        damaged(0.1, "partials/*.npy", cut)
+        damaged(0.1, "partials/*.f64", cut)
 
     @pytest.mark.parametrize("content", [b"", b"123", b"0" * 8])
     def test_of_statistics(self, damaged, content):
-        damaged(0.6, "statistics.npy", lambda found: found[0].write_bytes(content))
+        damaged(0.6, "statistics.f64", lambda found: found[0].write_bytes(content))
 
     def test_of_a_journal_entry(self, damaged):
         damaged(0.1, "done/*.json", lambda found: found[0].write_text("{"))

@@ -101,7 +101,10 @@ class TestSettings:
         ({"overlap": (0.5, 0.5)}, r"^overlap needs one entry per axis \(3\); got \(0.5, 0.5\)$"),
         ({"overlap": (1, 2, 8)}, r"below the patch \(8\); got 8$"),
         ({"blend": "linear"}, r"^unknown blend 'linear'; use one of crop, average, gaussian, hann"),
-        ({"blend": "exact"}, r"^blend 'exact' needs rules .* use crop, average, gaussian or hann$"),
+        (
+            {"blend": "exact", "overlap": 8},
+            r"^overlap 8 is that of patches, and blend .exact. has none",
+        ),
         ({"frame": "RAX"}, r"^frame must be three letters, one of each pair .* got 'RAX'$"),
         ({"frame": "RLS"}, r"^frame must be three letters"),
         ({"normalize": "max"}, r"^unknown normalize 'max'; use minmax, zscore, percentile"),
@@ -155,3 +158,7 @@ class TestInputs:
     def test_none_is_refused(self):
         with pytest.raises(InvalidInput, match="no input volume was given"):
             order_inputs({}, PLAIN)
+
+
+def test_an_exact_run_takes_no_notice_of_a_bundles_overlap():
+    assert merge_options(PredictOptions(blend="exact"), make_spec({"overlap": 8})).overlap is None
