@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,7 @@ from tests import nets
 from volflow.engine.cluster import connect
 from volflow.geometry.roi import Roi
 from volflow.ops import exact_plan
+from volflow.ops.exact_job import Network
 from volflow.ops.look import Look
 from volflow.ops.predict import plan_predict
 from volflow.partition.passes import Cost
@@ -65,7 +68,17 @@ def calls():
 
 @pytest.fixture
 def assumed(monkeypatch):
-    """Exact runs do not look at a worker: convolutions are slow, and plans always the same."""
+    """Exact runs do not look at a worker: convolutions are slow, and plans always the same.
+
+    A network is traced once, rather than by every task, which takes most of the time of small ones.
+    """
+    traced, known = Network.graph, {}
+
+    def graph(network, module=None):
+        key = replace(network, device="cpu")
+        if key not in known:
+            known[key] = traced(network, module)
+        return known[key]
 
     def look_at(network, module, *rest):
         nodes = network.graph(module).nodes
@@ -77,6 +90,7 @@ def assumed(monkeypatch):
         return Look(network.here(), costs)
 
     monkeypatch.setattr(exact_plan, "look_at", look_at)
+    monkeypatch.setattr(Network, "graph", graph)
 
 
 @pytest.fixture
