@@ -73,12 +73,13 @@ class Result:
         chunk, shard = self.stored
         frame, scale = self.request.inputs.frame, self.outputs[0].scale
         fixed = self.request.options.shard is not None
+        chunked = self.request.options.chunk is not None
         found: dict[tuple[int, ...], Layout] = {}
         for side in (max(self.shape), *SIDES):
             sides = [side] * 3
             if thickness is not None:
                 sides[self.dropped] = thickness
-            layout = _layout(self.shape, sides, chunk, shard, fixed)
+            layout = _layout(self.shape, sides, (chunk, shard), fixed, chunked)
             inside = [b * s for b, s in zip(frame.reorder(layout.block), scale, strict=True)]
             whole = [b >= n for b, n in zip(layout.block, self.shape, strict=True)]
             block = tuple(
@@ -94,19 +95,19 @@ class Result:
 def _layout(
     shape: Sequence[int],
     sides: Sequence[int],
-    chunk: Sequence[int],
-    shard: Sequence[int],
+    stored: tuple[Sequence[int], Sequence[int]],
     fixed: bool,
+    chunked: bool,
 ) -> Layout:
     """A block of about some sides, of whole shards; these shrink with it unless asked for."""
     block, chunks, shards = [], [], []
-    for n, side, c, s in zip(shape, sides, chunk, shard, strict=True):
-        unit = s if fixed or side >= n else min(c, side)
+    for n, side, c, s in zip(shape, sides, *stored, strict=True):
+        unit = s if fixed or side >= n else c if chunked else min(c, side)
         count = max(1, -(-n // max(side, unit)))
         share = -(-n // count)
         b = -(-share // unit) * unit
-        kept = s if fixed else math.gcd(b, s)
+        kept = s if fixed else b if b <= s else math.gcd(b, s)
         block.append(b)
         shards.append(kept)
-        chunks.append(math.gcd(c, kept))
+        chunks.append(kept if kept < c else math.gcd(c, kept))
     return Layout(tuple(block), tuple(chunks), tuple(shards))
