@@ -57,7 +57,14 @@ def measured(tmp_path, grown, noise):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
-@pytest.mark.parametrize("network", ["none", "instance", "meshnet"])
+@pytest.mark.parametrize(
+    "network",
+    [
+        "instance",
+        pytest.param("none", marks=pytest.mark.nightly),
+        pytest.param("meshnet", marks=pytest.mark.nightly),
+    ],
+)
 def test_growth_is_within_memory_however_large_the_volume(measured, network):
     options = {"memory": "200MiB", "chunk": 16, "shard": 16, "output": "classes"}
     for shape in ((64, 72, 64), (192, 72, 64)):
