@@ -80,7 +80,8 @@ class Halo:
         boxes = self._boxes(block)
         whole = work(self.graph, {n: self._full(n) for n in boxes})
         share = math.prod(self._inside(block)) / math.prod(self.graph.sizes(0))
-        return work(self.graph, boxes) / (whole * share)
+        # A network that hands its image on computes nothing.
+        return work(self.graph, boxes) / (whole * share) if whole else 1.0
 
     def activation_bytes(self, block: int | Sequence[int]) -> int:
         """Projected peak of the tensors alive at once while an interior block is computed."""

@@ -11,7 +11,7 @@ from torch import nn
 from tests.exact_oracle import EXACT, error, lively, whole
 from volflow.errors import InvalidInput, ResumeRefused
 from volflow.ops.halo import halo
-from volflow.ops.predict import plan_predict
+from volflow.ops.predict import plan_predict, predict
 from volflow.partition.halo import padded_sizes
 from volflow.partition.trace import trace
 
@@ -137,3 +137,11 @@ def test_a_plan_where_patches_were_begun_is_refused(predict, client, tmp_path):
     predict(noise(), small())
     with pytest.raises(ResumeRefused, match="another blend than 'exact'"):
         plan_predict(noise(), small(), tmp_path / "out.zarr", blend="exact", cluster=client)
+
+
+def test_a_network_that_hands_its_image_on(tmp_path):
+    assert halo(nn.Identity()).overhead(64) == 1
+    assert "1.00×" in halo(nn.Identity()).describe()
+    scan = np.random.default_rng(0).random((9, 7, 8))
+    found = predict(scan, nn.Identity(), tmp_path / "a.zarr", blend="exact", progress=False)
+    assert np.array_equal(found[0], scan.astype("float32"))
