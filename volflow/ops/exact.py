@@ -30,15 +30,15 @@ from volflow.engine.cluster import memory_per_worker, workers
 from volflow.engine.events import State
 from volflow.engine.plan import Plan, split_runs
 from volflow.errors import RunFailed
+from volflow.geometry.grid import BlockGrid
 from volflow.model.resident import ModelPlugin
 from volflow.ops.exact_job import Blockwise
 from volflow.ops.exact_plan import ExactSettings, network_of
-from volflow.ops.exact_task import PassJob, block_index, exact_pass, partial_path
+from volflow.ops.exact_task import PassJob, exact_pass, partial_path
 from volflow.ops.kept import Kept, making_room
 from volflow.ops.request import Request
 from volflow.ops.session import run_journalled
 from volflow.partition.graph import Graph
-from volflow.partition.passes import Pass, cuts_of
 from volflow.store.atomic import write_file
 from volflow.store.journal import Journal, Record, journal_dir
 
@@ -98,7 +98,7 @@ class Passes:
         step = next(p for p in self.exact.passes[:-1] if node in p.stores)
         whole, sizes = self.graph.sizes(0), self.graph.sizes(node)
         cuts = tuple(
-            tuple(a * m // n for a in cuts_of(n, b))
+            tuple(a * m // n for a in (*range(0, n, b), n))
             for n, b, m in zip(whole, step.block, sizes, strict=True)
         )
         found = self.graph.nodes[node]
@@ -151,7 +151,7 @@ class Passes:
         if not step.statistics or self.statistics(number) is not None:
             return
         partials = []
-        for block in range(self.count(number)):
+        for block in range(len(self.grid(number))):
             path = partial_path(journal, block)
             part = self._partial(number, block)
             if part is None:
@@ -171,28 +171,23 @@ class Passes:
         beside = self.peak_bytes - max(step.peak_bytes for step in self.exact.passes)
         return beside + self.exact.passes[number].peak_bytes
 
-    def count(self, number: int) -> int:
-        """Blocks of a pass."""
-        sizes, block = self.graph.sizes(0), self.exact.passes[number].block
-        return math.prod(len(cuts_of(n, b)) - 1 for n, b in zip(sizes, block, strict=True))
-
-    def index(self, number: int, block: int) -> tuple[int, ...]:
-        """The grid index of a block of a pass."""
-        return block_index(self.graph.sizes(0), self.exact.passes[number].block, block)
+    def grid(self, number: int) -> BlockGrid:
+        """The blocks of a pass."""
+        return self.exact.passes[number].grid(self.graph)
 
     def left(self, number: int, wanted: set[int]) -> list[int]:
         """Blocks of a pass that are not done, or whose part of a node that is wanted is gone."""
-        journal = self.journal(number)
+        journal, grid = self.journal(number), self.grid(number)
         done = journal.done() if journal.recorded() else {}
         kept = [self.kept(node) for node in self.exact.passes[number].stores if node in wanted]
         unmeasured = self.statistics(number) is None
 
         def undone(block: int) -> bool:
-            if any(store.missing(self.index(number, block)) for store in kept):
+            if any(store.missing(grid[block].index) for store in kept):
                 return True
             return unmeasured and (block not in done or self._partial(number, block) is None)
 
-        return [block for block in range(self.count(number)) if undone(block)]
+        return [block for block in range(len(grid)) if undone(block)]
 
     def todo(self) -> list[tuple[int, set[int]]]:
         """The passes to run before the last, in order, and which nodes each must keep."""
@@ -244,7 +239,7 @@ def run_passes(
         stores = {node: passes.kept(node) for node in step.stores if node in wanted}
         for store in stores.values():
             store.open()
-        record = Record("pass", passes.request.fingerprint(), {"grid": [passes.count(number)]})
+        record = Record("pass", passes.request.fingerprint(), {"grid": [len(passes.grid(number))]})
         plan = _plan(passes, number, left, stores, client, memory)
         run_journalled(plan, journal, record, _bind, cluster=client, progress=progress)
         passes.merge(number)
@@ -278,25 +273,17 @@ def _plan(
         memory_bytes,
         passes.peak_of(number),
     )
-    model = passes.request.model
+    model, grid = passes.request.model, passes.grid(number)
     count = len(workers(client))
     return Plan(
         f"pass {number + 1} of {len(passes.exact.passes)}",
         exact_pass,
         job,
         split_runs(left, count if count == 1 else 4 * count),
-        units=sum(_voxels(passes, step, number, block) for block in left),
+        units=sum(grid[block].write_roi.size for block in left),
         unit="voxels",
         peak_bytes=step.peak_bytes,
         memory_bytes=memory_bytes,
         exclusive=True,
         plugin=ModelPlugin(model.module, model.digest),
-    )
-
-
-def _voxels(passes: Passes, step: Pass, number: int, block: int) -> int:
-    index = passes.index(number, block)
-    sizes = passes.graph.sizes(0)
-    return math.prod(
-        min(n, (i + 1) * b) - i * b for i, b, n in zip(index, step.block, sizes, strict=True)
     )

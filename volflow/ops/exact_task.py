@@ -21,11 +21,11 @@ from volflow.ops.exact_job import Blockwise, ExactOutput, Plane
 from volflow.ops.kept import Kept, making_room
 from volflow.ops.predict_job import Target
 from volflow.partition.graph import Graph, needed
-from volflow.partition.passes import Pass, cuts_of, targets_of
+from volflow.partition.passes import Pass, targets_of
 from volflow.store.atomic import write_file
 from volflow.store.journal import Journal, ShardEntry
 
-__all__ = ["OutputJob", "PassJob", "block_index", "exact_outputs", "exact_pass", "partial_path"]
+__all__ = ["OutputJob", "PassJob", "exact_outputs", "exact_pass", "partial_path"]
 
 Array = npt.NDArray[Any]
 
@@ -85,12 +85,6 @@ class OutputJob:
     peak_bytes: int
 
 
-def block_index(sizes: Sequence[int], block: Sequence[int], number: int) -> tuple[int, ...]:
-    """The grid index of a block of a pass."""
-    counts = [len(cuts_of(n, b)) - 1 for n, b in zip(sizes, block, strict=True)]
-    return tuple(int(i) for i in np.unravel_index(number, counts))
-
-
 def partial_path(journal: Journal, number: int) -> Path:
     """Where what a block knows of a pass's statistics is kept."""
     return journal.directory / "partials" / f"{number:08d}.f64"
@@ -116,29 +110,23 @@ def exact_pass(job: PassJob, blocks: tuple[int, ...]) -> Iterator[Step]:
 
 
 def _pass_block(job: PassJob, graph: Graph, number: int) -> int:
-    step, sizes = job.step, graph.sizes(0)
-    index = block_index(sizes, step.block, number)
-    cuts = [cuts_of(n, b) for n, b in zip(sizes, step.block, strict=True)]
-    box = Roi(
-        tuple(axis[i] for axis, i in zip(cuts, index, strict=True)),
-        tuple(axis[i + 1] for axis, i in zip(cuts, index, strict=True)),
-    )
+    step, block = job.step, job.step.grid(graph)[number]
     measured = {s: graph.nodes[s].inputs[0] for s in step.statistics}
     partials: dict[int, Array] = {}
-    for node, values in job.blockwise.compute(graph, targets_of(graph, step, box)):
+    for node, values in job.blockwise.compute(graph, targets_of(graph, step, block.write_roi)):
         for statistic, source in measured.items():
             if source == node:
                 rule: Any = graph.nodes[statistic].compute
                 partials[statistic] = rule.partial(values)
         if node in job.stores:
             plain = values.float() if values.dtype == torch.bfloat16 else values
-            job.stores[node].write(index, plain.numpy(force=True))
+            job.stores[node].write(block.index, plain.numpy(force=True))
     if partials:
         flat = np.concatenate([partials[s].ravel() for s in step.statistics])
         path = partial_path(job.journal, number)
         with making_room(path.parent):
             write_file(path, flat.tobytes())
-    return box.size
+    return block.write_roi.size
 
 
 def exact_outputs(job: OutputJob, blocks: tuple[int, ...]) -> Iterator[Step]:

@@ -11,10 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from volflow.geometry.grid import BlockGrid
 from volflow.geometry.roi import Roi
 from volflow.partition.graph import Graph, live_bytes, needed
 
-__all__ = ["Cost", "Costs", "Pass", "Rates", "core", "cuts_of", "targets_of"]
+__all__ = ["Cost", "Costs", "Pass", "Rates", "core", "targets_of"]
 
 # What a pass costs before its first block, and each of its blocks: tasks, files, entries.
 PASS_S = 0.3
@@ -81,6 +82,10 @@ class Pass:
     seconds: float = 0.0
     flops: float = 0.0
 
+    def grid(self, graph: Graph) -> BlockGrid:
+        """Its blocks, boxes of the input."""
+        return BlockGrid(graph.sizes(0), self.block)
+
 
 def core(graph: Graph, number: int, box: Roi) -> Roi:
     """A node's share of a box of the input: shares of blocks tile the node."""
@@ -89,11 +94,6 @@ def core(graph: Graph, number: int, box: Roi) -> Roi:
         tuple(a * m // n for a, m, n in zip(box.start, sizes, whole, strict=True)),
         tuple(b * m // n for b, m, n in zip(box.stop, sizes, whole, strict=True)),
     )
-
-
-def cuts_of(size: int, side: int) -> list[int]:
-    """Where blocks of a side begin along an axis, and its end."""
-    return [*range(0, size, side), size]
 
 
 def targets_of(graph: Graph, step: Pass, box: Roi) -> dict[int, Roi]:
@@ -140,13 +140,8 @@ class Costs:
         graph = self.graph
         given = (*step.given, *known)
         # The largest block is one in the middle; if none is, the first.
-        sizes = graph.sizes(0)
-        middle = Roi(
-            tuple((n - 1) // b // 2 * b for n, b in zip(sizes, step.block, strict=True)),
-            tuple(
-                min(n, (n - 1) // b // 2 * b + b) for n, b in zip(sizes, step.block, strict=True)
-            ),
-        )
+        grid = step.grid(graph)
+        middle = grid[grid.number([(n - 1) // 2 for n in grid.counts])].write_roi
         boxes = needed(graph, targets_of(graph, step, middle), given)
         peak = live_bytes(graph, boxes, given, self._workspaces) + self._buffers(
             step, boxes, middle
@@ -169,14 +164,10 @@ class Costs:
 
     def _cost(self, step: Pass, given: Sequence[int]) -> tuple[float, float]:
         """Seconds and flops of all blocks."""
-        graph, sizes = self.graph, self.graph.sizes(0)
-        cuts = [cuts_of(n, b) for n, b in zip(sizes, step.block, strict=True)]
+        graph, grid = self.graph, step.grid(self.graph)
         totals: dict[int, list[float]] = {}
-        for picks, weights in _diagonal([len(axis) - 1 for axis in cuts]):
-            box = Roi(
-                tuple(axis[i] for axis, i in zip(cuts, picks, strict=True)),
-                tuple(axis[i + 1] for axis, i in zip(cuts, picks, strict=True)),
-            )
+        for picks, weights in _diagonal(grid.counts):
+            box = grid[grid.number(picks)].write_roi
             for number, part in needed(graph, targets_of(graph, step, box), given).items():
                 sums = totals.setdefault(number, [0.0] * graph.ndim)
                 for axis, weight in enumerate(weights):
@@ -201,7 +192,7 @@ class Costs:
         ends = set(self.graph.outputs.values())
         stored = self.kept_bytes(n for n in step.stores if n not in ends)
         moved = fetched / rates.fetch_bytes_per_s + stored / rates.store_bytes_per_s
-        count = math.prod(-(-n // b) for n, b in zip(self.graph.sizes(0), step.block, strict=True))
+        count = len(step.grid(self.graph))
         rounds = -(-count // self.workers) / count  # of all blocks, when no worker waits
         return PASS_S + rounds * (computed + measured + moved + BLOCK_S * count)
 

@@ -18,7 +18,7 @@ from volflow.model.unet import UNet
 from volflow.ops.predict import plan_predict
 from volflow.partition.graph import compute, live_bytes, needed
 from volflow.partition.halo import trace_any
-from volflow.partition.passes import Cost, Costs, core, cuts_of, targets_of
+from volflow.partition.passes import Cost, Costs, core, targets_of
 from volflow.partition.scale import alignment_of
 from volflow.partition.schedule import Planner
 from volflow.store.create import create
@@ -109,7 +109,7 @@ def test_no_block_of_a_pass_takes_more_than_memory(kinds, sizes, share, workers)
     graph, known = found.graph, set()
     for step in passes:
         assert step.peak_bytes <= found.memory_bytes
-        cuts = [cuts_of(n, b) for n, b in zip(graph.sizes(0), step.block, strict=True)]
+        cuts = [(*range(0, n, b), n) for n, b in zip(graph.sizes(0), step.block, strict=True)]
         alone = len(passes) == 1 and step.block == graph.sizes(0)
         for index in np.ndindex(*(len(axis) - 1 for axis in cuts)):
             box = Roi(
@@ -153,7 +153,7 @@ def test_the_passes_compute_the_network(kinds, sizes, share, workers):
 
         for step in passes:
             partials = {s: [] for s in step.statistics}
-            cuts = [cuts_of(n, b) for n, b in zip(sizes, step.block, strict=True)]
+            cuts = [(*range(0, n, b), n) for n, b in zip(sizes, step.block, strict=True)]
             made = {n: torch.full(graph.nodes[n].shape, torch.nan).double() for n in step.stores}
             for index in np.ndindex(*(len(axis) - 1 for axis in cuts)):
                 box = Roi(

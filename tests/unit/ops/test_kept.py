@@ -14,13 +14,12 @@ from hypothesis import strategies as st
 from volflow.errors import RunFailed, StoreFull
 from volflow.geometry.roi import Roi
 from volflow.ops.kept import Kept, free_bytes
-from volflow.partition.passes import cuts_of
 
 SIZES, SIDES = (11, 7, 9), (4, 7, 3)
 
 
 def kept_in(folder, dtype="float64", depth=2, sizes=SIZES, sides=SIDES):
-    cuts = tuple(tuple(cuts_of(n, b)) for n, b in zip(sizes, sides, strict=True))
+    cuts = tuple((*range(0, n, b), n) for n, b in zip(sizes, sides, strict=True))
     return Kept(Path(folder) / "7", depth, cuts, dtype)
 
 
