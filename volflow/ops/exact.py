@@ -35,10 +35,11 @@ from volflow.model.resident import ModelPlugin
 from volflow.ops.exact_job import Blockwise
 from volflow.ops.exact_plan import ExactSettings, network_of
 from volflow.ops.exact_task import PassJob, exact_pass, partial_path
-from volflow.ops.kept import Kept, making_room
+from volflow.ops.kept import Kept, making_room, passes_dir
 from volflow.ops.request import Request
 from volflow.ops.session import run_journalled
 from volflow.partition.graph import Graph
+from volflow.partition.statistics import statistic_of
 from volflow.store.atomic import write_file
 from volflow.store.journal import Journal, Record, journal_dir
 
@@ -127,7 +128,7 @@ class Passes:
 
     def _split(self, statistics: tuple[int, ...], flat: Array) -> dict[int, Array] | None:
         """Numbers of several statistics by node; None where their number is another."""
-        rules: list[Any] = [self.graph.nodes[s].compute for s in statistics]
+        rules = [statistic_of(self.graph, s) for s in statistics]
         counts = [math.prod(rule.partial_shape) for rule in rules]
         if sum(counts) != flat.size:
             return None
@@ -158,10 +159,10 @@ class Passes:
                 journal.forget([block])
                 raise RunFailed(f"{path} is damaged; run the same command again to measure it anew")
             partials.append(part)
-        merged = []
-        for statistic in step.statistics:
-            rule: Any = self.graph.nodes[statistic].compute
-            merged.append(rule.merged(part[statistic] for part in partials).ravel())
+        merged = [
+            statistic_of(self.graph, s).merged(part[s] for part in partials).ravel()
+            for s in step.statistics
+        ]
         with making_room(journal.directory):
             write_file(journal.directory / "statistics.f64", np.concatenate(merged).tobytes())
         shutil.rmtree(journal.directory / "partials", ignore_errors=True)
@@ -207,11 +208,6 @@ class Passes:
         later = {n for step in passes[number + 1 :] for n in step.given}
         for node in {n for step in passes[:-1][: number + 1] for n in step.stores} - later:
             self.kept(node).drop()
-
-
-def passes_dir(journal: Journal) -> Path:
-    """Where the passes of an output lie."""
-    return journal.directory / "passes"
 
 
 def run_passes(

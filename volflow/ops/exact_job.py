@@ -21,7 +21,7 @@ from volflow.ops.finish import Finish
 from volflow.ops.kept import Kept
 from volflow.partition.graph import Graph, compute
 from volflow.partition.halo import trace_any
-from volflow.partition.statistics import Statistic
+from volflow.partition.statistics import statistic_of
 
 __all__ = ["Blockwise", "ExactOutput", "Flipped", "Network", "Plane", "read_image"]
 
@@ -184,7 +184,7 @@ class Blockwise:
         network = self.network
         device = torch.device(network.device)
         known = {
-            number: _statistic(graph, number).finish(merged, graph.device)
+            number: statistic_of(graph, number).finish(merged, graph.device)
             for number, merged in self.statistics.items()
         }
 
@@ -216,11 +216,6 @@ class Blockwise:
         start.insert(dropped, low)
         stop.insert(dropped, high)
         return read_image(self.inputs, Roi(tuple(start), tuple(stop)), self.network.dtype)
-
-
-def _statistic(graph: Graph, number: int) -> Statistic:
-    found: Any = graph.nodes[number].compute
-    return found  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,8 @@ from volflow.ops.sliding import Rows
 from volflow.ops.window_blocks import Hull
 from volflow.partition.graph import needed
 from volflow.partition.halo import padded_sizes
+from volflow.partition.passes import Pass, targets_of
+from volflow.partition.statistics import partials_of, statistic_of
 
 __all__ = ["ExactWindow", "exact_window"]
 
@@ -163,12 +165,9 @@ def _measured(request: Request) -> dict[int, Array]:
 
 def _of_whole(passes: Passes) -> dict[int, Array]:
     """Statistics of a volume that fits in memory as one block."""
-    graph, found = passes.graph, dict[int, Array]()
-    sources = {s: graph.nodes[s].inputs[0] for s in graph.statistics}
-    targets = {source: Roi.full(graph.sizes(source)) for source in sources.values()}
-    for node, values in passes.blockwise.compute(passes.blockwise.network.graph(), targets):
-        for statistic, source in sources.items():
-            if source == node:
-                rule: Any = graph.nodes[statistic].compute
-                found[statistic] = rule.merged([rule.partial(values)])
-    return found
+    graph, found = passes.blockwise.network.graph(), dict[int, Array]()
+    measuring = Pass((0,), (), graph.statistics, graph.sizes(0))
+    targets = targets_of(graph, measuring, Roi.full(graph.sizes(0)))
+    for node, values in passes.blockwise.compute(graph, targets):
+        found |= partials_of(graph, graph.statistics, node, values)
+    return {number: statistic_of(graph, number).merged([part]) for number, part in found.items()}

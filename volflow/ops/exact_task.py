@@ -22,6 +22,7 @@ from volflow.ops.kept import Kept, making_room
 from volflow.ops.predict_job import Target
 from volflow.partition.graph import Graph, needed
 from volflow.partition.passes import Pass, targets_of
+from volflow.partition.statistics import partials_of
 from volflow.store.atomic import write_file
 from volflow.store.journal import Journal, ShardEntry
 
@@ -111,13 +112,9 @@ def exact_pass(job: PassJob, blocks: tuple[int, ...]) -> Iterator[Step]:
 
 def _pass_block(job: PassJob, graph: Graph, number: int) -> int:
     step, block = job.step, job.step.grid(graph)[number]
-    measured = {s: graph.nodes[s].inputs[0] for s in step.statistics}
     partials: dict[int, Array] = {}
     for node, values in job.blockwise.compute(graph, targets_of(graph, step, block.write_roi)):
-        for statistic, source in measured.items():
-            if source == node:
-                rule: Any = graph.nodes[statistic].compute
-                partials[statistic] = rule.partial(values)
+        partials |= partials_of(graph, step.statistics, node, values)
         if node in job.stores:
             plain = values.float() if values.dtype == torch.bfloat16 else values
             job.stores[node].write(block.index, plain.numpy(force=True))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import itertools
 import math
-import os
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
@@ -24,8 +23,9 @@ import numpy.typing as npt
 
 from volflow.errors import RunFailed, StoreFull
 from volflow.geometry.roi import Roi
+from volflow.store.journal import Journal
 
-__all__ = ["Kept", "free_bytes", "making_room"]
+__all__ = ["Kept", "free_bytes", "making_room", "passes_dir"]
 
 Array = npt.NDArray[Any]
 
@@ -143,9 +143,13 @@ def making_room(folder: Path) -> Iterator[None]:
         ) from error
 
 
+def passes_dir(journal: Journal) -> Path:
+    """Where the passes of an output lie, and what they keep."""
+    return journal.directory / "passes"
+
+
 def free_bytes(folder: Path) -> int:
     """Room left where a folder lies or will lie."""
     while not folder.exists():
         folder = folder.parent
-    found = os.statvfs(folder)
-    return found.f_bavail * found.f_frsize
+    return shutil.disk_usage(folder).free

@@ -18,6 +18,7 @@ from volflow.engine.events import State
 from volflow.engine.plan import Plan
 from volflow.engine.run import RunReport, run
 from volflow.errors import InvalidInput
+from volflow.ops.kept import passes_dir
 from volflow.store.journal import Journal, Record
 from volflow.store.opening import local_path
 from volflow.store.pyramid import drop_levels
@@ -71,7 +72,7 @@ def discard(out: Path, journal: Journal) -> None:
         # Moved first: half deleted, it would pass for done, or for no Zarr store to be replaced.
         out.rename(old)
     drop_levels(journal)
-    shutil.rmtree(journal.directory / "passes", ignore_errors=True)
+    shutil.rmtree(passes_dir(journal), ignore_errors=True)
     journal.clear()
     shutil.rmtree(old, ignore_errors=True)
 

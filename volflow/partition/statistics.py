@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from volflow.geometry.roi import Roi
-from volflow.partition.graph import Window
+from volflow.partition.graph import Graph, Window
 
-__all__ = ["Extreme", "Moments", "Statistic", "merge_moments"]
+__all__ = ["Extreme", "Moments", "Statistic", "merge_moments", "partials_of", "statistic_of"]
 
 Partial = npt.NDArray[np.float64]
 
@@ -45,6 +45,23 @@ class Statistic(Protocol):
 
     def __call__(self, windows: Sequence[Window], box: Roi) -> Tensor:
         """The value, of a block that is the whole volume."""
+
+
+def statistic_of(graph: Graph, number: int) -> Statistic:
+    """The statistic that a node measures."""
+    found: Any = graph.nodes[number].compute
+    return found  # type: ignore[no-any-return] # what a node computes is not told by its type
+
+
+def partials_of(
+    graph: Graph, statistics: Iterable[int], node: int, values: Tensor
+) -> dict[int, Partial]:
+    """What values of a block know of those statistics that are measured of their node."""
+    return {
+        number: statistic_of(graph, number).partial(values)
+        for number in statistics
+        if graph.nodes[number].inputs[0] == node
+    }
 
 
 @dataclass(frozen=True)
