@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from collections.abc import Iterator
@@ -36,8 +37,10 @@ OWN_CGROUPS = Path("/proc/self/cgroup")
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """CPU cores that this process may use: by its affinity, and by the quota of its cgroups."""
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # Rounded up: the half core of a quota of 2.5 would be idle, and below one core there is one.
+    return min(here, math.ceil(_cgroup_cpus() or here))
 
 
 class Shielded(WorkerPlugin):
@@ -183,23 +186,48 @@ def _machine_free() -> int:
 
 def _cgroup_free() -> int | None:
     """Room left by the cgroups around this process, of version 1 or 2, up to the outermost."""
-    rooms = []
+    names = {
+        1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        2: ("memory.max", "memory.current", "inactive_file"),
+    }
+    rooms = [_room(at, *names[version]) for at, version in _cgroups("memory")]
+    return min((room for room in rooms if room is not None), default=None)
+
+
+def _cgroup_cpus() -> float | None:
+    """CPU time per second that the cgroups around this process allow; None without a quota."""
+    quotas = [_quota(at, version) for at, version in _cgroups("cpu")]
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def _cgroups(controller: str) -> Iterator[tuple[Path, int]]:
+    """Folders of the cgroups around this process, up to the outermost, and their version."""
     try:
         own = OWN_CGROUPS.read_text().splitlines()
     except OSError:  # not Linux
-        return None
+        return
     for line in own:
         _, kinds, path = line.split(":", 2)
         if kinds == "":
-            base, names = CGROUPS, ("memory.max", "memory.current", "inactive_file")
-        elif "memory" in kinds.split(","):
-            base = CGROUPS / "memory"
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            base, version = CGROUPS, 2
+        elif controller in kinds.split(","):
+            base, version = CGROUPS / controller, 1
         else:
             continue
         here = base / path.lstrip("/")
-        rooms += [_room(at, *names) for at in (here, *here.parents) if at.is_relative_to(base)]
-    return min((room for room in rooms if room is not None), default=None)
+        yield from ((at, version) for at in (here, *here.parents) if at.is_relative_to(base))
+
+
+def _quota(cgroup: Path, version: int) -> float | None:
+    try:
+        if version == 2:
+            quota, period = map(int, (cgroup / "cpu.max").read_text().split())
+        else:
+            quota = int((cgroup / "cpu.cfs_quota_us").read_text())
+            period = int((cgroup / "cpu.cfs_period_us").read_text())
+    except (OSError, ValueError):  # absent, or "max"
+        return None
+    return quota / period if quota > 0 and period > 0 else None  # -1 means no quota
 
 
 def _room(cgroup: Path, limit: str, used: str, cache: str) -> int | None:

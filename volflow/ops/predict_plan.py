@@ -200,7 +200,7 @@ def _settings(request: Request, found: Probe, memory_bytes: int) -> Settings:
 def _threads(client: Client) -> int:
     """Torch threads per worker, so that the workers of a machine share its cores."""
     if is_embedded(client):
-        return torch.get_num_threads()
+        return min(torch.get_num_threads(), cores())  # torch knows nothing of a cgroup's quota
     hosts = [w.get("host") for w in client.scheduler_info(n_workers=-1)["workers"].values()]
     return max(1, cores() // max((hosts.count(h) for h in hosts), default=1))
 

@@ -224,6 +224,75 @@ class TestCgroups:
         assert cluster_module._cgroup_free() is None
 
 
+class TestCores:
+    """A container of two CPUs on a machine of 64 must not start 64 threads."""
+
+    @pytest.fixture
+    def count(self, monkeypatch, tmp_path):
+        """Files as the kernel shows them, on a machine of 64 cores; returns the cores to use."""
+        monkeypatch.setattr(cluster_module, "CGROUPS", tmp_path / "fs")
+        monkeypatch.setattr(cluster_module, "OWN_CGROUPS", tmp_path / "own")
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
+
+        def count(own: str, files: dict[str, str]):
+            (tmp_path / "own").write_text(own)
+            for name, text in files.items():
+                path = tmp_path / "fs" / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(f"{text}\n")
+            return cores()
+
+        return count
+
+    @pytest.mark.parametrize(
+        ("quota", "expected"),
+        [
+            ("200000 100000", 2),
+            ("250000 100000", 3),
+            ("1000 100000", 1),
+            ("9900000 100000", 64),
+            ("max 100000", 64),
+            ("nonsense", 64),
+        ],
+    )
+    def test_a_quota_of_version_2_counts_rounded_up(self, count, quota, expected):
+        assert count("0::/\n", {"cpu.max": quota}) == expected
+
+    def test_of_nested_groups_the_least_quota_counts(self, count):
+        files = {
+            "cpu.max": "max 100000",
+            "slice/cpu.max": "300000 100000",
+            "slice/pod/cpu.max": "800000 100000",
+            "slice/pod/box/cpu.max": "max 100000",
+        }
+        assert count("0::/slice/pod/box\n", files) == 3
+
+    def test_a_quota_of_version_1_counts(self, count):
+        files = {
+            "cpu/cpu.cfs_quota_us": "-1",
+            "cpu/cpu.cfs_period_us": "100000",
+            "cpu/a/cpu.cfs_quota_us": "150000",
+            "cpu/a/cpu.cfs_period_us": "50000",
+            "memory/a/cpu.cfs_quota_us": "50000",
+            "memory/a/cpu.cfs_period_us": "50000",
+        }
+        assert count("4:cpu,cpuacct:/a\n3:memory:/a\n2:cpuset:/\n", files) == 3
+
+    def test_a_container_of_version_1_sees_its_own_group_as_the_outermost(self, count):
+        files = {"cpu/cpu.cfs_quota_us": "400000", "cpu/cpu.cfs_period_us": "100000"}
+        assert count("4:cpu,cpuacct:/docker/0123\n", files) == 4
+
+    def test_without_cgroups_every_core_counts(self, count, monkeypatch, tmp_path):
+        assert count("", {}) == 64
+        monkeypatch.setattr(cluster_module, "OWN_CGROUPS", tmp_path / "absent")
+        assert cores() == 64
+
+    def test_dask_s_threads_keep_to_it(self, count):
+        count("0::/\n", {"cpu.max": "100000 100000"})
+        with connect("threads") as client:
+            assert list(workers(client).values()) == [1]
+
+
 class TestSlurm:
     @pytest.fixture(autouse=True)
     def outside(self, monkeypatch):

@@ -22,6 +22,7 @@ from tests.oracle import sliding_window
 from volflow.errors import InvalidInput, RunFailed
 from volflow.model.unet import UNet
 from volflow.ops.predict import plan_predict
+from volflow.store.journal import Journal, journal_dir
 
 
 def close(found, expected, share=1e-5):
@@ -590,6 +591,12 @@ class TestForwards:
         before = torch.get_num_threads()
         predict(scan, random_net())
         assert torch.get_num_threads() == before
+
+    def test_torch_keeps_to_the_quota_of_a_container(self, predict, scan, tmp_path, monkeypatch):
+        monkeypatch.setattr("volflow.ops.predict_plan.cores", lambda: 1)
+        predict(scan, random_net())
+        record = Journal(journal_dir(tmp_path / "out.zarr")).recorded()
+        assert record.settings["threads"] == 1
 
     def test_the_model_keeps_its_mode(self, predict, scan):
         net = torch.nn.Sequential(torch.nn.Dropout3d(0.9), torch.nn.Identity()).train()
