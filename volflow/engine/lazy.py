@@ -16,17 +16,17 @@ import dask.array as da
 import numpy as np
 import numpy.typing as npt
 import zarr
-from dask.array.core import getter, getter_nofancy
 from dask.base import tokenize
 
 from volflow.engine.depth import check_chunks, check_constants, is_whole, padded_axes
+from volflow.engine.inputs import stored_in
 from volflow.errors import InvalidInput
 from volflow.geometry.padding import PaddedAxis, padded_block
 from volflow.store.layout import piece_of
 from volflow.store.opening import stored_objects
 from volflow.store.volume import Volume, open_volume
 
-__all__ = ["Stored", "as_lazy", "map_overlap", "stored_in"]
+__all__ = ["Stored", "as_lazy", "map_overlap"]
 
 Chunks = tuple[tuple[int, ...], ...]
 Block = int | Sequence[int] | None
@@ -197,22 +197,6 @@ def as_lazy(x: Any, block: Block = None) -> Stored | da.Array:
         )
     volume = open_volume(x)
     return Stored(volume, _cut(volume, block))
-
-
-def stored_in(x: da.Array) -> Volume | zarr.Array[Any] | None:
-    """The Zarr array that a Dask array reads as it is; None where it computes anything."""
-    layers: Any = getattr(x.dask, "layers", {})
-    original = f"original-{x.name}"
-    if set(layers) != {x.name, original}:
-        return None
-    source = dict(layers[original]).get(original)
-    source = getattr(source, "value", source)  # wrapped by some versions of Dask
-    task = getattr(layers[x.name], "task", None)
-    if getattr(task, "func", getter) not in (getter, getter_nofancy):  # from_array(getitem=…)
-        return None
-    if not isinstance(source, Volume | zarr.Array) or tuple(source.shape) != x.shape:
-        return None
-    return source
 
 
 def _cut(source: Volume | zarr.Array[Any], block: Block) -> Chunks:

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from volflow.engine.inputs import DaskSource, open_input
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
-from volflow.sampling.array_sources import DaskSource, open_array
 from volflow.sampling.case_checks import channels_of, check_alike, check_grid, knows_spacing
 from volflow.sampling.folders import is_folder_of_cases, list_cases, stem
 from volflow.store.meta import Meta, Vector
@@ -241,7 +241,7 @@ def open_cases(x: Any, *, classes: Iterable[str] | None = None) -> tuple[Case, .
         raise InvalidInput("there are no cases; give at least one volume")
     names, opened = [], []
     for number, draft in enumerate(drafts):
-        sources = {name: open_array(array) for name, array in draft.arrays.items()}
+        sources = {name: open_input(array) for name, array in draft.arrays.items()}
         names.append(draft.name or _file_stem(sources) or f"case{number}")
         opened.append(sources)
     repeated = sorted({name for name in names if names.count(name) > 1})

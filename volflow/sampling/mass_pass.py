@@ -15,13 +15,13 @@ import numpy as np
 from volflow.engine.clock import Clock
 from volflow.engine.cluster import Cluster, connect, memory_per_worker
 from volflow.engine.events import State
+from volflow.engine.inputs import DaskSource
 from volflow.engine.plan import Plan, Step, split_runs
 from volflow.engine.run import run
 from volflow.errors import Superseded
 from volflow.geometry.budget import format_bytes
 from volflow.geometry.grid import BlockGrid
 from volflow.geometry.roi import Roi
-from volflow.sampling.array_sources import DaskSource
 from volflow.sampling.tally import GROUP_VOXELS, Cell, Entries, tally_classes, tally_weights
 from volflow.store.layout import piece_of_cells
 from volflow.store.slabs import Array

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 import volflow as vf
-from volflow.engine.lazy import stored_in
+from volflow.engine.inputs import stored_in
 from volflow.errors import InvalidInput
 from volflow.store.create import create
 from volflow.store.meta import Meta

@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from volflow.engine.inputs import open_input
 from volflow.errors import InvalidInput, MemoryRefused, RunFailed, Superseded
 from volflow.geometry.roi import Roi
 from volflow.sampling import mass_pass, tally
-from volflow.sampling.array_sources import open_array
 from volflow.sampling.mass import count_classes, sum_weights
 from volflow.sampling.mass_pass import CLASSES, WEIGHTS, MassJob, plan_mass, tally_pieces
 from volflow.store.sources import ArraySource, open_source
@@ -313,7 +313,7 @@ def test_arrays_without_a_path_are_measured_every_time(client, tmp_path, monkeyp
     reach = Roi((3, 3, 3), (18, 18, 20))
     expected = [[int((part == 2).sum())] for part in oracle(data, (8, 8, 8), (1, 1, 1), reach)]
     in_zarr = open_source(zarr.array(data, chunks=(8, 8, 8)))
-    computed = open_array(da.from_array(data, chunks=(7, 20, 9)) * 1)
+    computed = open_input(da.from_array(data, chunks=(7, 20, 9)) * 1)
     for source in (in_zarr, computed, open_source(data[None])):
         mass = count_classes(source, 8, reach, cluster=client, progress=False)
         assert mass.boxes((1, 1, 1), [2]).tolist() == expected

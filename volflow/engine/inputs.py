@@ -1,4 +1,4 @@
-"""What an array of a case is read from: any volume, or a Dask array of which a box is computed."""
+"""What a user hands over as a volume, opened as a source: a volume, a file, or an array."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
+import zarr
+from dask.array.core import getter, getter_nofancy
 from dask.highlevelgraph import MaterializedLayer
 from distributed import Future
 
-from volflow.engine.lazy import stored_in
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
 from volflow.store.meta import Meta, SourceInfo
 from volflow.store.slabs import Array, check_dtype, slab_rois
 from volflow.store.sources import Source, open_source
+from volflow.store.volume import Volume
 
-__all__ = ["DaskSource", "open_array"]
+__all__ = ["DaskSource", "open_input", "stored_in"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +59,7 @@ class DaskSource:
         return ((roi, self.read(roi)) for roi in slab_rois(self.shape, depth))
 
 
-def open_array(x: Any) -> Source:
+def open_input(x: Any) -> Source:
     """Open anything that an array of a case can be; no voxel is read.
 
     Parameters
@@ -73,7 +75,7 @@ def open_array(x: Any) -> Source:
 
     Examples
     --------
-    >>> source = open_array(da.ones((4, 30, 40), dtype="int16") * 2)
+    >>> source = open_input(da.ones((4, 30, 40), dtype="int16") * 2)
     >>> source.read(Roi((0, 0, 0), (1, 1, 3)))
     array([[[2, 2, 2]]], dtype=int16)
     """
@@ -99,6 +101,22 @@ def open_array(x: Any) -> Source:
     return DaskSource(
         x, Meta(("c", "z", "y", "x")[-x.ndim :], source=SourceInfo("dask", str(dtype)))
     )
+
+
+def stored_in(x: da.Array) -> Volume | zarr.Array[Any] | None:
+    """The Zarr array that a Dask array reads as it is; None where it computes anything."""
+    layers: Any = getattr(x.dask, "layers", {})
+    original = f"original-{x.name}"
+    if set(layers) != {x.name, original}:
+        return None
+    source = dict(layers[original]).get(original)
+    source = getattr(source, "value", source)  # wrapped by some versions of Dask
+    task = getattr(layers[x.name], "task", None)
+    if getattr(task, "func", getter) not in (getter, getter_nofancy):  # from_array(getitem=…)
+        return None
+    if not isinstance(source, Volume | zarr.Array) or tuple(source.shape) != x.shape:
+        return None
+    return source
 
 
 def _is_persisted(x: da.Array) -> bool:
