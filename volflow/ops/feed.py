@@ -132,19 +132,18 @@ class Feed:
     def _read(self, roi: Roi) -> tuple[list[npt.NDArray[Any]], npt.NDArray[np.bool_] | None]:
         inputs, frame = self.inputs, self.inputs.frame
         stored = frame.stored_roi(roi, inputs.volumes[0].spatial_shape)
+        active = np.full(roi.shape, inputs.skip_below is None) if inputs.skipping else None
         voxels = []
         for volume, normalize in zip(inputs.volumes, inputs.normalize, strict=True):
             raw = volume.read(stored)
-            voxels.append(frame.show(raw if raw.ndim == 4 else raw[None]))
+            raw = frame.show(raw if raw.ndim == 4 else raw[None])
+            if active is not None and inputs.skip_below is not None:
+                # The threshold is one of stored values, whatever the network is shown.
+                active |= (raw >= inputs.skip_below).any(axis=0)
             if callable(normalize):  # once per voxel rather than once per patch
-                voxels[-1] = apply_function(normalize, voxels[-1].astype(self.dtype))
-        if not inputs.skipping:
-            return voxels, None
-        active = np.ones(roi.shape, np.bool_)
-        if inputs.skip_below is not None:
-            above = [(raw >= inputs.skip_below).any(axis=0) for raw in voxels]
-            active &= np.any(above, axis=0)
-        if inputs.mask is not None:
+                raw = apply_function(normalize, raw.astype(self.dtype))
+            voxels.append(raw)
+        if active is not None and inputs.mask is not None:
             active &= frame.show(inputs.mask.read(stored)) > 0
         return voxels, active
 
