@@ -1,4 +1,4 @@
-"""Normalisation as data: one scale and offset per channel, the same for every block."""
+"""Normalisation as data: one zero and one scale per channel, the same for every block."""
 
 from __future__ import annotations
 
@@ -32,44 +32,47 @@ class Distribution(Protocol):
 
 @dataclass(frozen=True)
 class Normalization:
-    """``clip(x · scale + offset, low, high)``, with one entry per channel.
+    """``clip((x - zero) · scale, low, high)``, with one entry per channel.
 
     Parameters
     ----------
-    scale, offset
-        Of each channel.
+    zero, scale
+        The stored value that becomes 0 in each channel, and what the distance from it is
+        multiplied by.
     low, high
         Where values are cut; None where they are not.
 
     Examples
     --------
-    >>> halve = Normalization((0.5,), (0.0,), (0.0,), (1.0,))
-    >>> block = np.array([[[[-1.0, 1.0, 4.0]]]])
-    >>> halve.apply(block)
+    >>> halve = Normalization((1.0,), (0.5,), (0.0,), (1.0,))
+    >>> block = np.zeros((1, 1, 1, 3), "float32")
+    >>> halve.apply(np.array([[[[0, 2, 4]]]], "uint16"), block)
     >>> block
-    array([[[[0. , 0.5, 1. ]]]])
+    array([[[[0. , 0.5, 1. ]]]], dtype=float32)
     """
 
+    zero: tuple[float, ...]
     scale: tuple[float, ...]
-    offset: tuple[float, ...]
     low: tuple[float | None, ...]
     high: tuple[float | None, ...]
 
-    def apply(self, values: npt.NDArray[np.floating[Any]]) -> None:
-        """Normalise a ``czyx`` block of floats in place.
+    def apply(self, stored: npt.NDArray[Any], out: npt.NDArray[np.floating[Any]]) -> None:
+        """Write a ``czyx`` block of stored values into ``out``, normalised.
 
         Raises
         ------
         InvalidInput
             Where the block has another number of channels.
         """
-        if len(values) != len(self.scale):
+        if len(stored) != len(self.scale):
             raise InvalidInput(
-                f"the normalisation is for {len(self.scale)} channels; got {len(values)}"
+                f"the normalisation is for {len(self.scale)} channels; got {len(stored)}"
             )
-        for number, channel in enumerate(values):
+        for number, channel in enumerate(out):
+            # In float64, before anything is rounded: in float32 a mean of 60 000 is known to
+            # 0.004 only, which is much where the deviation is small.
+            np.subtract(stored[number], np.float64(self.zero[number]), out=channel)
             channel *= self.scale[number]
-            channel += self.offset[number]
             low, high = self.low[number], self.high[number]
             if low is not None or high is not None:
                 np.clip(channel, low, high, out=channel)
@@ -97,7 +100,7 @@ def normalization(name: str, statistics: Distribution) -> Normalization:
     >>> from types import SimpleNamespace
     >>> stats = SimpleNamespace(min=(10.0,), max=(30.0,))
     >>> normalization("minmax", stats)
-    Normalization(scale=(0.05,), offset=(-0.5,), low=(None,), high=(None,))
+    Normalization(zero=(10.0,), scale=(0.05,), low=(None,), high=(None,))
     """
     kind, _, detail = name.partition(":")
     if kind == "minmax" and not detail:
@@ -107,9 +110,8 @@ def normalization(name: str, statistics: Distribution) -> Normalization:
         return _between(statistics.percentile(low), statistics.percentile(high), clip=True)
     if kind == "zscore" and not detail:
         scale = tuple(1 / std if std else 1.0 for std in statistics.std)
-        offset = tuple(-mean * s for mean, s in zip(statistics.mean, scale, strict=True))
         none = (None,) * len(scale)
-        return Normalization(scale, offset, none, none)
+        return Normalization(tuple(statistics.mean), scale, none, none)
     raise InvalidInput(
         f"unknown normalize {name!r}; use minmax, zscore, percentile, percentile:LOW,HIGH"
         " or a callable"
@@ -131,8 +133,7 @@ def _percentiles(name: str, detail: str) -> tuple[float, float]:
 
 def _between(lows: Sequence[float], highs: Sequence[float], *, clip: bool) -> Normalization:
     scale = tuple(1 / (b - a) if b > a else 1.0 for a, b in zip(lows, highs, strict=True))
-    offset = tuple(-a * s for a, s in zip(lows, scale, strict=True))
     count = len(scale)
     return Normalization(
-        scale, offset, (0.0 if clip else None,) * count, (1.0 if clip else None,) * count
+        tuple(lows), scale, (0.0 if clip else None,) * count, (1.0 if clip else None,) * count
     )

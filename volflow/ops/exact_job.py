@@ -131,11 +131,13 @@ def read_image(inputs: Inputs, box: Roi, dtype: str) -> Array:
     for volume, normalize in zip(inputs.volumes, inputs.normalize, strict=True):
         raw = volume.read(stored)
         part = result[first : first + volume.channels_count, z, y, x]
-        part[...] = frame.show(raw if raw.ndim == 4 else raw[None])
+        shown = frame.show(raw if raw.ndim == 4 else raw[None])
         if isinstance(normalize, Normalization):
-            normalize.apply(part)
+            normalize.apply(shown, part)
         elif callable(normalize):
-            part[...] = apply_function(normalize, np.ascontiguousarray(part))
+            part[...] = apply_function(normalize, shown.astype(dtype))
+        else:
+            part[...] = shown
         first += volume.channels_count
     return result
 

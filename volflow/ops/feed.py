@@ -158,16 +158,14 @@ class Feed:
                 z, y, x = rows.relative_to(roi.start).slices()
                 here = rows.relative_to(self._box(segment).start).slices()
                 first = 0
-                for voxels in segment.read.result()[0]:
+                read = segment.read.result()[0]
+                for voxels, normalize in zip(read, self.inputs.normalize, strict=True):
                     part = patch[first : first + len(voxels), z, y, x]
-                    part[...] = voxels[(slice(None), *here)]
+                    if isinstance(normalize, Normalization):
+                        normalize.apply(voxels[(slice(None), *here)], part)
+                    else:
+                        part[...] = voxels[(slice(None), *here)]
                     first += len(voxels)
-        z, y, x = inside.relative_to(roi.start).slices()
-        first = 0
-        for volume, normalize in zip(self.inputs.volumes, self.inputs.normalize, strict=True):
-            if isinstance(normalize, Normalization):
-                normalize.apply(patch[first : first + volume.channels_count, z, y, x])
-            first += volume.channels_count
 
     def active(self, roi: Roi) -> bool:
         """Whether a patch has a voxel worth computing."""

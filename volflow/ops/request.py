@@ -27,7 +27,7 @@ from volflow.store.volume import Volume
 __all__ = ["Request", "check_classes", "make_request", "normalized", "output_meta"]
 
 # Raised when the same inputs give other voxels than before; part of the fingerprint.
-PREDICT_VERSION = 1
+PREDICT_VERSION = 2
 
 
 @dataclass(frozen=True)

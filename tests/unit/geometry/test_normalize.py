@@ -11,8 +11,8 @@ STATS = Statistics(tuple(measure(channel) for channel in DATA))
 
 
 def applied(name, data=DATA, stats=STATS):
-    values = data.astype("float32")
-    normalization(name, stats).apply(values)
+    values = np.full(data.shape, np.nan, "float32")
+    normalization(name, stats).apply(data, values)
     return values
 
 
@@ -46,6 +46,22 @@ def test_a_constant_image_is_shifted_but_not_scaled(name, value):
     assert np.all(applied(name, data, stats) == value)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int32", ">u4"])
+@pytest.mark.parametrize("name", ["zscore", "minmax", "percentile"])
+def test_values_far_from_zero_lose_nothing(name, dtype):
+    far = {"float32": 60_000, "float64": 1e12}.get(dtype, 1_000_000_000)
+    data = (far + np.random.default_rng(0).normal(0, 3, (1, 9, 10, 11))).astype(dtype)
+    stats = Statistics((measure(data),))
+    exact = data.astype("float64")
+    if name == "zscore":
+        expected = (exact - stats.mean[0]) / stats.std[0]
+    else:
+        low, high = (2, 98) if name == "percentile" else (0, 100)
+        a, b = stats.percentile(low)[0], stats.percentile(high)[0]
+        expected = np.clip((exact - a) / (b - a), 0, 1)
+    assert np.abs(applied(name, data, stats) - expected).max() < 5e-7
+
+
 @pytest.mark.parametrize("name", ["", "none", "minmax:1", "zscore:0.5", "MINMAX"])
 def test_an_unknown_name_is_refused(name):
     with pytest.raises(InvalidInput, match="unknown normalize"):
@@ -60,7 +76,7 @@ def test_percentiles_must_ascend(detail):
 
 def test_another_number_of_channels_is_refused():
     with pytest.raises(InvalidInput, match="for 2 channels; got 1"):
-        normalization("minmax", STATS).apply(np.zeros((1, 2, 2, 2), "float32"))
+        normalization("minmax", STATS).apply(np.zeros((1, 2, 2, 2)), np.zeros((1, 2, 2, 2), "f4"))
 
 
 def test_an_empty_foreground_cannot_normalise():

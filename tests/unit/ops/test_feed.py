@@ -217,8 +217,8 @@ class TestActive:
 
 class TestNormalize:
     def test_constants_are_those_of_each_volume(self, stored, feed_of, scan):
-        half = Normalization((0.5,), (1.0,), (None,), (None,))
-        cutting = Normalization((1.0,), (0.0,), (10.0,), (20.0,))
+        half = Normalization((-2.0,), (0.5,), (None,), (None,))
+        cutting = Normalization((0.0,), (1.0,), (10.0,), (20.0,))
         volumes = stored(scan, "a.zarr"), stored(scan, "b.zarr")
         feed = feed_of(inputs_of(*volumes, normalize=(half, cutting)))
         found = filled(feed, Roi.full(scan.shape), channels=2)
@@ -226,7 +226,7 @@ class TestNormalize:
         np.testing.assert_allclose(found[1], np.clip(scan, 10, 20))
 
     def test_padding_is_zero_not_a_normalised_zero(self, stored, feed_of, scan):
-        shifted = Normalization((1.0,), (100.0,), (None,), (None,))
+        shifted = Normalization((100.0,), (1.0,), (None,), (None,))
         feed = feed_of(inputs_of(stored(scan), normalize=(shifted,)))
         assert (filled(feed, Roi((-2, 0, 0), (0, 4, 4))) == 0).all()
 

@@ -333,6 +333,14 @@ class TestNormalization:
         result = predict(counts, net, normalize=choice)
         assert close(result[:], sliding_window(shown[None], net, (8, 8, 8)))
 
+    @pytest.mark.parametrize("blend", ["crop", "exact"])
+    def test_values_of_60_000_lose_nothing(self, predict, scan, blend):
+        far = (60_000 + 9 * scan).astype("f4")
+        options = {"normalize": "zscore", "patch": 8 if blend == "crop" else None}
+        result = predict(far, torch.nn.Identity(), blend=blend, **options)
+        expected = self.expected(far.astype("f8"), "zscore")
+        assert np.abs(result[0] - expected).max() < 1e-5
+
     def test_each_channel_has_its_own(self, predict, scan):
         both = np.stack([scan, 50 * scan[::-1] - 7])
         net = random_net(channels_in=2)
