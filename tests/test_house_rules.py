@@ -7,8 +7,10 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 import tomllib
 import zipfile
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 
@@ -111,6 +113,34 @@ def test_readme_commands_are_those_of_ci():
         fresh + '-e ".[dev]" && python -m pytest',
     ]
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "notebooks", "pipelines", "tests", "volflow"])
+def test_no_cluster_takes_a_fixed_port(folder):
+    """Dask warns where another holds port 8787, and warnings are errors here."""
+    fixed = []
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        for call in _calls(path.read_text()):
+            name = getattr(call.func, "attr", getattr(call.func, "id", None))
+            words = {word.arg: ast.unparse(word.value) for word in call.keywords}
+            starts = name == "LocalCluster" or (
+                name == "Client" and (not call.args or "n_workers" in words)
+            )
+            if starts and "'127.0.0.1:0'" not in words.get("scheduler_kwargs", ""):
+                fixed.append(f"{_id(path)}: {ast.unparse(call)}")
+    assert fixed == []
+
+
+def _calls(code: str) -> list[ast.Call]:
+    """The calls in a file, and in the scripts that it holds as text."""
+    found: list[ast.Call] = []
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Call):
+            found.append(node)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and "\n" in node.value:
+            with suppress(SyntaxError):  # prose
+                found += _calls(textwrap.dedent(node.value))
+    return found
 
 
 def test_no_large_file_in_the_tree():

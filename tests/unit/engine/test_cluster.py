@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import warnings
+from contextlib import contextmanager
 
 import pytest
 from distributed import Client, LocalCluster
@@ -39,6 +41,18 @@ class TestConnect:
             assert list(workers(client).values()) == [cores()]
             assert client.submit(os.getpid).result() == os.getpid()
         assert client.status == "closed"
+
+    def test_a_slow_disk_is_no_error(self, monkeypatch):
+        """Dask warns where a folder takes a second to make, as it does on a loaded machine."""
+
+        @contextmanager
+        def slow(limit, message):
+            yield
+            warnings.warn(message.format(duration=2), stacklevel=2)
+
+        monkeypatch.setattr("distributed.core.warn_on_duration", slow)
+        with connect("threads") as client:
+            assert client.submit(sum, [1, 2]).result() == 3
 
     def test_a_worker_that_slept_is_not_given_up(self):
         with connect("threads") as client:

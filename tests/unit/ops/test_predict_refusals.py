@@ -281,8 +281,20 @@ class TestPlace:
 
 
 class TestMemory:
+    """The trial's peak is set, as that of a process hangs on whatever else runs in it."""
+
+    @pytest.fixture
+    def trial(self, monkeypatch):
+        """What a trial forward seems to take, in bytes."""
+        taken = [2**20]
+        monkeypatch.setattr("volflow.model.forward.mark_peak", lambda device: 0)
+        monkeypatch.setattr("volflow.model.forward.read_peak", lambda device: taken[-1])
+        return taken
+
     @pytest.mark.parametrize("model", [torch.nn.Identity(), random_net()])
-    def test_too_little_is_refused_with_what_would_do(self, refused, client, tmp_path, model):
+    def test_too_little_is_refused_with_what_would_do(
+        self, refused, client, tmp_path, trial, model
+    ):
         message = refused(model=model, memory="1MiB", error=MemoryRefused)
         assert message.startswith("predict with patch (8, 8, 8) needs at least ")
         assert "but memory is 1 MiB" in message
@@ -294,13 +306,13 @@ class TestMemory:
         assert vf.verify(result.path).ok
         assert parse_bytes(enough) < 2**28
 
-    def test_the_batch_gives_way_before_it_is_refused(self, client, tmp_path):
+    def test_the_batch_gives_way_before_it_is_refused(self, client, tmp_path, trial):
         """What would do for single patches does, although the trial would like larger batches."""
 
         class Hungry(torch.nn.Module):
             def forward(self, batch):
-                held = torch.ones(len(batch), 2**20, dtype=torch.float64)  # 8 MiB a patch
-                return batch + 0 * held.sum()
+                trial.append(len(batch) * 8 * 2**20)
+                return batch
 
         plan = {"patch": 8, "cluster": client, "progress": False}
         with pytest.raises(MemoryRefused) as refused:

@@ -84,8 +84,9 @@ def test_the_result_does_not_depend_on_memory_cluster_or_order(tmp_path, many_bl
     in_order = [reverse[b][0] for b in blocks]
     assert module.merge(in_order) == expected.histograms[0]
     with LocalCluster(
-        n_workers=1, threads_per_worker=3, processes=False, dashboard_address=None
-    ) as cluster:
+        n_workers=1, threads_per_worker=3, processes=False,
+        dashboard_address=None, scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
+    ) as cluster:  # fmt: skip
         monkeypatch.setattr(module, "load_statistics", lambda *args: None)
         assert vf.statistics(path, cluster=cluster, memory="1GiB", progress=False) == expected
 
@@ -93,7 +94,10 @@ def test_the_result_does_not_depend_on_memory_cluster_or_order(tmp_path, many_bl
 @pytest.mark.slow
 def test_processes_give_the_same(scan):
     path, data = scan
-    with Client(n_workers=2, threads_per_worker=1, dashboard_address=None) as client:
+    with Client(
+        n_workers=2, threads_per_worker=1,
+        dashboard_address=None, scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
+    ) as client:  # fmt: skip
         stats = vf.statistics(path, cluster=client, progress=False)
     assert stats.histograms == (measure(data),)
 

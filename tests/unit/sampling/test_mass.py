@@ -41,7 +41,10 @@ class Filed(ArraySource):
 
 @pytest.fixture(scope="module")
 def client():
-    local = LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None)
+    local = LocalCluster(
+        n_workers=1, threads_per_worker=2, processes=False,
+        dashboard_address=None, scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
+    )  # fmt: skip
     with local, Client(local, set_as_default=False) as client:
         yield client
 
