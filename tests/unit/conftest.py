@@ -19,6 +19,9 @@ import ctypes, gc, json, sys
 from pathlib import Path
 import volflow as vf
 from volflow.engine.cluster import connect
+from volflow.engine.pages import prepare_allocators
+
+prepare_allocators(own=True)  # as the command line does: it keeps more than a session
 
 def resident(field):
     for line in Path("/proc/self/status").read_text().splitlines():

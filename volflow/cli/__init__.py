@@ -1,11 +1,12 @@
 """The command line: one command per step of a journey, in the words of the library.
 
 Exit codes: 0 done, 1 failed, 2 refused before any work. A user's mistake is one line on standard
-error; ``--debug``, anywhere, shows where an error came from.
+error; ``--debug``, anywhere, shows where an error came from, and how memory is taken.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -22,6 +23,7 @@ from volflow.cli.runs import demo, status, verify
 from volflow.cli.sample import sample
 from volflow.cli.view import view
 from volflow.cli.volumes import convert, export, info, preview, statistics
+from volflow.engine.pages import prepare_allocators
 from volflow.errors import VolflowError
 
 __all__ = ["main", "run"]
@@ -75,7 +77,8 @@ for _command, _example in COMMANDS:
 @app.callback()
 def volflow(
     debug: Annotated[
-        bool, typer.Option(DEBUG, help="Show where an error came from; works after a command too.")
+        bool,
+        typer.Option(DEBUG, help="Show where an error came from, and more; works after a command."),
     ] = False,
 ) -> None:
     """Run networks over 3-D volumes of any size: convert, sample, predict, verify, look."""
@@ -123,4 +126,8 @@ def main() -> NoReturn:
     """Entry point of the command ``volflow``."""
     # SLURM and Kubernetes end a job so: it shall stop as cleanly as by Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if DEBUG in sys.argv:
+        logging.basicConfig(format="volflow: %(message)s")
+        logging.getLogger("volflow").setLevel(logging.DEBUG)
+    prepare_allocators(own=True)
     sys.exit(run(sys.argv[1:]))

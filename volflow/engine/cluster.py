@@ -13,6 +13,7 @@ from typing import Any
 import dask
 from distributed import Client, LocalCluster, WorkerPlugin, default_client
 
+from volflow.engine.pages import prepare_allocators
 from volflow.errors import InvalidInput
 from volflow.geometry.budget import parse_bytes
 
@@ -44,11 +45,12 @@ def cores() -> int:
 
 
 class Shielded(WorkerPlugin):
-    """Keeps Ctrl-C from worker processes of this terminal: it is the driver's to answer."""
+    """Makes a worker process ours: Ctrl-C is the driver's to answer, fresh memory is cheap."""
 
     def setup(self, worker: Any) -> None:
         """Run in the main thread of each worker process, those in place of dead ones too."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        prepare_allocators(own=True)
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from volflow.engine.pages import prepare_allocators
 from volflow.errors import InvalidInput
 from volflow.model.digest import digest_of
 from volflow.model.load import (
@@ -83,6 +84,7 @@ def load_model(
     Identity()
     """
     if isinstance(model, (str, os.PathLike)):
+        prepare_allocators(own=False)  # it may be the first that torch allocates
         return _load_named(os.fspath(model), None if weights is None else Path(weights), trust)
     if weights is not None:
         raise InvalidInput(

@@ -6,6 +6,8 @@ A worker plugin is set up again on every worker that joins or restarts.
 
 from __future__ import annotations
 
+import logging
+import mmap
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -16,13 +18,25 @@ import cloudpickle
 import torch
 from distributed import WorkerPlugin
 
-__all__ = ["ModelPlugin", "forward_lock", "lent", "resident"]
+from volflow.engine.pages import HUGE_PAGES, prepare_allocators
+
+__all__ = ["ModelPlugin", "asks_for_huge_pages", "forward_lock", "lent", "resident"]
+
+# More than any heap of glibc takes, so that it gets pages of its own.
+PROBE_BYTES = 33 * 2**20
+
+logger = logging.getLogger(__name__)
 
 _models: dict[str, torch.nn.Module] = {}
 _users: Counter[str] = Counter()  # runs of this process that hold a model
 _locks: dict[str, threading.Lock] = {}
 _places: dict[str, threading.BoundedSemaphore] = {}
 _guard = threading.Lock()
+
+
+def asks_for_huge_pages() -> bool:
+    """Whether torch asks for huge pages in this process: what it then takes begins with a page."""
+    return torch.empty(PROBE_BYTES, dtype=torch.uint8).data_ptr() % mmap.PAGESIZE == 0
 
 
 def forward_lock(device: torch.device) -> threading.Lock:
@@ -60,6 +74,12 @@ class ModelPlugin(WorkerPlugin):
 
     def setup(self, worker: Any = None) -> None:
         """Make the model known in this process."""
+        prepare_allocators(own=worker is not None)
+        if logger.isEnabledFor(logging.DEBUG) and not asks_for_huge_pages():
+            logger.debug(
+                f"torch asks for no huge pages: it reads {HUGE_PAGES} at its first allocation,"
+                " which came before; set it to 1 before Python starts"
+            )
         with _guard:
             _users[self.digest] += 1
             _models.setdefault(self.digest, self.module)
@@ -92,4 +112,5 @@ def lent(model: ModelPlugin) -> Iterator[None]:
 
 
 def _unpack(module: bytes, digest: str) -> ModelPlugin:
+    prepare_allocators(own=False)  # weights are the first that torch allocates in a worker
     return ModelPlugin(cloudpickle.loads(module), digest)

@@ -1,0 +1,127 @@
+"""What fresh memory costs: torch is asked for huge pages, and what is freed is kept for the next.
+
+Each layer of a network frees about as much memory as the next one takes. The system hands memory
+out in pages of 4 KiB, zeroed one by one as they are touched: up to half of a small network's time.
+Pages of 2 MiB take a thirtieth of that, and memory that stays with the process takes nothing.
+`engine/memory.py` gives back what a task has kept when it nears its budget.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from volflow.geometry.budget import format_bytes
+
+__all__ = ["HUGE_PAGES", "prepare_allocators"]
+
+# Read by torch at its first allocation; NumPy asks for huge pages by itself.
+HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
+
+SYSTEM = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+AT_START = Path("/proc/self/environ")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """One of glibc's thresholds: its name in the environment, its number and value for mallopt."""
+
+    name: str
+    number: int
+    value_bytes: int
+    meaning: str
+
+    @property
+    def variable(self) -> str:
+        """What users, and Dask's nanny, set it by."""
+        return f"MALLOC_{self.name}_THRESHOLD_"
+
+    @property
+    def tunable(self) -> str:
+        """Its other name, in GLIBC_TUNABLES."""
+        return f"glibc.malloc.{self.name.lower()}_threshold"
+
+
+THRESHOLDS = (
+    Threshold("TRIM", -1, 512 * 2**20, "at the end of the heap is kept"),
+    # The most that glibc takes; it comes to this by itself where no threshold is set.
+    Threshold("MMAP", -3, 32 * 2**20, "at a time comes from the heap"),
+)
+
+
+def prepare_allocators(*, own: bool) -> str:
+    """Make fresh memory cheap in this process, for as long as it lives; may be called again.
+
+    A variable of the user wins over what is set here. Where the system has no huge pages, or the
+    allocator no thresholds, nothing is done.
+
+    Parameters
+    ----------
+    own
+        Whether this process is there for the work: a command or a worker. In the session of
+        somebody else torch is asked for huge pages, as NumPy asks for them, and glibc's thresholds,
+        which adapt themselves, are left alone, unless Dask's nanny has set one.
+
+    Returns
+    -------
+    str
+        What is in force, also logged at the level of debugging.
+
+    Examples
+    --------
+    >>> prepare_allocators(own=False).startswith("memory: ")
+    True
+    """
+    told = f"memory: {'; '.join([_ask_for_huge_pages(), *_keep_what_is_freed(own)])}"
+    logger.debug(told)
+    return told
+
+
+def _ask_for_huge_pages() -> str:
+    try:
+        never = "[never]" in SYSTEM.read_text()
+    except OSError:  # not Linux, or without them
+        never = True
+    if never:
+        return "this system has no huge pages"
+    asked = os.environ.setdefault(HUGE_PAGES, "1")
+    return f"huge pages by {HUGE_PAGES}={asked}"
+
+
+def _keep_what_is_freed(own: bool) -> list[str]:
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+        pairs = os.fsdecode(AT_START.read_bytes()).split("\0")
+    except (OSError, AttributeError, TypeError):
+        return ["this system's allocator has no thresholds"]
+    found = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+    dasks = [t for t in THRESHOLDS if _is_dasks(t.variable, found)]
+    told = []
+    for threshold in THRESHOLDS:
+        if _is_set(threshold, found) and threshold not in dasks:
+            told.append(f"{threshold.variable} is the user's")
+        # Where one is set, the other no longer adapts itself.
+        elif (own or dasks) and mallopt(threshold.number, threshold.value_bytes):
+            told.append(f"{format_bytes(threshold.value_bytes)} {threshold.meaning}")
+    return told
+
+
+def _is_set(threshold: Threshold, found: Mapping[str, str]) -> bool:
+    return threshold.variable in found or threshold.tunable in found.get("GLIBC_TUNABLES", "")
+
+
+def _is_dasks(variable: str, found: Mapping[str, str]) -> bool:
+    """Whether a variable has the value that Dask's nanny gives it where nobody chose another."""
+    if variable not in found:
+        return False
+    import distributed  # noqa: F401 (its defaults are among Dask's from here on)
+    from dask.config import defaults, get, merge
+
+    nanny = get("distributed.nanny.pre-spawn-environ", {}, config=merge(*defaults))
+    return found[variable] == str(nanny.get(variable))
