@@ -18,7 +18,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
@@ -42,6 +41,7 @@ from volflow.model.load import (
 )
 from volflow.model.spec import Model, Spec, make_spec
 from volflow.model.unet import UNet
+from volflow.store.aside import folder_aside, replace_folder, sweep
 
 __all__ = ["Model", "Spec", "evaluating", "load_model", "save_model"]
 
@@ -302,22 +302,14 @@ def _check_place(path: Path, overwrite: bool) -> None:
 
 
 def _write(path: Path, card: str, state: dict[str, Tensor]) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    old = partial.with_suffix(".old")
     try:
-        partial.mkdir(parents=True)
-        save_file(state, partial / WEIGHTS)
-        (partial / CARD).write_text(card, encoding="utf-8")
-        # safetensors leaves its file to the owner alone; the user's umask decides instead.
-        (partial / WEIGHTS).chmod((partial / CARD).stat().st_mode)
-        if path.exists():
-            path.replace(old)
-        partial.replace(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path)
+        with folder_aside(path) as aside:
+            save_file(state, aside / WEIGHTS)
+            (aside / CARD).write_text(card, encoding="utf-8")
+            # safetensors leaves its file to the owner alone; the user's umask decides instead.
+            (aside / WEIGHTS).chmod((aside / CARD).stat().st_mode)
+            replace_folder(aside, path)
     except (OSError, SafetensorError) as error:
-        if old.exists() and not path.exists():
-            old.replace(path)
         raise InvalidInput(f"bundle {path} cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        if path.exists():
-            shutil.rmtree(old, ignore_errors=True)

@@ -5,13 +5,10 @@ The output grows in a hidden directory beside its place, and is put there when i
 
 from __future__ import annotations
 
-import glob
 import math
-import shutil
-import uuid
 from collections import deque
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +29,7 @@ from volflow.ops.session import discard
 from volflow.ops.sliding import FINISH_ROWS
 from volflow.ops.tiling import limit_depth
 from volflow.ops.write_behind import Writer
+from volflow.store.aside import folder_aside, sweep
 from volflow.store.create import check_target, create
 from volflow.store.journal import Journal, Record, ShardEntry, journal_dir
 from volflow.store.layout import resolve_layout
@@ -153,8 +151,11 @@ class CaseBlend:
         chunk, shard = manner.layout(shape, meta, scratch.budget_bytes)
         axes, kind = (("z", "y", "x"), "classes") if classes else (("c", "z", "y", "x"), "image")
         meta = replace(meta, axes=axes, kind=kind, channels=(), colors=())
-        self.aside = out.with_name(f".{out.name}.part-{uuid.uuid4().hex[:8]}")
-        volume = create(self.aside, shape, manner.finish.dtype, meta, chunk=chunk, shard=shard)
+        sweep(out)
+        with ExitStack() as folder:  # hidden beside the output, which grows in it
+            self.aside = folder.enter_context(folder_aside(out)) / out.name
+            volume = create(self.aside, shape, manner.finish.dtype, meta, chunk=chunk, shard=shard)
+            self.folder = folder.pop_all()
         blocks = BlockGrid(grid.shape, (shard[0], *grid.shape[1:]))
         self.job = WholeJob(blocks, (Target("", "0", manner.channels, volume),))
         self.writer = Writer(self.job, tuple(range(len(blocks))), Clock(), empty=scratch.zeros)
@@ -239,11 +240,10 @@ class CaseBlend:
                 journal.clear()
                 raise
             journal.end()
-            for left in self.out.parent.glob(f".{glob.escape(self.out.name)}.part-????????"):
-                shutil.rmtree(left, ignore_errors=True)  # by a process killed at work
+        self.folder.close()
 
     def discard(self) -> None:
         """Delete what was written."""
         with suppress(Exception):
             self.writer.close()
-        shutil.rmtree(self.aside, ignore_errors=True)
+        self.folder.close()

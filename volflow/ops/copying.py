@@ -22,6 +22,7 @@ from volflow.engine.plan import Plan, Step
 from volflow.errors import InvalidInput
 from volflow.geometry.grid import BlockGrid
 from volflow.ops.session import begin_anew, run_journalled
+from volflow.store.aside import sweep
 from volflow.store.create import check_target, create
 from volflow.store.journal import Journal, Record, ShardEntry, journal_dir
 from volflow.store.layout import resolve_layout
@@ -38,6 +39,7 @@ __all__ = [
     "held_bytes",
     "lay_out",
     "make_plan",
+    "resumes",
     "run_copy",
 ]
 
@@ -289,9 +291,10 @@ def run_copy(
     """
     journal = Journal(journal_dir(copy.path))
     make_plan(copy, None, frozenset(), run.memory_bytes).require_memory(copy.remedy())
-    _resumes(copy, journal, run)  # refuses before the lock leaves its file
+    resumes(copy.path, overwrite=run.overwrite)  # refuses before the lock leaves its file
     with journal.lock():
-        if _resumes(copy, journal, run):
+        sweep(Path(copy.path))
+        if resumes(copy.path, overwrite=run.overwrite):
             journal.compare(record)
             volume = open_volume(copy.path)
         else:
@@ -306,9 +309,10 @@ def run_copy(
     return volume
 
 
-def _resumes(copy: Copy, journal: Journal, run: Run) -> bool:
+def resumes(out: str | os.PathLike[str], *, overwrite: bool) -> bool:
     """Whether there is a run to resume; where there is none, the place must be free."""
-    if not run.overwrite and journal.recorded() is not None and Path(copy.path).exists():
+    journal = Journal(journal_dir(out))
+    if not overwrite and Path(out).exists() and journal.recorded() is not None:
         return True
-    check_target(copy.path, overwrite=run.overwrite)
+    check_target(out, overwrite=overwrite)
     return False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import os
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -15,12 +14,13 @@ import numpy as np
 
 from volflow.errors import InvalidInput, MemoryRefused, RunFailed
 from volflow.geometry.budget import format_bytes, parse_bytes
+from volflow.store.aside import file_aside, sweep
 from volflow.store.complete import open_complete
 from volflow.store.nifti_header import header_bytes, stored_dtype
 from volflow.store.slabs import slab_rois
 from volflow.store.volume import Volume
 
-__all__ = ["export", "is_foreign"]
+__all__ = ["check_file", "export", "is_foreign"]
 
 SUFFIXES = (".nii.gz", ".nii", ".npy")
 
@@ -82,7 +82,7 @@ def export(
     >>> np.load(export(ones, f"{tempfile.mkdtemp()}/ones.npy")).shape
     (4, 5, 6)
     """
-    path = _target(out, overwrite)
+    path = check_file(out, overwrite=overwrite)
     opened = open_complete(volume)
     budget = parse_bytes(memory)
     if path.name.lower().endswith(".npy"):
@@ -100,7 +100,8 @@ def export(
     return path
 
 
-def _target(out: str | os.PathLike[str], overwrite: bool) -> Path:
+def check_file(out: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+    """The absolute path of a file to be written, or a refusal; nothing is changed."""
     path = Path(out).expanduser().absolute()
     if not is_foreign(path):
         raise InvalidInput(
@@ -138,20 +139,17 @@ def _npy_header(volume: Volume) -> bytes:
 @contextmanager
 def _replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file that appears under its name when it is complete, and not at all otherwise."""
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    sweep(path)
     try:
-        with part.open("wb") as raw:
+        with file_aside(path) as raw:
             if path.name.lower().endswith(".gz"):
                 # No name and no time inside: the same voxels give the same bytes.
                 with gzip.GzipFile("", "wb", compresslevel=1, fileobj=raw, mtime=0) as file:
                     yield file  # type: ignore[misc]
             else:
                 yield raw
-        part.replace(path)
     except OSError as error:
         raise RunFailed(
             f"{path} cannot be written: {error.strerror or error}; nothing is left of it, free "
             "space or choose another place"
         ) from error
-    finally:
-        part.unlink(missing_ok=True)

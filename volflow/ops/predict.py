@@ -39,6 +39,7 @@ from volflow.ops.pyramid import pyramid
 from volflow.ops.pyramid_plan import Layout, lay_out
 from volflow.ops.request import Request, make_request, normalized, output_meta
 from volflow.ops.session import begin_anew, run_journalled
+from volflow.store.aside import sweep
 from volflow.store.create import check_target, create
 from volflow.store.journal import Journal, Record, journal_dir
 from volflow.store.volume import Volume, open_volume
@@ -107,6 +108,7 @@ def _execute(
 ) -> Result:
     journal = Journal(journal_dir(request.out))
     with journal.lock():
+        sweep(request.out)
         before = _check_place(request.out, journal, overwrite)
         settings = adopt(request, before) if before else settings
         grid = out_blocks(request, settings).counts

@@ -17,6 +17,7 @@ from volflow.ops.copying import Progress
 from volflow.ops.pyramid_plan import Task, tasks_for
 from volflow.ops.pyramid_task import LevelJob, halve_blocks
 from volflow.ops.session import begin_anew, discard, run_journalled
+from volflow.store.aside import sweep
 from volflow.store.create import add_array
 from volflow.store.meta import Level
 from volflow.store.pyramid import Place, list_levels, place_of
@@ -85,6 +86,7 @@ def pyramid(
     with connect(cluster) as client:
         memory_bytes = memory_per_worker(client, memory)
         with place.run.lock():
+            sweep(place.store)
             finest = open_volume(finest.path)  # as the last driver left it
             tasks = tasks_for(finest, place, levels, memory_bytes, overwrite)
             try:

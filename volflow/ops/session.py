@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import shutil
-import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +17,7 @@ from volflow.engine.plan import Plan
 from volflow.engine.run import RunReport, run
 from volflow.errors import InvalidInput
 from volflow.ops.kept import passes_dir
+from volflow.store.aside import beside, sweep
 from volflow.store.journal import Journal, Record
 from volflow.store.opening import local_path
 from volflow.store.pyramid import drop_levels
@@ -65,9 +64,8 @@ def begin_anew(out: Path, journal: Journal, record: Record) -> None:
 
 def discard(out: Path, journal: Journal) -> None:
     """Delete an output and forget its run; under the lock."""
-    for left in out.parent.glob(f".{glob.escape(out.name)}.old-*"):  # by a run killed here
-        shutil.rmtree(left, ignore_errors=True)
-    old = out.with_name(f".{out.name}.old-{uuid.uuid4().hex[:8]}")
+    sweep(out)
+    old = beside(out, "old")
     if out.exists():
         # Moved first: half deleted, it would pass for done, or for no Zarr store to be replaced.
         out.rename(old)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import uuid
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from volflow.store.aside import file_aside
 
 __all__ = ["differences", "plain", "read_json", "write_file", "write_json"]
 
@@ -82,15 +82,8 @@ def write_file(path: Path, data: bytes) -> None:
     OSError
         Where it cannot be written; what was there before is still there.
     """
-    # The name is unique because two tasks may write the same file at the same time.
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        part.write_bytes(data)
-        part.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            part.unlink()
-        raise
+    with file_aside(path) as file:
+        file.write(data)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
-import uuid
+import re
 from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -16,6 +14,7 @@ import zarr
 from zarr.codecs import ZstdCodec
 
 from volflow.errors import InvalidInput
+from volflow.store.aside import folder_aside, replace_folder, sweep
 from volflow.store.layout import resolve_layout
 from volflow.store.meta import Level, Meta
 from volflow.store.ngff import write_group
@@ -77,22 +76,26 @@ def create(
     sizes, kind = _check_array(shape, dtype, meta, fill_value)
     chunks, shards = resolve_layout(sizes, meta.spacing, kind, chunk, shard)
     target = check_target(path, overwrite=overwrite)
-    # Written aside and moved at the end: an interrupted or refused call leaves nothing half done.
-    aside = target if is_url(target) else _beside(target, "new")
-    try:
-        group = zarr.create_group(aside, overwrite=overwrite)
-        fill = kind.type(fill_value).item()
-        add_array(group, "0", sizes, kind, (chunks, shards), fill, meta.axes)
+
+    def fill(place: str) -> None:
+        group = zarr.create_group(place, overwrite=overwrite and is_url(place))
+        value = kind.type(fill_value).item()
+        add_array(group, "0", sizes, kind, (chunks, shards), value, meta.axes)
         write_group(group, meta, [Level("0", meta.spacing, meta.translation)])
-        if aside != target:
-            _move(Path(aside), Path(target))
+
+    try:
+        if is_url(target):
+            fill(target)
+        else:
+            # Written aside and moved at the end: a call that ends early leaves nothing half done.
+            sweep(Path(target))
+            with folder_aside(Path(target)) as aside:
+                fill(str(aside))
+                replace_folder(aside, Path(target))
     except OSError as error:
         raise InvalidInput(
             f"{target} cannot be made: {error.strerror or error}; choose another place"
         ) from error
-    finally:
-        if aside != target:
-            shutil.rmtree(aside, ignore_errors=True)
     return open_volume(target)
 
 
@@ -125,19 +128,18 @@ def check_target(path: str | os.PathLike[str], *, overwrite: bool = False) -> st
     Raises
     ------
     InvalidInput
-        Where the folder around it is missing, or something is there already that may not or
-        must not be replaced.
+        Where the name ends like that of another format, the folder around it is missing, or
+        something is there already that may not or must not be replaced.
     """
     target = os.fspath(path)
     if is_url(target):
+        _check_name(PurePosixPath(target))
         if not overwrite and _opens(target):
             raise InvalidInput(f"{target} exists; choose another name or overwrite=True")
         return target
     local = Path(target.removeprefix("file://")).expanduser().absolute()
-    if local.name.lower().endswith((".nii", ".nii.gz", ".npy")):
-        raise InvalidInput(
-            f'{local.name} is no name for a Zarr store; use "….zarr" and vf.export the result'
-        )
+    if not is_zarr(local.parent):  # in a store arrays have whatever names
+        _check_name(local)
     if not local.parent.is_dir():
         raise InvalidInput(f"the folder {local.parent} does not exist; make it first")
     if not local.exists() or (local.is_dir() and not any(local.iterdir())):
@@ -150,6 +152,16 @@ def check_target(path: str | os.PathLike[str], *, overwrite: bool = False) -> st
             "yourself or choose another name"
         )
     return str(local)
+
+
+def _check_name(path: PurePath) -> None:
+    """Refuse a name that promises another format; what follows a dot is none if it is a number."""
+    if re.fullmatch(r"(?!\.zarr$)\.[a-z]\w*", path.suffix, re.IGNORECASE):
+        stem = re.sub(r"\.(nii|tar|ome)$", "", path.stem, flags=re.IGNORECASE)
+        raise InvalidInput(
+            f'{path.name} is no name for a Zarr volume, as "{path.suffix}" stands for another'
+            f' format; write to "{stem}.zarr", and vf.export the result for .nii.gz, .nii or .npy'
+        )
 
 
 def _opens(path: str) -> bool:
@@ -188,22 +200,3 @@ def _check_array(
     ):
         raise InvalidInput(f"fill_value {fill_value} is no {kind}; give one that it can hold")
     return sizes, kind
-
-
-def _beside(target: str, word: str) -> str:
-    path = Path(target)
-    return str(path.with_name(f".{path.name}.{word}-{uuid.uuid4().hex[:8]}"))
-
-
-def _move(new: Path, target: Path) -> None:
-    """Put the new store in place of the old one, which is deleted last."""
-    old = Path(_beside(str(target), "old"))
-    if target.exists():
-        target.rename(old)
-    try:
-        new.rename(target)
-    except OSError:
-        with suppress(OSError):
-            old.rename(target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from volflow.store.aside import sweep
 from volflow.store.atomic import write_file
 from volflow.store.journal import journal_dir
 from volflow.store.slabs import Array
@@ -52,6 +53,7 @@ def keep(places: Iterable[Path], write: Callable[[Path], object]) -> Path | None
     for path in places:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            sweep(path)
             write(path)
         except OSError:
             continue  # read-only or full

@@ -288,7 +288,11 @@ def test_a_full_disk_leaves_no_file(tmp_path, monkeypatch, suffix):
     real = Path.open
 
     def full(self, *rest, **options):
-        return real(Path("/dev/full") if self.name.endswith(".tmp") else self, *rest, **options)
+        file = real(self, *rest, **options)
+        if self.name.endswith(".tmp"):
+            with real(Path("/dev/full"), "wb") as device:
+                os.dup2(device.fileno(), file.fileno())
+        return file
 
     monkeypatch.setattr(Path, "open", full)
     with pytest.raises(RunFailed, match="No space left on device; nothing is left of it"):

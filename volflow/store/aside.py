@@ -1,0 +1,170 @@
+"""Write beside a place and move there what is whole; remove what processes that died left behind.
+
+::
+
+    .out.zarr.new-1a2b3c4d      a folder in the making
+    .out.zarr.old-1a2b3c4d      a folder that is being replaced
+    .seg.nii.gz.1a2b3c4d.tmp    a file in the making
+
+The process that makes one of these holds a lock (`flock`) on it, which ends with the process: what
+another process can lock has no owner any more. Where a file system cannot lock folders, what was
+left there stays.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+__all__ = ["beside", "file_aside", "folder_aside", "replace_folder", "sweep"]
+
+# Also the names that versions before this one gave.
+_NAMES = re.compile(r"(?:(?:new|old|part)-[0-9a-f]{8}|(?:[0-9a-f]{8}|[0-9a-f]{32})\.tmp)")
+
+
+def beside(target: Path, word: str) -> Path:
+    """A new name beside a target, by which `sweep` knows it.
+
+    Examples
+    --------
+    >>> beside(Path("/data/out.zarr"), "old").name[:-8]
+    '.out.zarr.old-'
+    """
+    return target.with_name(f".{target.name}.{word}-{uuid.uuid4().hex[:8]}")
+
+
+@contextmanager
+def folder_aside(target: Path) -> Iterator[Path]:
+    """A new folder beside a target; what is not moved away by the end of the block is deleted.
+
+    Raises
+    ------
+    OSError
+        Where it cannot be made.
+    """
+    path, handle = _new_folder(target)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        os.close(handle)
+
+
+@contextmanager
+def file_aside(target: Path) -> Iterator[IO[bytes]]:
+    """A new file beside a target, to be written; at the end of the block it takes its place.
+
+    After an error it is deleted, and what was at the place is still there.
+
+    Raises
+    ------
+    OSError
+        Where it cannot be made, written or moved.
+    """
+    path, file = _new_file(target)
+    try:
+        with file:
+            yield file
+            file.flush()
+            path.replace(target)
+    except BaseException:
+        with suppress(OSError):
+            path.unlink()
+        raise
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Put a folder in the place of another, which is deleted last.
+
+    Raises
+    ------
+    OSError
+        Where it cannot be moved; what was at the place is there again.
+    """
+    if not target.exists():
+        new.rename(target)
+        return
+    old, handle = beside(target, "old"), os.open(target, os.O_RDONLY)
+    try:
+        _lock(handle)
+        target.rename(old)
+        try:
+            new.rename(target)
+        except OSError:
+            with suppress(OSError):
+                old.rename(target)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        os.close(handle)
+
+
+def sweep(target: Path) -> None:
+    """Delete what processes that died have left beside a target; what has an owner stays.
+
+    What cannot be read or deleted stays as well: nothing of it is in anybody's way.
+    """
+    prefix = f".{target.name}."
+    try:
+        found = [path for path in target.parent.iterdir() if path.name.startswith(prefix)]
+    except OSError:
+        return
+    for path in found:
+        if _NAMES.fullmatch(path.name.removeprefix(prefix)):
+            _remove_abandoned(path)
+
+
+def _remove_abandoned(path: Path) -> None:
+    with suppress(OSError):
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            if not _lock(handle):
+                return
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
+        finally:
+            os.close(handle)
+
+
+# Between its making and its locking another process may take a thing for abandoned; then there is
+# another.
+
+
+def _new_folder(target: Path) -> tuple[Path, int]:
+    while True:
+        path = beside(target, "new")
+        path.mkdir()
+        with suppress(FileNotFoundError):
+            handle = os.open(path, os.O_RDONLY)
+            if _lock(handle, without=True) and path.exists():
+                return path, handle
+            os.close(handle)
+
+
+def _new_file(target: Path) -> tuple[Path, IO[bytes]]:
+    while True:
+        path = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+        file = path.open("wb")
+        if _lock(file.fileno(), without=True) and path.exists():
+            return path, file
+        file.close()
+
+
+def _lock(handle: int, *, without: bool = False) -> bool:
+    """Whether this process now holds the lock; ``without`` where there are no locks to be had."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return without
+    return True
