@@ -57,13 +57,14 @@ def convert(  # noqa: PLR0913  one parameter per option that people type
         cluster=cluster,
         memory=memory,
     )
+    options["overwrite"] = overwrite
     if plan:
         planned = plan_convert(source, out, **options)
         say(planned.to_dict(), as_json, planned.describe())
         return
     from volflow.report.info import facts_text, volume_facts
 
-    volume = run_convert(source, out, overwrite=overwrite, progress=progress(quiet), **options)
+    volume = run_convert(source, out, progress=progress(quiet), **options)
     facts = volume_facts(volume)
     say(facts, as_json, facts_text(facts))
 
@@ -113,6 +114,9 @@ def export(
     from volflow.report.info import facts_of, facts_text
 
     if plan:
+        from volflow.ops.export import check_file
+
+        check_file(out, overwrite=overwrite)
         facts = facts_of(volume)
         planned = {"operation": "export", "out": out, "volume": facts}
         say(planned, as_json, f"export to {out}\n{facts_text(facts)}")

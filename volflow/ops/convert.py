@@ -22,6 +22,7 @@ from volflow.ops.copying import (
     lay_out,
     make_plan,
     make_record,
+    resumes,
     run_copy,
 )
 from volflow.ops.export import is_foreign
@@ -50,12 +51,15 @@ def plan_convert(
     shard: int | Sequence[int] | None = None,
     cluster: Cluster = None,
     memory: str | int | None = None,
+    overwrite: bool = False,
 ) -> Plan:
     """What `convert` would do; nothing is written."""
+    check_apart(out, source)
     with connect(cluster) as client:
         memory_bytes = memory_per_worker(client, memory)
-    copy = _copy_of(source, out, adopted(out, chunk, shard, overwrite=False), memory_bytes)
-    done = frozenset(Journal(journal_dir(out)).done())
+    copy = _copy_of(source, out, adopted(out, chunk, shard, overwrite=overwrite), memory_bytes)
+    resuming = resumes(out, overwrite=overwrite)
+    done = frozenset(Journal(journal_dir(out)).done() if resuming else ())
     plan = make_plan(copy, None, done, memory_bytes)
     plan.require_memory(copy.remedy())
     return plan

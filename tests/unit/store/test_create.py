@@ -108,10 +108,36 @@ def test_a_missing_folder_is_named(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["seg.nii.gz", "seg.NII", "seg.npy"])
-def test_a_foreign_name_is_refused(tmp_path, name):
-    with pytest.raises(InvalidInput, match="the result"):
+@pytest.mark.parametrize(
+    ("name", "suffix"),
+    [
+        ("seg.nii.gz", ".gz"), ("seg.NII", ".NII"), ("seg.npy", ".npy"), ("seg.nrrd", ".nrrd"),
+        ("seg.tif", ".tif"), ("seg.ome.tiff", ".tiff"), ("seg.h5", ".h5"), ("seg.zarr.zip", ".zip"),
+    ],
+)  # fmt: skip
+def test_the_name_of_another_format_is_refused(tmp_path, name, suffix):
+    with pytest.raises(InvalidInput) as refused:
         check_target(tmp_path / name)
+    stem = "seg.zarr" if "zip" in name else "seg"
+    assert str(refused.value) == (
+        f'{name} is no name for a Zarr volume, as "{suffix}" stands for another format; write to'
+        f' "{stem}.zarr", and vf.export the result for .nii.gz, .nii or .npy'
+    )
+
+
+def test_a_url_of_another_format_is_refused():
+    with pytest.raises(InvalidInput, match=r'^seg.tif is no name .* write to "seg.zarr"'):
+        check_target("memory://bucket/seg.tif")
+
+
+@pytest.mark.parametrize("name", ["seg", "seg.zarr", "SEG.ZARR", "seg.ome.zarr", "thin_1.5mm"])
+def test_names_of_volumes(tmp_path, name):
+    assert check_target(tmp_path / name) == str(tmp_path / name)
+
+
+def test_arrays_in_a_store_have_whatever_names(tmp_path):
+    zarr.create_group(tmp_path / "a.zarr")
+    assert create(tmp_path / "a.zarr" / "x.tif", (5, 6, 7), "uint8", Meta()).shape == (5, 6, 7)
 
 
 def test_a_failure_on_the_way_leaves_the_old_volume(tmp_path, monkeypatch):
