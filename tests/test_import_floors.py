@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "dask", "distributed", "zarr", "numpy", "matplotlib", "nibabel", "rich", "typer")
+HEAVY = ("torch", "dask", "distributed", "zarr", "numpy", "matplotlib", "nibabel", "rich", "typer", "xarray")
 
 CODE = """
 import sys
@@ -41,7 +41,8 @@ print(" ".join(name for name in {heavy!r} if name in sys.modules))
 def test_import_loads_only(statement, allowed, fresh_python):
     printed = fresh_python(CODE.format(statement=statement, heavy=HEAVY))
     loaded = set(printed.splitlines()[-1].split())
-    assert loaded <= allowed
+    # Dask itself loads xarray where it is installed.
+    assert loaded <= allowed | ({"xarray"} if "dask" in allowed else set())
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ NAMES = {
     "Roi",
     "UniformSampler",
     "Volume",
+    "VolumeLike",
     "WeightedSampler",
     "compare",
     "contact_sheet",

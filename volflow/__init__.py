@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from volflow import errors
+    from volflow.engine.inputs import VolumeLike
     from volflow.engine.lazy import map_overlap
     from volflow.geometry.roi import Roi
     from volflow.model.bundle import load_model, save_model
@@ -58,6 +59,7 @@ _PUBLIC = {
     "Roi": ("volflow.geometry.roi", "Roi"),
     "UniformSampler": ("volflow.sampling.samplers", "UniformSampler"),
     "Volume": ("volflow.store.volume", "Volume"),
+    "VolumeLike": ("volflow.engine.inputs", "VolumeLike"),
     "WeightedSampler": ("volflow.sampling.samplers", "WeightedSampler"),
     "compare": ("volflow.report.compare", "compare"),
     "contact_sheet": ("volflow.report.sheet", "contact_sheet"),
@@ -90,6 +92,7 @@ __all__ = [
     "Roi",
     "UniformSampler",
     "Volume",
+    "VolumeLike",
     "WeightedSampler",
     "compare",
     "contact_sheet",

@@ -1,12 +1,15 @@
-"""What a user hands over as a volume, opened as a source: a volume, a file, or an array."""
+"""`VolumeLike`: whatever a user hands over as a volume, opened as a source."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Union, cast
 
 import dask.array as da
 import numpy as np
@@ -17,12 +20,46 @@ from distributed import Future
 
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
+from volflow.store.indexing import to_box
 from volflow.store.meta import Meta, SourceInfo
 from volflow.store.slabs import Array, check_dtype, slab_rois
-from volflow.store.sources import Source, open_source
+from volflow.store.sources import ArraySource, Source, VolumeSource, open_source
 from volflow.store.volume import Volume
+from volflow.store.xarrays import from_xarray
 
-__all__ = ["DaskSource", "open_input", "stored_in"]
+if TYPE_CHECKING:
+    import torch
+    import xarray
+
+__all__ = [
+    "DaskSource",
+    "Sliced",
+    "VolumeLike",
+    "as_array",
+    "chunk_of",
+    "lazy_array",
+    "open_input",
+    "refuse_masked",
+    "refuse_sequential",
+    "stored_in",
+]
+
+VolumeLike = Union[
+    str,
+    os.PathLike[str],
+    Volume,
+    "zarr.Array[Any]",
+    Array,
+    "da.Array",
+    "xarray.DataArray",
+    "torch.Tensor",
+]
+"""A volume as every function takes it.
+
+Path or URL (OME-Zarr, plain Zarr; ``.npy``, ``.nii``, ``.nii.gz``), `Volume`, ``zarr.Array``, NumPy
+array or memmap, Dask array, ``xarray.DataArray``, torch tensor; ``zyx`` or ``czyx``, a DataArray in
+any order of its dimensions.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +89,7 @@ class DaskSource:
         """The voxels of a box, computed by threads of this process."""
         # A worker may read while its client is busy with this very task: never on the cluster.
         voxels = self.array[roi.slices()].compute(scheduler="threads")
+        refuse_masked(voxels)
         return np.asarray(voxels, self.dtype)
 
     def slabs(self, depth: int) -> Iterator[tuple[Roi, Array]]:
@@ -59,19 +97,56 @@ class DaskSource:
         return ((roi, self.read(roi)) for roi in slab_rois(self.shape, depth))
 
 
-def open_input(x: Any) -> Source:
-    """Open anything that an array of a case can be; no voxel is read.
+@dataclass(frozen=True, eq=False)
+class Sliced:
+    """A source that is indexed as arrays are, so that Dask reads it piece by piece."""
+
+    source: Source
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As the source's."""
+        return tuple(self.source.shape)
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """As the source's."""
+        return np.dtype(self.source.dtype)
+
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """Pieces that are read without waste."""
+        return (1,) * (self.ndim - 3) + chunk_of(self.source)
+
+    shards = None
+
+    def identity(self) -> str:
+        """As the source's."""
+        return self.source.identity()
+
+    def __getitem__(self, key: Any) -> Array:
+        """Read with integers, slices and ``...``, as from a NumPy array."""
+        roi, inner = to_box(key, self.shape)
+        return np.asarray(self.source.read(roi)[inner])
+
+
+def open_input(x: VolumeLike | Source) -> Source:
+    """Open whatever is a volume to a user; no voxel is read.
 
     Parameters
     ----------
     x
-        Whatever `open_source` opens, or a Dask array, ``zyx`` or ``czyx``. One that merely reads
-        a Zarr array counts as that volume.
+        A `VolumeLike`. A Dask array that merely reads a Zarr array counts as that volume.
 
     Raises
     ------
     InvalidInput
-        Where it cannot be read; one line says why.
+        Where it cannot be read, or holds a mask; one line says why.
 
     Examples
     --------
@@ -79,28 +154,128 @@ def open_input(x: Any) -> Source:
     >>> source.read(Roi((0, 0, 0), (1, 1, 3)))
     array([[[2, 2, 2]]], dtype=int16)
     """
-    if not isinstance(x, da.Array):
-        return x if hasattr(x, "slabs") else open_source(x)
-    if any(math.isnan(n) for n in x.shape):
+    if hasattr(x, "slabs"):
+        return cast(Source, x)  # opened before
+    array, meta = as_array(x)
+    if isinstance(array, da.Array):
+        return _open_dask(array, meta)
+    if not isinstance(array, str | os.PathLike | Volume | zarr.Array | zarr.Group | np.ndarray):
         raise InvalidInput(
-            f"the array has unknown sizes, shape {x.shape}; call x.compute_chunk_sizes() first"
+            "a volume is a path, a URL, a Volume, a zarr.Array, a NumPy or Dask array, an"
+            f" xarray.DataArray or a torch tensor, given {type(x).__name__}"
         )
-    if _is_persisted(x):
+    source = open_source(array)
+    return source if meta is None else replace(source, meta=meta)  # type: ignore[type-var]
+
+
+def as_array(x: Any) -> tuple[Any, Meta | None]:
+    """A DataArray or tensor as a NumPy or Dask array, with what it says of its grid; else x itself.
+
+    Raises
+    ------
+    InvalidInput
+        Where it holds a mask, or a tensor cannot become an array.
+
+    Examples
+    --------
+    >>> as_array(np.ma.masked_less(np.arange(3), 1))
+    Traceback (most recent call last):
+    volflow.errors.InvalidInput: the array is masked, and a volume has no mask; say what masked
+    voxels hold: array.filled(value)
+    """
+    meta = None
+    xarray, torch = sys.modules.get("xarray"), sys.modules.get("torch")
+    if xarray is not None and isinstance(x, xarray.Dataset):
+        names = ", ".join(map(str, x.data_vars))
+        raise InvalidInput(f"a volume is one DataArray, given a Dataset of {names}; choose one")
+    if xarray is not None and isinstance(x, xarray.DataArray):
+        x, meta = from_xarray(x)
+    if torch is not None and isinstance(x, torch.Tensor):
+        try:
+            x = x.detach().cpu().numpy()
+        except (TypeError, RuntimeError) as error:
+            raise InvalidInput(
+                f"a tensor of {x.dtype}, {x.layout} cannot become a NumPy array; give x.float(),"
+                " or x.to_dense()"
+            ) from error
+    refuse_masked(x)
+    return x, meta
+
+
+def refuse_masked(x: Any) -> None:
+    """Refuse a NumPy or Dask array with a mask, which would be lost where voxels are stored.
+
+    Raises
+    ------
+    InvalidInput
+        Naming the remedy.
+    """
+    if isinstance(x, np.ma.MaskedArray):
         raise InvalidInput(
-            "the array lies in the memory of a Dask cluster, which boxes of it cannot be computed"
-            " from; give the array as it was before persist(), or store it first with vf.write"
+            "the array is masked, and a volume has no mask; say what masked voxels hold:"
+            " array.filled(value)"
         )
-    stored = stored_in(x)
-    if stored is not None and x.ndim in (3, 4):
-        return open_source(stored)
-    if x.ndim == 2:
-        x = x[None]
-    if x.ndim not in (3, 4) or 0 in x.shape:
-        raise InvalidInput(f"the array has shape {x.shape}; a volume is zyx or czyx and not empty")
-    dtype = check_dtype(x.dtype, "the array").newbyteorder("=")
-    return DaskSource(
-        x, Meta(("c", "z", "y", "x")[-x.ndim :], source=SourceInfo("dask", str(dtype)))
+    if isinstance(x, da.Array) and isinstance(x._meta, np.ma.MaskedArray):
+        raise InvalidInput(
+            "the Dask array is masked, and a volume has no mask; say what masked voxels hold:"
+            " dask.array.ma.filled(array, value)"
+        )
+
+
+def lazy_array(source: Source) -> da.Array:
+    """The voxels of a source as a Dask array.
+
+    Raises
+    ------
+    InvalidInput
+        Where the source can only be read from front to back.
+    """
+    if isinstance(source, DaskSource):
+        return source.array
+    array: da.Array
+    if isinstance(source, VolumeSource):
+        array = source.volume.dask()
+        return array
+    if isinstance(source, ArraySource):
+        array = da.asarray(source.array)
+        return array
+    refuse_sequential(source)
+    sliced = Sliced(source)
+    meta = np.empty((0,) * sliced.ndim, sliced.dtype)
+    array = da.from_array(
+        sliced, chunks=sliced.chunks, name=f"source-{source.identity()}", meta=meta
     )
+    return array
+
+
+def refuse_sequential(source: Source) -> None:
+    """Refuse a file of which no part can be read alone.
+
+    Raises
+    ------
+    InvalidInput
+        Naming the remedy.
+    """
+    if source.sequential:
+        path = Path(getattr(source, "path", "scan.nii.gz"))
+        name = path.name.lower().removesuffix(".gz").removesuffix(".nii")
+        raise InvalidInput(
+            f"{path} is compressed as a whole and cannot be read by parts; convert it first:"
+            f" volflow convert {path.name} {name}.zarr"
+        )
+
+
+def chunk_of(source: Source) -> tuple[int, int, int]:
+    """Smallest piece that is read at once, along z, y, x."""
+    sizes: Sequence[int]
+    if isinstance(source, VolumeSource):
+        sizes = source.volume.chunks
+    elif isinstance(source, DaskSource):
+        sizes = tuple(max(axis) for axis in source.array.chunks)
+    else:
+        sizes = tuple(min(64, n) for n in source.shape)
+    z, y, x = sizes[-3:]
+    return z, y, x
 
 
 def stored_in(x: da.Array) -> Volume | zarr.Array[Any] | None:
@@ -117,6 +292,52 @@ def stored_in(x: da.Array) -> Volume | zarr.Array[Any] | None:
     if not isinstance(source, Volume | zarr.Array) or tuple(source.shape) != x.shape:
         return None
     return source
+
+
+def _open_dask(x: da.Array, meta: Meta | None) -> Source:
+    if any(math.isnan(n) for n in x.shape):
+        raise InvalidInput(
+            f"the array has unknown sizes, shape {x.shape}; call x.compute_chunk_sizes() first"
+        )
+    if _is_persisted(x):
+        raise InvalidInput(
+            "the array lies in the memory of a Dask cluster, which boxes of it cannot be computed"
+            " from; give the array as it was before persist(), or store it first with vf.write"
+        )
+    stored = stored_in(x)
+    if stored is not None and x.ndim in (3, 4):
+        source = open_source(stored)
+        return source if meta is None else _placed(source, meta)
+    if x.ndim == 2:
+        x = x[None]
+    if x.ndim not in (3, 4) or 0 in x.shape:
+        raise InvalidInput(f"the array has shape {x.shape}; a volume is zyx or czyx and not empty")
+    dtype = check_dtype(x.dtype, "the array").newbyteorder("=")
+    bare = Meta(("c", "z", "y", "x")[-x.ndim :], source=SourceInfo("dask", str(dtype)))
+    return DaskSource(x, bare if meta is None else meta)
+
+
+def _placed(source: Source, meta: Meta) -> Source:
+    """A stored volume on the grid that a DataArray over it says; itself where that is its own."""
+    assert isinstance(source, VolumeSource)
+    volume = source.volume
+    own = volume.meta
+    same = np.allclose(
+        (*meta.spacing, *meta.translation), (*own.spacing, *own.translation), rtol=1e-6, atol=0
+    )
+    named = meta.channels in ((), own.channels)
+    if same and named and (meta.unit, meta.orientation) == (own.unit, own.orientation):
+        return source
+    moved = replace(
+        own,
+        spacing=meta.spacing,
+        translation=meta.translation,
+        unit=meta.unit,
+        orientation=meta.orientation,
+        affine=meta.affine,
+        channels=meta.channels or own.channels,
+    )
+    return VolumeSource(replace(volume, meta=moved))
 
 
 def _is_persisted(x: da.Array) -> bool:

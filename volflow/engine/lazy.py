@@ -7,7 +7,6 @@ between workers, thin chunks merged silently. Here each block reads itself and i
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,11 +18,12 @@ import zarr
 from dask.base import tokenize
 
 from volflow.engine.depth import check_chunks, check_constants, is_whole, padded_axes
-from volflow.engine.inputs import stored_in
+from volflow.engine.inputs import Sliced, as_array, open_input, refuse_sequential, stored_in
 from volflow.errors import InvalidInput
 from volflow.geometry.padding import PaddedAxis, padded_block
 from volflow.store.layout import piece_of
 from volflow.store.opening import stored_objects
+from volflow.store.sources import VolumeSource
 from volflow.store.volume import Volume, open_volume
 
 __all__ = ["Stored", "as_lazy", "map_overlap"]
@@ -54,7 +54,7 @@ def map_overlap(
     func
         Gets one padded block per source and returns one of the same shape.
     sources
-        Volumes, paths, ``zarr.Array`` or Dask arrays. Those straight from a store
+        `VolumeLike`, and Dask or NumPy arrays of any number of axes. Those straight from a store
         (``dask.array.from_zarr``, ``Volume.dask``) count as stored and keep their chunks.
     depth
         Halo in voxels. An integer means the spatial axes, the last three; a tuple has one entry
@@ -137,7 +137,7 @@ def map_overlap(
 class Stored:
     """An array in a Zarr store, and the blocks it is read in."""
 
-    source: Volume | zarr.Array[Any]
+    source: Volume | zarr.Array[Any] | Sliced
     chunks: Chunks
 
     @property
@@ -157,7 +157,7 @@ class Stored:
 
     def identity(self) -> str:
         """Changes when the stored voxels do, so that Dask never takes old results for new."""
-        if isinstance(self.source, Volume):
+        if isinstance(self.source, Volume | Sliced):
             return self.source.identity()
         return str(tokenize(str(self.source.metadata), stored_objects(self.source)))
 
@@ -179,27 +179,30 @@ class Stored:
 
 def as_lazy(x: Any, block: Block = None) -> Stored | da.Array:
     """What a user hands over as a stored array with its blocks, or as a Dask array."""
+    x, _ = as_array(x)
     if isinstance(x, da.Array):
         if any(math.isnan(n) for n in x.shape):
             raise InvalidInput(
                 f"the array has unknown sizes, shape {x.shape}; call x.compute_chunk_sizes() first"
             )
-        source = stored_in(x)
-        if source is None:
+        stored = stored_in(x)
+        if stored is None:
             return x
-        return Stored(source, x.chunks if block is None else _cut(source, block))
+        return Stored(stored, x.chunks if block is None else _cut(stored, block))
     if isinstance(x, np.ndarray):
         array: da.Array = da.asarray(x)
         return array
-    if not isinstance(x, str | os.PathLike | Volume | zarr.Array):
-        raise InvalidInput(
-            f"sources are volumes, paths, Zarr, Dask or NumPy arrays, given {type(x).__name__}"
-        )
-    volume = open_volume(x)
-    return Stored(volume, _cut(volume, block))
+    source: Volume | Sliced
+    if isinstance(x, Volume | zarr.Array):
+        source = open_volume(x)
+    else:
+        opened = open_input(x)
+        refuse_sequential(opened)
+        source = opened.volume if isinstance(opened, VolumeSource) else Sliced(opened)
+    return Stored(source, _cut(source, block))
 
 
-def _cut(source: Volume | zarr.Array[Any], block: Block) -> Chunks:
+def _cut(source: Volume | zarr.Array[Any] | Sliced, block: Block) -> Chunks:
     """Regular chunks over a stored array."""
     shape = tuple(source.shape)
     sizes: Sequence[int]

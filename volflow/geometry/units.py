@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["length_of_bar", "unit_sign"]
+__all__ = ["length_of_bar", "unit_name", "unit_sign"]
 
 # Metres and sign, by the name that NGFF gives the unit; ascending.
 _UNITS = {
@@ -15,6 +15,10 @@ _UNITS = {
     "centimeter": (1e-2, "cm"),
     "meter": (1.0, "m"),
 }
+_SPELLINGS = {sign: name for name, (_, sign) in _UNITS.items()} | {
+    "um": "micrometer", "μm": "micrometer", "micron": "micrometer", "microns": "micrometer",
+    "å": "angstrom", "ångström": "angstrom",
+}  # fmt: skip
 _BAR_UNITS = ("nanometer", "micrometer", "millimeter")
 
 
@@ -27,6 +31,23 @@ def unit_sign(unit: str | None) -> str:
     ('mm', 'parsec', '')
     """
     return _UNITS[unit][1] if unit in _UNITS else unit or ""
+
+
+def unit_name(text: object) -> str | None:
+    """The name that NGFF gives a unit, however people spell it; None for none.
+
+    Examples
+    --------
+    >>> unit_name("mm"), unit_name("Micrometres"), unit_name("degrees_north"), unit_name("")
+    ('millimeter', 'micrometer', 'degrees_north', None)
+    """
+    given = "" if text is None else str(text).strip()
+    if given in ("", "1"):
+        return None
+    if given in _SPELLINGS:
+        return _SPELLINGS[given]
+    plain = given.lower().removesuffix("s").replace("metre", "meter")
+    return next((name for name in (plain, _SPELLINGS.get(plain)) if name in _UNITS), given)
 
 
 def length_of_bar(wide: float, unit: str | None) -> tuple[float, str]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +21,11 @@ from volflow.store.html import short_name
 from volflow.store.levels import at_level, fitting_level, level_like, low_edge
 from volflow.store.meta import Vector
 from volflow.store.planes import Readable, steps
-from volflow.store.sources import open_source
+from volflow.store.sources import VolumeSource, open_source
 from volflow.store.volume import Volume, open_volume
+
+if TYPE_CHECKING:
+    from volflow.engine.inputs import VolumeLike
 
 __all__ = ["Names", "Subject", "is_whole", "open_subject", "same_box", "told_apart"]
 
@@ -229,13 +232,13 @@ def is_whole(number: object) -> bool:
     return isinstance(number, Integral)
 
 
-def open_subject(x: Any, channel: int | None = None, *, merge: bool = False) -> Subject:
+def open_subject(x: VolumeLike, channel: int | None = None, *, merge: bool = False) -> Subject:
     """Open a volume, file or array for a picture; no voxel is read.
 
     Parameters
     ----------
     x
-        A path, `Volume` or array.
+        What to show.
     channel
         Which one to show.
     merge
@@ -255,7 +258,7 @@ def open_subject(x: Any, channel: int | None = None, *, merge: bool = False) -> 
         raise InvalidInput(f"channel must be 0 … {count - 1}, given {channel!r}")
     path = finest.path if isinstance(finest, Volume) else x
     if not isinstance(path, str | os.PathLike):
-        return Subject("array" if isinstance(x, np.ndarray) else "volume", finest, channel)
+        return Subject("volume" if isinstance(finest, Volume) else "array", finest, channel)
     name = short_name(os.fspath(path)) or str(path)
     return Subject(name, finest, channel, Path(path).absolute().parent.name)
 
@@ -295,14 +298,18 @@ def same_box(a: Subject, b: Subject) -> None:
         )
 
 
-def _open(x: Any) -> Readable:
+def _open(x: VolumeLike) -> Readable:
     """The finest level of a volume, or a file or array."""
     if isinstance(x, Volume):
         return x
-    path = isinstance(x, str | os.PathLike) and "://" not in os.fspath(x)
-    if not isinstance(x, np.ndarray) and not (path and Path(x).is_file()):
-        return open_volume(x)
-    return open_source(x)
+    if isinstance(x, str | os.PathLike):
+        local = "://" not in os.fspath(x) and Path(x).is_file()
+        # A volume that is still being written can be looked at, too.
+        return open_source(x) if local else open_volume(x)
+    from volflow.engine.inputs import open_input  # loads Dask, which pictures of files do without
+
+    source = open_input(x)
+    return source.volume if isinstance(source, VolumeSource) else source
 
 
 def _lengths(sizes: Sequence[float], unit: str | None) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from volflow.engine.inputs import DaskSource, open_input
+from volflow.engine.inputs import chunk_of, open_input, refuse_sequential
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
 from volflow.sampling.case_checks import channels_of, check_alike, check_grid, knows_spacing
@@ -67,12 +67,7 @@ class Case:
 
     def __post_init__(self) -> None:
         for source in self.sources.values():
-            if source.sequential:
-                path = Path(getattr(source, "path", "scan.nii.gz"))
-                raise InvalidInput(
-                    f"{path} is compressed as a whole and patches cannot be cut from it; convert"
-                    f" it first: volflow convert {path.name} {stem(path.name)}.zarr"
-                )
+            refuse_sequential(source)
         check_grid(self.name, self.sources)
 
     @property
@@ -90,8 +85,9 @@ class Case:
     def meta(self) -> Meta:
         """Of the grid, axes z, y, x: the lead's; what it does not know is the others'."""
         metas = [source.meta for source in self.sources.values()]
-        grid = next(filter(knows_spacing, metas), metas[0])
-        placed = next((m for m in metas if m.orientation), grid)
+        placed = next((m for m in metas if m.orientation), metas[0])
+        grid = next(filter(knows_spacing, metas), placed)
+        placed = placed if placed.orientation else grid
         return replace(
             grid,
             axes=("z", "y", "x"),
@@ -115,7 +111,7 @@ class Case:
     @property
     def chunk(self) -> tuple[int, int, int]:
         """Smallest piece of the lead that is read at once, along z, y, x."""
-        return _chunk(self.sources[self.lead])
+        return chunk_of(self.sources[self.lead])
 
     def channels(self, name: str) -> int:
         """Channels of an array; 1 where it has no axis for them."""
@@ -164,8 +160,8 @@ class Case:
             out[...] = 0
         if not inside.size:
             return out
-        layer_bytes = out[:, 0].nbytes * _chunk(source)[0]
-        depth = _chunk(source)[0] * max(1, READ_BYTES // max(1, layer_bytes))
+        layer_bytes = out[:, 0].nbytes * chunk_of(source)[0]
+        depth = chunk_of(source)[0] * max(1, READ_BYTES // max(1, layer_bytes))
         for box in _layers(inside, depth):
             whole = box
             if len(source.shape) == 4:
@@ -208,8 +204,8 @@ def open_cases(x: Any, *, classes: Iterable[str] | None = None) -> tuple[Case, .
     Parameters
     ----------
     x
-        One volume (path, `Volume`, ``zarr.Array``, NumPy or Dask array), which is then called
-        ``"image"``; a mapping of array names to volumes, with the case's own name under
+        One `VolumeLike`, which is then called ``"image"``; a mapping of array names to volumes
+        (also an ``xarray.Dataset``), with the case's own name under
         ``"name"`` if it has one; a mapping of case names to such mappings; a sequence of any of
         these; or a folder that holds ``images/``, ``labels/`` and further folders such as
         ``weights/``, in which equal file names make a case with the arrays ``"image"``,
@@ -314,17 +310,6 @@ def _classes(
             f"classes names {', '.join(unknown)}, but the arrays are {', '.join(opened[0])}"
         )
     return chosen
-
-
-def _chunk(source: Source) -> tuple[int, int, int]:
-    if isinstance(source, VolumeSource):
-        sizes = source.volume.chunks
-    elif isinstance(source, DaskSource):
-        sizes = tuple(max(axis) for axis in source.array.chunks)
-    else:
-        sizes = tuple(min(64, n) for n in source.shape)
-    z, y, x = sizes[-3:]
-    return z, y, x
 
 
 def _layers(roi: Roi, depth: int) -> Iterable[Roi]:

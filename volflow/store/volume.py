@@ -252,6 +252,12 @@ class Volume:
             meta=np.empty((0,) * self.ndim, self.dtype),
         )
 
+    def xarray(self) -> Any:
+        """The volume as an ``xarray.DataArray`` over `dask`, on coordinates in its own unit."""
+        from volflow.store.xarrays import to_xarray
+
+        return to_xarray(self)
+
     def identity(self) -> str:
         """A hash that changes when the stored voxels do: of names, sizes and times of the files.
 
