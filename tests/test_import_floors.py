@@ -8,7 +8,10 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "dask", "distributed", "zarr", "numpy", "matplotlib", "nibabel", "rich", "typer", "xarray")
+HEAVY = (
+    "torch", "dask", "distributed", "zarr", "numpy", "matplotlib", "nibabel", "rich", "typer",
+    "xarray",
+)  # fmt: skip
 
 CODE = """
 import sys
