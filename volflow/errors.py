@@ -2,12 +2,14 @@
 
 ::
 
-    VolflowError                 exit code 1
-    ├── InvalidInput             exit code 2, also a ValueError: refused before any work
+    VolflowError                 exit code 1: the same command goes on
+    ├── InvalidInput             exit code 2, also a ValueError: the user must change something
     │   ├── MemoryRefused        the plan does not fit the memory budget
     │   ├── ResumeRefused        the journal belongs to another input, model or setting
-    │   ├── Locked               another driver holds the output
-    │   └── NoExactRule          an operation has no exact rule
+    │   ├── NoExactRule          an operation has no exact rule
+    │   ├── Damaged              exit code 3: a file is damaged, or holds NaN where that is refused
+    │   │   └── Unreadable       voxels of one place are; a run goes on with the others
+    │   └── Locked               exit code 4: another driver holds the output
     ├── RunFailed                also a RuntimeError: blocks failed after their retries
     │   └── StoreFull            there is no space left for the output
     └── Superseded               the task's driver is gone; another may have taken over
@@ -18,6 +20,7 @@ Every message names the rule, what was given, what was expected and the remedy.
 from __future__ import annotations
 
 __all__ = [
+    "Damaged",
     "InvalidInput",
     "Locked",
     "MemoryRefused",
@@ -26,6 +29,7 @@ __all__ = [
     "RunFailed",
     "StoreFull",
     "Superseded",
+    "Unreadable",
     "VolflowError",
 ]
 
@@ -50,8 +54,20 @@ class ResumeRefused(InvalidInput):
     """The output was begun with another input, weights, settings or code version."""
 
 
+class Damaged(InvalidInput):
+    """A file that is not what its format says, or numbers that are none where they are needed."""
+
+    exit_code = 3
+
+
+class Unreadable(Damaged):
+    """Stored voxels that do not decode; those of other places may be right."""
+
+
 class Locked(InvalidInput):
     """Another driver is writing this output."""
+
+    exit_code = 4
 
 
 class NoExactRule(InvalidInput):

@@ -20,7 +20,7 @@ import volflow as vf
 import volflow.store.journal as journal_module
 from tests.nets import Slow, random_net
 from tests.stores import files
-from volflow.errors import RunFailed, StoreFull, VolflowError
+from volflow.errors import Damaged, StoreFull, VolflowError
 from volflow.geometry.roi import Roi
 from volflow.store.create import create
 from volflow.store.journal import journal_dir
@@ -348,7 +348,7 @@ class TestUnreadable:
     def test_blocks_away_from_a_damaged_input_are_done(self, scan, tmp_path):
         shutil.copytree(scan.path, tmp_path / "scan.zarr")
         truncate(tmp_path / "scan.zarr" / "0" / "c" / "2" / "0" / "0")
-        with pytest.raises(RunFailed, match=r"blocks failed after 2 retries .*scan.zarr cannot be"):
+        with pytest.raises(Damaged, match=r"blocks failed after 2 retries .*scan.zarr cannot be"):
             run(tmp_path / "scan.zarr", tmp_path / "out.zarr", overlap=0)
         done = entries(tmp_path / "out.zarr")
         assert {3, 4, 5, 6, 7} <= set(done)

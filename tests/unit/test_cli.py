@@ -15,7 +15,14 @@ import pytest
 
 from volflow.cli import COMMANDS, main, run
 from volflow.cli.values import inputs, per_axis
-from volflow.errors import InvalidInput, MemoryRefused, RunFailed, Superseded
+from volflow.errors import (
+    Damaged,
+    InvalidInput,
+    Locked,
+    MemoryRefused,
+    RunFailed,
+    Superseded,
+)
 from volflow.geometry.roi import Roi
 from volflow.store.create import create
 from volflow.store.meta import Meta
@@ -139,6 +146,8 @@ def test_an_exported_result_is_told_as_the_file(called, tmp_path, capsys):
         (InvalidInput("overlap 96 must be below patch 96; use 95"), 2, "overlap 96 must be below"),
         (MemoryRefused("needs 3 GiB; use --patch 64"), 2, "needs 3 GiB; use --patch 64"),
         (RunFailed("2 blocks failed\nTraceback …"), 1, "2 blocks failed (--debug shows more)"),
+        (Damaged("a.zarr is cut short; copy it again"), 3, "a.zarr is cut short; copy it again"),
+        (Locked("a.zarr is being written"), 4, "a.zarr is being written"),
         (Superseded("the driver has ended"), 1, "the driver has ended"),
         (OSError(28, "No space left on device", "/data/o"), 1, "no space left on device: /data/o"),
         (PermissionError(13, "Permission denied", "/o"), 1, "permission denied: /o"),
@@ -285,7 +294,7 @@ def test_verify_of_a_damaged_output_fails(tmp_path, capsys):
     shard = next(path for path in (tmp_path / "a.zarr").rglob("c/*/*/*") if path.is_file())
     shard.write_bytes(shard.read_bytes()[:-9])
     capsys.readouterr()
-    assert run(["verify", out, "--json"]) == 1
+    assert run(["verify", out, "--json"]) == 3
     told = json.loads(capsys.readouterr().out)
     assert not told["ok"]
     assert len(told["bad"]) == 1

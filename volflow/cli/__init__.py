@@ -1,7 +1,9 @@
 """The command line: one command per step of a journey, in the words of the library.
 
-Exit codes: 0 done, 1 failed, 2 refused before any work. A user's mistake is one line on standard
-error; ``--debug``, anywhere, shows where an error came from, and how memory is taken.
+Exit codes: 0 done; 1 failed, the same command goes on; 2 refused, the user must change something;
+3 data are damaged, or hold NaN where that is refused; 4 another run holds the output. Errors of
+volflow bring theirs (`volflow.errors`); `_explain` knows all others. A user's mistake is one line
+on standard error; ``--debug``, anywhere, shows where an error came from, and how memory is taken.
 """
 
 from __future__ import annotations
@@ -86,6 +88,9 @@ def volflow(
 
 def run(arguments: Sequence[str]) -> int:
     """Run a command line and return its exit code; errors are told on standard error."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # names in files may hold what no terminal can show
+            stream.reconfigure(errors="backslashreplace")
     debug = DEBUG in arguments
     words = [word for word in arguments if word != DEBUG] or ["--help"]
     try:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from volflow.cli.values import Json, Quiet, say
-from volflow.errors import InvalidInput
+from volflow.errors import Damaged, InvalidInput, RunFailed
 
 __all__ = ["demo", "status", "verify"]
 
@@ -20,6 +20,7 @@ def verify(out: Out, as_json: Json = False, quiet: Quiet = False) -> None:
     """Read every block of an output back and compare it with its checksum.
 
     Blocks that are bad are marked undone: running the same command again repairs just these.
+    Exit code 3 where a block is bad, 1 where some are only missing.
     """
     from volflow.report.runs import coverage_facts, volume_behind
     from volflow.store.verify import verify as read_back
@@ -27,7 +28,7 @@ def verify(out: Out, as_json: Json = False, quiet: Quiet = False) -> None:
     coverage = read_back(volume_behind(out), progress=None if quiet else _counter())
     say(coverage_facts(coverage), as_json, f"{coverage}\n{coverage.map()}")
     if not coverage.ok:
-        raise typer.Exit(1)
+        raise typer.Exit(Damaged.exit_code if coverage.damaged else RunFailed.exit_code)
 
 
 def status(out: Out, as_json: Json = False) -> None:

@@ -23,7 +23,7 @@ from distributed import Client, Future, get_worker
 from volflow.engine.cluster import Cluster, connect, is_embedded, workers
 from volflow.engine.events import State, reporter
 from volflow.engine.plan import Plan, Task
-from volflow.errors import RunFailed, VolflowError
+from volflow.errors import RunFailed, Unreadable, VolflowError
 
 __all__ = ["RunReport", "run"]
 
@@ -94,6 +94,7 @@ class Driver:
     flying: dict[Future[Outcome], Attempt] = field(default_factory=dict)
     results: dict[int, Any] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
+    damage: bool = False
     seen_s: float = field(default_factory=time.monotonic)
     landed: SimpleQueue[Future[Outcome]] = field(default_factory=SimpleQueue)
 
@@ -170,8 +171,9 @@ class Driver:
         self.results.update(outcome.results)
         reason = f"{outcome.error or 'its task ended without doing it'}\n{outcome.trace}"
         if isinstance(outcome.error, VolflowError):
-            if type(outcome.error) is not RunFailed:
+            if type(outcome.error) not in (RunFailed, Unreadable):
                 raise outcome.error
+            self.damage = self.damage or isinstance(outcome.error, Unreadable)
             reason = str(outcome.error)
         self.retry(attempt, reason.strip())
 
@@ -186,7 +188,7 @@ class Driver:
                 time.sleep(POLL_S)
         if self.failed:
             blocks = ", ".join(str(b) for b in sorted(self.failed)[:8])
-            raise RunFailed(
+            raise (Unreadable if self.damage else RunFailed)(
                 f"{len(self.failed)} of {self.state.total_blocks} blocks failed after"
                 f" {self.retries} retries (blocks {blocks}); what is done is kept, run the same"
                 f" command again to resume. First error: {next(iter(self.failed.values()))}"
@@ -247,8 +249,8 @@ def run(
         Where blocks failed after their retries, or no worker is left.
     VolflowError
         What a task raised of that kind, at once and without retry: what is refused stays refused,
-        and a full disk stays full. A bare `RunFailed`, as of a file that cannot be read, is
-        tried again.
+        and a full disk stays full. A bare `RunFailed`, as of a file that cannot be reached, and
+        an `Unreadable` place are tried again, and the other blocks go on.
     """
     state = State(plan.operation, plan.unit, plan.units, plan.blocks)
     shown = reporter(progress)

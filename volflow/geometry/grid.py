@@ -18,7 +18,9 @@ import numpy.typing as npt
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
 
-__all__ = ["Block", "BlockGrid", "PatchGrid", "per_axis", "stride_of"]
+__all__ = ["MOST_BLOCKS", "Block", "BlockGrid", "PatchGrid", "per_axis", "stride_of"]
+
+MOST_BLOCKS = 2**22  # each is a task and a record; 100 TB in shards of 256³ voxels are 3 million
 
 AXES = "zyx"
 
@@ -122,6 +124,11 @@ class BlockGrid:
     def __post_init__(self) -> None:
         if len(self.block) != len(self.shape) or min(self.block) < 1 or min(self.shape) < 1:
             raise InvalidInput(f"block {self.block} does not tile a volume of shape {self.shape}")
+        if len(self) > MOST_BLOCKS:
+            raise InvalidInput(
+                f"blocks {self.block} cut a volume of shape {self.shape} into {len(self)}, at most"
+                f" {MOST_BLOCKS} can be run; choose larger shards, or check the volume's shape"
+            )
 
     @cached_property
     def counts(self) -> tuple[int, ...]:

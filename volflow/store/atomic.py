@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,10 @@ import numpy as np
 
 from volflow.store.aside import file_aside
 
-__all__ = ["differences", "plain", "read_json", "write_file", "write_json"]
+__all__ = ["differences", "parse_json", "plain", "read_json", "write_file", "write_json"]
+
+MOST_BYTES = 64 * 2**20  # of a file of metadata; a pyramid's take some thousand
+DEEPEST = 64  # containers within containers; ours and NGFF's nest some ten deep
 
 
 def _encode(value: Any) -> Any:
@@ -97,14 +101,55 @@ def write_json(path: Path, value: Any) -> None:
     write_file(path, json.dumps(value, default=_encode).encode())
 
 
-def read_json(path: Path) -> Any:
-    """What the file holds.
+def read_json(path: Path, most_bytes: int = MOST_BYTES) -> Any:
+    """What the file holds: the one way by which JSON comes in, whoever wrote it.
 
     Raises
     ------
     ValueError
-        Where it is no JSON, as after a power cut.
+        Where it is no JSON, as after a power cut, too large, or nested too deeply.
     OSError
         Where it cannot be read.
     """
-    return json.loads(path.read_text(encoding="utf-8"))
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most_bytes:
+            raise ValueError(f"it has {size} bytes, more than {most_bytes}")
+        return parse_json(file.read(size + 1))
+
+
+def parse_json(data: bytes) -> Any:
+    """The value of a JSON text.
+
+    Raises
+    ------
+    ValueError
+        Where it is none, or nested so deeply that what walks through it would not come back.
+
+    Examples
+    --------
+    >>> parse_json(b'{"a": [1, 2]}')
+    {'a': [1, 2]}
+    >>> parse_json(b"[" * 100 + b"]" * 100)
+    Traceback (most recent call last):
+    ValueError: it is nested more than 64 deep
+    """
+    try:
+        value = json.loads(data.decode("utf-8"))
+    except RecursionError:
+        value, deep = None, True
+    else:
+        deep = _is_deep(value)
+    if deep:
+        raise ValueError(f"it is nested more than {DEEPEST} deep")
+    return value
+
+
+def _is_deep(value: Any) -> bool:
+    layer = [value] if isinstance(value, dict | list) else []
+    for _ in range(DEEPEST):
+        inner = (outer.values() if isinstance(outer, dict) else outer for outer in layer)
+        layer = [v for values in inner for v in values if isinstance(v, dict | list)]
+        if not layer:
+            return False
+    return True

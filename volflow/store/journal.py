@@ -22,11 +22,12 @@ import socket
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from volflow.errors import (
+    Damaged,
     InvalidInput,
     Locked,
     ResumeRefused,
@@ -34,11 +35,10 @@ from volflow.errors import (
     StoreFull,
     Superseded,
 )
-from volflow.store.atomic import differences, plain, read_json, write_json
+from volflow.store.atomic import differences, parse_json, plain, read_json, write_json
+from volflow.store.records import FORMAT, Record, ShardEntry, as_entries, as_record
 
 __all__ = ["Journal", "Record", "ShardEntry", "journal_dir"]
-
-FORMAT = 1
 
 
 def journal_dir(out: str | os.PathLike[str]) -> Path:
@@ -63,35 +63,6 @@ def journal_dir(out: str | os.PathLike[str]) -> Path:
             " write to a local path and copy the result"
         )
     return Path(os.path.realpath(text) + ".volflow")
-
-
-@dataclass(frozen=True)
-class Record:
-    """What a run is: compared when it is resumed.
-
-    Parameters
-    ----------
-    operation
-        Such as "predict".
-    fingerprint
-        What the result depends on, by name: input, weights, settings, version.
-    settings
-        What a resume adopts from the first run: "grid" (blocks per axis), batch, threads.
-    """
-
-    operation: str
-    fingerprint: Mapping[str, Any] = field(default_factory=dict)
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class ShardEntry:
-    """One stored object that a block wrote: array in the output, box, checksum."""
-
-    array: str
-    start: tuple[int, ...]
-    stop: tuple[int, ...]
-    crc32c: int
 
 
 @dataclass(frozen=True)
@@ -122,25 +93,21 @@ class Journal:
 
         Raises
         ------
-        InvalidInput
+        Damaged
             Where the record is damaged or of an unknown format.
         """
         try:
             saved = read_json(self._plan)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise InvalidInput(_unreadable(self._plan, _reason(error))) from error
-        if not isinstance(saved, dict) or saved.get("format") != FORMAT:
-            found = saved.get("format") if isinstance(saved, dict) else type(saved).__name__
-            raise InvalidInput(
-                _unreadable(self._plan, f"its format is {found!r}, expected {FORMAT}")
-            )
-        names = ("operation", "fingerprint", "settings")
-        operation, fingerprint, settings = (saved.get(name) for name in names)
-        if not (isinstance(fingerprint, dict) and isinstance(settings, dict)):
-            raise InvalidInput(_unreadable(self._plan, "parts of it are missing"))
-        return Record(str(operation), fingerprint, settings)
+        except ValueError as error:
+            raise Damaged(_unreadable(self._plan, _reason(error))) from error
+        try:
+            return as_record(saved)
+        except ValueError as error:
+            raise Damaged(_unreadable(self._plan, str(error))) from error
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -321,21 +288,14 @@ class Journal:
             paths = [self._entry(block) for block in sorted(set(blocks))]
         for path in paths:
             try:
-                block, saved = int(path.stem), read_json(path)
-                entries = tuple(_shard_entry(entry) for entry in saved["entries"])
-                stages = {str(k): float(v) for k, v in saved["stages"].items()}
+                block, (entries, stages) = int(path.stem), as_entries(read_json(path))
             except FileNotFoundError:
                 continue  # not done, or forgotten in the meantime
             except OSError as error:
                 raise RunFailed(_unreadable(path, _reason(error))) from error
-            except (ValueError, TypeError, KeyError, AttributeError):
+            except ValueError:
                 continue  # torn by a power cut: the block is repeated
             yield block, entries, stages
-
-
-def _shard_entry(saved: Mapping[str, Any]) -> ShardEntry:
-    start, stop = (tuple(int(v) for v in saved[name]) for name in ("start", "stop"))
-    return ShardEntry(str(saved["array"]), start, stop, int(saved["crc32c"]))
 
 
 def _acquire(file: IO[str], path: Path) -> None:
@@ -344,7 +304,7 @@ def _acquire(file: IO[str], path: Path) -> None:
     except BlockingIOError:
         file.seek(0)
         try:
-            holder = json.loads(file.read())
+            holder = parse_json(file.read(4096).encode())
             who = f"process {holder['pid']} on {holder['host']}"
         except (ValueError, TypeError, KeyError):
             who = "another process"
@@ -373,7 +333,8 @@ def _output(directory: Path) -> str:
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
-    return "it is damaged" if isinstance(error, ValueError) else str(error)
+    damaged = isinstance(error, json.JSONDecodeError | UnicodeError)
+    return "it is damaged" if damaged else str(error)
 
 
 def _unreadable(path: Path, why: str) -> str:

@@ -11,7 +11,11 @@ import numpy as np
 
 from volflow.errors import InvalidInput
 
-__all__ = ["Affine", "Level", "Meta", "SourceInfo", "Vector", "is_color"]
+__all__ = ["Affine", "Level", "Meta", "SourceInfo", "Vector", "check_spacing", "is_color"]
+
+# Nothing that is imaged is smaller or farther in any unit, and squares of these are floats.
+SHORTEST, LONGEST = 1e-30, 1e30
+MOST_RATIO = 1e9  # of two sides of a voxel
 
 Vector = tuple[float, float, float]
 Affine = tuple[tuple[float, ...], ...]
@@ -102,8 +106,11 @@ class Meta:
                 f"axes must be z, y, x with c and t before them, given {', '.join(self.axes)}; "
                 "transpose the array"
             )
-        if not all(0 < s < float("inf") for s in self.spacing):
-            raise InvalidInput(f"spacing must be positive and finite, given {self.spacing}")
+        check_spacing(self.spacing)
+        if not all(abs(t) <= LONGEST for t in self.translation):
+            raise InvalidInput(
+                f"translation must be finite and at most {LONGEST:g}, given {self.translation}"
+            )
         if self.kind not in ("image", "classes"):
             raise InvalidInput(f'kind must be "image" or "classes", given {self.kind!r}')
         if not all(map(is_color, self.colors)):
@@ -150,6 +157,29 @@ class Level:
     translation: Vector = (0.0, 0.0, 0.0)
 
 
+def check_spacing(sizes: Sequence[float]) -> None:
+    """Refuse sizes that no voxel has, and with which nothing could be computed.
+
+    Raises
+    ------
+    InvalidInput
+        Naming them.
+
+    Examples
+    --------
+    >>> check_spacing((1e-300, 1, 1))
+    Traceback (most recent call last):
+    volflow.errors.InvalidInput: spacing must be positive and finite, 1e-30 to 1e+30 and at most
+    1e+09 times as long along one axis as along another, given (1e-300, 1, 1)
+    """
+    lengths = all(SHORTEST <= s <= LONGEST for s in sizes)
+    if not lengths or max(sizes) > MOST_RATIO * min(sizes):
+        raise InvalidInput(
+            f"spacing must be positive and finite, {SHORTEST:g} to {LONGEST:g} and at most"
+            f" {MOST_RATIO:g} times as long along one axis as along another, given {sizes}"
+        )
+
+
 def is_color(text: str) -> bool:
     """Whether a text is a colour as NGFF writes it: six hexadecimal digits."""
     return re.fullmatch("[0-9A-Fa-f]{6}", text) is not None
@@ -175,6 +205,11 @@ def _affine(rows: Any) -> Affine:
     matrix = np.asarray(rows, dtype=float)
     if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
         raise InvalidInput(f"affine must be a finite 4 x 4 matrix, given shape {matrix.shape}")
+    if abs(matrix).max() > LONGEST or np.linalg.matrix_rank(matrix[:3, :3]) < 3:
+        raise InvalidInput(
+            f"affine must map voxels to a space of three axes with entries up to {LONGEST:g},"
+            f" given {matrix.tolist()}"
+        )
     return _nested(matrix)
 
 

@@ -15,9 +15,9 @@ import numpy as np
 import zarr
 from zarr.storage import LocalStore
 
-from volflow.errors import InvalidInput
+from volflow.errors import Damaged, InvalidInput
 from volflow.store.atomic import plain
-from volflow.store.meta import Level, Meta, SourceInfo, Vector, is_color
+from volflow.store.meta import Level, Meta, SourceInfo, Vector, check_spacing, is_color
 from volflow.store.opening import label, nodes_below
 
 __all__ = ["Level", "Meta", "SourceInfo", "read_group", "write_group", "write_levels"]
@@ -32,6 +32,7 @@ _DIRECTIONS = {
     "I": "superior-to-inferior",
 }
 _LETTERS = {text: letter for letter, text in _DIRECTIONS.items()}
+MOST_LEVELS = 64  # each halves an axis
 _PALETTE = ("FFFFFF", "00FF00", "FF00FF", "00FFFF", "FFFF00", "FF0000", "0000FF")
 
 
@@ -115,9 +116,9 @@ def read_group(group: zarr.Group) -> tuple[Meta, tuple[Level, ...]]:
     try:
         return _parse(ome, multiscales[0], attributes.get("volflow") or {})
     except InvalidInput as error:
-        raise InvalidInput(f"{label(group)}: {error}") from None
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        raise InvalidInput(
+        raise type(error)(f"{label(group)}: {error}") from None
+    except Exception as error:  # values of any kind may stand anywhere
+        raise Damaged(
             f"{label(group)}: damaged OME-Zarr metadata ({type(error).__name__}: {error}); "
             "0.4 or 0.5 is expected"
         ) from error
@@ -133,8 +134,11 @@ def _parse(
     ]
     names = tuple(_axis_name(axis) for axis in axes)
     scale, shift = _transform(image.get("coordinateTransformations", ()), len(axes))
+    datasets = image["datasets"]
+    if len(datasets) > MOST_LEVELS:
+        raise Damaged(f"it lists {len(datasets)} levels; no pyramid has more than {MOST_LEVELS}")
     levels = []
-    for dataset in image["datasets"]:
+    for dataset in datasets:
         own, moved = _transform(dataset.get("coordinateTransformations"), len(axes))
         levels.append(
             Level(
@@ -143,6 +147,7 @@ def _parse(
                 _spatial(names, moved * scale + shift, 0.0),
             )
         )
+        check_spacing(levels[-1].scale)
     channels = list((ome.get("omero") or {}).get("channels") or ())
     colors = [str(channel.get("color")) for channel in channels]
     if extra:  # our own group: the palette that omero demands is not the user's choice

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import zarr
 from zarr.errors import NodeNotFoundError
 from zarr.storage import LocalStore
 
-from volflow.errors import InvalidInput
+from volflow.errors import Damaged, InvalidInput
+from volflow.store.atomic import read_json
 from volflow.store.meta import Level, Meta
 
 __all__ = [
@@ -33,6 +35,9 @@ __all__ = [
 Node = zarr.Array[Any] | zarr.Group
 
 _MARKERS = ("zarr.json", ".zarray", ".zgroup")
+_DOCUMENTS = (*_MARKERS, ".zattrs")
+MOST_CLAIMED = 2**62  # bytes of an array or of a chunk: what can be counted in 64 bits
+MOST_INDEXED = 2**22  # chunks of a shard, whose index is read whole
 _PLAIN_AXES = {2: "yx", 3: "zyx", 4: "czyx", 5: "tczyx"}
 
 
@@ -64,6 +69,7 @@ def open_node(path: str) -> tuple[str, Node]:
     if not is_url(path):
         local = Path(path.removeprefix("file://")).expanduser().absolute()
         _check_local(local)
+        _check_documents(local)
         path = str(local)
     try:
         # Consolidated metadata go stale; the nodes' own never do.
@@ -75,10 +81,27 @@ def open_node(path: str) -> tuple[str, Node]:
             f'{path} needs a package that is not installed ({error}); pip install "volflow[cloud]"'
         ) from error
     except Exception as error:  # what zarr raises for broken JSON depends on where it breaks
-        remedy = "check the address" if is_url(path) else "its metadata are damaged"
-        raise InvalidInput(
-            f"{path} cannot be opened: {type(error).__name__}: {_first_line(error)}; {remedy}"
-        ) from error
+        text = f"{path} cannot be opened: {type(error).__name__}: {_first_line(error)}"
+        if is_url(path):
+            raise InvalidInput(f"{text}; check the address") from error
+        raise Damaged(f"{text}; its metadata are damaged") from error
+
+
+def _check_documents(path: Path) -> None:
+    """Refuse metadata that are no JSON, or more of it than zarr should be given to read."""
+    for name in _DOCUMENTS:
+        try:
+            read_json(path / name)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise InvalidInput(
+                f"{path} cannot be opened: {name}: {(error.strerror or str(error)).lower()}"
+            ) from error
+        except ValueError as error:
+            raise Damaged(
+                f"{path} cannot be opened: {name}: {_first_line(error)}; its metadata are damaged"
+            ) from error
 
 
 def _check_local(path: Path) -> None:
@@ -117,14 +140,16 @@ def label(node: Node) -> str:
 def level_array(group: zarr.Group, name: str) -> zarr.Array[Any]:
     """The array of a level; others' metadata may name one that is not there."""
     try:
+        if isinstance(group.store, LocalStore) and ".." not in PurePosixPath(name).parts:
+            _check_documents(Path(group.store.root) / group.path / name.strip("/"))
         array = group[name]
     except Exception as error:  # missing, or damaged in any way
-        raise InvalidInput(
+        raise Damaged(
             f"level {name!r} of {label(group)} cannot be opened "
             f"({type(error).__name__}: {_first_line(error)}); the store is incomplete or damaged"
         ) from error
     if not isinstance(array, zarr.Array):
-        raise InvalidInput(f"level {name!r} of {label(group)} is a group, not an array")
+        raise Damaged(f"level {name!r} of {label(group)} is a group, not an array")
     return array
 
 
@@ -160,13 +185,14 @@ def spatial_meta(meta: Meta, levels: Sequence[Level], level: int) -> Meta:
 
 def check_array(array: zarr.Array[Any], axes: Sequence[str], timepoint: int | None) -> int | None:
     """Refuse an array that is no volume; the timepoint to read where it has a time axis."""
+    _check_sizes(array)
     kind = getattr(array.dtype, "kind", "?")
     if kind not in "biuf" or array.dtype.itemsize > 8:
         raise InvalidInput(
             f"{label(array)} holds {array.dtype}; a volume holds bool, integers or floats"
         )
     if array.ndim != len(axes):
-        raise InvalidInput(
+        raise Damaged(
             f"{label(array)} has {array.ndim} axes, its metadata name {', '.join(axes)}; "
             "the store is damaged"
         )
@@ -183,6 +209,27 @@ def check_array(array: zarr.Array[Any], axes: Sequence[str], timepoint: int | No
         given = f"has {count} timepoints" if count else "has no time axis"
         raise InvalidInput(f"{label(array)} {given}, given timepoint {timepoint}")
     return timepoint
+
+
+def _check_sizes(array: zarr.Array[Any]) -> None:
+    """Refuse sizes that no store can have; those of chunks are multiplied and divided by."""
+    try:
+        shape, chunk, shard = array.shape, array.chunks, array.shards or array.chunks
+        voxel = max(1, int(array.dtype.itemsize))
+        wrong = min((*chunk, *shard), default=1) < 1 or any(
+            math.prod(sizes) * voxel > MOST_CLAIMED for sizes in (shape, chunk, shard)
+        )
+        wrong = wrong or math.prod(shard) // math.prod(chunk) > MOST_INDEXED
+    except Exception as error:  # grids of chunks that are not regular, dtypes of no size
+        raise InvalidInput(
+            f"{label(array)} has no regular chunks of numbers ({type(error).__name__}:"
+            f" {_first_line(error)}); write it anew with regular ones"
+        ) from error
+    if wrong:
+        raise Damaged(
+            f"{label(array)} claims shape {shape}, chunks {chunk} and shards {shard}, which no"
+            " store can hold; its metadata are damaged"
+        )
 
 
 def stored_objects(array: zarr.Array[Any]) -> list[str]:

@@ -99,7 +99,7 @@ def place_of(volume: Volume) -> Place:
 def level_journals(run: Journal) -> dict[str, Journal]:
     """The journals of the coarser levels in a store, by the array below it."""
     base = _levels(run)
-    folders = [path.parent for path in base.rglob("plan.json")]
+    folders = [p.parent for p in base.rglob("plan.json") if p.parent.name.isdecimal()]
     folders.sort(key=lambda folder: (folder.parent, int(folder.name)))
     return {folder.relative_to(base).as_posix(): Journal(folder) for folder in folders}
 

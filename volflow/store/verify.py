@@ -14,7 +14,7 @@ import google_crc32c
 import numpy as np
 import zarr
 
-from volflow.errors import InvalidInput
+from volflow.errors import Damaged, InvalidInput
 from volflow.geometry.roi import Roi
 from volflow.store.journal import Journal, Record, ShardEntry, journal_dir
 from volflow.store.pyramid import level_journals
@@ -81,6 +81,11 @@ class Coverage:
         """Whether every block is there and right, of all levels."""
         return self.done == self.total and all(level.ok for level in self.levels)
 
+    @property
+    def damaged(self) -> bool:
+        """Whether a block that was done does not read back as it was written, of any level."""
+        return bool(self.bad) or any(level.damaged for level in self.levels)
+
     def map(self) -> str:
         """The blocks as text: a row per z, a letter per (y, x) in reading order.
 
@@ -88,11 +93,12 @@ class Coverage:
         bad where any is bad, ``o`` where some are missing.
         """
         columns = math.prod(self.grid[-2:])
-        rows = [self.cells[i : i + columns] for i in range(0, self.total, columns)]
-        width, height = -(-columns // MAP_SIZE), -(-len(rows) // MAP_SIZE)
+        count = self.total // columns
+        width, height = -(-columns // MAP_SIZE), -(-count // MAP_SIZE)
         lines = []
-        for first in range(0, len(rows), height):
-            band = rows[first : first + height]
+        for first in range(0, count, height):
+            rows = range(first, min(first + height, count))
+            band = [self.cells[row * columns : (row + 1) * columns] for row in rows]
             letters = "".join(
                 _condense("".join(row[i : i + width] for row in band))
                 for i in range(0, columns, width)
@@ -143,7 +149,9 @@ def verify(
     Raises
     ------
     InvalidInput
-        Where the output has no journal, as what other programs wrote, or the journal is damaged.
+        Where the output has no journal, as what other programs wrote.
+    Damaged
+        Where the journal is.
     Locked
         While a driver writes the output.
     """
@@ -186,26 +194,21 @@ def _part(array: str, journal: Journal) -> _Part:
 
 
 def _coverage(out: Path, part: _Part, step: Callable[[], None]) -> Coverage:
-    cells, bad = [MISSING] * math.prod(part.grid), []
+    cells, bad = bytearray(MISSING.encode() * math.prod(part.grid)), []
     for block, fault in _check(out, part.done):
-        cells[block] = BAD if fault else VERIFIED
+        cells[block] = ord(BAD if fault else VERIFIED)
         if fault:
             part.journal.forget([block])
             bad.append((block, fault))
         step()
-    return Coverage(str(out / part.array), part.grid, "".join(cells), tuple(bad))
+    return Coverage(str(out / part.array), part.grid, cells.decode(), tuple(bad))
 
 
 def _grid(record: Record, journal: Journal) -> tuple[int, ...]:
     grid = record.settings.get("grid")
-    if (
-        not isinstance(grid, list | tuple)
-        or not grid
-        or not all(isinstance(n, int) and n > 0 for n in grid)
-    ):
-        raise InvalidInput(
-            f"the journal {journal.directory} records no grid of blocks (found {grid!r});"
-            " write the output again"
+    if grid is None:
+        raise Damaged(
+            f"the journal {journal.directory} records no grid of blocks; write the output again"
         )
     return tuple(grid)
 
@@ -222,7 +225,7 @@ def _check(out: Path, done: Mapping[int, Sequence[ShardEntry]]) -> Iterator[tupl
 def _open(out: Path, name: str) -> zarr.Array[Any] | str:
     inside = PurePosixPath(name)
     if inside.is_absolute() or ".." in inside.parts:
-        raise InvalidInput(
+        raise Damaged(
             f"the journal of {out} names an array outside of it: {name!r}; it is damaged,"
             " write the output again"
         )
@@ -246,6 +249,9 @@ def _fault(
             0 <= a < b <= n for a, b, n in zip(*bounds, strict=True)
         ):
             return f"{where}: the journal's box does not lie in the array"
+        unit = array.shards or array.chunks
+        if any(a % n or b - a > n for a, b, n in zip(entry.start, entry.stop, unit, strict=True)):
+            return f"{where}: the journal's box is no stored object of the array"
         try:
             voxels = np.ascontiguousarray(array[Roi(entry.start, entry.stop).slices()])
         except PermissionError as error:

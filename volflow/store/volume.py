@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import numpy as np
 import zarr
 from zarr.storage import MemoryStore
 
-from volflow.errors import InvalidInput, RunFailed, StoreFull
+from volflow.errors import InvalidInput, RunFailed, StoreFull, Unreadable
 from volflow.geometry.roi import Roi
 from volflow.store.indexing import to_box
 from volflow.store.layout import split
@@ -35,6 +36,7 @@ from volflow.store.opening import (
 __all__ = ["ShardSum", "Volume", "open_volume", "shard_rois"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
+SMALL_BYTES = 2**27  # what is refused below this was claimed by damaged bytes
 
 
 @dataclass(frozen=True)
@@ -147,8 +149,10 @@ class Volume:
         ------
         InvalidInput
             Where the box reaches outside.
+        Unreadable
+            Where the stored bytes are damaged.
         RunFailed
-            Where the stored bytes are damaged or cannot be reached.
+            Where they cannot be reached.
         """
         roi = self._box(roi)
         start = dict(zip(self.axes, roi, strict=True))
@@ -158,10 +162,12 @@ class Volume:
         )
         try:
             data = cast(Array, self.array.get_basic_selection(index))
-        except MemoryError:
-            raise
         except Exception as error:  # codecs and stores raise whatever they like
-            raise RunFailed(
+            if isinstance(error, MemoryError) and not self._is_small(roi):
+                raise
+            # A disk or a network may come back; bytes that were read and are wrong stay wrong.
+            kind = RunFailed if isinstance(error, OSError) else Unreadable
+            raise kind(
                 f"{self.path} cannot be read at {roi.start}:{roi.stop} "
                 f"({type(error).__name__}: {error}); restore the file or write the volume anew"
             ) from error
@@ -319,6 +325,10 @@ class Volume:
                 "clip it first"
             )
         return full
+
+    def _is_small(self, roi: Roi) -> bool:
+        """Whether memory is there for a box and its chunks."""
+        return (roi.size + math.prod(self.array.chunks)) * self.dtype.itemsize <= SMALL_BYTES
 
     def _per_axis(self, values: Sequence[int]) -> tuple[int, ...]:
         known = dict(zip(self.stored_axes, values, strict=True))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import zarr
 
-from volflow.errors import InvalidInput, MemoryRefused, RunFailed
+from volflow.errors import Damaged, InvalidInput, MemoryRefused, RunFailed
 from volflow.geometry.roi import Roi
 from volflow.ops.export import export
 from volflow.store.create import create
@@ -274,7 +274,7 @@ def test_a_damaged_volume_leaves_no_file(tmp_path):
     volume = stored(tmp_path / "a.zarr", random_voxels())
     (tmp_path / "a.zarr" / "0" / "c" / "1" / "0" / "0").write_bytes(b"junk")
     (tmp_path / "there.nii").write_text("precious")
-    with pytest.raises(RunFailed, match="cannot be read at"):
+    with pytest.raises(Damaged, match="cannot be read at"):
         export(volume, tmp_path / "there.nii", overwrite=True)
     assert (tmp_path / "there.nii").read_text() == "precious"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zarr", "there.nii"]

@@ -304,7 +304,7 @@ def test_a_second_driver_is_refused(predict, volume, tmp_path, root):
             time.sleep(0.05)
         with pytest.raises(Locked, match=rf"is being written by process {first.pid} on ") as locked:
             predict(volume, random_net())
-        assert locked.value.exit_code == 2
+        assert locked.value.exit_code == 4
         with pytest.raises(Locked):
             predict(volume, random_net(), overwrite=True)
         with pytest.raises(Locked):

@@ -10,7 +10,7 @@ from distributed import Client, LocalCluster
 
 import volflow as vf
 from volflow.engine.run import run
-from volflow.errors import InvalidInput, MemoryRefused, RunFailed, Superseded
+from volflow.errors import Damaged, InvalidInput, MemoryRefused, Superseded
 from volflow.geometry.histogram import measure
 from volflow.ops import statistics as module
 from volflow.ops.statistics import StatisticsJob, measure_blocks, piece_shape, plan_statistics
@@ -234,7 +234,7 @@ def test_a_damaged_volume_fails_in_one_line_and_keeps_nothing(scan):
     path, _ = scan
     victim = path / "c" / "1" / "2" / "1"
     victim.write_bytes(victim.read_bytes()[:100])
-    with pytest.raises(RunFailed, match=r"scan\.zarr cannot be read"):
+    with pytest.raises(Damaged, match=r"scan\.zarr cannot be read"):
         vf.statistics(path, progress=False)
     assert not sidecar(path).exists()
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from volflow.engine.inputs import open_input
-from volflow.errors import InvalidInput, MemoryRefused, RunFailed, Superseded
+from volflow.errors import Damaged, InvalidInput, MemoryRefused, Superseded
 from volflow.geometry.roi import Roi
 from volflow.sampling import mass_pass, tally
 from volflow.sampling.mass import count_classes, sum_weights
@@ -416,7 +416,7 @@ def test_too_little_memory_is_refused_saying_what_would_do(labels, client):
 def test_a_damaged_volume_fails_in_one_line_and_keeps_nothing(labels, client):
     source, _ = labels
     os.truncate(Path(source.volume.path) / "c" / "1" / "1" / "1", 100)
-    with pytest.raises(RunFailed, match=r"labels\.zarr cannot be read"):
+    with pytest.raises(Damaged, match=r"labels\.zarr cannot be read"):
         count_classes(source, 8, everything(source), cluster=client, progress=False)
     assert files(source) == {}
 

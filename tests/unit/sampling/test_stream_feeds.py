@@ -18,7 +18,7 @@ import zarr
 import volflow as vf
 from tests.stores import store
 from volflow.engine.cluster import connect
-from volflow.errors import InvalidInput, RunFailed
+from volflow.errors import Damaged, InvalidInput, RunFailed
 from volflow.sampling.cases import Case
 
 SAMPLER = vf.UniformSampler(8)
@@ -180,7 +180,7 @@ class TestWaysOut:
         stream = vf.PatchStream(volume, SAMPLER, 600)
         path.write_bytes(b"damaged")
         for samples in (stream, stream.loader(8)):
-            with pytest.raises(RunFailed, match=r"scan.zarr.* cannot be read at .* restore"):
+            with pytest.raises(Damaged, match=r"scan.zarr.* cannot be read at .* restore"):
                 list(samples)
             assert stream.metrics.live_bytes == 0
         path.write_bytes(whole)

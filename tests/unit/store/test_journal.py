@@ -305,7 +305,7 @@ def test_a_driver_in_another_process_is_refused_until_it_dies(journal):
             pass
         message = str(refusal.value)
         assert f"out.zarr is being written by process {holder.pid} on " in message
-        assert refusal.value.exit_code == 2
+        assert refusal.value.exit_code == 4
         holder.kill()
     with journal.lock():
         assert json.loads((journal.directory / "lock").read_text())["pid"] == os.getpid()

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 import zarr
 
-from volflow.errors import InvalidInput, Locked
+from volflow.errors import Damaged, InvalidInput, Locked
+from volflow.report.runs import run_facts
+from volflow.store.complete import require_complete
 from volflow.store.journal import Journal, Record, ShardEntry, journal_dir
 from volflow.store.verify import Coverage, verify
+from volflow.store.volume import open_volume
 
 SHAPE, SHARD, CHUNK = (40, 32, 48), (16, 16, 16), (8, 8, 8)
 GRID = (3, 2, 3)
@@ -196,11 +199,18 @@ def test_an_output_without_a_journal_is_refused_and_nothing_is_made(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["foreign.zarr"]
 
 
-@pytest.mark.parametrize("grid", [None, [], [0, 1, 1], "abc", [1.5]])
+@pytest.mark.parametrize("grid", [None, [], [0, 1, 1], "abc", [1.5], ["a"], [10**13], [10**9] * 9])
 def test_a_record_without_a_grid_is_refused(out, journal, grid):
     path = journal.directory / "plan.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "settings": {"grid": grid}}))
-    with pytest.raises(InvalidInput, match="records no grid of blocks"):
+    large = isinstance(grid, list) and len(grid) > 0 and grid[0] in (10**13, 10**9)
+    rule = "has more than 4194304 blocks" if large else "expected blocks per axis"
+    volume = open_volume(out / "0")
+    for read in (verify, run_facts, lambda _: require_complete(volume)):
+        with pytest.raises(Damaged, match=rule):
+            read(out)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "settings": {}}))
+    with pytest.raises(Damaged, match="records no grid of blocks"):
         verify(out)
 
 

@@ -14,7 +14,7 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from volflow.errors import InvalidInput, RunFailed
+from volflow.errors import Damaged, InvalidInput
 from volflow.geometry.roi import Roi
 from volflow.store.create import create
 from volflow.store.indexing import to_box
@@ -170,7 +170,7 @@ def test_refused_in_one_line(tmp_path, name, message):
     with pytest.raises(InvalidInput, match=message) as caught:
         open_volume(tmp_path / name)
     assert "\n" not in str(caught.value)
-    assert caught.value.exit_code == 2
+    assert caught.value.exit_code == (3 if isinstance(caught.value, Damaged) else 2)
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -221,7 +221,7 @@ def test_damaged_bytes_are_reported(tmp_path):
     volume, _ = filled(tmp_path / "a.zarr")
     shard = tmp_path / "a.zarr" / "0" / "c" / "0" / "0" / "0"
     shard.write_bytes(shard.read_bytes()[:100])
-    with pytest.raises(RunFailed, match=r"a\.zarr cannot be read at \(0, 0, 0\)"):
+    with pytest.raises(Damaged, match=r"a\.zarr cannot be read at \(0, 0, 0\)"):
         volume[0, 0, 0]
 
 

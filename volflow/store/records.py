@@ -1,0 +1,93 @@
+"""What the files of a journal say, checked: whoever wrote them, nothing else comes out of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from volflow.geometry.grid import MOST_BLOCKS
+
+__all__ = ["FORMAT", "Record", "ShardEntry", "as_entries", "as_record"]
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a run is: compared when it is resumed.
+
+    Parameters
+    ----------
+    operation
+        Such as "predict".
+    fingerprint
+        What the result depends on, by name: input, weights, settings, version.
+    settings
+        What a resume adopts from the first run: "grid" (blocks per axis), batch, threads.
+    """
+
+    operation: str
+    fingerprint: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """One stored object that a block wrote: array in the output, box, checksum."""
+
+    array: str
+    start: tuple[int, ...]
+    stop: tuple[int, ...]
+    crc32c: int
+
+
+def as_record(saved: Any) -> Record:
+    """The record that a plan holds.
+
+    Raises
+    ------
+    ValueError
+        Saying what is wrong with it.
+
+    Examples
+    --------
+    >>> as_record({"format": 1, "operation": "convert", "fingerprint": {}, "settings": {}})
+    Record(operation='convert', fingerprint={}, settings={})
+    """
+    if not isinstance(saved, dict) or saved.get("format") != FORMAT:
+        found = saved.get("format") if isinstance(saved, dict) else type(saved).__name__
+        raise ValueError(f"its format is {found!r:.40}, expected {FORMAT}")
+    names = ("operation", "fingerprint", "settings")
+    operation, fingerprint, settings = (saved.get(name) for name in names)
+    if not (isinstance(fingerprint, dict) and isinstance(settings, dict)):
+        raise ValueError("parts of it are missing")
+    if not isinstance(operation, str):
+        raise ValueError(f"its operation is {operation!r:.40}, expected a name")
+    grid = settings.get("grid", [1])
+    if not isinstance(grid, list) or not grid or any(type(n) is not int or n < 1 for n in grid):
+        raise ValueError(f"its grid is {grid!r:.40}, expected blocks per axis")
+    if math.prod(grid) > MOST_BLOCKS:
+        raise ValueError(f"its grid {grid!r:.80} has more than {MOST_BLOCKS} blocks")
+    return Record(operation, fingerprint, settings)
+
+
+def as_entries(saved: Any) -> tuple[tuple[ShardEntry, ...], dict[str, float]]:
+    """What a block wrote, and its seconds by stage.
+
+    Raises
+    ------
+    ValueError
+        Where the value is not what `Journal.mark` writes.
+    """
+    try:
+        entries = tuple(_shard_entry(entry) for entry in saved["entries"])
+        return entries, {str(name): float(s) for name, s in saved["stages"].items()}
+    except (TypeError, KeyError, AttributeError, OverflowError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
+def _shard_entry(saved: Mapping[str, Any]) -> ShardEntry:
+    start, stop = (tuple(int(v) for v in saved[name]) for name in ("start", "stop"))
+    return ShardEntry(str(saved["array"]), start, stop, int(saved["crc32c"]))
