@@ -152,7 +152,7 @@ def refusals(folder):
         (".", r"open one inside: complex, cut, keys, line, list, …"),
         ("scan.nii.gz", r"is no Zarr store but a file; convert it first: vf\.convert"),
         ("plate.zarr", "no image: it has no multiscales metadata; open one inside: A1"),
-        ("cut", "cannot be opened: JSONDecodeError"),
+        ("cut", "cannot be opened: zarr.json: Unterminated"),
         ("keys", "cannot be opened: KeyError"),
         ("list", "its metadata are damaged"),
         ("version", "its metadata are damaged"),
