@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import signal
@@ -14,6 +15,15 @@ import dask
 from distributed import Client, LocalCluster, WorkerPlugin, default_client
 
 from volflow.engine.pages import prepare_allocators
+from volflow.engine.quiet import quieten
+from volflow.engine.workers import (
+    await_workers,
+    is_embedded,
+    offers,
+    patient,
+    worker_records,
+    workers,
+)
 from volflow.errors import InvalidInput
 from volflow.geometry.budget import parse_bytes
 
@@ -33,6 +43,9 @@ Cluster = str | int | Client | Any | None
 # A process shares its memory with the allocator's slack, the page tables and Dask itself.
 DEFAULT_SHARE = 0.6
 
+# Workers that are started here are there in seconds, also in place of dead ones.
+OWN_WORKERS_S = 60.0
+
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
 
@@ -44,18 +57,19 @@ def cores() -> int:
     return min(here, math.ceil(_cgroup_cpus() or here))
 
 
-class Shielded(WorkerPlugin):
-    """Makes a worker process ours: Ctrl-C is the driver's to answer, fresh memory is cheap."""
+class OwnProcess(WorkerPlugin):
+    """Makes a worker process ours: Ctrl-C is the driver's, memory is cheap, the log is quiet."""
 
     def setup(self, worker: Any) -> None:
         """Run in the main thread of each worker process, those in place of dead ones too."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         prepare_allocators(own=True)
+        quieten()
 
 
 @contextmanager
-def connect(cluster: Cluster = None) -> Iterator[Client]:
-    """A Dask client for ``cluster``, closed again if it was opened here.
+def connect(cluster: Cluster = None, *, wait: float | str | None = None) -> Iterator[Client]:
+    """A Dask client for ``cluster`` that has a worker, closed again if it was opened here.
 
     Parameters
     ----------
@@ -64,11 +78,17 @@ def connect(cluster: Cluster = None) -> Iterator[Client]:
         ``"processes"`` or a number: that many worker processes on this machine;
         ``"tcp://host:port"``: a scheduler; a ``distributed.Client`` or cluster object
         (``dask_jobqueue.SLURMCluster``, ``dask_cuda.LocalCUDACluster``, …).
+    wait
+        How long to wait where the cluster has no worker, now or later: seconds, or a text such as
+        ``"10 minutes"``; None as long as it takes, or as long as the connection around this one
+        was told. Workers that are started here come within a minute or not at all.
 
     Raises
     ------
     InvalidInput
         Where no cluster can be made of it, or the scheduler does not answer.
+    RunFailed
+        Where no worker came in time.
 
     Examples
     --------
@@ -76,19 +96,37 @@ def connect(cluster: Cluster = None) -> Iterator[Client]:
     ...     client.submit(sum, [1, 2]).result()
     3
     """
-    if isinstance(cluster, Client):
-        yield cluster
-        return
+    quieten()
+    with (
+        _client(cluster) as (client, opened),
+        patient(wait, OWN_WORKERS_S if opened else None),
+        offers(client) as offered,
+    ):
+        offered.hold(1)
+        await_workers(client)
+        yield client
+
+
+@contextmanager
+def _client(cluster: Any) -> Iterator[tuple[Client, bool]]:
+    """A client, and whether its workers are started here."""
     if cluster is None:
         try:
-            active = default_client()
+            cluster = default_client()
         except ValueError:
             cluster = "threads"
-        else:
-            yield active
-            return
-    with _open_client(cluster) as client:
-        yield client
+    if not isinstance(cluster, Client):
+        with _open_client(cluster) as client:
+            yield client, isinstance(client.cluster, LocalCluster) and client.cluster is not cluster
+        return
+    if cluster.asynchronous:
+        raise InvalidInput(
+            "an asynchronous Dask client cannot be waited for here; use"
+            " distributed.Client(address) without asynchronous=True"
+        )
+    if cluster.status not in ("running", "connecting"):
+        raise InvalidInput(f"the Dask client is {cluster.status}; make a new one")
+    yield cluster, False
 
 
 @contextmanager
@@ -108,13 +146,15 @@ def _open_client(cluster: Any) -> Iterator[Client]:
                 threads_per_worker=cores() if embedded else max(1, cores() // cluster),
                 processes=not embedded,
                 memory_limit=None,
+                silence_logs=logging.ERROR,
                 dashboard_address=None,
-                # Dask always opens an HTTP port for its scheduler: keep it local and never taken.
+                # Dask always opens HTTP ports, for scheduler and workers: local, never taken.
+                worker_dashboard_address="127.0.0.1:0",
                 scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
             )
         with local, Client(local, set_as_default=False) as client:
             if not embedded:
-                client.register_plugin(Shielded())
+                client.register_plugin(OwnProcess())
             yield client
     elif hasattr(cluster, "scheduler_address"):
         with Client(cluster, set_as_default=False) as client:
@@ -133,17 +173,6 @@ def _open_client(cluster: Any) -> Iterator[Client]:
         )
 
 
-def is_embedded(client: Client) -> bool:
-    """Whether the client's workers are threads of this process."""
-    return str(client.scheduler.address if client.scheduler else "").startswith("inproc://")
-
-
-def workers(client: Client) -> dict[str, int]:
-    """Addresses of the live workers, with their threads."""
-    found = client.scheduler_info(n_workers=-1)["workers"]
-    return {address: int(info["nthreads"]) for address, info in sorted(found.items())}
-
-
 def memory_per_worker(client: Client, memory: str | int | None) -> int:
     """Bytes that one worker may add above its resident size.
 
@@ -157,7 +186,7 @@ def memory_per_worker(client: Client, memory: str | int | None) -> int:
     """
     if memory is not None:
         return parse_bytes(memory)
-    known = client.scheduler_info(n_workers=-1)["workers"].values()
+    known = worker_records(client).values()
     limits = [
         w["memory_limit"] - w.get("metrics", {}).get("memory", 0)
         for w in known

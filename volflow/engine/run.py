@@ -9,26 +9,35 @@ A run that keeps failing loses the one block that fails and goes on behind it.
 from __future__ import annotations
 
 import time
-import traceback
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from distributed import Client, Future, get_worker
+from distributed import Client, Future
 
-from volflow.engine.cluster import Cluster, connect, is_embedded, workers
+from volflow.engine.attempt import Outcome, execute
+from volflow.engine.cluster import Cluster, connect
 from volflow.engine.events import State, reporter
-from volflow.engine.plan import Plan, Task
+from volflow.engine.plan import Plan
+from volflow.engine.plugins import on_workers
+from volflow.engine.workers import (
+    Patience,
+    Roster,
+    address_of,
+    offers,
+    patience,
+    scheduler_gone,
+    workers,
+)
 from volflow.errors import RunFailed, Unreadable, VolflowError
 
 __all__ = ["RunReport", "run"]
 
 POLL_S = 1.0
-WORKERS_PATIENCE_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -41,15 +50,6 @@ class RunReport:
     retries: int
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What came of one task: finished blocks, and the error that stopped it, if one did."""
-
-    results: dict[int, Any]
-    error: BaseException | None = None
-    trace: str = ""
-
-
 @dataclass
 class Attempt:
     """A run of blocks waiting for or holding a slot."""
@@ -57,28 +57,6 @@ class Attempt:
     blocks: tuple[int, ...]
     worker: str = ""
     failures: int = 0
-
-
-def execute(task: Task, job: Any, blocks: tuple[int, ...], topic: str) -> Outcome:
-    """Run a task on its worker, reporting each step to the driver."""
-    results: dict[int, Any] = {}
-    try:
-        for step in task(job, blocks):
-            if step.block is not None:
-                results[step.block] = step.result
-            done = step.block is not None
-            message = {"units": step.units, "blocks": int(done), "stages": dict(step.stages)}
-            get_worker().log_event(topic, {"step": message})
-    except Exception as error:
-        return Outcome(results, _portable(error), traceback.format_exc(limit=-4))
-    return Outcome(results)
-
-
-def _portable(error: Exception) -> Exception:
-    """The error itself where it is ours, else its text: foreign classes may not unpickle."""
-    if isinstance(error, VolflowError):
-        return error
-    return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 @dataclass
@@ -95,7 +73,8 @@ class Driver:
     results: dict[int, Any] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
     damage: bool = False
-    seen_s: float = field(default_factory=time.monotonic)
+    roster: Roster = field(default_factory=Roster)
+    patience: Patience = field(default_factory=patience)
     landed: SimpleQueue[Future[Outcome]] = field(default_factory=SimpleQueue)
 
     def slots(self, threads: int) -> int:
@@ -104,12 +83,21 @@ class Driver:
             return 1
         return max(1, min(threads, self.plan.memory_bytes // max(1, self.plan.peak_bytes)))
 
+    def read_workers(self) -> None:
+        """Ask who works, if that is due; give up where nobody does for long."""
+        now_s = time.monotonic()
+        if not self.roster.due(now_s):
+            return
+        self.roster.read(workers(self.client), now_s)
+        if self.roster.live:
+            self.patience.worker_seen()
+        else:
+            self.patience.none_seen(self.client, now_s)
+
     def submit(self) -> None:
         """Fill the free slots of the live workers."""
-        live = workers(self.client)
-        self.requeue_lost(live)
         load = Counter(attempt.worker for attempt in self.flying.values())
-        for address, threads in live.items():
+        for address, threads in self.roster.live.items():
             while self.waiting and load[address] < self.slots(threads):
                 attempt = self.waiting.popleft()
                 attempt.worker = address
@@ -128,17 +116,16 @@ class Driver:
                 self.flying[future] = attempt
                 future.add_done_callback(self.landed.put)
 
-    def requeue_lost(self, live: dict[str, int]) -> None:
-        """Take back what a dead worker held; give up when no worker comes back."""
-        now = time.monotonic()
-        self.seen_s = now if live else self.seen_s
-        if now - self.seen_s > WORKERS_PATIENCE_S:
-            raise RunFailed("no Dask worker is left; start workers and run the same command again")
+    def take_back(self) -> None:
+        """Queue again what lost workers held."""
+        lost = self.roster.lost()
         for future, attempt in list(self.flying.items()):
-            if attempt.worker not in live and not future.done():
+            if attempt.worker in lost and not future.done():
                 del self.flying[future]
                 future.cancel()
                 self.retry(attempt, "its worker died")
+        for address in lost:
+            self.roster.forget(address)
 
     def retry(self, attempt: Attempt, reason: str) -> None:
         """Queue what is left of a run again, or give up its first block."""
@@ -164,9 +151,12 @@ class Driver:
             return
         if future.status == "finished":
             outcome: Outcome = future.result()
-        else:
-            error = future.exception() if future.status == "error" else "the task was lost"
+        elif future.status == "error":
+            error = future.exception()
             outcome = Outcome({}, RuntimeError(f"{type(error).__name__}: {error}"))
+        else:
+            self.await_scheduler()
+            outcome = Outcome({}, RuntimeError("the scheduler lost its task"))
         future.release()
         self.results.update(outcome.results)
         reason = f"{outcome.error or 'its task ended without doing it'}\n{outcome.trace}"
@@ -177,15 +167,23 @@ class Driver:
             reason = str(outcome.error)
         self.retry(attempt, reason.strip())
 
+    def await_scheduler(self) -> None:
+        """Wait while the client tries to find a lost scheduler again, as long as Dask tries."""
+        while self.client.status == "connecting":
+            time.sleep(POLL_S / 10)
+        if self.client.status != "running":
+            raise scheduler_gone()
+
     def loop(self) -> None:
         """Submit and collect until nothing is left."""
         self.waiting.extend(Attempt(blocks) for blocks in self.plan.runs)
-        while self.waiting or self.flying:
-            self.submit()
-            if self.flying:
+        with offers(self.client) as offered:
+            while self.waiting or self.flying:
+                self.read_workers()
+                self.take_back()
+                self.submit()
+                offered.hold(len(self.waiting))
                 self.collect()
-            else:
-                time.sleep(POLL_S)
         if self.failed:
             blocks = ", ".join(str(b) for b in sorted(self.failed)[:8])
             raise (Unreadable if self.damage else RunFailed)(
@@ -193,26 +191,6 @@ class Driver:
                 f" {self.retries} retries (blocks {blocks}); what is done is kept, run the same"
                 f" command again to resume. First error: {next(iter(self.failed.values()))}"
             )
-
-
-@contextmanager
-def _plugin(client: Client, plan: Plan) -> Iterator[None]:
-    """The plan's plugin on every worker; called directly where the workers are this process."""
-    if plan.plugin is None:
-        yield
-    elif is_embedded(client):
-        plan.plugin.setup(None)  # type: ignore[arg-type] # there is no worker of its own
-        try:
-            yield
-        finally:
-            plan.plugin.teardown(None)  # type: ignore[arg-type]
-    else:
-        name = f"volflow-{uuid.uuid4().hex[:8]}"
-        client.register_plugin(plan.plugin, name=name)
-        try:
-            yield
-        finally:
-            client.unregister_worker_plugin(name)
 
 
 def run(
@@ -246,7 +224,8 @@ def run(
     Raises
     ------
     RunFailed
-        Where blocks failed after their retries, or no worker is left.
+        Where blocks failed after their retries, no worker came for as long as `patience` allows,
+        or the scheduler is gone.
     VolflowError
         What a task raised of that kind, at once and without retry: what is refused stays refused,
         and a full disk stays full. A bare `RunFailed`, as of a file that cannot be reached, and
@@ -260,19 +239,23 @@ def run(
         state.add(**event[1]["step"])
         shown.update(state)
 
-    with connect(cluster) as client, _plugin(client, plan):
+    with connect(cluster) as client, on_workers(client, plan.plugin):
+        address = address_of(client)
         driver = Driver(client, plan, state, topic, retries)
         client.subscribe_topic(topic, on_event)
         try:
             driver.loop()
             state.units, state.blocks = plan.units, plan.blocks  # the last events may lag behind
-        except BaseException:
+        except BaseException as error:
             if stop is not None:
                 stop()
-            for future in driver.flying:
-                future.cancel()
+            if client.status != "running" and isinstance(error, Exception):
+                raise scheduler_gone(address) from None
             raise
         finally:
-            client.unsubscribe_topic(topic)
+            if client.status == "running":  # else the scheduler has forgotten them all
+                with suppress(OSError, RuntimeError):
+                    client.cancel(list(driver.flying))
+                    client.unsubscribe_topic(topic)
             shown.close(state)
     return RunReport(driver.results, dict(state.stages), state.elapsed_s, state.retries)

@@ -270,7 +270,7 @@ def _plan(
         passes.peak_of(number),
     )
     model, grid = passes.request.model, passes.grid(number)
-    count = len(workers(client))
+    count = max(1, len(workers(client)))
     return Plan(
         f"pass {number + 1} of {len(passes.exact.passes)}",
         exact_pass,

@@ -203,7 +203,7 @@ def _planner(
         input_bytes=2 * read + score_bytes * request.inputs.channels,
         output_bytes=written,
         ops=found.costs,
-        workers=len(workers(client)),
+        workers=max(1, len(workers(client))),
     )
     scratch = int(SCRATCH_SHARE * free_bytes(request.out.parent))
     return Planner(costs, alignment_of(graph), int(budget), scratch)

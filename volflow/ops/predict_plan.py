@@ -13,6 +13,7 @@ from distributed import Client
 from volflow.engine.cluster import cores, is_embedded, memory_per_worker, workers
 from volflow.engine.plan import Plan, Step, split_runs
 from volflow.engine.run import run
+from volflow.engine.workers import worker_records
 from volflow.errors import InvalidInput, MemoryRefused, ResumeRefused
 from volflow.geometry.grid import BlockGrid, per_axis
 from volflow.model.forward import Forward, Output, Probe, probe
@@ -201,7 +202,7 @@ def _threads(client: Client) -> int:
     """Torch threads per worker, so that the workers of a machine share its cores."""
     if is_embedded(client):
         return min(torch.get_num_threads(), cores())  # torch knows nothing of a cgroup's quota
-    hosts = [w.get("host") for w in client.scheduler_info(n_workers=-1)["workers"].values()]
+    hosts = [w.get("host") for w in worker_records(client).values()]
     return max(1, cores() // max((hosts.count(h) for h in hosts), default=1))
 
 
@@ -257,7 +258,7 @@ def make_plan(
     done = frozenset(journal.done()) if targets or resuming else frozenset[int]()
     if settings.exact is not None:
         return _exact_plan(request, settings, settings.exact, client, memory_bytes, targets, done)
-    runs = runs_of(blocks, request.inputs.frame, done, len(workers(client)))
+    runs = runs_of(blocks, request.inputs.frame, done, max(1, len(workers(client))))
     job = PredictJob(
         window=request.window(
             settings.outputs,
@@ -299,7 +300,7 @@ def _exact_plan(
     passes = Passes.of(request, exact, settings)
     blocks, scale = out_blocks(request, settings), settings.outputs[0].scale
     left = [number for number in range(len(blocks)) if number not in done]
-    count = len(workers(client))
+    count = max(1, len(workers(client)))
     job = OutputJob(
         blockwise=passes.at_hand(len(exact.passes) - 1),
         output=ExactOutput(

@@ -157,7 +157,7 @@ def _make(
         memory_bytes=layout.memory_bytes,
     )
     if task.left:
-        plan = replace(layout.plan(task.left, sum(workers(client).values())), job=job)
+        plan = replace(layout.plan(task.left, max(1, sum(workers(client).values()))), job=job)
         run_journalled(plan, journal, task.record, _bind, cluster=client, progress=progress)
     return target
 
@@ -184,7 +184,7 @@ def plan_pyramid(
     finest, place = _finest(volume)
     with connect(cluster) as client:
         memory_bytes = memory_per_worker(client, memory)
-        threads = sum(workers(client).values())
+        threads = max(1, sum(workers(client).values()))
     tasks = tasks_for(finest, place, levels, memory_bytes, overwrite)
     plans = [task.layout.plan(task.left, threads) for task in tasks]
     return Plan(

@@ -13,10 +13,10 @@ import dask
 import pytest
 from distributed import LocalCluster, WorkerPlugin, get_worker
 
-from volflow.engine import run as run_module
 from volflow.engine.cluster import connect
 from volflow.engine.plan import Plan, Step, split_runs
 from volflow.engine.run import Driver, run
+from volflow.engine.workers import patient
 from volflow.errors import InvalidInput, RunFailed, StoreFull
 
 seen: Counter[object] = Counter()
@@ -278,17 +278,21 @@ class TestStopping:
             run(plan_of(waits), cluster=client, progress=False, stop=stopping.set)
         assert stopping.is_set()
 
-    def test_without_any_worker_it_gives_up(self, monkeypatch):
-        monkeypatch.setattr(run_module, "WORKERS_PATIENCE_S", 0.2)
-        monkeypatch.setattr(run_module, "POLL_S", 0.05)
+    def test_without_any_worker_it_gives_up(self):
         with (
             LocalCluster(
                 n_workers=0, processes=False, dashboard_address=None,
                 scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
             ) as none,
-            pytest.raises(RunFailed, match="no Dask worker is left; start workers and run the s"),
+            pytest.raises(RunFailed) as failed,
+            patient(0.2),
         ):  # fmt: skip
             run(plan_of(square), cluster=none, progress=False)
+        assert str(failed.value) == (
+            f"the Dask cluster at {none.scheduler_address} had no worker for 0.2 s; start workers,"
+            " or wait longer (wait=, --wait), and run the same command again"
+        )
+        assert failed.value.exit_code == 1
 
 
 class Mark(WorkerPlugin):
