@@ -11,7 +11,8 @@
     │   │   └── Unreadable       voxels of one place are; a run goes on with the others
     │   └── Locked               exit code 4: another driver holds the output
     ├── RunFailed                also a RuntimeError: blocks failed after their retries
-    │   └── StoreFull            there is no space left for the output
+    │   ├── StoreFull            there is no space left for the output
+    │   └── SourceChanged        what is read was changed meanwhile
     └── Superseded               the task's driver is gone; another may have taken over
 
 Every message names the rule, what was given, what was expected and the remedy.
@@ -27,6 +28,7 @@ __all__ = [
     "NoExactRule",
     "ResumeRefused",
     "RunFailed",
+    "SourceChanged",
     "StoreFull",
     "Superseded",
     "Unreadable",
@@ -80,6 +82,10 @@ class RunFailed(VolflowError, RuntimeError):
 
 class StoreFull(RunFailed):
     """No space is left for the output: trying again would not help."""
+
+
+class SourceChanged(RunFailed):
+    """What is read was changed meanwhile, such as a file that is still being uploaded."""
 
 
 class Superseded(VolflowError):

@@ -183,6 +183,13 @@ class Bar:
         self.progress.stop()
 
 
+def announce(line: str, progress: bool | Callable[[State], object] | None) -> None:
+    """Say what a user should know of a run, in a line on standard error; nothing where False."""
+    if progress is not False:
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
+
+
 def reporter(progress: bool | Callable[[State], object] | None) -> Reporter:
     """The reporter for a ``progress`` argument.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import dask.array as da
 import numpy as np
 
 from volflow.engine.cluster import Cluster, connect, memory_per_worker
+from volflow.engine.events import announce
 from volflow.engine.plan import Plan
 from volflow.ops.copying import (
     Copy,
@@ -26,6 +27,7 @@ from volflow.ops.copying import (
     run_copy,
 )
 from volflow.ops.export import is_foreign
+from volflow.ops.origin import Origin, origin_of
 from volflow.ops.session import check_apart
 from volflow.ops.write import write
 from volflow.store.journal import Journal, journal_dir
@@ -35,12 +37,35 @@ from volflow.store.volume import Volume, open_volume
 __all__ = ["as_volume", "convert", "plan_convert"]
 
 
-def _copy_of(source: Any, out: Any, layout: tuple[Any, Any], memory_bytes: int) -> Copy:
-    opened = open_source(source)
-    copy = lay_out(opened, os.fspath(out), *layout, memory_bytes)
-    named = isinstance(source, str | os.PathLike)
-    name = os.fspath(source) if named else type(source).__name__
-    return replace(copy, what=f"{name}: {tuple(opened.shape)} {np.dtype(opened.dtype)}")
+@dataclass(frozen=True)
+class Import:
+    """What is imported where, in which layout as it was asked for."""
+
+    source: Any
+    out: str | os.PathLike[str]
+    chunk: Any
+    shard: Any
+    origin: Origin | None
+    anew: str  # why an unfinished one is not resumed
+    overwrite: bool
+
+    @classmethod
+    def of(cls, source: Any, out: Any, chunk: Any, shard: Any, overwrite: bool) -> Import:
+        """Look at the source, then at what was begun at the place."""
+        check_apart(out, source)
+        journal, origin = Journal(journal_dir(out)), origin_of(open_source(source))
+        anew = "" if overwrite or origin is None else origin.begins_anew(journal)
+        return cls(source, out, chunk, shard, origin, anew, overwrite or bool(anew))
+
+    def copy(self, memory_bytes: int) -> Copy:
+        """The copy; the source is opened after its state was noted, lest it change between."""
+        opened = open_source(self.source)
+        layout = adopted(self.out, self.chunk, self.shard, overwrite=self.overwrite)
+        copy = lay_out(opened, os.fspath(self.out), *layout, memory_bytes)
+        named = isinstance(self.source, str | os.PathLike)
+        name = os.fspath(self.source) if named else type(self.source).__name__
+        what = f"{name}: {tuple(opened.shape)} {np.dtype(opened.dtype)}"
+        return replace(copy, what=what, origin=self.origin)
 
 
 def plan_convert(
@@ -54,15 +79,15 @@ def plan_convert(
     overwrite: bool = False,
 ) -> Plan:
     """What `convert` would do; nothing is written."""
-    check_apart(out, source)
+    asked = Import.of(source, out, chunk, shard, overwrite)
     with connect(cluster) as client:
         memory_bytes = memory_per_worker(client, memory)
-    copy = _copy_of(source, out, adopted(out, chunk, shard, overwrite=overwrite), memory_bytes)
-    resuming = resumes(out, overwrite=overwrite)
+    copy = asked.copy(memory_bytes)
+    resuming = resumes(out, overwrite=asked.overwrite)
     done = frozenset(Journal(journal_dir(out)).done() if resuming else ())
     plan = make_plan(copy, None, done, memory_bytes)
     plan.require_memory(copy.remedy())
-    return plan
+    return replace(plan, facts=(*plan.facts, ("anew", asked.anew))) if asked.anew else plan
 
 
 def convert(
@@ -90,7 +115,8 @@ def convert(
     cluster, memory, progress
         As in `predict`. A ``.nii.gz`` is one forward pass in one task.
     overwrite
-        Replace a volume that is there. Without it, an interrupted conversion is resumed.
+        Replace a volume that is there. Without it, an interrupted conversion is resumed, or begun
+        anew where its source has changed since, as a file that was still being uploaded.
 
     Returns
     -------
@@ -100,7 +126,10 @@ def convert(
     Raises
     ------
     InvalidInput
-        For a source that cannot be read, a layout that does not fit, or an output that exists.
+        For a source that cannot be read, is damaged or cut short, for a layout that does not fit,
+        or an output that exists.
+    SourceChanged
+        Where the source is changed while it is read.
 
     Examples
     --------
@@ -111,15 +140,16 @@ def convert(
     (8, 9, 10)
     """
     here = isinstance(source, np.ndarray)
-    check_apart(out, source)
+    asked = Import.of(source, out, chunk, shard, overwrite)
+    if asked.anew:
+        announce(f"convert: {asked.anew}", progress)
     with connect("threads" if here else cluster) as client, hold(source) as held:
         memory_bytes = memory_per_worker(client, memory)
-        layout = adopted(out, chunk, shard, overwrite=overwrite)
-        copy = _copy_of(source, out, layout, memory_bytes)
-        record = make_record(open_source(source).identity(), copy)
-        run = Run(client, memory_bytes, overwrite, progress)
-        origin = os.fspath(source) if isinstance(source, str | os.PathLike) else source
-        return run_copy(copy, record, run, held if here else origin)
+        copy = asked.copy(memory_bytes)
+        state = asked.origin.identity if asked.origin else open_source(source).identity()
+        run = Run(client, memory_bytes, asked.overwrite, progress)
+        named = os.fspath(source) if isinstance(source, str | os.PathLike) else source
+        return run_copy(copy, make_record(state, copy), run, held if here else named)
 
 
 def as_volume(x: Any, keep: Path, **options: Any) -> Volume:

@@ -19,8 +19,9 @@ from distributed import Client
 
 from volflow.engine.events import State
 from volflow.engine.plan import Plan, Step
-from volflow.errors import InvalidInput
+from volflow.errors import InvalidInput, SourceChanged
 from volflow.geometry.grid import BlockGrid
+from volflow.ops.origin import Origin
 from volflow.ops.session import begin_anew, run_journalled
 from volflow.store.aside import sweep
 from volflow.store.create import check_target, create
@@ -97,11 +98,14 @@ class CopyJob:
     blocks: BlockGrid
     journal: Journal
     session: str = ""
+    origin: Origin | None = None
 
     def store(self, number: int, voxels: npt.NDArray[Any]) -> None:
         """Write a block, then its journal entry."""
         self.journal.check(self.session)
         sums = self.volume.write(self.blocks[number].write_roi, voxels)
+        if self.origin is not None:
+            self.origin.check()
         entries = [ShardEntry("0", s.start, s.stop, s.crc32c) for s in sums]
         self.journal.mark(number, entries, {}, session=self.session)
 
@@ -142,6 +146,14 @@ def _compute(piece: Any, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
 
 def stream_blocks(job: CopyJob, blocks: tuple[int, ...]) -> Iterator[Step]:
     """Copy blocks of a source that can only be read forward, once."""
+    try:
+        yield from _stream_blocks(job, blocks)
+    except InvalidInput:  # it is damaged, and so may be what came of it before
+        job.journal.forget(range(len(job.blocks)))
+        raise
+
+
+def _stream_blocks(job: CopyJob, blocks: tuple[int, ...]) -> Iterator[Step]:
     done = job.journal.done(blocks)
     depth = job.blocks.block[-3]
     pending: tuple[int, Future[None]] | None = None
@@ -177,6 +189,7 @@ class Copy:
     sequential: bool
     peak_bytes: int
     what: str = ""
+    origin: Origin | None = None
 
     def remedy(self) -> str:
         """What would make the copy fit."""
@@ -298,14 +311,23 @@ def run_copy(
             journal.compare(record)
             volume = open_volume(copy.path)
         else:
+            if copy.origin is not None:
+                copy.origin.note(journal)
             begin_anew(Path(copy.path), journal, record)
             volume = copy.volume()
-        job = CopyJob(source, volume, copy.blocks, journal)
+        file = copy.origin if copy.origin is not None and copy.origin.is_file else None
+        job = CopyJob(source, volume, copy.blocks, journal, origin=file)
         plan = make_plan(copy, job, frozenset(journal.done()), run.memory_bytes)
         if pieces is not None:
             own = pieces
             plan = replace(plan, job=None, job_of=lambda blocks: replace(job, source=own(blocks)))
         run_journalled(plan, journal, record, _bind, cluster=run.client, progress=run.progress)
+        if copy.origin is not None and plan.runs:
+            try:
+                copy.origin.check()
+            except SourceChanged:
+                journal.forget(range(len(copy.blocks)))
+                raise
     return volume
 
 
