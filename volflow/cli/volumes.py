@@ -37,6 +37,14 @@ def convert(  # noqa: PLR0913  one parameter per option that people type
     shard: Annotated[
         str | None, typer.Option(help="Voxels of a stored object, a multiple of the chunk.")
     ] = None,
+    labels: Annotated[
+        bool | None,
+        typer.Option(
+            "--labels/--image",
+            help="A label map, whose voxels are classes, or an image; also for what is converted"
+            " already. Default: what the file says.",
+        ),
+    ] = None,
     cluster: Cluster = None,
     memory: Memory = None,
     overwrite: Overwrite = False,
@@ -54,6 +62,7 @@ def convert(  # noqa: PLR0913  one parameter per option that people type
     options: dict[str, Any] = given(
         chunk=per_axis("chunk", chunk),
         shard=per_axis("shard", shard),
+        labels=labels,
         cluster=cluster,
         memory=memory,
     )
@@ -73,11 +82,29 @@ def info(
     volume: Annotated[
         str, typer.Argument(metavar="VOLUME", help="A volume, or a file that can be converted.")
     ],
+    labels: Annotated[
+        bool | None,
+        typer.Option(
+            "--labels/--image",
+            help="Take the volume for a label map, or for an image, from now on; only its metadata"
+            " change, and coarser levels made for the other are removed.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show shape, spacing, orientation, layout and size; no voxel is read."""
+    """Show kind, shape, spacing, orientation, layout and size of a volume or file."""
     from volflow.report.info import facts_of, facts_text
 
+    if labels is not None:
+        if Path(volume).is_file():
+            kind = "--labels" if labels else "--image"
+            raise InvalidInput(
+                f"{volume} is a file and is not changed; convert it:"
+                f" volflow convert {kind} {volume} OUT"
+            )
+        from volflow.ops.kind import set_kind
+
+        set_kind(volume, "classes" if labels else "image")
     facts = facts_of(volume)
     say(facts, as_json, facts_text(facts))
 

@@ -121,20 +121,21 @@ def converted_inputs(
 ) -> tuple[dict[str, Volume], Volume | None]:
     """The inputs as volumes on disk; what is none yet is converted into the sidecar folder."""
 
-    def converted(x: Any, name: str) -> Volume:
+    def converted(x: Any, name: str, labels: bool | None) -> Volume:
         keep = call.sidecar / f"{name}.zarr"
         try:
-            return as_volume(x, keep, **options)
+            return as_volume(x, keep, labels=labels, **options)
         except ResumeRefused:  # what was converted before is another input
             if not overwrite:
                 raise
-            return as_volume(x, keep, overwrite=True, **options)
+            return as_volume(x, keep, labels=labels, overwrite=True, **options)
 
     mask = call.options.mask
     call.sidecar.mkdir(exist_ok=True)
     try:
-        named = {name: converted(x, name or "input") for name, x in call.inputs.items()}
-        return named, None if mask is None else converted(mask, "mask")
+        # A network reads the values of its inputs, whatever their files say of them.
+        named = {name: converted(x, name or "input", False) for name, x in call.inputs.items()}
+        return named, None if mask is None else converted(mask, "mask", None)
     except InvalidInput:
         with suppress(OSError):  # there is something in it
             call.sidecar.rmdir()

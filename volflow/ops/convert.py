@@ -14,6 +14,7 @@ import numpy as np
 from volflow.engine.cluster import Cluster, connect, memory_per_worker
 from volflow.engine.events import announce
 from volflow.engine.plan import Plan
+from volflow.errors import InvalidInput
 from volflow.ops.copying import (
     Copy,
     Progress,
@@ -27,10 +28,12 @@ from volflow.ops.copying import (
     run_copy,
 )
 from volflow.ops.export import is_foreign
+from volflow.ops.kind import set_kind
 from volflow.ops.origin import Origin, origin_of
-from volflow.ops.session import check_apart
+from volflow.ops.session import check_apart, discard
 from volflow.ops.write import write
 from volflow.store.journal import Journal, journal_dir
+from volflow.store.labels import NotLabels, taken_as
 from volflow.store.sources import open_source
 from volflow.store.volume import Volume, open_volume
 
@@ -45,21 +48,24 @@ class Import:
     out: str | os.PathLike[str]
     chunk: Any
     shard: Any
+    labels: bool | None
     origin: Origin | None
     anew: str  # why an unfinished one is not resumed
     overwrite: bool
 
     @classmethod
-    def of(cls, source: Any, out: Any, chunk: Any, shard: Any, overwrite: bool) -> Import:
+    def of(
+        cls, source: Any, out: Any, layout: tuple[Any, Any], labels: bool | None, overwrite: bool
+    ) -> Import:
         """Look at the source, then at what was begun at the place."""
         check_apart(out, source)
         journal, origin = Journal(journal_dir(out)), origin_of(open_source(source))
         anew = "" if overwrite or origin is None else origin.begins_anew(journal)
-        return cls(source, out, chunk, shard, origin, anew, overwrite or bool(anew))
+        return cls(source, out, *layout, labels, origin, anew, overwrite or bool(anew))
 
     def copy(self, memory_bytes: int) -> Copy:
         """The copy; the source is opened after its state was noted, lest it change between."""
-        opened = open_source(self.source)
+        opened = taken_as(open_source(self.source), self.labels)
         layout = adopted(self.out, self.chunk, self.shard, overwrite=self.overwrite)
         copy = lay_out(opened, os.fspath(self.out), *layout, memory_bytes)
         named = isinstance(self.source, str | os.PathLike)
@@ -74,12 +80,13 @@ def plan_convert(
     *,
     chunk: int | Sequence[int] | None = None,
     shard: int | Sequence[int] | None = None,
+    labels: bool | None = None,
     cluster: Cluster = None,
     memory: str | int | None = None,
     overwrite: bool = False,
 ) -> Plan:
     """What `convert` would do; nothing is written."""
-    asked = Import.of(source, out, chunk, shard, overwrite)
+    asked = Import.of(source, out, (chunk, shard), labels, overwrite)
     with connect(cluster) as client:
         memory_bytes = memory_per_worker(client, memory)
     copy = asked.copy(memory_bytes)
@@ -90,12 +97,13 @@ def plan_convert(
     return replace(plan, facts=(*plan.facts, ("anew", asked.anew))) if asked.anew else plan
 
 
-def convert(
+def convert(  # noqa: PLR0913 - a public journey takes flat options
     source: Any,
     out: str | os.PathLike[str],
     *,
     chunk: int | Sequence[int] | None = None,
     shard: int | Sequence[int] | None = None,
+    labels: bool | None = None,
     cluster: Cluster = None,
     memory: str | int | None = None,
     overwrite: bool = False,
@@ -112,6 +120,12 @@ def convert(
         Path of the volume; level 0 is array ``"0"`` in it.
     chunk, shard
         Voxels per axis; by default about 64³ and 256³, thinner along thick slices.
+    labels
+        True for a label map: each voxel is the number of a class, so that levels take the
+        commonest, pictures colour it and `compare` counts it. Floats must be whole numbers and are
+        stored as integers. False for an image. By default what the source says: a NIfTI file by
+        its intent (1002, which `export` writes), OME-Zarr by ``image-label``. Given for a volume
+        that is converted already, it changes what that is taken for, as `set_kind` does.
     cluster, memory, progress
         As in `predict`. A ``.nii.gz`` is one forward pass in one task.
     overwrite
@@ -127,7 +141,8 @@ def convert(
     ------
     InvalidInput
         For a source that cannot be read, is damaged or cut short, for a layout that does not fit,
-        or an output that exists.
+        an output that exists, or a voxel of a label map that is not a whole number; no part of the
+        volume is then left.
     SourceChanged
         Where the source is changed while it is read.
 
@@ -140,26 +155,39 @@ def convert(
     (8, 9, 10)
     """
     here = isinstance(source, np.ndarray)
-    asked = Import.of(source, out, chunk, shard, overwrite)
+    asked = Import.of(source, out, (chunk, shard), labels, overwrite)
     if asked.anew:
         announce(f"convert: {asked.anew}", progress)
     with connect("threads" if here else cluster) as client, hold(source) as held:
         memory_bytes = memory_per_worker(client, memory)
         copy = asked.copy(memory_bytes)
-        state = asked.origin.identity if asked.origin else open_source(source).identity()
+        plain = open_source(source)
+        state = asked.origin.identity if asked.origin else plain.identity()
+        # Other voxels than those of the file; what merely counts as labels can be changed later.
+        whole = {} if copy.dtype == plain.dtype else {"labels": True}
         run = Run(client, memory_bytes, asked.overwrite, progress)
         named = os.fspath(source) if isinstance(source, str | os.PathLike) else source
-        return run_copy(copy, make_record(state, copy), run, held if here else named)
+        try:
+            record = make_record(state, copy, **whole)
+            volume = run_copy(copy, record, run, held if here else named)
+        except NotLabels as error:
+            journal = Journal(journal_dir(out))
+            with journal.lock():
+                discard(Path(out), journal)
+            name = named if isinstance(named, str) else "the array"
+            raise InvalidInput(f"{name}: {error}") from error
+    return volume if labels is None else set_kind(volume, copy.meta.kind)
 
 
-def as_volume(x: Any, keep: Path, **options: Any) -> Volume:
+def as_volume(x: Any, keep: Path, *, labels: bool | None = None, **options: Any) -> Volume:
     """A volume on disk for whatever a user may hand over.
 
     Paths of Zarr stores, Zarr arrays on disk and volumes are opened; NumPy and Dask arrays and
-    foreign files are converted to ``keep`` first, where an interrupted conversion is resumed.
+    foreign files are converted to ``keep`` first, where an interrupted conversion is resumed;
+    ``labels`` as in `convert`.
     """
     if isinstance(x, da.Array):
         return write(x, keep, **options)
     if isinstance(x, np.ndarray) or is_foreign(x):
-        return convert(x, keep, **options)
+        return convert(x, keep, labels=labels, **options)
     return open_volume(x)

@@ -26,6 +26,7 @@ from volflow.ops.session import begin_anew, run_journalled
 from volflow.store.aside import sweep
 from volflow.store.create import check_target, create
 from volflow.store.journal import Journal, Record, ShardEntry, journal_dir
+from volflow.store.labels import taken_as
 from volflow.store.layout import resolve_layout
 from volflow.store.meta import Meta
 from volflow.store.sources import Source, open_source
@@ -110,8 +111,10 @@ class CopyJob:
         self.journal.mark(number, entries, {}, session=self.session)
 
     def open(self) -> Source:
-        """The source, opened on this worker."""
-        return open_source(self.source.get() if isinstance(self.source, Held) else self.source)
+        """The source, opened on this worker; floats are whole numbers where integers are kept."""
+        opened = open_source(self.source.get() if isinstance(self.source, Held) else self.source)
+        whole = opened.dtype.kind == "f" and self.volume.dtype.kind == "i"
+        return taken_as(opened, True) if whole else opened
 
 
 def _bind(job: CopyJob, session: str) -> CopyJob:
@@ -266,10 +269,10 @@ def make_plan(copy: Copy, job: Any, done: frozenset[int], memory_bytes: int) -> 
     )
 
 
-def make_record(identity: str, copy: Copy) -> Record:
+def make_record(identity: str, copy: Copy, **more: Any) -> Record:
     return Record(
         "convert",
-        {"input": identity, "version": COPY_VERSION},
+        {"input": identity, "version": COPY_VERSION, **more},
         {"grid": list(copy.blocks.counts), "chunk": copy.chunk, "shard": copy.shard},
     )
 

@@ -124,7 +124,10 @@ def write(  # noqa: PLR0913 - a public journey takes flat options
     check_array(array)
     check_apart(out, like)
     axes = ("z", "y", "x") if array.ndim == 3 else ("c", "z", "y", "x")
-    meta = replace(meta or (like.meta if like is not None else Meta(axes)), axes=axes)
+    if meta is None and like is not None:
+        # Floats written like labels, such as distances to them, are an image.
+        meta = replace(like.meta, kind="image") if array.dtype.kind == "f" else like.meta
+    meta = replace(meta or Meta(axes), axes=axes)
     if like is not None:
         if like.spatial_shape != array.shape[-3:]:
             raise InvalidInput(

@@ -226,13 +226,16 @@ def _classes(
         ),
         lines=(_agreed(found),),
     )
+    # Those of which most is shown, by their numbers.
+    most = sorted(found.classes, key=lambda one: -max(one.a, one.b))[:MOST_ROWS]
+    largest = sorted(most, key=lambda one: one.value)
     rows = tuple(
         (
             names.get(one.value) or f"class {one.value}",
             class_color(one.value, colors),
             (f"{one.dice:.4f}", _count(one.a), _count(one.b)),
         )
-        for one in found.classes[:MOST_ROWS]
+        for one in largest
     )
     more = len(found.classes) - len(rows)
     table = draw.Table(

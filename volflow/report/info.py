@@ -10,19 +10,24 @@ from typing import Any
 
 import numpy as np
 
+from volflow.errors import InvalidInput
 from volflow.geometry.budget import format_bytes
 from volflow.geometry.units import unit_sign
+from volflow.report.label_hint import label_hint
 from volflow.report.runs import run_facts, run_line
 from volflow.store.journal import Journal, journal_dir
 from volflow.store.meta import Meta
-from volflow.store.sources import open_source
+from volflow.store.pyramid import place_of
+from volflow.store.sources import Source, open_source
 from volflow.store.volume import Volume, open_volume
 
 __all__ = ["facts_of", "facts_text", "volume_facts"]
 
 
 def facts_of(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Facts of a volume or of a file that can be converted; no voxel is read.
+    """Facts of a volume or of a file that can be converted.
+
+    Few voxels are read, to see whether an image looks like a label map.
 
     Parameters
     ----------
@@ -46,6 +51,7 @@ def facts_of(path: str | os.PathLike[str]) -> dict[str, Any]:
     return {
         "path": text,
         **_grid(source.shape, source.dtype, source.meta),
+        **_hinted(source, f"volflow convert --labels {text} OUT"),
         "read": "front to back" if source.sequential else "anywhere",
         "stored_bytes": Path(text).stat().st_size,
     }
@@ -56,6 +62,7 @@ def volume_facts(volume: Volume) -> dict[str, Any]:
     facts = {
         "path": volume.path,
         **_grid(volume.shape, volume.dtype, volume.meta),
+        **_hinted(volume, _marking(volume)),
         "chunks": list(volume.chunks),
         "shards": None if volume.shards is None else list(volume.shards),
         "levels": [{"path": level.path, "spacing": list(level.scale)} for level in volume.levels],
@@ -81,6 +88,26 @@ def _grid(shape: tuple[int, ...], dtype: Any, meta: Meta) -> dict[str, Any]:
     }
 
 
+def _hinted(image: Source | Volume, remedy: str) -> dict[str, Any]:
+    """What speaks for a label map where an image is none, and how to change it."""
+    hint = label_hint(image)
+    if hint is None:
+        return {}
+    return {"looks_like": "classes", "hint": f"{hint}; if these are classes: {remedy}"}
+
+
+def _marking(volume: Volume) -> str:
+    """The command that makes a label map of a volume; others' volumes and floats are copied."""
+    try:
+        place_of(volume)
+    except InvalidInput:
+        ours = False
+    else:
+        ours = volume.dtype.kind != "f"
+    path = volume.path or "VOLUME"
+    return f"volflow info --labels {path}" if ours else f"volflow convert --labels {path} OUT"
+
+
 def _stored(root: Path) -> tuple[int, int]:
     """Bytes and number of the files below a directory."""
     size = count = 0
@@ -99,6 +126,7 @@ def facts_text(facts: Mapping[str, Any]) -> str:
     >>> vol = open_volume(zarr.ones(shape=(30, 40, 50), chunks=(10, 10, 10), dtype="uint8"))
     >>> print(facts_text(volume_facts(vol)))
     in memory
+      kind         image
       shape        30 × 40 × 50 (zyx) uint8
       spacing      1 × 1 × 1
       chunks       10 × 10 × 10
@@ -106,6 +134,7 @@ def facts_text(facts: Mapping[str, Any]) -> str:
     """
     unit = unit_sign(facts["unit"])
     rows = {
+        "kind": _kind(facts),
         "shape": f"{_by(facts['shape'])} ({facts['axes']}) {facts['dtype']}",
         "spacing": f"{_by(facts['spacing'])} {unit}".rstrip(),
         "orientation": f"{facts['orientation']} for zyx" if facts["orientation"] else "",
@@ -120,6 +149,11 @@ def facts_text(facts: Mapping[str, Any]) -> str:
     }
     lines = [f"  {name:11}  {value}" for name, value in rows.items() if value]
     return "\n".join([facts["path"] or "in memory", *lines])
+
+
+def _kind(facts: Mapping[str, Any]) -> str:
+    kind = "label map" if facts["kind"] == "classes" else "image"
+    return f"{kind}, though {facts['hint']}" if "hint" in facts else kind
 
 
 def _by(sizes: Any) -> str:

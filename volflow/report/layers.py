@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,7 +36,8 @@ __all__ = [
 
 Array = npt.NDArray[Any]
 
-MANY_CLASSES = 32
+MANY_CLASSES = 32  # more are not outlined
+MOST_NAMED = 32  # in a legend, those of which most is shown
 # Black over purple and orange to a pale yellow: brightness grows all the way.
 HEAT = (
     "#000004", "#210c4a", "#57106e", "#8a226a", "#bc3754", "#e45a31", "#f98e09", "#f9cb35",
@@ -44,7 +46,7 @@ HEAT = (
 GREYS = ("#000000", "#ffffff")
 # Blue below zero, orange above, told apart with any colour vision; black where nothing differs.
 DIVERGING = ("#a6dcff", "#56B4E9", "#0b5d92", "#080808", "#945c00", "#E69F00", "#ffe0a3")
-MANY = "#8b98a9"  # stands for many classes in a legend
+MANY = "#8b98a9"  # stands for the other classes in a legend
 OVER_SCAN, ALONE, HEAT_ALPHA = 0.36, 0.75, 0.85  # how opaque
 DIMMED, DARK = 0.8, 0.5  # how white a scan is under a result, under a difference
 
@@ -170,7 +172,11 @@ def class_layer(
         Whether outlines may be drawn around few classes.
     """
     labels = [class_numbers(cut.values) for cut in cuts]
-    present = sorted({int(value) for plane in labels for value in np.unique(plane)} - {0})
+    shown = Counter[int]()
+    for plane in labels:
+        values, counts = np.unique(plane[plane != 0], return_counts=True)
+        shown.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+    present = sorted(shown)
     chosen = {
         value: colors[value] if isinstance(colors, Mapping) else class_color(value, colors)
         for value in present
@@ -182,10 +188,11 @@ def class_layer(
         alpha = np.where(plane != 0, round(255 * fill), 0).astype(np.uint8)
         pixels = np.concatenate([tinted(plane, chosen), alpha[..., None]], axis=-1)
         pictures.append(Picture(pixels, cut.extent, plane if few and outlined else None))
-    if not few:
-        return Layer(tuple(pictures), False, legend=((f"{len(present)} labels", MANY),))
-    legend = tuple((names.get(value) or f"class {value}", chosen[value]) for value in present)
-    return Layer(tuple(pictures), False, chosen, legend)
+    named = sorted(sorted(present, key=lambda value: -shown[value])[:MOST_NAMED])
+    legend = tuple((names.get(value) or f"class {value}", chosen[value]) for value in named)
+    if more := len(present) - len(named):
+        legend += ((f"and {more} more", MANY),)
+    return Layer(tuple(pictures), False, chosen if few else {}, legend)
 
 
 def painted(scaled: Array, colors: Sequence[str], alpha: Array | float = 1.0) -> Array:

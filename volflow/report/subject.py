@@ -253,7 +253,8 @@ def open_subject(x: VolumeLike, channel: int | None = None, *, merge: bool = Fal
     finest = _open(x)
     count = finest.shape[0] if len(finest.shape) == 4 else 1
     if channel is None:
-        channel = None if merge and count > 1 else 0
+        scores = merge and count > 1 and finest.meta.kind == "image"
+        channel = None if scores else 0
     elif not is_whole(channel) or not 0 <= channel < count:
         raise InvalidInput(f"channel must be 0 … {count - 1}, given {channel!r}")
     path = finest.path if isinstance(finest, Volume) else x

@@ -13,7 +13,7 @@ from volflow.geometry.roi import Roi
 from volflow.store.statistics import Statistics, load_statistics, sidecars
 from volflow.store.volume import Volume, open_volume
 
-__all__ = ["value_counts"]
+__all__ = ["SAMPLE_BYTES", "sample_boxes", "value_counts"]
 
 SAMPLE_BYTES = 2**26  # read of a volume, and held; of one chunk at least,
 CHUNK_BYTES = 2**28  # unless that alone is larger
@@ -37,7 +37,7 @@ def value_counts(volume: Volume) -> list[Histogram | None]:
     if volume.path is not None and len(volume.levels) > 1:
         volume = open_volume(volume.path, len(volume.levels) - 1, timepoint=volume.timepoint)
     count = volume.channels_count
-    read = [volume.read(box).reshape(count, -1) for box in _boxes(volume)]
+    read = [volume.read(box).reshape(count, -1) for box in sample_boxes(volume)]
     if not read:
         return [None] * count
     return [measure(np.concatenate(parts)) for parts in zip(*read, strict=True)]
@@ -54,7 +54,7 @@ def _known(volume: Volume) -> Statistics | None:
     return None
 
 
-def _boxes(volume: Volume) -> list[Roi]:
+def sample_boxes(volume: Volume) -> list[Roi]:
     """The whole of a small volume, a few chunks of another."""
     shape, chunk = volume.spatial_shape, volume.chunks[-3:]
     voxel_bytes = volume.channels_count * volume.dtype.itemsize

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,27 @@ Array = npt.NDArray[Any]
 # Okabe and Ito's palette (https://jfly.uni-koeln.de/color), told apart with any colour vision;
 # first what shows best on grey.
 PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0072B2")
-# How far each further round of the palette is mixed with white (above 0) or black (below).
-_ROUNDS = (0.0, 0.5, -0.35, 0.78, -0.55)
+MOST_COLORS = 256  # of classes; their numbers go round after that
+# Of further colours, in Oklab: no grey, nothing that is lost on black or white.
+_LIGHTNESS, _LEAST_CHROMA = (0.5, 0.93), 0.07
+_TO_CONES = np.array(
+    [
+        [0.4122214708, 0.2119034982, 0.0883024619],
+        [0.5363325363, 0.6806995451, 0.2817188376],
+        [0.0514459929, 0.1073969566, 0.6299787005],
+    ]
+)
+_TO_LAB = np.array(
+    [
+        [0.2104542553, 1.9779984951, 0.0259040371],
+        [0.7936177850, -2.4285922050, 0.7827717662],
+        [-0.0040720468, 0.4505937099, -0.8086757660],
+    ]
+)
 
 
 def class_color(value: int, colors: Sequence[str] = ()) -> str:
-    """The colour of a class, the same in every picture.
+    """The colour of a class, the same in every picture; 256 classes have different ones.
 
     Parameters
     ----------
@@ -32,15 +48,43 @@ def class_color(value: int, colors: Sequence[str] = ()) -> str:
     Examples
     --------
     >>> class_color(1), class_color(1, ["000000", "ff0000"]), class_color(8)
-    ('#E69F00', '#ff0000', '#F2CF7F')
+    ('#E69F00', '#ff0000', '#9900FF')
     """
     if 0 <= value < len(colors) and colors[value]:
         return f"#{colors[value].lstrip('#')}"
-    turn, place = divmod(value - 1, len(PALETTE))
-    mix = _ROUNDS[turn % len(_ROUNDS)]
-    toward = 255 if mix > 0 else 0
-    parts = bytes.fromhex(PALETTE[place][1:])
-    return "#" + "".join(f"{int(p + (toward - p) * abs(mix)):02X}" for p in parts)
+    return _palette()[(value - 1) % MOST_COLORS]
+
+
+@cache
+def _palette() -> tuple[str, ...]:
+    """Okabe and Ito's colours, then always the one that is most unlike all before it."""
+    side = np.arange(0, 256, 17)
+    rgb = np.stack(np.meshgrid(side, side, side, indexing="ij"), -1).reshape(-1, 3)
+    lab = _oklab(rgb)
+    low, high = _LIGHTNESS
+    usable = (low <= lab[:, 0]) & (lab[:, 0] <= high)
+    usable &= np.hypot(lab[:, 1], lab[:, 2]) >= _LEAST_CHROMA
+    rgb, lab = rgb[usable], lab[usable]
+    colors = list(PALETTE)
+    first = _oklab(np.array([list(bytes.fromhex(color[1:])) for color in colors]))
+    nearest = np.square(lab[:, None] - first).sum(-1).min(axis=1)
+    while len(colors) < MOST_COLORS:
+        # Rounded, so that the last digit of a machine's arithmetic does not choose.
+        best = int(np.argmax(np.round(nearest, 6)))
+        colors.append("#" + bytes(rgb[best].tolist()).hex().upper())
+        nearest = np.minimum(nearest, np.square(lab - lab[best]).sum(-1))
+    return tuple(colors)
+
+
+def _oklab(rgb: Array) -> Array:
+    """Lightness and two opponent colours, in which distances are as they look.
+
+    Ottosson 2020, https://bottosson.github.io/posts/oklab.
+    """
+    part = rgb / 255
+    linear = np.where(part <= 0.04045, part / 12.92, ((part + 0.055) / 1.055) ** 2.4)
+    cones = np.cbrt(linear @ _TO_CONES)
+    return np.asarray(cones @ _TO_LAB)
 
 
 def class_numbers(plane: Array) -> Array:

@@ -39,7 +39,7 @@ _PALETTE = ("FFFFFF", "00FF00", "FF00FF", "00FFFF", "FFFF00", "FF0000", "0000FF"
 def write_group(group: zarr.Group, meta: Meta, levels: Sequence[Level]) -> None:
     """Write OME-Zarr 0.5 image metadata; the level arrays must exist.
 
-    Other attributes of the group are kept.
+    Other attributes of the group are kept, but for those of an image that is now a label map.
 
     Parameters
     ----------
@@ -57,6 +57,8 @@ def write_group(group: zarr.Group, meta: Meta, levels: Sequence[Level]) -> None:
         raise InvalidInput(f"level {levels[0].path!r} of {label(group)} is no array")
     old: dict[str, Any] = group.attrs.asdict()
     ome: dict[str, Any] = dict(old["ome"]) if isinstance(old.get("ome"), Mapping) else {}
+    for name in ("image-label", "omero"):  # one of the two, or none
+        ome.pop(name, None)
     ome["version"] = "0.5"
     ome["multiscales"] = [
         {

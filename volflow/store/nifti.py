@@ -18,11 +18,12 @@ from volflow.geometry.roi import Roi
 from volflow.store.meta import Meta, SourceInfo
 from volflow.store.slabs import Array, check_dtype, file_identity, slab_rois
 
-__all__ = ["NiftiSource", "import_nibabel", "open_nifti", "parse_header"]
+__all__ = ["LABEL_INTENT", "UNITS", "NiftiSource", "import_nibabel", "open_nifti", "parse_header"]
 
 Stream = gzip.GzipFile | io.BufferedReader
 
 UNITS = {1: "meter", 2: "millimeter", 3: "micrometer"}
+LABEL_INTENT = 1002  # NIFTI_INTENT_LABEL: each voxel is the number of a class
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,7 @@ def open_nifti(path: str) -> NiftiSource:
         if affine is None
         else "".join(reversed(nibabel.aff2axcodes(np.asarray(affine)))),
         affine=None if affine is None else tuple(tuple(row) for row in affine.tolist()),
+        kind="classes" if int(header["intent_code"]) == LABEL_INTENT else "image",
         source=SourceInfo(kind, str(stored.newbyteorder("=")), header.binaryblock),
     )
     return NiftiSource(path, shape, meta, stored, offset, slope, float(inter or 0), compressed)

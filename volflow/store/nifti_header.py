@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from volflow.store.meta import Meta
-from volflow.store.nifti import UNITS, import_nibabel, parse_header
+from volflow.store.nifti import LABEL_INTENT, UNITS, import_nibabel, parse_header
 from volflow.store.slabs import Array
 
 __all__ = ["header_bytes", "stored_dtype"]
 
-SCANNER, LABEL_INTENT, LONGEST = 1, "label", 32767
+SCANNER, LONGEST = 1, 32767
 # What NIfTI has no unit for is written in millimetres.
 _MILLIMETERS = {"angstrom": 1e-7, "nanometer": 1e-6, "centimeter": 10.0, "inch": 25.4}
 
@@ -63,6 +63,8 @@ def header_bytes(meta: Meta, shape: Sequence[int], dtype: np.dtype[Any]) -> byte
     header["cal_min"] = header["cal_max"] = 0
     if meta.kind == "classes":
         header.set_intent(LABEL_INTENT)
+    elif int(header["intent_code"]) == LABEL_INTENT:  # of the labels that an image was made from
+        header.set_intent("none")
     if source is None or not _same_grid(source, meta):
         _set_grid(header, meta)
     header.set_data_offset(header.single_vox_offset)

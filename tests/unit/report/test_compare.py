@@ -193,3 +193,13 @@ def test_what_cannot_be_compared_is_refused(b, options, text, stored):
     a = stored(np.zeros((4, 5, 6), "u1"), Meta(kind="classes"), "a.zarr")
     with pytest.raises(InvalidInput, match=text):
         compare(a, b, **options)
+
+
+def test_of_many_classes_the_table_names_those_of_which_most_is_shown(words):
+    a = np.zeros((20, 20, 40), "u1")
+    a[:, :, :30] = np.arange(30)
+    a[:, :, 30:] = 29
+    said = words(compare(a, a, classes=["background"], at="center"))
+    assert "class 29" in said
+    assert "class 1" in said
+    assert "class 12" not in said

@@ -98,11 +98,17 @@ def test_any_numbers_can_be_classes(values):
         assert value == 0 or tuple(pixel[:3]) == rgb(class_color(int(value)))
 
 
-def test_many_classes_are_counted():
-    layer = class_layer([cut(np.arange(1, 100))], {}, fill=1)
-    assert [name for name, _ in layer.legend] == ["99 labels"]
+def test_of_many_classes_those_of_which_most_is_shown_are_named():
+    values = np.repeat(np.arange(1, 121), np.where(np.arange(1, 121) % 4 == 0, 5, 1))
+    layer = class_layer([cut(values), cut(np.full(9, 7))], {8: "liver"}, fill=1)
+    names = [name for name, _ in layer.legend]
+    # Of 120 classes 30 fill more than a voxel, and 7 does in another plane.
+    assert names[:3] == ["class 1", "class 4", "class 7"]
+    assert "liver" in names
+    assert {f"class {n}" for n in range(12, 121, 4)} <= set(names)
+    assert (names[-1], len(names)) == ("and 88 more", 33)
     assert layer.pictures[0].labels is None
-    assert len(np.unique(layer.pictures[0].pixels[0, :, :3], axis=0)) == 35
+    assert len(np.unique(layer.pictures[0].pixels[0, :, :3], axis=0)) == 120
 
 
 def test_nothing_but_background():

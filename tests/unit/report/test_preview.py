@@ -10,7 +10,9 @@ import pytest
 
 from volflow.errors import InvalidInput
 from volflow.report import draw
+from volflow.report.compare import compare
 from volflow.report.preview import preview, save
+from volflow.report.sheet import contact_sheet
 from volflow.store.colors import class_color
 from volflow.store.meta import Meta
 from volflow.store.volume import open_volume
@@ -89,10 +91,31 @@ def test_labels_without_kind_count_as_classes_over_a_scan(words):
     assert "three" in words(preview(labels, classes={3: "three"}))
 
 
-def test_many_instances_are_counted_not_listed(words):
+def test_of_many_instances_few_are_listed_and_the_rest_counted(words):
     labels = np.arange(20 * 20 * 20, dtype="i4").reshape(20, 20, 20)
     figure = preview(labels, over=np.zeros((20, 20, 20)), classes=["background"])
-    assert any(text.endswith(" labels") for text in words(figure))
+    told = words(figure)
+    assert sum(text.startswith("class ") for text in told) == 32
+    assert "and 1109 more" in told
+
+
+def test_a_legend_of_long_names_stays_on_the_page(words):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    labels = np.arange(1, 18**3 + 1, dtype="i4").reshape(18, 18, 18) % 117
+    names = [f"structure with quite a long name on the left side {n}" for n in range(117)]
+    for figure in (
+        preview(labels, classes=names),
+        contact_sheet(labels, classes=names, tiles=6),
+        compare(labels, labels + (labels == 5), classes=names),
+    ):
+        renderer = FigureCanvasAgg(figure).get_renderer()
+        for text in figure.texts:
+            box = text.get_window_extent(renderer)
+            assert figure.bbox.x0 <= box.x0
+            assert box.x1 <= figure.bbox.x1
+            assert figure.bbox.y0 <= box.y0
+            assert box.y1 <= figure.bbox.y1
 
 
 def labels_at(z, y, x, side=64):
