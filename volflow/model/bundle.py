@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from volflow.engine.pages import prepare_allocators
 from volflow.errors import InvalidInput
-from volflow.model.digest import digest_of
+from volflow.model.digest import identity_of
 from volflow.model.load import (
     as_module,
     fit_weights,
@@ -191,8 +191,11 @@ def evaluating(module: nn.Module) -> Iterator[nn.Module]:
             layer.training = mode
 
 
-def _model(module: nn.Module, spec: Spec, name: str) -> Model:
-    return Model(module, spec, digest_of(module), name)
+def _model(module: nn.Module, spec: Spec, name: str, imported: str = "") -> Model:
+    """The network as a `Model`; ``imported`` is the import path that names what builds it."""
+    code = imported.partition(":")[0]
+    digest, known = identity_of(module, [code] if code else [])
+    return Model(module, spec, digest, name, known)
 
 
 def _load_named(name: str, weights: Path | None, trust: bool) -> Model:
@@ -203,7 +206,7 @@ def _load_named(name: str, weights: Path | None, trust: bool) -> Model:
         module = as_module(import_named(name), name)
         if weights is not None:
             fit_weights(module, read_weights(weights.expanduser(), trust), str(weights))
-        return _model(module.cpu().eval(), Spec(), name)
+        return _model(module.cpu().eval(), Spec(), name, name)
     if not path.exists():
         raise InvalidInput(
             f"model {name!r} does not exist; give a bundle directory, a .pt2 archive or"
@@ -247,7 +250,7 @@ def _load_bundle(path: Path, trust: bool) -> Model:
         )
     weights = path / WEIGHTS
     module = _build(architecture, arguments, read_weights(weights), spec, str(weights))
-    return _model(module, spec, str(path))
+    return _model(module, spec, str(path), "" if architecture == "unet" else architecture)
 
 
 def _build(

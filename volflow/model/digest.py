@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import dis
+import enum
 import functools
 import hashlib
-from collections.abc import Callable, Iterator
-from types import CodeType, FunctionType, MethodType
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Iterator
+from types import (
+    BuiltinFunctionType,
+    CodeType,
+    FunctionType,
+    MethodType,
+    ModuleType,
+    SimpleNamespace,
+)
 from typing import Any
 
 import numpy as np
@@ -14,25 +25,58 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from volflow.errors import InvalidInput
+from volflow.model.imports import Code, code_of, has_source
+from volflow.model.loaded import unwrapped
 
-__all__ = ["digest_of"]
+__all__ = ["digest_of", "identity_of"]
 
 Parts = Iterator[bytes | memoryview]
-Seen = dict[int, Any]
+
+
+@dataclasses.dataclass
+class Seen:
+    """What was described so far: objects by their id, and the modules that they come from.
+
+    Objects are kept, not only their ids: an id may be given to another object later.
+    """
+
+    objects: dict[int, Any] = dataclasses.field(default_factory=dict)
+    modules: set[str] = dataclasses.field(default_factory=set)
+
+    def note(self, thing: Any) -> None:
+        """Note the modules of an object, or of a class and those that it is derived from."""
+        if isinstance(thing, ModuleType):
+            self.modules.add(thing.__name__)
+            return
+        for kind in (thing if isinstance(thing, type) else type(thing)).__mro__:
+            self.modules.add(kind.__module__)
+        if isinstance(thing, FunctionType | BuiltinFunctionType):
+            self.modules.add(thing.__module__ or "")
+
 
 # The code of these packages counts by name only, so that neither their updates nor a new
 # Python make a run with the same weights look like another.
 _STABLE = ("torch.", "volflow.", "builtins.")
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, np.dtype)
+_PLAIN = (
+    bool, int, float, complex, str, bytes, slice, range, type(None),
+    torch.dtype, torch.device, np.dtype, np.generic,
+)  # fmt: skip
+# Values that functions may name as globals. Where there is no file that holds what is assigned to
+# them, as in a notebook, containers count, too; elsewhere they are rather state.
+_GLOBALS = (nn.Module, torch.Tensor, np.ndarray, int, float, str)
+_CONTAINERS = (complex, bytes, tuple, list, dict, set, frozenset, type)
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
+_BOOKKEEPING = frozenset(vars(nn.Module()))
 
 
 def digest_of(model: nn.Module | Callable[..., Any]) -> str:
     """Return the sha256 of what a model computes with.
 
     It covers every parameter and buffer (name, dtype, shape, bytes), the class of every layer
-    with its plain public attributes, and the byte code of classes that are neither PyTorch's
+    with its attributes and hooks, and the byte code of classes that are neither PyTorch's
     nor volflow's. Of a function it covers the byte code, the defaults, and the tensors,
     arrays, plain values, modules and neighbouring functions that it closes over or names.
+    What is imported from elsewhere is told by `identity_of`.
 
     Raises
     ------
@@ -48,8 +92,32 @@ def digest_of(model: nn.Module | Callable[..., Any]) -> str:
     >>> before == digest_of(net)
     False
     """
+    return _described(model, Seen())
+
+
+def identity_of(model: Any, modules: Iterable[str] = ()) -> tuple[str, Code]:
+    """Return the digest of a model, and the code that it runs.
+
+    Parameters
+    ----------
+    model
+        As for `digest_of`.
+    modules
+        Names of modules that it comes from, beside those that can be told from it.
+
+    Examples
+    --------
+    >>> identity_of(torch.nn.ReLU())[1].packages
+    {'torch': '2...'}
+    """
+    seen = Seen()
+    digest = _described(model, seen)
+    return digest, code_of({*modules, *seen.modules})
+
+
+def _described(model: Any, seen: Seen) -> str:
     sha = hashlib.sha256()
-    for part in _parts(model, {}):
+    for part in _parts(model, seen):
         # Lengths keep neighbouring parts apart.
         sha.update(len(part).to_bytes(8, "little"))
         sha.update(part)
@@ -73,11 +141,11 @@ def _parts(thing: Any, seen: Seen) -> Parts:
         yield from _all(thing, seen)
     elif isinstance(thing, (set, frozenset)):
         yield from _all(sorted(thing, key=repr), seen)
-    elif id(thing) in seen:
+    elif id(thing) in seen.objects:
         yield b"seen before"
     else:
-        # Kept, not only its id: an id may be given to another object once this one is gone.
-        seen[id(thing)] = thing
+        seen.objects[id(thing)] = thing
+        seen.note(thing)
         yield from _object(thing, seen)
 
 
@@ -96,10 +164,23 @@ def _object(thing: Any, seen: Seen) -> Parts:
         yield from _all((thing.__func__, thing.__self__), seen)
     elif isinstance(thing, FunctionType):
         yield from _function(thing, seen)
-    elif callable(thing) and not isinstance(thing, type):
+    elif isinstance(thing, type):
+        yield from _class(thing, seen)
+    elif callable(thing):
         yield str(getattr(thing, "__name__", "")).encode()
         yield from _all(getattr(thing, "__dict__", {}).items(), seen)
         yield from _class(kind, seen)
+    else:
+        yield from _all(_fields(thing), seen)
+
+
+def _fields(thing: Any) -> list[Any]:
+    """What an object holds that is there to hold data."""
+    if isinstance(thing, enum.Enum):
+        return [thing.name]
+    if dataclasses.is_dataclass(thing):
+        return [getattr(thing, field.name) for field in dataclasses.fields(thing)]
+    return sorted(vars(thing).items()) if isinstance(thing, SimpleNamespace | Namespace) else []
 
 
 def _all(things: Any, seen: Seen) -> Parts:
@@ -124,22 +205,52 @@ def _module(module: nn.Module, seen: Seen) -> Parts:
         yield from _tensor(name, tensor)
     for name, layer in module.named_modules():
         kind = type(layer)
+        seen.note(layer)
         yield f"{name}: {kind.__module__}.{kind.__qualname__}".encode()
         for key, value in sorted(vars(layer).items()):
-            # Private attributes hold the parameters, taken above, and PyTorch's bookkeeping.
-            if not key.startswith("_") and key != "training":
+            if _counts(key, value, kind):
                 yield key.encode()
                 yield from _parts(value, seen)
+        for key in _HOOKS:
+            for hook in vars(layer)[key].values():
+                yield key.encode()
+                yield from _hook(hook, seen)
+        if isinstance(layer, torch.jit.ScriptModule | torch.fx.GraphModule):
+            yield str(getattr(layer, "code", "")).encode()  # their classes say nothing
         yield from _class(kind, seen)
+
+
+def _counts(key: str, value: Any, kind: type) -> bool:
+    """Whether a layer's attribute may decide what it computes."""
+    if key == "training" or key in _BOOKKEEPING:
+        return False
+    # What PyTorch notes is no setting, and a user's private objects may be caches.
+    return key[0] != "_" or (isinstance(value, _PLAIN) and not _stable(kind.__module__))
+
+
+def _hook(hook: Any, seen: Seen) -> Parts:
+    """Describe a hook by its code and plain values: it may keep what it saw beside them."""
+    seen.note(hook)
+    function = getattr(hook, "__func__", hook)
+    if isinstance(function, FunctionType):
+        cells = [cell.cell_contents for cell in function.__closure__ or ()]
+        plain = [value for value in cells if isinstance(value, _PLAIN)]
+        yield from _all((function.__code__, *plain), seen)
+    else:
+        yield f"{type(hook).__module__}.{type(hook).__qualname__}".encode()
 
 
 def _class(kind: type, seen: Seen) -> Parts:
     for base in kind.__mro__:
-        if not _stable(base.__module__):
-            for name, member in sorted(vars(base).items()):
-                if isinstance(member, FunctionType):
+        if _stable(base.__module__):
+            continue
+        unwritten = not has_source(base.__module__)
+        for name, member in sorted(vars(base).items()):
+            value = unwritten and name[:2] != "__" and isinstance(member, _PLAIN)
+            for part in (member,) if value else unwrapped(member):
+                if value or isinstance(part, FunctionType):
                     yield name.encode()
-                    yield from _parts(member, seen)
+                    yield from _parts(part, seen)
 
 
 def _function(function: FunctionType, seen: Seen) -> Parts:
@@ -149,18 +260,36 @@ def _function(function: FunctionType, seen: Seen) -> Parts:
     yield from _all((function.__code__, function.__defaults__, function.__kwdefaults__), seen)
     for cell in function.__closure__ or ():
         yield from _parts(cell.cell_contents, seen)
-    for name in _names(function.__code__):
+    codes = _codes(function.__code__)
+    unwritten = not has_source(function.__module__)
+    if unwritten:
+        seen.modules.update(name for code in codes for name in _imported(code))
+    kinds = _GLOBALS + (_CONTAINERS if unwritten else ())
+    for name in (name for code in codes for name in code.co_names):
         value = function.__globals__.get(name)
-        near = isinstance(value, FunctionType) and value.__module__ == function.__module__
-        if near or isinstance(value, (nn.Module, torch.Tensor, np.ndarray, int, float, str)):
+        seen.note(value)
+        if isinstance(value, FunctionType | type) and value.__module__ != function.__module__:
+            continue  # its module is identified as such
+        if isinstance(value, (FunctionType, *kinds)):
             yield name.encode()
             yield from _parts(value, seen)
 
 
-def _names(code: CodeType) -> list[str]:
-    """All global names in a function, those inside its comprehensions and lambdas included."""
+def _codes(code: CodeType) -> list[CodeType]:
+    """A function's code, and those of its comprehensions, lambdas and inner functions."""
     inner = [const for const in code.co_consts if isinstance(const, CodeType)]
-    return [*code.co_names, *(name for each in inner for name in _names(each))]
+    return [code, *(one for each in inner for one in _codes(each))]
+
+
+def _imported(code: CodeType) -> Iterator[str]:
+    """Names that a function imports when it runs; of ``from a import b`` also ``a.b``."""
+    module = ""
+    for step in dis.get_instructions(code):
+        if step.opname == "IMPORT_NAME":
+            module = str(step.argval)
+            yield module
+        elif step.opname == "IMPORT_FROM":
+            yield f"{module}.{step.argval}"
 
 
 def _stable(module: str | None) -> bool:

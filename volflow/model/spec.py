@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from volflow.errors import InvalidInput
 from volflow.geometry.frame import Frame
 from volflow.geometry.windows import check_blend
+from volflow.model.imports import Code
 
 __all__ = ["Model", "Spec", "make_spec"]
 
@@ -118,12 +119,15 @@ class Model:
         sha256 of weights and architecture: other weights, other digest.
     name
         Where it came from, for messages and reports.
+    code
+        The modules and packages that it runs.
     """
 
     module: torch.nn.Module
     spec: Spec
     digest: str
     name: str
+    code: Code
 
     def __repr__(self) -> str:
         return f"Model({self.name}, digest {self.digest[:12]})"

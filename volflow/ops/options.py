@@ -14,7 +14,8 @@ from volflow.geometry.frame import Frame
 from volflow.geometry.grid import per_axis, stride_of
 from volflow.geometry.normalize import normalization
 from volflow.geometry.windows import Blend, check_blend
-from volflow.model.digest import digest_of
+from volflow.model.digest import digest_of, identity_of
+from volflow.model.imports import Code
 from volflow.model.spec import Spec
 
 __all__ = ["PredictOptions", "merge_options", "order_inputs"]
@@ -93,6 +94,11 @@ class PredictOptions:
             "normalize": _name_of(self.normalize),
             "activation": _name_of(self.activation),
         }
+
+    def code(self) -> Code:
+        """The code that functions among the options run."""
+        functions = [f for f in (self.normalize, self.activation) if callable(f)]
+        return Code().joined(*(identity_of(function)[1] for function in functions))
 
 
 def _name_of(choice: Any) -> Any:

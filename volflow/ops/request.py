@@ -98,10 +98,13 @@ class Request:
         """What decides the voxels of the result, by part."""
         volumes = [v.identity() for v in self.inputs.volumes]
         mask = self.inputs.mask.identity() if self.inputs.mask is not None else None
+        code = self.model.code.joined(self.options.code())
         return {
             "input": volumes,
             "mask": mask,
             "weights": self.model.digest,
+            "code": code.modules,
+            "packages": code.packages,
             "options": self.options.settings(),
             "version": PREDICT_VERSION,
         }

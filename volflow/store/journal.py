@@ -35,8 +35,15 @@ from volflow.errors import (
     StoreFull,
     Superseded,
 )
-from volflow.store.atomic import differences, parse_json, plain, read_json, write_json
-from volflow.store.records import FORMAT, Record, ShardEntry, as_entries, as_record
+from volflow.store.atomic import parse_json, plain, read_json, write_json
+from volflow.store.records import (
+    FORMAT,
+    Record,
+    ShardEntry,
+    as_entries,
+    as_record,
+    change_between,
+)
 
 __all__ = ["Journal", "Record", "ShardEntry", "journal_dir"]
 
@@ -148,11 +155,10 @@ class Journal:
         """
         given = Record(record.operation, plain(record.fingerprint), plain(record.settings))
         before = self.recorded()
-        if before is not None and (changes := differences(asdict(before), asdict(given))):
-            lines = "; ".join(line.removeprefix("fingerprint.") for line in changes)
+        if before is not None and (change := change_between(before, given)):
             raise ResumeRefused(
-                f"{_output(self.directory)} was begun with something else: {lines}; go back to"
-                " that, or begin again (overwrite=True, --overwrite), or choose another output"
+                f"{_output(self.directory)} was begun {change}, or begin again (overwrite=True,"
+                " --overwrite), or choose another output"
             )
         return given
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from volflow.geometry.grid import MOST_BLOCKS
+from volflow.store.atomic import differences
 
-__all__ = ["FORMAT", "Record", "ShardEntry", "as_entries", "as_record"]
+__all__ = ["FORMAT", "Record", "ShardEntry", "as_entries", "as_record", "change_between"]
 
 FORMAT = 1
+MOST_LINES = 4  # of what has changed, in a refusal
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Record:
     operation
         Such as "predict".
     fingerprint
-        What the result depends on, by name: input, weights, settings, version.
+        What the result depends on, by name: input, weights, code, settings, version.
     settings
         What a resume adopts from the first run: "grid" (blocks per axis), batch, threads.
     """
@@ -41,6 +43,28 @@ class ShardEntry:
     start: tuple[int, ...]
     stop: tuple[int, ...]
     crc32c: int
+
+
+def change_between(before: Record, given: Record) -> str:
+    """What keeps a run from being resumed, and how it could be; empty where nothing does.
+
+    Examples
+    --------
+    >>> change_between(Record("predict", {"mask": None}), Record("predict", {"mask": "1a2b"}))
+    'with something else: mask: null → 1a2b; go back to that'
+    """
+    old, new = (record.fingerprint.get("version") for record in (before, given))
+    if before.operation == given.operation and None not in (old, new) and old != new:
+        return (
+            f"by a volflow whose {given.operation} gives other values (version {old} of it, this"
+            f" is version {new}); finish it with that volflow"
+        )
+    lines = [
+        line.removeprefix("fingerprint.") for line in differences(asdict(before), asdict(given))
+    ]
+    more = f"; and {len(lines) - MOST_LINES} more" if len(lines) > MOST_LINES else ""
+    said = "; ".join(lines[:MOST_LINES]) + more
+    return f"with something else: {said}; go back to that" if lines else ""
 
 
 def as_record(saved: Any) -> Record:

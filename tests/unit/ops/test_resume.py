@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -226,6 +228,32 @@ class TestRefused:
         predict(volume, random_net(seed=0))
         with pytest.raises(ResumeRefused, match=r"begun with something else: weights: \w{8}… → "):
             predict(volume, random_net(seed=1))
+
+    def test_a_result_of_the_version_before_opens_and_verifies_and_is_not_resumed(
+        self, predict, volume, tmp_path
+    ):
+        predict(volume, random_net())
+        plan = journal_dir(tmp_path / "out.zarr") / "plan.json"
+        saved = json.loads(plan.read_text())
+        for name in ("code", "packages"):  # which it did not know yet
+            del saved["fingerprint"][name]
+        plan.write_text(json.dumps({**saved, "fingerprint": saved["fingerprint"] | {"version": 1}}))
+        assert vf.verify(tmp_path / "out.zarr").ok
+        assert vf.open(tmp_path / "out.zarr")[:].any()
+        message = (
+            r"out.zarr was begun by a volflow whose predict gives other values \(version 1 of it"
+        )
+        with pytest.raises(ResumeRefused, match=message):
+            predict(volume, random_net())
+        assert predict(volume, random_net(), overwrite=True)[:].any()
+
+    def test_another_version_of_a_package(self, predict, volume, monkeypatch):
+        predict(volume, random_net())
+        monkeypatch.setattr("volflow.model.imports._versions", lambda name: {name: "9.9"})
+        with pytest.raises(
+            ResumeRefused, match=rf"packages.torch: {re.escape(version('torch'))} → 9.9"
+        ):
+            predict(volume, random_net())
 
     def test_changed_code(self, predict, volume):
         def one(batch):

@@ -111,6 +111,28 @@ def test_another_run_is_refused_saying_what_changed(begun, record, text):
     assert begun.recorded().operation == "predict"
 
 
+def test_a_result_of_another_version_is_refused_as_such(journal):
+    journal.begin(other(version=1))
+    changed = Record(
+        "predict", {**RECORD.fingerprint, "version": 2, "code": {"net": "0" * 64}}, RECORD.settings
+    )
+    with pytest.raises(ResumeRefused) as refusal:
+        journal.begin(changed)
+    assert str(refusal.value) == (
+        f"{str(journal.directory).removesuffix('.volflow')} was begun by a volflow whose predict"
+        " gives other values (version 1 of it, this is version 2); finish it with that volflow,"
+        " or begin again (overwrite=True, --overwrite), or choose another output"
+    )
+
+
+def test_of_many_changes_the_first_are_named(journal):
+    journal.begin(other(code={f"mine.m{n}": "1" * 64 for n in range(9)}))
+    with pytest.raises(ResumeRefused) as refusal:
+        journal.begin(other(code={f"mine.m{n}": "2" * 64 for n in range(9)}))
+    assert "code.mine.m0: 11111111… → 22222222…; code.mine.m1: " in str(refusal.value)
+    assert "mine.m3: 11111111… → 22222222…; and 5 more; go back to that" in str(refusal.value)
+
+
 def test_one_and_one_point_zero_differ_and_nan_equals_itself():
     assert differences({"overlap": 1}, {"overlap": 1.0}) == ["overlap: 1 → 1.0"]
     assert differences({"fill": float("nan")}, {"fill": float("nan")}) == []
