@@ -1,8 +1,8 @@
 """What fresh memory costs: torch is asked for huge pages, and what is freed is kept for the next.
 
 Each layer of a network frees about as much memory as the next one takes. The system hands memory
-out in pages of 4 KiB, zeroed one by one as they are touched: up to half of a small network's time.
-Pages of 2 MiB take a thirtieth of that, and memory that stays with the process takes nothing.
+out in pages of 4 KiB, one by one as they are touched, and zeroes them: up to half of a small
+network's time. Pages of 2 MiB need far fewer faults, and memory that stays with the process none.
 `engine/memory.py` gives back what a task has kept when it nears its budget.
 """
 
@@ -64,9 +64,9 @@ def prepare_allocators(*, own: bool) -> str:
     Parameters
     ----------
     own
-        Whether this process is there for the work: a command or a worker. In the session of
-        somebody else torch is asked for huge pages, as NumPy asks for them, and glibc's thresholds,
-        which adapt themselves, are left alone, unless Dask's nanny has set one.
+        Whether this process is there for the work: a command or a worker. In a user's own Python
+        torch is asked for huge pages, as NumPy asks for them, and glibc's thresholds, which adapt
+        themselves, are left alone, unless Dask's nanny has set one.
 
     Returns
     -------

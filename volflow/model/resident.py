@@ -18,6 +18,7 @@ import cloudpickle
 import torch
 from distributed import WorkerPlugin
 
+from volflow.engine.memory import give_back
 from volflow.engine.pages import HUGE_PAGES, prepare_allocators
 
 __all__ = ["ModelPlugin", "asks_for_huge_pages", "forward_lock", "lent", "resident"]
@@ -92,6 +93,8 @@ class ModelPlugin(WorkerPlugin):
                 return
             for key in [k for k in _models if k.partition("@")[0] == self.digest]:
                 del _models[key]
+        if worker is not None:
+            give_back()  # others may use this worker, and it keeps more now than Dask lets it
 
 
 @contextmanager
