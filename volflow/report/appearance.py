@@ -217,7 +217,7 @@ def _appearance(volume: Volume, name: str, number: int, unit: str | None) -> App
     classes = max(len(labels), len(meta.colors)) if declared else 0
     values = [] if classes else value_counts(volume)
     if not classes and (declared or number):
-        classes = _few_classes(volume, values)
+        classes = _classes_seen(volume, values, MANY_CLASSES if declared else FEW_VALUES)
     if declared or classes:
         known = range(classes if classes <= MANY_CLASSES else 0)
         colors = tuple(class_color(value, meta.colors) for value in known)
@@ -252,13 +252,13 @@ def _channels(
     )
 
 
-def _few_classes(volume: Volume, values: Sequence[Histogram | None]) -> int:
-    """How many classes whole numbers stand for that do not say so; 0 where they are too many."""
+def _classes_seen(volume: Volume, values: Sequence[Histogram | None], most: int) -> int:
+    """How many classes whole numbers stand for; 0 where there are more different ones."""
     if volume.dtype.kind == "b":
         return 2
     only = values[0]
     whole = volume.dtype.kind in "iu" and len(values) == 1
-    if not whole or only is None or not 2 <= len(only.bins) <= FEW_VALUES:
+    if not whole or only is None or not 2 <= len(only.bins) <= most:
         return 0
     return int(only.max) + 1
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import zarr
 
 import volflow as vf
@@ -213,6 +214,41 @@ class TestChangedLater:
         with pytest.raises(InvalidInput, match="no volume that volflow wrote"):
             set_kind(tmp_path / "others.zarr", "classes")
 
+    def test_killed_on_the_way_no_mean_is_taken_for_a_class(
+        self, convert, voxels, client, monkeypatch
+    ):
+        volume = vf.pyramid(convert(voxels.T), cluster=client, progress=False)
+
+        def killed(*_):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("volflow.ops.kind.discard", killed)
+        with pytest.raises(KeyboardInterrupt):
+            set_kind(volume, "classes")
+        assert (Path(volume.path) / "1").exists()
+        found = vf.open(volume.path)
+        assert (found.meta.kind, len(found.levels)) == ("classes", 1)
+        vf.pyramid(volume.path, cluster=client, progress=False)
+        assert set(np.unique(vf.open(volume.path, level=1)[:])) <= set(CLASSES)
+        assert vf.verify(volume.path).ok
+
+    def test_one_of_several_outputs(self, convert, voxels, client, tmp_path):
+        """Their journals and levels lie with those of the whole store."""
+
+        class Two(torch.nn.Module):
+            def forward(self, batch):
+                return {"seg": batch, "scan": batch + 0.5}
+
+        vf.predict(
+            voxels.T, Two(), tmp_path / "out.zarr", patch=16, dtype="uint8", levels=True,
+            cluster=client, progress=False,
+        )  # fmt: skip
+        volume = set_kind(tmp_path / "out.zarr" / "seg", "classes")
+        assert (volume.meta.kind, len(volume.levels)) == ("classes", 1)
+        other = vf.open(tmp_path / "out.zarr" / "scan")
+        assert (other.meta.kind, len(other.levels)) == ("image", 2)
+        assert vf.verify(tmp_path / "out.zarr").ok
+
     def test_waits_for_nobody(self, convert, voxels):
         volume = convert(voxels.T)
         with Journal(journal_dir(volume.path)).lock(), pytest.raises(Locked):
@@ -278,8 +314,6 @@ class TestCommands:
 
 def test_masks_and_scans_of_predict(nifti, voxels, tmp_path, client):
     """A network reads the values of its inputs, also of a file that says it holds labels."""
-    import torch
-
     halves = nifti((voxels / 2).astype("f4"), LABEL)
     result = vf.predict(
         halves, torch.nn.Identity(), tmp_path / "out.zarr", patch=16, cluster=client,

@@ -107,6 +107,13 @@ def test_an_overlay_with_few_whole_numbers_is_classes(tmp_path, scan, ramp):
     assert mask.shape == ramp.shape
 
 
+def test_a_label_map_has_its_colours_however_many_classes_it_has(tmp_path, scan):
+    labels = (np.arange(20 * 40 * 50, dtype="u2") % 105).reshape(20, 40, 50)
+    organs = store(tmp_path / "organs.zarr", labels, kind="classes", **MM)
+    shown = appearances([scan, organs])[1]
+    assert shown.colors[1:] == tuple(class_color(value) for value in range(1, 105))
+
+
 def test_instances_get_the_colours_of_the_viewer(tmp_path, scan):
     labels = np.arange(20 * 40 * 50, dtype="u4").reshape(20, 40, 50)
     path = store(tmp_path / "cells.zarr", labels, kind="classes", **MM)
