@@ -248,8 +248,15 @@ def lazy_array(source: Source) -> da.Array:
     return array
 
 
-def refuse_sequential(source: Source) -> None:
+def refuse_sequential(source: Source, *, labels: bool = False) -> None:
     """Refuse a file of which no part can be read alone.
+
+    Parameters
+    ----------
+    source
+        To be read by parts.
+    labels
+        Whether it is to hold classes, as its conversion then has to know.
 
     Raises
     ------
@@ -261,7 +268,7 @@ def refuse_sequential(source: Source) -> None:
         name = path.name.lower().removesuffix(".gz").removesuffix(".nii")
         raise InvalidInput(
             f"{path} is compressed as a whole and cannot be read by parts; convert it first:"
-            f" volflow convert {path.name} {name}.zarr"
+            f" volflow convert {'--labels ' if labels else ''}{path.name} {name}.zarr"
         )
 
 

@@ -66,8 +66,8 @@ class Case:
     dtypes: Mapping[str, np.dtype[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for source in self.sources.values():
-            refuse_sequential(source)
+        for name, source in self.sources.items():
+            refuse_sequential(source, labels=name in self.classes)
         check_grid(self.name, self.sources)
 
     @property

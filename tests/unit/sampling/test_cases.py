@@ -290,6 +290,10 @@ def test_a_compressed_file_must_be_converted_first(tmp_path):
     command = re.escape("convert it first: volflow convert scan.nii.gz scan.zarr")
     with pytest.raises(InvalidInput, match=command):
         open_cases(path)
+    truth = save_nifti(tmp_path / "truth.nii.gz", voxels())
+    command = re.escape("convert it first: volflow convert --labels truth.nii.gz truth.zarr")
+    with pytest.raises(InvalidInput, match=command):
+        open_cases({"image": voxels(), "label": truth})
 
 
 def test_a_case_pickles_without_voxels(tmp_path):
