@@ -30,7 +30,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from volflow.engine.pages import prepare_allocators
-from volflow.errors import InvalidInput
+from volflow.errors import Damaged, InvalidInput
 from volflow.model.digest import identity_of
 from volflow.model.load import (
     as_module,
@@ -42,6 +42,7 @@ from volflow.model.load import (
 from volflow.model.spec import Model, Spec, make_spec
 from volflow.model.unet import UNet
 from volflow.store.aside import folder_aside, replace_folder, sweep
+from volflow.store.atomic import read_json
 
 __all__ = ["Model", "Spec", "evaluating", "load_model", "save_model"]
 
@@ -230,14 +231,18 @@ def _load_named(name: str, weights: Path | None, trust: bool) -> Model:
 def _load_bundle(path: Path, trust: bool) -> Model:
     where = path / CARD
     try:
-        card = json.loads(where.read_text(encoding="utf-8"))
+        card = read_json(where)
     except FileNotFoundError as error:
         raise InvalidInput(f"model {str(path)!r} is no bundle: it holds no {CARD}") from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise InvalidInput(f"{where} cannot be read: {error}") from error
+    except ValueError as error:
+        raise Damaged(f"{where} cannot be read: {error}") from error
     if not isinstance(card, dict) or card.get("version") != VERSION:
         version = card.get("version") if isinstance(card, dict) else None
-        raise InvalidInput(f"{where} has version {version!r}; this volflow reads version {VERSION}")
+        raise InvalidInput(
+            f"{where} has version {version!r:.40}; this volflow reads version {VERSION}"
+        )
     rest = {k: v for k, v in card.items() if k not in ("version", "architecture", "arguments")}
     spec = make_spec(rest, str(where))
     architecture, arguments = card.get("architecture"), card.get("arguments", {})
@@ -245,7 +250,7 @@ def _load_bundle(path: Path, trust: bool) -> Model:
         raise InvalidInput(f"{where}: architecture must be a text, arguments a JSON object")
     if architecture != "unet" and not trust:
         raise InvalidInput(
-            f"{where} names the code {architecture!r} to run; pass trust=True (--trust) if you"
+            f"{where} names the code {architecture!r:.99} to run; pass trust=True (--trust) if you"
             " trust its source"
         )
     weights = path / WEIGHTS

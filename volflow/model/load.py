@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from volflow.errors import InvalidInput
+from volflow.errors import Damaged, InvalidInput
 
 __all__ = [
     "Exported",
@@ -246,8 +245,10 @@ def read_weights(path: Path, trust: bool = False) -> dict[str, Tensor]:
         try:
             # Copied: load_file maps the file, whose later change would change the model.
             return {name: tensor.clone() for name, tensor in load_file(path).items()}
-        except (SafetensorError, OSError) as error:
+        except OSError as error:
             raise InvalidInput(f"weights {path} cannot be read: {_line(error)}") from error
+        except Exception as error:  # a header may claim what torch then cannot make
+            raise Damaged(f"weights {path} cannot be read: {_line(error)}") from error
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=not trust)
     except pickle.UnpicklingError as error:
@@ -255,8 +256,10 @@ def read_weights(path: Path, trust: bool = False) -> dict[str, Tensor]:
             f"weights {path} hold more than tensors, and unpickling can run code; save the"
             f" state_dict with safetensors, or {_TRUST}"
         ) from error
-    except Exception as error:
+    except OSError as error:
         raise InvalidInput(f"weights {path} cannot be read: {_line(error)}") from error
+    except Exception as error:
+        raise Damaged(f"weights {path} cannot be read: {_line(error)}") from error
     return _unwrap(loaded, path)
 
 
@@ -300,7 +303,10 @@ def fit_weights(module: nn.Module, state: Mapping[str, Tensor], where: str) -> N
         raise InvalidInput(f"weights {where} do not fit {kind}: {'; '.join(problems)}")
     # Assigned where the module is a mere outline on the meta device.
     outline = any(tensor.is_meta for tensor in own.values())
-    module.load_state_dict(state, assign=outline)
+    try:
+        module.load_state_dict(state, assign=outline)
+    except Exception as error:  # of a dtype that no parameter can have
+        raise InvalidInput(f"weights {where} do not fit: {_line(error)}") from error
 
 
 def _some(names: list[str]) -> str:

@@ -16,8 +16,8 @@ from volflow.model.imports import Code
 
 __all__ = ["Model", "Spec", "make_spec"]
 
-Whole = Annotated[int, Field(ge=0, strict=True)]
-Side = Annotated[int, Field(ge=1, strict=True)]
+Whole = Annotated[int, Field(ge=0, le=2**31 - 1, strict=True)]
+Side = Annotated[int, Field(ge=1, le=2**31 - 1, strict=True)]
 # Strict: 1.0 must not turn into one voxel, nor 1 into a fraction.
 Share = Annotated[float, Field(ge=0, lt=1, strict=True)]
 Size = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -173,4 +173,4 @@ def _problem(error: ValidationError, values: Mapping[str, Any]) -> str:
         return f"unknown key {key!r}; known are {known}"
     if first["type"] == "value_error":
         return str(first["ctx"]["error"])
-    return f"{key} is {values[key]!r}; expected {_EXPECTED.get(key, 'a text')}"
+    return f"{key} is {values.get(key)!r:.80}; expected {_EXPECTED.get(key, 'a text')}"

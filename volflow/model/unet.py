@@ -16,6 +16,7 @@ __all__ = ["UNet"]
 
 Norm = Literal["batch", "instance", "group", "none"]
 Up = Literal["transposed", "linear"]
+MOST_LEVELS, MOST_CHANNELS = 16, 2**16  # beyond these no weights fit into any memory
 
 
 class UNet(nn.Module):
@@ -144,10 +145,13 @@ def _upsample(coarse: int, fine: int, up: Up, dims: int) -> nn.Module:
 def _check(
     channels: Sequence[int], features: Sequence[int], norm: object, up: object, dims: object
 ) -> None:
-    if not features or any(type(n) is not int or n < 1 for n in (*channels, *features)):
+    sizes = (*channels, *features)
+    whole = all(type(n) is int and 1 <= n <= MOST_CHANNELS for n in sizes)
+    if not whole or not 1 <= len(features) <= MOST_LEVELS:
         raise InvalidInput(
-            f"a U-Net needs at least one level and whole channel counts from 1; got channels"
-            f" {tuple(channels)}, features {tuple(features)}"
+            f"a U-Net needs 1 to {MOST_LEVELS} levels and whole channel counts from 1 to"
+            f" {MOST_CHANNELS}; got channels {tuple(channels)!r:.60}, features"
+            f" {tuple(features)!r:.60}"
         )
     for name, value, known in (
         ("norm", norm, get_args(Norm)),

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import zarr
 
-from volflow.errors import InvalidInput, ResumeRefused
+from volflow.errors import Damaged, InvalidInput, ResumeRefused
 from volflow.model.bundle import load_model
 from volflow.model.spec import Model
 from volflow.ops.convert import as_volume
@@ -91,7 +91,7 @@ def check_weights(module: torch.nn.Module) -> None:
     """Refuse weights that are NaN: nothing that they compute is a number."""
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if tensor.is_floating_point() and bool(tensor.isnan().any()):
-            raise InvalidInput(
+            raise Damaged(
                 f"the model's {name} holds NaN; train it again, or load weights that are numbers"
             )
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from volflow.errors import InvalidInput
+from volflow.errors import Damaged, InvalidInput
 
 __all__ = ["Activation", "Finish"]
 
@@ -55,7 +55,7 @@ class Finish:
         with np.errstate(over="ignore", invalid="ignore"):  # the sum of large scores, of ±inf
             total = float(scores_CZYX.sum())
         if not np.isfinite(total) and not bool((abs(scores_CZYX) < float("inf")).all()):
-            raise InvalidInput(
+            raise Damaged(
                 "the model produced NaN or infinity; check its weights, its normalisation and"
                 " whether the volume itself is finite (volflow statistics)"
             )

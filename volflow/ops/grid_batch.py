@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from volflow.errors import InvalidInput
+from volflow.errors import Damaged, InvalidInput
 from volflow.geometry.grid import PatchGrid
 
 __all__ = ["Kind", "check_finite", "check_holds", "corner_of", "kind_of", "places_of"]
@@ -117,7 +117,7 @@ def check_finite(
         return
     for (name, number), patch in zip(places, scores, strict=True):
         if not bool(torch.isfinite(patch).all()):
-            raise InvalidInput(
+            raise Damaged(
                 f"case {name!r}: outputs of the patch at {corner_of(grids[name], number)} hold NaN"
                 " or infinity; check the network, its weights and its input"
             )

@@ -112,7 +112,7 @@ def _stored(root: Path) -> tuple[int, int]:
     """Bytes and number of the files below a directory."""
     size = count = 0
     for folder, _, files in os.walk(root):
-        size += sum((Path(folder) / name).stat().st_size for name in files)
+        size += sum((Path(folder) / name).lstat().st_size for name in files)
         count += len(files)
     return size, count
 

@@ -267,7 +267,9 @@ def _kept(jobs: Mapping[str, MassJob], run: Measure) -> list[Entries]:
 
     state = fingerprint()
     known = {end: load_arrays(places(end), state) for end in jobs}
-    missing = [end for end, table in known.items() if table is None]
+    missing = [
+        end for end, table in known.items() if table is None or not kind.fits(table, whole.cells)
+    ]
     if missing:
         measured = dict(zip(missing, run([jobs[end] for end in missing]), strict=True))
         if fingerprint() == state:  # else it was being written: these fit neither state

@@ -18,7 +18,7 @@ from volflow.engine.events import State
 from volflow.engine.inputs import DaskSource
 from volflow.engine.plan import Plan, Step, split_runs
 from volflow.engine.run import run
-from volflow.errors import Superseded
+from volflow.errors import InvalidInput, Superseded
 from volflow.geometry.budget import format_bytes
 from volflow.geometry.grid import BlockGrid
 from volflow.geometry.roi import Roi
@@ -39,6 +39,7 @@ __all__ = [
 ]
 
 TASKS = 256
+MOST_CELLS = 2**27  # some numbers each; 35 TB of labels have as many of 64³ voxels
 
 # Sessions that ended early, for tasks of theirs that still run in this process.
 _stopped: set[str] = set()
@@ -59,6 +60,17 @@ class Kind:
             key: np.concatenate([np.empty(0, dtype), *(part[key] for part in parts)])
             for key, dtype in self.columns
         }
+
+    def fits(self, table: Entries, cells: Cell) -> bool:
+        """Whether a table that was kept can be one of these: its columns, within the cells."""
+        columns = {name: (values.dtype.str[1:], values.ndim) for name, values in table.items()}
+        if columns != {name: (dtype, 1) for name, dtype in self.columns}:
+            return False
+        if len({len(values) for values in table.values()}) > 1:
+            return False
+        number, amount = (table[self.columns[end][0]] for end in (0, -1))
+        right = (number >= 0) & (number < math.prod(cells)) & (amount > 0) & (amount < np.inf)
+        return bool(right.all())
 
 
 CLASSES = Kind(
@@ -83,7 +95,12 @@ class MassJob:
     @cached_property
     def cells(self) -> Cell:
         """Cells per axis."""
-        z, y, x = BlockGrid(self.source.shape[-3:], self.cell).counts
+        z, y, x = (-(-n // c) for n, c in zip(self.source.shape[-3:], self.cell, strict=True))
+        if z * y * x > MOST_CELLS:
+            raise InvalidInput(
+                f"cells {self.cell} cut a volume of shape {self.source.shape} into {z * y * x}, at"
+                f" most {MOST_CELLS} are counted; check the volume's shape"
+            )
         return z, y, x
 
     @cached_property

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from volflow.errors import InvalidInput
+from volflow.errors import Damaged, InvalidInput
 from volflow.geometry.roi import Roi
 from volflow.store.slabs import Array
 
@@ -217,6 +217,6 @@ def _refuse(
         if len(places):
             y, x = (int(n) for n in places[0])
             at = (z, y + box.start[1], x + box.start[2])
-            raise InvalidInput(
+            raise (InvalidInput if np.isfinite(plane[y, x]) else Damaged)(
                 f"{rule}; {name} holds {plane[y, x]} at voxel {at} (z, y, x); {remedy}"
             )

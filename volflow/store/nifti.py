@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import math
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from volflow.errors import InvalidInput
+from volflow.errors import Damaged, InvalidInput
 from volflow.geometry.roi import Roi
 from volflow.store.meta import Meta, SourceInfo
 from volflow.store.slabs import Array, check_dtype, file_identity, slab_rois
@@ -21,6 +22,10 @@ from volflow.store.slabs import Array, check_dtype, file_identity, slab_rois
 __all__ = ["LABEL_INTENT", "UNITS", "NiftiSource", "import_nibabel", "open_nifti", "parse_header"]
 
 Stream = gzip.GzipFile | io.BufferedReader
+
+INFLATES = 1032  # deflate makes no more than so many bytes of one
+MOST_HEADER = 2**30  # bytes before the voxels; extensions of tens of MiB exist
+MOST_SCALED = 1e30  # by a scaling that still leaves numbers
 
 UNITS = {1: "meter", 2: "millimeter", 3: "micrometer"}
 LABEL_INTENT = 1002  # NIFTI_INTENT_LABEL: each voxel is the number of a class
@@ -96,7 +101,8 @@ class NiftiSource:
             values.reshape(-1, *voxels.shape[-2:]),
             strict=True,
         ):
-            target[...] = plane * np.float64(self.slope) + self.inter
+            with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold is ±inf
+                target[...] = plane * np.float64(self.slope) + self.inter
         return values
 
 
@@ -106,8 +112,10 @@ def open_nifti(path: str) -> NiftiSource:
     Raises
     ------
     InvalidInput
-        Where it is none, is cut short, or holds what a volume cannot (colours, complex numbers,
-        more than one axis beyond x, y, z; a voxel size of zero).
+        Where it is none, or holds what a volume cannot (colours, complex numbers, more than one
+        axis beyond x, y, z).
+    Damaged
+        Where it is cut short, or its header says what cannot be.
     """
     nibabel = import_nibabel()
     compressed = path.lower().endswith(".gz")
@@ -118,25 +126,28 @@ def open_nifti(path: str) -> NiftiSource:
         shape = _shape(header["dim"], path)
         stored = check_dtype(header.get_data_dtype(), path)
         slope, inter = header.get_slope_inter()
-        offset = int(header.get_data_offset())
+        offset = _offset(header, path)
         affine = _affine(header)
+        spacing = _spacing(header["pixdim"][1:4], affine, path)
+        orientation = None if affine is None else "".join(reversed(nibabel.aff2axcodes(affine)))
+        if max(abs(slope or 1), abs(inter or 0)) > MOST_SCALED:
+            raise ValueError(f"voxels are scaled by {slope:g} and {inter:g}")
     except InvalidInput:
         raise
-    except (nibabel.spatialimages.HeaderDataError, ValueError, KeyError, OverflowError) as error:
-        raise InvalidInput(f"{path}: damaged NIfTI header ({error}); repair the file") from error
+    except Exception as error:  # nibabel raises whatever its arithmetic does
+        raise Damaged(f"{path}: damaged NIfTI header ({error}); repair the file") from error
     if (slope, inter) == (1, 0):
         slope = None
-    if not compressed and Path(path).stat().st_size < offset + np.prod(shape) * stored.itemsize:
-        raise InvalidInput(f"{path} is cut short; copy it again")
+    room = Path(path).stat().st_size * (INFLATES if compressed else 1)
+    if room < offset + math.prod(shape) * stored.itemsize:
+        raise Damaged(f"{path} is cut short; copy it again")
     kind = "nifti2" if len(header.binaryblock) == 540 else "nifti1"
     meta = Meta(
         axes=("c", "z", "y", "x")[-len(shape) :],
-        spacing=_spacing(header["pixdim"][1:4], affine, path),
+        spacing=spacing,
         # Scanner and template spaces are in millimetres; many files do not say so.
         unit=UNITS.get(int(header["xyzt_units"]) & 7, None if affine is None else "millimeter"),
-        orientation=None
-        if affine is None
-        else "".join(reversed(nibabel.aff2axcodes(np.asarray(affine)))),
+        orientation=orientation,
         affine=None if affine is None else tuple(tuple(row) for row in affine.tolist()),
         kind="classes" if int(header["intent_code"]) == LABEL_INTENT else "image",
         source=SourceInfo(kind, str(stored.newbyteorder("=")), header.binaryblock),
@@ -180,6 +191,18 @@ def _shape(dim: Sequence[int], path: str) -> tuple[int, ...]:
     return (*channels, *reversed(space))
 
 
+def _offset(header: Any, path: str) -> int:
+    """Where the voxels begin; 0 stands for right behind the header."""
+    stated = float(header["vox_offset"])
+    offset = int(stated) or int(header.single_vox_offset)
+    if not len(header.binaryblock) <= offset <= MOST_HEADER:
+        raise Damaged(
+            f"{path} says that its voxels begin at byte {stated:g}, inside its header or far behind"
+            " it; repair the file"
+        )
+    return offset
+
+
 def _affine(header: Any) -> Array | None:
     """Voxel to world: the sform, else the qform, else nothing is known."""
     if header["sform_code"] > 0:
@@ -194,18 +217,18 @@ def _spacing(pixdim: Array, affine: Array | None, path: str) -> tuple[float, flo
     # The shortest decimals that make the stored float32: 0.78, not 0.7799999713897705.
     sizes = [abs(float(str(value))) for value in pixdim]
     if affine is not None:
-        lengths = np.sqrt((affine[:3, :3] ** 2).sum(axis=0)).tolist()
+        lengths = [math.hypot(*column) for column in affine[:3, :3].T.tolist()]
         near = np.isclose(sizes, lengths, rtol=1e-4, atol=0)
         sizes = [a if ok else b for a, b, ok in zip(sizes, lengths, near, strict=True)]
-    usable = all(0 < size < float("inf") for size in sizes)
-    if usable and affine is not None:
-        usable = bool(np.isfinite(affine).all()) and np.linalg.matrix_rank(affine[:3, :3]) == 3
-    if not usable:
-        raise InvalidInput(
-            f"{path} has voxels of size {sizes} or a singular affine; repair its header, e.g. "
-            "with nibabel"
-        )
-    return (sizes[2], sizes[1], sizes[0])
+    spacing = (sizes[2], sizes[1], sizes[0])
+    try:
+        Meta(spacing=spacing, affine=None if affine is None else affine.tolist())
+    except InvalidInput as error:
+        raise Damaged(
+            f"{path} has voxels of size {sizes} or a singular affine: {error}; repair its header,"
+            " e.g. with nibabel"
+        ) from error
+    return spacing
 
 
 def _stream(path: str, compressed: bool) -> Stream:
@@ -221,9 +244,9 @@ def _damage(path: str) -> Iterator[None]:
     try:
         yield
     except EOFError as error:
-        raise InvalidInput(f"{path} is cut short; copy it again") from error
+        raise Damaged(f"{path} is cut short; copy it again") from error
     except (gzip.BadGzipFile, zlib.error) as error:
-        raise InvalidInput(f"{path} is damaged ({error}); copy it again") from error
+        raise Damaged(f"{path} is damaged ({error}); copy it again") from error
 
 
 def _fill(stream: Stream, voxels: Array) -> None:

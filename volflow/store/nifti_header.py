@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from volflow.errors import Damaged, InvalidInput
 from volflow.store.meta import Meta
 from volflow.store.nifti import LABEL_INTENT, UNITS, import_nibabel, parse_header
 from volflow.store.slabs import Array
@@ -46,7 +47,24 @@ def header_bytes(meta: Meta, shape: Sequence[int], dtype: np.dtype[Any]) -> byte
         ``zyx`` or ``czyx``.
     dtype
         Of the voxels, as `stored_dtype` gives it.
+
+    Raises
+    ------
+    Damaged
+        Where the metadata describe no grid that NIfTI can.
     """
+    try:
+        return _header_bytes(meta, shape, dtype)
+    except InvalidInput:
+        raise
+    except Exception as error:  # nibabel raises whatever its arithmetic does
+        raise Damaged(
+            f"no NIfTI header can be made of what the volume says of its grid ({error}); correct"
+            " its affine, or the header that is kept of its source"
+        ) from error
+
+
+def _header_bytes(meta: Meta, shape: Sequence[int], dtype: np.dtype[Any]) -> bytes:
     nibabel = import_nibabel()
     source = _source_header(meta)
     large = max(shape) > LONGEST or (source is not None and len(source.binaryblock) == 540)

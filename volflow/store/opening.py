@@ -13,7 +13,8 @@ import zarr
 from zarr.errors import NodeNotFoundError
 from zarr.storage import LocalStore
 
-from volflow.errors import Damaged, InvalidInput
+from volflow.errors import Damaged, InvalidInput, RunFailed, Unreadable
+from volflow.geometry.roi import Roi
 from volflow.store.atomic import read_json
 from volflow.store.meta import Level, Meta
 
@@ -28,6 +29,7 @@ __all__ = [
     "nodes_below",
     "open_node",
     "plain_meta",
+    "read_stored",
     "spatial_meta",
     "stored_objects",
 ]
@@ -37,6 +39,7 @@ Node = zarr.Array[Any] | zarr.Group
 _MARKERS = ("zarr.json", ".zarray", ".zgroup")
 _DOCUMENTS = (*_MARKERS, ".zattrs")
 MOST_CLAIMED = 2**62  # bytes of an array or of a chunk: what can be counted in 64 bits
+SMALL_CHUNK = 2**24  # voxels
 MOST_INDEXED = 2**22  # chunks of a shard, whose index is read whole
 _PLAIN_AXES = {2: "yx", 3: "zyx", 4: "czyx", 5: "tczyx"}
 
@@ -230,6 +233,32 @@ def _check_sizes(array: zarr.Array[Any]) -> None:
             f"{label(array)} claims shape {shape}, chunks {chunk} and shards {shard}, which no"
             " store can hold; its metadata are damaged"
         )
+
+
+def read_stored(
+    array: zarr.Array[Any], index: tuple[int | slice, ...], box: Roi, path: str | None
+) -> Any:
+    """The voxels that an index selects, or one line saying why a box cannot be read.
+
+    Raises
+    ------
+    Unreadable
+        Where the stored bytes are damaged.
+    RunFailed
+        Where they cannot be reached.
+    """
+    try:
+        return array.get_basic_selection(index)
+    except Exception as error:  # codecs and stores raise whatever they like
+        # For small chunks there is memory: what was asked for is what damaged bytes claim.
+        if isinstance(error, MemoryError) and math.prod(array.chunks) > SMALL_CHUNK:
+            raise
+        # A disk or a network may come back; bytes that were read and are wrong stay wrong.
+        kind = RunFailed if isinstance(error, OSError) else Unreadable
+        raise kind(
+            f"{path} cannot be read at {box.start}:{box.stop} ({type(error).__name__}:"
+            f" {error}); restore the file or write the volume anew"
+        ) from error
 
 
 def stored_objects(array: zarr.Array[Any]) -> list[str]:

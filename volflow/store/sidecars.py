@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from volflow.store.slabs import Array
 from volflow.store.volume import Volume
 
 __all__ = ["keep", "load_arrays", "part_of", "save_arrays", "sidecar_paths"]
+
+MOST_BYTES = 2**33  # of unpacked arrays; the class counts of 10 TB in cells of 64³ take 1 GB
 
 
 def sidecar_paths(path: str | None, name: str) -> Iterator[Path]:
@@ -86,9 +89,17 @@ def load_arrays(places: Iterable[Path], fingerprint: str) -> dict[str, Array] | 
     for path in places:
         try:
             # Of a damaged file that it opened itself NumPy would leave the handle open.
-            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as saved:
+            with np.load(io.BytesIO(_packed(path)), allow_pickle=False) as saved:
                 if saved["fingerprint"] == fingerprint:
                     return {name: saved[name] for name in saved.files if name != "fingerprint"}
         except Exception:  # absent, or damaged in whatever way
             continue
     return None
+
+
+def _packed(path: Path) -> bytes:
+    """The bytes of a packed file; a ValueError where it, or what it unpacks to, is too large."""
+    with zipfile.ZipFile(path) as archive:
+        if sum(max(member.file_size, 0) for member in archive.infolist()) > MOST_BYTES:
+            raise ValueError("it claims more than any sidecar holds")
+    return path.read_bytes()

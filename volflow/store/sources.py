@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from volflow.errors import InvalidInput
+from volflow.errors import Damaged, InvalidInput
 from volflow.geometry.roi import Roi
 from volflow.store.complete import open_complete
 from volflow.store.meta import Meta, SourceInfo
@@ -22,6 +22,7 @@ from volflow.store.volume import Volume
 
 __all__ = ["ArraySource", "NpySource", "Source", "VolumeSource", "open_source"]
 
+MOST_HEADER = 2**16  # of a .npy file
 FORMATS = ".npy, .nii, .nii.gz, OME-Zarr and Zarr v2 or v3"
 
 
@@ -203,10 +204,17 @@ def _open_npy(path: str) -> NpySource:
 
 def _map_npy(path: str) -> Array:
     try:
+        with Path(path).open("rb") as file:
+            version = np.lib.format.read_magic(file)
+            # NumPy reads the whole header before it finds it too long.
+            if version != (1, 0) and int.from_bytes(file.read(4), "little") > MOST_HEADER:
+                raise ValueError(f"its header has more than {MOST_HEADER} bytes")
         return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-    except (ValueError, EOFError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # the header is a Python literal, which can fail in any way
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InvalidInput(f"{path} is no .npy array or is cut short ({reason})") from error
+        raise Damaged(f"{path} is no .npy array or is cut short ({reason})") from error
 
 
 def _volume_shape(shape: tuple[int, ...], name: str) -> tuple[tuple[int, ...], tuple[str, ...]]:

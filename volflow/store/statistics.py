@@ -19,6 +19,7 @@ from volflow.store.volume import Volume
 __all__ = ["Statistics", "check_foreground", "load_statistics", "save_statistics", "sidecars"]
 
 FORMAT = 1
+MOST_BYTES = 2**30  # of a file: some 40 MB a channel of floats
 T = TypeVar("T")
 
 
@@ -136,11 +137,11 @@ def load_statistics(volume: Volume, identity: str, foreground: Foreground) -> St
     """What was kept for the volume of that identity; None where there is nothing."""
     for path in sidecars(volume, foreground):
         try:
-            saved = read_json(path)
+            saved = read_json(path, MOST_BYTES)
             if (saved["format"], saved["identity"]) == (FORMAT, identity):
-                return Statistics(tuple(map(_histogram, saved["channels"])), foreground)
-        except (OSError, ValueError, TypeError, KeyError):
-            continue  # absent or damaged: computed anew
+                return Statistics(_histograms(saved["channels"], volume), foreground)
+        except Exception:  # absent, or damaged in whatever way: computed anew
+            continue
     return None
 
 
@@ -164,15 +165,30 @@ def save_statistics(volume: Volume, identity: str, statistics: Statistics) -> Pa
     return keep(places, lambda path: write_json(path, value))
 
 
+def _histograms(channels: list[dict[str, Any]], volume: Volume) -> tuple[Histogram, ...]:
+    """One per channel of the volume; a ValueError where they cannot be its."""
+    found = tuple(map(_histogram, channels))
+    if len(found) != volume.channels_count or {h.dtype for h in found} != {volume.dtype.name}:
+        raise ValueError("statistics of another volume")
+    return found
+
+
 def _histogram(saved: dict[str, Any]) -> Histogram:
     moments = saved["moments"]
-    return Histogram(
-        str(saved["dtype"]),
-        np.array(saved["bins"], dtype=np.uint32),
-        np.array(saved["counts"], dtype=np.int64),
-        int(saved["nonfinite"]),
-        None if moments is None else Moments(**moments),
-    )
+    known = None
+    if moments is not None:
+        numbers = {name: float(moments[name]) for name in ("mean", "m2", "low", "high")}
+        known = Moments(int(moments["count"]), **numbers)
+    bins = np.array(saved["bins"], dtype=np.uint32)
+    counts = np.array(saved["counts"], dtype=np.int64)
+    nonfinite = int(saved["nonfinite"])
+    total = int(counts.sum())
+    ordered = bool((np.diff(bins.astype(np.int64)) > 0).all())
+    if bins.ndim != 1 or bins.shape != counts.shape or not ordered or counts.min(initial=1) < 1:
+        raise ValueError("bins that no histogram has")
+    if nonfinite < 0 or (known is not None and known.count != total):
+        raise ValueError("counts that do not agree")
+    return Histogram(str(saved["dtype"]), bins, counts, nonfinite, known)
 
 
 def sidecars(volume: Volume, foreground: Foreground) -> Iterator[Path]:

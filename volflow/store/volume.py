@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import numpy as np
 import zarr
 from zarr.storage import MemoryStore
 
-from volflow.errors import InvalidInput, RunFailed, StoreFull, Unreadable
+from volflow.errors import InvalidInput, StoreFull
 from volflow.geometry.roi import Roi
 from volflow.store.indexing import to_box
 from volflow.store.layout import split
@@ -29,6 +28,7 @@ from volflow.store.opening import (
     local_path,
     open_node,
     plain_meta,
+    read_stored,
     spatial_meta,
     stored_objects,
 )
@@ -36,7 +36,6 @@ from volflow.store.opening import (
 __all__ = ["ShardSum", "Volume", "open_volume", "shard_rois"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
-SMALL_BYTES = 2**27  # what is refused below this was claimed by damaged bytes
 
 
 @dataclass(frozen=True)
@@ -160,17 +159,7 @@ class Volume:
             (self.timepoint or 0) if axis == "t" else slice(*start[axis])
             for axis in self.stored_axes
         )
-        try:
-            data = cast(Array, self.array.get_basic_selection(index))
-        except Exception as error:  # codecs and stores raise whatever they like
-            if isinstance(error, MemoryError) and not self._is_small(roi):
-                raise
-            # A disk or a network may come back; bytes that were read and are wrong stay wrong.
-            kind = RunFailed if isinstance(error, OSError) else Unreadable
-            raise kind(
-                f"{self.path} cannot be read at {roi.start}:{roi.stop} "
-                f"({type(error).__name__}: {error}); restore the file or write the volume anew"
-            ) from error
+        data = cast(Array, read_stored(self.array, index, roi, self.path))
         return data.reshape(roi.shape).astype(self.dtype, copy=False)
 
     def write(self, roi: Roi, data: Array) -> tuple[ShardSum, ...]:
@@ -325,10 +314,6 @@ class Volume:
                 "clip it first"
             )
         return full
-
-    def _is_small(self, roi: Roi) -> bool:
-        """Whether memory is there for a box and its chunks."""
-        return (roi.size + math.prod(self.array.chunks)) * self.dtype.itemsize <= SMALL_BYTES
 
     def _per_axis(self, values: Sequence[int]) -> tuple[int, ...]:
         known = dict(zip(self.stored_axes, values, strict=True))

@@ -210,9 +210,14 @@ def test_arguments_that_are_no_json_are_refused(tmp_path):
         ({"arguments": {"in_channels": 2, "out_channels": 3, "depth": 5}}, "'depth'"),
         ({"arguments": {"in_channels": 2, "out_channels": 3, "features": 4}}, "do not fit"),
         (
-            {"arguments": {"in_channels": 2, "out_channels": 3, "features": [10**6, 10**6]}},
+            {"arguments": {"in_channels": 2, "out_channels": 3, "features": [60000, 60000]}},
             "do not fit UNet: .*shape",
         ),
+        (
+            {"arguments": {"in_channels": 2, "out_channels": 3, "features": [10**9, 10**9]}},
+            "whole channel counts from 1 to 65536; got channels",
+        ),
+        ({"arguments": {"in_channels": 2, "out_channels": 3, "features": [4] * 17}}, "1 to 16 lev"),
         ({"channels": ["t1"]}, "1 channels are named, the U-Net takes 2"),
         ({"architecture": "resnet"}, "names the code 'resnet' to run"),
     ],

@@ -70,8 +70,8 @@ def test_misaligned_patch_is_refused_naming_the_multiple():
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"features": ()}, "at least one level"),
-        ({"features": (4, 0)}, "at least one level"),
+        ({"features": ()}, "needs 1 to 16 levels"),
+        ({"features": (4, 0)}, "needs 1 to 16 levels"),
         ({"features": ("4",)}, "whole channel counts"),
         ({"in_channels": 1.5}, "whole channel counts"),
         ({"norm": "layer"}, "unknown norm 'layer' for a U-Net; use one of batch, instance"),
