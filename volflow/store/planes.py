@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
 from volflow.store.meta import Meta
 
@@ -17,6 +19,7 @@ __all__ = ["Readable", "read_planes", "steps"]
 Array = npt.NDArray[Any]
 
 PIECE_VOXELS = 2**21  # read at a time, unless a chunk is larger
+MOST_PIXELS = 2**36  # of a plane, read in some minutes
 STREAM_PLANES = 8  # held at a time of a file that is read from front to back
 
 
@@ -107,6 +110,12 @@ class _Picture:
         self.normal, self.index = normal, index
         self.axes = [axis for axis in range(3) if axis != normal]
         self.size = [shape[axis] for axis in self.axes]
+        if math.prod(self.size) > MOST_PIXELS:
+            raise InvalidInput(
+                f"a plane of {self.size[0]} × {self.size[1]} voxels is too large to be read for a"
+                " picture; give the volume coarser levels (vf.pyramid) and show one, or check its"
+                " shape"
+            )
         self.step = [step[axis] for axis in self.axes]
         count = [-(-n // s) for n, s in zip(self.size, self.step, strict=True)]
         # The voxel in the middle of each pixel.

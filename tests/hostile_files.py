@@ -1,0 +1,193 @@
+"""A file of every kind that volflow reads, and what may be done to its bytes and values."""
+
+from __future__ import annotations
+
+import copy
+import gzip
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+import zarr
+
+from volflow.geometry.roi import Roi
+from volflow.model.bundle import load_model, save_model
+from volflow.model.load import read_weights
+from volflow.model.unet import UNet
+from volflow.ops.convert import convert
+from volflow.ops.statistics import statistics
+from volflow.report.info import facts_of, facts_text
+from volflow.report.runs import run_facts, run_text
+from volflow.sampling.mass import count_classes
+from volflow.store.complete import open_complete
+from volflow.store.html import volume_html
+from volflow.store.sources import open_source
+from volflow.store.statistics import load_statistics
+from volflow.store.verify import verify
+from volflow.store.volume import open_volume
+
+SHAPE = (6, 10, 12)
+
+# What stands in the place of a value: the edges of what formats and machines can say.
+VALUES: tuple[Any, ...] = (
+    None, True, False, -1, 0, 1, 2**31, -(2**63), 2**63, 10**15, 10**400, 0.5, -0.0, 1e-300,
+    1e300, float("nan"), float("inf"), float("-inf"), "", "a", "../../etc/passwd", "/etc", "0",
+    "9" * 50, "\ud800", "\x1b[2J\x00", "$x_{", [], [[]], [0], [-1], [10**13], ["a"], {}, {"a": 1},
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A file in a folder, and what reads it.
+
+    Parameters
+    ----------
+    file
+        What is damaged, below the folder.
+    use
+        Reads it as volflow's users do; given the folder.
+    cache
+        Whether it only saves time: damaged, it must be made anew and never be refused.
+    """
+
+    file: str
+    use: Callable[[Path], Any]
+    cache: bool = False
+
+
+def scan() -> np.ndarray[Any, Any]:
+    """Voxels that no gzip makes small."""
+    return np.random.default_rng(0).integers(0, 200, SHAPE, "i2")
+
+
+def make_files(folder: Path) -> dict[str, Sample]:
+    """Write the files, and say by name what each is."""
+    image = nib.Nifti1Image(scan().transpose(), np.diag([1, 1, 2, 1]).astype(float))
+    nib.save(image, folder / "a.nii")
+    (folder / "a.nii.gz").write_bytes(gzip.compress((folder / "a.nii").read_bytes(), mtime=0))
+    nib.save(nib.Nifti2Image(scan().transpose(), np.eye(4)), folder / "b.nii")
+    np.save(folder / "a.npy", scan())
+    convert(folder / "a.nii", folder / "a.zarr", chunk=4, shard=8, progress=False)
+    statistics(folder / "a.zarr", progress=False)
+    np.save(folder / "labels.npy", scan() % 3)
+    _count(folder)
+    _foreign(folder)
+    net = UNet(1, 2, features=(2, 4), norm="none")
+    save_model(net, folder / "bundle", patch=8, channels=["t1"], classes=["no", "yes"])
+    torch.save(net.state_dict(), folder / "a.pt")
+    return {
+        "nii": Sample("a.nii", lambda f: _read_source(f / "a.nii")),
+        "nii2": Sample("b.nii", lambda f: _read_source(f / "b.nii")),
+        "nii.gz": Sample("a.nii.gz", lambda f: _read_source(f / "a.nii.gz")),
+        "npy": Sample("a.npy", lambda f: _read_source(f / "a.npy")),
+        "group": Sample("a.zarr/zarr.json", lambda f: _read_volume(f / "a.zarr")),
+        "array": Sample("a.zarr/0/zarr.json", lambda f: _read_volume(f / "a.zarr")),
+        "shard": Sample("a.zarr/0/c/0/0/0", lambda f: _read_volume(f / "a.zarr")),
+        "v2 array": Sample("v2.zarr/s/.zarray", lambda f: _read_volume(f / "v2.zarr")),
+        "v2 attributes": Sample("v2.zarr/.zattrs", lambda f: _read_volume(f / "v2.zarr")),
+        "v2 chunk": Sample("v2.zarr/s/0.0.0", lambda f: _read_volume(f / "v2.zarr")),
+        "plan": Sample("a.zarr.volflow/plan.json", _read_run),
+        "block": Sample("a.zarr.volflow/done/00000000.json", _read_run),
+        "lock": Sample("a.zarr.volflow/lock", _read_run),
+        "statistics": Sample("a.zarr.volflow/statistics-all.json", _read_statistics, cache=True),
+        "counts": Sample("labels.npy.volflow/classes-4x4x4.npz", _count, cache=True),
+        "bundle": Sample("bundle/bundle.json", lambda f: load_model(f / "bundle")),
+        "weights": Sample("bundle/weights.safetensors", lambda f: load_model(f / "bundle")),
+        "checkpoint": Sample("a.pt", lambda f: read_weights(f / "a.pt")),
+    }
+
+
+def _foreign(folder: Path) -> None:
+    """An OME-Zarr 0.4 as others write it."""
+    group = zarr.create_group(folder / "v2.zarr", zarr_format=2)
+    group.create_array("s", shape=SHAPE, chunks=SHAPE, dtype="i2")[:] = scan()
+    steps = [{"type": "scale", "scale": [2.0, 1.0, 1.0]}]
+    axes = [{"name": name, "type": "space", "unit": "micrometer"} for name in "zyx"]
+    levels = [{"path": "s", "coordinateTransformations": steps}]
+    channels = [{"label": "dapi", "color": "00FF00", "window": {"start": 0, "end": 9}}]
+    group.attrs["multiscales"] = [{"version": "0.4", "axes": axes, "datasets": levels}]
+    group.attrs["omero"] = {"channels": channels}
+
+
+def _read_source(path: Path) -> None:
+    facts_text(facts_of(path))
+    source = open_source(path)
+    for _ in source.slabs(4):
+        pass
+    if not source.sequential:
+        source.read(Roi.full(source.shape))
+
+
+def _read_volume(path: Path) -> None:
+    facts_text(facts_of(path))
+    volume = open_complete(path)
+    box = Roi(tuple(0 for _ in volume.shape), tuple(min(n, 12) for n in volume.shape))
+    volume.read(box)
+    volume_html(volume)
+
+
+def _read_run(folder: Path) -> None:
+    run_text(run_facts(folder / "a.zarr"))
+    open_complete(folder / "a.zarr")
+    found = verify(folder / "a.zarr")
+    str(found), found.map()
+
+
+def _read_statistics(folder: Path) -> None:
+    volume = open_volume(folder / "a.zarr")
+    found = load_statistics(volume, volume.identity(), False)
+    if found is not None:
+        str(found), found.to_dict()
+
+
+def _count(folder: Path) -> None:
+    source = open_source(folder / "labels.npy")
+    count_classes(source, 4, Roi.full(SHAPE), progress=False).boxes((1, 1, 1), [0, 1])
+
+
+def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The way to each value inside of a JSON value, and to the whole."""
+    yield at
+    if isinstance(value, dict | list):
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from places(part, (*at, key))
+
+
+def replaced(value: Any, at: tuple[Any, ...], new: Any) -> Any:
+    """The JSON value with another one at a place."""
+    if not at:
+        return new
+    value = copy.deepcopy(value)
+    inner = value
+    for key in at[:-1]:
+        inner = inner[key]
+    inner[at[-1]] = new
+    return value
+
+
+def without(value: Any, at: tuple[Any, ...]) -> Any:
+    """The JSON value without what stands at a place."""
+    if not at:
+        return None
+    value = copy.deepcopy(value)
+    inner = value
+    for key in at[:-1]:
+        inner = inner[key]
+    del inner[at[-1]]
+    return value
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below, but for the lock, which says who reads."""
+    found = {}
+    for root, _, names in os.walk(folder):
+        for name in names:
+            if name != "lock":
+                path = Path(root) / name
+                found[str(path.relative_to(folder))] = path.read_bytes()
+    return found
