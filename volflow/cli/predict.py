@@ -15,6 +15,7 @@ from volflow.cli.values import (
     Overwrite,
     PlanOnly,
     Quiet,
+    Wait,
     given,
     inputs,
     number_or_word,
@@ -71,6 +72,7 @@ def predict(  # noqa: PLR0913  one parameter per option that people type
         bool, _result("--levels", help="Write coarser levels too, as volflow pyramid does.")
     ] = False,
     cluster: Cluster = None,
+    wait: Wait = None,
     memory: Memory = None,
     overwrite: Overwrite = False,
     plan: PlanOnly = False,
@@ -102,6 +104,7 @@ def predict(  # noqa: PLR0913  one parameter per option that people type
         chunk=per_axis("chunk", chunk),
         shard=per_axis("shard", shard),
         cluster=cluster,
+        wait=wait,
         memory=memory,
     )
     options |= {"trust": trust, "overwrite": overwrite, "levels": levels}

@@ -13,6 +13,7 @@ from volflow.cli.values import (
     Overwrite,
     PlanOnly,
     Quiet,
+    Wait,
     given,
     progress,
     say,
@@ -21,7 +22,7 @@ from volflow.cli.values import (
 __all__ = ["pyramid"]
 
 
-def pyramid(
+def pyramid(  # noqa: PLR0913 - a command takes flat options
     volume: Annotated[
         str, typer.Argument(metavar="VOLUME", help="An OME-Zarr volume that volflow wrote.")
     ],
@@ -30,6 +31,7 @@ def pyramid(
         typer.Option(help="How many coarser levels. Default: until no side exceeds 64 voxels."),
     ] = None,
     cluster: Cluster = None,
+    wait: Wait = None,
     memory: Memory = None,
     overwrite: Overwrite = False,
     plan: PlanOnly = False,
@@ -41,7 +43,7 @@ def pyramid(
     Each is made from the one before it, in bounded memory. Run again after an interruption, the
     command does only what is left.
     """
-    options: dict[str, Any] = given(levels=levels, cluster=cluster, memory=memory)
+    options: dict[str, Any] = given(levels=levels, cluster=cluster, wait=wait, memory=memory)
     options["overwrite"] = overwrite
 
     from volflow.ops.pyramid import plan_pyramid

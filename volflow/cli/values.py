@@ -19,6 +19,7 @@ __all__ = [
     "Overwrite",
     "PlanOnly",
     "Quiet",
+    "Wait",
     "given",
     "inputs",
     "number_or_word",
@@ -32,6 +33,13 @@ Cluster = Annotated[
     typer.Option(
         help="Where to run: threads, processes, a number of processes, or tcp://host:port of a"
         " Dask scheduler. Default: threads of this process.",
+    ),
+]
+Wait = Annotated[
+    str | None,
+    typer.Option(
+        help="How long to wait where the cluster has no worker: seconds, or a text such as"
+        " 10m. Default: as long as it takes."
     ),
 ]
 Memory = Annotated[

@@ -14,6 +14,7 @@ from volflow.cli.values import (
     Overwrite,
     PlanOnly,
     Quiet,
+    Wait,
     given,
     per_axis,
     progress,
@@ -46,6 +47,7 @@ def convert(  # noqa: PLR0913  one parameter per option that people type
         ),
     ] = None,
     cluster: Cluster = None,
+    wait: Wait = None,
     memory: Memory = None,
     overwrite: Overwrite = False,
     plan: PlanOnly = False,
@@ -64,6 +66,7 @@ def convert(  # noqa: PLR0913  one parameter per option that people type
         shard=per_axis("shard", shard),
         labels=labels,
         cluster=cluster,
+        wait=wait,
         memory=memory,
     )
     options["overwrite"] = overwrite
@@ -116,6 +119,7 @@ def statistics(
         typer.Option(help="nonzero, or a number: only voxels above it count. Default: all."),
     ] = None,
     cluster: Cluster = None,
+    wait: Wait = None,
     memory: Memory = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -123,7 +127,7 @@ def statistics(
     """Measure range, mean, deviation and percentiles, and keep them beside the volume."""
     from volflow.ops.statistics import statistics as measure
 
-    options = given(foreground=_foreground(foreground), cluster=cluster, memory=memory)
+    options = given(foreground=_foreground(foreground), cluster=cluster, wait=wait, memory=memory)
     found = measure(volume, progress=progress(quiet), **options)
     say(found.to_dict(), as_json, str(found))
 

@@ -47,7 +47,7 @@ LOST_AFTER_READINGS = 3
 ANNOUNCE_AFTER_S = 2.0
 ANNOUNCE_EVERY_S = 60.0
 # An adaptive cluster grows by what it is offered; more at once would only load the scheduler.
-MOST_OFFERS = 32
+MOST_OFFERS = 16
 # No worker has it: a task that asks for it stays with the scheduler and counts as work to come.
 OFFER = {"volflow-offer": 1}
 
@@ -217,7 +217,7 @@ def patient(wait: float | str | None, most_s: float | None = None) -> Iterator[N
 def _seconds(wait: float | str) -> float:
     try:
         seconds = float(parse_timedelta(wait, default="s"))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         seconds = math.nan
     if not seconds >= 0:
         raise InvalidInput(f'wait must be seconds or a text like "10 minutes", given {wait!r}')
@@ -232,8 +232,8 @@ class Offers:
         self.futures: list[Future[None]] = []
 
     def hold(self, count: int) -> None:
-        """Let so many tasks wait, up to a bound; none where nothing can grow."""
-        count = 0 if is_embedded(self.client) else min(count, MOST_OFFERS)
+        """Let so many tasks wait, up to a bound."""
+        count = min(count, MOST_OFFERS)
         while len(self.futures) < count:
             key = f"volflow-offer-{uuid.uuid4().hex[:8]}"
             self.futures.append(self.client.submit(_nothing, key=key, resources=OFFER))

@@ -82,12 +82,13 @@ def plan_convert(
     shard: int | Sequence[int] | None = None,
     labels: bool | None = None,
     cluster: Cluster = None,
+    wait: float | str | None = None,
     memory: str | int | None = None,
     overwrite: bool = False,
 ) -> Plan:
     """What `convert` would do; nothing is written."""
     asked = Import.of(source, out, (chunk, shard), labels, overwrite)
-    with connect(cluster) as client:
+    with connect(cluster, wait=wait) as client:
         memory_bytes = memory_per_worker(client, memory)
     copy = asked.copy(memory_bytes)
     resuming = resumes(out, overwrite=asked.overwrite)
@@ -105,6 +106,7 @@ def convert(  # noqa: PLR0913 - a public journey takes flat options
     shard: int | Sequence[int] | None = None,
     labels: bool | None = None,
     cluster: Cluster = None,
+    wait: float | str | None = None,
     memory: str | int | None = None,
     overwrite: bool = False,
     progress: Progress = None,
@@ -126,7 +128,7 @@ def convert(  # noqa: PLR0913 - a public journey takes flat options
         stored as integers. False for an image. By default what the source says: a NIfTI file by
         its intent (1002, which `export` writes), OME-Zarr by ``image-label``. Given for a volume
         that is converted already, it changes what that is taken for, as `set_kind` does.
-    cluster, memory, progress
+    cluster, wait, memory, progress
         As in `predict`. A ``.nii.gz`` is one forward pass in one task.
     overwrite
         Replace a volume that is there. Without it, an interrupted conversion is resumed, or begun
@@ -158,7 +160,7 @@ def convert(  # noqa: PLR0913 - a public journey takes flat options
     asked = Import.of(source, out, (chunk, shard), labels, overwrite)
     if asked.anew:
         announce(f"convert: {asked.anew}", progress)
-    with connect("threads" if here else cluster) as client, hold(source) as held:
+    with connect("threads" if here else cluster, wait=wait) as client, hold(source) as held:
         memory_bytes = memory_per_worker(client, memory)
         copy = asked.copy(memory_bytes)
         plain = open_source(source)

@@ -157,6 +157,7 @@ def predict(  # noqa: PLR0913 - a public journey takes flat options
     weights: str | os.PathLike[str] | None = None,
     trust: bool = False,
     cluster: Cluster = None,
+    wait: float | str | None = None,
     memory: str | int | None = None,
     overwrite: bool = False,
     progress: Progress = None,
@@ -212,6 +213,9 @@ def predict(  # noqa: PLR0913 - a public journey takes flat options
     cluster
         None: the active Dask client, else threads in this process; ``"processes"``, a number of
         processes, a scheduler address, a client or a cluster object.
+    wait
+        How long to wait where the cluster has no worker, at first or later: seconds, or a text
+        such as ``"10 minutes"``. By default as long as it takes, saying so.
     memory
         What one worker may add above its resident size, like ``"2GiB"``; by default a share of
         what the machine, the cgroup or SLURM leaves. A plan that needs more is refused.
@@ -250,7 +254,7 @@ def predict(  # noqa: PLR0913 - a public journey takes flat options
     )  # fmt: skip
     _check_levels(levels, out)
     call = make_call(volume, model, out, weights, trust, given)
-    with evaluating(call.model.module), connect(cluster) as client:
+    with evaluating(call.model.module), connect(cluster, wait=wait) as client:
         with placeholders(call) as (named, stand_in):
             # Everything that can be refused is refused before a long conversion.
             request = make_request(named, stand_in, call.model, call.options, call.store)
@@ -334,6 +338,7 @@ def plan_predict(  # noqa: PLR0913 - as predict
     weights: str | os.PathLike[str] | None = None,
     trust: bool = False,
     cluster: Cluster = None,
+    wait: float | str | None = None,
     memory: str | int | None = None,
     overwrite: bool = False,
     progress: Progress = None,
@@ -343,15 +348,17 @@ def plan_predict(  # noqa: PLR0913 - as predict
 
     Parameters
     ----------
-    volume, model, out, levels, weights, trust, cluster, memory, overwrite, progress, **options
+    volume, model, out, levels, weights, trust, cluster, wait, memory, overwrite, progress
         As in `predict`.
+    **options
+        The others of `predict`.
     """
     del progress
     _check_levels(levels, out)
     call = make_call(volume, model, out, weights, trust, PredictOptions(**options))
     with (
         evaluating(call.model.module),
-        connect(cluster) as client,
+        connect(cluster, wait=wait) as client,
         placeholders(call) as (named, mask),
     ):
         request = make_request(named, mask, call.model, call.options, call.store)

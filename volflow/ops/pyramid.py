@@ -31,6 +31,7 @@ def pyramid(
     *,
     levels: int | None = None,
     cluster: Cluster = None,
+    wait: float | str | None = None,
     memory: str | int | None = None,
     overwrite: bool = False,
     progress: Progress = None,
@@ -53,7 +54,7 @@ def pyramid(
     levels
         How many there shall be beside the full resolution; more are removed. By default until no
         side is longer than 64 voxels, or as many as there are.
-    cluster, memory, progress
+    cluster, wait, memory, progress
         As in `predict`.
     overwrite
         Make all levels anew, and replace arrays of these names that volflow did not make.
@@ -83,7 +84,7 @@ def pyramid(
     [(1.0, 1.0, 1.0), (2.0, 2.0, 2.0)]
     """
     finest, place = _finest(volume)
-    with connect(cluster) as client:
+    with connect(cluster, wait=wait) as client:
         memory_bytes = memory_per_worker(client, memory)
         with place.run.lock():
             sweep(place.store)
@@ -171,6 +172,7 @@ def plan_pyramid(
     *,
     levels: int | None = None,
     cluster: Cluster = None,
+    wait: float | str | None = None,
     memory: str | int | None = None,
     overwrite: bool = False,
 ) -> Plan:
@@ -178,11 +180,11 @@ def plan_pyramid(
 
     Parameters
     ----------
-    volume, levels, cluster, memory, overwrite
+    volume, levels, cluster, wait, memory, overwrite
         As in `pyramid`.
     """
     finest, place = _finest(volume)
-    with connect(cluster) as client:
+    with connect(cluster, wait=wait) as client:
         memory_bytes = memory_per_worker(client, memory)
         threads = max(1, sum(workers(client).values()))
     tasks = tasks_for(finest, place, levels, memory_bytes, overwrite)

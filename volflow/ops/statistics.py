@@ -152,6 +152,7 @@ def statistics(
     *,
     foreground: Foreground = False,
     cluster: Cluster = None,
+    wait: float | str | None = None,
     memory: str | int | None = None,
     progress: bool | Callable[[State], object] | None = None,
 ) -> Statistics:
@@ -168,7 +169,7 @@ def statistics(
     foreground
         False: all voxels; True: those that are not zero; a number: those above it. NaN and
         infinite voxels never count.
-    cluster, memory, progress
+    cluster, wait, memory, progress
         As in `predict`.
 
     Raises
@@ -199,7 +200,7 @@ def statistics(
         steps = measure_blocks(job, tuple(range(job.blocks)))
         results = {step.block: step.result for step in steps if step.block is not None}
     else:
-        with connect(cluster) as client:
+        with connect(cluster, wait=wait) as client:
             plan = plan_statistics(job, memory_per_worker(client, memory))
             report = run(
                 plan, cluster=client, progress=progress, stop=lambda: _stopped.add(job.session)

@@ -88,6 +88,7 @@ def write(  # noqa: PLR0913 - a public journey takes flat options
     chunk: int | Sequence[int] | None = None,
     shard: int | Sequence[int] | None = None,
     cluster: Cluster = None,
+    wait: float | str | None = None,
     memory: str | int | None = None,
     overwrite: bool = False,
     progress: Progress = None,
@@ -108,7 +109,7 @@ def write(  # noqa: PLR0913 - a public journey takes flat options
         A volume whose spacing, unit, orientation and layout the new one takes.
     meta
         The same in detail, where there is no such volume.
-    chunk, shard, cluster, memory, overwrite, progress
+    chunk, shard, cluster, wait, memory, overwrite, progress
         As in `convert`. Memory is projected from the array's own chunks: what a graph computes on
         the way to them, such as the scores behind a threshold, comes on top.
 
@@ -138,7 +139,7 @@ def write(  # noqa: PLR0913 - a public journey takes flat options
         shard = (like.shards or like.chunks)[-3:] if shard is None else shard
     shaped = ArrayShape(array.shape, array.dtype, meta)
     chunk, shard = adopted(out, chunk, shard, overwrite=overwrite)
-    with connect(cluster) as client:
+    with connect(cluster, wait=wait) as client:
         memory_bytes = memory_per_worker(client, memory)
         copy = lay_out(shaped, os.fspath(out), chunk, shard, memory_bytes)
         copy = replace(copy, what=f"Dask array {array.shape} in {array.npartitions} chunks")

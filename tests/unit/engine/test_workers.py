@@ -1,0 +1,219 @@
+"""Who works: by several readings of the scheduler, awaited where nobody is there yet."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+
+import dask
+import dask.array as da
+import numpy as np
+import psutil
+import pytest
+import torch
+from distributed import Client, LocalCluster
+from distributed.comm.core import CommClosedError
+from hypothesis import given
+from hypothesis import strategies as st
+
+import volflow as vf
+from volflow.engine.cluster import connect
+from volflow.engine.plan import Plan, Step
+from volflow.engine.run import run
+from volflow.engine.workers import Patience, Roster, patience, patient, workers
+from volflow.errors import InvalidInput, RunFailed
+
+
+def empty_cluster(**options) -> LocalCluster:
+    """A cluster without workers, which open no dashboards."""
+    return LocalCluster(
+        n_workers=0, threads_per_worker=1, dashboard_address=None,
+        worker_dashboard_address="127.0.0.1:0",
+        scheduler_kwargs={"dashboard_address": "127.0.0.1:0"}, **options,
+    )  # fmt: skip
+
+
+def squares(job, blocks):
+    for block in blocks:
+        yield Step(block, 1, result=block**2)
+
+
+def plan_of(count: int) -> Plan:
+    runs = tuple((n,) for n in range(count))
+    return Plan("square", squares, None, runs, count, "voxels", peak_bytes=1, memory_bytes=100)
+
+
+class TestRoster:
+    @given(st.lists(st.booleans(), min_size=1, max_size=40), st.floats(1, 2))
+    def test_a_worker_is_lost_only_after_several_readings_in_a_row(self, seen, every_s):
+        roster, row = Roster({"a": 1}), 0
+        for number, there in enumerate(seen):
+            roster.read({"a": 1} if there else {}, now_s=number * every_s)
+            row = 0 if there else row + 1
+            assert ("a" in roster.lost()) == (row >= 3 and (row - 1) * every_s >= 3)
+            assert ("a" in roster.live) == there
+
+    def test_a_false_alarm_costs_a_line(self, caplog):
+        roster = Roster({"a": 1})
+        for now_s in (1, 2):
+            roster.read({}, now_s)
+        roster.read({"a": 1}, now_s=3)
+        assert caplog.messages == ["worker a was out of sight for 2 s"]
+        assert not roster.lost()
+
+    def test_the_scheduler_is_asked_once_a_second(self):
+        roster = Roster()
+        assert roster.due(0)
+        roster.read({}, now_s=10)
+        assert not roster.due(10.9)
+        assert roster.due(11)
+
+
+class TestReading:
+    def test_a_cache_without_workers_is_no_evidence(self):
+        """Dask's own timer overwrites what `scheduler_info` answers from."""
+        # The timer runs all the time, and forgets the workers each time.
+        with (
+            dask.config.set({"distributed.client.scheduler-info-interval": "1ms"}),
+            connect("threads") as client,
+        ):
+            report = run(plan_of(400), cluster=client, progress=False)
+            assert report.retries == 0
+            assert all(len(workers(client)) == 1 for _ in range(400))
+
+
+class TestWaiting:
+    def test_an_adaptive_cluster_grows_from_nothing_and_is_used(self, tmp_path):
+        scan = vf.convert(_scan(), tmp_path / "scan.zarr", progress=False)
+        expected = vf.predict(
+            scan, torch.nn.Identity(), tmp_path / "a.zarr", patch=8, progress=False
+        )
+        with empty_cluster(processes=False) as cluster:
+            cluster.adapt(minimum=0, maximum=2, interval="50ms")
+            result = vf.predict(
+                scan, torch.nn.Identity(), tmp_path / "b.zarr", patch=8, cluster=cluster,
+                memory="1GiB", progress=False,
+            )  # fmt: skip
+        assert (result[:] == expected[:]).all()
+
+    def test_work_that_waits_makes_an_adaptive_cluster_grow(self):
+        most = [0]
+
+        def count(state):
+            most[0] = max(most[0], len(cluster.scheduler.workers))
+
+        with empty_cluster(processes=False) as cluster:
+            cluster.adapt(minimum=0, maximum=2, interval="20ms")
+            plan = Plan("wait", slow, None, tuple((n,) for n in range(40)), 40, "voxels", 1, 100)
+            report = run(plan, cluster=cluster, progress=count)
+        assert sorted(report.results) == list(range(40))
+        assert most == [2]
+
+    def test_workers_that_come_late_are_awaited_saying_so(self, caplog):
+        with empty_cluster(processes=False) as cluster:
+            late = threading.Timer(3, cluster.scale, [1])
+            late.start()
+            report = run(plan_of(3), cluster=cluster, progress=False)
+            late.join()
+        assert report.results == {0: 0, 1: 1, 2: 4}
+        waits = [message for message in caplog.messages if message.startswith("waiting")]
+        assert waits == [
+            f"waiting for a worker: the Dask cluster at {cluster.scheduler_address} has none"
+        ]
+
+    def test_no_longer_than_was_asked(self, tmp_path):
+        with empty_cluster(processes=False) as cluster, pytest.raises(RunFailed) as failed:
+            vf.write(da.ones((8, 8, 8)), tmp_path / "one.zarr", cluster=cluster, wait="200ms")
+        assert str(failed.value) == (
+            f"the Dask cluster at {cluster.scheduler_address} had no worker for 0.2 s; start"
+            " workers, or wait longer (wait=, --wait), and run the same command again"
+        )
+        assert failed.value.exit_code == 1
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize("wait", [-1, "soon", float("nan"), "-2s", []])
+    def test_what_is_no_time_is_refused(self, wait):
+        with (
+            pytest.raises(InvalidInput, match=r'^wait must be seconds or a text like "10 minutes"'),
+            connect("threads", wait=wait),
+        ):
+            pass
+
+    def test_what_is_inside_waits_as_long(self):
+        assert patience() == Patience(None)
+        with patient("2 minutes"):
+            with patient(None):
+                assert patience() == Patience(120)
+            with patient(1):
+                assert patience() == Patience(1)
+            with connect("threads"):  # workers that are started here come soon or never
+                assert patience() == Patience(60)
+        assert patience() == Patience(None)
+
+
+class TestRefused:
+    def test_an_asynchronous_client_is_refused_at_once(self):
+        async def ask():
+            async with (
+                LocalCluster(
+                    n_workers=1, processes=False, asynchronous=True, dashboard_address=None,
+                    worker_dashboard_address="127.0.0.1:0",
+                    scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
+                ) as cluster,
+                Client(cluster, asynchronous=True) as client,
+            ):  # fmt: skip
+                for given_ in (client, None):  # None: it is the active one
+                    with pytest.raises(InvalidInput) as refused, connect(given_):
+                        pass
+                    assert str(refused.value) == (
+                        "an asynchronous Dask client cannot be waited for here; use"
+                        " distributed.Client(address) without asynchronous=True"
+                    )
+
+        asyncio.run(ask())
+
+    def test_a_closed_client_is_refused(self):
+        with connect("threads") as client:
+            pass
+        with pytest.raises(InvalidInput, match=r"^the Dask client is closed; make a new one$"):
+            run(plan_of(1), cluster=client, progress=False)
+
+
+def listening(process: psutil.Process) -> set[str]:
+    connections = process.net_connections(kind="inet")
+    return {c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN}
+
+
+@pytest.mark.parametrize("cluster", ["threads", 1])
+def test_all_sockets_are_on_loopback(cluster):
+    me = psutil.Process()
+    before = me.net_connections(kind="inet")
+    with connect(cluster):
+        mine = {c.laddr.ip for c in me.net_connections(kind="inet") if c not in before}
+        theirs = {ip for child in me.children(recursive=True) for ip in listening(child)}
+        assert mine | theirs <= {"127.0.0.1"}
+        assert mine if cluster == "threads" else theirs
+
+
+def test_closed_connections_are_not_logged(caplog):
+    with connect("threads"):
+        pass
+    for name in ("distributed.worker", "asyncio"):
+        for error in (CommClosedError("closed"), ValueError("wrong")):
+            try:
+                raise error
+            except Exception:
+                logging.getLogger(name).exception("Failed to communicate with scheduler")
+    logged = [record.exc_info[0] for record in caplog.records if record.exc_info]
+    assert logged == [ValueError, ValueError]
+
+
+def _scan():
+    return np.random.default_rng(0).random((16, 16, 16), "float32")
+
+
+def slow(job, blocks):
+    for block in blocks:
+        threading.Event().wait(0.1)
+        yield Step(block, 1)
