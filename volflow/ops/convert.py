@@ -74,7 +74,7 @@ class Import:
         return replace(copy, what=what, origin=self.origin)
 
 
-def plan_convert(
+def plan_convert(  # noqa: PLR0913 - as convert
     source: Any,
     out: str | os.PathLike[str],
     *,
