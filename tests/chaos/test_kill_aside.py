@@ -109,6 +109,7 @@ def test_what_a_process_left_is_removed_when_it_is_gone(paused, scan, tmp_path, 
     with paused(code, out):
         made = left(out)
         assert len(made) == 1
+        assert not out.exists()
         with suppress(Locked):  # or this process is done before the other
             again(scan, out)
         assert left(out) == made  # it has an owner

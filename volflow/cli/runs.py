@@ -17,16 +17,17 @@ Out = Annotated[str, typer.Argument(help="An output of volflow.", metavar="OUT")
 
 
 def verify(out: Out, as_json: Json = False, quiet: Quiet = False) -> None:
-    """Read every block of an output back and compare it with its checksum.
+    """Read an output back and compare it with its checksums: every block, and an exported file.
 
     Blocks that are bad are marked undone: running the same command again repairs just these.
-    Exit code 3 where a block is bad, 1 where some are only missing.
+    Exit code 3 where a block is bad, or a file is damaged, changed or missing; 1 where blocks are
+    only missing.
     """
-    from volflow.report.runs import coverage_facts, volume_behind
+    from volflow.report.runs import coverage_facts
     from volflow.store.verify import verify as read_back
 
-    coverage = read_back(volume_behind(out), progress=None if quiet else _counter())
-    say(coverage_facts(coverage), as_json, f"{coverage}\n{coverage.map()}")
+    coverage = read_back(out, progress=None if quiet else _counter())
+    say(coverage_facts(coverage), as_json, f"{coverage}\n{coverage.map()}".rstrip())
     if not coverage.ok:
         raise typer.Exit(Damaged.exit_code if coverage.damaged else RunFailed.exit_code)
 

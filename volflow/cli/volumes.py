@@ -145,9 +145,11 @@ def export(
     from volflow.report.info import facts_of, facts_text
 
     if plan:
-        from volflow.ops.export import check_file
+        from volflow.ops.export import check_file, refuse_changed
 
-        check_file(out, overwrite=overwrite)
+        path = check_file(out, overwrite=overwrite)
+        if not overwrite:
+            refuse_changed(path)
         facts = facts_of(volume)
         planned = {"operation": "export", "out": out, "volume": facts}
         say(planned, as_json, f"export to {out}\n{facts_text(facts)}")

@@ -6,6 +6,7 @@ import gzip
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
@@ -16,24 +17,26 @@ from volflow.errors import InvalidInput, MemoryRefused, RunFailed
 from volflow.geometry.budget import format_bytes, parse_bytes
 from volflow.store.aside import file_aside, sweep
 from volflow.store.complete import open_complete
+from volflow.store.exported import (
+    SUFFIXES,
+    FileSum,
+    Receipt,
+    fault_of,
+    file_sum,
+    foreign_voxels,
+    is_foreign,
+    keep_receipt,
+    read_receipt,
+    state_of,
+)
 from volflow.store.nifti_header import header_bytes, stored_dtype
 from volflow.store.slabs import slab_rois
 from volflow.store.volume import Volume
 
-__all__ = ["check_file", "export", "is_foreign"]
-
-SUFFIXES = (".nii.gz", ".nii", ".npy")
+__all__ = ["check_file", "export", "is_foreign", "refuse_changed", "write_file"]
 
 
-def is_foreign(path: Any) -> bool:
-    """Whether something is the name of a file in a format that `export` writes.
-
-    Examples
-    --------
-    >>> is_foreign("seg.NII.gz"), is_foreign("seg.zarr")
-    (True, False)
-    """
-    return isinstance(path, str | os.PathLike) and os.fspath(path).lower().endswith(SUFFIXES)
+KEEP = "keep it under another name, or replace it with overwrite=True (--overwrite)"
 
 
 def export(
@@ -46,8 +49,10 @@ def export(
     """Write a volume as one ``.nii.gz``, ``.nii`` or ``.npy`` file.
 
     A volume that came from a NIfTI file goes back onto that file's axes, orientation and affine.
-    The file appears under its name when it is complete. NIfTI knows no float16 and no bool: these
-    become float32 and uint8.
+    The file appears under its name when it is complete, and its checksum is kept beside it, in
+    ``<out>.volflow/``, for `verify`. A file that holds the volume already is left alone, one that
+    was changed since is refused. NIfTI knows no float16 and no bool: these become float32 and
+    uint8.
 
     Parameters
     ----------
@@ -84,24 +89,92 @@ def export(
     """
     path = check_file(out, overwrite=overwrite)
     opened = open_complete(volume)
-    budget = parse_bytes(memory)
-    if path.name.lower().endswith(".npy"):
-        dtype, head = opened.dtype, _npy_header(opened)
-    else:
-        dtype = stored_dtype(opened.dtype)
-        head = header_bytes(opened.meta, opened.shape, dtype)
-    depth = _depth(opened, dtype, budget)
-    with _replacing(path) as file:
-        file.write(head)
-        for roi in slab_rois(opened.shape, depth):
-            slab = opened.read(roi)
-            for plane in slab.reshape(-1, *slab.shape[-2:]):
-                file.write(np.ascontiguousarray(plane, dtype).data)
+    return write_file(opened, path, overwrite=overwrite, memory=memory)
+
+
+def write_file(
+    volume: Volume,
+    path: Path,
+    *,
+    overwrite: bool = False,
+    renew: bool = False,
+    remedy: str = KEEP,
+    memory: str | int = "1GiB",
+) -> Path:
+    """Write a volume as a file, unless that holds it already, and keep a receipt of it.
+
+    Parameters
+    ----------
+    volume, path, memory
+        As in `export`.
+    overwrite
+        Replace whatever is there.
+    renew
+        Replace what an earlier export wrote and nobody changed; a file without a receipt is taken
+        for that where its voxels are the volume's.
+    remedy
+        What helps where the file is refused.
+
+    Raises
+    ------
+    InvalidInput
+        Where the file is not what was exported, or holds another volume.
+    """
+    pieces = _pieces(volume, path, parse_bytes(memory))
+    state = state_of(volume)
+    before = None if overwrite or not path.exists() else _standing(path, volume, remedy)
+    if before is not None and before.state == state != "" and len(before.files) == 1:
+        return path
+    sweep(path)
+    with _one_line(path), file_aside(path) as (part, raw):
+        file = _Summed(raw)
+        _fill(file, pieces, packed=path.name.lower().endswith(".gz"))
+        raw.flush()
+        receipt = Receipt((file.sum,), str(volume.path or ""), state)
+        if before is None or file.sum != file_sum(path):
+            if before is not None and not renew:
+                raise InvalidInput(
+                    f"{path} holds what {before.volume or 'a volume'} was before; {remedy}"
+                )
+            old = read_receipt(path)
+            keep_receipt(path, replace(receipt, files=(file.sum, *(old.files if old else ()))))
+            part.replace(path)
+        keep_receipt(path, receipt)
     return path
 
 
+def refuse_changed(path: Path, remedy: str = KEEP) -> None:
+    """Refuse to go on where a file is not what was exported; of a file without receipt, nothing.
+
+    Raises
+    ------
+    InvalidInput
+        Naming it, how it differs, and the remedy.
+    """
+    receipt = read_receipt(path) if path.exists() else None
+    fault = "" if receipt is None else fault_of(path, receipt)
+    if fault:
+        raise InvalidInput(f"{path} is not what was exported, {fault}; {remedy}")
+
+
+def _standing(path: Path, volume: Volume, remedy: str) -> Receipt:
+    """The receipt of a file that nobody changed."""
+    receipt = read_receipt(path)
+    if receipt is None:  # written by a version that kept none
+        if fault := foreign_voxels(path, volume):
+            raise InvalidInput(f"{path} is not what was exported, {fault}; {remedy}")
+        receipt = Receipt((file_sum(path),), str(volume.path or ""), state_of(volume))
+        keep_receipt(path, receipt)
+    refuse_changed(path, remedy)
+    return receipt
+
+
 def check_file(out: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
-    """The absolute path of a file to be written, or a refusal; nothing is changed."""
+    """The absolute path of a file to be written, or a refusal; nothing is changed.
+
+    A file that was exported is not refused here: whether it still is what it was, `refuse_changed`
+    says.
+    """
     path = Path(out).expanduser().absolute()
     if not is_foreign(path):
         raise InvalidInput(
@@ -109,9 +182,28 @@ def check_file(out: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         )
     if not path.parent.is_dir():
         raise InvalidInput(f"the folder {path.parent} does not exist; make it first")
-    if path.is_dir() or (path.exists() and not overwrite):
+    if path.is_dir() or (path.exists() and not overwrite and read_receipt(path) is None):
         raise InvalidInput(f"{path} exists; choose another name or overwrite=True")
     return path
+
+
+def _pieces(volume: Volume, path: Path, budget: int) -> Iterator[Any]:
+    """All bytes of the file, before they are packed; what is refused is so before the first."""
+    if path.name.lower().endswith(".npy"):
+        dtype, head = volume.dtype, _npy_header(volume)
+    else:
+        dtype = stored_dtype(volume.dtype)
+        head = header_bytes(volume.meta, volume.shape, dtype)
+    depth = _depth(volume, dtype, budget)
+
+    def pieces() -> Iterator[Any]:
+        yield head
+        for roi in slab_rois(volume.shape, depth):
+            slab = volume.read(roi)
+            for plane in slab.reshape(-1, *slab.shape[-2:]):
+                yield np.ascontiguousarray(plane, dtype).data
+
+    return pieces()
 
 
 def _depth(volume: Volume, dtype: np.dtype[Any], budget: int) -> int:
@@ -136,18 +228,39 @@ def _npy_header(volume: Volume) -> bytes:
     return file.getvalue()
 
 
+class _Summed:
+    """A file that sums up what is written to it."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.sum = file, FileSum()
+
+    def write(self, data: Any) -> int:
+        """Write bytes."""
+        written = bytes(data)
+        self.sum = self.sum.of(written)
+        return self.file.write(written)
+
+    def flush(self) -> None:
+        """Hand on what is buffered."""
+        self.file.flush()
+
+
+def _fill(file: _Summed, pieces: Iterator[Any], *, packed: bool) -> None:
+    if not packed:
+        for piece in pieces:
+            file.write(piece)
+        return
+    # No name and no time inside: the same voxels give the same bytes.
+    raw: Any = file
+    with gzip.GzipFile("", "wb", compresslevel=1, fileobj=raw, mtime=0) as gz:
+        for piece in pieces:
+            gz.write(piece)
+
+
 @contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file that appears under its name when it is complete, and not at all otherwise."""
-    sweep(path)
+def _one_line(path: Path) -> Iterator[None]:
     try:
-        with file_aside(path) as raw:
-            if path.name.lower().endswith(".gz"):
-                # No name and no time inside: the same voxels give the same bytes.
-                with gzip.GzipFile("", "wb", compresslevel=1, fileobj=raw, mtime=0) as file:
-                    yield file  # type: ignore[misc]
-            else:
-                yield raw
+        yield
     except OSError as error:
         raise RunFailed(
             f"{path} cannot be written: {error.strerror or error}; nothing is left of it, free "

@@ -18,14 +18,14 @@ import zarr
 from distributed import Client
 
 from volflow.engine.cluster import Cluster, connect, memory_per_worker
-from volflow.engine.events import State
+from volflow.engine.events import State, announce
 from volflow.engine.plan import Plan
 from volflow.errors import InvalidInput
 from volflow.model.bundle import evaluating
 from volflow.model.forward import Output
 from volflow.ops.call import Call, converted_inputs, make_call, placeholders
 from volflow.ops.exact import Passes, run_passes
-from volflow.ops.export import export, is_foreign
+from volflow.ops.export import is_foreign, refuse_changed, write_file
 from volflow.ops.options import PredictOptions
 from volflow.ops.predict_job import Target
 from volflow.ops.predict_plan import (
@@ -40,6 +40,7 @@ from volflow.ops.pyramid_plan import Layout, lay_out
 from volflow.ops.request import Request, make_request, normalized, output_meta
 from volflow.ops.session import begin_anew, run_journalled
 from volflow.store.aside import sweep
+from volflow.store.complete import count_blocks
 from volflow.store.create import check_target, create
 from volflow.store.journal import Journal, Record, journal_dir
 from volflow.store.volume import Volume, open_volume
@@ -261,6 +262,8 @@ def predict(  # noqa: PLR0913 - a public journey takes flat options
             settings, resuming = _settings(call, request, client, memory, overwrite)
             if levels:
                 _layouts(request, settings, client, memory, resuming)
+        if resuming and is_foreign(call.out) and not call.out.exists():
+            _tell_of_lost(call, progress)
         volumes, masked = converted_inputs(
             call, overwrite, cluster=client, memory=memory, progress=progress
         )
@@ -269,8 +272,24 @@ def predict(  # noqa: PLR0913 - a public journey takes flat options
         if levels:
             result = _with_levels(result, cluster=client, memory=memory, progress=progress)
     if isinstance(result, Volume) and is_foreign(call.out):
-        export(result, call.out, overwrite=True)
+        write_file(result, call.out, overwrite=overwrite, renew=True, remedy=MOVE)
     return result
+
+
+MOVE = (
+    "move it away, and the same command writes it anew from the stored volume; or compute all anew"
+    " with overwrite=True (--overwrite)"
+)
+
+
+def _tell_of_lost(call: Call, progress: Progress) -> None:
+    done, total = count_blocks(call.store)
+    if done == total:
+        announce(
+            f"predict: {call.out.name} is not there; it is written from the stored volume, and"
+            " nothing is computed",
+            progress,
+        )
 
 
 def _check_levels(levels: Any, out: Any) -> None:
@@ -319,6 +338,8 @@ def _settings(
         before = _check_place(call.store, Journal(journal_dir(call.store)), overwrite)
     if foreign and call.out.exists() and before is None and not overwrite:
         raise InvalidInput(f"{call.out} exists; use overwrite=True (--overwrite) or another output")
+    if foreign and not overwrite:
+        refuse_changed(call.out, MOVE)
     settings = adopt(request, before) if before else decide(request, client, memory)
     if foreign and settings.outputs[0].name:
         names = ", ".join(output.name for output in settings.outputs)

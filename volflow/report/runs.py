@@ -7,9 +7,11 @@ import os
 import time
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from volflow.errors import InvalidInput
+from volflow.store.exported import stored_behind
 from volflow.store.journal import Journal, journal_dir
 from volflow.store.verify import Coverage
 
@@ -18,12 +20,7 @@ __all__ = ["coverage_facts", "run_facts", "run_line", "run_text", "volume_behind
 
 def volume_behind(out: str | os.PathLike[str]) -> str:
     """The volume that a run wrote: the output itself, or that behind an exported file."""
-    text = os.fspath(out)
-    if "://" not in text:
-        kept = journal_dir(text) / "output.zarr"
-        if kept.is_dir():
-            return str(kept)
-    return text
+    return os.fspath(stored_behind(out) or out)
 
 
 def run_facts(out: str | os.PathLike[str]) -> dict[str, Any]:
@@ -109,6 +106,7 @@ def coverage_facts(coverage: Coverage) -> dict[str, Any]:
         "grid": list(coverage.grid),
         "bad": [{"block": block, "reason": reason} for block, reason in coverage.bad],
         "levels": [coverage_facts(level) for level in coverage.levels],
+        "file": None if coverage.file is None else asdict(coverage.file),
     }
 
 

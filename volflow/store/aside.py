@@ -58,26 +58,21 @@ def folder_aside(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def file_aside(target: Path) -> Iterator[IO[bytes]]:
-    """A new file beside a target, to be written; at the end of the block it takes its place.
-
-    After an error it is deleted, and what was at the place is still there.
+def file_aside(target: Path) -> Iterator[tuple[Path, IO[bytes]]]:
+    """A new file beside a target, and its path; what is not moved away in the block is deleted.
 
     Raises
     ------
     OSError
-        Where it cannot be made, written or moved.
+        Where it cannot be made.
     """
     path, file = _new_file(target)
     try:
         with file:
-            yield file
-            file.flush()
-            path.replace(target)
-    except BaseException:
+            yield path, file
+    finally:
         with suppress(OSError):
             path.unlink()
-        raise
 
 
 def replace_folder(new: Path, target: Path) -> None:

@@ -86,8 +86,10 @@ def write_file(path: Path, data: bytes) -> None:
     OSError
         Where it cannot be written; what was there before is still there.
     """
-    with file_aside(path) as file:
+    with file_aside(path) as (part, file):
         file.write(data)
+        file.flush()
+        part.replace(path)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -11,7 +11,7 @@ from volflow.store.journal import Journal, journal_dir
 from volflow.store.opening import is_url, is_zarr
 from volflow.store.volume import Volume, open_volume
 
-__all__ = ["open_complete", "require_complete"]
+__all__ = ["count_blocks", "open_complete", "require_complete"]
 
 
 def open_complete(x: Any) -> Volume:
@@ -39,7 +39,16 @@ def require_complete(volume: Volume) -> None:
     """
     if volume.path is None or is_url(volume.path):
         return
-    path = Path(volume.path)
+    done, total = count_blocks(Path(volume.path))
+    if done < total:
+        raise InvalidInput(
+            f"{volume.path} is not complete: {done} of {total} blocks are done, and the others"
+            " would be read as zeros; run the command that began it again, then use it"
+        )
+
+
+def count_blocks(path: Path) -> tuple[int, int]:
+    """How many blocks of a volume are done, and of how many; none of none without a journal."""
     while True:
         journal = Journal(journal_dir(path))
         record = journal.recorded()
@@ -47,12 +56,7 @@ def require_complete(volume: Volume) -> None:
             break
         path = path.parent
     if record is None:
-        return
+        return 0, 0
     total = math.prod(record.settings.get("grid", ()))
     # Names only: a volume of 10 TB has a record for each of some 300 000 blocks.
-    done = sum(1 for _ in (journal.directory / "done").glob("*.json"))
-    if done < total:
-        raise InvalidInput(
-            f"{volume.path} is not complete: {done} of {total} blocks are done, and the others"
-            " would be read as zeros; run the command that began it again, then use it"
-        )
+    return sum(1 for _ in (journal.directory / "done").glob("*.json")), total

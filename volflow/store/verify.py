@@ -16,119 +16,21 @@ import zarr
 
 from volflow.errors import Damaged, InvalidInput
 from volflow.geometry.roi import Roi
+from volflow.store.coverage import BAD, MISSING, VERIFIED, Coverage, FileCheck
+from volflow.store.exported import (
+    Receipt,
+    fault_of,
+    foreign_voxels,
+    is_foreign,
+    read_receipt,
+    state_of,
+    stored_behind,
+)
 from volflow.store.journal import Journal, Record, ShardEntry, journal_dir
 from volflow.store.pyramid import level_journals
-from volflow.store.volume import Volume
+from volflow.store.volume import Volume, open_volume
 
-__all__ = ["Coverage", "verify"]
-
-VERIFIED, BAD, MISSING, MIXED = "#", "x", ".", "o"
-MAP_SIZE = 100  # cells of the map along each side
-NAMED = 5  # bad blocks that a summary names
-
-
-@dataclass(frozen=True)
-class Coverage:
-    """Which blocks of an output are there and right.
-
-    Parameters
-    ----------
-    path
-        The output.
-    grid
-        Blocks per axis; block numbers count in C order.
-    cells
-        One letter per block: ``#`` verified, ``x`` bad, ``.`` missing.
-    bad
-        Number and reason of each bad block.
-    levels
-        The same of each coarser level.
-
-    Examples
-    --------
-    >>> coverage = Coverage("out.zarr", (2, 2, 2), "###x##..", ((3, "checksum differs"),))
-    >>> print(coverage)
-    out.zarr: 5 of 8 blocks verified, 1 bad, 2 missing; block 3 (0, 1, 1): checksum differs
-    >>> print(coverage.map())
-    z 0  ## #x
-    z 1  ## ..
-    # verified  x bad  . missing; a row is a layer of blocks, y by y
-    """
-
-    path: str
-    grid: tuple[int, ...]
-    cells: str
-    bad: tuple[tuple[int, str], ...] = ()
-    levels: tuple[Coverage, ...] = ()
-
-    @property
-    def total(self) -> int:
-        """Blocks of the output."""
-        return len(self.cells)
-
-    @property
-    def done(self) -> int:
-        """Blocks that are stored and read back with the right checksum."""
-        return self.cells.count(VERIFIED)
-
-    @property
-    def missing(self) -> int:
-        """Blocks that were never finished."""
-        return self.cells.count(MISSING)
-
-    @property
-    def ok(self) -> bool:
-        """Whether every block is there and right, of all levels."""
-        return self.done == self.total and all(level.ok for level in self.levels)
-
-    @property
-    def damaged(self) -> bool:
-        """Whether a block that was done does not read back as it was written, of any level."""
-        return bool(self.bad) or any(level.damaged for level in self.levels)
-
-    def map(self) -> str:
-        """The blocks as text: a row per z, a letter per (y, x) in reading order.
-
-        A grid wider or higher than 100 is condensed: one letter then stands for several blocks,
-        bad where any is bad, ``o`` where some are missing.
-        """
-        columns = math.prod(self.grid[-2:])
-        count = self.total // columns
-        width, height = -(-columns // MAP_SIZE), -(-count // MAP_SIZE)
-        lines = []
-        for first in range(0, count, height):
-            rows = range(first, min(first + height, count))
-            band = [self.cells[row * columns : (row + 1) * columns] for row in rows]
-            letters = "".join(
-                _condense("".join(row[i : i + width] for row in band))
-                for i in range(0, columns, width)
-            )
-            step = self.grid[-1] if width == 1 else len(letters)
-            groups = (letters[i : i + step] for i in range(0, len(letters), step))
-            lines.append((f"z {first}", " ".join(groups)))
-        label = max(len(name) for name, _ in lines)
-        legend = f"{VERIFIED} verified  {BAD} bad  {MISSING} missing"
-        if width * height == 1:
-            legend += "; a row is a layer of blocks, y by y"
-        else:
-            legend += f"  {MIXED} some missing; a letter is up to {width * height} blocks"
-        return "\n".join([*(f"{name:{label}}  {row}" for name, row in lines), legend])
-
-    def __str__(self) -> str:
-        text = f"{self.path}: {self.done} of {self.total} blocks verified"
-        if self.done < self.total:
-            text += f", {len(self.bad)} bad, {self.missing} missing"
-        for block, reason in self.bad[:NAMED]:
-            index = tuple(int(i) for i in np.unravel_index(block, self.grid))
-            text += f"; block {block} {index}: {reason}"
-        text += f"; and {len(self.bad) - NAMED} more" if len(self.bad) > NAMED else ""
-        return "\n".join([text, *map(str, self.levels)])
-
-
-def _condense(letters: str) -> str:
-    if BAD in letters:
-        return BAD
-    return letters[0] if len(set(letters)) == 1 else MIXED
+__all__ = ["Coverage", "FileCheck", "verify"]
 
 
 def verify(
@@ -137,12 +39,14 @@ def verify(
     """Read every stored object of an output back and compare it with its checksum.
 
     Blocks found bad are marked undone, so that running the same command again repairs just these.
-    Coarser levels are read too; `pyramid` repairs those.
+    Coarser levels are read too; `pyramid` repairs those. Of an exported file its own checksum is
+    compared, which was kept when it was written, and the volume behind it is read.
 
     Parameters
     ----------
     path
-        An output that volflow wrote, or the `Volume` that it gave.
+        An output that volflow wrote, or the `Volume` that it gave; or a file that `predict` or
+        `export` wrote.
     progress
         Called with the number of blocks read so far and of those to read.
 
@@ -156,6 +60,12 @@ def verify(
         While a driver writes the output.
     """
     out = os.fspath((path.path or "") if isinstance(path, Volume) else path)
+    if is_foreign(out) and not Path(out).is_dir():
+        return _verify_file(Path(out), progress)
+    return _verify_volume(out, progress)
+
+
+def _verify_volume(out: str, progress: Callable[[int, int], object] | None) -> Coverage:
     journal = Journal(journal_dir(out))
     if journal.recorded() is None:
         raise InvalidInput(
@@ -173,6 +83,60 @@ def verify(
 
         found, *levels = (_coverage(Path(out), part, step) for part in parts)
     return replace(found, levels=tuple(levels))
+
+
+def _verify_file(path: Path, progress: Callable[[int, int], object] | None) -> Coverage:
+    receipt, stored = read_receipt(path), stored_behind(path)
+    if stored is not None:
+        coverage = _verify_volume(str(stored), progress)
+        remedy = "run the same command again, which writes it anew from the volume behind it"
+        remedy = f"move it away and {remedy}" if path.exists() else remedy
+        return replace(coverage, file=_check_file(path, remedy, coverage))
+    if receipt is None:
+        raise InvalidInput(
+            f"{path} has no receipt in {journal_dir(path)}; only what volflow wrote can be"
+            " verified, as the checksums lie there"
+        )
+    remedy = f"export it again from {receipt.volume} with overwrite=True (--overwrite)"
+    coverage, note = _verify_exported(path, receipt, progress)
+    return replace(coverage, file=_check_file(path, remedy, coverage, note))
+
+
+def _verify_exported(
+    path: Path, receipt: Receipt, progress: Callable[[int, int], object] | None
+) -> tuple[Coverage, str]:
+    """The volume that a file was exported from, with what became of it, as far as is known."""
+    nothing = Coverage(str(path), (), "")
+    try:
+        changed = state_of(open_volume(receipt.volume)) != receipt.state
+        coverage = _verify_volume(receipt.volume, progress)
+    except InvalidInput as error:  # gone, without a journal, or another run writes it
+        return nothing, f"what it was exported from was not verified: {error}"
+    if not (coverage.ok or coverage.damaged):
+        blocks = f"{coverage.done} of {coverage.total} blocks"
+        return nothing, f"what it was exported from is not whole any more: {blocks}"
+    return coverage, "what it was exported from has changed since" if changed else ""
+
+
+def _check_file(path: Path, remedy: str, coverage: Coverage, note: str = "") -> FileCheck:
+    """Whether the file is what its receipt says; without one, whether it holds the volume."""
+    receipt = read_receipt(path)
+    while receipt is not None:
+        fault, now = fault_of(path, receipt), read_receipt(path)
+        if not fault or now == receipt:
+            return FileCheck(str(path), fault, bool(fault), remedy if fault else note)
+        receipt = now  # it was exported anew meanwhile
+    if not path.exists():
+        fault = "it is missing" if coverage.ok else "it is not written yet"
+        return FileCheck(str(path), fault, coverage.ok, remedy if coverage.ok else "")
+    if not coverage.ok:
+        return FileCheck(str(path), "it cannot be compared with a volume that is not whole")
+    fault = foreign_voxels(path, open_volume(coverage.path))
+    note = (
+        "no checksum was kept when it was exported: its voxels are those of the volume behind it,"
+        " its header was not compared"
+    )
+    return FileCheck(str(path), fault, bool(fault), remedy if fault else note)
 
 
 @dataclass(frozen=True)

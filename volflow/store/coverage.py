@@ -1,0 +1,164 @@
+"""What was found when an output was read back: which blocks, and which file, are right."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["BAD", "MISSING", "VERIFIED", "Coverage", "FileCheck"]
+
+VERIFIED, BAD, MISSING, MIXED = "#", "x", ".", "o"
+MAP_SIZE = 100  # cells of the map along each side
+NAMED = 5  # bad blocks that a summary names
+
+
+@dataclass(frozen=True)
+class FileCheck:
+    """Whether an exported file is what was written.
+
+    Parameters
+    ----------
+    path
+        Of the file.
+    fault
+        How it differs from that; ``""`` where it does not.
+    damaged
+        Whether it was written and is that no more; a run may not have come to it yet.
+    note
+        How it was verified, or what mends it.
+
+    Examples
+    --------
+    >>> print(FileCheck("seg.nii.gz", "its checksum differs", True, "export it again"))
+    seg.nii.gz: its checksum differs; export it again
+    """
+
+    path: str
+    fault: str = ""
+    damaged: bool = False
+    note: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether it is right."""
+        return not self.fault
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.fault or 'verified'}" + (f"; {self.note}" if self.note else "")
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Which blocks of an output are there and right.
+
+    Parameters
+    ----------
+    path
+        The output.
+    grid
+        Blocks per axis; block numbers count in C order.
+    cells
+        One letter per block: ``#`` verified, ``x`` bad, ``.`` missing.
+    bad
+        Number and reason of each bad block.
+    levels
+        The same of each coarser level.
+    file
+        What became of the file, where the output is one; the blocks are those of the volume behind
+        it then, none where there is no such volume any more.
+
+    Examples
+    --------
+    >>> coverage = Coverage("out.zarr", (2, 2, 2), "###x##..", ((3, "checksum differs"),))
+    >>> print(coverage)
+    out.zarr: 5 of 8 blocks verified, 1 bad, 2 missing; block 3 (0, 1, 1): checksum differs
+    >>> print(coverage.map())
+    z 0  ## #x
+    z 1  ## ..
+    # verified  x bad  . missing; a row is a layer of blocks, y by y
+    """
+
+    path: str
+    grid: tuple[int, ...]
+    cells: str
+    bad: tuple[tuple[int, str], ...] = ()
+    levels: tuple[Coverage, ...] = ()
+    file: FileCheck | None = None
+
+    @property
+    def total(self) -> int:
+        """Blocks of the output."""
+        return len(self.cells)
+
+    @property
+    def done(self) -> int:
+        """Blocks that are stored and read back with the right checksum."""
+        return self.cells.count(VERIFIED)
+
+    @property
+    def missing(self) -> int:
+        """Blocks that were never finished."""
+        return self.cells.count(MISSING)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every block is there and right, of all levels, and so is the file."""
+        whole = self.done == self.total and all(level.ok for level in self.levels)
+        return whole and (self.file is None or self.file.ok)
+
+    @property
+    def damaged(self) -> bool:
+        """Whether a block that was done, of any level, or the file is not what was written."""
+        blocks = bool(self.bad) or any(level.damaged for level in self.levels)
+        return blocks or (self.file is not None and self.file.damaged)
+
+    def map(self) -> str:
+        """The blocks as text: a row per z, a letter per (y, x) in reading order.
+
+        A grid wider or higher than 100 is condensed: one letter then stands for several blocks,
+        bad where any is bad, ``o`` where some are missing.
+        """
+        if not self.cells:
+            return ""
+        columns = math.prod(self.grid[-2:])
+        count = self.total // columns
+        width, height = -(-columns // MAP_SIZE), -(-count // MAP_SIZE)
+        lines = []
+        for first in range(0, count, height):
+            rows = range(first, min(first + height, count))
+            band = [self.cells[row * columns : (row + 1) * columns] for row in rows]
+            letters = "".join(
+                _condense("".join(row[i : i + width] for row in band))
+                for i in range(0, columns, width)
+            )
+            step = self.grid[-1] if width == 1 else len(letters)
+            groups = (letters[i : i + step] for i in range(0, len(letters), step))
+            lines.append((f"z {first}", " ".join(groups)))
+        label = max(len(name) for name, _ in lines)
+        legend = f"{VERIFIED} verified  {BAD} bad  {MISSING} missing"
+        if width * height == 1:
+            legend += "; a row is a layer of blocks, y by y"
+        else:
+            legend += f"  {MIXED} some missing; a letter is up to {width * height} blocks"
+        return "\n".join([*(f"{name:{label}}  {row}" for name, row in lines), legend])
+
+    def __str__(self) -> str:
+        text = f"{self.path}: {self.done} of {self.total} blocks verified"
+        if self.done < self.total:
+            text += f", {len(self.bad)} bad, {self.missing} missing"
+        for block, reason in self.bad[:NAMED]:
+            index = tuple(int(i) for i in np.unravel_index(block, self.grid))
+            text += f"; block {block} {index}: {reason}"
+        text += f"; and {len(self.bad) - NAMED} more" if len(self.bad) > NAMED else ""
+        blocks = [text] if self.cells else []
+        return "\n".join(
+            [*([] if self.file is None else [str(self.file)]), *blocks, *map(str, self.levels)]
+        )
+
+
+def _condense(letters: str) -> str:
+    if BAD in letters:
+        return BAD
+    return letters[0] if len(set(letters)) == 1 else MIXED
