@@ -120,7 +120,8 @@ def child(method: str, case: str, scan: str, out: str, memory: str) -> None:
     with workers(method) as ask:
         if call is inference.run_volflow:
             first = numpy.zeros((32, 32, 32), "float32")
-            vf.predict(first, model, f"{out}.first", patch=32, progress=False, overwrite=True)
+            beside = Path(out).with_name("first.zarr")
+            vf.predict(first, model, beside, patch=32, progress=False, overwrite=True)
         before = ask()
         began = time.perf_counter()
         call(scan, out, model, memory)
