@@ -32,7 +32,7 @@ if __name__ == "__main__":
     net = (meshnet() if name == "meshnet" else UNet(1, 3, (8, 16, 32), norm=name)).eval()
     with connect("threads") as client:
         options |= {"cluster": client, "blend": "exact"}
-        vf.predict(small, net, out + ".small", progress=False, **options)
+        vf.predict(small, net, out.replace(".zarr", "-small.zarr"), progress=False, **options)
         plan = plan_predict(scan, net, out, **options)
         report_growth(plan, lambda: vf.predict(scan, net, out, progress=False, **options))
 """

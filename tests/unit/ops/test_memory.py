@@ -25,7 +25,7 @@ if __name__ == "__main__":
     net = torch.nn.Conv3d(1, 2, 3, padding=1)
     with connect("threads") as client:
         options |= {"cluster": client}
-        vf.predict(small, net, out + ".small", progress=False, **options)
+        vf.predict(small, net, out.replace(".zarr", "-small.zarr"), progress=False, **options)
         plan = plan_predict(scan, net, out, **options)
         report_growth(plan, lambda: vf.predict(scan, net, out, progress=False, **options))
 """
