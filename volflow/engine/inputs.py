@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union, cast
+from typing import TYPE_CHECKING, Any, Union
 
 import dask.array as da
 import numpy as np
@@ -155,7 +155,7 @@ def open_input(x: VolumeLike | Source) -> Source:
     array([[[2, 2, 2]]], dtype=int16)
     """
     if hasattr(x, "slabs"):
-        return cast(Source, x)  # opened before
+        return open_source(x)
     array, meta = as_array(x)
     if isinstance(array, da.Array):
         return _open_dask(array, meta)

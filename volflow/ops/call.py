@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import dask.array as da
-import numpy as np
 import torch
-import zarr
 
+from volflow.engine.inputs import VolumeLike, open_input
 from volflow.errors import Damaged, InvalidInput, ResumeRefused
 from volflow.model.bundle import load_model
 from volflow.model.spec import Model
@@ -22,11 +20,9 @@ from volflow.ops.convert import as_volume
 from volflow.ops.export import is_foreign
 from volflow.ops.options import PredictOptions, merge_options, order_inputs
 from volflow.ops.session import check_apart
-from volflow.ops.write import check_array
 from volflow.store.create import create
 from volflow.store.journal import journal_dir
-from volflow.store.meta import Meta
-from volflow.store.sources import open_source
+from volflow.store.sources import VolumeSource
 from volflow.store.volume import Volume
 
 __all__ = ["Call", "check_weights", "converted_inputs", "make_call", "placeholders"]
@@ -75,16 +71,23 @@ def make_call(
     if not place.parent.is_dir():
         raise InvalidInput(f"the folder {place.parent} does not exist; make it first")
     for name, one in inputs.items():
-        if not isinstance(one, np.ndarray | da.Array | Volume | zarr.Array | str | os.PathLike):
-            raise InvalidInput(
-                f"input {name or 'volume'} must be a path, a Volume, or a NumPy or Dask array;"
-                f" got {type(one).__name__}"
-            )
-        if isinstance(one, str | os.PathLike) and "://" not in str(one) and not Path(one).exists():
-            raise InvalidInput(f"{one} does not exist")
+        _check_input(name or "volume", one)
+    if options.mask is not None:
+        _check_input("mask", options.mask)
     check_apart(place, options.mask, *inputs.values())
     check_weights(loaded.module)
     return Call(inputs, loaded, options, place)
+
+
+def _check_input(name: str, one: VolumeLike) -> None:
+    if isinstance(one, str | os.PathLike):
+        if "://" not in str(one) and not Path(one).exists():
+            raise InvalidInput(f"{one} does not exist")
+        return
+    try:
+        open_input(one)
+    except InvalidInput as error:
+        raise type(error)(f"input {name}: {error}") from error
 
 
 def check_weights(module: torch.nn.Module) -> None:
@@ -102,14 +105,10 @@ def placeholders(call: Call) -> Iterator[tuple[dict[str, Any], Any]]:
     with tempfile.TemporaryDirectory() as folder:
 
         def stand_in(x: Any, name: str) -> Any:
-            if isinstance(x, da.Array):
-                check_array(x)
-                axes = ("z", "y", "x") if x.ndim == 3 else ("c", "z", "y", "x")
-                return create(f"{folder}/{name}.zarr", x.shape, x.dtype, Meta(axes))
-            if isinstance(x, np.ndarray) or is_foreign(x):
-                source = open_source(x)
-                return create(f"{folder}/{name}.zarr", source.shape, source.dtype, source.meta)
-            return x
+            source = open_input(x)
+            if isinstance(source, VolumeSource):
+                return source.volume
+            return create(f"{folder}/{name}.zarr", source.shape, source.dtype, source.meta)
 
         named = {name: stand_in(x, name or "input") for name, x in call.inputs.items()}
         mask = call.options.mask

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import dask.array as da
 import numpy as np
 
 from volflow.engine.cluster import Cluster, connect, memory_per_worker
 from volflow.engine.events import announce
+from volflow.engine.inputs import DaskSource, VolumeLike, open_input
 from volflow.engine.plan import Plan
 from volflow.errors import InvalidInput
 from volflow.ops.copying import (
@@ -34,8 +34,8 @@ from volflow.ops.session import check_apart, discard
 from volflow.ops.write import write
 from volflow.store.journal import Journal, journal_dir
 from volflow.store.labels import NotLabels, taken_as
-from volflow.store.sources import open_source
-from volflow.store.volume import Volume, open_volume
+from volflow.store.sources import ArraySource, Source, VolumeSource, open_source
+from volflow.store.volume import Volume
 
 __all__ = ["as_volume", "convert", "plan_convert"]
 
@@ -99,7 +99,7 @@ def plan_convert(  # noqa: PLR0913 - as convert
 
 
 def convert(  # noqa: PLR0913 - a public journey takes flat options
-    source: Any,
+    source: VolumeLike | Source,
     out: str | os.PathLike[str],
     *,
     chunk: int | Sequence[int] | None = None,
@@ -116,8 +116,8 @@ def convert(  # noqa: PLR0913 - a public journey takes flat options
     Parameters
     ----------
     source
-        ``.npy``, ``.nii``, ``.nii.gz``, a Zarr v2 or v3 array or OME-Zarr image, a `Volume`, or a
-        NumPy array, ``zyx`` or ``czyx``.
+        ``.npy``, ``.nii``, ``.nii.gz``, a Zarr v2 or v3 array or OME-Zarr image, or any other
+        `VolumeLike`; what Dask computes goes to `write`.
     out
         Path of the volume; level 0 is array ``"0"`` in it.
     chunk, shard
@@ -156,19 +156,28 @@ def convert(  # noqa: PLR0913 - a public journey takes flat options
     ...     volume.shape
     (8, 9, 10)
     """
-    here = isinstance(source, np.ndarray)
-    asked = Import.of(source, out, (chunk, shard), labels, overwrite)
+    given: Any = source
+    if not isinstance(source, str | os.PathLike):
+        given = open_input(source)
+        if isinstance(given, DaskSource):
+            return write(
+                _computed_as(given, labels), out, chunk=chunk, shard=shard, cluster=cluster,
+                wait=wait, memory=memory, overwrite=overwrite, progress=progress,
+            )  # fmt: skip
+        given = given.volume if isinstance(given, VolumeSource) else given
+    here = isinstance(given, ArraySource)
+    asked = Import.of(given, out, (chunk, shard), labels, overwrite)
     if asked.anew:
         announce(f"convert: {asked.anew}", progress)
-    with connect("threads" if here else cluster, wait=wait) as client, hold(source) as held:
+    with connect("threads" if here else cluster, wait=wait) as client, hold(given) as held:
         memory_bytes = memory_per_worker(client, memory)
         copy = asked.copy(memory_bytes)
-        plain = open_source(source)
+        plain = open_source(given)
         state = asked.origin.identity if asked.origin else plain.identity()
         # Other voxels than those of the file; what merely counts as labels can be changed later.
         whole = {} if copy.dtype == plain.dtype else {"labels": True}
         run = Run(client, memory_bytes, asked.overwrite, progress)
-        named = os.fspath(source) if isinstance(source, str | os.PathLike) else source
+        named = os.fspath(given) if isinstance(given, str | os.PathLike) else given
         try:
             record = make_record(state, copy, **whole)
             volume = run_copy(copy, record, run, held if here else named)
@@ -181,15 +190,27 @@ def convert(  # noqa: PLR0913 - a public journey takes flat options
     return volume if labels is None else set_kind(volume, copy.meta.kind)
 
 
-def as_volume(x: Any, keep: Path, *, labels: bool | None = None, **options: Any) -> Volume:
+def _computed_as(source: DaskSource, labels: bool | None) -> DaskSource:
+    """What Dask computes, taken for a label map or for an image."""
+    if labels is None:
+        return source
+    if labels and source.dtype.kind == "f":
+        raise InvalidInput(
+            f"a label map holds whole numbers, and the array {source.dtype}; give"
+            ' array.astype("int32")'
+        )
+    return replace(source, meta=replace(source.meta, kind="classes" if labels else "image"))
+
+
+def as_volume(x: VolumeLike, keep: Path, *, labels: bool | None = None, **options: Any) -> Volume:
     """A volume on disk for whatever a user may hand over.
 
-    Paths of Zarr stores, Zarr arrays on disk and volumes are opened; NumPy and Dask arrays and
-    foreign files are converted to ``keep`` first, where an interrupted conversion is resumed;
-    ``labels`` as in `convert`.
+    Zarr stores and arrays and volumes are opened; other arrays and files are converted to ``keep``
+    first, where an interrupted conversion is resumed; ``labels`` as in `convert`.
     """
-    if isinstance(x, da.Array):
-        return write(x, keep, **options)
-    if isinstance(x, np.ndarray) or is_foreign(x):
+    if is_foreign(x):
         return convert(x, keep, labels=labels, **options)
-    return open_volume(x)
+    source = open_input(x)
+    if isinstance(source, VolumeSource):
+        return source.volume
+    return convert(source, keep, labels=labels, **options)

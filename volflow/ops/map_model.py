@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,10 +17,12 @@ from typing import Any
 
 import cloudpickle
 import dask.array as da
+import numpy as np
 import torch
 import zarr
 
-from volflow.engine.lazy import Block, Stored, as_lazy
+from volflow.engine.inputs import VolumeLike, lazy_array, open_input
+from volflow.engine.lazy import Block
 from volflow.errors import InvalidInput
 from volflow.model.bundle import load_model
 from volflow.model.forward import Forward, Output, output_shapes, probe, usual_batch
@@ -32,13 +34,16 @@ from volflow.ops.options import PredictOptions, merge_options, order_inputs
 from volflow.ops.request import Request, check_classes, make_request, normalized
 from volflow.ops.sliding import SlidingWindow, read_hull
 from volflow.ops.window_blocks import BlockFunction, Hull, over_computed, over_stored
+from volflow.ops.write import grid_of
+from volflow.store.meta import Meta
+from volflow.store.sources import Source, VolumeSource
 from volflow.store.volume import Volume, open_volume
 
 __all__ = ["map_model"]
 
 
 def map_model(  # noqa: PLR0913 - the options of predict
-    x: Any,
+    x: VolumeLike | Mapping[str, VolumeLike],
     model: Any,
     *,
     patch: int | tuple[int, int, int] | None = None,
@@ -58,7 +63,7 @@ def map_model(  # noqa: PLR0913 - the options of predict
     fill: float | None = None,
     weights: str | os.PathLike[str] | None = None,
     trust: bool = False,
-    like: Volume | None = None,
+    like: VolumeLike | None = None,
     block: Block = None,
 ) -> da.Array:
     """Run a network over overlapping patches, lazily: a Dask array equal to what `predict` stores.
@@ -69,9 +74,8 @@ def map_model(  # noqa: PLR0913 - the options of predict
     Parameters
     ----------
     x
-        A volume as for `predict` (also several by name), or a Dask or NumPy array, ``zyx`` or
-        ``czyx``. Chunks of a computed array that are thinner than what a block needs of its
-        neighbours are merged first.
+        Any `VolumeLike`, also several by name as for `predict`. Chunks of a computed array that
+        are thinner than what a block needs of its neighbours are merged first.
     model
         As in `predict`. A module is copied, so that training it further changes no result. With
         ``blend="exact"`` statistics that it needs of a stored volume are measured once, now.
@@ -88,7 +92,7 @@ def map_model(  # noqa: PLR0913 - the options of predict
     weights, trust
         As in `predict`.
     like
-        A volume whose spacing and orientation a Dask or NumPy array shares.
+        A volume whose spacing and orientation arrays share; an ``xarray.DataArray`` says its own.
     block
         Voxels per block of the result, for stored volumes: large ones compute fewer patches twice,
         small ones compute a small region sooner. By default a shard, about 256³ voxels.
@@ -122,8 +126,8 @@ def map_model(  # noqa: PLR0913 - the options of predict
         ),
         loaded.spec,
     )  # fmt: skip
-    named = {name: _opened(one) for name, one in order_inputs(x, loaded.spec).items()}
-    volumes = {name: one for name, one in named.items() if isinstance(one, Volume)}
+    named = {name: open_input(one) for name, one in order_inputs(x, loaded.spec).items()}
+    volumes = {name: one.volume for name, one in named.items() if isinstance(one, VolumeSource)}
     if len(volumes) == len(named):
         request = normalized(make_request(volumes, mask, loaded, options, Path()))
         return over_stored(request, _block_function(request, batch_size)[0], block)
@@ -133,8 +137,13 @@ def map_model(  # noqa: PLR0913 - the options of predict
             " computed array does not have; store it first with vf.write, or give"
             ' normalize="none" or a function'
         )
-    array = _stacked(list(named.values()))
-    request = make_request({"": _stand_in(array, like)}, mask, loaded, options, Path())
+    if like is not None:
+        named = {name: _placed(one, like) for name, one in named.items()}
+    grids = {name: _stand_in(one.shape, one.dtype, one.meta) for name, one in named.items()}
+    first = next(iter(make_request(grids, mask, loaded, options, Path()).inputs.volumes))
+    array = _stacked([lazy_array(one) for one in named.values()])
+    joined = _stand_in(array.shape, array.dtype, first.meta)
+    request = make_request({"": joined}, mask, loaded, options, Path())
     request = replace(request, inputs=replace(request.inputs, normalize=(options.normalize,)))
     return over_computed(array, request, *_block_function(request, batch_size, computed=True))
 
@@ -161,43 +170,26 @@ def _snapshot(given: Any, loaded: Model) -> Model:
     return replace(loaded, module=module.eval())
 
 
-def _opened(x: Any) -> Volume | da.Array:
-    """A volume where the array lies in a store, else a Dask array."""
-    if isinstance(x, Volume | str | os.PathLike | zarr.Array):
-        return open_volume(x)
-    lazy = as_lazy(x)
-    if isinstance(lazy, Stored) and lazy.ndim in (3, 4):
-        return open_volume(lazy.source)
-    return lazy.dask() if isinstance(lazy, Stored) else lazy
+def _placed(source: Source, like: VolumeLike) -> Source:
+    """An array on the grid of another volume."""
+    if isinstance(source, VolumeSource):
+        return source
+    meta = replace(grid_of(like, source.shape).meta, axes=source.meta.axes)
+    return replace(source, meta=meta)  # type: ignore[type-var]
 
 
-def _stacked(arrays: list[Volume | da.Array]) -> da.Array:
+def _stacked(parts: list[da.Array]) -> da.Array:
     """One array ``czyx`` of all channels, in one chunk along them."""
-    parts = [one.dask() if isinstance(one, Volume) else one for one in arrays]
-    for part in parts:
-        if part.ndim not in (3, 4) or part.shape[-3:] != parts[0].shape[-3:]:
-            raise InvalidInput(
-                "arrays must be zyx or czyx on one grid, given shapes"
-                f" {', '.join(str(p.shape) for p in parts)}"
-            )
     joined = da.concatenate([part if part.ndim == 4 else part[None] for part in parts])
     array: da.Array = joined.rechunk({0: -1})
     return array
 
 
-def _stand_in(array: da.Array, like: Volume | None) -> Volume:
+def _stand_in(shape: Sequence[int], dtype: np.dtype[Any], meta: Meta) -> Volume:
     """A volume without voxels for the checks that a request needs."""
-    shape = tuple(int(n) for n in array.shape)
-    empty = zarr.create_array({}, shape=shape, chunks=shape, dtype=array.dtype)
-    volume = open_volume(empty)
-    if like is None:
-        return volume
-    if like.spatial_shape != array.shape[-3:]:
-        raise InvalidInput(
-            f"like= has shape {like.spatial_shape} but the array {array.shape[-3:]}; leave it out"
-            " or give the volume that the array was computed from"
-        )
-    return replace(volume, meta=replace(like.meta, axes=volume.axes))
+    sizes = tuple(int(n) for n in shape)
+    volume = open_volume(zarr.create_array({}, shape=sizes, chunks=sizes, dtype=dtype))
+    return replace(volume, meta=replace(meta, axes=volume.axes))
 
 
 def _window(request: Request, batch_size: int | str) -> SlidingWindow:

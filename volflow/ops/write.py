@@ -13,6 +13,7 @@ import numpy as np
 from dask.base import optimize, tokenize
 
 from volflow.engine.cluster import Cluster, connect, memory_per_worker
+from volflow.engine.inputs import DaskSource, VolumeLike, lazy_array, open_input
 from volflow.errors import InvalidInput
 from volflow.geometry.grid import BlockGrid
 from volflow.ops.copying import (
@@ -29,9 +30,10 @@ from volflow.ops.copying import (
 from volflow.ops.session import check_apart
 from volflow.store.journal import Journal, journal_dir
 from volflow.store.meta import Meta
+from volflow.store.sources import Source, VolumeSource
 from volflow.store.volume import Volume
 
-__all__ = ["check_array", "write"]
+__all__ = ["grid_of", "write"]
 
 
 @dataclass(frozen=True)
@@ -69,21 +71,34 @@ def _in_blocks(array: da.Array, copy: Copy, memory_bytes: int, overwrite: bool) 
     return replace(copy, peak_bytes=pieces)
 
 
-def check_array(array: da.Array) -> None:
-    """Refuse a Dask array that is no volume."""
-    if array.ndim not in (3, 4) or any(math.isnan(n) for n in array.shape):
+def _known_meta(source: Source) -> Meta:
+    """What is known of an array; one that Dask computes is no file to go back to."""
+    computed = isinstance(source, DaskSource)
+    return replace(source.meta, source=None) if computed else source.meta
+
+
+def grid_of(like: VolumeLike, shape: Sequence[int]) -> Source:
+    """What ``like=`` names, on whose grid an array of a shape lies.
+
+    Raises
+    ------
+    InvalidInput
+        Where it cannot be opened, or its grid is another.
+    """
+    source = open_input(like)
+    if tuple(source.shape[-3:]) != tuple(shape[-3:]):
         raise InvalidInput(
-            f"a volume has axes zyx or czyx of known size; the array has shape {array.shape}"
+            f"like= has shape {tuple(source.shape[-3:])} but the array {tuple(shape[-3:])}; leave"
+            " it out, or give a volume on the array's grid"
         )
-    if 0 in array.shape:
-        raise InvalidInput(f"the array of shape {array.shape} is empty; a volume holds voxels")
+    return source
 
 
 def write(  # noqa: PLR0913 - a public journey takes flat options
-    array: da.Array,
+    array: VolumeLike | Source,
     out: str | os.PathLike[str],
     *,
-    like: Volume | None = None,
+    like: VolumeLike | None = None,
     meta: Meta | None = None,
     chunk: int | Sequence[int] | None = None,
     shard: int | Sequence[int] | None = None,
@@ -102,13 +117,14 @@ def write(  # noqa: PLR0913 - a public journey takes flat options
     Parameters
     ----------
     array
-        ``zyx`` or ``czyx``; a NumPy array is taken too.
+        ``zyx`` or ``czyx``; any other `VolumeLike` that can be read by parts is taken, too.
     out
         Path of the volume.
     like
         A volume whose spacing, unit, orientation and layout the new one takes.
     meta
-        The same in detail, where there is no such volume.
+        The same in detail, where there is no such volume. Without either, the new one takes what
+        the array knows: an ``xarray.DataArray`` says it by its coordinates.
     chunk, shard, cluster, wait, memory, overwrite, progress
         As in `convert`. Memory is projected from the array's own chunks: what a graph computes on
         the way to them, such as the scores behind a threshold, comes on top.
@@ -121,22 +137,19 @@ def write(  # noqa: PLR0913 - a public journey takes flat options
     ...     float(volume[:].sum())
     512.0
     """
-    array = da.asarray(array)
-    check_array(array)
-    check_apart(out, like)
+    source = open_input(array)
+    check_apart(out, array, like)
+    array = lazy_array(source)
+    grid = None if like is None else grid_of(like, array.shape)
     axes = ("z", "y", "x") if array.ndim == 3 else ("c", "z", "y", "x")
-    if meta is None and like is not None:
+    if meta is None and grid is not None:
         # Floats written like labels, such as distances to them, are an image.
-        meta = replace(like.meta, kind="image") if array.dtype.kind == "f" else like.meta
-    meta = replace(meta or Meta(axes), axes=axes)
-    if like is not None:
-        if like.spatial_shape != array.shape[-3:]:
-            raise InvalidInput(
-                f"like= has shape {like.spatial_shape} but the array {array.shape[-3:]};"
-                " leave like out and give meta="
-            )
-        chunk = like.chunks[-3:] if chunk is None else chunk
-        shard = (like.shards or like.chunks)[-3:] if shard is None else shard
+        meta = replace(grid.meta, kind="image") if array.dtype.kind == "f" else grid.meta
+    meta = replace(meta or _known_meta(source), axes=axes)
+    if isinstance(grid, VolumeSource):
+        stored = grid.volume
+        chunk = stored.chunks[-3:] if chunk is None else chunk
+        shard = (stored.shards or stored.chunks)[-3:] if shard is None else shard
     shaped = ArrayShape(array.shape, array.dtype, meta)
     chunk, shard = adopted(out, chunk, shard, overwrite=overwrite)
     with connect(cluster, wait=wait) as client:

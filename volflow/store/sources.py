@@ -162,7 +162,7 @@ def open_source(x: Any) -> Source:
     ----------
     x
         Path of a ``.npy``, ``.nii`` or ``.nii.gz`` file; whatever `open_volume` opens; or a
-        NumPy array, ``zyx`` or ``czyx`` (``yx`` is one slice).
+        NumPy array, ``zyx`` or ``czyx`` (``yx`` is one slice); or a source.
 
     Raises
     ------
@@ -175,6 +175,9 @@ def open_source(x: Any) -> Source:
     >>> source.shape, [roi.start for roi, voxels in source.slabs(16)]
     ((30, 40, 50), [(0, 0, 0), (16, 0, 0)])
     """
+    if hasattr(x, "slabs"):  # opened before
+        opened: Source = x
+        return opened
     if isinstance(x, np.ndarray):
         shape, axes = _volume_shape(x.shape, "the array")
         dtype = check_dtype(x.dtype, "the array")

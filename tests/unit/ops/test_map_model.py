@@ -341,8 +341,8 @@ class TestRefusals:
             vf.map_model(x, random_net(), patch=8, like=stored(voxels((8, 8, 8))))
 
     def test_arrays_of_other_dimensions(self):
-        with pytest.raises(InvalidInput, match="arrays must be zyx or czyx"):
-            vf.map_model(da.ones((8, 8), chunks=4), random_net(), patch=8)
+        with pytest.raises(InvalidInput, match="a volume is zyx or czyx"):
+            vf.map_model(da.ones((8,), chunks=4), random_net(), patch=8)
 
     def test_a_wrong_number_of_channels(self, stored):
         with pytest.raises(InvalidInput, match="does not take a batch"):

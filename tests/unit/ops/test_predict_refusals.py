@@ -150,18 +150,19 @@ class TestInput:
     def test_arrays_of_no_numbers(self, refused):
         assert "complex" in refused(np.zeros((4, 4, 4), "complex64"))
 
-    @pytest.mark.parametrize("shape", [(5,), (3, 3), (2, 2, 2, 2, 2)])
+    @pytest.mark.parametrize("shape", [(5,), (2, 2, 2, 2, 2)])
     def test_dask_arrays_that_are_no_volume(self, refused, shape):
         assert "zyx or czyx" in refused(da.zeros(shape))
 
     def test_dask_arrays_of_unknown_size(self, refused):
         array = da.from_array(SCAN, chunks=8)
-        assert "of known size" in refused(array[array.sum(axis=(1, 2)) > 0])
+        assert "unknown sizes" in refused(array[array.sum(axis=(1, 2)) > 0])
 
     def test_what_is_no_volume_at_all(self, refused):
         message = refused([1, 2, 3])
         assert message == (
-            "input volume must be a path, a Volume, or a NumPy or Dask array; got list"
+            "input volume: a volume is a path, a URL, a Volume, a zarr.Array, a NumPy or Dask array,"
+            " an xarray.DataArray or a torch tensor, given list"
         )
 
     def test_volumes_of_two_shapes(self, refused):

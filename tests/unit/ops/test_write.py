@@ -132,19 +132,21 @@ class TestRefused:
             write(volume.dask() + 1, like=volume, overwrite=True)
         assert np.array_equal(volume[:], SCAN)
 
-    @pytest.mark.parametrize("shape", [(5,), (5, 5), (2, 2, 5, 5, 5)])
+    @pytest.mark.parametrize("shape", [(5,), (2, 2, 5, 5, 5), (5, 0, 5)])
     def test_arrays_that_are_no_volume(self, write, tmp_path, shape):
-        with pytest.raises(InvalidInput, match="a volume has axes zyx or czyx of known size; the"):
+        with pytest.raises(InvalidInput, match="a volume is zyx or czyx and not empty"):
             write(da.zeros(shape))
         assert list(tmp_path.iterdir()) == []
 
     def test_arrays_of_unknown_size(self, write):
         array = da.from_array(SCAN, chunks=8)
-        with pytest.raises(InvalidInput, match=r"of known size; the array has shape .nan"):
+        with pytest.raises(
+            InvalidInput, match=r"unknown sizes, shape \(nan, .*compute_chunk_sizes"
+        ):
             write(array[array.sum(axis=(1, 2)) > 0])
 
     def test_empty_arrays(self, write):
-        with pytest.raises(InvalidInput, match=r"the array of shape \(0, 5, 5\) is empty"):
+        with pytest.raises(InvalidInput, match=r"shape \(0, 5, 5\); a volume is zyx or czyx and"):
             write(da.zeros((0, 5, 5)))
 
     def test_arrays_that_lie_about_their_dtype(self, write):
