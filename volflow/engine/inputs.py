@@ -124,10 +124,24 @@ class Sliced:
         return (1,) * (self.ndim - 3) + chunk_of(self.source)
 
     shards = None
+    path = None
+
+    @property
+    def meta(self) -> Meta:
+        """As the source's."""
+        return self.source.meta
 
     def identity(self) -> str:
         """As the source's."""
         return self.source.identity()
+
+    def read(self, roi: Roi) -> Array:
+        """The voxels of a box."""
+        return self.source.read(roi)
+
+    def __repr__(self) -> str:
+        kind = type(self.source).__name__.removesuffix("Source")
+        return f"{kind}(shape={self.shape}, dtype={self.dtype})"
 
     def __getitem__(self, key: Any) -> Array:
         """Read with integers, slices and ``...``, as from a NumPy array."""

@@ -13,10 +13,10 @@ from typing import IO, Any
 
 import numpy as np
 
+from volflow.engine.inputs import Sliced, VolumeLike, open_input
 from volflow.errors import InvalidInput, MemoryRefused, RunFailed
 from volflow.geometry.budget import format_bytes, parse_bytes
 from volflow.store.aside import file_aside, sweep
-from volflow.store.complete import open_complete
 from volflow.store.exported import (
     SUFFIXES,
     FileSum,
@@ -30,7 +30,7 @@ from volflow.store.exported import (
     state_of,
 )
 from volflow.store.nifti_header import header_bytes, stored_dtype
-from volflow.store.slabs import slab_rois
+from volflow.store.sources import VolumeSource
 from volflow.store.volume import Volume
 
 __all__ = ["check_file", "export", "is_foreign", "refuse_changed", "write_file"]
@@ -40,7 +40,7 @@ KEEP = "keep it under another name, or replace it with overwrite=True (--overwri
 
 
 def export(
-    volume: Volume | str | os.PathLike[str],
+    volume: VolumeLike,
     out: str | os.PathLike[str],
     *,
     overwrite: bool = False,
@@ -57,7 +57,7 @@ def export(
     Parameters
     ----------
     volume
-        A volume, or what `open_volume` opens.
+        Any `VolumeLike`.
     out
         Name of the file; the suffix decides the format.
     overwrite
@@ -88,12 +88,13 @@ def export(
     (4, 5, 6)
     """
     path = check_file(out, overwrite=overwrite)
-    opened = open_complete(volume)
+    source = open_input(volume)
+    opened = source.volume if isinstance(source, VolumeSource) else Sliced(source)
     return write_file(opened, path, overwrite=overwrite, memory=memory)
 
 
 def write_file(
-    volume: Volume,
+    volume: Volume | Sliced,
     path: Path,
     *,
     overwrite: bool = False,
@@ -157,7 +158,7 @@ def refuse_changed(path: Path, remedy: str = KEEP) -> None:
         raise InvalidInput(f"{path} is not what was exported, {fault}; {remedy}")
 
 
-def _standing(path: Path, volume: Volume, remedy: str) -> Receipt:
+def _standing(path: Path, volume: Volume | Sliced, remedy: str) -> Receipt:
     """The receipt of a file that nobody changed."""
     receipt = read_receipt(path)
     if receipt is None:  # written by a version that kept none
@@ -187,26 +188,39 @@ def check_file(out: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
     return path
 
 
-def _pieces(volume: Volume, path: Path, budget: int) -> Iterator[Any]:
+def _pieces(volume: Volume | Sliced, path: Path, budget: int) -> Iterator[Any]:
     """All bytes of the file, before they are packed; what is refused is so before the first."""
     if path.name.lower().endswith(".npy"):
         dtype, head = volume.dtype, _npy_header(volume)
     else:
+        _check_place(volume)
         dtype = stored_dtype(volume.dtype)
         head = header_bytes(volume.meta, volume.shape, dtype)
     depth = _depth(volume, dtype, budget)
+    source = volume.source if isinstance(volume, Sliced) else VolumeSource(volume)
 
     def pieces() -> Iterator[Any]:
         yield head
-        for roi in slab_rois(volume.shape, depth):
-            slab = volume.read(roi)
+        for _, slab in source.slabs(depth):
             for plane in slab.reshape(-1, *slab.shape[-2:]):
                 yield np.ascontiguousarray(plane, dtype).data
 
     return pieces()
 
 
-def _depth(volume: Volume, dtype: np.dtype[Any], budget: int) -> int:
+def _check_place(volume: Volume | Sliced) -> None:
+    """Refuse what `GridAggregator` made of arrays that said nothing of where they lie."""
+    meta = volume.meta
+    computed = meta.source is not None and meta.source.format == "dask"
+    if isinstance(volume, Volume) and computed and not meta.orientation and not meta.affine:
+        raise InvalidInput(
+            f"{volume.path} was made from arrays that know neither spacing nor orientation, and a"
+            " NIfTI file of it would lie mirrored beside its scan; aggregate it again with"
+            ' GridAggregator(…, like="scan.zarr"), or export a .npy'
+        )
+
+
+def _depth(volume: Volume | Sliced, dtype: np.dtype[Any], budget: int) -> int:
     """Planes per slab: a whole layer of chunks where it fits, so that each is decoded once."""
     size_y, size_x = volume.shape[-2:]
     # A slab is held twice while zarr fills it; beside it lies one plane in the file's dtype.
@@ -220,7 +234,7 @@ def _depth(volume: Volume, dtype: np.dtype[Any], budget: int) -> int:
     return min(fits, volume.chunks[-3])
 
 
-def _npy_header(volume: Volume) -> bytes:
+def _npy_header(volume: Volume | Sliced) -> bytes:
     file = BytesIO()
     descr = np.lib.format.dtype_to_descr(volume.dtype)
     header = {"descr": descr, "fortran_order": False, "shape": volume.shape}

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 
 from volflow.engine.cluster import DEFAULT_SHARE, free_memory_bytes
+from volflow.engine.inputs import VolumeLike
 from volflow.errors import InvalidInput
 from volflow.geometry.budget import parse_bytes
 from volflow.model.spec import Spec
 from volflow.ops.aggregate_case import CaseBlend, Manner
 from volflow.ops.finish import Finish
 from volflow.ops.grid_batch import Kind, check_finite, check_holds, corner_of, kind_of, places_of
-from volflow.ops.grid_stream import GridStream, grids_of, targets_of
+from volflow.ops.grid_stream import GridStream, grids_of, metas_of, targets_of
 from volflow.ops.options import PredictOptions, merge_options
 from volflow.ops.scratch import Parked, Scratch
 from volflow.store.layout import resolve_layout
@@ -70,6 +71,11 @@ class GridAggregator:
         integers and bool stay what they are. Integers asked for round and clip.
     chunk, shard
         Layout of the results; by default about 64³ and 256³ voxels.
+    like
+        A volume on the grid of the case whose spacing, unit, orientation and origin the result
+        takes, or one for each by the name of its case. By default they are those of the case's
+        arrays; a case that holds none but what Dask computes knows nothing of its grid, and its
+        result is not exported to NIfTI.
     memory
         For open rows, rows that wait for their shards and patches that wait for their turn, like
         ``"2GiB"``; by default a share of what is free. What is more lies in files without a name
@@ -115,14 +121,16 @@ class GridAggregator:
         dtype: str | None = None,
         chunk: int | tuple[int, int, int] | None = None,
         shard: int | tuple[int, int, int] | None = None,
+        like: VolumeLike | Mapping[str, VolumeLike] | None = None,
         memory: str | int | None = None,
         overwrite: bool = False,
     ) -> None:
         self.grids = grids_of(stream)
-        self.cases = {case.name: case for case in stream.cases}
+        self.metas = metas_of(stream.cases, like)
         self.options = _options(blend, activation, output, dtype, chunk, shard)
         for case in stream.cases:
-            resolve_layout(tuple(case.shape)[-3:], case.meta.spacing, "float32", chunk, shard)
+            spacing = self.metas[case.name].spacing
+            resolve_layout(tuple(case.shape)[-3:], spacing, "float32", chunk, shard)
         self.targets = targets_of(os.fspath(out), stream.cases, overwrite=overwrite)
         self.overwrite = overwrite
         budget = int(free_memory_bytes() * DEFAULT_SHARE) if memory is None else parse_bytes(memory)
@@ -204,7 +212,7 @@ class GridAggregator:
         except BaseException:
             self._discard(BROKEN)
             raise
-        for name in self.cases:
+        for name in self.metas:
             self.results.coverage.setdefault(name, 0.0)
         self._discard(CLOSED)
         return self.results
@@ -228,7 +236,7 @@ class GridAggregator:
     def _add(self, name: str, number: int, kind: Kind, scores_CZYX: torch.Tensor) -> None:
         case = self.open.get(name)
         if case is None:
-            meta, out = self.cases[name].meta, self.targets[name]
+            meta, out = self.metas[name], self.targets[name]
             case = CaseBlend(name, self.grids[name], meta, out, self._manner(kind), self.parked)
             self.open[name] = case
         case.add(number, scores_CZYX)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from volflow.engine.inputs import VolumeLike
 from volflow.errors import InvalidInput
 from volflow.geometry.grid import PatchGrid
 from volflow.ops.session import check_apart
+from volflow.ops.write import grid_of
 from volflow.store.create import check_target
 from volflow.store.journal import journal_dir
 from volflow.store.meta import Meta
 
-__all__ = ["GridCase", "GridStream", "grids_of", "targets_of"]
+__all__ = ["GridCase", "GridStream", "grids_of", "metas_of", "targets_of"]
 
 
 class GridCase(Protocol):
@@ -70,6 +73,38 @@ def grids_of(stream: GridStream) -> dict[str, PatchGrid]:
             " rank=0, world_size=1"
         )
     return {case.name: sampler.grid(case) for case in stream.cases}
+
+
+def metas_of(
+    cases: Sequence[GridCase], like: VolumeLike | Mapping[str, VolumeLike] | None
+) -> dict[str, Meta]:
+    """Spacing, orientation and origin of each case, by name.
+
+    Raises
+    ------
+    InvalidInput
+        Where ``like`` names no case, lies on another grid, or is one volume for several cases.
+    """
+    metas = {case.name: case.meta for case in cases}
+    if like is None:
+        return metas
+    if not isinstance(like, Mapping):
+        if len(cases) > 1:
+            raise InvalidInput(
+                f"like= must name a volume for each of {len(cases)} cases by its name, as in"
+                f' like={{"{cases[0].name}": "scan.zarr"}}; given one {type(like).__name__}'
+            )
+        like = {cases[0].name: like}
+    unknown = [name for name in like if name not in metas]
+    if unknown:
+        raise InvalidInput(
+            f"like= names {', '.join(map(str, unknown))}, but the cases are {', '.join(metas)}"
+        )
+    shapes = {case.name: tuple(case.shape) for case in cases}
+    for name, one in like.items():
+        grid = grid_of(one, shapes[name]).meta
+        metas[name] = replace(grid, axes=("z", "y", "x"), channels=(), kind="image", colors=())
+    return metas
 
 
 def targets_of(template: str, cases: Sequence[GridCase], *, overwrite: bool) -> dict[str, Path]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from volflow.engine.cluster import Cluster, connect, memory_per_worker
 from volflow.engine.events import State
+from volflow.engine.inputs import Sliced, VolumeLike, open_input, refuse_sequential
 from volflow.engine.plan import Plan, Step
 from volflow.engine.run import run
 from volflow.errors import Superseded
@@ -19,7 +20,7 @@ from volflow.geometry.budget import format_bytes
 from volflow.geometry.grid import BlockGrid
 from volflow.geometry.histogram import PIECE_VOXELS, Foreground, Histogram, measure, merge
 from volflow.geometry.roi import Roi
-from volflow.store.complete import open_complete
+from volflow.store.sources import ArraySource, VolumeSource
 from volflow.store.statistics import (
     Statistics,
     check_foreground,
@@ -46,7 +47,7 @@ class StatisticsJob:
     workers, so that the sums are rounded alike everywhere.
     """
 
-    volume: Volume
+    volume: Volume | Sliced
     foreground: Foreground
     session: str = ""
 
@@ -66,7 +67,7 @@ class StatisticsJob:
         return range(count * block // self.blocks, count * (block + 1) // self.blocks)
 
 
-def piece_shape(volume: Volume) -> tuple[int, ...]:
+def piece_shape(volume: Volume | Sliced) -> tuple[int, ...]:
     """Whole shards together, or whole chunks of a large shard: 16 to 64 MiB where that can be.
 
     Examples
@@ -132,6 +133,8 @@ def plan_statistics(job: StatisticsJob, memory_bytes: int) -> Plan:
     peak = int(2.5 * voxels * volume.dtype.itemsize) + 32 * min(PIECE_VOXELS, voxels)
     if volume.dtype.kind == "f" or volume.dtype.itemsize > 2:
         peak += 32 * 2**20 + 36 * min(2**21, voxels)
+    if isinstance(volume, Sliced):  # a piece that Dask computes is made from a few of its chunks
+        peak += 4 * math.prod(volume.chunks) * volume.dtype.itemsize
     plan = Plan(
         "statistics",
         measure_blocks,
@@ -148,7 +151,7 @@ def plan_statistics(job: StatisticsJob, memory_bytes: int) -> Plan:
 
 
 def statistics(
-    volume: Any,
+    volume: VolumeLike,
     *,
     foreground: Foreground = False,
     cluster: Cluster = None,
@@ -158,14 +161,14 @@ def statistics(
 ) -> Statistics:
     """Count, range, mean, deviation and percentiles of a volume, each voxel read once.
 
-    The result is kept beside the volume, in ``<volume>.volflow/`` or, where that cannot be
+    The result is kept beside a stored volume, in ``<volume>.volflow/`` or, where that cannot be
     written, in the user's cache, and taken from there until the volume changes. It does not
     depend on memory, workers or order.
 
     Parameters
     ----------
     volume
-        Path, `Volume` or Zarr array.
+        Any `VolumeLike` that can be read by parts. Of arrays nothing is kept.
     foreground
         False: all voxels; True: those that are not zero; a number: those above it. NaN and
         infinite voxels never count.
@@ -190,13 +193,29 @@ def statistics(
     >>> stats.percentile(75)
     (19.5,)
     """
-    opened = open_complete(volume)
-    job = StatisticsJob(opened, check_foreground(foreground), uuid.uuid4().hex)
-    identity = opened.identity()
-    known = load_statistics(opened, identity, job.foreground)
+    source = open_input(volume)
+    session, asked = uuid.uuid4().hex, check_foreground(foreground)
+    if not isinstance(source, VolumeSource):
+        refuse_sequential(source)
+        job = StatisticsJob(Sliced(source), asked, session)
+        return _measured(job, isinstance(source, ArraySource), cluster, wait, memory, progress)
+    stored = source.volume
+    identity = stored.identity()
+    known = load_statistics(stored, identity, asked)
     if known is not None:
         return known
-    if opened.path is None:  # in memory: no other process could read it
+    job = StatisticsJob(stored, asked, session)
+    found = _measured(job, stored.path is None, cluster, wait, memory, progress)
+    if stored.identity() == identity:  # else it was being written: these fit neither state
+        save_statistics(stored, identity, found)
+    return found
+
+
+def _measured(
+    job: StatisticsJob, in_memory: bool, cluster: Cluster, wait: Any, memory: Any, progress: Any
+) -> Statistics:
+    """The statistics, measured in this thread where no other process could read the voxels."""
+    if in_memory:
         steps = measure_blocks(job, tuple(range(job.blocks)))
         results = {step.block: step.result for step in steps if step.block is not None}
     else:
@@ -207,10 +226,7 @@ def statistics(
             )
         results = report.results
     parts = [results[block] for block in sorted(results)]
-    channels = range(opened.channels_count)
-    found = Statistics(
+    channels = range(job.volume.shape[0] if job.volume.ndim == 4 else 1)
+    return Statistics(
         tuple(merge([part[c] for part in parts if c in part]) for c in channels), job.foreground
     )
-    if opened.identity() == identity:  # else it was being written: these fit neither state
-        save_statistics(opened, identity, found)
-    return found

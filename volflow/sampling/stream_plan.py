@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from volflow.engine.cluster import DEFAULT_SHARE, cores, free_memory_bytes
+from volflow.engine.inputs import chunk_of
 from volflow.errors import MemoryRefused
+from volflow.geometry import superchunks
 from volflow.geometry.budget import format_bytes, parse_bytes
-from volflow.sampling.cases import READ_BYTES
+from volflow.sampling.cases import READ_BYTES, Case
 from volflow.sampling.field import Field, RandomField
 
 __all__ = ["StreamPlan", "plan_stream"]
@@ -21,8 +23,13 @@ DECODE_BYTES_PER_S = 250e6
 COPY_BYTES_PER_S = 2e9
 # Superchunks read ahead where memory allows: lanes come to their next one after the other.
 AHEAD = 4
-# Batches, draws, and what Python and the allocator add.
-OVERHEAD_BYTES = 48 * 2**20
+# Draws, and what Python and its threads add.
+OVERHEAD_BYTES = 12 * 2**20
+# Patches in batches of four that wait, are made, or are with the trainer, and as many that the
+# allocator keeps.
+BATCHED, BATCHED_BYTES = 32, 128 * 2**20
+# What zarr holds of the bytes that are read: compressed, decoded, put together.
+READ_COPIES = 3
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,9 @@ class StreamPlan:
     memory_bytes
         What may be added to this process.
     read_bytes, threads
-        What reading takes beside the superchunks, and how many threads read.
+        What a thread that reads takes beside the superchunks, and how many read.
+    batch_bytes
+        What batches take.
     """
 
     patches: int
@@ -65,6 +74,7 @@ class StreamPlan:
     memory_bytes: int
     read_bytes: int
     threads: int
+    batch_bytes: int
 
     @property
     def reuse(self) -> float:
@@ -81,7 +91,9 @@ class StreamPlan:
     @property
     def peak_bytes(self) -> int:
         """Projected growth of this process."""
-        return _peak(self.held_lanes + self.ahead, self.superchunk_bytes, self.read_bytes)
+        held = self.held_lanes + self.ahead
+        reading = min(self.threads, held) * self.read_bytes
+        return held * self.superchunk_bytes + reading + self.batch_bytes + OVERHEAD_BYTES
 
     @cached_property
     def seconds_per_patch(self) -> dict[str, float]:
@@ -157,21 +169,18 @@ def plan_stream(
     case = field.cases[0]
     voxel_bytes = sum(map(case.voxel_bytes, case.sources))
     size = math.prod(field.held) * voxel_bytes
-    # Whole layers of chunks are read at once, which takes zarr three times their size.
+    # Whole layers of chunks are read at once, but no more than there is.
     layer = size // field.held[0] * min(field.held[0], max(case.chunk[0] for case in field.cases))
-    read = 3 * threads * max(READ_BYTES, layer)
+    decoded = max(_decoded_bytes(case, field.held) for case in field.cases)
     there = int(field.first[-1])
     held = min(max(1, lanes // sharing), there)
-    ahead = min(AHEAD, there - held)
-    while ahead > 1 and _peak(held + ahead, size, read) > budget:
-        ahead -= 1
     plan = StreamPlan(
         patches,
         lanes,
         there,
         sharing,
         held,
-        ahead,
+        min(AHEAD, there - held),
         field.held,
         size,
         field.mean_decoded,
@@ -179,11 +188,14 @@ def plan_stream(
         math.prod(field.patch),
         voxel_bytes,
         budget,
-        read,
+        READ_COPIES * min(max(READ_BYTES, layer), decoded),
         threads,
+        min(BATCHED * math.prod(field.patch) * _batched_bytes(case), BATCHED_BYTES),
     )
+    while plan.ahead > 1 and plan.peak_bytes > budget:
+        plan = replace(plan, ahead=plan.ahead - 1)
     if plan.peak_bytes > budget:
-        raise MemoryRefused(_remedy(plan))
+        raise MemoryRefused(_remedy(plan, field.patch, case.chunk))
     return plan
 
 
@@ -202,27 +214,65 @@ def _per_visit(field: Field, patches: int, lanes: int, reuse: float) -> float:
     return max(1.0, min(wanted, patches / lanes))
 
 
-def _peak(superchunks: int, size: int, read: int) -> int:
-    return superchunks * size + read + OVERHEAD_BYTES
+def _decoded_bytes(case: Case, held: Sequence[int]) -> int:
+    """What is decoded at most to read the arrays of a superchunk: all chunks that it touches."""
+    total = 0
+    for name, source in case.sources.items():
+        chunks = chunk_of(source)
+        sides = (
+            min((-(-h // c) + 1) * c, -(-n // c) * c)
+            for h, c, n in zip(held, chunks, case.shape, strict=True)
+        )
+        total += math.prod(sides) * case.voxel_bytes(name)
+    return total
 
 
-def _remedy(plan: StreamPlan) -> str:
+def _batched_bytes(case: Case) -> int:
+    """A voxel in a batch: classes are int64, all else is float32."""
+    return sum(case.channels(name) * (8 if name in case.classes else 4) for name in case.sources)
+
+
+def _remedy(plan: StreamPlan, patch: Sequence[int], chunk: Sequence[int]) -> str:
+    """What was refused, and what helps: more memory, or the settings with which it fits."""
     size, budget = plan.superchunk_bytes, plan.memory_bytes
+    window = f"{_count(plan.held_lanes, 'superchunk', 'superchunks')} of {format_bytes(size)}"
+    reading = min(plan.threads, plan.held_lanes + plan.ahead)
     text = (
-        f"a window of {plan.held_lanes} superchunks of {format_bytes(size)} and {plan.ahead} read "
-        f"ahead needs {format_bytes(plan.peak_bytes)}, but memory is {format_bytes(budget)}; give "
-        f"it memory={format_bytes(math.ceil(plan.peak_bytes * 1.01)).replace(' ', '')!r}"
+        f"a window of {window} and {plan.ahead} read ahead,"
+        f" {_count(reading, 'reading thread', 'reading threads')} and batches need"
+        f" {format_bytes(plan.peak_bytes)}, but memory is {format_bytes(budget)}; give it"
+        f" memory={format_bytes(math.ceil(plan.peak_bytes * 1.01)).replace(' ', '')!r}"
     )
-    fits = _lanes_that_fit(plan)
-    if fits:
-        text += f", or use lanes={fits}"
-    return text + ", or convert the volumes to chunks of half a patch to one patch"
+    ways = [f"use {setting}" for setting in _settings_that_fit(plan)]
+    if _small_chunks_fit(plan, patch, chunk):
+        ways.append("convert the volumes to chunks of half a patch")
+    return ", or ".join([text, *ways])
 
 
-def _lanes_that_fit(plan: StreamPlan) -> int | None:
-    sharing = max(1, plan.lanes // plan.held_lanes)
-    smaller: Sequence[int] = [n for n in (64, 32, 16, 8, 4, 2, 1) if n < plan.held_lanes]
-    for lanes in smaller:
-        if _peak(lanes + 1, plan.superchunk_bytes, plan.read_bytes) <= plan.memory_bytes:
-            return lanes * sharing
-    return None
+def _small_chunks_fit(plan: StreamPlan, patch: Sequence[int], chunk: Sequence[int]) -> bool:
+    """Whether superchunks are as large as they are because of their chunks, and it fits without."""
+    smaller = (
+        max(superchunks.HELD_VOXELS, math.prod(p // 2 + p - 1 for p in patch)) * plan.voxel_bytes
+    )
+    if smaller >= plan.superchunk_bytes or all(c <= p for c, p in zip(chunk, patch, strict=True)):
+        return False
+    converted = replace(
+        plan,
+        held_lanes=max(1, plan.lanes // plan.processes),
+        ahead=1,
+        superchunk_bytes=smaller,
+        read_bytes=READ_COPIES * max(READ_BYTES, smaller // 2),
+    )
+    return converted.peak_bytes <= plan.memory_bytes
+
+
+def _settings_that_fit(plan: StreamPlan) -> Iterator[str]:
+    """Fewer threads where that is enough, fewer lanes where it is not."""
+    single = replace(plan, threads=1)
+    if plan.threads > 1 and single.peak_bytes <= plan.memory_bytes:
+        yield "threads=1"
+    for lanes in (n for n in (64, 32, 16, 8, 4, 2, 1) if n < plan.held_lanes):
+        fewer = replace(plan, held_lanes=lanes, ahead=min(1, plan.superchunks - lanes))
+        if fewer.peak_bytes <= plan.memory_bytes:
+            yield f"lanes={lanes * plan.processes}"
+            return

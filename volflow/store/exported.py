@@ -24,7 +24,6 @@ from volflow.store.journal import journal_dir
 from volflow.store.nifti import import_nibabel
 from volflow.store.opening import is_url
 from volflow.store.sources import open_source
-from volflow.store.volume import Volume
 
 __all__ = [
     "SUFFIXES",
@@ -89,10 +88,10 @@ def is_foreign(path: Any) -> bool:
     return isinstance(path, str | os.PathLike) and os.fspath(path).lower().endswith(SUFFIXES)
 
 
-def state_of(volume: Volume) -> str:
+def state_of(volume: Any) -> str:
     """The identity of a volume's voxels; ``""`` where that cannot be asked for."""
     known = volume.path is not None and not is_url(volume.path)
-    return volume.identity() if known else ""
+    return str(volume.identity()) if known else ""
 
 
 def read_receipt(path: Path) -> Receipt | None:
@@ -149,7 +148,7 @@ def fault_of(path: Path, receipt: Receipt) -> str:
         return f"it cannot be read, {(error.strerror or str(error)).lower()}"
 
 
-def foreign_voxels(path: Path, volume: Volume) -> str:
+def foreign_voxels(path: Path, volume: Any) -> str:
     """How the voxels of a file differ from those of a volume; ``""`` where they do not."""
     if not path.name.lower().endswith(".npy"):
         import_nibabel()

@@ -59,6 +59,12 @@ def verify(
     Locked
         While a driver writes the output.
     """
+    named = path.path if isinstance(path, Volume) else isinstance(path, str | os.PathLike)
+    if not named:
+        raise InvalidInput(
+            f"an output on disk is verified, given a {type(path).__name__} in memory; give the path"
+            " of what volflow wrote, or its Volume"
+        )
     out = os.fspath((path.path or "") if isinstance(path, Volume) else path)
     if is_foreign(out) and not Path(out).is_dir():
         return _verify_file(Path(out), progress)

@@ -161,8 +161,8 @@ class TestInput:
     def test_what_is_no_volume_at_all(self, refused):
         message = refused([1, 2, 3])
         assert message == (
-            "input volume: a volume is a path, a URL, a Volume, a zarr.Array, a NumPy or Dask array,"
-            " an xarray.DataArray or a torch tensor, given list"
+            "input volume: a volume is a path, a URL, a Volume, a zarr.Array, a NumPy or Dask"
+            " array, an xarray.DataArray or a torch tensor, given list"
         )
 
     def test_volumes_of_two_shapes(self, refused):

@@ -140,9 +140,7 @@ class TestRefused:
 
     def test_arrays_of_unknown_size(self, write):
         array = da.from_array(SCAN, chunks=8)
-        with pytest.raises(
-            InvalidInput, match=r"unknown sizes, shape \(nan, .*compute_chunk_sizes"
-        ):
+        with pytest.raises(InvalidInput, match=r"unknown sizes, .*compute_chunk_sizes"):
             write(array[array.sum(axis=(1, 2)) > 0])
 
     def test_empty_arrays(self, write):

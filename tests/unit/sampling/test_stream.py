@@ -494,13 +494,39 @@ class TestRefusals:
 
     def test_of_too_little_memory_says_what_would_do(self, cases):
         image = da.zeros((900, 900, 900), chunks=64, dtype="f4")
-        with pytest.raises(MemoryRefused, match=r"memory='.*iB', or use lanes=2, or convert") as e:
+        with pytest.raises(MemoryRefused, match=r"memory='.*iB', or use lanes=2$") as e:
             vf.PatchStream(image, vf.UniformSampler(64), 1000, memory="600MiB")
         text = str(e.value)
         enough = text.split("memory='")[1].split("'")[0]
         plan = vf.PatchStream(image, vf.UniformSampler(64), 1000, memory=enough).plan
         assert plan.peak_bytes <= plan.memory_bytes
         assert vf.PatchStream(image, vf.UniformSampler(64), 1000, memory="600MiB", lanes=2).plan
+
+    @pytest.mark.parametrize(
+        ("shape", "chunk", "memory", "remedies"),
+        [
+            ((40, 40, 40), 40, "8MiB", []),
+            ((200, 200, 800), 64, "100MiB", ["threads=1"]),
+            ((400, 400, 800), 400, "1GiB", ["convert"]),
+        ],
+        ids=["a tiny volume", "threads", "chunks"],
+    )
+    def test_of_too_little_memory_names_what_helps(self, shape, chunk, memory, remedies):
+        """Neither fewer lanes nor other chunks are a remedy for a volume that is one superchunk."""
+
+        def stream(memory, threads, chunk=chunk):
+            image, sampler = da.zeros(shape, chunks=chunk, dtype="f4"), vf.UniformSampler(32)
+            return vf.PatchStream(image, sampler, 100, memory=memory, threads=threads, lanes=2)
+
+        with pytest.raises(MemoryRefused) as e:
+            stream(memory, 4)
+        text = str(e.value)
+        assert [word for word in ("threads=1", "lanes=", "convert") if word in text] == remedies
+        assert stream(text.split("memory='")[1].split("'")[0], 4).plan
+        if "threads=1" in remedies:
+            assert stream(memory, 1).plan
+        if "convert" in remedies:
+            assert stream(memory, 4, chunk=16).plan
 
     def test_of_a_state_of_another_stream(self, cases):
         state = vf.PatchStream(cases, vf.UniformSampler(4), 96).state_dict()

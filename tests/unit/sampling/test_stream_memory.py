@@ -31,6 +31,21 @@ if __name__ == "__main__":
 """
 
 
+TINY = """
+if __name__ == "__main__":
+    (volume,) = sys.argv[1:]
+    stream = vf.PatchStream(volume, vf.UniformSampler(16), 200, memory="32MiB", threads=4)
+    report_growth(stream.plan, lambda: [batch for batch in stream.loader(4)][:0])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
+def test_a_tiny_volume_needs_little(grown, noise):
+    """It was projected at 48 MiB for each of four threads, and 48 more."""
+    run = grown(TINY, noise("tiny.zarr", (40, 40, 40), "uint16", 64, np.zeros))
+    assert run["growth"] <= run["peak_bytes"] <= 32 * MIB
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
 def test_is_within_the_plan_and_does_not_follow_the_volume(grown, noise):
     rng = np.random.default_rng(0)
