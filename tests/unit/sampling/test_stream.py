@@ -506,7 +506,7 @@ class TestRefusals:
         ("shape", "chunk", "memory", "remedies"),
         [
             ((40, 40, 40), 40, "8MiB", []),
-            ((200, 200, 800), 64, "100MiB", ["threads=1"]),
+            ((200, 200, 800), 64, "340MiB", ["threads=1"]),
             ((400, 400, 800), 400, "1GiB", ["convert"]),
         ],
         ids=["a tiny volume", "threads", "chunks"],
