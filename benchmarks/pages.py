@@ -89,7 +89,12 @@ def workers(method: str) -> Iterator[Callable[[], list[tuple[float, int]]]]:
     from distributed import Client, LocalCluster
 
     with (
-        LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=None) as cluster,
+        LocalCluster(
+            n_workers=1,
+            threads_per_worker=2,
+            dashboard_address=None,
+            scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
+        ) as cluster,
         Client(cluster) as client,  # the active one, which volflow takes
     ):
         client.run(load)
