@@ -20,6 +20,7 @@ from volflow.model.bundle import load_model, save_model
 from volflow.model.load import read_weights
 from volflow.model.unet import UNet
 from volflow.ops.convert import convert
+from volflow.ops.predict import predict
 from volflow.ops.statistics import statistics
 from volflow.report.info import facts_of, facts_text
 from volflow.report.runs import run_facts, run_text
@@ -102,6 +103,17 @@ def make_files(folder: Path) -> dict[str, Sample]:
     }
 
 
+def make_runs(folder: Path) -> dict[str, Sample]:
+    """Runs that go on, or do not, from what `make_files` wrote."""
+    _predict(folder)
+    _exact(folder)
+    return {
+        "convert run": Sample("a.zarr.volflow/plan.json", _convert),
+        "predict run": Sample("p.zarr.volflow/plan.json", _predict),
+        "exact run": Sample("e.zarr.volflow/plan.json", _exact),
+    }
+
+
 def _foreign(folder: Path) -> None:
     """An OME-Zarr 0.4 as others write it."""
     group = zarr.create_group(folder / "v2.zarr", zarr_format=2)
@@ -143,6 +155,20 @@ def _read_statistics(folder: Path) -> None:
     found = load_statistics(volume, volume.identity(), False)
     if found is not None:
         str(found), found.to_dict()
+
+
+def _convert(folder: Path) -> None:
+    convert(folder / "a.nii", folder / "a.zarr", progress=False)
+
+
+def _predict(folder: Path) -> None:
+    options = {"blend": "gaussian", "memory": "1GiB", "progress": False}
+    predict(folder / "a.zarr", folder / "bundle", folder / "p.zarr", **options)
+
+
+def _exact(folder: Path) -> None:
+    options = {"blend": "exact", "memory": "1GiB", "progress": False}
+    predict(folder / "a.zarr", folder / "bundle", folder / "e.zarr", **options)
 
 
 def _count(folder: Path) -> None:

@@ -20,20 +20,39 @@ import pytest
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
-from tests.hostile_files import VALUES, Sample, contents, make_files, places, replaced, without
+from tests.hostile_files import (
+    VALUES,
+    Sample,
+    contents,
+    make_files,
+    make_runs,
+    places,
+    replaced,
+    without,
+)
 from volflow.errors import VolflowError
 
-NAMES = (
+FILES = (
     "nii", "nii2", "nii.gz", "npy", "group", "array", "shard", "v2 array", "v2 attributes",
     "v2 chunk", "plan", "block", "lock", "statistics", "counts", "bundle", "weights", "checkpoint",
 )  # fmt: skip
+RUNS = ("convert run", "predict run", "exact run")
+NAMES = FILES + RUNS
 EXAMPLES = 45  # of each kind in CI: about a minute in all
+MOST_REPR = 2000
 MOST_BYTES = 2**28  # more than a read of these files needs, less than what any of them may claim
 PATIENCE_S = 60  # a hang, not a slow machine
 
 NUMBERS = (0, 1, 255, 2**15 - 1, 2**15, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**63, 2**64 - 1)
 # float32 and float64 of NaN, inf, -inf, -1, 1e300 and the like
 FLOATS = ("7fc00000", "7f800000", "ff800000", "bf800000", "7ff8000000000000", "7ff0000000000000")
+
+
+class Data(bytes):
+    """What stands in a file; Hypothesis shows it, and it may be long."""
+
+    def __repr__(self) -> str:
+        return bytes(self[:MOST_REPR]).__repr__() + (" …" if len(self) > MOST_REPR else "")
 
 
 class Hang(BaseException):
@@ -46,7 +65,7 @@ def files(tmp_path_factory):
     home = folder.with_name("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(home))
-        samples = make_files(folder)
+        samples = make_files(folder) | make_runs(folder)
         assert tuple(samples) == NAMES
         yield folder, samples, contents(folder)
 
@@ -146,8 +165,8 @@ def changed(name: str, whole: bytes) -> st.SearchStrategy[bytes]:
     try:
         json.loads(whole)
     except ValueError:
-        return changed_bytes(whole)
-    return changed_json(whole) | changed_json(whole) | changed_bytes(whole)
+        return changed_bytes(whole).map(Data)
+    return (changed_json(whole) | changed_json(whole) | changed_bytes(whole)).map(Data)
 
 
 def attempt(folder: Path, sample: Sample, kept: dict[str, bytes], data: bytes) -> None:

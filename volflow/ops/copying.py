@@ -19,7 +19,7 @@ from distributed import Client
 
 from volflow.engine.events import State
 from volflow.engine.plan import Plan, Step
-from volflow.errors import InvalidInput, SourceChanged
+from volflow.errors import Damaged, InvalidInput, SourceChanged
 from volflow.geometry.grid import BlockGrid
 from volflow.ops.origin import Origin
 from volflow.ops.session import begin_anew, run_journalled
@@ -29,6 +29,7 @@ from volflow.store.journal import Journal, Record, ShardEntry, journal_dir
 from volflow.store.labels import taken_as
 from volflow.store.layout import resolve_layout
 from volflow.store.meta import Meta
+from volflow.store.records import typed
 from volflow.store.sources import Source, open_source
 from volflow.store.volume import Volume, open_volume
 
@@ -244,8 +245,22 @@ def adopted(
     before = None if overwrite or "://" in os.fspath(out) else Journal(journal_dir(out)).recorded()
     if before is None or chunk is not None or shard is not None:
         return chunk, shard
-    saved = before.settings
-    return tuple(saved["chunk"])[-3:], tuple(saved["shard"])[-3:]
+    try:
+        saved = typed(_Layout, before.settings)
+    except ValueError as error:
+        raise Damaged(
+            f"the journal of {out} records no layout ({error}); begin again (overwrite=True,"
+            " --overwrite)"
+        ) from error
+    return saved.chunk[-3:], saved.shard[-3:]
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What the journal of a copy says of its layout."""
+
+    chunk: tuple[int, ...]
+    shard: tuple[int, ...]
 
 
 def make_plan(copy: Copy, job: Any, done: frozenset[int], memory_bytes: int) -> Plan:

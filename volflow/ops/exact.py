@@ -29,7 +29,7 @@ from distributed import Client
 from volflow.engine.cluster import memory_per_worker, workers
 from volflow.engine.events import State
 from volflow.engine.plan import Plan, split_runs
-from volflow.errors import RunFailed
+from volflow.errors import ResumeRefused, RunFailed
 from volflow.geometry.grid import BlockGrid
 from volflow.model.resident import ModelPlugin
 from volflow.ops.exact_job import Blockwise
@@ -46,6 +46,19 @@ from volflow.store.journal import Journal, Record, journal_dir
 __all__ = ["Passes", "run_passes"]
 
 Array = npt.NDArray[Any]
+
+
+def _check(exact: ExactSettings, graph: Graph, request: Request) -> None:
+    """Refuse passes of a journal that are none of this network."""
+    known = range(len(graph.nodes))
+    for step in exact.passes:
+        nodes = (*step.given, *step.stores, *step.statistics)
+        sides = len(step.block) == len(graph.sizes(0)) and min(step.block) >= 1
+        if not sides or not all(n in known for n in nodes):
+            raise ResumeRefused(
+                f"the journal of {request.out} names passes that the model has not; begin again"
+                " (overwrite=True, --overwrite)"
+            )
 
 
 @dataclass(frozen=True)
@@ -76,6 +89,7 @@ class Passes:
         """The passes of a run with these settings."""
         network = network_of(request, exact.sizes, settings.device, settings.precision)
         graph = replace(network, device="cpu").graph(request.model.module)
+        _check(exact, graph, request)
         return cls(
             request,
             exact,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -64,18 +64,6 @@ class ExactSettings:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for the journal."""
         return {"sizes": list(self.sizes), "passes": [asdict(step) for step in self.passes]}
-
-    @classmethod
-    def from_dict(cls, saved: Mapping[str, Any]) -> ExactSettings:
-        """The settings of a journal."""
-        passes = []
-        for step in saved["passes"]:
-            values: dict[str, Any] = {
-                name: tuple(value) if isinstance(value, list) else value
-                for name, value in step.items()
-            }
-            passes.append(Pass(**values))
-        return cls(tuple(saved["sizes"]), tuple(passes))
 
 
 def dropped_axis(request: Request) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -29,8 +30,11 @@ from volflow.ops.request import Request, check_classes, output_meta
 from volflow.ops.tiling import Demand, choose_tiling, limit_depth, patch_count, runs_of
 from volflow.store.journal import Journal, Record, journal_dir
 from volflow.store.layout import resolve_layout
+from volflow.store.records import typed
 
 __all__ = ["Settings", "adopt", "decide", "make_plan", "out_blocks"]
+
+MOST_SIDE = 2**31  # of what a journal may say
 
 
 @dataclass(frozen=True)
@@ -59,11 +63,22 @@ class Settings:
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Settings:
         """The settings of a journal."""
-        outputs = tuple(Output(n, c, tuple(s)) for n, c, s in saved["outputs"])
-        values: dict[str, Any] = {name: saved.get(name) for name in cls.__dataclass_fields__}
-        values |= {name: tuple(saved[name]) for name in ("block", "chunk", "shard")}
-        values["exact"] = ExactSettings.from_dict(saved["exact"]) if saved.get("exact") else None
-        return cls(**{**values, "outputs": outputs})
+        outputs = [{"name": n, "channels": c, "scale": s} for n, c, s in saved["outputs"]]
+        values = {name: saved[name] for name in cls.__dataclass_fields__ if name in saved}
+        settings = typed(cls, {**values, "outputs": outputs})
+        sides = [
+            settings.block,
+            settings.chunk,
+            settings.shard,
+            *(o.scale for o in settings.outputs),
+        ]
+        if {len(three) for three in sides} != {3} or not settings.outputs:
+            raise ValueError("there are not three numbers for three axes")
+        counts = (settings.batch_size, settings.threads, *(o.channels for o in settings.outputs))
+        if not all(1 <= n <= MOST_SIDE for n in (*counts, *itertools.chain(*sides))):
+            raise ValueError("numbers are out of any range")
+        np.dtype(settings.dtype)
+        return settings
 
 
 @dataclass(frozen=True)
@@ -212,7 +227,7 @@ def adopt(request: Request, record: Record) -> Settings:
         settings = Settings.from_dict(record.settings)
     except (KeyError, TypeError, ValueError) as error:
         raise ResumeRefused(
-            f"the journal of {request.out} is not one of predict; use overwrite=True"
+            f"the journal of {request.out} is not one of predict ({error}); use overwrite=True"
         ) from error
     options = request.options
     if options.exact != (settings.exact is not None):

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from volflow.geometry.grid import MOST_BLOCKS
 from volflow.store.atomic import differences
 
-__all__ = ["FORMAT", "Record", "ShardEntry", "as_entries", "as_record", "change_between"]
+__all__ = ["FORMAT", "Record", "ShardEntry", "as_entries", "as_record", "change_between", "typed"]
 
 FORMAT = 1
+T = TypeVar("T")
 MOST_LINES = 4  # of what has changed, in a refusal
 
 
@@ -95,6 +98,28 @@ def as_record(saved: Any) -> Record:
     if math.prod(grid) > MOST_BLOCKS:
         raise ValueError(f"its grid {grid!r:.80} has more than {MOST_BLOCKS} blocks")
     return Record(operation, fingerprint, settings)
+
+
+def typed(kind: type[T], saved: Any) -> T:
+    """A value of a dataclass, made of what JSON holds of it: lists are tuples, dicts dataclasses.
+
+    Raises
+    ------
+    ValueError
+        Where it holds anything else, saying where.
+
+    Examples
+    --------
+    >>> typed(ShardEntry, {"array": "0", "start": [0], "stop": ["a"], "crc32c": 1})
+    Traceback (most recent call last):
+    ValueError: stop.0 is 'a': Input should be a valid integer, unable to parse string as an integer
+    """
+    try:
+        return TypeAdapter(kind).validate_python(saved)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        where = ".".join(map(str, first["loc"])) or "it"
+        raise ValueError(f"{where} is {first['input']!r:.40}: {first['msg']}") from error
 
 
 def as_entries(saved: Any) -> tuple[tuple[ShardEntry, ...], dict[str, float]]:
