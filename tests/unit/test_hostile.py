@@ -8,12 +8,14 @@ import struct
 import zipfile
 
 import nibabel as nib
+import numcodecs
 import numpy as np
 import pytest
 import zarr
 
 from tests.hostile_files import SHAPE, contents, make_files, replaced, scan
 from volflow.cli import run
+from volflow.errors import Unreadable
 from volflow.geometry.roi import Roi
 from volflow.ops.statistics import statistics
 from volflow.sampling.mass import count_classes
@@ -327,3 +329,20 @@ def test_names_are_no_mathematics(folder):
     zarr.open_group(folder / "v2.zarr").attrs["omero"] = {"channels": [{"label": "$x_{"}]}
     assert run(["preview", "v2.zarr", "-o", "a.png", "--dpi", "30"]) == 0
     assert open_volume(folder / "v2.zarr").meta.channels == ("$x_{",)
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("cut", [0, 15, 16, 400])
+def test_a_blosc_chunk_that_is_cut_short_does_not_end_the_process(tmp_path, zarr_format, cut):
+    blosc = {2: numcodecs.Blosc("lz4"), 3: zarr.codecs.BloscCodec(cname="lz4")}[zarr_format]
+    array = zarr.create_array(
+        tmp_path / "a.zarr", shape=SHAPE, chunks=SHAPE, dtype="i2", compressors=blosc,
+        zarr_format=zarr_format,
+    )  # fmt: skip
+    array[:] = scan()
+    (chunk,) = (path for path in (tmp_path / "a.zarr").rglob("*0") if path.is_file())
+    data = bytearray(chunk.read_bytes()[:cut])
+    data[12:16] = (2**30).to_bytes(4, "little")[: max(0, cut - 12)]
+    chunk.write_bytes(data)
+    with pytest.raises(Unreadable, match="bytes and says it had"):
+        open_volume(tmp_path / "a.zarr")[:]

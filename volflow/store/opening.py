@@ -16,6 +16,7 @@ from zarr.storage import LocalStore
 from volflow.errors import Damaged, InvalidInput, RunFailed, Unreadable
 from volflow.geometry.roi import Roi
 from volflow.store.atomic import read_json
+from volflow.store.frames import check_frames
 from volflow.store.meta import Level, Meta
 
 __all__ = [
@@ -248,6 +249,7 @@ def read_stored(
         Where they cannot be reached.
     """
     try:
+        check_frames(array, index)
         return array.get_basic_selection(index)
     except Exception as error:  # codecs and stores raise whatever they like
         # For small chunks there is memory: what was asked for is what damaged bytes claim.

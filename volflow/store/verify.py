@@ -26,6 +26,7 @@ from volflow.store.exported import (
     state_of,
     stored_behind,
 )
+from volflow.store.frames import check_frames
 from volflow.store.journal import Journal, Record, ShardEntry, journal_dir
 from volflow.store.pyramid import level_journals
 from volflow.store.volume import Volume, open_volume
@@ -223,7 +224,9 @@ def _fault(
         if any(a % n or b - a > n for a, b, n in zip(entry.start, entry.stop, unit, strict=True)):
             return f"{where}: the journal's box is no stored object of the array"
         try:
-            voxels = np.ascontiguousarray(array[Roi(entry.start, entry.stop).slices()])
+            box = Roi(entry.start, entry.stop).slices()
+            check_frames(array, box)
+            voxels = np.ascontiguousarray(array[box])
         except PermissionError as error:
             raise InvalidInput(f"{where} cannot be read: permission denied") from error
         except Exception as error:  # codecs raise whatever they like

@@ -274,7 +274,7 @@ class TestRefused:
 
     def test_the_output_of_another_operation(self, predict, tmp_path):
         vf.convert(SCAN, tmp_path / "out.zarr", progress=False)
-        with pytest.raises(InvalidInput, match=r"is not one of predict; use overwrite=True"):
+        with pytest.raises(InvalidInput, match=r"is not one of predict .*; use overwrite=True"):
             predict(SCAN[1:], random_net())
 
     def test_a_damaged_journal(self, predict, volume, tmp_path):
