@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from volflow.engine.memory import begin_peak, peak_bytes
 from volflow.errors import InvalidInput
+from volflow.model.precision import explaining_half, refuse_complex, resolve_precision
 from volflow.model.resident import forward_lock, resident
 
 __all__ = [
@@ -128,10 +129,7 @@ class Forward:
     def here(self) -> Forward:
         """The same with the device and precision that "auto" means on this machine."""
         device = pick_device(self.device)
-        precision = self.precision
-        if precision == "auto":
-            bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-            precision = "bfloat16" if bf16 and self.dtype == "float32" else "float32"
+        precision = resolve_precision(self.precision, device, self.dtype)
         return replace(self, device=str(device), precision=precision)
 
     def module(self) -> torch.nn.Module:
@@ -208,13 +206,15 @@ def _is_out_of_memory(error: BaseException) -> bool:
 def _named(raw: Any) -> dict[str, torch.Tensor]:
     """Outputs by name: a tensor is nameless, a tuple's are output0, output1, …."""
     if isinstance(raw, torch.Tensor):
-        return {"": raw}
-    if isinstance(raw, Mapping):
+        named = {"": raw}
+    elif isinstance(raw, Mapping):
         named = {str(name): value for name, value in raw.items()}
     elif isinstance(raw, Sequence):
         named = {f"output{n}": value for n, value in enumerate(raw)}
     else:
         named = {}
+    for name, value in named.items():
+        refuse_complex(value, f"the model's output {name}".rstrip())
     if not named or not all(isinstance(value, torch.Tensor) for value in named.values()):
         raise InvalidInput(
             "the model must return a tensor, or a dict or tuple of tensors;"
@@ -338,15 +338,16 @@ def _trial(forward: Forward, batch: int) -> tuple[dict[str, torch.Tensor], int]:
     device = torch.device(forward.device)
     data = torch.zeros((batch, forward.channels, *forward.patch), dtype=forward.torch_dtype)
     before = mark_peak(device)
-    try:
-        outputs = forward(data.to(device))
-    except Exception as error:  # models raise whatever they like
-        if isinstance(error, InvalidInput) or _is_out_of_memory(error):
-            raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InvalidInput(
-            f"the model does not take a batch of shape {tuple(data.shape)}: {reason}"
-        ) from error
+    with explaining_half(forward.module(), forward.dtype):
+        try:
+            outputs = forward(data.to(device))
+        except Exception as error:  # models raise whatever they like
+            if isinstance(error, InvalidInput) or _is_out_of_memory(error):
+                raise
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise InvalidInput(
+                f"the model does not take a batch of shape {tuple(data.shape)}: {reason}"
+            ) from error
     return outputs, max(0, read_peak(device) - before)
 
 

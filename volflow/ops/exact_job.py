@@ -15,6 +15,7 @@ from volflow.geometry.frame import Frame
 from volflow.geometry.normalize import Normalization
 from volflow.geometry.roi import Roi
 from volflow.model.forward import pick_device
+from volflow.model.precision import explaining_half, resolve_precision
 from volflow.model.resident import resident
 from volflow.ops.feed import Inputs, apply_function
 from volflow.ops.finish import Finish
@@ -105,8 +106,10 @@ class Network:
 
     def here(self) -> Network:
         """The same with the device that "auto" means here; in float32 unless it says otherwise."""
-        precision = "float32" if self.precision == "auto" else self.precision
-        return replace(self, device=str(pick_device(self.device)), precision=precision)
+        device = pick_device(self.device)
+        asked = "float32" if self.precision == "auto" else self.precision
+        precision = resolve_precision(asked, device, self.dtype)
+        return replace(self, device=str(device), precision=precision)
 
     def graph(self, module: nn.Module | None = None) -> Graph:
         """The graph of the resident model, or of one at hand; node numbers are the same."""
@@ -115,7 +118,8 @@ class Network:
         if self.flips:
             seen = [a for a in range(3) if a != self.dropped]
             module = Flipped(module, tuple(seen.index(a) for a in self.flips if a in seen))
-        return trace_any(module, self.channels, self.sizes, self.torch_dtype)
+        with explaining_half(module, self.dtype):
+            return trace_any(module, self.channels, self.sizes, self.torch_dtype)
 
 
 def read_image(inputs: Inputs, box: Roi, dtype: str) -> Array:

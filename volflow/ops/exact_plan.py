@@ -15,6 +15,7 @@ from volflow.engine.cluster import memory_per_worker, workers
 from volflow.errors import MemoryRefused
 from volflow.geometry.budget import format_bytes
 from volflow.model.forward import Output
+from volflow.model.precision import refuse_complex
 from volflow.ops.exact_job import Network
 from volflow.ops.exact_layout import Layout, Result
 from volflow.ops.kept import free_bytes
@@ -133,7 +134,10 @@ def decide_exact(request: Request, client: Client, memory: Any, threads: int) ->
 
 
 def exact_outputs_of(graph: Graph, dropped: int | None) -> tuple[Output, ...]:
-    """What a network returns, as patches' outputs are described."""
+    """What a network returns, as patches' outputs are described; refuses complex numbers."""
+    for name, number in graph.outputs.items():
+        value = torch.empty(0, dtype=graph.nodes[number].dtype)
+        refuse_complex(value, f"the model's output {name}".rstrip())
     scale = _in_space(scale_of(graph), dropped)
     return tuple(
         Output(name, graph.nodes[number].shape[1], scale) for name, number in graph.outputs.items()

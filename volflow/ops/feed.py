@@ -15,6 +15,7 @@ from volflow.errors import InvalidInput
 from volflow.geometry.frame import Frame
 from volflow.geometry.normalize import Normalization
 from volflow.geometry.roi import Roi
+from volflow.model.precision import refuse_complex
 from volflow.store.volume import Volume
 
 __all__ = ["Feed", "Inputs", "apply_function", "segment_rows"]
@@ -188,7 +189,9 @@ def apply_function(
     normalize: Callable[[npt.NDArray[Any]], npt.NDArray[Any]], raw: npt.NDArray[Any]
 ) -> npt.NDArray[Any]:
     """Scale voxels with a user's function; refuses one that changes their shape."""
-    values = np.asarray(normalize(raw), raw.dtype)
+    values = np.asarray(normalize(raw))
+    refuse_complex(values, "what normalize returns")
+    values = values.astype(raw.dtype, copy=False)
     if values.shape != raw.shape:
         raise InvalidInput(
             f"normalize must keep the shape of its block: got {values.shape} for {raw.shape}"

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from volflow.errors import Damaged, InvalidInput
+from volflow.model.precision import refuse_complex
 
 __all__ = ["Activation", "Finish"]
 
@@ -103,11 +104,14 @@ class Finish:
     def _call(self, function: Callable[[torch.Tensor], torch.Tensor], scores: Any) -> Any:
         given = scores if isinstance(scores, torch.Tensor) else torch.from_numpy(scores)
         result = function(given)
+        refuse_complex(result, "what activation returns")
         if result.shape != given.shape:
             raise InvalidInput(
                 f"activation must keep the shape of the scores: got {tuple(result.shape)}"
                 f" for {tuple(given.shape)}"
             )
+        if result.dtype == torch.bfloat16:  # NumPy has none
+            result = result.float()
         return result if isinstance(scores, torch.Tensor) else result.numpy()
 
     def _cast(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:

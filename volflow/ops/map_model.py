@@ -26,6 +26,7 @@ from volflow.engine.lazy import Block
 from volflow.errors import InvalidInput
 from volflow.model.bundle import load_model
 from volflow.model.forward import Forward, Output, output_shapes, probe, usual_batch
+from volflow.model.precision import has_half_weights
 from volflow.model.resident import ModelPlugin, lent
 from volflow.model.spec import Model
 from volflow.ops.call import check_weights
@@ -212,7 +213,8 @@ def _one_output(request: Request, outputs: tuple[Output, ...]) -> None:
 
 
 def _outputs(forward: Forward, model: Model) -> tuple[Output, ...]:
-    known = output_shapes(forward, model.module)
+    # Without values a network is not asked whether it takes float32 beside weights of another.
+    known = None if has_half_weights(model.module) else output_shapes(forward, model.module)
     if known is not None:
         return known
     with lent(ModelPlugin(model.module, model.digest)):

@@ -199,6 +199,7 @@ def predict(  # noqa: PLR0913 - a public journey takes flat options
         the argmax, uint8 ``zyx``.
     batch_size, device, precision
         Found by a trial; ``precision`` is bfloat16 autocast on a GPU that has it, else float32.
+        Weights of half precision are refused unless the network casts its images itself.
     flips
         Axes of the model's view (``"zyx"``) over whose mirrored copies scores are averaged.
     mask, skip_below, fill

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from volflow.errors import InvalidInput
 from volflow.geometry.frame import Frame
 from volflow.geometry.grid import PatchGrid, stride_of
 from volflow.geometry.normalize import normalization
 from volflow.model.forward import Forward, Output
+from volflow.model.precision import compute_dtype
 from volflow.model.spec import Model
 from volflow.ops.feed import Inputs
 from volflow.ops.finish import Finish
@@ -64,7 +64,7 @@ class Request:
             self.inputs.channels,
             device,
             precision,
-            _compute_dtype(self.model.module),
+            compute_dtype(self.model.module),
             self.options.flip_axes,
         )
 
@@ -108,13 +108,6 @@ class Request:
             "options": self.options.settings(),
             "version": PREDICT_VERSION,
         }
-
-
-def _compute_dtype(module: torch.nn.Module) -> str:
-    for tensor in (*module.parameters(), *module.buffers()):
-        if tensor.is_floating_point():
-            return "float64" if tensor.dtype == torch.float64 else "float32"
-    return "float32"
 
 
 def make_request(
