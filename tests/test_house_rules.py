@@ -123,9 +123,8 @@ def test_no_cluster_takes_a_fixed_port(folder):
         for call in _calls(path.read_text()):
             name = getattr(call.func, "attr", getattr(call.func, "id", None))
             words = {word.arg: ast.unparse(word.value) for word in call.keywords}
-            starts = name == "LocalCluster" or (
-                name == "Client" and (not call.args or "n_workers" in words)
-            )
+            joins = call.args or {"address", "scheduler_file"} & words.keys()
+            starts = name == "LocalCluster" or (name == "Client" and not joins)
             if starts and "'127.0.0.1:0'" not in words.get("scheduler_kwargs", ""):
                 fixed.append(f"{_id(path)}: {ast.unparse(call)}")
     assert fixed == []
