@@ -141,7 +141,11 @@ def export(
     plan: PlanOnly = False,
     as_json: Json = False,
 ) -> None:
-    """Write a volume back as a file, on the axes, orientation and affine of its source."""
+    """Write a volume back as a file, on the axes, orientation and affine of its source.
+
+    A file that holds it already is left alone; any other that is there, such as one that was edited
+    since, is refused without --overwrite.
+    """
     from volflow.report.info import facts_of, facts_text
 
     if plan:

@@ -14,7 +14,7 @@ from typing import IO, Any
 import numpy as np
 
 from volflow.engine.inputs import Sliced, VolumeLike, open_input
-from volflow.errors import InvalidInput, MemoryRefused, RunFailed
+from volflow.errors import InvalidInput, MemoryRefused, RunFailed, SourceChanged
 from volflow.geometry.budget import format_bytes, parse_bytes
 from volflow.store.aside import file_aside, sweep
 from volflow.store.exported import (
@@ -73,7 +73,8 @@ def export(
     Raises
     ------
     InvalidInput
-        Where the format is unknown, the file exists or the volume cannot be opened.
+        Where the format is unknown, the file exists and does not hold the volume, or the volume
+        cannot be opened.
     MemoryRefused
         Where not even one plane fits into the memory.
     RunFailed
@@ -120,6 +121,8 @@ def write_file(
     ------
     InvalidInput
         Where the file is not what was exported, or holds another volume.
+    SourceChanged
+        Where the volume is changed meanwhile.
     """
     pieces = _pieces(volume, path, parse_bytes(memory))
     state = state_of(volume)
@@ -131,6 +134,11 @@ def write_file(
         file = _Summed(raw)
         _fill(file, pieces, packed=path.name.lower().endswith(".gz"))
         raw.flush()
+        if state_of(volume) != state:
+            raise SourceChanged(
+                f"{volume.path} was changed while {path.name} was written from it; run the same"
+                " command again when it is whole"
+            )
         receipt = Receipt((file.sum,), str(volume.path or ""), state)
         if before is None or file.sum != file_sum(path):
             if before is not None and not renew:

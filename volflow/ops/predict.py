@@ -180,7 +180,8 @@ def predict(  # noqa: PLR0913 - a public journey takes flat options
         What is None below is taken from a bundle, else from the default named.
     out
         Path of the OME-Zarr result; a name ending in ``.nii``, ``.nii.gz`` or ``.npy`` is exported
-        when the volume behind it is complete.
+        when the volume behind it is complete. The same call again leaves the file alone, writes it
+        anew where it is gone, and refuses one that was changed since.
     patch, overlap, blend
         Window of the model, one side or one per axis (1 makes slices); overlap in voxels, or a
         fraction of the patch (0.25); ``"gaussian"`` (default), ``"hann"``, ``"average"`` or

@@ -11,7 +11,7 @@ from volflow.store.journal import Journal, journal_dir
 from volflow.store.opening import is_url, is_zarr
 from volflow.store.volume import Volume, open_volume
 
-__all__ = ["count_blocks", "open_complete", "require_complete"]
+__all__ = ["begun_store", "count_blocks", "open_complete", "require_complete"]
 
 
 def open_complete(x: Any) -> Volume:
@@ -47,14 +47,17 @@ def require_complete(volume: Volume) -> None:
         )
 
 
+def begun_store(path: Path) -> Path:
+    """The store whose run wrote a volume: the volume's own, or one around it."""
+    while not (journal_dir(path) / "plan.json").exists() and is_zarr(path.parent):
+        path = path.parent
+    return path
+
+
 def count_blocks(path: Path) -> tuple[int, int]:
     """How many blocks of a volume are done, and of how many; none of none without a journal."""
-    while True:
-        journal = Journal(journal_dir(path))
-        record = journal.recorded()
-        if record is not None or not is_zarr(path.parent):
-            break
-        path = path.parent
+    journal = Journal(journal_dir(begun_store(path)))
+    record = journal.recorded()
     if record is None:
         return 0, 0
     total = math.prod(record.settings.get("grid", ()))

@@ -16,6 +16,7 @@ import zarr
 
 from volflow.errors import Damaged, InvalidInput
 from volflow.geometry.roi import Roi
+from volflow.store.complete import begun_store
 from volflow.store.coverage import BAD, MISSING, VERIFIED, Coverage, FileCheck
 from volflow.store.exported import (
     Receipt,
@@ -116,7 +117,7 @@ def _verify_exported(
     nothing = Coverage(str(path), (), "")
     try:
         changed = state_of(open_volume(receipt.volume)) != receipt.state
-        coverage = _verify_volume(receipt.volume, progress)
+        coverage = _verify_volume(str(begun_store(Path(receipt.volume))), progress)
     except InvalidInput as error:  # gone, without a journal, or another run writes it
         return nothing, f"what it was exported from was not verified: {error}"
     if not (coverage.ok or coverage.damaged):

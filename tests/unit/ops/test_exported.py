@@ -13,9 +13,9 @@ import pytest
 import zarr
 
 import volflow as vf
-from tests.nets import Tiring, random_net
+from tests.nets import Named, Tiring, random_net
 from volflow.cli import run
-from volflow.errors import InvalidInput, RunFailed
+from volflow.errors import InvalidInput, RunFailed, SourceChanged
 from volflow.store.exported import read_receipt
 from volflow.store.journal import Journal, journal_dir
 
@@ -321,3 +321,29 @@ def test_in_the_command_line(tmp_path, capsys, monkeypatch):
     Path("foreign.nii").write_bytes(b"")
     assert run(["verify", "foreign.nii"]) == 2
     assert "foreign.nii has no receipt" in capsys.readouterr().err
+
+
+def test_a_volume_that_is_changed_meanwhile_is_no_file(tmp_path, client, monkeypatch):
+    quiet = {"cluster": client, "progress": False}
+    scan = vf.convert(SCAN, tmp_path / "scan.zarr", chunk=8, shard=8, **quiet)
+    read, calls = vf.Volume.read, []
+
+    def meanwhile(volume, roi):
+        calls.append(roi)
+        if len(calls) == 2:
+            vf.convert(SCAN + 1, tmp_path / "scan.zarr", overwrite=True, **quiet)
+        return read(volume, roi)
+
+    monkeypatch.setattr(vf.Volume, "read", meanwhile)
+    with pytest.raises(SourceChanged, match=r"scan.zarr was changed while a.npy was written"):
+        vf.export(scan, tmp_path / "a.npy")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["scan.zarr", "scan.zarr.volflow"]
+
+
+def test_one_of_several_outputs_is_verified_too(tmp_path, client, stored):
+    net = Named(random_net(), random_net(channels_out=1))
+    options = {"patch": 8, "chunk": 8, "shard": 8, "cluster": client, "progress": False}
+    results = vf.predict(stored(SCAN), net, tmp_path / "many.zarr", **options)
+    out = vf.export(results["seg"], tmp_path / "seg.nii")
+    coverage = vf.verify(out)
+    assert (coverage.ok, coverage.total, coverage.file.note) == (True, 3, "")
