@@ -35,7 +35,6 @@ from volflow.store.volume import Volume
 
 __all__ = ["check_file", "export", "is_foreign", "refuse_changed", "write_file"]
 
-
 KEEP = "keep it under another name, or replace it with overwrite=True (--overwrite)"
 
 
@@ -125,11 +124,11 @@ def write_file(
         Where the volume is changed meanwhile.
     """
     pieces = _pieces(volume, path, parse_bytes(memory))
+    sweep(path)
     state = state_of(volume)
     before = None if overwrite or not path.exists() else _standing(path, volume, remedy)
     if before is not None and before.state == state != "" and len(before.files) == 1:
         return path
-    sweep(path)
     with _one_line(path), file_aside(path) as (part, raw):
         file = _Summed(raw)
         _fill(file, pieces, packed=path.name.lower().endswith(".gz"))

@@ -50,6 +50,11 @@ __all__ = ["plan_predict", "predict"]
 Progress = bool | Callable[[State], object] | None
 Result = Volume | dict[str, Volume]
 
+MOVE = (
+    "move it away, and the same command writes it anew from the stored volume; or compute all anew"
+    " with overwrite=True (--overwrite)"
+)
+
 
 def _targets(request: Request, settings: Settings) -> tuple[Target, ...]:
     """The volumes that take the outputs: those of an interrupted run, the others made anew."""
@@ -276,12 +281,6 @@ def predict(  # noqa: PLR0913 - a public journey takes flat options
     if isinstance(result, Volume) and is_foreign(call.out):
         write_file(result, call.out, overwrite=overwrite, renew=True, remedy=MOVE)
     return result
-
-
-MOVE = (
-    "move it away, and the same command writes it anew from the stored volume; or compute all anew"
-    " with overwrite=True (--overwrite)"
-)
 
 
 def _tell_of_lost(call: Call, progress: Progress) -> None:

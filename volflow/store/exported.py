@@ -42,7 +42,7 @@ __all__ = [
 SUFFIXES = (".nii.gz", ".nii", ".npy")
 RECEIPT, FORMAT = "export.json", 1
 BEHIND = "output.zarr"
-PIECE_BYTES = 2**20
+PIECE_BYTES, SLAB_BYTES = 2**20, 2**26
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,8 @@ def foreign_voxels(path: Path, volume: Any) -> str:
         lead = volume.ndim - len(source.shape)  # NIfTI drops a single channel
         if volume.shape != (1,) * lead + tuple(source.shape):
             return f"its voxels are {tuple(source.shape)}, those of the volume {volume.shape}"
-        for roi, voxels in source.slabs(volume.chunks[-3]):
+        plane_bytes = volume.shape[-1] * volume.shape[-2] * volume.dtype.itemsize
+        for roi, voxels in source.slabs(min(volume.chunks[-3], 1 + SLAB_BYTES // plane_bytes)):
             stored = volume.read(Roi((0,) * lead + roi.start, (1,) * lead + roi.stop))
             if not np.array_equal(stored.reshape(voxels.shape), voxels, equal_nan=True):
                 return f"its voxels from {roi.start} on differ from those of the volume"
