@@ -29,6 +29,7 @@ from volflow.store.exported import (
 )
 from volflow.store.frames import check_frames
 from volflow.store.journal import Journal, Record, ShardEntry, journal_dir
+from volflow.store.opening import is_url
 from volflow.store.pyramid import level_journals
 from volflow.store.volume import Volume, open_volume
 
@@ -105,7 +106,8 @@ def _verify_file(path: Path, progress: Callable[[int, int], object] | None) -> C
             f"{path} has no receipt in {journal_dir(path)}; only what volflow wrote can be"
             " verified, as the checksums lie there"
         )
-    remedy = f"export it again from {receipt.volume} with overwrite=True (--overwrite)"
+    origin = receipt.volume or "what it came from"
+    remedy = f"export it again from {origin} with overwrite=True (--overwrite)"
     coverage, note = _verify_exported(path, receipt, progress)
     return replace(coverage, file=_check_file(path, remedy, coverage, note))
 
@@ -115,6 +117,8 @@ def _verify_exported(
 ) -> tuple[Coverage, str]:
     """The volume that a file was exported from, with what became of it, as far as is known."""
     nothing = Coverage(str(path), (), "")
+    if not receipt.volume or is_url(receipt.volume):
+        return nothing, "what it was exported from has no journal on this machine"
     try:
         changed = state_of(open_volume(receipt.volume)) != receipt.state
         coverage = _verify_volume(str(begun_store(Path(receipt.volume))), progress)

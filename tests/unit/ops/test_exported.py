@@ -221,6 +221,10 @@ class TestExported:
         before = looks(out)
         vf.export(array, out)
         assert looks(out) == before
+        coverage = vf.verify(out)
+        assert coverage.ok
+        assert coverage.file.note == "what it was exported from has no journal on this machine"
+        assert coverage.map() == ""
         array[0, 0, 0] = 7
         with pytest.raises(InvalidInput, match=r"a.npy holds what a volume was before"):
             vf.export(array, out)
