@@ -160,10 +160,12 @@ def convert(  # noqa: PLR0913 - a public journey takes flat options
     if not isinstance(source, str | os.PathLike):
         given = open_input(source)
         if isinstance(given, DaskSource):
-            return write(
-                _computed_as(given, labels), out, chunk=chunk, shard=shard, cluster=cluster,
+            computed = _computed_as(given, labels)
+            volume = write(
+                computed, out, chunk=chunk, shard=shard, cluster=cluster,
                 wait=wait, memory=memory, overwrite=overwrite, progress=progress,
             )  # fmt: skip
+            return volume if labels is None else set_kind(volume, computed.meta.kind)
         given = given.volume if isinstance(given, VolumeSource) else given
     here = isinstance(given, ArraySource)
     asked = Import.of(given, out, (chunk, shard), labels, overwrite)

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import dask.array as da
 import numpy as np
 import pytest
 import torch
@@ -176,6 +177,14 @@ class TestChangedLater:
         assert written(volume) == before
         assert convert(file).meta.kind == "classes"  # stays what it was made
         assert convert(file, labels=False).meta.kind == "image"
+
+    def test_of_what_dask_computes(self, convert, voxels):
+        array = da.from_array(voxels.T, chunks=20)
+        before = written(convert(array))
+        volume = convert(array, labels=True)
+        assert (volume.meta.kind, written(volume)) == ("classes", before)
+        with pytest.raises(InvalidInput, match=r'holds whole numbers, .*\.astype\("int32"\)'):
+            convert(array / 2, "half.zarr", labels=True)
 
     def test_levels_of_the_image_go_and_the_next_are_of_classes(
         self, nifti, convert, voxels, client
