@@ -18,6 +18,7 @@ from dask.base import compute
 from distributed import Client
 
 from volflow.engine.events import State
+from volflow.engine.inputs import refuse_masked
 from volflow.engine.plan import Plan, Step
 from volflow.errors import Damaged, InvalidInput, SourceChanged
 from volflow.geometry.grid import BlockGrid
@@ -139,6 +140,7 @@ def copy_blocks(job: CopyJob, blocks: tuple[int, ...]) -> Iterator[Step]:
 
 def _compute(piece: Any, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     (voxels,) = compute(piece, scheduler="synchronous")
+    refuse_masked(voxels)
     voxels = np.asarray(voxels)
     if voxels.dtype != dtype:
         raise InvalidInput(

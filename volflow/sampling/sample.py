@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import dask.array as da
@@ -108,7 +109,9 @@ def sample(
         zip(visits.superchunk.tolist(), visits.quota.tolist(), strict=True)
     ):
         group = Group(field, superchunk, quota, name, seed, visit)
-        task = delayed(_cut, pure=True, traverse=False)(group, dask_key_name=f"cut-{token}-{visit}")
+        # Not an argument: Dask would look for arrays in it, and compute those of its cases whole.
+        cut = delayed(partial(_cut, group), pure=True, traverse=False)
+        task = cut(dask_key_name=f"cut-{token}-{visit}")
         part = da.from_delayed(task, (quota, *shape), dtype, name=f"sample-{token}-{visit}")
         parts.append(part)
     patches: da.Array = da.concatenate(parts)

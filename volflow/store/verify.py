@@ -69,6 +69,7 @@ def verify(
             " of what volflow wrote, or its Volume"
         )
     out = os.fspath((path.path or "") if isinstance(path, Volume) else path)
+    out = out.removeprefix("file://")
     if is_foreign(out) and not Path(out).is_dir():
         return _verify_file(Path(out), progress)
     return _verify_volume(out, progress)
