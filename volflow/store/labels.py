@@ -82,11 +82,12 @@ class _TakenAs:
 
     def slabs(self, depth: int) -> Iterator[tuple[Roi, Array]]:
         """All voxels in C order."""
-        # Mapped, so that no slab is held here while the next is read.
-        return (
-            (roi, whole_numbers(voxels, self.dtype, roi.start))
-            for roi, voxels in self.source.slabs(depth)
-        )
+        # Mapped and not looped over: a loop would hold each slab while the next is read.
+        return map(self._whole, self.source.slabs(depth))
+
+    def _whole(self, slab: tuple[Roi, Array]) -> tuple[Roi, Array]:
+        roi, voxels = slab
+        return roi, whole_numbers(voxels, self.dtype, roi.start)
 
 
 def whole_numbers(voxels: Array, dtype: np.dtype[Any], corner: tuple[int, ...]) -> Array:
