@@ -20,9 +20,13 @@ from volflow.model.bundle import load_model, save_model
 from volflow.model.load import read_weights
 from volflow.model.unet import UNet
 from volflow.ops.convert import convert
+from volflow.ops.export import export
 from volflow.ops.predict import predict
 from volflow.ops.statistics import statistics
+from volflow.report.appearance import appearances
 from volflow.report.info import facts_of, facts_text
+from volflow.report.napari import napari_snippet
+from volflow.report.neuroglancer import fragment, viewer_state
 from volflow.report.runs import run_facts, run_text
 from volflow.sampling.mass import count_classes
 from volflow.store.complete import open_complete
@@ -75,6 +79,7 @@ def make_files(folder: Path) -> dict[str, Sample]:
     np.save(folder / "a.npy", scan())
     convert(folder / "a.nii", folder / "a.zarr", chunk=4, shard=8, progress=False)
     statistics(folder / "a.zarr", progress=False)
+    export(folder / "a.zarr", folder / "e.npy")
     np.save(folder / "labels.npy", scan() % 3)
     _count(folder)
     _foreign(folder)
@@ -94,6 +99,7 @@ def make_files(folder: Path) -> dict[str, Sample]:
         "v2 chunk": Sample("v2.zarr/s/0.0.0", lambda f: _read_volume(f / "v2.zarr")),
         "plan": Sample("a.zarr.volflow/plan.json", _read_run),
         "block": Sample("a.zarr.volflow/done/00000000.json", _read_run),
+        "receipt": Sample("e.npy.volflow/export.json", _read_export),
         "lock": Sample("a.zarr.volflow/lock", _read_run),
         "statistics": Sample("a.zarr.volflow/statistics-all.json", _read_statistics, cache=True),
         "counts": Sample("labels.npy.volflow/classes-4x4x4.npz", _count, cache=True),
@@ -141,6 +147,8 @@ def _read_volume(path: Path) -> None:
     box = Roi(tuple(0 for _ in volume.shape), tuple(min(n, 12) for n in volume.shape))
     volume.read(box)
     volume_html(volume)
+    fragment(viewer_state(appearances([path]), "http://localhost"))
+    napari_snippet(path)
 
 
 def _read_run(folder: Path) -> None:
@@ -148,6 +156,10 @@ def _read_run(folder: Path) -> None:
     open_complete(folder / "a.zarr")
     found = verify(folder / "a.zarr")
     str(found), found.map()
+
+
+def _read_export(folder: Path) -> None:
+    str(verify(folder / "e.npy"))
 
 
 def _read_statistics(folder: Path) -> None:

@@ -18,6 +18,8 @@ from volflow.cli import run
 from volflow.errors import Unreadable
 from volflow.geometry.roi import Roi
 from volflow.ops.statistics import statistics
+from volflow.report.appearance import appearances
+from volflow.report.neuroglancer import viewer_state
 from volflow.sampling.mass import count_classes
 from volflow.store.sources import open_source
 from volflow.store.volume import open_volume
@@ -346,3 +348,10 @@ def test_a_blosc_chunk_that_is_cut_short_does_not_end_the_process(tmp_path, zarr
     chunk.write_bytes(data)
     with pytest.raises(Unreadable, match="bytes and says it had"):
         open_volume(tmp_path / "a.zarr")[:]
+
+
+@pytest.mark.parametrize("names", [["z"], 3, {"a": 1}, [[], {}, 0], [None, None, None]])
+def test_dimensions_that_are_no_names(folder, names):
+    (folder / "v2.zarr/s/.zattrs").write_text(json.dumps({"_ARRAY_DIMENSIONS": names}))
+    state = viewer_state(appearances(["v2.zarr/s"]), "http://localhost")
+    assert "d0" in json.dumps(state)

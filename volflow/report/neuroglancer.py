@@ -264,8 +264,13 @@ def _own_names(volume: Volume) -> list[str]:
     names = getattr(metadata, "dimension_names", None)
     if metadata.zarr_format == 2:
         prefix, names = "d", volume.array.attrs.asdict().get("_ARRAY_DIMENSIONS")
-    given = names or [None] * volume.array.ndim
-    return [name or f"{prefix}{number}" for number, name in enumerate(given)]
+    # In Zarr v2 anything may stand there.
+    fits = isinstance(names, list | tuple) and len(names) == volume.array.ndim
+    given = names if fits and names else [None] * volume.array.ndim
+    return [
+        name if isinstance(name, str) and name else f"{prefix}{number}"
+        for number, name in enumerate(given)
+    ]
 
 
 def _reads_levels(volume: Volume) -> bool:
