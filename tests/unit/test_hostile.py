@@ -346,7 +346,7 @@ def test_a_blosc_chunk_that_is_cut_short_does_not_end_the_process(tmp_path, zarr
     data = bytearray(chunk.read_bytes()[:cut])
     data[12:16] = (2**30).to_bytes(4, "little")[: max(0, cut - 12)]
     chunk.write_bytes(data)
-    with pytest.raises(Unreadable, match="bytes and says it had"):
+    with pytest.raises(Unreadable, match="bytes that says it had"):
         open_volume(tmp_path / "a.zarr")[:]
 
 
@@ -355,3 +355,21 @@ def test_dimensions_that_are_no_names(folder, names):
     (folder / "v2.zarr/s/.zattrs").write_text(json.dumps({"_ARRAY_DIMENSIONS": names}))
     state = viewer_state(appearances(["v2.zarr/s"]), "http://localhost")
     assert "d0" in json.dumps(state)
+
+
+@pytest.mark.parametrize("claimed", [10**6, 2**32 - 1])
+def test_nor_does_one_inside_of_a_shard(tmp_path, claimed):
+    array = zarr.create_array(
+        tmp_path / "a.zarr", shape=(16, 16, 16), chunks=(4, 4, 4), shards=(8, 8, 8), dtype="i2",
+        compressors=zarr.codecs.BloscCodec(cname="lz4"),
+    )  # fmt: skip
+    array[:] = np.random.default_rng(0).integers(0, 9, (16, 16, 16), "i2")
+    shard = tmp_path / "a.zarr/c/1/0/1"
+    data = bytearray(shard.read_bytes())
+    start, _ = struct.unpack_from("<QQ", data, len(data) - 4 - 16 * 8 + 16 * 3)  # chunk (0, 1, 1)
+    struct.pack_into("<I", data, start + 12, claimed)
+    shard.write_bytes(data)
+    volume = open_volume(tmp_path / "a.zarr")
+    assert np.array_equal(volume[8:12, :, 4:12], array[8:12, :, 4:12])
+    with pytest.raises(Unreadable, match=f"bytes that says it had {claimed}"):
+        volume[8:9, 4:5, 12:13]

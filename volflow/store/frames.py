@@ -7,72 +7,115 @@ numcodecs 0.16): a chunk that was cut short ends the process, and no exception t
 from __future__ import annotations
 
 import itertools
+import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import zarr
-from zarr.codecs import BloscCodec
+from zarr.codecs import BloscCodec, ShardingCodec
 from zarr.storage import LocalStore
 
 __all__ = ["check_frames"]
 
 HEADER = 16  # of a Blosc frame; its length stands at byte 12
+EMPTY = 2**64 - 1  # the place of a chunk that a shard does not hold
+
+Index = Sequence[int | slice]
 
 
-def check_frames(array: zarr.Array[Any], index: Sequence[int | slice]) -> None:
+def check_frames(array: zarr.Array[Any], index: Index) -> None:
     """Refuse a box of a local array, one of whose Blosc chunks claims more bytes than it has.
 
     Parameters
     ----------
     array
-        Any; only unsharded ones of Blosc are looked at.
+        Any; only what Blosc packed is looked at.
     index
         An integer or a slice with both ends per axis.
 
     Raises
     ------
     ValueError
-        Naming the chunk.
+        Naming the chunk or shard.
 
     Examples
     --------
     >>> check_frames(zarr.ones(shape=(4, 4), chunks=(2, 2), dtype="uint8"), (0, slice(0, 4)))
     """
-    if not isinstance(array.store, LocalStore) or array.shards is not None or not _is_blosc(array):
+    if not isinstance(array.store, LocalStore) or not _is_blosc(array):
         return
     folder = Path(array.store.root) / array.path
-    for chunk in _chunks(array.chunks, index):
-        name = array.metadata.encode_chunk_key(chunk)
+    for number in itertools.product(*_ranges(array.shards or array.chunks, index)):
+        name = array.metadata.encode_chunk_key(number)
         try:
             with (folder / name).open("rb") as file:
-                head, size = file.read(HEADER), os.fstat(file.fileno()).st_size
+                size = os.fstat(file.fileno()).st_size
+                for start, length in _frames(file.fileno(), size, array, number, index):
+                    head = os.pread(file.fileno(), HEADER, start)
+                    claimed = int.from_bytes(head[12:], "little")
+                    if len(head) < HEADER or claimed > length or start + length > size:
+                        raise ValueError(
+                            f"{name} has a chunk of {length} bytes that says it had {claimed}"
+                        )
         except FileNotFoundError:
             continue  # an empty chunk
-        claimed = int.from_bytes(head[12:HEADER], "little")
-        if len(head) < HEADER or claimed > size:
-            raise ValueError(f"chunk {name} has {size} bytes and says it had {claimed}")
 
 
 def _is_blosc(array: zarr.Array[Any]) -> bool:
     if array.metadata.zarr_format == 2:
         return getattr(array.metadata.compressor, "codec_id", "") == "blosc"
-    return isinstance(array.metadata.codecs[-1], BloscCodec)
+    return isinstance(_codecs(array)[-1], BloscCodec)
 
 
-def _chunks(sizes: Sequence[int], index: Sequence[int | slice]) -> Iterator[tuple[int, ...]]:
-    """The numbers of the chunks that an index touches.
+def _codecs(array: zarr.Array[Any]) -> Sequence[Any]:
+    """What a chunk went through, in a shard or not."""
+    codecs: Sequence[Any] = array.metadata.codecs  # type: ignore[union-attr] # of Zarr v3
+    return codecs[0].codecs if isinstance(codecs[0], ShardingCodec) else codecs
+
+
+def _frames(
+    file: int, size: int, array: zarr.Array[Any], number: Sequence[int], index: Index
+) -> Iterator[tuple[int, int]]:
+    """Begin and length of each chunk in a file that an index touches; a shard has a table of them."""
+    if array.shards is None:
+        yield 0, size
+        return
+    codec: Any = array.metadata.codecs[0]  # type: ignore[union-attr] # of Zarr v3
+    counts = [s // c for s, c in zip(array.shards, array.chunks, strict=True)]
+    bytes_ = 16 * math.prod(counts)
+    extra = 4 if len(codec.index_codecs) > 1 else 0  # a checksum
+    at = 0 if codec.index_location.value == "start" else size - bytes_ - extra
+    found = os.pread(file, bytes_, at) if at >= 0 else b""
+    if len(found) < bytes_:
+        return  # which zarr says itself
+    table = np.frombuffer(found, "<u8").reshape(*counts, 2)
+    corner = [n * s for n, s in zip(number, array.shards, strict=True)]
+    inside = [
+        range(max(0, r.start - a // c), min(count, r.stop - a // c))
+        for r, a, c, count in zip(
+            _ranges(array.chunks, index), corner, array.chunks, counts, strict=True
+        )
+    ]
+    for place in itertools.product(*inside):
+        start, length = (int(n) for n in table[place])
+        if (start, length) != (EMPTY, EMPTY):
+            yield min(start, 2**62), length
+
+
+def _ranges(sizes: Sequence[int], index: Index) -> list[range]:
+    """The numbers of the chunks that an index touches, per axis.
 
     Examples
     --------
-    >>> list(_chunks((2, 3), (1, slice(2, 7))))
-    [(0, 0), (0, 1), (0, 2)]
+    >>> _ranges((2, 3), (1, slice(2, 7)))
+    [range(0, 1), range(0, 3)]
     """
-    ranges = [
+    return [
         range(at // n, at // n + 1)
         if isinstance(at, int)
         else range(at.start // n, -(-at.stop // n))
         for at, n in zip(index, sizes, strict=True)
     ]
-    return itertools.product(*ranges)
