@@ -79,7 +79,7 @@ def _codecs(array: zarr.Array[Any]) -> Sequence[Any]:
 def _frames(
     file: int, size: int, array: zarr.Array[Any], number: Sequence[int], index: Index
 ) -> Iterator[tuple[int, int]]:
-    """Begin and length of each chunk in a file that an index touches; a shard has a table of them."""
+    """Begin and length of each chunk in a file that an index touches; a shard has a table."""
     if array.shards is None:
         yield 0, size
         return
