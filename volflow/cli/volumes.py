@@ -56,7 +56,8 @@ def convert(  # noqa: PLR0913  one parameter per option that people type
 ) -> None:
     """Convert a file to a sharded OME-Zarr 0.5 volume with its spacing and orientation.
 
-    The file is never held whole. Run again after an interruption, it does only what is left.
+    The file is never held whole. Run again after an interruption, it does only what is left; all,
+    where the source has changed since, as a file that was still being uploaded.
     """
     from volflow.ops.convert import convert as run_convert
     from volflow.ops.convert import plan_convert

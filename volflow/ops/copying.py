@@ -23,7 +23,7 @@ from volflow.engine.plan import Plan, Step
 from volflow.errors import Damaged, InvalidInput, SourceChanged
 from volflow.geometry.grid import BlockGrid
 from volflow.ops.origin import Origin
-from volflow.ops.session import begin_anew, run_journalled
+from volflow.ops.session import discard, run_journalled
 from volflow.store.aside import sweep
 from volflow.store.create import check_target, create
 from volflow.store.journal import Journal, Record, ShardEntry, journal_dir
@@ -331,9 +331,10 @@ def run_copy(
             journal.compare(record)
             volume = open_volume(copy.path)
         else:
-            if copy.origin is not None:
+            discard(Path(copy.path), journal)
+            if copy.origin is not None:  # noted while there is no record: they never differ
                 copy.origin.note(journal)
-            begin_anew(Path(copy.path), journal, record)
+            journal.begin(record)
             volume = copy.volume()
         file = copy.origin if copy.origin is not None and copy.origin.is_file else None
         job = CopyJob(source, volume, copy.blocks, journal, origin=file)

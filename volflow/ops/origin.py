@@ -77,8 +77,8 @@ class Origin:
             done, total = len(journal.done()), math.prod(before.settings.get("grid", ()))
             if read_json(journal.directory / NOTE) == noted and done < total:
                 return (
-                    f"{Path(self.path).name} has changed since it was begun, of which {done} of"
-                    f" {total} blocks were done; all are done anew"
+                    f"{Path(self.path).name} has changed since its conversion was begun ({done} of"
+                    f" {total} blocks were done); it is begun anew"
                 )
         return ""
 

@@ -111,12 +111,12 @@ class TestChangedSince:
         assert "is cut short; copy it again" in early.stderr
         source.write_bytes(whole)
         assert run([*words, "--plan"]) == 0
-        assert "a.nii.gz has changed since it was begun" in capsys.readouterr().out
+        assert "a.nii.gz has changed since its conversion was begun" in capsys.readouterr().out
         assert run([*words, "--json"]) == 0
         told = capsys.readouterr()
         assert (
-            "convert: a.nii.gz has changed since it was begun, of which 0 of 5 blocks were done;"
-            " all are done anew\n"
+            "convert: a.nii.gz has changed since its conversion was begun (0 of 5 blocks were"
+            " done); it is begun anew\n"
         ) in told.err
         assert json.loads(told.out)["run"]["done"] == 5
         assert np.array_equal(vf.open(tmp_path / "out.zarr")[:], SCAN)
@@ -143,6 +143,26 @@ class TestChangedSince:
         plan = plan_convert(source, out, chunk=8, shard=8, cluster=client)
         assert plan.blocks == 3 * 2 * 2
         assert np.array_equal(vf.convert(source, out, cluster=client, **QUIET)[:], SCAN[:20])
+
+    @pytest.mark.parametrize(
+        "place", ["volflow.ops.copying.discard", "volflow.store.journal.Journal.begin"]
+    )
+    def test_even_if_killed_while_it_is_begun_anew(
+        self, nifti, tmp_path, client, monkeypatch, place
+    ):
+        def killed(*args, **options):
+            raise KeyboardInterrupt
+
+        source, out = nifti("a.nii.gz"), tmp_path / "out.zarr"
+        damaged(source, "at half")
+        with pytest.raises(InvalidInput):
+            vf.convert(source, out, cluster=client, **QUIET)
+        nifti("a.nii.gz", SCAN + 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(place, killed)
+            with pytest.raises(KeyboardInterrupt):
+                vf.convert(source, out, cluster=client, **QUIET)
+        assert np.array_equal(vf.convert(source, out, cluster=client, **QUIET)[:], SCAN + 1)
 
     def test_what_is_finished_is_not_replaced_unasked(self, nifti, tmp_path, client):
         source, out = nifti("a.nii.gz"), tmp_path / "out.zarr"
