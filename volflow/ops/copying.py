@@ -142,12 +142,12 @@ def _compute(piece: Any, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     (voxels,) = compute(piece, scheduler="synchronous")
     refuse_masked(voxels)
     voxels = np.asarray(voxels)
-    if voxels.dtype != dtype:
+    if voxels.dtype.newbyteorder("=") != dtype:  # of whatever byte order
         raise InvalidInput(
             f"the Dask array declares {dtype} but computes {voxels.dtype}; pass the right dtype="
             " and meta= to the function that made it, or add .astype"
         )
-    return voxels
+    return voxels.astype(dtype, copy=False)
 
 
 def stream_blocks(job: CopyJob, blocks: tuple[int, ...]) -> Iterator[Step]:
