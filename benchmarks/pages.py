@@ -48,7 +48,11 @@ ROWS: dict[str, tuple[str, dict[str, str]]] = {
     "volflow, process": ("process", {}),
 }
 SMALL_ROWS = tuple(row for row in ROWS if not row.startswith(("monai", "torchio")))
-CASES = {"unet": (192, 96, tuple(ROWS)), "small": (256, 64, SMALL_ROWS)}
+# Shape, patch, rows: 18 and 64 patches.
+CASES = {
+    "unet": ((144, 192, 192), 96, tuple(ROWS)),
+    "small": ((208, 208, 208), 64, SMALL_ROWS),
+}
 
 
 def make_unet():
@@ -152,12 +156,12 @@ def measure(row: str, case: str, scan: Path, folder: Path, memory: str) -> dict[
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def compare(case: str, side: int, repeats: int, memory: str) -> str:
+def compare(case: str, shape: tuple[int, int, int], repeats: int, memory: str) -> str:
     _, patch, rows = CASES[case]
     runs: dict[str, list[dict[str, float]]] = {row: [] for row in rows}
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as name:
         folder = Path(name)
-        inference.make_scan(folder / "scan.zarr", (side,) * 3)
+        inference.make_scan(folder / "scan.zarr", shape)
         for repeat in range(repeats):
             for row in rows:
                 runs[row].append(measure(row, case, folder / "scan.zarr", folder, memory))
@@ -165,7 +169,7 @@ def compare(case: str, side: int, repeats: int, memory: str) -> str:
     middle = {r: {k: statistics.median(x[k] for x in xs) for k in xs[0]} for r, xs in runs.items()}
     bare, threads = middle["forward, plain"]["cpu_s"], middle["volflow"]["cpu_s"]
     lines = [
-        f"### {case}, {side}³ uint16 → float32, patch {patch}, overlap {inference.OVERLAP},"
+        f"### {case}, {' × '.join(map(str, shape))} uint16 → float32, patch {patch}, overlap {inference.OVERLAP},"
         f" memory {memory}, median of {repeats}",
         "",
         "| | wall s | CPU s | CPU / bare forward, plain | CPU / volflow | thousand page faults |",
@@ -186,7 +190,7 @@ def main() -> None:
     parser.add_argument("--child", nargs=5, help=argparse.SUPPRESS)
     parser.add_argument("--case", choices=sorted(CASES), action="append")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--side", type=int, help="voxels per axis; by default 192 or 256")
+    parser.add_argument("--side", type=int, help="voxels per axis, smaller for a try")
     parser.add_argument("--memory", default="1GiB")
     parser.add_argument("--no-file", action="store_true", help="print only")
     options = parser.parse_args()
@@ -194,7 +198,12 @@ def main() -> None:
         child(*options.child)
         return
     tables = [
-        compare(case, options.side or CASES[case][0], options.repeats, options.memory)
+        compare(
+            case,
+            (options.side,) * 3 if options.side else CASES[case][0],
+            options.repeats,
+            options.memory,
+        )
         for case in options.case or CASES
     ]
     text = "\n\n".join([describe(["torch", "zarr", "dask", "monai", "torchio"]), *tables])
