@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import mmap
+import os
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from volflow.engine.pages import HUGE_PAGES, prepare_allocators
 
 __all__ = ["ModelPlugin", "asks_for_huge_pages", "forward_lock", "lent", "resident"]
 
-# More than any heap of glibc takes, so that it gets pages of its own.
+# More than glibc takes from a heap, so that it gets pages of its own.
 PROBE_BYTES = 33 * 2**20
 
 logger = logging.getLogger(__name__)
@@ -76,7 +77,8 @@ class ModelPlugin(WorkerPlugin):
     def setup(self, worker: Any = None) -> None:
         """Make the model known in this process."""
         prepare_allocators(own=worker is not None)
-        if logger.isEnabledFor(logging.DEBUG) and not asks_for_huge_pages():
+        wanted = os.environ.get(HUGE_PAGES) == "1" and logger.isEnabledFor(logging.DEBUG)
+        if wanted and not asks_for_huge_pages():
             logger.debug(
                 f"torch asks for no huge pages: it reads {HUGE_PAGES} at its first allocation,"
                 " which came before; set it to 1 before Python starts"
