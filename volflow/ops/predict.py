@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from distributed import Client
 
 from volflow.engine.cluster import Cluster, connect, memory_per_worker
 from volflow.engine.events import State, announce
+from volflow.engine.inputs import VolumeLike
 from volflow.engine.plan import Plan
 from volflow.errors import InvalidInput
 from volflow.model.bundle import evaluating
@@ -138,7 +139,7 @@ def _execute(
 
 
 def predict(  # noqa: PLR0913 - a public journey takes flat options
-    volume: Any,
+    volume: VolumeLike | Mapping[str, VolumeLike],
     model: Any,
     out: str | os.PathLike[str],
     *,
@@ -154,7 +155,7 @@ def predict(  # noqa: PLR0913 - a public journey takes flat options
     device: str = "auto",
     precision: str = "auto",
     flips: str = "",
-    mask: Any = None,
+    mask: VolumeLike | None = None,
     skip_below: float | None = None,
     fill: float | None = None,
     chunk: int | tuple[int, int, int] | None = None,
@@ -177,9 +178,9 @@ def predict(  # noqa: PLR0913 - a public journey takes flat options
     Parameters
     ----------
     volume
-        Path, `Volume`, NumPy or Dask array, ``zyx`` or ``czyx``; or several on one grid by name,
-        ``{"t1": …, "flair": …}``, whose channels are concatenated in the model's order. A NIfTI or
-        NumPy file is converted on the way, into ``<out>.volflow/``.
+        Any `VolumeLike`, ``zyx`` or ``czyx``; or several on one grid by name,
+        ``{"t1": …, "flair": …}``, whose channels are concatenated in the model's order. What is no
+        Zarr array yet is converted on the way, into ``<out>.volflow/``.
     model
         ``nn.Module``, bundle directory, ``"package.module:callable"`` or ``torch.export`` archive.
         What is None below is taken from a bundle, else from the default named.

@@ -45,6 +45,7 @@ from volflow.store.colors import class_color, class_numbers
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from volflow.engine.inputs import VolumeLike
     from volflow.report.figures import Column, Table
 
 __all__ = ["compare"]
@@ -60,9 +61,9 @@ UNLIKE_NAMES = {
 
 
 def compare(
-    a: Any,
-    b: Any,
-    over: Any = None,
+    a: VolumeLike,
+    b: VolumeLike,
+    over: VolumeLike | None = None,
     *,
     at: str | Sequence[int] | None = None,
     level: int | None = None,
@@ -79,7 +80,7 @@ def compare(
     Parameters
     ----------
     a, b
-        What to compare: paths, `Volume` or arrays that cover the same box, on any grids. Several
+        What to compare: each any `VolumeLike`; they cover the same box, on any grids. Several
         channels are taken for scores of classes.
     over
         The scan underneath.

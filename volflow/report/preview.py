@@ -15,6 +15,8 @@ from volflow.report.subject import Names, Subject
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from volflow.engine.inputs import VolumeLike
+
 __all__ = ["check_target", "facts_shown", "preview", "save", "titled"]
 
 LONGEST = 1600  # pixels of a plane; no picture shows more
@@ -23,8 +25,8 @@ DPI = (20, 600)
 
 
 def preview(
-    volume: Any,
-    over: Any = None,
+    volume: VolumeLike,
+    over: VolumeLike | None = None,
     *,
     at: str | Sequence[int] | None = None,
     level: int | None = None,
@@ -37,7 +39,7 @@ def preview(
     Parameters
     ----------
     volume
-        What to show: a path, `Volume` or array. A result shows its classes in colours, or its
+        What to show: any `VolumeLike`. A result shows its classes in colours, or its
         scores as heat; where there are several channels of scores, the class that they add up to.
     over
         The scan underneath; it covers the same box, on any grid.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from volflow.errors import InvalidInput
 from volflow.geometry.units import unit_sign
@@ -16,6 +16,8 @@ from volflow.report.subject import Names, Subject, is_whole
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from volflow.engine.inputs import VolumeLike
+
 __all__ = ["contact_sheet"]
 
 MOST_TILES = 200
@@ -23,8 +25,8 @@ SHARP = 300  # pixels per inch at which tiles are read, twice what is commonly w
 
 
 def contact_sheet(
-    volume: Any,
-    over: Any = None,
+    volume: VolumeLike,
+    over: VolumeLike | None = None,
     *,
     axis: str = "z",
     tiles: int = 24,
@@ -41,7 +43,7 @@ def contact_sheet(
     Parameters
     ----------
     volume
-        What to show: a path, `Volume` or array; as in `preview`.
+        What to show: any `VolumeLike`, as in `preview`.
     over
         The scan underneath; it covers the same box, on any grid.
     axis
