@@ -9,6 +9,7 @@ import functools
 import hashlib
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from types import (
     BuiltinFunctionType,
     CodeType,
@@ -179,7 +180,7 @@ def _fields(thing: Any) -> list[Any]:
     if isinstance(thing, enum.Enum):
         return [thing.name]
     if dataclasses.is_dataclass(thing):
-        return [getattr(thing, field.name) for field in dataclasses.fields(thing)]
+        return [getattr(thing, field.name, None) for field in dataclasses.fields(thing)]
     return sorted(vars(thing).items()) if isinstance(thing, SimpleNamespace | Namespace) else []
 
 
@@ -212,12 +213,24 @@ def _module(module: nn.Module, seen: Seen) -> Parts:
                 yield key.encode()
                 yield from _parts(value, seen)
         for key in _HOOKS:
-            for hook in vars(layer)[key].values():
+            for hook in vars(layer).get(key, {}).values():  # scripts have none
                 yield key.encode()
                 yield from _hook(hook, seen)
-        if isinstance(layer, torch.jit.ScriptModule | torch.fx.GraphModule):
-            yield str(getattr(layer, "code", "")).encode()  # their classes say nothing
+        yield from _script(layer, seen)
         yield from _class(kind, seen)
+
+
+def _script(layer: nn.Module, seen: Seen) -> Parts:
+    """Describe what was scripted or traced by its text, as its class says nothing of it."""
+    if isinstance(layer, torch.fx.GraphModule):
+        yield str(layer.code).encode()
+    elif isinstance(layer, torch.jit.ScriptModule):
+        text, constants = "", {}
+        with suppress(Exception):  # a layer without a forward of its own
+            text, found = layer.code_with_constants
+            constants = dict(found.const_mapping)
+        yield text.encode()
+        yield from _parts(constants, seen)
 
 
 def _counts(key: str, value: Any, kind: type) -> bool:
@@ -233,8 +246,7 @@ def _hook(hook: Any, seen: Seen) -> Parts:
     seen.note(hook)
     function = getattr(hook, "__func__", hook)
     if isinstance(function, FunctionType):
-        cells = [cell.cell_contents for cell in function.__closure__ or ()]
-        plain = [value for value in cells if isinstance(value, _PLAIN)]
+        plain = [value for value in _closed_over(function) if isinstance(value, _PLAIN)]
         yield from _all((function.__code__, *plain), seen)
     else:
         yield f"{type(hook).__module__}.{type(hook).__qualname__}".encode()
@@ -258,8 +270,8 @@ def _function(function: FunctionType, seen: Seen) -> Parts:
     if _stable(function.__module__):
         return
     yield from _all((function.__code__, function.__defaults__, function.__kwdefaults__), seen)
-    for cell in function.__closure__ or ():
-        yield from _parts(cell.cell_contents, seen)
+    for value in _closed_over(function):
+        yield from _parts(value, seen)
     codes = _codes(function.__code__)
     unwritten = not has_source(function.__module__)
     if unwritten:
@@ -273,6 +285,12 @@ def _function(function: FunctionType, seen: Seen) -> Parts:
         if isinstance(value, (FunctionType, *kinds)):
             yield name.encode()
             yield from _parts(value, seen)
+
+
+def _closed_over(function: FunctionType) -> Iterator[Any]:
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # a name that has no value yet
+            yield cell.cell_contents
 
 
 def _codes(code: CodeType) -> list[CodeType]:

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import enum
 import functools
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +18,17 @@ from volflow.model.digest import digest_of
 from volflow.model.unet import UNet
 
 TABLE = np.arange(3.0)
+
+
+class Mode(enum.Enum):
+    MEAN = 1
+    SUM = 2
+
+
+@dataclasses.dataclass
+class Setting:
+    scale: float
+    unset: float = dataclasses.field(init=False)
 
 
 class Scaled(nn.Module):
@@ -70,6 +84,57 @@ def test_plain_attributes_count():
     assert digest_of(Scaled([1, {"a": 2}])) != digest_of(Scaled([1, {"a": 3}]))
     assert digest_of(Scaled(np.ones(2))) != digest_of(Scaled(np.zeros(2)))
     assert digest_of(Scaled({"x", "y"})) == digest_of(Scaled({"y", "x"}))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (Setting(1), Setting(2)),
+        (SimpleNamespace(scale=1), SimpleNamespace(scale=2)),
+        (Mode.MEAN, Mode.SUM),
+        (np.float32(1), np.float32(2)),
+        (slice(0, 1), slice(0, 2)),
+        (range(1), range(2)),
+        (Scaled, nn.Identity),
+    ],
+)
+def test_what_holds_data_counts(one, other):
+    assert digest_of(Scaled(one)) == digest_of(Scaled(copy.deepcopy(one)))
+    assert digest_of(Scaled(one)) != digest_of(Scaled(other))
+
+
+def test_a_users_private_settings_count_and_private_caches_do_not():
+    def make(**private):
+        module = Scaled()
+        vars(module).update({f"_{name}": value for name, value in private.items()})
+        return module
+
+    assert digest_of(make(scale=1)) != digest_of(make(scale=2))
+    assert digest_of(make(cache={})) == digest_of(make(cache={"grid": torch.ones(2)}))
+
+
+def test_hooks_count_by_their_code_and_not_by_what_they_saw():
+    def make(factor, seen):
+        def hook(module, args, out):
+            seen.append(out)
+            return out * factor
+
+        module = nn.ReLU()
+        module.register_forward_hook(hook)
+        return module
+
+    assert digest_of(make(2, [])) == digest_of(make(2, [1, 2]))
+    assert digest_of(make(2, [])) != digest_of(make(3, []))
+    assert digest_of(make(2, [])) != digest_of(nn.ReLU())
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_scripts_count_by_their_code():
+    def make(factor):
+        return torch.jit.trace(nn.Sequential(Scaled(factor)), torch.ones(1))
+
+    assert digest_of(make(2.0)) == digest_of(make(2.0))
+    assert digest_of(make(2.0)) != digest_of(make(3.0))
 
 
 def test_non_persistent_buffers_count():
