@@ -51,9 +51,7 @@ def predict(  # noqa: PLR0913  one parameter per option that people type
     activation: Annotated[Text, _model(help="After blending: softmax or sigmoid.")] = None,
     batch_size: Annotated[Text, _model(help="Patches per call; by default found by trial.")] = None,
     device: Annotated[Text, _model(help="cpu, cuda or cuda:1; by default the best.")] = None,
-    precision: Annotated[
-        Text, _model(help="float32, or bfloat16 on a GPU or CPU that has it.")
-    ] = None,
+    precision: Annotated[Text, _model(help="float32, or bfloat16 where the device has it.")] = None,
     trust: Annotated[bool, _model("--trust", help="Allow model files that can run code.")] = False,
     patch: Annotated[Text, _patches(help="The model's window: 96, or 96,96,48.")] = None,
     overlap: Annotated[Text, _patches(help="In voxels, or as a fraction below 1.")] = None,
