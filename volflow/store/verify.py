@@ -123,7 +123,7 @@ def _verify_exported(
     try:
         changed = state_of(open_volume(receipt.volume)) != receipt.state
         coverage = _verify_volume(str(begun_store(Path(receipt.volume))), progress)
-    except InvalidInput as error:  # gone, without a journal, or another run writes it
+    except (ValueError, OSError) as error:  # gone, without a journal, written by another run
         return nothing, f"what it was exported from was not verified: {error}"
     if not (coverage.ok or coverage.damaged):
         blocks = f"{coverage.done} of {coverage.total} blocks"
