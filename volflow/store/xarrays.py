@@ -236,7 +236,13 @@ def _affine(attrs: Mapping[Any, Any], spacing: Vector, origin: Vector) -> Affine
     noted = attrs.get("to_world")
     if noted is None:
         return None
-    to_world = np.reshape(np.array(noted, float), (4, 4))
+    try:
+        to_world = np.reshape(np.array(noted, float), (4, 4))
+    except (TypeError, ValueError):
+        raise InvalidInput(
+            f'attrs["to_world"] must hold the 16 numbers that Volume.xarray notes, given {noted!r};'
+            ' remove it: del x.attrs["to_world"]'
+        ) from None
     return Meta(affine=to_world @ _index_to_coordinates(spacing, origin)).affine
 
 

@@ -162,6 +162,13 @@ def test_files_opened_without_chunks_are_not_loaded(tmp_path, engine):
         assert source.meta.translation == (10, 0, -1)
 
 
+def test_attributes_of_others_do_no_harm():
+    x = array().assign_attrs(orientation="north up", kind=3, classes=None)
+    assert (open_input(x).meta.orientation, open_input(x).meta.kind) == (None, "image")
+    with pytest.raises(InvalidInput, match=r"must hold the 16 numbers .* del x\.attrs"):
+        open_input(x.assign_attrs(to_world="EPSG:4326"))
+
+
 def test_without_xarray_one_line_says_so(tmp_path, monkeypatch):
     volume = vf.open(store(tmp_path / "a.zarr", VOXELS))
     monkeypatch.setitem(__import__("sys").modules, "xarray", None)
