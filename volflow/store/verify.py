@@ -100,8 +100,11 @@ def _verify_file(path: Path, progress: Callable[[int, int], object] | None) -> C
     if stored is not None:
         coverage = _verify_volume(str(stored), progress)
         remedy = "run the same command again, which writes it anew from the volume behind it"
-        remedy = f"move it away and {remedy}" if path.exists() else remedy
-        return replace(coverage, file=_check_file(path, remedy, coverage))
+        removed = f"move it away and {remedy}" if path.exists() else remedy
+        check = _check_file(path, removed, coverage)
+        if receipt and check.ok and coverage.ok and _is_older(path, receipt, stored):
+            check = FileCheck(str(path), "it holds an earlier result than the volume", note=remedy)
+        return replace(coverage, file=check)
     if receipt is None:
         raise InvalidInput(
             f"{path} has no receipt in {journal_dir(path)}; only what volflow wrote can be"
@@ -111,6 +114,12 @@ def _verify_file(path: Path, progress: Callable[[int, int], object] | None) -> C
     remedy = f"export it again from {origin} with overwrite=True (--overwrite)"
     coverage, note = _verify_exported(path, receipt, progress)
     return replace(coverage, file=_check_file(path, remedy, coverage, note))
+
+
+def _is_older(path: Path, receipt: Receipt, stored: Path) -> bool:
+    """Whether the volume behind a file was written anew since, with other voxels."""
+    volume = open_volume(stored)
+    return receipt.state != state_of(volume) and bool(foreign_voxels(path, volume))
 
 
 def _verify_exported(

@@ -54,8 +54,8 @@ def segment(client, stored, tmp_path):
     volume, quiet = stored(SCAN), {"cluster": client, "progress": False}
     options = {"patch": 8, "chunk": 8, "shard": 8, "output": "classes", **quiet}
 
-    def into(name="seg.nii.gz", **more):
-        vf.predict(volume, Tiring(random_net()), tmp_path / name, **{**options, **more})
+    def into(name="seg.nii.gz", seed=0, **more):
+        vf.predict(volume, Tiring(random_net(seed=seed)), tmp_path / name, **{**options, **more})
         return tmp_path / name
 
     return into
@@ -132,6 +132,25 @@ class TestPredicted:
         segment()
         assert vf.verify(out).ok
         assert looks(out) == before  # the same bytes
+
+    def test_one_of_an_earlier_result_is_found_and_renewed(self, segment, monkeypatch):
+        out = segment()
+        before = out.read_bytes()
+
+        def killed(*args, **options):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr("volflow.ops.predict.write_file", killed)
+            with pytest.raises(KeyboardInterrupt):
+                segment(seed=1, overwrite=True)
+        coverage = vf.verify(out)
+        assert not coverage.ok
+        assert not coverage.damaged  # the same command goes on
+        assert "it holds an earlier result than the volume; run the same command" in str(coverage)
+        segment(seed=1)
+        assert out.read_bytes() != before
+        assert vf.verify(out).ok
 
     def test_an_unfinished_one_is_not_written_yet(self, segment, monkeypatch, tmp_path, calls):
         monkeypatch.setattr(Tiring, "most", [5])
