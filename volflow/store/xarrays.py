@@ -98,6 +98,14 @@ def to_xarray(volume: Volume) -> xarray.DataArray:
     ------
     InvalidInput
         Where xarray is not installed.
+
+    Examples
+    --------
+    >>> import zarr
+    >>> from volflow.store.volume import open_volume
+    >>> scan = to_xarray(open_volume(zarr.ones(shape=(8, 9, 10), dtype="uint8")))
+    >>> scan.isel(z=slice(2, 5)).coords["z"].values.tolist(), scan.coords["z"].attrs
+    ([2.0, 3.0, 4.0], {'spacing': 1.0})
     """
     try:
         import xarray
