@@ -38,8 +38,8 @@ def from_xarray(x: xarray.DataArray) -> tuple[Any, Meta]:
     Parameters
     ----------
     x
-        Has the dimensions z, y and x, with a channel dimension if it likes, in any order; without
-        z it is one slice. What Dask computes stays lazy, and what lies in a file is not read.
+        With the dimensions z, y, x and perhaps one of channels, in any order; without z it is one
+        slice. What Dask computes stays lazy, and what lies in a file is not read.
 
     Returns
     -------
