@@ -5,9 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import pickle
 import sys
+import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
@@ -15,9 +19,13 @@ import dask.array as da
 import numpy as np
 import zarr
 from dask.array.core import getter, getter_nofancy
-from dask.highlevelgraph import MaterializedLayer
-from distributed import Future
+from dask.threaded import get as get_threaded
+from distributed import futures_of
 
+from volflow.engine.held import Held, Keeping, hold
+from volflow.engine.identity import identify
+from volflow.engine.leaves import Mapped, identity_of, mapped
+from volflow.engine.pieces import gathered, identities_of, packed, piece_of
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
 from volflow.store.indexing import to_box
@@ -36,6 +44,7 @@ __all__ = [
     "Sliced",
     "VolumeLike",
     "as_array",
+    "at_hand",
     "chunk_of",
     "lazy_array",
     "open_input",
@@ -64,11 +73,21 @@ any order of its dimensions.
 
 @dataclass(frozen=True, eq=False)
 class DaskSource:
-    """An array that Dask computes, box by box; it pickles with its graph."""
+    """An array that Dask computes, box by box.
+
+    Parameters
+    ----------
+    array, meta
+        What is computed, and its grid.
+    held
+        Its name in this process, for tasks that run here: it is then pickled by that. Otherwise
+        it pickles with its graph, files as how to open them.
+    """
 
     array: da.Array
     meta: Meta
     sequential: bool = False
+    held: Held | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -81,20 +100,67 @@ class DaskSource:
         dtype: np.dtype[Any] = self.array.dtype
         return dtype.newbyteorder("=")
 
+    @cached_property
+    def results(self) -> dict[Any, Any]:
+        """What is computed of it already and kept on a cluster, by key."""
+        return {future.key: future for future in futures_of(self.array)}
+
     def identity(self) -> str:
-        """A hash of the name that Dask gives the array, which follows what it is made of."""
-        return hashlib.sha256(f"{self.array.name} {self.dtype} {self.shape}".encode()).hexdigest()
+        """A hash of what the array reads and computes.
+
+        Where that cannot be told the name counts that Dask gives it.
+        """
+        found = identify(self.array, identities_of(self.results))
+        name = self.array.name if found.unknown else ""
+        return hashlib.sha256(f"{found.token} {name}".encode()).hexdigest()
 
     def read(self, roi: Roi) -> Array:
         """The voxels of a box, computed by threads of this process."""
         # A worker may read while its client is busy with this very task: never on the cluster.
-        voxels = self.array[roi.slices()].compute(scheduler="threads")
+        piece = piece_of(self.array, roi)
+        results = gathered({key: self.results[key] for key in piece.needs if key in self.results})
+        voxels = piece.compute(results, get_threaded)
         refuse_masked(voxels)
         return np.asarray(voxels, self.dtype)
 
     def slabs(self, depth: int) -> Iterator[tuple[Roi, Array]]:
         """All voxels in C order."""
         return ((roi, self.read(roi)) for roi in slab_rois(self.shape, depth))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.held is not None:
+            return Held.get, (self.held,)
+        return _unpacked, (packed(self.array), self.meta, self.sequential)
+
+
+def _unpacked(array: bytes, meta: Meta, sequential: bool) -> DaskSource:
+    return DaskSource(pickle.loads(array), meta, sequential)
+
+
+@contextmanager
+def at_hand(source: Source, *, here: bool) -> Iterator[tuple[Source, Keeping | None]]:
+    """A source as tasks carry it, and what brings to each worker once what it is computed from.
+
+    Parameters
+    ----------
+    source
+        Any.
+    here
+        Whether the tasks run in this process.
+
+    Raises
+    ------
+    InvalidInput
+        Where what Dask computes cannot be sent to another process.
+    """
+    if not isinstance(source, DaskSource):
+        yield source, None
+    elif here:
+        with hold(source) as held:
+            yield replace(source, held=held), None
+    else:
+        held, content = Held(uuid.uuid4().hex), pickle.dumps(source)
+        yield replace(source, held=held), Keeping({held.key: content})
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,6 +208,9 @@ class Sliced:
     def __repr__(self) -> str:
         kind = type(self.source).__name__.removesuffix("Source")
         return f"{kind}(shape={self.shape}, dtype={self.dtype})"
+
+    def __dask_tokenize__(self) -> Any:
+        return self.identity()
 
     def __getitem__(self, key: Any) -> Array:
         """Read with integers, slices and ``...``, as from a NumPy array."""
@@ -250,15 +319,22 @@ def lazy_array(source: Source) -> da.Array:
     if isinstance(source, VolumeSource):
         array = source.volume.dask()
         return array
+    read: Mapped | Sliced
     if isinstance(source, ArraySource):
-        array = da.asarray(source.array)
-        return array
-    refuse_sequential(source)
-    sliced = Sliced(source)
-    meta = np.empty((0,) * sliced.ndim, sliced.dtype)
-    array = da.from_array(
-        sliced, chunks=sliced.chunks, name=f"source-{source.identity()}", meta=meta
-    )
+        part = mapped(source.array)
+        if part is None:
+            array = da.asarray(source.array)
+            return array
+        # What maps a file is not read: it travels as which part of which file it is.
+        read, identity = part, identity_of(part)
+        sizes = tuple(2 * n for n in read.chunks[-3:])
+    else:
+        refuse_sequential(source)
+        read, identity = Sliced(source), source.identity()
+        sizes = read.chunks[-3:]
+    meta = np.empty((0,) * read.ndim, read.dtype)
+    chunks = (*read.chunks[:-3], *sizes)
+    array = da.from_array(read, chunks=chunks, name=f"source-{identity}", meta=meta)
     return array
 
 
@@ -299,20 +375,33 @@ def chunk_of(source: Source) -> tuple[int, int, int]:
     return z, y, x
 
 
-def stored_in(x: da.Array) -> Volume | zarr.Array[Any] | None:
-    """The Zarr array that a Dask array reads as it is; None where it computes anything."""
+def stored_in(x: da.Array) -> Volume | zarr.Array[Any] | Mapped | None:
+    """What a Dask array reads as it is; None where it computes anything."""
+    source, get = _planned_source(x) if hasattr(x, "expr") else _layered_source(x)
+    if get not in (None, getter, getter_nofancy):  # from_array(getitem=…)
+        return None
+    if not isinstance(source, Volume | zarr.Array | Mapped) or tuple(source.shape) != x.shape:
+        return None
+    return source
+
+
+def _layered_source(x: da.Array) -> tuple[Any, Any]:
+    """What an array reads and the function that does, where two layers are all there is."""
     layers: Any = getattr(x.dask, "layers", {})
     original = f"original-{x.name}"
     if set(layers) != {x.name, original}:
-        return None
+        return None, None
     source = dict(layers[original]).get(original)
-    source = getattr(source, "value", source)  # wrapped by some versions of Dask
     task = getattr(layers[x.name], "task", None)
-    if getattr(task, "func", getter) not in (getter, getter_nofancy):  # from_array(getitem=…)
-        return None
-    if not isinstance(source, Volume | zarr.Array) or tuple(source.shape) != x.shape:
-        return None
-    return source
+    # Some versions of Dask wrap it.
+    return getattr(source, "value", source), getattr(task, "func", None)
+
+
+def _planned_source(x: Any) -> tuple[Any, Any]:
+    """The same with Dask's query planning, where an array is an expression."""
+    if type(x.expr).__name__ != "FromArray":
+        return None, None
+    return x.expr.array, x.expr.operand("getitem")
 
 
 def _open_dask(x: da.Array, meta: Meta | None) -> Source:
@@ -320,13 +409,8 @@ def _open_dask(x: da.Array, meta: Meta | None) -> Source:
         raise InvalidInput(
             f"the array has unknown sizes, shape {x.shape}; call x.compute_chunk_sizes() first"
         )
-    if _is_persisted(x):
-        raise InvalidInput(
-            "the array lies in the memory of a Dask cluster, which boxes of it cannot be computed"
-            " from; give the array as it was before persist(), or store it first with vf.write"
-        )
     stored = stored_in(x)
-    if stored is not None and x.ndim in (3, 4):
+    if stored is not None and x.ndim in (3, 4) and not isinstance(stored, Mapped):
         source = open_source(stored)
         return source if meta is None else _placed(source, meta)
     if x.ndim == 2:
@@ -359,14 +443,3 @@ def _placed(source: Source, meta: Meta) -> Source:
         channels=meta.channels or own.channels,
     )
     return VolumeSource(replace(volume, meta=moved))
-
-
-def _is_persisted(x: da.Array) -> bool:
-    """Whether results on a cluster are part of its graph."""
-    layers: Any = getattr(x.dask, "layers", {})
-    return any(
-        isinstance(task, Future)
-        for layer in layers.values()
-        if isinstance(layer, MaterializedLayer)
-        for task in layer.mapping.values()
-    )

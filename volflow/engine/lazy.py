@@ -19,10 +19,10 @@ from dask.base import tokenize
 
 from volflow.engine.depth import check_chunks, check_constants, is_whole, padded_axes
 from volflow.engine.inputs import Sliced, as_array, open_input, refuse_sequential, stored_in
+from volflow.engine.leaves import Mapped, identity_of, mapped
 from volflow.errors import InvalidInput
 from volflow.geometry.padding import PaddedAxis, padded_block
 from volflow.store.layout import piece_of
-from volflow.store.opening import stored_objects
 from volflow.store.sources import VolumeSource
 from volflow.store.volume import Volume, open_volume
 
@@ -135,9 +135,9 @@ def map_overlap(
 
 @dataclass(frozen=True)
 class Stored:
-    """An array in a Zarr store, and the blocks it is read in."""
+    """An array in a Zarr store or a mapped file, and the blocks it is read in."""
 
-    source: Volume | zarr.Array[Any] | Sliced
+    source: Volume | zarr.Array[Any] | Sliced | Mapped
     chunks: Chunks
 
     @property
@@ -159,7 +159,7 @@ class Stored:
         """Changes when the stored voxels do, so that Dask never takes old results for new."""
         if isinstance(self.source, Volume | Sliced):
             return self.source.identity()
-        return str(tokenize(str(self.source.metadata), stored_objects(self.source)))
+        return str(identity_of(self.source) or tokenize(self.source))
 
     def dask(self, beside: Sequence[Any] = ()) -> da.Array:
         """As a plain Dask array, in the chunks of a computed array of the same grid."""
@@ -190,8 +190,11 @@ def as_lazy(x: Any, block: Block = None) -> Stored | da.Array:
             return x
         return Stored(stored, x.chunks if block is None else _cut(stored, block))
     if isinstance(x, np.ndarray):
-        array: da.Array = da.asarray(x)
-        return array
+        part = mapped(x)
+        if part is None:
+            array: da.Array = da.asarray(x)
+            return array
+        return Stored(part, _cut(part, block))
     source: Volume | Sliced
     if isinstance(x, Volume | zarr.Array):
         source = open_volume(x)
@@ -202,7 +205,7 @@ def as_lazy(x: Any, block: Block = None) -> Stored | da.Array:
     return Stored(source, _cut(source, block))
 
 
-def _cut(source: Volume | zarr.Array[Any] | Sliced, block: Block) -> Chunks:
+def _cut(source: Volume | zarr.Array[Any] | Sliced | Mapped, block: Block) -> Chunks:
     """Regular chunks over a stored array."""
     shape = tuple(source.shape)
     sizes: Sequence[int]
@@ -277,11 +280,13 @@ def _axes_of(kwargs: dict[str, Any], name: str) -> list[int]:
 
 def _read(array: Stored, axes: tuple[PaddedAxis, ...]) -> da.Array:
     """The padded blocks of a stored array."""
+    identity = array.identity()
     read: da.Array = da.map_blocks(
         _read_block,
         source=array.source,
         axes=axes,
-        name=f"read-{tokenize(array.identity(), axes)}",
+        identity=identity,
+        name=f"read-{tokenize(identity, axes)}",
         chunks=tuple(axis.padded for axis in axes),
         dtype=array.dtype,
         meta=np.empty((0,) * array.ndim, array.dtype),
@@ -290,8 +295,10 @@ def _read(array: Stored, axes: tuple[PaddedAxis, ...]) -> da.Array:
 
 
 def _read_block(
-    source: Any, axes: tuple[PaddedAxis, ...], block_id: tuple[int, ...]
+    source: Any, axes: tuple[PaddedAxis, ...], identity: str, block_id: tuple[int, ...]
 ) -> npt.NDArray[Any]:
+    """A padded block; with query planning Dask makes its own names, which follow the identity."""
+    del identity
     return padded_block(source.__getitem__, axes, block_id, np.dtype(source.dtype))
 
 

@@ -74,6 +74,9 @@ class ModelPlugin(WorkerPlugin):
     def __reduce__(self) -> tuple[Any, ...]:
         return _unpack, (cloudpickle.dumps(self.module), self.digest)
 
+    def __dask_tokenize__(self) -> str:
+        return self.digest
+
     def setup(self, worker: Any = None) -> None:
         """Make the model known in this process."""
         prepare_allocators(own=worker is not None)

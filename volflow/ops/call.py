@@ -25,7 +25,7 @@ from volflow.store.journal import journal_dir
 from volflow.store.sources import VolumeSource
 from volflow.store.volume import Volume
 
-__all__ = ["Call", "check_weights", "converted_inputs", "make_call", "placeholders"]
+__all__ = ["Call", "Converted", "check_weights", "converted_inputs", "make_call", "placeholders"]
 
 
 @dataclass(frozen=True)
@@ -115,27 +115,47 @@ def placeholders(call: Call) -> Iterator[tuple[dict[str, Any], Any]]:
         yield named, None if mask is None else stand_in(mask, "mask")
 
 
-def converted_inputs(
-    call: Call, overwrite: bool, **options: Any
-) -> tuple[dict[str, Volume], Volume | None]:
+@dataclass(frozen=True)
+class Converted:
+    """The inputs as volumes on disk, and whether one that had been begun was begun anew."""
+
+    named: dict[str, Volume]
+    mask: Volume | None
+    anew: bool
+
+
+def converted_inputs(call: Call, overwrite: bool, **options: Any) -> Converted:
     """The inputs as volumes on disk; what is none yet is converted into the sidecar folder."""
+    anew = False
 
     def converted(x: Any, name: str, labels: bool | None) -> Volume:
+        nonlocal anew
         keep = call.sidecar / f"{name}.zarr"
+        before = _begun(keep)
         try:
-            return as_volume(x, keep, labels=labels, **options)
+            volume = as_volume(x, keep, labels=labels, **options)
         except ResumeRefused:  # what was converted before is another input
             if not overwrite:
                 raise
-            return as_volume(x, keep, labels=labels, overwrite=True, **options)
+            volume = as_volume(x, keep, labels=labels, overwrite=True, **options)
+        anew |= before not in (None, _begun(keep))
+        return volume
 
     mask = call.options.mask
     call.sidecar.mkdir(exist_ok=True)
     try:
         # A network reads the values of its inputs, whatever their files say of them.
         named = {name: converted(x, name or "input", False) for name, x in call.inputs.items()}
-        return named, None if mask is None else converted(mask, "mask", None)
+        return Converted(named, None if mask is None else converted(mask, "mask", None), anew)
     except InvalidInput:
         with suppress(OSError):  # there is something in it
             call.sidecar.rmdir()
         raise
+
+
+def _begun(volume: Path) -> int | None:
+    """When the run that makes a volume was recorded first; None where none was."""
+    try:
+        return (journal_dir(volume) / "plan.json").stat().st_mtime_ns
+    except OSError:
+        return None

@@ -12,6 +12,7 @@ import numpy as np
 
 from volflow.engine.cluster import Cluster, connect, memory_per_worker
 from volflow.engine.events import announce
+from volflow.engine.held import hold
 from volflow.engine.inputs import DaskSource, VolumeLike, open_input
 from volflow.engine.plan import Plan
 from volflow.errors import InvalidInput
@@ -20,7 +21,6 @@ from volflow.ops.copying import (
     Progress,
     Run,
     adopted,
-    hold,
     lay_out,
     make_plan,
     make_record,
@@ -109,6 +109,7 @@ def convert(  # noqa: PLR0913 - a public journey takes flat options
     wait: float | str | None = None,
     memory: str | int | None = None,
     overwrite: bool = False,
+    resume: bool = False,
     progress: Progress = None,
 ) -> Volume:
     """Convert a file or array to a sharded OME-Zarr 0.5 volume, without holding it whole.
@@ -133,6 +134,8 @@ def convert(  # noqa: PLR0913 - a public journey takes flat options
     overwrite
         Replace a volume that is there. Without it, an interrupted conversion is resumed, or begun
         anew where its source has changed since, as a file that was still being uploaded.
+    resume
+        As in `write`, for what Dask computes.
 
     Returns
     -------
@@ -163,7 +166,7 @@ def convert(  # noqa: PLR0913 - a public journey takes flat options
             computed = _computed_as(given, labels)
             volume = write(
                 computed, out, chunk=chunk, shard=shard, cluster=cluster,
-                wait=wait, memory=memory, overwrite=overwrite, progress=progress,
+                wait=wait, memory=memory, overwrite=overwrite, resume=resume, progress=progress,
             )  # fmt: skip
             return volume if labels is None else set_kind(volume, computed.meta.kind)
         given = given.volume if isinstance(given, VolumeSource) else given

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import math
 import os
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from dask.base import compute
 from distributed import Client
 
 from volflow.engine.events import State
+from volflow.engine.held import Held
 from volflow.engine.inputs import refuse_masked
+from volflow.engine.pieces import Parcel, Pieces
 from volflow.engine.plan import Plan, Step
 from volflow.errors import Damaged, InvalidInput, SourceChanged
 from volflow.geometry.grid import BlockGrid
@@ -38,7 +38,6 @@ __all__ = [
     "COPIES",
     "Copy",
     "CopyJob",
-    "Held",
     "Progress",
     "held_bytes",
     "lay_out",
@@ -67,36 +66,20 @@ class Shaped(Protocol):
     def sequential(self) -> bool: ...
 
 
-_held: dict[str, Any] = {}
-
-
-@dataclass(frozen=True)
-class Held:
-    """An array of this process, for tasks that run in it: pickled by name, never copied."""
-
-    key: str
-
-    def get(self) -> Any:
-        """The array."""
-        return _held[self.key]
-
-
-@contextmanager
-def hold(array: Any) -> Iterator[Held]:
-    """Make an array known to the tasks of this process."""
-    key = uuid.uuid4().hex
-    _held[key] = array
-    try:
-        yield Held(key)
-    finally:
-        del _held[key]
-
-
 @dataclass(frozen=True)
 class CopyJob:
-    """Copy blocks of a source, or compute blocks of a Dask array, into a volume."""
+    """Copy blocks of a source, or compute blocks of a Dask array, into a volume.
 
-    source: str | Held | Volume | dict[int, Any] | None
+    Parameters
+    ----------
+    source
+        What `open_source` opens, by name where it lies in this process; of a Dask array the
+        parcels of the blocks, by number.
+    volume, blocks, journal, session
+        Where the blocks go, and as what.
+    """
+
+    source: Any
     volume: Volume
     blocks: BlockGrid
     journal: Journal
@@ -119,35 +102,49 @@ class CopyJob:
         return taken_as(opened, True) if whole else opened
 
 
-def _bind(job: CopyJob, session: str) -> CopyJob:
+def _bind(job: Any, session: str) -> Any:
+    if isinstance(job, tuple):
+        return replace(job[0], session=session), *job[1:]
     return replace(job, session=session)
 
 
 def copy_blocks(job: CopyJob, blocks: tuple[int, ...]) -> Iterator[Step]:
     """Copy blocks of a source that can be read anywhere."""
     done = job.journal.done(blocks)
-    source = None if isinstance(job.source, dict) else job.open()
+    source = job.open()
     for number in blocks:
         roi = job.blocks[number].write_roi
         if number not in done:
-            if source is None:
-                voxels = _compute(job.source[number], job.volume.dtype)  # type: ignore[index]
-            else:
-                voxels = source.read(roi)
-            job.store(number, voxels)
+            job.store(number, source.read(roi))
         yield Step(number, roi.size)
 
 
-def _compute(piece: Any, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    (voxels,) = compute(piece, scheduler="synchronous")
+def compute_blocks(
+    job: tuple[CopyJob, list[Any], list[Any]], blocks: tuple[int, ...]
+) -> Iterator[Step]:
+    """Compute blocks of a Dask array.
+
+    The names of results on the cluster and the results come beside the job: Dask replaces futures
+    by what they stand for in plain lists only.
+    """
+    own, names, results = job
+    done = own.journal.done(blocks)
+    for number in blocks:
+        if number not in done:
+            voxels = own.source[number].compute(dict(zip(names, results, strict=True)))
+            own.store(number, _checked(voxels, own.volume.dtype))
+        yield Step(number, own.blocks[number].write_roi.size)
+
+
+def _checked(voxels: Any, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     refuse_masked(voxels)
-    voxels = np.asarray(voxels)
-    if voxels.dtype.newbyteorder("=") != dtype:  # of whatever byte order
+    found: npt.NDArray[Any] = np.asarray(voxels)
+    if found.dtype.newbyteorder("=") != dtype:  # of whatever byte order
         raise InvalidInput(
-            f"the Dask array declares {dtype} but computes {voxels.dtype}; pass the right dtype="
+            f"the Dask array declares {dtype} but computes {found.dtype}; pass the right dtype="
             " and meta= to the function that made it, or add .astype"
         )
-    return voxels.astype(dtype, copy=False)
+    return found.astype(dtype, copy=False)
 
 
 def stream_blocks(job: CopyJob, blocks: tuple[int, ...]) -> Iterator[Step]:
@@ -305,11 +302,7 @@ class Run:
 
 
 def run_copy(
-    copy: Copy,
-    record: Record,
-    run: Run,
-    source: str | Held | Volume | None,
-    pieces: Callable[[tuple[int, ...]], dict[int, Any]] | None = None,
+    copy: Copy, record: Record, run: Run, source: str | Held | Volume | Pieces | None
 ) -> Volume:
     """Make the volume, or open the one begun, and copy what is left.
 
@@ -318,9 +311,7 @@ def run_copy(
     copy, record, run
         What is copied, its record, and how.
     source
-        What tasks open; None where each run of blocks brings its own ``pieces``.
-    pieces
-        Lazy arrays of a run's blocks, by number.
+        What tasks open, or the pieces of a Dask array that they compute.
     """
     journal = Journal(journal_dir(copy.path))
     make_plan(copy, None, frozenset(), run.memory_bytes).require_memory(copy.remedy())
@@ -339,10 +330,10 @@ def run_copy(
         file = copy.origin if copy.origin is not None and copy.origin.is_file else None
         job = CopyJob(source, volume, copy.blocks, journal, origin=file)
         plan = make_plan(copy, job, frozenset(journal.done()), run.memory_bytes)
-        if pieces is not None:
-            own = pieces
-            plan = replace(plan, job=None, job_of=lambda blocks: replace(job, source=own(blocks)))
-        run_journalled(plan, journal, record, _bind, cluster=run.client, progress=run.progress)
+        with source.held() if isinstance(source, Pieces) else nullcontext() as held:
+            if isinstance(source, Pieces):
+                plan = _computing(plan, job, source, held)
+            run_journalled(plan, journal, record, _bind, cluster=run.client, progress=run.progress)
         if copy.origin is not None and plan.runs:
             try:
                 copy.origin.check()
@@ -350,6 +341,20 @@ def run_copy(
                 journal.forget(range(len(copy.blocks)))
                 raise
     return volume
+
+
+def _computing(plan: Plan, job: CopyJob, pieces: Pieces, held: Held | None) -> Plan:
+    """The plan with a job of its own for each run of blocks: what they are computed from."""
+
+    def job_of(blocks: tuple[int, ...]) -> Any:
+        parcels: dict[int, Parcel] = {}
+        results: dict[Any, Any] = {}
+        for number in blocks:
+            parcels[number], needed = pieces.parcel(job.blocks[number].write_roi, held)
+            results |= needed
+        return replace(job, source=parcels), list(results), list(results.values())
+
+    return replace(plan, task=compute_blocks, job=None, job_of=job_of, plugin=pieces.plugin)
 
 
 def resumes(out: str | os.PathLike[str], *, overwrite: bool) -> bool:

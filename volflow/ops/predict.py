@@ -167,6 +167,7 @@ def predict(  # noqa: PLR0913 - a public journey takes flat options
     wait: float | str | None = None,
     memory: str | int | None = None,
     overwrite: bool = False,
+    resume: bool = False,
     progress: Progress = None,
 ) -> Result:
     """Run a network over a volume, in overlapping patches or exactly, and store the result.
@@ -230,6 +231,8 @@ def predict(  # noqa: PLR0913 - a public journey takes flat options
         what the machine, the cgroup or SLURM leaves. A plan that needs more is refused.
     overwrite
         Replace an output that is there, instead of resuming or refusing.
+    resume
+        As in `write`: trust that a Dask array is what it was where that cannot be told.
     progress
         None: a bar on a terminal, lines elsewhere; False: nothing; a function: gets each state.
 
@@ -257,12 +260,12 @@ def predict(  # noqa: PLR0913 - a public journey takes flat options
     ...     bool(np.allclose(result[0], scan)), result.axes
     (True, ('c', 'z', 'y', 'x'))
     """
-    given = PredictOptions(
+    options = PredictOptions(
         patch, overlap, blend, frame, normalize, activation, output, dtype, batch_size, device,
         precision, flips, mask, skip_below, fill, chunk, shard,
     )  # fmt: skip
     _check_levels(levels, out)
-    call = make_call(volume, model, out, weights, trust, given)
+    call = make_call(volume, model, out, weights, trust, options)
     with evaluating(call.model.module), connect(cluster, wait=wait) as client:
         with placeholders(call) as (named, stand_in):
             # Everything that can be refused is refused before a long conversion.
@@ -272,11 +275,14 @@ def predict(  # noqa: PLR0913 - a public journey takes flat options
                 _layouts(request, settings, client, memory, resuming)
         if resuming and is_foreign(call.out) and not call.out.exists():
             _tell_of_lost(call, progress)
-        volumes, masked = converted_inputs(
-            call, overwrite, cluster=client, memory=memory, progress=progress
+        given = converted_inputs(
+            call, overwrite, cluster=client, memory=memory, progress=progress, resume=resume
         )
-        request = make_request(volumes, masked, call.model, call.options, call.store)
-        result = _execute(request, settings, client, memory, overwrite, progress)
+        request = make_request(given.named, given.mask, call.model, call.options, call.store)
+        if given.anew and not overwrite:
+            _check_otherwise(request, settings)
+        again = overwrite or given.anew
+        result = _execute(request, settings, client, memory, again, progress)
         if levels:
             result = _with_levels(result, cluster=client, memory=memory, progress=progress)
     if isinstance(result, Volume) and is_foreign(call.out):
@@ -291,6 +297,18 @@ def _tell_of_lost(call: Call, progress: Progress) -> None:
             f"predict: {call.out.name} is not there; it is written from the stored volume, and"
             " nothing is computed",
             progress,
+        )
+
+
+def _check_otherwise(request: Request, settings: Settings) -> None:
+    """Refuse to begin anew, for inputs that were computed anew, what was begun otherwise, too."""
+    journal = Journal(journal_dir(request.out))
+    before = journal.recorded()
+    if before is not None:
+        same = {name: before.fingerprint.get(name) for name in ("input", "mask")}
+        grid = out_blocks(request, settings).counts
+        journal.compare(
+            Record("predict", {**request.fingerprint(), **same}, settings.to_dict(grid))
         )
 
 
@@ -364,6 +382,7 @@ def plan_predict(  # noqa: PLR0913 - as predict
     wait: float | str | None = None,
     memory: str | int | None = None,
     overwrite: bool = False,
+    resume: bool = False,
     progress: Progress = None,
     **options: Any,
 ) -> Plan:
@@ -371,12 +390,12 @@ def plan_predict(  # noqa: PLR0913 - as predict
 
     Parameters
     ----------
-    volume, model, out, levels, weights, trust, cluster, wait, memory, overwrite, progress
+    volume, model, out, levels, weights, trust, cluster, wait, memory, overwrite, resume, progress
         As in `predict`.
     **options
         The others of `predict`.
     """
-    del progress
+    del progress, resume
     _check_levels(levels, out)
     call = make_call(volume, model, out, weights, trust, PredictOptions(**options))
     with (

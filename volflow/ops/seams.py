@@ -151,7 +151,7 @@ def certify(  # noqa: PLR0913 - a public journey takes flat options
                 request = make_request(named, None, call.model, call.options, call.store)
                 needed, found, no_rule = memory_of(request)
             options = {"cluster": client, "memory": memory, "progress": False}
-            volumes, _ = converted_inputs(call, False, **options)
+            volumes = converted_inputs(call, False, **options).named
             request = make_request(volumes, None, call.model, call.options, call.store)
             bench = Bench(
                 normalized(request, **options), client, folder, str(pick_device(device)),

@@ -15,9 +15,9 @@ import dask.array as da
 import numpy as np
 import numpy.typing as npt
 from dask.base import tokenize
-from dask.delayed import delayed
 
 from volflow.engine.depth import is_whole, merged_chunks
+from volflow.engine.graphs import carried
 from volflow.engine.lazy import Block
 from volflow.errors import InvalidInput
 from volflow.geometry.frame import Frame
@@ -175,12 +175,13 @@ def _lazy(blocks: Blocks, request: Request, *arrays: da.Array) -> da.Array:
     result: da.Array = da.map_blocks(
         _compute_block,
         *arrays,
+        carried(model, f"model-{request.model.digest[:32]}"),
         blocks=blocks,
-        # One object of the graph, which travels once to each worker and is not lost with one.
-        model=delayed(model, name=f"model-{request.model.digest[:32]}", pure=True),
+        token=token,
         name=f"map_model-{token}",
         chunks=(*front, *(tuple(np.diff(axis).tolist()) for axis in blocks.cuts)),
         drop_axis=0 if arrays and not front else None,
+        new_axis=None if arrays else list(range(len(front) + 3)),
         dtype=dtype,
         meta=np.empty((0,) * (len(front) + 3), dtype),
     )
@@ -188,15 +189,18 @@ def _lazy(blocks: Blocks, request: Request, *arrays: da.Array) -> da.Array:
 
 
 def _compute_block(
-    *padded: npt.NDArray[Any], blocks: Blocks, model: ModelPlugin, block_id: tuple[int, ...]
+    *arrays: npt.NDArray[Any], blocks: Blocks, token: str, block_id: tuple[int, ...]
 ) -> npt.NDArray[Any]:
+    """A block; with query planning Dask makes its own names, which follow the token."""
+    del token
+    *padded, model = arrays
     window = blocks.window.here()
     if padded:
         start = tuple(axis[i] for axis, i in zip(blocks.starts, block_id[-3:], strict=True))
         piece = Piece(padded[0], start, window.inputs.frame.restore(window.shape))
         volumes = cast("tuple[Volume, ...]", (piece,))  # it reads like one
         window = window.reading(replace(window.inputs, volumes=volumes))
-    with lent(model):
+    with lent(model.item()):
         return blocks.compute(window, block_id)
 
 

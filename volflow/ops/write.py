@@ -6,15 +6,18 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import dask.array as da
 import numpy as np
-from dask.base import optimize, tokenize
 
-from volflow.engine.cluster import Cluster, connect, memory_per_worker
+from volflow.engine.cluster import Cluster, connect, is_embedded, memory_per_worker
+from volflow.engine.events import announce
+from volflow.engine.identity import Identity
 from volflow.engine.inputs import DaskSource, VolumeLike, lazy_array, open_input
-from volflow.errors import InvalidInput
+from volflow.engine.pieces import Pieces
+from volflow.errors import InvalidInput, ResumeRefused
 from volflow.geometry.grid import BlockGrid
 from volflow.ops.copying import (
     COPIES,
@@ -28,12 +31,15 @@ from volflow.ops.copying import (
     run_copy,
 )
 from volflow.ops.session import check_apart
-from volflow.store.journal import Journal, journal_dir
+from volflow.store.journal import Journal, Record, journal_dir
 from volflow.store.meta import Meta
 from volflow.store.sources import Source, VolumeSource
 from volflow.store.volume import Volume
 
 __all__ = ["grid_of", "write"]
+
+
+TOKEN_LENGTH = 32  # of the hashes that are Dask's
 
 
 @dataclass(frozen=True)
@@ -106,6 +112,7 @@ def write(  # noqa: PLR0913 - a public journey takes flat options
     wait: float | str | None = None,
     memory: str | int | None = None,
     overwrite: bool = False,
+    resume: bool = False,
     progress: Progress = None,
 ) -> Volume:
     """Store a Dask array as a volume: each shard is computed and written by one task.
@@ -125,6 +132,9 @@ def write(  # noqa: PLR0913 - a public journey takes flat options
     meta
         The same in detail, where there is no such volume. Without either, the new one takes what
         the array knows: an ``xarray.DataArray`` says it by its coordinates.
+    resume
+        Trust that the array is what it was where that cannot be told, because a function of it
+        reads files: an interrupted run is then resumed instead of begun anew.
     chunk, shard, cluster, wait, memory, overwrite, progress
         As in `convert`. Memory is projected from the array's own chunks: what a graph computes on
         the way to them, such as the scores behind a threshold, comes on top.
@@ -155,13 +165,46 @@ def write(  # noqa: PLR0913 - a public journey takes flat options
     with connect(cluster, wait=wait) as client:
         memory_bytes = memory_per_worker(client, memory)
         copy = lay_out(shaped, os.fspath(out), chunk, shard, memory_bytes)
-        copy = replace(copy, what=f"Dask array {array.shape} in {array.npartitions} chunks")
+        copy = replace(
+            copy, what=f"Dask array {array.shape} in {math.prod(array.numblocks)} chunks"
+        )
         copy = _in_blocks(array, copy, memory_bytes, overwrite)
 
-        def pieces(blocks: tuple[int, ...]) -> dict[int, Any]:
-            # Culled, so that no task carries the graph of the whole array.
-            parts = {n: array[copy.blocks[n].write_roi.slices()] for n in blocks}
-            return dict(zip(parts, optimize(*parts.values()), strict=True))
+        pieces = Pieces.of(array, client, is_embedded(client))
+        identity = pieces.identity()
+        rois = [copy.blocks[n].write_roi for n in (0, len(copy.blocks) - 1)]
+        pieces = pieces.shared(rois)
+        copy = replace(copy, peak_bytes=copy.peak_bytes + pieces.kept_bytes)
+        record = make_record(identity.token, copy)
+        if not overwrite:
+            _refuse_older(copy)
+            overwrite = not resume and _begins_anew(copy, record, identity)
+            if overwrite:
+                announce(
+                    f"write: {copy.path} is computed anew: the array depends on"
+                    f" {identity.unknown}, which may read something else by now; resume=True"
+                    " trusts that it does not",
+                    progress,
+                )
+        return run_copy(copy, record, Run(client, memory_bytes, overwrite, progress), pieces)
 
-        record = make_record(tokenize(array), copy)
-        return run_copy(copy, record, Run(client, memory_bytes, overwrite, progress), None, pieces)
+
+def _refuse_older(copy: Copy) -> None:
+    """Refuse to resume what was begun when arrays were known by the names that Dask gives them."""
+    before = Journal(journal_dir(copy.path)).recorded()
+    named = before is not None and len(str(before.fingerprint.get("input"))) == TOKEN_LENGTH
+    if named and before is not None and before.operation == "convert" and Path(copy.path).exists():
+        raise ResumeRefused(
+            f"{copy.path} was written by an older version of volflow, which knew a Dask array by"
+            " its name alone, so that it cannot be told whether this is the same; begin again"
+            " (overwrite=True), or choose another output"
+        )
+
+
+def _begins_anew(copy: Copy, record: Record, identity: Identity) -> bool:
+    """Whether a run is begun again that would be resumed if its input could be identified."""
+    journal = Journal(journal_dir(copy.path))
+    if not identity.unknown or journal.recorded() is None or not Path(copy.path).exists():
+        return False
+    journal.compare(record)  # what differs otherwise is refused as ever
+    return True

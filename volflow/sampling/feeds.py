@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from volflow.engine.cluster import Cluster, connect
-from volflow.errors import RunFailed
+from volflow.errors import InvalidInput, RunFailed
 from volflow.geometry.roi import Roi
 from volflow.sampling.cases import Case
 
@@ -99,7 +99,14 @@ class ClusterFeed:
     def read(self, case: Case, roi: Roi) -> Callable[[], Loaded]:
         """Begin on some worker; earlier ones go first."""
         self.asked += 1
-        future = self.client.submit(load, case, roi, self.names, pure=False, priority=-self.asked)
+        try:
+            future = self.client.submit(
+                load, case, roi, self.names, pure=False, priority=-self.asked
+            )
+        except TypeError as error:  # what Dask makes of an array that cannot be sent
+            if isinstance(error.__cause__, InvalidInput):
+                raise error.__cause__ from None
+            raise
         self.under_way.add(future)
 
         def result() -> Loaded:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import accumulate
 from pathlib import Path
@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from volflow.engine.clock import Clock
-from volflow.engine.cluster import Cluster, connect, memory_per_worker
+from volflow.engine.cluster import Cluster, connect, is_embedded, memory_per_worker
 from volflow.engine.events import State
-from volflow.engine.inputs import DaskSource
+from volflow.engine.inputs import DaskSource, at_hand
 from volflow.engine.plan import Plan, Step, split_runs
 from volflow.engine.run import run
 from volflow.errors import InvalidInput, Superseded
@@ -242,7 +242,9 @@ def measure(
         for job in jobs:
             stop = partial(_stopped.add, job.session)
             plan = plan_mass(job, memory_bytes)
-            results = run(plan, cluster=client, progress=progress, stop=stop).results
+            with at_hand(job.source, here=is_embedded(client)) as (source, plugin):
+                plan = replace(plan, job=replace(job, source=source), plugin=plugin)
+                results = run(plan, cluster=client, progress=progress, stop=stop).results
             tables.append(job.kind.join([results[piece] for piece in sorted(results)]))
     return tables
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import dask.array as da
 import numpy as np
 import numpy.typing as npt
 from dask.base import tokenize
-from dask.delayed import delayed
 
 from volflow.engine.cluster import Cluster
+from volflow.engine.graphs import carried
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
 from volflow.sampling.cases import open_cases
@@ -27,18 +26,18 @@ __all__ = ["sample"]
 
 
 @dataclass(frozen=True, eq=False)
-class Group:
-    """Patches of one array that are cut from one superchunk."""
+class Groups:
+    """Patches of one array, in groups that are cut from one superchunk each."""
 
     field: Field
-    superchunk: int
-    quota: int
+    superchunks: npt.NDArray[np.int64]
+    quotas: npt.NDArray[np.int64]
     array: str
     seed: int
-    visit: int
+    token: str
 
     def __dask_tokenize__(self) -> Any:
-        return (self.superchunk, self.quota, self.array, self.seed, self.visit)
+        return self.token
 
 
 def sample(
@@ -104,32 +103,34 @@ def sample(
         visits = field.visits((n,), 1, seed, 0, split=False)
     shape, dtype = (cases[0].channels(name), *field.patch), cases[0].dtype(name)
     token = tokenize([case.identity() for case in cases], sampler, n, seed, name)
-    parts = []
-    for visit, (superchunk, quota) in enumerate(
-        zip(visits.superchunk.tolist(), visits.quota.tolist(), strict=True)
-    ):
-        group = Group(field, superchunk, quota, name, seed, visit)
-        # Not an argument: Dask would look for arrays in it, and compute those of its cases whole.
-        cut = delayed(partial(_cut, group), pure=True, traverse=False)
-        task = cut(dask_key_name=f"cut-{token}-{visit}")
-        part = da.from_delayed(task, (quota, *shape), dtype, name=f"sample-{token}-{visit}")
-        parts.append(part)
-    patches: da.Array = da.concatenate(parts)
+    quotas = np.asarray(visits.quota)
+    groups = Groups(field, np.asarray(visits.superchunk), quotas, name, seed, token)
+    patches: da.Array = da.map_blocks(
+        _cut,
+        carried(groups, f"groups-{token}"),
+        name=f"sample-{token}",
+        chunks=(tuple(quotas.tolist()), *((n,) for n in shape)),
+        new_axis=list(range(1 + len(shape))),
+        dtype=dtype,
+        meta=np.empty((0,) * (1 + len(shape)), dtype),
+    )
     return patches
 
 
-def _cut(group: Group) -> npt.NDArray[Any]:
+def _cut(carrier: npt.NDArray[Any], block_id: tuple[int, ...]) -> npt.NDArray[Any]:
     """The patches of one group."""
-    field = group.field
-    case = field.cases[field.locate(group.superchunk)[0]]
-    roi = field.reads(group.superchunk)
+    groups, visit = carrier.item(), block_id[0]
+    field = groups.field
+    superchunk, quota = int(groups.superchunks[visit]), int(groups.quotas[visit])
+    case = field.cases[field.locate(superchunk)[0]]
+    roi = field.reads(superchunk)
     looked_at = {name: case.read(name, roi) for name in looks_at(field)}
-    draws = draw(field, group.superchunk, group.quota, looked_at, (group.seed, 0, group.visit))
+    draws = draw(field, superchunk, quota, looked_at, (groups.seed, 0, visit))
     first = draws.starts.min(axis=0)
     # Few patches lie in a small part of the superchunk: no more is read.
     hull = Roi(tuple(first.tolist()), tuple((draws.starts.max(axis=0) + field.patch).tolist()))
-    voxels = case.read(group.array, hull)
-    patches = np.empty((group.quota, len(voxels), *field.patch), voxels.dtype)
+    voxels = case.read(groups.array, hull)
+    patches = np.empty((quota, len(voxels), *field.patch), voxels.dtype)
     for patch, low in zip(patches, draws.starts - first, strict=True):
         box = (slice(a, a + p) for a, p in zip(low.tolist(), field.patch, strict=True))
         patch[...] = voxels[(slice(None), *box)]

@@ -26,6 +26,7 @@ __all__ = [
     "is_zarr",
     "label",
     "level_array",
+    "local_folder",
     "local_path",
     "nodes_below",
     "open_node",
@@ -128,10 +129,23 @@ def nodes_below(path: Path) -> str:
     return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
 
 
+def local_folder(node: Node) -> Path | None:
+    """The folder of a node, absolute; None where it is not on this machine."""
+    store: Any = node.store
+    if isinstance(store, LocalStore):
+        return (Path(store.root) / node.path).absolute()
+    # Dask opens paths through fsspec, whose local files are wrapped to look asynchronous.
+    files = getattr(getattr(store, "fs", None), "sync_fs", getattr(store, "fs", None))
+    protocol = getattr(files, "protocol", ())
+    if "file" in ((protocol,) if isinstance(protocol, str) else protocol):
+        return (Path(store.path) / node.path).absolute()
+    return None
+
+
 def local_path(node: Node) -> str | None:
     """The absolute path of a node, its address where it is remote, None in memory."""
-    if isinstance(node.store, LocalStore):
-        return str((Path(node.store.root) / node.path).absolute())
+    if (folder := local_folder(node)) is not None:
+        return str(folder)
     address = str(node.store_path)
     return None if address.startswith("memory:") else address
 
@@ -265,9 +279,9 @@ def read_stored(
 
 def stored_objects(array: zarr.Array[Any]) -> list[str]:
     """Name, size and time of every file of a local array; else just its address."""
-    if not isinstance(array.store, LocalStore):
+    root = local_folder(array)
+    if root is None:
         return [str(array.store_path)]
-    root = Path(array.store.root) / array.path
     lines, pending = [], [root]
     while pending:
         with os.scandir(pending.pop()) as entries:
@@ -283,11 +297,12 @@ def stored_objects(array: zarr.Array[Any]) -> list[str]:
 
 def discard_object(array: zarr.Array[Any], start: Sequence[int]) -> bool:
     """Delete the file of the shard (or chunk) that begins there; False where none could be."""
-    if not isinstance(array.store, LocalStore):
+    root = local_folder(array)
+    if root is None:
         return False
     unit = array.shards or array.chunks
     key = array.metadata.encode_chunk_key(tuple(a // n for a, n in zip(start, unit, strict=True)))
-    path = Path(array.store.root) / array.path / key
+    path = root / key
     exists = path.is_file()
     path.unlink(missing_ok=True)
     return exists

@@ -81,6 +81,7 @@ class TestEqualToDask:
         np.testing.assert_allclose(ours.compute(), theirs.compute(), rtol=1e-12)
 
     @pytest.mark.parametrize("boundary", BOUNDARIES)
+    @pytest.mark.layered
     def test_depth_beyond_the_block(self, boundary):
         data = voxels((40, 9, 9))
         ours = vf.map_overlap(
@@ -124,6 +125,7 @@ class TestEqualToDask:
         theirs = da.map_overlap(behind, da.from_array(data, chunks=(6, 6, 6)), **options)
         np.testing.assert_array_equal(ours.compute(), theirs.compute())
 
+    @pytest.mark.layered
     def test_several_inputs_of_which_one_is_broadcast(self):
         a, b = voxels((2, 20, 21, 22)), voxels((20, 21, 22), "u1")
         options = {
@@ -216,6 +218,7 @@ class TestEqualToDask:
 
 
 class TestGraph:
+    @pytest.mark.layered
     def test_one_task_per_block(self, tmp_path):
         volume = create(tmp_path / "a.zarr", (300, 257, 190), "u2", Meta(), chunk=32, shard=128)
         ours = vf.map_overlap(smooth, volume, depth=16, boundary="reflect", dtype="f8")
@@ -225,6 +228,7 @@ class TestGraph:
         assert graph_size(theirs) > 500
         assert ours.chunks == ((128, 128, 44), (128, 128, 1), (128, 62))
 
+    @pytest.mark.layered
     def test_two_steps_still_take_one_task(self, tmp_path):
         volume = create(tmp_path / "a.zarr", (64, 64, 64), "u2", Meta(), chunk=16, shard=32)
         ours = vf.map_overlap(smooth, volume, depth=2, boundary="reflect", dtype="f8") > 3
@@ -258,6 +262,7 @@ class TestGraph:
         lazy[5:12, :3, 38:].compute(scheduler="synchronous")
         assert sorted(seen) == [(0, 0, 3), (1, 0, 3)]
 
+    @pytest.mark.layered
     def test_dask_arrays_straight_from_a_store_count_as_stored(self, tmp_path):
         volume = create(tmp_path / "a.zarr", (64, 64, 64), "u2", Meta(), chunk=16, shard=32)
         for x in (volume.dask(), da.from_zarr(str(tmp_path / "a.zarr" / "0"), chunks=32)):
@@ -324,6 +329,7 @@ class TestGraph:
             )
             assert lazy.max().compute() == 1, "no halo of channels"
 
+    @pytest.mark.layered
     def test_readers_of_one_process_work_side_by_side(self):
         barrier = threading.Barrier(2, timeout=20)
         array = stored(voxels((20, 20, 20)), (5, 5, 5))
@@ -375,12 +381,14 @@ class TestRefusals:
         assert allowed.chunks[0] == (128, 113, 16)
 
     @pytest.mark.parametrize("constant", [-1, 256, np.nan])
+    @pytest.mark.layered
     def test_a_constant_that_the_voxels_cannot_hold(self, constant):
         array = stored(voxels((8, 8, 8), "u1"), (4, 4, 4))
         for x in (array, da.from_zarr(array) + 0):
             with pytest.raises(InvalidInput, match=r"does not fit uint8 \(0 to 255\)"):
                 vf.map_overlap(total, x, depth=1, boundary={0: constant}, dtype="f4")
 
+    @pytest.mark.layered
     def test_new_axes_that_dask_would_get_wrong(self):
         array = stored(voxels((8, 8, 8)), (4, 4, 4))
         options = {"depth": 1, "boundary": "reflect", "dtype": "f4"}
@@ -393,6 +401,7 @@ class TestRefusals:
         with pytest.raises(InvalidInput, match="new_axis counts from 0, given -1"):
             vf.map_overlap(lambda b: b[..., None], array, new_axis=-1, **options)
 
+    @pytest.mark.layered
     def test_unknown_sizes(self):
         x = da.ones((8, 8, 8), chunks=4)
         with pytest.raises(InvalidInput, match=r"unknown sizes, .*compute_chunk_sizes\(\) first"):

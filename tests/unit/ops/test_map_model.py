@@ -199,6 +199,7 @@ class TestEqualToPredict:
 
 
 class TestGraph:
+    @pytest.mark.layered
     def test_one_task_per_block_and_the_model_once(self, stored):
         lazy = vf.map_model(stored(voxels((32, 32, 32))), random_net(), patch=8, block=16)
         graph = dask.optimize(lazy)[0].__dask_graph__()
@@ -272,6 +273,7 @@ class TestGraph:
         np.testing.assert_array_equal(lazy.compute(), before)
         assert net.training
 
+    @pytest.mark.layered
     def test_equal_calls_have_equal_names(self, stored):
         volume = stored(voxels((16, 16, 16)))
         first, second = (vf.map_model(volume, random_net(), patch=8) for _ in range(2))

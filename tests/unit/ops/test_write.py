@@ -56,6 +56,7 @@ def test_chunks_need_not_match_shards(write, chunks):
 
 
 @pytest.mark.parametrize("chunks", [(2, 32, 22, 29), (1, 16, 32, 29), (2, 16, 16, 16)])
+@pytest.mark.layered
 def test_chunks_larger_than_shards_are_computed_once(write, chunks):
     scan = np.stack([SCAN, SCAN + 1])
     array = da.from_array(scan, chunks=chunks)
@@ -67,6 +68,7 @@ def test_chunks_larger_than_shards_are_computed_once(write, chunks):
     assert vf.verify(volume.path).ok
 
 
+@pytest.mark.layered
 def test_memory_decides_between_large_blocks_and_computing_twice(write):
     array = da.zeros((160, 160, 160), chunks=-1, dtype="uint16")
     array = array.map_blocks(adds_one, dtype="uint16", meta=SCAN[:0, :0, :0])
@@ -138,6 +140,7 @@ class TestRefused:
             write(da.zeros(shape))
         assert list(tmp_path.iterdir()) == []
 
+    @pytest.mark.layered
     def test_arrays_of_unknown_size(self, write):
         array = da.from_array(SCAN, chunks=8)
         with pytest.raises(InvalidInput, match=r"unknown sizes, .*compute_chunk_sizes"):

@@ -10,7 +10,6 @@ import time
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
-import dask.array as da
 import numpy as np
 import pytest
 import zarr
@@ -18,7 +17,7 @@ import zarr
 import volflow as vf
 from tests.stores import store
 from volflow.engine.cluster import connect
-from volflow.errors import Damaged, InvalidInput, RunFailed
+from volflow.errors import Damaged, RunFailed
 from volflow.sampling.cases import Case
 
 SAMPLER = vf.UniformSampler(8)
@@ -84,11 +83,6 @@ class TestCluster:
         client.close()
         with pytest.raises(RunFailed, match=r"was closed; go on from its state_dict\(\)"):
             list(samples)
-
-    def test_array_in_its_memory_is_refused(self, client):
-        array = (da.zeros((20, 20, 20), chunks=10) + 1).persist(scheduler=client)
-        with pytest.raises(InvalidInput, match=r"memory of a Dask cluster.* before persist\(\)"):
-            vf.PatchStream(array[1:] + 1, SAMPLER, 10)
 
     @pytest.mark.filterwarnings("ignore::UserWarning")
     def test_graph_that_fails_says_why(self, client, volume):

@@ -1,0 +1,60 @@
+"""What tasks of a process find by name instead of carrying it with them."""
+
+from __future__ import annotations
+
+import pickle
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from distributed import WorkerPlugin
+
+__all__ = ["Held", "Keeping", "hold"]
+
+_held: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Held:
+    """Something in this process, for tasks that run in it: pickled by name, never copied."""
+
+    key: str
+
+    def get(self) -> Any:
+        """The thing itself."""
+        return _held[self.key]
+
+
+@contextmanager
+def hold(thing: Any) -> Iterator[Held]:
+    """Make something known to the tasks of this process."""
+    key = uuid.uuid4().hex
+    _held[key] = thing
+    try:
+        yield Held(key)
+    finally:
+        del _held[key]
+
+
+class Keeping(WorkerPlugin):
+    """Brings things to every worker of a run once, where each of its tasks needs them.
+
+    Parameters
+    ----------
+    things
+        Their pickles, by the names under which tasks ask for them.
+    """
+
+    def __init__(self, things: Mapping[str, bytes]) -> None:
+        self.things = dict(things)
+
+    def setup(self, worker: Any = None) -> None:
+        """Make them known in this process."""
+        _held.update({key: pickle.loads(thing) for key, thing in self.things.items()})
+
+    def teardown(self, worker: Any = None) -> None:
+        """Forget them."""
+        for key in self.things:
+            _held.pop(key, None)
