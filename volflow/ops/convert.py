@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from volflow.engine.cluster import Cluster, connect, memory_per_worker
+from volflow.engine.computed import DaskSource
 from volflow.engine.events import announce
 from volflow.engine.held import hold
-from volflow.engine.inputs import DaskSource, VolumeLike, open_input
+from volflow.engine.inputs import VolumeLike, open_input
 from volflow.engine.plan import Plan
 from volflow.errors import InvalidInput
 from volflow.ops.copying import (

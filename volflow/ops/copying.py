@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from distributed import Client
 
+from volflow.engine.computed import refuse_masked
 from volflow.engine.events import State
 from volflow.engine.held import Held
-from volflow.engine.inputs import refuse_masked
 from volflow.engine.pieces import Parcel, Pieces
 from volflow.engine.plan import Plan, Step
 from volflow.errors import Damaged, InvalidInput, SourceChanged

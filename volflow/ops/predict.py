@@ -29,13 +29,7 @@ from volflow.ops.exact import Passes, run_passes
 from volflow.ops.export import is_foreign, refuse_changed, write_file
 from volflow.ops.options import PredictOptions
 from volflow.ops.predict_job import Target
-from volflow.ops.predict_plan import (
-    Settings,
-    adopt,
-    decide,
-    make_plan,
-    out_blocks,
-)
+from volflow.ops.predict_plan import Settings, adopt, check_otherwise, decide, make_plan, out_blocks
 from volflow.ops.pyramid import pyramid
 from volflow.ops.pyramid_plan import Layout, lay_out
 from volflow.ops.request import Request, make_request, normalized, output_meta
@@ -280,7 +274,7 @@ def predict(  # noqa: PLR0913 - a public journey takes flat options
         )
         request = make_request(given.named, given.mask, call.model, call.options, call.store)
         if given.anew and not overwrite:
-            _check_otherwise(request, settings)
+            check_otherwise(request, settings)
         again = overwrite or given.anew
         result = _execute(request, settings, client, memory, again, progress)
         if levels:
@@ -297,18 +291,6 @@ def _tell_of_lost(call: Call, progress: Progress) -> None:
             f"predict: {call.out.name} is not there; it is written from the stored volume, and"
             " nothing is computed",
             progress,
-        )
-
-
-def _check_otherwise(request: Request, settings: Settings) -> None:
-    """Refuse to begin anew, for inputs that were computed anew, what was begun otherwise, too."""
-    journal = Journal(journal_dir(request.out))
-    before = journal.recorded()
-    if before is not None:
-        same = {name: before.fingerprint.get(name) for name in ("input", "mask")}
-        grid = out_blocks(request, settings).counts
-        journal.compare(
-            Record("predict", {**request.fingerprint(), **same}, settings.to_dict(grid))
         )
 
 

@@ -32,7 +32,7 @@ from volflow.store.journal import Journal, Record, journal_dir
 from volflow.store.layout import resolve_layout
 from volflow.store.records import typed
 
-__all__ = ["Settings", "adopt", "decide", "make_plan", "out_blocks"]
+__all__ = ["Settings", "adopt", "check_otherwise", "decide", "make_plan", "out_blocks"]
 
 MOST_SIDE = 2**31  # of what a journal may say
 
@@ -255,6 +255,18 @@ def out_blocks(request: Request, settings: Settings) -> BlockGrid:
     """The tiling of the outputs, stored axes, output voxels."""
     scale = settings.outputs[0].scale
     return BlockGrid(request.out_shape(scale), settings.block)
+
+
+def check_otherwise(request: Request, settings: Settings) -> None:
+    """Refuse to begin anew, for inputs that were computed anew, what was begun otherwise, too."""
+    journal = Journal(journal_dir(request.out))
+    before = journal.recorded()
+    if before is not None:
+        same = {name: before.fingerprint.get(name) for name in ("input", "mask")}
+        grid = out_blocks(request, settings).counts
+        journal.compare(
+            Record("predict", {**request.fingerprint(), **same}, settings.to_dict(grid))
+        )
 
 
 def make_plan(

@@ -177,7 +177,7 @@ def _lazy(blocks: Blocks, request: Request, *arrays: da.Array) -> da.Array:
         *arrays,
         carried(model, f"model-{request.model.digest[:32]}"),
         blocks=blocks,
-        token=token,
+        decided=token,
         name=f"map_model-{token}",
         chunks=(*front, *(tuple(np.diff(axis).tolist()) for axis in blocks.cuts)),
         drop_axis=0 if arrays and not front else None,
@@ -189,10 +189,10 @@ def _lazy(blocks: Blocks, request: Request, *arrays: da.Array) -> da.Array:
 
 
 def _compute_block(
-    *arrays: npt.NDArray[Any], blocks: Blocks, token: str, block_id: tuple[int, ...]
+    *arrays: npt.NDArray[Any], blocks: Blocks, decided: str, block_id: tuple[int, ...]
 ) -> npt.NDArray[Any]:
-    """A block; with query planning Dask makes its own names, which follow the token."""
-    del token
+    """A block; with query planning Dask makes its own names, which follow what is decided."""
+    del decided
     *padded, model = arrays
     window = blocks.window.here()
     if padded:

@@ -13,9 +13,10 @@ import dask.array as da
 import numpy as np
 
 from volflow.engine.cluster import Cluster, connect, is_embedded, memory_per_worker
+from volflow.engine.computed import DaskSource
 from volflow.engine.events import announce
 from volflow.engine.identity import Identity
-from volflow.engine.inputs import DaskSource, VolumeLike, lazy_array, open_input
+from volflow.engine.inputs import VolumeLike, lazy_array, open_input
 from volflow.engine.pieces import Pieces
 from volflow.errors import InvalidInput, ResumeRefused
 from volflow.geometry.grid import BlockGrid

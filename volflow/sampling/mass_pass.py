@@ -14,8 +14,8 @@ import numpy as np
 
 from volflow.engine.clock import Clock
 from volflow.engine.cluster import Cluster, connect, is_embedded, memory_per_worker
+from volflow.engine.computed import DaskSource, at_hand
 from volflow.engine.events import State
-from volflow.engine.inputs import DaskSource, at_hand
 from volflow.engine.plan import Plan, Step, split_runs
 from volflow.engine.run import run
 from volflow.errors import InvalidInput, Superseded

@@ -7,7 +7,8 @@ import pytest
 
 import volflow as vf
 from tests.stores import store
-from volflow.engine.inputs import DaskSource, open_input
+from volflow.engine.computed import DaskSource
+from volflow.engine.inputs import open_input
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
 from volflow.store.sources import ArraySource, VolumeSource
