@@ -161,6 +161,7 @@ GRID = "chunk_grid", "configuration", "chunk_shape"
         (GROUP, [(SCALE, [1e300, 1, 1])], "spacing must be positive and finite"),
         (GROUP, [(SCALE, [1e-300, 1, 1])], "spacing must be positive and finite"),
         (GROUP, [(SCALE, [1e300] * 3)], "spacing must be positive and finite"),
+        (GROUP, [(SCALE[:7], [{"type": "scale", "scale": [1e200] * 3}] * 2)], "given (inf, inf"),
         (GROUP, [((*SCALE[:6], "path"), "../../etc")], "level '../../etc'"),
         (GROUP, [((*SCALE[:6], "path"), "/etc")], "level '/etc'"),
         (GROUP, [(("attributes", "volflow", "affine"), [[0] * 4] * 4)], "affine must map voxels"),

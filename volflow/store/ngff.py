@@ -116,7 +116,8 @@ def read_group(group: zarr.Group) -> tuple[Meta, tuple[Level, ...]]:
             f"open one inside: {inside or '(none found)'}"
         )
     try:
-        return _parse(ome, multiscales[0], attributes.get("volflow") or {})
+        with np.errstate(all="ignore"):  # what overflows is refused as what it has become
+            return _parse(ome, multiscales[0], attributes.get("volflow") or {})
     except InvalidInput as error:
         raise type(error)(f"{label(group)}: {error}") from None
     except Exception as error:  # values of any kind may stand anywhere

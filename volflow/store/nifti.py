@@ -127,8 +127,9 @@ def open_nifti(path: str) -> NiftiSource:
         stored = check_dtype(header.get_data_dtype(), path)
         slope, inter = header.get_slope_inter()
         offset = _offset(header, path)
-        affine = _affine(header)
-        spacing = _spacing(header["pixdim"][1:4], affine, path)
+        with np.errstate(all="ignore"):  # what overflows is refused as what it has become
+            affine = _affine(header)
+            spacing = _spacing(header["pixdim"][1:4], affine, path)
         orientation = None if affine is None else "".join(reversed(nibabel.aff2axcodes(affine)))
         if max(abs(slope or 1), abs(inter or 0)) > MOST_SCALED:
             raise ValueError(f"voxels are scaled by {slope:g} and {inter:g}")
