@@ -21,7 +21,7 @@ SHAPE = (10, 12, 14)
 VOXELS = np.random.default_rng(0).integers(0, 200, SHAPE).astype("int16")
 KINDS = (
     "path", "url", "npy", "nii", "nii.gz", "volume", "zarr", "numpy", "memmap", "dask",
-    "stored dask", "xarray", "lazy xarray", "torch",
+    "stored dask", "persisted dask", "xarray", "lazy xarray", "torch",
 )  # fmt: skip
 STORED = {"path", "url", "volume", "zarr"}  # which a viewer or a pyramid needs
 SAMPLER = vf.GridSampler(8)
@@ -34,7 +34,7 @@ def client():
 
 
 @pytest.fixture(scope="module")
-def volumes(tmp_path_factory):
+def volumes(tmp_path_factory, client):
     """The same voxels in each of their forms; those on disk are only read."""
     folder = tmp_path_factory.mktemp("volumes")
     path = str(vf.convert(VOXELS, folder / "a.zarr", chunk=4, shard=8, progress=False).path)
@@ -54,6 +54,7 @@ def volumes(tmp_path_factory):
         "memmap": np.load(folder / "a.npy", mmap_mode="r"),
         "dask": da.from_array(VOXELS - 1, chunks=7) + 1,
         "stored dask": vf.open(path).dask(),
+        "persisted dask": client.persist(da.from_array(VOXELS - 1, chunks=7)) + 1,
         "xarray": on_grid,
         "lazy xarray": (on_grid.chunk(x=5) - 1) + 1,
         "torch": torch.from_numpy(VOXELS).requires_grad_(requires_grad=False),
@@ -72,8 +73,8 @@ def known(volumes, client, tmp_path_factory):
     return result
 
 
-def computed(x):
-    return np.asarray(x.compute())
+def computed(x, client):
+    return np.asarray(client.compute(x).result())
 
 
 def planes(figure):
@@ -106,13 +107,13 @@ FUNCTIONS = {
     )[...],
     "export": exported,
     "statistics": lambda x, out, client: vf.statistics(x, cluster=client).to_dict(),
-    "sample": lambda x, out, client: ordered(computed(vf.sample(x, SAMPLER))),
+    "sample": lambda x, out, client: ordered(computed(vf.sample(x, SAMPLER), client)),
     "PatchStream": patches,
     "map_overlap": lambda x, out, client: computed(
-        vf.map_overlap(lambda b: b + 1, x, depth=1, boundary="reflect", dtype="i2")
+        vf.map_overlap(lambda b: b + 1, x, depth=1, boundary="reflect", dtype="i2"), client
     ),
     "map_model": lambda x, out, client: computed(
-        vf.map_model(x, torch.nn.Identity(), patch=8, like=VOXELS)
+        vf.map_model(x, torch.nn.Identity(), patch=8, like=VOXELS), client
     ),
     "predict": lambda x, out, client: vf.predict(
         x, torch.nn.Identity(), out / "out.zarr", patch=8, mask=x, cluster=client, progress=False

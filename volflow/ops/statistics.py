@@ -6,11 +6,13 @@ import math
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from volflow.engine.cluster import Cluster, connect, memory_per_worker
+from volflow.engine.cluster import Cluster, connect, is_embedded, memory_per_worker
+from volflow.engine.computed import at_hand
 from volflow.engine.events import State
 from volflow.engine.inputs import Sliced, VolumeLike, open_input, refuse_sequential
 from volflow.engine.plan import Plan, Step
@@ -211,6 +213,16 @@ def statistics(
     return found
 
 
+@contextmanager
+def _carried(job: StatisticsJob, here: bool) -> Iterator[tuple[StatisticsJob, Any]]:
+    """The job as tasks carry it, and what each worker gets once."""
+    if not isinstance(job.volume, Sliced):
+        yield job, None
+        return
+    with at_hand(job.volume.source, here=here) as (source, plugin):
+        yield replace(job, volume=Sliced(source)), plugin
+
+
 def _measured(
     job: StatisticsJob, in_memory: bool, cluster: Cluster, wait: Any, memory: Any, progress: Any
 ) -> Statistics:
@@ -221,9 +233,13 @@ def _measured(
     else:
         with connect(cluster, wait=wait) as client:
             plan = plan_statistics(job, memory_per_worker(client, memory))
-            report = run(
-                plan, cluster=client, progress=progress, stop=lambda: _stopped.add(job.session)
-            )
+            with _carried(job, is_embedded(client)) as (carried, plugin):
+                report = run(
+                    replace(plan, job=carried, plugin=plugin),
+                    cluster=client,
+                    progress=progress,
+                    stop=lambda: _stopped.add(job.session),
+                )
         results = report.results
     parts = [results[block] for block in sorted(results)]
     channels = range(job.volume.shape[0] if job.volume.ndim == 4 else 1)
