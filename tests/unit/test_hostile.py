@@ -374,3 +374,7 @@ def test_nor_does_one_inside_of_a_shard(tmp_path, claimed):
     assert np.array_equal(volume[8:12, :, 4:12], array[8:12, :, 4:12])
     with pytest.raises(Unreadable, match=f"bytes that says it had {claimed}"):
         volume[8:9, 4:5, 12:13]
+
+
+def test_a_path_that_no_file_system_has(refused):
+    assert "file name too long" in refused("info", "a" * 999)[0]

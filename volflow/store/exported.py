@@ -99,8 +99,9 @@ def read_receipt(path: Path) -> Receipt | None:
     try:
         saved = read_json(journal_dir(path) / RECEIPT)
         files = tuple(FileSum(int(f["size"]), int(f["crc32c"])) for f in saved["files"])
-        if saved["format"] == FORMAT and files:
-            return Receipt(files, str(saved["volume"]), str(saved["state"]))
+        texts = isinstance(saved["volume"], str) and isinstance(saved["state"], str)
+        if saved["format"] == FORMAT and files and texts:
+            return Receipt(files, saved["volume"], saved["state"])
     except (OSError, ValueError, TypeError, KeyError, OverflowError):
         pass
     return None

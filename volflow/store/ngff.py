@@ -222,7 +222,9 @@ def _transform(
 def _entries(values: Any, ndim: int) -> np.ndarray[Any, Any]:
     numbers = np.asarray(values, dtype=float)
     if numbers.shape != (ndim,):
-        raise InvalidInput(f"a transformation has not one entry for each of {ndim} axes: {values}")
+        raise InvalidInput(
+            f"a transformation has not one entry for each of {ndim} axes: {values!r:.80}"
+        )
     return numbers
 
 

@@ -73,7 +73,11 @@ def open_node(path: str) -> tuple[str, Node]:
     """
     if not is_url(path):
         local = Path(path.removeprefix("file://")).expanduser().absolute()
-        _check_local(local)
+        try:
+            _check_local(local)
+        except (OSError, UnicodeError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise InvalidInput(f"{path:.99} cannot be opened: {reason.lower()}") from error
         _check_documents(local)
         path = str(local)
     try:
