@@ -141,6 +141,7 @@ class TestEqualToPredict:
         computed = vf.map_model(da.from_array(data, chunks=(9, 15, 1)) + 0, Halving(), **options)
         np.testing.assert_array_equal(computed.compute(), batch)
 
+    @pytest.mark.layered
     def test_classes_of_several_channels_with_activation_and_normalisation(self, stored, tmp_path):
         data = voxels((2, 20, 22, 24))
         net = random_net(2, 3)
