@@ -86,8 +86,25 @@ class DaskSource:
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.held is not None:
-            return Held.get, (self.held,)
+            return _found, (self.held,)
         return _unpacked, (packed(self.array), self.meta, self.sequential)
+
+
+@dataclass(frozen=True)
+class _Elsewhere:
+    """A source that this process does not hold: a scheduler, which only passes it on."""
+
+    held: Held
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _found, (self.held,)
+
+
+def _found(held: Held) -> Any:
+    try:
+        return held.get()
+    except KeyError:
+        return _Elsewhere(held)
 
 
 def _unpacked(array: bytes, meta: Meta, sequential: bool) -> DaskSource:

@@ -251,6 +251,17 @@ class TestPersisted:
         written = vf.write(scores, tmp_path / "scores.zarr", cluster=client, **LIMITS)
         assert np.allclose(written[0], SCAN + 1, atol=0.01)
 
+    def test_are_measured(self, processes):
+        """A scheduler of its own takes tasks apart that hold what it has not, and passes it on."""
+        array = self.persisted(processes) + 1
+        known = vf.statistics(SCAN + 1)
+        for x in (array, da.from_array(SCAN, chunks=32) + 1):
+            assert vf.statistics(x, cluster=processes, progress=False).to_dict() == known.to_dict()
+        options = dict(cluster=processes, progress=False)
+        case = {"image": SCAN, "label": da.from_array(SCAN, chunks=32) > 450}
+        sampler = vf.LabelSampler(16, probabilities={0: 1, 1: 1})
+        assert len(vf.PatchStream(case, sampler, 8, **options)) == 8
+
     def test_are_streamed(self, processes):
         array = self.persisted(processes) + 1
         for cluster in (None, processes):
