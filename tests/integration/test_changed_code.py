@@ -1,4 +1,4 @@
-"""A model's code is edited between two runs, each in a process of its own."""
+"""Code of a model or of a Dask graph is edited between two runs, each in its own process."""
 
 from __future__ import annotations
 
@@ -53,3 +53,37 @@ def test_an_edited_helper_never_gives_the_old_result(tmp_path, predict):
     third = predict("--overwrite")
     assert third.returncode == 0, third.stderr
     assert (vf.open(tmp_path / "out.zarr")[:] == 3).all()
+
+
+GRAPH = """
+import dask.array as da
+import filters
+import volflow as vf
+{how}
+try:
+    vf.write(array, "out.zarr", progress=False)
+except vf.errors.ResumeRefused as refused:
+    print(refused)
+"""
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "array = da.ones((8, 8, 8)).map_blocks(filters.scaled)",
+        "array = da.ones((8, 8, 8)).map_blocks(lambda block: filters.scaled(block))",
+        "array = da.ones((8, 8, 8)).map_blocks(filters.Scaled())",
+    ],
+)
+def test_an_edited_function_of_a_dask_graph_never_gives_the_old_result(tmp_path, how, fresh_python):
+    (tmp_path / "filters.py").write_text(
+        "import helper\ndef scaled(block):\n    return helper.scaled(block)\n"
+        "class Scaled:\n    def __call__(self, block):\n        return helper.scaled(block)\n"
+    )
+    script = GRAPH.format(how=how)
+    for factor, answer in ((2, ""), (2, ""), (3, "out.zarr was begun with something else")):
+        (tmp_path / "helper.py").write_text(HELPER.format(factor=factor))
+        said = fresh_python(script)
+        assert answer in said
+        assert bool(said) == bool(answer)
+        assert (vf.open(tmp_path / "out.zarr")[:] == 2).all()

@@ -2,7 +2,8 @@
 
 Dask's own names would do, but that they know a Zarr array by its path, and that what Dask cannot
 hash gets another name each time. So each node of the graph is hashed from what goes into it, down
-to the leaves; its name plays no part.
+to the leaves; its name plays no part. A function of a user's module is that module and all that it
+imports: Dask knows it by its name.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from types import CodeType
+from types import CodeType, ModuleType
 from typing import Any
 
 import cloudpickle
@@ -23,6 +24,7 @@ from dask._task_spec import Alias, DataNode, GraphNode, Task, TaskRef
 from dask.core import flatten
 
 from volflow.engine.graphs import Key, in_order, nodes_of, reached
+from volflow.engine.imports import code_of
 from volflow.engine.leaves import called, identity_of, is_leaf, is_lock, is_voxels
 
 __all__ = ["Identity", "identify"]
@@ -82,7 +84,8 @@ def identify(array: da.Array, results: Mapping[Key, str] | None = None) -> Ident
     tokens = [reader.known[key].token if key in reader.known else "a result" for key in keys]
     if not unknown and any(d not in reader.known for n in nodes.values() for d in n.dependencies):
         unknown = "results on a cluster"
-    return Identity(_hash(array.shape, array.dtype, array.chunks, *tokens), unknown)
+    code = code_of(sorted(reader.modules))
+    return Identity(_hash(array.shape, array.dtype, array.chunks, code, *tokens), unknown)
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,8 @@ class _Reader:
     seen: _Seen = _Seen()
     # Functions and large objects are met once per block. They are kept, so that no id is used anew.
     memo: dict[int, tuple[Any, str, _Seen]] = field(default_factory=dict)
+    # Where functions and classes of the user's come from.
+    modules: set[str] = field(default_factory=set)
 
     def read(self, node: GraphNode) -> tuple[_Known, str]:
         """What is known of a node, and what of it cannot be."""
@@ -180,6 +185,7 @@ class _Reader:
             self.seen |= _Seen(is_voxels(x), "", blind)
             return f"{type(x).__name__} {token}"
         if callable(x) and not _is_plain(x):
+            self.modules.add(_module(x))
             self.seen |= _Seen(foreign=getattr(x, "__name__", type(x).__name__))
         if hasattr(x, "__dask_tokenize__") and not isinstance(x, type):
             return f"{type(x).__qualname__} {self.text(x.__dask_tokenize__())}"
@@ -213,6 +219,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickle has no 
             consts = [sorted(map(repr, c)) if type(c) is frozenset else c for c in obj.co_consts]
             names = (obj.co_names, obj.co_varnames, obj.co_freevars, obj.co_cellvars)
             return tuple, ((obj.co_code, consts, names, obj.co_argcount, obj.co_flags),)
+        if isinstance(obj, type | ModuleType) and not _is_plain(obj):
+            self.reader.modules.add(_module(obj))
         if obj is not self.whole and not isinstance(obj, type):
             foreign = self.reader.seen.foreign
             text = self.reader.special(obj)
@@ -224,8 +232,11 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickle has no 
 
 
 def _module(func: Any) -> str:
+    """The module that a function, a class, or a module itself is of."""
     while isinstance(func, partial):
         func = func.func
+    if isinstance(func, ModuleType):
+        return func.__name__
     return str(getattr(func, "__module__", None) or type(func).__module__)
 
 

@@ -9,13 +9,13 @@ from typing import Any, get_args
 
 import numpy as np
 
+from volflow.engine.imports import Code
 from volflow.errors import InvalidInput
 from volflow.geometry.frame import Frame
 from volflow.geometry.grid import per_axis, stride_of
 from volflow.geometry.normalize import normalization
 from volflow.geometry.windows import Blend, check_blend
 from volflow.model.digest import digest_of, identity_of
-from volflow.model.imports import Code
 from volflow.model.spec import Spec
 
 __all__ = ["PredictOptions", "merge_options", "order_inputs"]

@@ -249,7 +249,7 @@ class TestRefused:
 
     def test_another_version_of_a_package(self, predict, volume, monkeypatch):
         predict(volume, random_net())
-        monkeypatch.setattr("volflow.model.imports._versions", lambda name: {name: "9.9"})
+        monkeypatch.setattr("volflow.engine.imports._versions", lambda name: {name: "9.9"})
         with pytest.raises(
             ResumeRefused, match=rf"packages.torch: {re.escape(version('torch'))} → 9.9"
         ):

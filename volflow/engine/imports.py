@@ -19,7 +19,7 @@ from importlib import metadata
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
-from volflow.model.loaded import unlike_file
+from volflow.engine.loaded import unlike_file
 
 __all__ = ["MAIN", "Code", "code_of", "has_source"]
 
