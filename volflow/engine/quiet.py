@@ -6,11 +6,7 @@ closed: Dask logs the traceback of that, as an error, on the terminal of whoever
 
 from __future__ import annotations
 
-import asyncio
 import logging
-
-from distributed.client import ClosedClientError
-from distributed.comm.core import CommClosedError
 
 __all__ = ["ClosedConnections", "quieten"]
 
@@ -24,14 +20,17 @@ LOGGERS = (
     "tornado.application",
 )
 
+# By name, as not every version of Dask has all of them.
+CLOSED = {"CancelledError", "ClosedClientError", "CommClosedError"}
+
 
 class ClosedConnections(logging.Filter):
     """Drops what is logged of connections that were closed, and nothing else."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return False for a record about a closed connection."""
-        error = record.exc_info[1] if record.exc_info else None
-        if isinstance(error, CommClosedError | ClosedClientError | asyncio.CancelledError):
+        error = record.exc_info[0] if record.exc_info else None
+        if error is not None and error.__name__ in CLOSED:
             return False
         return not str(record.msg).startswith("Failed to reconnect to scheduler")
 
