@@ -48,6 +48,11 @@ def settled(count, seconds=5.0):
     return before
 
 
+def reading(client) -> int:
+    """Superchunks that the client has asked its workers for and not let go of."""
+    return sum(key.startswith("load-") for key in client.futures)
+
+
 class TestCluster:
     @pytest.fixture
     def reads(self, monkeypatch):
@@ -71,11 +76,10 @@ class TestCluster:
         # Read but not taken: those ahead, and one for each that was taken and is done with.
         held = settled(lambda: len(reads)) - stream.metrics.superchunks
         assert stream.plan.ahead <= held <= credit - 1
-        reading = settled(lambda: len([key for key in client.futures if key.startswith("load-")]))
-        assert reading <= held  # none of those taken
+        assert settled(lambda: reading(client)) <= held  # none of those taken
         assert stream.metrics.live_bytes <= credit * stream.plan.superchunk_bytes
         samples.close()
-        assert settled(lambda: len(client.futures)) == 0
+        assert settled(lambda: reading(client)) == 0
         assert client.status == "running"
 
     def test_that_is_closed_is_named(self, volume, client):
