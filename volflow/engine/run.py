@@ -127,7 +127,7 @@ class Driver:
         for address in lost:
             self.roster.forget(address)
 
-    def retry(self, attempt: Attempt, reason: str) -> None:
+    def retry(self, attempt: Attempt, reason: str, *, damaged: bool = False) -> None:
         """Queue what is left of a run again, or give up its first block."""
         left = tuple(b for b in attempt.blocks if b not in self.results)
         if not left:
@@ -137,6 +137,7 @@ class Driver:
             self.waiting.append(Attempt(left, failures=attempt.failures + 1))
             return
         self.failed[left[0]] = reason
+        self.damage |= damaged
         if left[1:]:
             self.waiting.append(Attempt(left[1:]))
 
@@ -163,9 +164,9 @@ class Driver:
         if isinstance(outcome.error, VolflowError):
             if type(outcome.error) not in (RunFailed, Unreadable):
                 raise outcome.error
-            self.damage = self.damage or isinstance(outcome.error, Unreadable)
             reason = str(outcome.error)
-        self.retry(attempt, reason.strip())
+        damaged = isinstance(outcome.error, Unreadable)
+        self.retry(attempt, reason.strip(), damaged=damaged)
 
     def await_scheduler(self) -> None:
         """Wait while the client tries to find a lost scheduler again, as long as Dask tries."""

@@ -17,7 +17,7 @@ from volflow.engine.cluster import connect
 from volflow.engine.plan import Plan, Step, split_runs
 from volflow.engine.run import Driver, run
 from volflow.engine.workers import patient
-from volflow.errors import InvalidInput, RunFailed, StoreFull
+from volflow.errors import InvalidInput, RunFailed, StoreFull, Unreadable
 
 seen: Counter[object] = Counter()
 going, stopping = threading.Event(), threading.Event()
@@ -93,6 +93,17 @@ def hiccups(job, blocks):
         seen[block] += 1
         if block == job and seen[block] < 3:
             raise RunFailed("scan.zarr cannot be read")
+        yield Step(block, 10)
+
+
+def damaged_at_first(job, blocks):
+    """One block reads as damaged once; another never works."""
+    for block in blocks:
+        seen[block] += 1
+        if block == job[0] and seen[block] == 1:
+            raise Unreadable("scan.zarr is damaged")
+        if block == job[1]:
+            raise OSError(f"block {block} did not work")
         yield Step(block, 10)
 
 
@@ -255,6 +266,10 @@ class TestFailures:
 
     def test_what_cannot_be_read_is_tried_again(self, client):
         assert run(plan_of(hiccups, 2), cluster=client, progress=False).retries == 2
+
+    def test_damage_that_was_got_over_does_not_name_another_failure(self, client):
+        with pytest.raises(RunFailed, match=r"1 of 6 .* First error: OSError: block 5 did not"):
+            run(plan_of(damaged_at_first, (1, 5)), cluster=client, progress=False)
 
     def test_a_full_disk_ends_the_run_at_once(self, client):
         with pytest.raises(StoreFull, match=r"^out.zarr cannot be written$"):
