@@ -17,6 +17,7 @@ from dask.array.core import getter, getter_nofancy
 
 from volflow.engine.computed import DaskSource, refuse_masked
 from volflow.engine.leaves import Mapped, identity_of, mapped
+from volflow.engine.pieces import settled
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
 from volflow.store.indexing import to_box
@@ -295,7 +296,7 @@ def _open_dask(x: da.Array, meta: Meta | None) -> Source:
         raise InvalidInput(f"the array has shape {x.shape}; a volume is zyx or czyx and not empty")
     dtype = check_dtype(x.dtype, "the array").newbyteorder("=")
     bare = Meta(("c", "z", "y", "x")[-x.ndim :], source=SourceInfo("dask", str(dtype)))
-    return DaskSource(x, bare if meta is None else meta)
+    return DaskSource(settled(x), bare if meta is None else meta)
 
 
 def _placed(source: Source, meta: Meta) -> Source:

@@ -40,6 +40,7 @@ __all__ = [
     "identities_of",
     "packed",
     "piece_of",
+    "settled",
 ]
 
 LARGE_BYTES = 2**20  # of arrays that are worth sending apart from the tasks that need them
@@ -242,10 +243,19 @@ def results_of(array: da.Array, client: Client) -> dict[Key, Future[Any]]:
     return found
 
 
+def settled(array: da.Array) -> da.Array:
+    """The array, once what it holds of results on a cluster is there, or has failed.
+
+    Where it is sent to nobody waits for them, and nobody may wait while it is pickled: the client
+    holds a lock then.
+    """
+    _wait(futures_of(array))
+    return array
+
+
 def _wait(results: Iterable[Future[Any]]) -> None:
-    """Wait until results are there, or have failed."""
     for future in results:
-        if future.client is not None:
+        if future.client is not None and not future.done():
             future.exception()
 
 
@@ -294,7 +304,6 @@ def packed(array: da.Array) -> bytes:
     InvalidInput
         Where it cannot be sent to another process, naming what stands in the way.
     """
-    _wait(futures_of(array))  # where it goes nobody waits for them
     try:
         return _dumps(array, {}, None)
     except Exception as error:  # objects raise what they like
