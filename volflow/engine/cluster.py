@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import dask
-from distributed import Client, LocalCluster, WorkerPlugin, default_client
+from distributed import (
+    Client,
+    Nanny,
+    Scheduler,
+    SpecCluster,
+    Worker,
+    WorkerPlugin,
+    default_client,
+)
 
 from volflow.engine.pages import prepare_allocators
 from volflow.engine.quiet import quieten
@@ -117,7 +125,7 @@ def _client(cluster: Any) -> Iterator[tuple[Client, bool]]:
             cluster = "threads"
     if not isinstance(cluster, Client):
         with _open_client(cluster) as client:
-            yield client, isinstance(client.cluster, LocalCluster) and client.cluster is not cluster
+            yield client, client.cluster not in (None, cluster)
         return
     if cluster.asynchronous:
         raise InvalidInput(
@@ -127,6 +135,27 @@ def _client(cluster: Any) -> Iterator[tuple[Client, bool]]:
     if cluster.status not in ("running", "connecting"):
         raise InvalidInput(f"the Dask client is {cluster.status}; make a new one")
     yield cluster, False
+
+
+def _own_cluster(workers: int, embedded: bool) -> SpecCluster:
+    """Workers of this machine: threads of this process, or processes that share its cores.
+
+    `distributed.LocalCluster` would have each worker open an HTTP port on all interfaces, or have
+    it look for Bokeh: told on which address, it takes that for a dashboard that is wanted.
+    """
+    place: dict[str, Any] = {"protocol": "inproc://" if embedded else "tcp://", "dashboard": False}
+    place |= {"host": None if embedded else "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
+    options = {
+        "nthreads": max(1, cores() // workers), "memory_limit": None, "silence_logs": logging.ERROR,
+    }  # fmt: skip
+    worker = {"cls": Worker if embedded else Nanny, "options": {**place, **options}}
+    # A laptop that slept must not find its workers given up; dead processes hang up anyway.
+    with dask.config.set({"distributed.scheduler.worker-ttl": None}):
+        return SpecCluster(
+            workers=dict.fromkeys(range(workers), worker),
+            scheduler={"cls": Scheduler, "options": place},
+            silence_logs=logging.ERROR,
+        )
 
 
 @contextmanager
@@ -139,20 +168,10 @@ def _open_client(cluster: Any) -> Iterator[Client]:
         embedded = cluster == "threads"
         if not embedded and cluster < 1:
             raise InvalidInput(f"cluster needs at least one process; got {cluster}")
-        # A laptop that slept must not find its workers given up; dead processes hang up anyway.
-        with dask.config.set({"distributed.scheduler.worker-ttl": None}):
-            local = LocalCluster(
-                n_workers=1 if embedded else cluster,
-                threads_per_worker=cores() if embedded else max(1, cores() // cluster),
-                processes=not embedded,
-                memory_limit=None,
-                silence_logs=logging.ERROR,
-                dashboard_address=None,
-                # Dask always opens HTTP ports, for scheduler and workers: local, never taken.
-                worker_dashboard_address="127.0.0.1:0",
-                scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
-            )
-        with local, Client(local, set_as_default=False) as client:
+        with (
+            _own_cluster(1 if embedded else cluster, embedded) as local,
+            Client(local, set_as_default=False) as client,
+        ):
             if not embedded:
                 client.register_plugin(OwnProcess())
             yield client

@@ -19,7 +19,7 @@ from importlib import metadata
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
-from volflow.engine.loaded import unlike_file
+from volflow.engine.loaded import parsed, unlike_file
 
 __all__ = ["MAIN", "Code", "code_of", "has_source"]
 
@@ -191,7 +191,7 @@ def _imports(source: bytes, package: str) -> tuple[str, ...]:
     """Names that a module imports anywhere in it; of ``from a import b`` also ``a.b``."""
     found: dict[str, None] = {}
     try:
-        waiting: list[ast.AST] = [ast.parse(source)]
+        waiting: list[ast.AST] = [parsed(source)]
     except (SyntaxError, ValueError, RecursionError):
         return ()
     while waiting:

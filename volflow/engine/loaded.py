@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import ast
 import functools
+import threading
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
-__all__ = ["unlike_file", "unwrapped"]
+__all__ = ["parsed", "unlike_file", "unwrapped"]
 
 Signature = tuple[Any, ...]
+
+PARSINGS = 20  # that another's parsing may disturb
+_parsing = threading.Lock()
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
@@ -75,7 +80,7 @@ def _functions(source: bytes) -> frozenset[Signature]:
 def _constants(source: bytes) -> frozenset[tuple[str, str]]:
     """What is assigned to names in capitals, once each; other names may be state."""
     try:
-        body = ast.parse(source).body
+        body = parsed(source).body
     except (SyntaxError, ValueError, RecursionError):
         body = []
     found: dict[str, str | None] = {}
@@ -86,6 +91,24 @@ def _constants(source: bytes) -> frozenset[tuple[str, str]]:
             if isinstance(target, ast.Name) and target.id.isupper():
                 found[target.id] = None if target.id in found else _literal(node.value)
     return frozenset((name, text) for name, text in found.items() if text is not None)
+
+
+def parsed(source: bytes) -> ast.Module:
+    """Return the syntax tree of a module, in any thread.
+
+    Python 3.11 counts the depth of a tree for all threads together while it makes one, and gives
+    up with a SystemError where two do so at once, ours or another's.
+
+    Raises
+    ------
+    SyntaxError, ValueError, RecursionError
+        As `ast.parse`.
+    """
+    with _parsing:
+        for _ in range(PARSINGS):
+            with suppress(SystemError):
+                return ast.parse(source)
+        return ast.parse(source)
 
 
 def _literal(node: ast.expr) -> str | None:
