@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import importlib
 import os
 import subprocess
@@ -10,14 +9,13 @@ import sys
 import textwrap
 import types
 import zipfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
 from volflow.engine.imports import code_of
-from volflow.engine.loaded import parsed, unlike_file
+from volflow.engine.loaded import unlike_file
 from volflow.model.digest import identity_of
 
 
@@ -312,20 +310,3 @@ def test_what_scripts_and_traces_compute_counts():
 
     two, three = (torch.fx.symbolic_trace(Times(factor)) for factor in (2, 3))
     assert identity_of(two)[0] != identity_of(three)[0]
-
-
-def test_code_is_read_in_several_threads_at_once():
-    """Python 3.11 miscounts where two threads make syntax trees at once."""
-    source = Path(ast.__file__).read_bytes()
-
-    def deep(depth):
-        return deep(depth - 1) if depth else len(parsed(source).body)
-
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    try:
-        with ThreadPoolExecutor(8) as pool:
-            trees = list(pool.map(deep, range(32)))
-    finally:
-        sys.setswitchinterval(before)
-    assert set(trees) == {len(ast.parse(source).body)}
