@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from tests.hostile_files import contents, make_files
 from volflow.geometry.roi import Roi
 from volflow.store.create import create
 from volflow.store.meta import Meta
@@ -66,3 +67,22 @@ def noise(tmp_path):
         return volume.path
 
     return store
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory):
+    """What sound files of each kind hold, and damaged ones beside them, by name."""
+    folder = tmp_path_factory.mktemp("files")
+    make_files(folder)
+    return contents(folder)
+
+
+@pytest.fixture
+def folder(made, tmp_path, tmp_path_factory, monkeypatch):
+    """These files in the current folder."""
+    for name, data in made.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    return tmp_path

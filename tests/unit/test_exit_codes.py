@@ -7,30 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.hostile_files import contents, make_files
 from volflow import errors
 from volflow.cli import COMMANDS, run
 from volflow.store.journal import Journal, journal_dir
 
 DONE, FAILED, REFUSED, DAMAGED, LOCKED = range(5)
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("files")
-    make_files(folder)
-    return contents(folder)
-
-
-@pytest.fixture
-def folder(made, tmp_path, tmp_path_factory, monkeypatch):
-    """Sound files, and damaged ones beside them, in the current folder."""
-    for name, data in made.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(data)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-    return tmp_path
 
 
 def damage(folder: Path, what: str) -> None:

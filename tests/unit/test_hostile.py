@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import zarr
 
-from tests.hostile_files import SHAPE, contents, make_files, replaced, scan
+from tests.hostile_files import SHAPE, contents, replaced, scan
 from volflow.cli import run
 from volflow.errors import Unreadable
 from volflow.geometry.roi import Roi
@@ -23,25 +23,6 @@ from volflow.report.neuroglancer import viewer_state
 from volflow.sampling.mass import count_classes
 from volflow.store.sources import open_source
 from volflow.store.volume import open_volume
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """The files as they should be, and what they hold."""
-    folder = tmp_path_factory.mktemp("files")
-    make_files(folder)
-    return contents(folder)
-
-
-@pytest.fixture
-def folder(made, tmp_path, tmp_path_factory, monkeypatch):
-    """The files in the current folder."""
-    for name, data in made.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(data)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-    return tmp_path
 
 
 @pytest.fixture
