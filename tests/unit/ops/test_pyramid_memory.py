@@ -51,6 +51,5 @@ class TestGrowth:
         small = measured((256, 256, 256), "110MiB")
         large = measured((768, 256, 256), "110MiB")
         assert large["peak_bytes"] == small["peak_bytes"]
-        assert large["growth"] <= large["peak_bytes"]
-        # Input and output together are 144 MiB larger; the allocator's slack varies.
-        assert large["growth"] <= small["growth"] + 40 * MIB
+        # What a process grows by within its plan is chance; the input alone has 192 MiB.
+        assert large["growth"] <= large["peak_bytes"] <= 110 * MIB

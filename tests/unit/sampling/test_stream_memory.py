@@ -62,5 +62,5 @@ def test_is_within_the_plan_and_does_not_follow_the_volume(grown, noise):
         assert run["peak_bytes"] <= run["memory_bytes"]
         assert run["growth"] <= run["peak_bytes"]
         assert run["growth"] >= run["peak_bytes"] / 6  # the plan is no idle guess
-    # The volume is 224 MiB larger.
-    assert found[1]["growth"] <= found[0]["growth"] + 40 * MIB
+    # What a process grows by within its plan is chance; the second volume has 256 MiB.
+    assert found[1]["peak_bytes"] == found[0]["peak_bytes"] < 200 * MIB
