@@ -132,10 +132,10 @@ def scores_of(method: str, model, scan: str, out: str, memory: str):
 
     name, *overlap = method.split()
     if name == "recomputed":
-        import volflow.ops.exact_plan
+        import volflow.infer.exact.plan
 
-        assert hasattr(volflow.ops.exact_plan, "SCRATCH_SHARE")
-        volflow.ops.exact_plan.SCRATCH_SHARE = 0.0
+        assert hasattr(volflow.infer.exact.plan, "SCRATCH_SHARE")
+        volflow.infer.exact.plan.SCRATCH_SHARE = 0.0
     options = {"memory": memory, "progress": False}
     if name in OF_INSTANCE:
         return vf.predict(scan, model, out, blend="exact", **options)
@@ -161,7 +161,7 @@ def child(method: str, net: str, folder: str, memory: str) -> None:
     import torch
 
     import volflow as vf
-    from volflow.ops.predict import plan_predict
+    from volflow.infer.predict import plan_predict
 
     if method.startswith("monai"):
         import monai.inferers  # noqa: F401
@@ -219,7 +219,7 @@ def measure(method: str, trial: Trial, folder: Path) -> Row:
 
 def fits_whole(trial: Trial) -> bool:
     """Whether one forward of the whole takes less than a share of memory, by an estimate."""
-    from volflow.partition.halo import halo_of
+    from volflow.partition.reach import halo_of
 
     sizes = (trial.side,) * 3
     needs = halo_of(make_model(trial.net), 1, sizes).activation_bytes(sizes)

@@ -192,7 +192,7 @@ def child(method: str, case: str, scan: str, out: str, memory: str) -> None:
     if method == "torchio":
         import torchio  # noqa: F401
     if method in ("volflow", "forward"):
-        from volflow.ops.predict import predict  # noqa: F401
+        from volflow.infer.predict import predict  # noqa: F401
     model = make_model(case)
     with torch.inference_mode():
         model(torch.zeros(1, 1, 32, 32, 32))

@@ -112,7 +112,7 @@ def child(method: str, scan: str, out: str, patch: int, batch: int) -> None:
     import torch
 
     if method == "volflow":
-        from volflow.ops.predict import predict  # noqa: F401
+        from volflow.infer.predict import predict  # noqa: F401
     net = make_net()
     on_gpu = net.cuda().to(memory_format=torch.channels_last_3d)
     with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16):

@@ -75,7 +75,7 @@ def make_small():
 
 def load() -> None:
     """What a worker loads before it is measured."""
-    from volflow.ops import predict  # noqa: F401
+    from volflow.infer import predict  # noqa: F401
 
 
 def usage() -> tuple[float, int]:

@@ -171,7 +171,7 @@ def exact(source: Path, case: str):
 
     voxels = zarr.open_array(source / "0")[:]
     if case == "classes":
-        from volflow.geometry.halving import mode
+        from volflow.volumes.pyramid.halving import mode
 
         out = np.empty([n // 2 for n in voxels.shape], voxels.dtype)
         mode(voxels, (2, 2, 2), out)

@@ -16,25 +16,25 @@ import torch
 import zarr
 
 from volflow.geometry.roi import Roi
+from volflow.infer.predict import predict
 from volflow.model.bundle import load_model, save_model
 from volflow.model.load import read_weights
 from volflow.model.unet import UNet
-from volflow.ops.convert import convert
-from volflow.ops.export import export
-from volflow.ops.predict import predict
-from volflow.ops.statistics import statistics
 from volflow.report.appearance import appearances
+from volflow.report.html import volume_html
 from volflow.report.info import facts_of, facts_text
 from volflow.report.napari import napari_snippet
 from volflow.report.neuroglancer import fragment, viewer_state
 from volflow.report.runs import run_facts, run_text
-from volflow.sampling.mass import count_classes
-from volflow.store.complete import open_complete
-from volflow.store.html import volume_html
-from volflow.store.sources import open_source
-from volflow.store.statistics import load_statistics
+from volflow.sampling.counts.counts import count_classes
+from volflow.store.formats.sources import open_source
+from volflow.store.journal.complete import open_complete
 from volflow.store.verify import verify
 from volflow.store.volume import open_volume
+from volflow.volumes.convert import convert
+from volflow.volumes.distribution import load_statistics
+from volflow.volumes.export import export
+from volflow.volumes.statistics import statistics
 
 SHAPE = (6, 10, 12)
 

@@ -29,7 +29,7 @@ print(" ".join(name for name in {heavy!r} if name in sys.modules))
         ("import volflow.geometry.grid, volflow.geometry.windows", {"numpy"}),
         ("import volflow; volflow.Roi", {"numpy"}),
         ("import volflow; volflow.open", {"numpy", "zarr"}),
-        ("import volflow.store.journal, volflow.store.sources", {"numpy", "zarr"}),
+        ("import volflow.store.journal.journal, volflow.store.formats.sources", {"numpy", "zarr"}),
         ("import volflow.report.info", {"numpy", "zarr"}),
         ("import volflow.report.preview", {"numpy", "zarr"}),
         ("import volflow.report.sheet", {"numpy", "zarr"}),

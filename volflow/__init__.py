@@ -16,25 +16,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from volflow import errors
-    from volflow.engine.inputs import VolumeLike
-    from volflow.engine.lazy import map_overlap
     from volflow.geometry.roi import Roi
+    from volflow.infer.aggregate.grid_aggregator import GridAggregator
+    from volflow.infer.halo import halo
+    from volflow.infer.lazy.map_model import map_model
+    from volflow.infer.predict import predict
     from volflow.model.bundle import load_model, save_model
-    from volflow.ops.convert import convert
-    from volflow.ops.export import export
-    from volflow.ops.grid_aggregator import GridAggregator
-    from volflow.ops.halo import halo
-    from volflow.ops.map_model import map_model
-    from volflow.ops.predict import predict
-    from volflow.ops.pyramid import pyramid
-    from volflow.ops.statistics import statistics
-    from volflow.ops.write import write
     from volflow.report.compare import compare
     from volflow.report.napari import napari_snippet
     from volflow.report.preview import preview
     from volflow.report.sheet import contact_sheet
     from volflow.report.view import view
-    from volflow.sampling.augment import Augment
+    from volflow.sampling.augment.augment import Augment
     from volflow.sampling.sample import sample
     from volflow.sampling.samplers import (
         GridSampler,
@@ -46,41 +39,48 @@ if TYPE_CHECKING:
     from volflow.store.verify import verify
     from volflow.store.volume import Volume
     from volflow.store.volume import open_volume as open
+    from volflow.volumes.arrays.inputs import VolumeLike
+    from volflow.volumes.convert import convert
+    from volflow.volumes.export import export
+    from volflow.volumes.overlap.map_overlap import map_overlap
+    from volflow.volumes.pyramid.pyramid import pyramid
+    from volflow.volumes.statistics import statistics
+    from volflow.volumes.write import write
 
 __version__ = "0.1.0"
 
 # public name -> (module, name there; "" for the module itself)
 _PUBLIC = {
-    "Augment": ("volflow.sampling.augment", "Augment"),
-    "GridAggregator": ("volflow.ops.grid_aggregator", "GridAggregator"),
+    "Augment": ("volflow.sampling.augment.augment", "Augment"),
+    "GridAggregator": ("volflow.infer.aggregate.grid_aggregator", "GridAggregator"),
     "GridSampler": ("volflow.sampling.samplers", "GridSampler"),
     "LabelSampler": ("volflow.sampling.samplers", "LabelSampler"),
     "PatchStream": ("volflow.sampling.stream", "PatchStream"),
     "Roi": ("volflow.geometry.roi", "Roi"),
     "UniformSampler": ("volflow.sampling.samplers", "UniformSampler"),
     "Volume": ("volflow.store.volume", "Volume"),
-    "VolumeLike": ("volflow.engine.inputs", "VolumeLike"),
+    "VolumeLike": ("volflow.volumes.arrays.inputs", "VolumeLike"),
     "WeightedSampler": ("volflow.sampling.samplers", "WeightedSampler"),
     "compare": ("volflow.report.compare", "compare"),
     "contact_sheet": ("volflow.report.sheet", "contact_sheet"),
-    "convert": ("volflow.ops.convert", "convert"),
+    "convert": ("volflow.volumes.convert", "convert"),
     "errors": ("volflow.errors", ""),
-    "export": ("volflow.ops.export", "export"),
-    "halo": ("volflow.ops.halo", "halo"),
+    "export": ("volflow.volumes.export", "export"),
+    "halo": ("volflow.infer.halo", "halo"),
     "load_model": ("volflow.model.bundle", "load_model"),
-    "map_model": ("volflow.ops.map_model", "map_model"),
-    "map_overlap": ("volflow.engine.lazy", "map_overlap"),
+    "map_model": ("volflow.infer.lazy.map_model", "map_model"),
+    "map_overlap": ("volflow.volumes.overlap.map_overlap", "map_overlap"),
     "napari_snippet": ("volflow.report.napari", "napari_snippet"),
     "open": ("volflow.store.volume", "open_volume"),
-    "predict": ("volflow.ops.predict", "predict"),
+    "predict": ("volflow.infer.predict", "predict"),
     "preview": ("volflow.report.preview", "preview"),
-    "pyramid": ("volflow.ops.pyramid", "pyramid"),
+    "pyramid": ("volflow.volumes.pyramid.pyramid", "pyramid"),
     "sample": ("volflow.sampling.sample", "sample"),
     "save_model": ("volflow.model.bundle", "save_model"),
-    "statistics": ("volflow.ops.statistics", "statistics"),
+    "statistics": ("volflow.volumes.statistics", "statistics"),
     "verify": ("volflow.store.verify", "verify"),
     "view": ("volflow.report.view", "view"),
-    "write": ("volflow.ops.write", "write"),
+    "write": ("volflow.volumes.write", "write"),
 }
 
 __all__ = [

@@ -17,13 +17,13 @@ import pytest
 import zarr
 
 import volflow as vf
-import volflow.store.journal as journal_module
+import volflow.store.journal.journal as journal_module
 from tests.nets import Slow, random_net
 from tests.stores import files
 from volflow.errors import Damaged, StoreFull, VolflowError
 from volflow.geometry.roi import Roi
 from volflow.store.create import create
-from volflow.store.journal import journal_dir
+from volflow.store.journal.journal import journal_dir
 from volflow.store.meta import Meta
 
 pytestmark = pytest.mark.chaos

@@ -19,7 +19,7 @@ from tests.stores import files
 from volflow.geometry.roi import Roi
 from volflow.model.unet import UNet
 from volflow.store.create import create
-from volflow.store.journal import journal_dir
+from volflow.store.journal.journal import journal_dir
 from volflow.store.meta import Meta
 
 pytestmark = pytest.mark.chaos
@@ -30,7 +30,7 @@ OPTIONS = {"blend": "exact", "memory": "50MiB", "chunk": 8, "shard": 8, "progres
 PREDICT = f"""
 import sys, time
 import volflow as vf
-from volflow.ops import exact_task
+from volflow.infer.exact import task as exact_task
 from tests.chaos.test_kill_exact import net
 
 def slowly(work):

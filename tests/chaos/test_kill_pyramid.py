@@ -16,7 +16,7 @@ import volflow as vf
 from tests.stores import files
 from volflow.geometry.roi import Roi
 from volflow.store.create import create
-from volflow.store.journal import journal_dir
+from volflow.store.journal.journal import journal_dir
 from volflow.store.meta import Meta
 
 pytestmark = pytest.mark.chaos

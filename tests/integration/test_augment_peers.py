@@ -8,7 +8,7 @@ from functools import reduce
 import pytest
 import torch
 
-from volflow.sampling.augment import Augment
+from volflow.sampling.augment.augment import Augment
 
 pytestmark = pytest.mark.peers
 

@@ -15,8 +15,8 @@ from torch import nn
 import volflow as vf
 from volflow.engine.cluster import connect
 from volflow.errors import NoExactRule
-from volflow.ops.predict import plan_predict
-from volflow.ops.tiling import SLACK_BYTES
+from volflow.infer.patches.tiling import SLACK_BYTES
+from volflow.infer.predict import plan_predict
 
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore:::monai")]
 pytest.importorskip("monai", reason="MONAI comes with the extra peers")

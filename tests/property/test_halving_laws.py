@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from volflow.geometry.halving import halved, halvings, mean, mode
+from volflow.volumes.pyramid.halving import halved, halvings, mean, mode
 
 FACTORS = st.tuples(*[st.sampled_from((1, 2))] * 3).filter(lambda factors: max(factors) == 2)
 SHAPES = st.tuples(*[st.integers(1, 7)] * 3)

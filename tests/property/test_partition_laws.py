@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.partition_oracle import EXACT, difference, enlarged, image
+from volflow.partition.moments import Moments, merge_moments
 from volflow.partition.ranges import Slide, Spread
-from volflow.partition.statistics import Moments, merge_moments
 
 CHANNELS = 2
 

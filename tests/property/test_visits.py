@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from volflow.geometry.visits import count_out, deal, plan_visits, weave
-from volflow.sampling.window import schedule
+from volflow.sampling.epoch.visits import count_out, deal, plan_visits, weave
+from volflow.sampling.epoch.window import schedule
 
 masses = st.lists(st.floats(0, 100, width=16), min_size=1, max_size=40).filter(any)
 seeds = st.integers(0, 2**32)

@@ -42,7 +42,7 @@ def volume(tmp_path):
 @pytest.fixture
 def called(monkeypatch, volume):
     """Records how the library's predict is called."""
-    import volflow.ops.predict as ops
+    import volflow.infer.predict as ops
 
     calls = []
 
@@ -110,7 +110,7 @@ def test_predict_options_are_those_of_the_library():
     import inspect
 
     from volflow.cli.predict import predict as command
-    from volflow.ops.predict import predict
+    from volflow.infer.predict import predict
 
     typed = set(inspect.signature(command).parameters) - {"plan", "as_json", "quiet"}
     # No command line names a Dask array, which is what "resume" is about.
@@ -127,7 +127,7 @@ def test_plan_runs_nothing(called, capsys):
 
 
 def test_several_outputs_are_told_by_name(called, monkeypatch, volume, capsys):
-    import volflow.ops.predict as ops
+    import volflow.infer.predict as ops
 
     monkeypatch.setattr(ops, "predict", lambda *_, **__: {"mean": volume, "var": volume})
     assert run(["predict", "scan.zarr", "out.zarr", "-m", "net/", "--json"]) == 0

@@ -124,7 +124,7 @@ def test_options_are_those_of_the_library():
     import inspect
 
     from volflow.cli.halo import halo as command
-    from volflow.ops.seams import certify
+    from volflow.infer.seams.certify import certify
 
     typed = set(inspect.signature(command).parameters)
     typed -= {"channels", "shape", "out", "as_json", "quiet"}

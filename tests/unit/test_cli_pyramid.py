@@ -9,7 +9,7 @@ import pytest
 
 import volflow as vf
 from volflow.cli import run
-from volflow.store.journal import Journal, journal_dir
+from volflow.store.journal.journal import Journal, journal_dir
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 
 from volflow import errors
 from volflow.cli import COMMANDS, run
-from volflow.store.journal import Journal, journal_dir
+from volflow.store.journal.journal import Journal, journal_dir
 
 DONE, FAILED, REFUSED, DAMAGED, LOCKED = range(5)
 

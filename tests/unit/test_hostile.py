@@ -17,12 +17,12 @@ from tests.hostile_files import SHAPE, contents, replaced, scan
 from volflow.cli import run
 from volflow.errors import Unreadable
 from volflow.geometry.roi import Roi
-from volflow.ops.statistics import statistics
 from volflow.report.appearance import appearances
 from volflow.report.neuroglancer import viewer_state
-from volflow.sampling.mass import count_classes
-from volflow.store.sources import open_source
+from volflow.sampling.counts.counts import count_classes
+from volflow.store.formats.sources import open_source
 from volflow.store.volume import open_volume
+from volflow.volumes.statistics import statistics
 
 
 @pytest.fixture

@@ -72,7 +72,7 @@ def halo(  # noqa: PLR0913  one parameter per option that people type
     )
     if on is None:
         _check_alone({**typed, **given(out=out)})
-        from volflow.ops.halo import halo as find
+        from volflow.infer.halo import halo as find
 
         found = find(model, channels, _sides(shape), weights=weights, trust=trust)
         say(found.to_dict(), as_json, found.describe())
@@ -86,7 +86,7 @@ def halo(  # noqa: PLR0913  one parameter per option that people type
     target = Path(out) if out else _beside(on)
     check_target(target)
     drawing()  # refuses before minutes of work
-    from volflow.ops.seams import certify
+    from volflow.infer.seams.certify import certify
     from volflow.report.seams import seams_figure
 
     told = None if quiet else partial(typer.echo, err=True)
@@ -129,7 +129,7 @@ def _beside(on: Sequence[str]) -> Path:
     """The picture where none is named: beside the first volume, here for one that is remote."""
     named = inputs(on)
     path = Path(next(iter(named.values())) if isinstance(named, dict) else named)
-    from volflow.sampling.folders import stem
+    from volflow.sampling.cases.folders import stem
 
     name = f"{stem(path.name or path.absolute().name)}-seams.png"
     return (Path() if "://" in str(on[0]) else path.parent) / name

@@ -1,4 +1,4 @@
-"""The command ``volflow predict``: the options of `volflow.ops.predict.predict`, as typed."""
+"""The command ``volflow predict``: the options of `volflow.infer.predict.predict`, as typed."""
 
 from __future__ import annotations
 
@@ -110,8 +110,8 @@ def predict(  # noqa: PLR0913  one parameter per option that people type
     options |= {"trust": trust, "overwrite": overwrite, "levels": levels}
     named = inputs(volume)
 
-    from volflow.ops.predict import plan_predict
-    from volflow.ops.predict import predict as run_predict
+    from volflow.infer.predict import plan_predict
+    from volflow.infer.predict import predict as run_predict
 
     if plan:
         planned = plan_predict(named, model, out, **options)

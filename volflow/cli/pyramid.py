@@ -46,8 +46,8 @@ def pyramid(  # noqa: PLR0913 - a command takes flat options
     options: dict[str, Any] = given(levels=levels, cluster=cluster, wait=wait, memory=memory)
     options["overwrite"] = overwrite
 
-    from volflow.ops.pyramid import plan_pyramid
-    from volflow.ops.pyramid import pyramid as write_levels
+    from volflow.volumes.pyramid.pyramid import plan_pyramid
+    from volflow.volumes.pyramid.pyramid import pyramid as write_levels
 
     if plan:
         planned = plan_pyramid(volume, **options)

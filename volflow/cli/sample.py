@@ -89,7 +89,7 @@ def sample(  # noqa: PLR0913  one parameter per option that people type
     target = Path(out) if out else _beside(cases[0], stats)
     if not plan:
         check_target(target, dpi)
-    from volflow.sampling.cases import open_cases
+    from volflow.sampling.cases.cases import open_cases
     from volflow.sampling.samplers import GridSampler
     from volflow.sampling.stream import PatchStream
 
@@ -198,7 +198,7 @@ def _beside(case: str, stats: bool) -> Path:
     """The picture where none is named: beside the first case, here for one that is remote."""
     one = inputs([case]) if "=" in case else case
     path = Path(next(iter(one.values())) if isinstance(one, dict) else one)
-    from volflow.sampling.folders import stem
+    from volflow.sampling.cases.folders import stem
 
     name = f"{stem(path.name or path.absolute().name)}-{'centres' if stats else 'patches'}.png"
     return (Path() if "://" in str(path) else path.parent) / name

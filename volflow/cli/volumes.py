@@ -59,8 +59,8 @@ def convert(  # noqa: PLR0913  one parameter per option that people type
     The file is never held whole. Run again after an interruption, it does only what is left; all,
     where the source has changed since, as a file that was still being uploaded.
     """
-    from volflow.ops.convert import convert as run_convert
-    from volflow.ops.convert import plan_convert
+    from volflow.volumes.convert import convert as run_convert
+    from volflow.volumes.convert import plan_convert
 
     options: dict[str, Any] = given(
         chunk=per_axis("chunk", chunk),
@@ -106,7 +106,7 @@ def info(
                 f"{volume} is a file and is not changed; convert it:"
                 f" volflow convert {kind} {volume} OUT"
             )
-        from volflow.ops.kind import set_kind
+        from volflow.volumes.kind import set_kind
 
         set_kind(volume, "classes" if labels else "image")
     facts = facts_of(volume)
@@ -126,7 +126,7 @@ def statistics(
     quiet: Quiet = False,
 ) -> None:
     """Measure range, mean, deviation and percentiles, and keep them beside the volume."""
-    from volflow.ops.statistics import statistics as measure
+    from volflow.volumes.statistics import statistics as measure
 
     options = given(foreground=_foreground(foreground), cluster=cluster, wait=wait, memory=memory)
     found = measure(volume, progress=progress(quiet), **options)
@@ -150,7 +150,7 @@ def export(
     from volflow.report.info import facts_of, facts_text
 
     if plan:
-        from volflow.ops.export import check_file, refuse_changed
+        from volflow.volumes.export import check_file, refuse_changed
 
         path = check_file(out, overwrite=overwrite)
         if not overwrite:
@@ -159,7 +159,7 @@ def export(
         planned = {"operation": "export", "out": out, "volume": facts}
         say(planned, as_json, f"export to {out}\n{facts_text(facts)}")
         return
-    from volflow.ops.export import export as write_file
+    from volflow.volumes.export import export as write_file
 
     write_file(volume, out, overwrite=overwrite)
     facts = facts_of(out)

@@ -23,7 +23,7 @@ from volflow.demo.torso import SHAPE, spacing_of
 from volflow.demo.watch import Watched, check_system
 from volflow.errors import InvalidInput, RunFailed
 from volflow.geometry.budget import format_bytes
-from volflow.store.journal import Journal, journal_dir
+from volflow.store.journal.journal import Journal, journal_dir
 
 __all__ = ["HugeResult", "run_huge"]
 

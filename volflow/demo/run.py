@@ -10,11 +10,11 @@ from pathlib import Path
 from volflow.demo.data import BUNDLE, HELD_OUT_Y, held_out_dice, load_mni, true_classes
 from volflow.demo.steps import INDENT, folder_for, say
 from volflow.errors import RunFailed
-from volflow.ops.convert import convert
-from volflow.ops.predict import predict
+from volflow.infer.predict import predict
 from volflow.report.preview import preview, save
 from volflow.store.verify import verify
 from volflow.store.volume import open_volume
+from volflow.volumes.convert import convert
 
 __all__ = ["DemoResult", "run_demo"]
 

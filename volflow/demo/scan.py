@@ -18,9 +18,9 @@ from dask.base import tokenize
 from volflow.demo.phantom import paint
 from volflow.demo.torso import SHAPE, spacing_of, torso
 from volflow.geometry.roi import Roi
-from volflow.ops.write import write
 from volflow.store.meta import Meta
 from volflow.store.volume import Volume
+from volflow.volumes.write import write
 
 __all__ = ["write_scan"]
 

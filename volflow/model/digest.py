@@ -25,9 +25,9 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from volflow.engine.imports import Code, code_of, has_source
-from volflow.engine.loaded import unwrapped
 from volflow.errors import InvalidInput
+from volflow.model.imports import Code, code_of, has_source
+from volflow.model.loaded import unwrapped
 
 __all__ = ["digest_of", "identity_of"]
 

@@ -9,10 +9,10 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from volflow.engine.imports import Code
 from volflow.errors import InvalidInput
 from volflow.geometry.frame import Frame
 from volflow.geometry.windows import check_blend
+from volflow.model.imports import Code
 
 __all__ = ["Model", "Spec", "make_spec"]
 

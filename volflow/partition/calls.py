@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from volflow.partition.tracing import OpCall, Tracer, leaves
+from volflow.partition.rules.tracing import OpCall, Tracer, leaves
 
 __all__ = ["as_called", "changes_first", "is_random", "name_of", "works_in_place"]
 

@@ -20,8 +20,8 @@ import zarr
 
 from volflow.errors import InvalidInput
 from volflow.geometry.histogram import Histogram
+from volflow.report.colors import class_color
 from volflow.report.value_counts import value_counts
-from volflow.store.colors import class_color
 from volflow.store.opening import is_url
 from volflow.store.volume import Volume, open_volume
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from volflow.errors import InvalidInput
+from volflow.report.colors import class_color, class_numbers
 from volflow.report.difference import (
     AGREED,
     ONLY_A,
@@ -40,13 +41,12 @@ from volflow.report.preview import facts_shown
 from volflow.report.slices import Cut, on_one_grid
 from volflow.report.stack import Look, drawing, ground
 from volflow.report.subject import Names, Subject, open_subject, same_box, told_apart
-from volflow.store.colors import class_color, class_numbers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from volflow.engine.inputs import VolumeLike
     from volflow.report.figures import Column, Table
+    from volflow.volumes.arrays.inputs import VolumeLike
 
 __all__ = ["compare"]
 

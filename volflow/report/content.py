@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from volflow.store.planes import Readable, read_planes
+from volflow.report.planes import Readable, read_planes
 
 __all__ = ["busiest", "class_maps", "scan"]
 

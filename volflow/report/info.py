@@ -15,10 +15,10 @@ from volflow.geometry.budget import format_bytes
 from volflow.geometry.units import unit_sign
 from volflow.report.label_hint import label_hint
 from volflow.report.runs import run_facts, run_line
-from volflow.store.journal import Journal, journal_dir
+from volflow.store.formats.sources import Source, open_source
+from volflow.store.journal.journal import Journal, journal_dir
+from volflow.store.journal.levels import place_of
 from volflow.store.meta import Meta
-from volflow.store.pyramid import place_of
-from volflow.store.sources import Source, open_source
 from volflow.store.volume import Volume, open_volume
 
 __all__ = ["facts_of", "facts_text", "volume_facts"]

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from volflow.errors import VolflowError
 from volflow.report.value_counts import SAMPLE_BYTES, sample_boxes
-from volflow.store.sources import Source
+from volflow.store.formats.sources import Source
 from volflow.store.volume import Volume
 
 __all__ = ["LabelHint", "label_hint"]
@@ -46,7 +46,7 @@ def label_hint(image: Source | Volume) -> LabelHint | None:
 
     Examples
     --------
-    >>> from volflow.store.sources import open_source
+    >>> from volflow.store.formats.sources import open_source
     >>> ramp = np.arange(8**3).reshape(8, 8, 8)
     >>> label_hint(open_source(ramp)), str(label_hint(open_source(ramp // 64)))
     (None, 'it holds only 8 different whole numbers')

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from volflow.report.colors import class_color, class_numbers, shades, tinted, wider, window
 from volflow.report.slices import Cut
-from volflow.store.colors import class_color, class_numbers, shades, tinted, wider, window
 
 __all__ = [
     "ALONE",

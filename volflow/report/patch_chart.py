@@ -11,6 +11,7 @@ from matplotlib.patches import Rectangle
 
 from volflow.geometry.views import views
 from volflow.report.arrange import GAP, MARGIN, raised, three_planes
+from volflow.report.colors import class_color
 from volflow.report.draw import (
     FRAME,
     INK,
@@ -27,7 +28,6 @@ from volflow.report.draw import (
 )
 from volflow.report.layers import HEAT, Layer, Picture, Ramp, painted
 from volflow.report.patch_counts import PatchCounts, leading_classes, percent
-from volflow.store.colors import class_color
 
 __all__ = ["Scene", "chart"]
 

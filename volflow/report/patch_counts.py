@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from volflow.sampling.cases import Case
-from volflow.store.colors import class_numbers
+from volflow.report.colors import class_numbers
+from volflow.sampling.cases.cases import Case
 
 __all__ = [
     "Patch",
@@ -85,7 +85,7 @@ class PatchCounts:
 
     Examples
     --------
-    >>> from volflow.sampling.cases import open_cases
+    >>> from volflow.sampling.cases.cases import open_cases
     >>> labels = np.zeros((8, 8, 8), "uint8")
     >>> labels[4:] = 1
     >>> counts = PatchCounts({c.name: c for c in open_cases({"label": labels})}, "label")

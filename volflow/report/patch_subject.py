@@ -11,7 +11,7 @@ from volflow.errors import InvalidInput
 from volflow.geometry.views import View, views
 from volflow.report.patch_counts import PatchCounts, from_cases
 from volflow.report.subject import Names, is_whole
-from volflow.sampling.cases import Case, open_cases
+from volflow.sampling.cases.cases import Case, open_cases
 from volflow.store.meta import Meta
 
 __all__ = ["PatchSubject", "by", "open_patches", "said", "title"]

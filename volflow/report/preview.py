@@ -15,7 +15,7 @@ from volflow.report.subject import Names, Subject
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from volflow.engine.inputs import VolumeLike
+    from volflow.volumes.arrays.inputs import VolumeLike
 
 __all__ = ["check_target", "facts_shown", "preview", "save", "titled"]
 

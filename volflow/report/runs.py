@@ -11,8 +11,8 @@ from dataclasses import asdict
 from typing import Any
 
 from volflow.errors import InvalidInput
-from volflow.store.exported import stored_behind
-from volflow.store.journal import Journal, journal_dir
+from volflow.store.formats.exported import stored_behind
+from volflow.store.journal.journal import Journal, journal_dir
 from volflow.store.verify import Coverage
 
 __all__ = ["coverage_facts", "run_facts", "run_line", "run_text", "volume_behind"]

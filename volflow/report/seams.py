@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from volflow.geometry.views import View, views
-from volflow.ops.certificate import Certificate, Seams, percent
+from volflow.infer.seams.certificate import Certificate, Seams, percent
 from volflow.report.arrange import MARGIN, best_columns, grid, raised
 from volflow.report.difference import deviation
+from volflow.report.html import short_name
 from volflow.report.layers import (
     HEAT,
     OVER_SCAN,
@@ -27,7 +28,6 @@ from volflow.report.layers import (
 )
 from volflow.report.slices import Cut
 from volflow.report.stack import drawing
-from volflow.store.html import short_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,7 +61,7 @@ def seams_figure(certificate: Certificate) -> Figure:
     Parameters
     ----------
     certificate
-        From `volflow.ops.seams.certify`.
+        From `volflow.infer.seams.certify.certify`.
 
     Returns
     -------
@@ -76,7 +76,7 @@ def seams_figure(certificate: Certificate) -> Figure:
     Examples
     --------
     >>> import torch
-    >>> from volflow.ops.seams import certify
+    >>> from volflow.infer.seams.certify import certify
     >>> scan = np.random.default_rng(0).random((12, 12, 12), "float32")
     >>> net = torch.nn.Conv3d(1, 2, 3, padding=1)
     >>> figure = seams_figure(certify(scan, net, patch=6, overlaps=[0, 0.5]))

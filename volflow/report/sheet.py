@@ -16,7 +16,7 @@ from volflow.report.subject import Names, Subject, is_whole
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from volflow.engine.inputs import VolumeLike
+    from volflow.volumes.arrays.inputs import VolumeLike
 
 __all__ = ["contact_sheet"]
 

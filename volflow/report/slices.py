@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from volflow.geometry.views import View
-from volflow.store.planes import Readable, read_planes, steps
+from volflow.report.planes import Readable, read_planes, steps
 
 __all__ = ["Cut", "Slice", "cut", "on_one_grid"]
 

@@ -16,16 +16,16 @@ from volflow.errors import InvalidInput
 from volflow.geometry.units import unit_sign
 from volflow.geometry.views import View, views
 from volflow.report.content import busiest, class_maps, scan
+from volflow.report.html import short_name
+from volflow.report.levels import at_level, fitting_level, level_like, low_edge
+from volflow.report.planes import Readable, steps
 from volflow.report.slices import Cut, Slice, cut
-from volflow.store.html import short_name
-from volflow.store.levels import at_level, fitting_level, level_like, low_edge
+from volflow.store.formats.sources import VolumeSource, open_source
 from volflow.store.meta import Vector
-from volflow.store.planes import Readable, steps
-from volflow.store.sources import VolumeSource, open_source
 from volflow.store.volume import Volume, open_volume
 
 if TYPE_CHECKING:
-    from volflow.engine.inputs import VolumeLike
+    from volflow.volumes.arrays.inputs import VolumeLike
 
 __all__ = ["Names", "Subject", "is_whole", "open_subject", "same_box", "told_apart"]
 
@@ -307,7 +307,9 @@ def _open(x: VolumeLike) -> Readable:
         local = "://" not in os.fspath(x) and Path(x).is_file()
         # A volume that is still being written can be looked at, too.
         return open_source(x) if local else open_volume(x)
-    from volflow.engine.inputs import open_input  # loads Dask, which pictures of files do without
+    from volflow.volumes.arrays.inputs import (
+        open_input,  # loads Dask, which pictures of files do without
+    )
 
     source = open_input(x)
     return source.volume if isinstance(source, VolumeSource) else source

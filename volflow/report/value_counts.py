@@ -10,8 +10,8 @@ import numpy as np
 
 from volflow.geometry.histogram import Histogram, measure
 from volflow.geometry.roi import Roi
-from volflow.store.statistics import Statistics, load_statistics, sidecars
 from volflow.store.volume import Volume, open_volume
+from volflow.volumes.distribution import Statistics, load_statistics, sidecars
 
 __all__ = ["SAMPLE_BYTES", "sample_boxes", "value_counts"]
 

@@ -12,15 +12,15 @@ import numpy.typing as npt
 from dask.base import tokenize
 
 from volflow.engine.cluster import Cluster
-from volflow.engine.graphs import carried
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
-from volflow.sampling.cases import open_cases
-from volflow.sampling.draw import draw, looks_at
-from volflow.sampling.field import Field, GridField
-from volflow.sampling.open_field import open_field
+from volflow.sampling.cases.cases import open_cases
+from volflow.sampling.epoch.draw import draw, looks_at
+from volflow.sampling.epoch.field import Field, GridField
+from volflow.sampling.epoch.open_field import open_field
 from volflow.sampling.samplers import Sampler
 from volflow.sampling.stream_checks import seed_of, whole
+from volflow.volumes.arrays.graphs import carried
 
 __all__ = ["sample"]
 

@@ -26,7 +26,7 @@ import numpy as np
 
 from volflow.errors import InvalidInput
 from volflow.geometry.grid import PatchGrid, per_axis, stride_of
-from volflow.geometry.superchunks import Border
+from volflow.sampling.superchunks import Border
 
 __all__ = [
     "GridSampler",

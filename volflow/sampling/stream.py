@@ -15,16 +15,17 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from volflow.engine.cluster import Cluster
 from volflow.errors import InvalidInput, ResumeRefused
-from volflow.geometry.visits import Visits
-from volflow.sampling.cases import open_cases
-from volflow.sampling.cutting import Order, Patch, cut
-from volflow.sampling.feeds import open_feed
-from volflow.sampling.field import GridField
+from volflow.sampling.cases.cases import open_cases
+from volflow.sampling.epoch.cutting import Order, Patch, cut
+from volflow.sampling.epoch.feeds import open_feed
+from volflow.sampling.epoch.field import GridField
+from volflow.sampling.epoch.open_field import open_field
+from volflow.sampling.epoch.shares import Share, refuse_fork, this_share
+from volflow.sampling.epoch.visits import Visits
+from volflow.sampling.epoch.window import Window
 from volflow.sampling.loader import Loader
 from volflow.sampling.metrics import Metrics
-from volflow.sampling.open_field import open_field
 from volflow.sampling.samplers import GridSampler, Sampler
-from volflow.sampling.shares import Share, refuse_fork, this_share
 from volflow.sampling.stream_checks import (
     check_names,
     count_of,
@@ -34,7 +35,6 @@ from volflow.sampling.stream_checks import (
     whole,
 )
 from volflow.sampling.stream_plan import StreamPlan, plan_stream
-from volflow.sampling.window import Window
 
 __all__ = ["PatchStream"]
 
@@ -63,7 +63,7 @@ class PatchStream(IterableDataset[dict[str, Any]]):
     ----------
     cases
         A volume, mappings like ``{"image": …, "label": …}``, or a folder with ``images/`` and
-        ``labels/``; see `volflow.sampling.cases.open_cases`.
+        ``labels/``; see `volflow.sampling.cases.cases.open_cases`.
     sampler
         Which patches, e.g. ``UniformSampler(64)``.
     patches_per_epoch
@@ -94,7 +94,7 @@ class PatchStream(IterableDataset[dict[str, Any]]):
     threads
         That read in this process; by default one per core, at most 4.
     classes
-        Names of the arrays that hold classes; see `volflow.sampling.cases.open_cases`.
+        Names of the arrays that hold classes; see `volflow.sampling.cases.cases.open_cases`.
     progress
         Of the pass that counts labels or weights where they are not known yet.
 

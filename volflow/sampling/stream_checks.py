@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from volflow.errors import InvalidInput
-from volflow.sampling.cases import Case
+from volflow.sampling.cases.cases import Case
 
 __all__ = ["check_names", "count_of", "patch_totals", "positive", "seed_of", "whole"]
 

@@ -9,12 +9,12 @@ from functools import cached_property
 from typing import Any
 
 from volflow.engine.cluster import DEFAULT_SHARE, cores, free_memory_bytes
-from volflow.engine.inputs import chunk_of
 from volflow.errors import MemoryRefused
-from volflow.geometry import superchunks
 from volflow.geometry.budget import format_bytes, parse_bytes
-from volflow.sampling.cases import READ_BYTES, Case
-from volflow.sampling.field import Field, RandomField
+from volflow.sampling import superchunks
+from volflow.sampling.cases.cases import READ_BYTES, Case
+from volflow.sampling.epoch.field import Field, RandomField
+from volflow.volumes.arrays.inputs import chunk_of
 
 __all__ = ["StreamPlan", "plan_stream"]
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from volflow.store.aside import sweep
 from volflow.store.atomic import write_file
-from volflow.store.journal import journal_dir
+from volflow.store.journal.journal import journal_dir
 from volflow.store.slabs import Array
 from volflow.store.volume import Volume
 

@@ -16,9 +16,8 @@ import zarr
 
 from volflow.errors import Damaged, InvalidInput
 from volflow.geometry.roi import Roi
-from volflow.store.complete import begun_store
 from volflow.store.coverage import BAD, MISSING, VERIFIED, Coverage, FileCheck
-from volflow.store.exported import (
+from volflow.store.formats.exported import (
     Receipt,
     fault_of,
     foreign_voxels,
@@ -28,9 +27,10 @@ from volflow.store.exported import (
     stored_behind,
 )
 from volflow.store.frames import check_frames
-from volflow.store.journal import Journal, Record, ShardEntry, journal_dir
+from volflow.store.journal.complete import begun_store
+from volflow.store.journal.journal import Journal, Record, ShardEntry, journal_dir
+from volflow.store.journal.levels import level_journals
 from volflow.store.opening import is_url
-from volflow.store.pyramid import level_journals
 from volflow.store.volume import Volume, open_volume
 
 __all__ = ["Coverage", "FileCheck", "verify"]

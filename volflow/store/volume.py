@@ -289,7 +289,7 @@ class Volume:
 
     def _repr_html_(self) -> str:
         """For notebooks: a small picture and a table."""
-        from volflow.store.html import volume_html
+        from volflow.report.html import volume_html
 
         return volume_html(self)
 

@@ -12,7 +12,7 @@ from volflow.cli import run
 from volflow.demo.curve import Stretch, draw_memory
 from volflow.demo.torso import SHAPE
 from volflow.errors import InvalidInput
-from volflow.store.journal import Journal, Record
+from volflow.store.journal.journal import Journal, Record
 
 MIB = 2**20
 

@@ -11,7 +11,7 @@ from volflow.demo.phantom import LOWEST, NOISE, Ellipsoid, Rod, paint
 from volflow.demo.scan import write_scan
 from volflow.demo.torso import SHAPE, spacing_of, torso
 from volflow.geometry.roi import Roi
-from volflow.store.journal import Journal, journal_dir
+from volflow.store.journal.journal import Journal, journal_dir
 from volflow.store.volume import open_volume
 
 COARSE = (40, 48, 52)

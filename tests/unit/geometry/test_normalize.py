@@ -4,7 +4,7 @@ import pytest
 from volflow.errors import InvalidInput
 from volflow.geometry.histogram import measure
 from volflow.geometry.normalize import normalization
-from volflow.store.statistics import Statistics
+from volflow.volumes.distribution import Statistics
 
 DATA = np.random.default_rng(0).gamma(2, 100, size=(2, 10, 11, 12)).astype("uint16")
 STATS = Statistics(tuple(measure(channel) for channel in DATA))

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from volflow.engine.imports import code_of
-from volflow.engine.loaded import unlike_file
 from volflow.model.digest import identity_of
+from volflow.model.imports import code_of
+from volflow.model.loaded import unlike_file
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from tests.stores import store
 from volflow.errors import InvalidInput
 from volflow.geometry.histogram import measure
 from volflow.report.appearance import CLASS_OPACITY, appearances, direction, metres
-from volflow.store.colors import class_color
-from volflow.store.statistics import Statistics, save_statistics
+from volflow.report.colors import class_color
 from volflow.store.volume import Volume, open_volume
+from volflow.volumes.distribution import Statistics, save_statistics
 
 MM = {"spacing": (2.0, 1.0, 1.0), "unit": "millimeter", "orientation": "SAR"}
 

@@ -6,8 +6,8 @@ import numpy as np
 
 from volflow.report import content
 from volflow.report.content import busiest, class_maps, scan
+from volflow.store.formats.sources import ArraySource
 from volflow.store.meta import Meta
-from volflow.store.sources import ArraySource
 
 
 class Chunked(ArraySource):

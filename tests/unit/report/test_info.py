@@ -12,7 +12,7 @@ from volflow.geometry.roi import Roi
 from volflow.report.info import facts_of, facts_text
 from volflow.report.runs import coverage_facts, run_facts, run_line, run_text, volume_behind
 from volflow.store.create import create
-from volflow.store.journal import Journal, Record, ShardEntry, journal_dir
+from volflow.store.journal.journal import Journal, Record, ShardEntry, journal_dir
 from volflow.store.meta import Meta
 from volflow.store.verify import verify
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from volflow.report.label_hint import STREAM_PLANES, label_hint
+from volflow.store.formats.nifti import open_nifti
+from volflow.store.formats.sources import open_source
 from volflow.store.meta import Meta
-from volflow.store.nifti import open_nifti
-from volflow.store.sources import open_source
 from volflow.store.volume import open_volume
 
 RNG = np.random.default_rng(0)

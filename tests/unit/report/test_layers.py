@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from volflow.report.colors import class_color
 from volflow.report.layers import (
     DIVERGING,
     HEAT,
@@ -17,7 +18,6 @@ from volflow.report.layers import (
     painted,
 )
 from volflow.report.slices import Cut
-from volflow.store.colors import class_color
 
 
 def cut(values, dtype=None):

@@ -13,7 +13,7 @@ import zarr
 import volflow as vf
 from tests.stores import store
 from volflow.errors import InvalidInput
-from volflow.store.colors import class_color
+from volflow.report.colors import class_color
 from volflow.store.meta import Level
 from volflow.store.ngff import write_group
 

@@ -13,8 +13,8 @@ import zarr
 from tests.stores import store
 from volflow.errors import InvalidInput
 from volflow.report.appearance import appearances, direction
+from volflow.report.colors import class_color
 from volflow.report.neuroglancer import class_names, fragment, viewer_state
-from volflow.store.colors import class_color
 from volflow.store.volume import open_volume
 
 AT = "http://127.0.0.1:8642"

@@ -9,12 +9,12 @@ import pytest
 
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
+from volflow.report.colors import class_color
 from volflow.report.patch_counts import BINS, PatchCounts, each_patch, facts_text
 from volflow.report.patches import patch_sheet, patch_stats
-from volflow.sampling.cases import open_cases
+from volflow.sampling.cases.cases import open_cases
 from volflow.sampling.samplers import GridSampler, LabelSampler, UniformSampler
 from volflow.sampling.stream import PatchStream
-from volflow.store.colors import class_color
 
 pytest.importorskip("matplotlib", reason="extra report")
 

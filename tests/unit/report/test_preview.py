@@ -10,10 +10,10 @@ import pytest
 
 from volflow.errors import InvalidInput
 from volflow.report import draw
+from volflow.report.colors import class_color
 from volflow.report.compare import compare
 from volflow.report.preview import preview, save
 from volflow.report.sheet import contact_sheet
-from volflow.store.colors import class_color
 from volflow.store.meta import Meta
 from volflow.store.volume import open_volume
 
@@ -165,7 +165,7 @@ def test_a_large_volume_without_levels_is_thinned_while_it_is_read(
     stored, monkeypatch, reads, words
 ):
     monkeypatch.setattr("volflow.report.preview.LONGEST", 20)
-    monkeypatch.setattr("volflow.store.planes.PIECE_VOXELS", 4 * 8 * 8)
+    monkeypatch.setattr("volflow.report.planes.PIECE_VOXELS", 4 * 8 * 8)
     rows = np.arange(96, dtype="f4")[:, None] * np.ones((16, 96, 96), "f4")
     figure = preview(stored(rows, Meta(), chunk=8))
     assert max(box.size for _, box in reads) <= 4 * 8 * 8

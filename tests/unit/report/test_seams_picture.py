@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from volflow.errors import InvalidInput
-from volflow.ops.certificate import Certificate, Plane, Region, Seams
+from volflow.infer.seams.certificate import Certificate, Plane, Region, Seams
 from volflow.report.seams import seams_figure
 
 pytest.importorskip("matplotlib", reason="extra report")

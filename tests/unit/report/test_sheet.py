@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from volflow.errors import InvalidInput
+from volflow.report.colors import class_color
 from volflow.report.sheet import contact_sheet
-from volflow.store.colors import class_color
 from volflow.store.meta import Meta
 from volflow.store.volume import open_volume
 
@@ -112,7 +112,7 @@ def test_tiles_are_read_from_the_level_that_fits(pyramid, monkeypatch, reads, wo
 
 def test_memory_is_bounded_without_levels(stored, monkeypatch, reads):
     monkeypatch.setattr("volflow.report.sheet.SHARP", 10)
-    monkeypatch.setattr("volflow.store.planes.PIECE_VOXELS", 16 * 16 * 16)
+    monkeypatch.setattr("volflow.report.planes.PIECE_VOXELS", 16 * 16 * 16)
     path = stored(np.zeros((16, 200, 200), "u1"), Meta(kind="classes"))
     figure = contact_sheet(path, tiles=16)
     assert max(box.size for _, box in reads) <= 16 * 16 * 16

@@ -7,8 +7,8 @@ import pytest
 
 from volflow.geometry.views import views
 from volflow.report.slices import Cut, Slice, cut, on_one_grid
+from volflow.store.formats.sources import ArraySource
 from volflow.store.meta import Meta
-from volflow.store.sources import ArraySource
 
 
 def held(array, **meta):

@@ -9,9 +9,9 @@ import zarr
 from volflow.errors import InvalidInput
 from volflow.report.slices import Cut
 from volflow.report.subject import Subject, open_subject, same_box, told_apart
+from volflow.store.formats.sources import ArraySource
 from volflow.store.meta import Level, Meta
 from volflow.store.ngff import write_group
-from volflow.store.sources import ArraySource
 from volflow.store.volume import open_volume
 
 

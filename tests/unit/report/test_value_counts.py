@@ -11,8 +11,8 @@ from volflow.report.value_counts import value_counts
 from volflow.store.create import create
 from volflow.store.meta import Level, Meta
 from volflow.store.ngff import write_group
-from volflow.store.statistics import Statistics, save_statistics
 from volflow.store.volume import Volume, open_volume
+from volflow.volumes.distribution import Statistics, save_statistics
 
 
 def test_a_small_volume_is_counted_whole(tmp_path):

@@ -13,8 +13,8 @@ def small_superchunks(monkeypatch):
     """Volumes of a few thousand voxels then have many superchunks, as large ones do."""
 
     def set_to(voxels):
-        monkeypatch.setattr("volflow.geometry.superchunks.HELD_VOXELS", voxels)
-        monkeypatch.setattr("volflow.sampling.field.HELD_VOXELS", voxels)
+        monkeypatch.setattr("volflow.sampling.superchunks.HELD_VOXELS", voxels)
+        monkeypatch.setattr("volflow.sampling.epoch.field.HELD_VOXELS", voxels)
 
     set_to(24**3)
     return set_to

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from volflow.errors import InvalidInput
-from volflow.sampling.augment import Augment
+from volflow.sampling.augment.augment import Augment
 
 MOTIONS = {
     "turn": 0.5,

@@ -8,8 +8,8 @@ import torch
 from scipy.interpolate import BSpline
 from scipy.ndimage import gaussian_filter
 
-from volflow.sampling import intensity
-from volflow.sampling.augment import Augment
+from volflow.sampling.augment import intensity
+from volflow.sampling.augment.augment import Augment
 
 SHAPES = [(2, 7, 9, 8), (1, 1, 12, 10), (3, 6, 1, 5)]
 

@@ -11,9 +11,9 @@ from scipy.interpolate import BSpline
 from scipy.ndimage import map_coordinates
 from scipy.spatial.transform import Rotation
 
-from volflow.sampling.augment import Augment
-from volflow.sampling.separable import spline
-from volflow.sampling.warp import affine, signed_turn
+from volflow.sampling.augment.augment import Augment
+from volflow.sampling.augment.separable import spline
+from volflow.sampling.augment.warp import affine, signed_turn
 
 MOTIONS = {"rotate": 25, "scale": (0.2, 0.1, 0.3), "shear": 0.2, "translate": 2, "elastic": 3}
 # patch, probability of a turn, spacing

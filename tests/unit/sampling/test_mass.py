@@ -15,14 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from volflow.engine.inputs import open_input
 from volflow.errors import Damaged, InvalidInput, MemoryRefused, Superseded
 from volflow.geometry.roi import Roi
-from volflow.sampling import mass_pass, tally
-from volflow.sampling.mass import count_classes, sum_weights
-from volflow.sampling.mass_pass import CLASSES, WEIGHTS, MassJob, plan_mass, tally_pieces
-from volflow.store.sources import ArraySource, open_source
+from volflow.sampling.counts import counting as mass_pass
+from volflow.sampling.counts import tally
+from volflow.sampling.counts.counting import CLASSES, WEIGHTS, MassJob, plan_mass, tally_pieces
+from volflow.sampling.counts.counts import count_classes, sum_weights
+from volflow.store.formats.sources import ArraySource, open_source
 from volflow.store.volume import Volume, open_volume
+from volflow.volumes.arrays.inputs import open_input
 
 RNG = np.random.default_rng(0)
 LAYOUT = {"shards": (16, 16, 16), "chunks": (8, 8, 8)}

@@ -8,8 +8,8 @@ import torch
 
 import volflow as vf
 from volflow.errors import InvalidInput
-from volflow.store.complete import open_complete
-from volflow.store.journal import Journal, journal_dir
+from volflow.store.journal.complete import open_complete
+from volflow.store.journal.journal import Journal, journal_dir
 
 MESSAGE = r"is not complete: 7 of 8 blocks are done, .* run the command that began it again"
 

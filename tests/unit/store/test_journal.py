@@ -12,7 +12,7 @@ import pytest
 
 from volflow.errors import InvalidInput, Locked, ResumeRefused, RunFailed, Superseded
 from volflow.store.atomic import differences, plain, write_json
-from volflow.store.journal import Journal, Record, ShardEntry, journal_dir
+from volflow.store.journal.journal import Journal, Record, ShardEntry, journal_dir
 
 RECORD = Record(
     "predict",
@@ -306,7 +306,7 @@ def test_the_lock_is_released_when_the_work_raises(journal):
 HOLDER = """
 import sys
 from pathlib import Path
-from volflow.store.journal import Journal
+from volflow.store.journal.journal import Journal
 
 with Journal(Path(sys.argv[1])).lock():
     print("held", flush=True)

@@ -9,10 +9,10 @@ import zarr
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
 from volflow.store.create import create
-from volflow.store.journal import Journal, Record, journal_dir
+from volflow.store.journal.journal import Journal, Record, journal_dir
+from volflow.store.journal.levels import Place, drop_levels, level_journals, list_levels, place_of
 from volflow.store.meta import Level, Meta
 from volflow.store.ngff import read_group
-from volflow.store.pyramid import Place, drop_levels, level_journals, list_levels, place_of
 from volflow.store.volume import open_volume
 
 

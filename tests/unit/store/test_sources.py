@@ -12,8 +12,8 @@ import zarr
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
 from volflow.store.create import create
+from volflow.store.formats.sources import open_source
 from volflow.store.meta import Meta
-from volflow.store.sources import open_source
 
 nib = pytest.importorskip("nibabel")
 

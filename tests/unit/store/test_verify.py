@@ -9,8 +9,8 @@ import zarr
 
 from volflow.errors import Damaged, InvalidInput, Locked
 from volflow.report.runs import run_facts
-from volflow.store.complete import require_complete
-from volflow.store.journal import Journal, Record, ShardEntry, journal_dir
+from volflow.store.journal.complete import require_complete
+from volflow.store.journal.journal import Journal, Record, ShardEntry, journal_dir
 from volflow.store.verify import Coverage, verify
 from volflow.store.volume import open_volume
 

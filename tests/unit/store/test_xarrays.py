@@ -7,11 +7,11 @@ import pytest
 
 import volflow as vf
 from tests.stores import store
-from volflow.engine.computed import DaskSource
-from volflow.engine.inputs import open_input
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
-from volflow.store.sources import ArraySource, VolumeSource
+from volflow.store.formats.sources import ArraySource, VolumeSource
+from volflow.volumes.arrays.computed import DaskSource
+from volflow.volumes.arrays.inputs import open_input
 
 xarray = pytest.importorskip("xarray")
 

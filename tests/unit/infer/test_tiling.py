@@ -1,0 +1,184 @@
+"""Tiles: what they cost, which one wins, which runs they make."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from volflow.errors import MemoryRefused
+from volflow.geometry.budget import parse_bytes
+from volflow.geometry.frame import Frame
+from volflow.geometry.grid import BlockGrid, PatchGrid
+from volflow.infer.patches.tiling import Demand, choose_tiling, limit_depth, patch_count, runs_of
+
+MIB = 2**20
+
+
+def demand_of(shape=(256, 256, 256), patch=32, stride=24, **changes) -> Demand:
+    base = {
+        "grid": PatchGrid(shape, (patch,) * 3, (stride,) * 3), "scale": (1, 1, 1), "frame": Frame(),
+        "crop": False, "input_bytes": 4, "raw_bytes": 2, "segment_rows": 32, "output_channels": 2,
+        "output_bytes": 8, "score_bytes": 4, "forward_bytes": 10 * MIB,
+    }  # fmt: skip
+    return Demand(**{**base, **changes})
+
+
+frames = st.builds(
+    Frame,
+    st.sampled_from([(0, 1, 2), (2, 1, 0), (1, 2, 0), (2, 0, 1)]),
+    st.tuples(st.booleans(), st.booleans(), st.booleans()),
+)
+
+
+class TestPeak:
+    def test_grows_with_the_tile_not_with_the_volume(self):
+        small = demand_of((256, 256, 256))
+        deep = demand_of((10_000, 256, 256))
+        block = (64, 256, 256)
+        assert small.peak_bytes(block, (64, 64, 64)) == deep.peak_bytes(block, (64, 64, 64))
+        assert small.peak_bytes((64, 128, 128), (64, 64, 64)) < small.peak_bytes(block, (64,) * 3)
+
+    @pytest.mark.parametrize(
+        "more",
+        [{"input_bytes": 8}, {"raw_bytes": 4}, {"output_channels": 3}, {"output_bytes": 16},
+         {"score_bytes": 8}, {"forward_bytes": 20 * MIB}, {"segment_rows": 64}],
+    )  # fmt: skip
+    def test_everything_counts(self, more):
+        block, shard = (64, 128, 128), (64, 64, 64)
+        assert demand_of(**more).peak_bytes(block, shard) > demand_of().peak_bytes(block, shard)
+
+    def test_crop_keeps_no_weights(self):
+        block, shard = (64, 128, 128), (64, 64, 64)
+        assert demand_of(crop=True).peak_bytes(block, shard) < demand_of().peak_bytes(block, shard)
+
+    def test_on_a_gpu_the_blend_is_not_in_the_hosts_memory(self):
+        block, shard = (64, 128, 128), (64, 64, 64)
+        host = demand_of(on_device=True).peak_bytes(block, shard)
+        assert host < demand_of().peak_bytes(block, shard) - 10 * MIB
+
+
+class TestChoice:
+    def test_a_whole_slab_where_it_fits(self):
+        tiling = choose_tiling(demand_of(), (64, 64, 64), (64, 64, 64), 4096 * MIB)
+        assert tiling.block == (64, 256, 256)
+        assert tiling.peak_bytes <= 4096 * MIB
+
+    @pytest.mark.parametrize("memory", [400, 250, 180, 140, 110])
+    def test_what_it_chooses_fits_and_is_of_whole_shards(self, memory):
+        tiling = choose_tiling(demand_of(), (64, 64, 64), (32, 32, 32), memory * MIB)
+        assert tiling.peak_bytes <= memory * MIB
+        assert all(b % s == 0 for b, s in zip(tiling.block, tiling.shard, strict=True))
+        assert all(s % 32 == 0 for s in tiling.shard)
+
+    def test_less_memory_never_means_fewer_forwards(self):
+        grid, calls = demand_of().grid, []
+        for memory in (4000, 400, 200, 140, 110):
+            tiling = choose_tiling(demand_of(), (64, 64, 64), (32, 32, 32), memory * MIB)
+            cuts = [
+                [(a, min(n, a + b)) for a in range(0, n, b)]
+                for n, b in zip(grid.shape, tiling.block, strict=True)
+            ]
+            calls.append(patch_count(grid, [[(0, 256)], *cuts[1:]], crop=False))
+        assert calls == sorted(calls)
+        assert calls[0] == len(grid)
+        assert calls[-1] > calls[0]
+
+    def test_the_carry_axis_is_that_of_the_frame(self):
+        frame = Frame((2, 1, 0), (False, False, False))
+        tiling = choose_tiling(demand_of(frame=frame), (64, 64, 64), (64,) * 3, 4096 * MIB)
+        assert tiling.block == (256, 256, 64)
+
+    def test_shards_shrink_before_it_gives_up(self):
+        tiling = choose_tiling(demand_of(), (256, 256, 256), (64, 64, 64), 160 * MIB)
+        assert np.prod(tiling.shard) < 256**3
+        assert all(s % 64 == 0 for s in tiling.shard)
+
+    def test_shards_of_the_users_stay(self):
+        with pytest.raises(MemoryRefused):
+            choose_tiling(demand_of(), (256, 256, 256), (256, 256, 256), 160 * MIB)
+
+    @given(
+        st.sampled_from([(64, 64, 64), (256, 256, 256), (96, 32, 64)]),
+        frames,
+        st.integers(1, 200),
+        st.booleans(),
+    )
+    def test_a_refusal_names_memory_that_does(self, shard, frame, forward, crop):
+        demand = demand_of(frame=frame, forward_bytes=forward * MIB, crop=crop)
+        with pytest.raises(MemoryRefused, match="needs at least") as refused:
+            choose_tiling(demand, shard, (32, 32, 32), 20 * MIB)
+        named = re.search(r'use memory="(\w+)" or more', str(refused.value))
+        assert named
+        enough = parse_bytes(named[1])
+        tiling = choose_tiling(demand, shard, (32, 32, 32), enough)
+        assert tiling.peak_bytes <= enough
+        with pytest.raises(MemoryRefused):
+            choose_tiling(demand, shard, (32, 32, 32), int(enough * 0.9))
+
+    def test_reduced_outputs_are_tiled_in_their_own_voxels(self):
+        grid = PatchGrid((256, 256, 256), (32,) * 3, (16,) * 3, (True,) * 3)
+        demand = dataclasses.replace(demand_of(), grid=grid, scale=(2, 2, 2))
+        tiling = choose_tiling(demand, (64, 64, 64), (64, 64, 64), 4096 * MIB)
+        assert tiling.block == (64, 128, 128)
+
+
+@given(st.data(), st.booleans())
+def test_patches_are_counted_as_they_would_be_run(data, crop):
+    shape = data.draw(st.tuples(*[st.integers(1, 30)] * 3))
+    patch = data.draw(st.integers(1, 9))
+    grid = PatchGrid(shape, (patch,) * 3, (data.draw(st.integers(1, patch)),) * 3)
+    cuts = []
+    for n in shape:
+        ends = sorted({0, n, *data.draw(st.lists(st.integers(0, n), max_size=3))})
+        cuts.append(list(itertools.pairwise(ends)))
+    expected = 1
+    for axis, intervals in enumerate(cuts):
+        spans = grid.owned[axis] if crop else [(s, s + patch) for s in grid.starts[axis]]
+        expected *= sum(
+            max(low, a) < min(high, b) for low, high in intervals for a, b in spans
+        )  # fmt: skip
+    assert patch_count(grid, cuts, crop) == expected
+
+
+class TestRuns:
+    @given(
+        st.tuples(*[st.integers(1, 5)] * 3), frames, st.sets(st.integers(0, 124)), st.integers(1, 9)
+    )
+    def test_hold_each_block_that_is_left_once(self, counts, frame, done, workers):
+        grid = BlockGrid(counts, (1, 1, 1))
+        runs = runs_of(grid, frame, frozenset(done), workers)
+        flat = [block for run in runs for block in run]
+        assert sorted(flat) == [n for n in range(len(grid)) if n not in done]
+
+    @given(
+        st.tuples(*[st.integers(1, 5)] * 3), frames, st.sets(st.integers(0, 124)), st.integers(1, 9)
+    )
+    def test_go_along_the_first_axis_of_the_frame(self, counts, frame, done, workers):
+        grid = BlockGrid(counts, (1, 1, 1))
+        for run in runs_of(grid, frame, frozenset(done), workers):
+            boxes = [frame.roi(grid[n].write_roi, counts) for n in run]
+            for a, b in itertools.pairwise(boxes):
+                assert b.start[0] == a.stop[0]
+                assert b.start[1:] == a.start[1:]
+
+    @pytest.mark.parametrize("workers", [1, 2, 3, 5, 16])
+    def test_are_cut_so_that_no_worker_has_more_than_its_share(self, workers):
+        runs = runs_of(BlockGrid((16, 1, 1), (1, 1, 1)), Frame(), frozenset(), workers)
+        assert len(runs) <= workers
+        assert max(map(len, runs)) == -(-16 // workers)
+
+    def test_are_not_cut_without_need(self):
+        grid = BlockGrid((4, 2, 2), (1, 1, 1))
+        assert {len(run) for run in runs_of(grid, Frame(), frozenset(), 4)} == {4}
+
+
+def test_shards_are_no_deeper_than_a_quarter():
+    assert limit_depth((256, 256, 256), (64, 64, 64), (1000, 512, 512), carry=0) == (256, 256, 256)
+    assert limit_depth((256, 256, 256), (64, 64, 64), (1000, 512, 512), carry=2) == (256, 256, 128)
+    assert limit_depth((16, 16, 16), (16, 16, 16), (10, 10, 10), carry=1) == (16, 16, 16)

@@ -1,0 +1,1 @@
+"""A network over a volume: in patches that are blended, or exactly."""

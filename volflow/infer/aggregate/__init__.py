@@ -1,0 +1,1 @@
+"""Outputs of one's own loop over patches become volumes."""

@@ -1,0 +1,249 @@
+"""One case of a `GridAggregator`: patches come in any order, rows are summed in that of the grid.
+
+The output grows in a hidden directory beside its place, and is put there when it is whole.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from volflow.engine.clock import Clock
+from volflow.geometry.frame import Frame
+from volflow.geometry.grid import BlockGrid, PatchGrid
+from volflow.geometry.roi import Roi
+from volflow.geometry.windows import Blend
+from volflow.infer.aggregate.scratch import Parked
+from volflow.infer.finish import Finish
+from volflow.infer.patches.job import Target
+from volflow.infer.patches.rolling import RollingBlend
+from volflow.infer.patches.sliding import FINISH_ROWS
+from volflow.infer.patches.tiling import limit_depth
+from volflow.infer.patches.write_behind import Writer
+from volflow.store.aside import folder_aside, sweep
+from volflow.store.create import check_target, create
+from volflow.store.journal.journal import Journal, Record, ShardEntry, journal_dir
+from volflow.store.layout import resolve_layout
+from volflow.store.meta import Meta
+from volflow.store.volume import Volume, open_volume
+from volflow.volumes.session import discard
+
+__all__ = ["CaseBlend", "Manner"]
+
+VERSION = 1
+# Of the budget, for the rows that wait for their shards; the rest is for open rows.
+SHARDS_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How outputs become volumes, for all cases alike.
+
+    Parameters
+    ----------
+    blend, finish
+        What becomes of scores.
+    channels, computed
+        Of the outputs: how many, and the dtype of the sums.
+    chunk, shard
+        As the user gave them.
+    overwrite
+        Whether a volume that is there is replaced.
+    said
+        The same for the record, in plain values.
+    """
+
+    blend: Blend
+    finish: Finish
+    channels: int
+    computed: torch.dtype
+    chunk: Any
+    shard: Any
+    overwrite: bool
+    said: Mapping[str, Any]
+
+    def layout(
+        self, shape: tuple[int, ...], meta: Meta, budget_bytes: int
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Chunk and shard; shards get thinner along z where two layers of them are too much."""
+        dtype = np.dtype(self.finish.dtype)
+        chunk, shard = (
+            sizes[-3:]
+            for sizes in resolve_layout(shape, meta.spacing, dtype, self.chunk, self.shard)
+        )
+        if self.shard is not None:
+            return chunk, shard
+        depth = limit_depth(shard, chunk, shape[-3:], 0)[0]
+        plane_bytes = math.prod(shape[:-3]) * shape[-2] * shape[-1] * dtype.itemsize
+        while 2 * depth * plane_bytes > SHARDS_SHARE * budget_bytes and depth > chunk[0]:
+            depth = chunk[0] * -(-depth // chunk[0] // 2)
+        return chunk, (depth, *shard[1:])
+
+
+@dataclass(frozen=True)
+class WholeJob:
+    """Layers of shards of one volume, and what was written of them."""
+
+    blocks: BlockGrid
+    targets: tuple[Target, ...]
+    written: dict[int, tuple[Sequence[ShardEntry], dict[str, float]]] = field(default_factory=dict)
+    frame: Frame = field(default_factory=Frame)
+
+    def roi(self, block: int) -> Roi:
+        """The box of a layer."""
+        return self.blocks[block].write_roi
+
+    def tile(self, blocks: tuple[int, ...]) -> Roi:
+        """The box of some layers that follow each other."""
+        return Roi(self.roi(blocks[0]).start, self.roi(blocks[-1]).stop)
+
+    def check(self) -> None:
+        """Nobody else drives this."""
+
+    def mark(self, number: int, entries: Sequence[ShardEntry], took: dict[str, float]) -> None:
+        """Remember the checksums for the journal."""
+        self.written[number] = entries, took
+
+
+class CaseBlend:
+    """The open rows of one case, its early patches, and its growing volume.
+
+    Parameters
+    ----------
+    name, grid, meta
+        Of the case; the grid's shape is the volume's.
+    out
+        Where the volume goes in the end.
+    manner
+        How outputs become volumes.
+    parked
+        Takes patches that come before their turn; shared with other cases.
+    """
+
+    def __init__(
+        self, name: str, grid: PatchGrid, meta: Meta, out: Path, manner: Manner, parked: Parked
+    ) -> None:
+        self.name, self.grid, self.out, self.manner = name, grid, out, manner
+        self.parked, scratch = parked, parked.scratch
+        self.next = 0  # the first patch that has not been added: what comes later is parked
+        self.layer = 0  # the first layer of patches that is not closed
+        self.covered = 0
+        self.blend = RollingBlend(
+            grid,
+            Roi.full(grid.shape),
+            manner.blend,
+            channels=manner.channels,
+            dtype=manner.computed,
+            device=torch.device("cpu"),
+            skipping=True,
+            zeros=scratch.zeros,
+        )
+        classes = manner.finish.output == "classes"
+        shape = grid.shape if classes else (manner.channels, *grid.shape)
+        chunk, shard = manner.layout(shape, meta, scratch.budget_bytes)
+        axes, kind = (("z", "y", "x"), "classes") if classes else (("c", "z", "y", "x"), "image")
+        meta = replace(meta, axes=axes, kind=kind, channels=(), colors=())
+        sweep(out)
+        with ExitStack() as folder:  # hidden beside the output, which grows in it
+            self.aside = folder.enter_context(folder_aside(out)) / out.name
+            volume = create(self.aside, shape, manner.finish.dtype, meta, chunk=chunk, shard=shard)
+            self.folder = folder.pop_all()
+        blocks = BlockGrid(grid.shape, (shard[0], *grid.shape[1:]))
+        self.job = WholeJob(blocks, (Target("", "0", manner.channels, volume),))
+        self.writer = Writer(self.job, tuple(range(len(blocks))), Clock(), empty=scratch.zeros)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all patches were added."""
+        return self.next == len(self.grid)
+
+    @property
+    def coverage(self) -> float:
+        """Share of the voxels, of rows that are closed, that patches covered."""
+        return self.covered / Roi.full(self.grid.shape).size
+
+    def has(self, number: int) -> bool:
+        """Whether a patch came before."""
+        return number < self.next or (self.name, number) in self.parked
+
+    def add(self, number: int, scores_CZYX: torch.Tensor) -> None:
+        """Take a patch: its turn has come, or it waits for those before it."""
+        if number != self.next:
+            self.parked.put((self.name, number), scores_CZYX.numpy())
+            return
+        self._sum(number, scores_CZYX)
+        while (self.name, self.next) in self.parked:
+            self._take(self.next)
+
+    def _take(self, number: int) -> None:
+        self._sum(number, torch.from_numpy(self.parked.take((self.name, number))))
+
+    def _sum(self, number: int, scores_CZYX: torch.Tensor) -> None:
+        layers, rows, columns = self.grid.counts
+        index = tuple(int(i) for i in np.unravel_index(number, (layers, rows, columns)))
+        self._close_before(index[0])  # these have gaps, where the rest is given up
+        self.blend.add(index, scores_CZYX)
+        self.next = number + 1
+        self._close_before(self.next // (rows * columns))
+
+    def _close_before(self, layer: int) -> None:
+        """Write the rows that no patch of this layer or a later one reaches."""
+        while self.layer < layer:
+            if self.layer in self.blend.layers:
+                self._close(self.layer)
+            self.layer += 1
+
+    def _close(self, layer: int) -> None:
+        covered: Any  # never None: the blend counts what comes
+        first, scores, covered = self.blend.finish(layer)
+        for low in range(0, scores.shape[1], FINISH_ROWS):
+            part = slice(low, low + FINISH_ROWS)
+            seen = covered[part]
+            self.covered += int(np.count_nonzero(seen))
+            rows = self.manner.finish(scores[:, part], None if seen.all() else seen)
+            deque(self.writer.put(first + low, {"": rows}), maxlen=0)
+        self.blend.advance(layer)
+
+    def finish(self) -> Volume:
+        """Close what is open, whatever is missing, and put the volume in its place."""
+        for number in self.parked.numbers(self.name):
+            self._take(number)
+        self._close_before(self.grid.counts[0])
+        deque(self.writer.flush(), maxlen=0)
+        self.writer.close()
+        self._put_in_place()
+        return open_volume(self.out)
+
+    def _put_in_place(self) -> None:
+        """Make the hidden directory the output, with a journal that vouches for its shards."""
+        journal, grid = Journal(journal_dir(self.out)), self.grid
+        geometry = {"patch": grid.patch, "stride": grid.stride, "padding": grid.padding}
+        settings = {"grid": self.job.blocks.counts, "coverage": self.coverage}
+        record = Record("aggregate", {**self.manner.said, **geometry, "version": VERSION}, settings)
+        with journal.lock():
+            check_target(self.out, overwrite=self.manner.overwrite)  # it may have been made since
+            discard(self.out, journal)
+            session = journal.begin(record)
+            try:
+                for number, (entries, took) in self.job.written.items():
+                    journal.mark(number, entries, took, session=session)
+                self.aside.rename(self.out)
+            except BaseException:
+                journal.clear()
+                raise
+            journal.end()
+        self.folder.close()
+
+    def discard(self) -> None:
+        """Delete what was written."""
+        with suppress(Exception):
+            self.writer.close()
+        self.folder.close()

@@ -1,0 +1,135 @@
+"""What aggregation asks of a stream: cases, their grids of patches, and where results go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from volflow.errors import InvalidInput
+from volflow.geometry.grid import PatchGrid
+from volflow.store.create import check_target
+from volflow.store.journal.journal import journal_dir
+from volflow.store.meta import Meta
+from volflow.volumes.arrays.inputs import VolumeLike
+from volflow.volumes.session import check_apart
+from volflow.volumes.write import grid_of
+
+__all__ = ["GridCase", "GridStream", "grids_of", "metas_of", "targets_of"]
+
+
+class GridCase(Protocol):
+    """What is asked of a case."""
+
+    @property
+    def name(self) -> str:
+        """In batches, and in the path of the result."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Voxels along z, y, x."""
+
+    @property
+    def meta(self) -> Meta:
+        """Spacing, unit, orientation, affine."""
+
+
+class GridStream(Protocol):
+    """What is asked of the stream whose batches are added."""
+
+    @property
+    def cases(self) -> Sequence[GridCase]:
+        """All of them."""
+
+    @property
+    def sampler(self) -> Any:
+        """A ``GridSampler``."""
+
+    @property
+    def world_size(self) -> int | None:
+        """Processes that share its patches."""
+
+
+def grids_of(stream: GridStream) -> dict[str, PatchGrid]:
+    """The grid of each case, by name.
+
+    Raises
+    ------
+    InvalidInput
+        Where patches are drawn at random, or go to several processes.
+    """
+    sampler = stream.sampler
+    if not hasattr(sampler, "grid"):
+        raise InvalidInput(
+            f"an aggregator needs the patches of a grid, and {type(sampler).__name__} draws them at"
+            " random; make the stream with vf.GridSampler(patch, overlap)"
+        )
+    if (stream.world_size or 1) > 1:
+        raise InvalidInput(
+            f"all patches of a case must reach one process, but the stream shares them among"
+            f" {stream.world_size}; gather outputs, location and case on one"
+            " (torch.distributed.gather_object), and make its aggregator with a stream of"
+            " rank=0, world_size=1"
+        )
+    return {case.name: sampler.grid(case) for case in stream.cases}
+
+
+def metas_of(
+    cases: Sequence[GridCase], like: VolumeLike | Mapping[str, VolumeLike] | None
+) -> dict[str, Meta]:
+    """Spacing, orientation and origin of each case, by name.
+
+    Raises
+    ------
+    InvalidInput
+        Where ``like`` names no case, lies on another grid, or is one volume for several cases.
+    """
+    metas = {case.name: case.meta for case in cases}
+    if like is None:
+        return metas
+    if not isinstance(like, Mapping):
+        if len(cases) > 1:
+            raise InvalidInput(
+                f"like= must name a volume for each of {len(cases)} cases by its name, as in"
+                f' like={{"{cases[0].name}": "scan.zarr"}}; given one {type(like).__name__}'
+            )
+        like = {cases[0].name: like}
+    unknown = [name for name in like if name not in metas]
+    if unknown:
+        raise InvalidInput(
+            f"like= names {', '.join(map(str, unknown))}, but the cases are {', '.join(metas)}"
+        )
+    shapes = {case.name: tuple(case.shape) for case in cases}
+    for name, one in like.items():
+        grid = grid_of(one, shapes[name]).meta
+        metas[name] = replace(grid, axes=("z", "y", "x"), channels=(), kind="image", colors=())
+    return metas
+
+
+def targets_of(template: str, cases: Sequence[GridCase], *, overwrite: bool) -> dict[str, Path]:
+    """Where the volume of each case goes, by name; nothing is changed.
+
+    Raises
+    ------
+    InvalidInput
+        Where a name does not do for a path, two cases share one, or something is there already.
+    """
+    journal_dir(template)  # refuses URLs
+    if len(cases) > 1 and "{case}" not in template:
+        raise InvalidInput(
+            f"the path of {len(cases)} cases must contain {{case}}, which stands for their names,"
+            f' like "out/{{case}}.zarr"; got {template}'
+        )
+    targets: dict[str, Path] = {}
+    for case in cases:
+        if "{case}" in template and (set(case.name) & set("/\\\0") or not case.name.strip(".")):
+            raise InvalidInput(
+                f"case {case.name!r} cannot be part of a path, as it would leave its folder; give"
+                " the case another name"
+            )
+        target = template.replace("{case}", case.name)
+        for source in getattr(case, "sources", {}).values():
+            check_apart(target, getattr(source, "volume", getattr(source, "path", None)))
+        targets[case.name] = Path(check_target(target, overwrite=overwrite))
+    return targets

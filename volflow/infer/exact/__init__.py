@@ -1,0 +1,1 @@
+"""Exact inference: passes over the volume, equal to the network run on it whole."""

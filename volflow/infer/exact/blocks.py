@@ -1,0 +1,113 @@
+"""Blocks of whole shards for the last pass of an exact prediction, which writes the result."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from volflow.infer.request import Request, output_meta
+from volflow.model.forward import Output
+from volflow.passes.schedule import SIDES
+from volflow.store.layout import resolve_layout
+
+__all__ = ["Layout", "Result"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A block of the result and how it is stored: stored axes, output voxels."""
+
+    block: tuple[int, ...]
+    chunk: tuple[int, ...]
+    shard: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What is written: how it may be cut into blocks of whole shards.
+
+    Parameters
+    ----------
+    request, outputs, computed
+        The prediction, what the model returns, in which dtype.
+    seen, sizes
+        The axes of the frame that the network sees, and its padded image along them.
+    """
+
+    request: Request
+    outputs: tuple[Output, ...]
+    computed: str
+    seen: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        """Voxels along the stored axes."""
+        return self.request.out_shape(self.outputs[0].scale)
+
+    @cached_property
+    def stored(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Chunk and shard of a large block."""
+        options = self.request.options
+        spacing = output_meta(self.request, self.outputs[0]).spacing
+        dtype = options.stored_dtype(self.computed)
+        return resolve_layout(self.shape, spacing, dtype, options.chunk, options.shard)
+
+    @property
+    def dropped(self) -> int:
+        """The stored axis along which slices lie."""
+        (axis,) = {0, 1, 2} - {self.request.inputs.frame.axes[a] for a in self.seen}
+        return axis
+
+    def thicknesses(self) -> tuple[int, ...]:
+        """How many slices a block may hold, largest first: a chunk is read once for all of them."""
+        chunk, shard = (sides[self.dropped] for sides in self.stored)
+        if self.request.options.shard is not None:
+            return (shard,)
+        return (chunk, *(side for side in (*SIDES, 4, 2, 1) if side < chunk))
+
+    def layouts(self, thickness: int | None = None) -> dict[tuple[int, ...], Layout]:
+        """Blocks as the network sees them, largest first, and how the result is stored in each."""
+        chunk, shard = self.stored
+        frame, scale = self.request.inputs.frame, self.outputs[0].scale
+        fixed = self.request.options.shard is not None
+        chunked = self.request.options.chunk is not None
+        found: dict[tuple[int, ...], Layout] = {}
+        for side in (max(self.shape), *SIDES):
+            sides = [side] * 3
+            if thickness is not None:
+                sides[self.dropped] = thickness
+            layout = _layout(self.shape, sides, (chunk, shard), fixed, chunked)
+            inside = [b * s for b, s in zip(frame.reorder(layout.block), scale, strict=True)]
+            whole = [b >= n for b, n in zip(layout.block, self.shape, strict=True)]
+            block = tuple(
+                n if one else min(inside[a], n)
+                for a, n, one in zip(
+                    self.seen, self.sizes, (frame.reorder(whole)[a] for a in self.seen), strict=True
+                )
+            )
+            found.setdefault(block, layout)
+        return found
+
+
+def _layout(
+    shape: Sequence[int],
+    sides: Sequence[int],
+    stored: tuple[Sequence[int], Sequence[int]],
+    fixed: bool,
+    chunked: bool,
+) -> Layout:
+    """A block of about some sides, of whole shards; these shrink with it unless asked for."""
+    block, chunks, shards = [], [], []
+    for n, side, c, s in zip(shape, sides, *stored, strict=True):
+        unit = s if fixed or side >= n else c if chunked else min(c, side)
+        count = max(1, -(-n // max(side, unit)))
+        share = -(-n // count)
+        b = -(-share // unit) * unit
+        kept = s if fixed else b if b <= s else math.gcd(b, s)
+        block.append(b)
+        shards.append(kept)
+        chunks.append(kept if kept < c else math.gcd(c, kept))
+    return Layout(tuple(block), tuple(chunks), tuple(shards))

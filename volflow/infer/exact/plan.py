@@ -1,0 +1,291 @@
+"""From a request for an exact prediction to its passes: a look at the worker, a schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from distributed import Client
+
+from volflow.engine.cluster import memory_per_worker, workers
+from volflow.errors import MemoryRefused
+from volflow.geometry.budget import format_bytes
+from volflow.infer.exact.blocks import Layout, Result
+from volflow.infer.exact.job import Network
+from volflow.infer.exact.profile import Look, look_at
+from volflow.infer.patches.tiling import SLACK_BYTES, TRIALS_DIFFER
+from volflow.infer.request import Request, check_classes
+from volflow.model.forward import Output
+from volflow.model.precision import refuse_complex
+from volflow.partition.graph import Graph
+from volflow.partition.reach import padded_sizes, scale_of
+from volflow.partition.scale import alignment_of
+from volflow.passes.activations import free_bytes
+from volflow.passes.cost import Costs, Pass, Rates
+from volflow.passes.schedule import Planner
+
+__all__ = [
+    "ExactSettings",
+    "decide_exact",
+    "dropped_axis",
+    "exact_outputs_of",
+    "network_of",
+    "pass_facts",
+    "slack_bytes",
+]
+
+# Of what is free, what may be kept between passes, and what a device's memory is used up to.
+SCRATCH_SHARE = 0.8
+DEVICE_SHARE = 0.7
+# What allocators take beyond the tensors that are alive.
+ALLOCATED = 1.15
+# What a library of convolutions keeps for each shape that it has met: code, above all.
+KEPT_CODE_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class ExactSettings:
+    """What an exact run decides once and a resumed run adopts.
+
+    Parameters
+    ----------
+    sizes
+        Of the image as the network sees it, padded to its alignment.
+    passes
+        The last one writes the result.
+    """
+
+    sizes: tuple[int, ...]
+    passes: tuple[Pass, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for the journal."""
+        return {"sizes": list(self.sizes), "passes": [asdict(step) for step in self.passes]}
+
+
+def dropped_axis(request: Request) -> int | None:
+    """The axis of the frame that a network of slices does not see: where the patch is 1."""
+    if request.options.patch is None:
+        return None
+    sides = request.options.sides
+    return sides.index(1) if 1 in sides else None
+
+
+def network_of(request: Request, sizes: tuple[int, ...], device: str, precision: str) -> Network:
+    """The model as a graph for the padded image."""
+    forward = request.forward(device, precision)
+    return Network(
+        request.model.digest,
+        request.inputs.channels,
+        sizes,
+        dropped_axis(request),
+        device,
+        precision,
+        forward.dtype,
+        forward.flips,
+    )
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a first run decides."""
+
+    outputs: tuple[Output, ...]
+    network: Network
+    layout: Layout
+    exact: ExactSettings
+    peak_bytes: int
+
+
+def decide_exact(request: Request, client: Client, memory: Any, threads: int) -> Decision:
+    """Choose the passes and blocks of an exact run.
+
+    Raises
+    ------
+    NoExactRule
+        Where an op of the model has none.
+    MemoryRefused
+        Where no schedule fits.
+    InvalidInput
+        Where the model does not take such an image.
+    """
+    inputs, module = request.inputs, request.model.module
+    dropped = dropped_axis(request)
+    seen = [a for a in range(3) if a != dropped]
+    shape = [inputs.shape[a] for a in seen]
+    sizes = padded_sizes(module, inputs.channels, shape)
+    # Refused before a worker is asked.
+    graph = network_of(request, sizes, "cpu", "float32").graph(module)
+    outputs = exact_outputs_of(graph, dropped)
+    check_classes(request.options, outputs)
+    memory_bytes = memory_per_worker(client, memory)
+    found = look_at(_network(request, sizes), module, client, threads, memory_bytes)
+    result = Result(request, outputs, found.network.dtype, tuple(seen), sizes)
+    planner = _planner(request, graph, outputs, found, client, memory_bytes)
+    choose = _of_volumes if dropped is None else _of_slices
+    passes, layout = choose(planner, result)
+    peak = _budget(graph, max(step.peak_bytes for step in passes))
+    exact = ExactSettings(sizes, passes)
+    return Decision(outputs, found.network, layout, exact, peak)
+
+
+def exact_outputs_of(graph: Graph, dropped: int | None) -> tuple[Output, ...]:
+    """What a network returns, as patches' outputs are described; refuses complex numbers."""
+    for name, number in graph.outputs.items():
+        value = torch.empty(0, dtype=graph.nodes[number].dtype)
+        refuse_complex(value, f"the model's output {name}".rstrip())
+    scale = _in_space(scale_of(graph), dropped)
+    return tuple(
+        Output(name, graph.nodes[number].shape[1], scale) for name, number in graph.outputs.items()
+    )
+
+
+def _in_space(values: Sequence[int], dropped: int | None) -> tuple[int, int, int]:
+    """Values per axis that the network sees, with 1 where it sees none."""
+    full = list(values)
+    if dropped is not None:
+        full.insert(dropped, 1)
+    return full[0], full[1], full[2]
+
+
+def _network(request: Request, sizes: tuple[int, ...]) -> Network:
+    """The network as it was asked for; bfloat16 is no exact result, so who wants it says so."""
+    options = request.options
+    precision = "float32" if options.precision == "auto" else options.precision
+    return network_of(request, sizes, options.device, precision)
+
+
+def slack_bytes(dtype: str) -> int:
+    """What a worker takes beside tensors and buffers, in a network of a dtype."""
+    # In float64 torch convolves by itself.
+    return SLACK_BYTES if dtype == "float64" else SLACK_BYTES + KEPT_CODE_BYTES
+
+
+def _budget(graph: Graph, peak_bytes: int) -> int:
+    """What a worker may take where tensors and buffers take so much."""
+    dtype = "float64" if graph.nodes[0].dtype == torch.float64 else "float32"
+    return math.ceil(ALLOCATED * peak_bytes) + slack_bytes(dtype)
+
+
+def _planner(
+    request: Request,
+    graph: Graph,
+    outputs: tuple[Output, ...],
+    found: Look,
+    client: Client,
+    memory_bytes: int,
+) -> Planner:
+    score_bytes = 8 if graph.nodes[0].dtype == torch.float64 else 4
+    channels = sum(output.channels for output in outputs)
+    stored = np.dtype(request.options.stored_dtype("float64" if score_bytes == 8 else "float32"))
+    classes = request.options.output == "classes"
+    written = channels * score_bytes + stored.itemsize * (len(outputs) if classes else channels)
+    read = max(v.dtype.itemsize * v.channels_count for v in request.inputs.volumes)
+    cuda = found.network.device.startswith("cuda")
+    budget = (memory_bytes - slack_bytes(found.network.dtype)) / ALLOCATED
+    if cuda:
+        budget = DEVICE_SHARE * found.free_bytes
+    costs = Costs(
+        graph,
+        Rates(),
+        input_bytes=2 * read + score_bytes * request.inputs.channels,
+        output_bytes=written,
+        ops=found.costs,
+        workers=max(1, len(workers(client))),
+    )
+    scratch = int(SCRATCH_SHARE * free_bytes(request.out.parent))
+    return Planner(costs, alignment_of(graph), int(budget), scratch)
+
+
+def _of_volumes(planner: Planner, result: Result) -> tuple[tuple[Pass, ...], Layout]:
+    """The passes of a network of volumes, and the layout of what they write."""
+    layouts = result.layouts()
+    try:
+        passes = planner.choose(tuple(layouts))
+    except MemoryRefused as error:
+        raise _refused(planner, "blocks", planner.least_bytes(tuple(layouts))) from error
+    return passes, layouts[passes[-1].block]
+
+
+def _of_slices(planner: Planner, result: Result) -> tuple[tuple[Pass, ...], Layout]:
+    """The pass of a network of slices: as many whole ones as fit, or parts of a few.
+
+    Nothing is kept, and statistics are those of whole slices.
+    """
+    graph, least = planner.graph, 0
+    outputs = tuple(sorted(set(graph.outputs.values())))
+    for thickness in result.thicknesses():
+        costs = replace(
+            planner.costs,
+            input_bytes=thickness * planner.costs.input_bytes,
+            output_bytes=thickness * planner.costs.output_bytes,
+        )
+        for block, layout in result.layouts(thickness).items():
+            if graph.statistics and block != graph.sizes(0):
+                continue
+            step = Pass((0,), outputs, (), block)
+            found = costs.measured(step, frozenset(), planner.memory_bytes)
+            if found is not None:
+                return (found,), layout
+            tried = costs.measured(step, frozenset(), 2**62)
+            assert tried is not None
+            least = tried.peak_bytes
+    raise _refused(planner, "slices", least)
+
+
+def _refused(planner: Planner, what: str, least_bytes: int) -> MemoryRefused:
+    # What ops take is measured anew by each look.
+    enough = math.ceil(TRIALS_DIFFER * _budget(planner.graph, least_bytes) / 2**20)
+    return MemoryRefused(
+        f"exact inference in the smallest {what} needs {enough} MiB per worker but memory is"
+        f" {format_bytes(_budget(planner.graph, planner.memory_bytes))}; use"
+        f" memory=\"{enough}MiB\" or more, or blend='gaussian' with a small patch"
+    )
+
+
+def pass_facts(graph: Graph, exact: ExactSettings) -> tuple[tuple[str, str], ...]:
+    """The passes, for people."""
+    passes = exact.passes
+    seconds = sum(step.seconds for step in passes)
+    whole = sum(
+        node.flops * node.depth * math.prod(graph.sizes(n)) for n, node in enumerate(graph.nodes)
+    )
+    computed = sum(step.flops for step in passes)
+    facts = [
+        (
+            "passes",
+            f"{len(passes)}, computing {computed / whole if whole else 1:.2f}× the network,"
+            f" about {_duration(seconds)}",
+        )
+    ]
+    for number, step in enumerate(passes, start=1):
+        facts.append((f"pass {number}", _describe(graph, step, number == len(passes))))
+    return tuple(facts)
+
+
+def _describe(graph: Graph, step: Pass, last: bool) -> str:
+    text = f"blocks of {'×'.join(map(str, step.block))}"
+    read = [n for n in step.given if n]
+    if read:
+        text += f", reads {format_bytes(_bytes(graph, read))}"
+    if step.statistics:
+        text += f", measures {len(step.statistics)} statistics"
+    if step.stores and not last:
+        text += f", keeps {format_bytes(_bytes(graph, step.stores))}"
+    return text + f", {format_bytes(step.peak_bytes)}, about {_duration(step.seconds)}"
+
+
+def _bytes(graph: Graph, numbers: Sequence[int]) -> int:
+    return sum(graph.nodes[n].value_bytes * math.prod(graph.sizes(n)) for n in numbers)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{max(1, round(seconds))} s"
+    if seconds < 6000:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

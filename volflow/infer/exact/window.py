@@ -1,0 +1,173 @@
+"""An exact prediction as the block function of `map_model`: each block from its own margin.
+
+A region costs its blocks only. Nothing is kept between blocks, so a whole volume goes faster
+through ``predict``. Statistics of the whole volume are measured once, when the array is made.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from volflow.engine.cluster import connect
+from volflow.errors import InvalidInput
+from volflow.geometry.roi import Roi
+from volflow.infer.exact.job import Blockwise, ExactOutput, Network
+from volflow.infer.exact.plan import dropped_axis, exact_outputs_of, network_of
+from volflow.infer.exact.run_passes import Passes, run_passes
+from volflow.infer.exact.task import output_rows
+from volflow.infer.finish import Finish
+from volflow.infer.lazy.blocks import Hull
+from volflow.infer.patches.feed import Inputs
+from volflow.infer.patches.plan import decide
+from volflow.infer.patches.sliding import Rows
+from volflow.infer.request import Request
+from volflow.model.forward import Output
+from volflow.model.resident import ModelPlugin, lent
+from volflow.partition.graph import needed
+from volflow.partition.moments import partials_of, statistic_of
+from volflow.partition.reach import padded_sizes
+from volflow.passes.cost import Pass, targets_of
+
+__all__ = ["ExactWindow", "exact_window"]
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class ExactWindow:
+    """Everything that decides the voxels of an exact prediction; small and picklable.
+
+    Parameters
+    ----------
+    inputs, network
+        The image, and the model as a graph.
+    shape
+        Voxels of the image, per frame axis.
+    outputs, finish
+        What the network returns, and what becomes of it.
+    statistics
+        What was measured of the whole volume, by node.
+    """
+
+    inputs: Inputs
+    network: Network
+    shape: tuple[int, ...]
+    outputs: tuple[Output, ...]
+    finish: Finish
+    statistics: Mapping[int, Array]
+
+    @property
+    def scale(self) -> tuple[int, ...]:
+        """Input voxels per output voxel."""
+        return self.outputs[0].scale
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        """Voxels of the output, per frame axis."""
+        return tuple(-(-n // s) for n, s in zip(self.shape, self.scale, strict=True))
+
+    @property
+    def decides(self) -> tuple[object, ...]:
+        """What decides the voxels beside the request."""
+        return "exact", self.network.device, self.network.precision
+
+    def here(self) -> ExactWindow:
+        """The same on the device that "auto" means on this machine."""
+        return replace(self, network=self.network.here())
+
+    def reading(self, inputs: Inputs) -> ExactWindow:
+        """The same of other inputs."""
+        return replace(self, inputs=inputs)
+
+    def rows(self, tile: Roi) -> Iterator[Rows]:
+        """A box of the output, at once."""
+        graph = self.network.graph()
+        blockwise = Blockwise(self.inputs, self.network, statistics=self.statistics)
+        output = ExactOutput(graph.outputs, self.scale, self.finish, self.inputs.frame)
+        yield tile.start[0], output_rows(blockwise, output, graph, tile)
+
+
+def exact_window(request: Request, *, measurable: bool) -> tuple[ExactWindow, Hull]:
+    """The block function of an exact prediction, and which voxels a range of it is computed from.
+
+    Parameters
+    ----------
+    request
+        What is predicted.
+    measurable
+        Whether statistics of the whole volume can be measured now.
+
+    Raises
+    ------
+    NoExactRule
+        Where an op of the model has none.
+    InvalidInput
+        Where statistics of an array are needed that is yet to be computed.
+    """
+    inputs, module = request.inputs, request.model.module
+    dropped = dropped_axis(request)
+    seen = [axis for axis in range(3) if axis != dropped]
+    sizes = padded_sizes(module, inputs.channels, [inputs.shape[axis] for axis in seen])
+    network = network_of(request, sizes, "cpu", request.options.precision)
+    graph = network.graph(module)
+    outputs = exact_outputs_of(graph, dropped)
+    statistics: Mapping[int, Array] = {}
+    if graph.statistics and dropped is None:
+        if not measurable:
+            raise InvalidInput(
+                f"the model needs {len(graph.statistics)} statistics of the whole volume, which a"
+                " computed array does not have; store it first with vf.write, or use"
+                " blend='gaussian'"
+            )
+        statistics = _measured(request)
+    window = ExactWindow(
+        inputs,
+        replace(network, device=request.options.device),
+        inputs.shape,
+        outputs,
+        request.finish(network.dtype),
+        statistics,
+    )
+
+    def hull(axis: int, low: int, high: int) -> tuple[int, int]:
+        if axis == dropped:
+            return low, high
+        at = seen.index(axis)
+        start, stop = [0] * len(seen), [1] * len(seen)
+        start[at], stop[at] = low, high
+        box = Roi(tuple(start), tuple(stop))
+        targets = dict.fromkeys(graph.outputs.values(), box)
+        low, high = tuple(needed(graph, targets, (0, *statistics))[0])[at]
+        return low, min(high, inputs.shape[axis])
+
+    return window, hull
+
+
+def _measured(request: Request) -> dict[int, Array]:
+    """Statistics of the whole volume, measured as `predict` does."""
+    model = ModelPlugin(request.model.module, request.model.digest)
+    with tempfile.TemporaryDirectory() as folder, connect(None) as client, lent(model):
+        placed = replace(request, out=Path(folder) / "out.zarr")
+        settings = decide(placed, client, None)
+        assert settings.exact is not None
+        passes = Passes.of(placed, settings.exact, settings)
+        if len(settings.exact.passes) == 1:
+            return _of_whole(passes)
+        run_passes(passes, client, None, False)
+        return dict(passes.at_hand(len(settings.exact.passes) - 1).statistics)
+
+
+def _of_whole(passes: Passes) -> dict[int, Array]:
+    """Statistics of a volume that fits in memory as one block."""
+    graph, found = passes.blockwise.network.graph(), dict[int, Array]()
+    measuring = Pass((0,), (), graph.statistics, graph.sizes(0))
+    targets = targets_of(graph, measuring, Roi.full(graph.sizes(0)))
+    for node, values in passes.blockwise.compute(graph, targets):
+        found |= partials_of(graph, graph.statistics, node, values)
+    return {number: statistic_of(graph, number).merged([part]) for number, part in found.items()}

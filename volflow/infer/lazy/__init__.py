@@ -1,0 +1,1 @@
+"""Inference as a Dask array."""

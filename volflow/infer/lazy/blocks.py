@@ -1,0 +1,264 @@
+"""Blocks of a prediction as tasks of a Dask graph: what `map_model` stands on.
+
+A block of a stored volume reads its patches itself; one of a computed array gets the voxels that
+its patches reach from the neighbouring chunks.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, cast
+
+import dask.array as da
+import numpy as np
+import numpy.typing as npt
+from dask.base import tokenize
+
+from volflow.errors import InvalidInput
+from volflow.geometry.frame import Frame
+from volflow.geometry.roi import Roi
+from volflow.infer.finish import Finish
+from volflow.infer.patches.feed import Inputs
+from volflow.infer.patches.sliding import Rows
+from volflow.infer.request import Request, output_meta
+from volflow.model.forward import Output
+from volflow.model.resident import ModelPlugin, lent
+from volflow.store.layout import default_layout
+from volflow.store.volume import Volume
+from volflow.volumes.arrays.graphs import carried
+from volflow.volumes.overlap.depth import is_whole, merged_chunks
+from volflow.volumes.overlap.map_overlap import Block
+
+__all__ = ["over_computed", "over_stored"]
+
+Cuts = tuple[tuple[int, ...], ...]
+
+
+class BlockFunction(Protocol):
+    """What computes boxes of a prediction: patches that are blended, or the exact network."""
+
+    @property
+    def inputs(self) -> Inputs:
+        """What is read."""
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        """What the network returns."""
+
+    @property
+    def finish(self) -> Finish:
+        """What becomes of it."""
+
+    @property
+    def scale(self) -> tuple[int, ...]:
+        """Input voxels per output voxel."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Voxels of the input, per frame axis."""
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        """Voxels of the output, per frame axis."""
+
+    @property
+    def decides(self) -> tuple[object, ...]:
+        """What decides the voxels beside the request."""
+
+    def here(self) -> BlockFunction:
+        """The same on the device that "auto" means on this machine."""
+
+    def reading(self, inputs: Inputs) -> BlockFunction:
+        """The same of other inputs."""
+
+    def rows(self, tile: Roi) -> Iterator[Rows]:
+        """A box of the output, some rows at a time; the model must be resident."""
+
+
+# The input voxels along a frame axis from which [low, high) of the output is computed.
+Hull = Callable[[int, int, int], tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The blocks of a result: its cuts along z, y, x, and what computes them.
+
+    Parameters
+    ----------
+    window
+        What decides the voxels. Without volumes where each block brings its own.
+    cuts
+        Where blocks begin along the stored axes, and the length, in output voxels.
+    starts
+        Where the voxels that a block is given begin, along the stored axes.
+    """
+
+    window: BlockFunction
+    cuts: Cuts
+    starts: Cuts = ()
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        """Voxels of the output along the stored axes."""
+        return tuple(axis[-1] for axis in self.cuts)
+
+    def roi(self, index: tuple[int, ...]) -> Roi:
+        """A block's box in output voxels and stored axes."""
+        pairs = [(axis[i], axis[i + 1]) for axis, i in zip(self.cuts, index[-3:], strict=True)]
+        return Roi(tuple(a for a, _ in pairs), tuple(b for _, b in pairs))
+
+    def compute(self, window: BlockFunction, index: tuple[int, ...]) -> npt.NDArray[Any]:
+        """A block's voxels, ``CZYX`` or ``ZYX``."""
+        frame = window.inputs.frame
+        box = self.roi(index)
+        tile = frame.roi(box, self.out_shape)
+        front = () if window.finish.output == "classes" else (window.outputs[0].channels,)
+        result = np.empty((*front, *box.shape), window.finish.dtype)
+        shown = frame.show(result)
+        for first, rows in window.rows(tile):
+            voxels = next(iter(rows.values()))
+            at = first - tile.start[0]
+            shown[..., at : at + voxels.shape[-3], :, :] = voxels
+        return result
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of an array ``czyx`` in memory; reads like the whole.
+
+    Parameters
+    ----------
+    voxels
+        The part.
+    start, spatial_shape
+        Where it begins along z, y, x, and how large the whole is.
+    """
+
+    voxels: npt.NDArray[Any]
+    start: tuple[int, ...]
+    spatial_shape: tuple[int, ...]
+    ndim = 4
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of its voxels."""
+        return self.voxels.dtype
+
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """What is worth reading at once."""
+        return self.voxels.shape
+
+    @property
+    def channels_count(self) -> int:
+        """Number of channels."""
+        return len(self.voxels)
+
+    def read(self, roi: Roi) -> npt.NDArray[Any]:
+        """The voxels of a box of the whole, all channels."""
+        return self.voxels[(slice(None), *roi.relative_to(self.start).slices())]
+
+
+def _lazy(blocks: Blocks, request: Request, *arrays: da.Array) -> da.Array:
+    """The Dask array of all blocks."""
+    window = blocks.window
+    front = () if window.finish.output == "classes" else ((window.outputs[0].channels,),)
+    dtype = np.dtype(window.finish.dtype)
+    model = ModelPlugin(request.model.module, request.model.digest)
+    decides = request.fingerprint()
+    if arrays:  # of which the request knows but a stand-in
+        decides["input"] = [array.name for array in arrays]
+    # The frame of a computed array follows from the volume that it is like.
+    token = tokenize(decides, window.inputs.frame, window.decides, blocks.cuts)
+    result: da.Array = da.map_blocks(
+        _compute_block,
+        *arrays,
+        carried(model, f"model-{request.model.digest[:32]}"),
+        blocks=blocks,
+        decided=token,
+        name=f"map_model-{token}",
+        chunks=(*front, *(tuple(np.diff(axis).tolist()) for axis in blocks.cuts)),
+        drop_axis=0 if arrays and not front else None,
+        new_axis=None if arrays else list(range(len(front) + 3)),
+        dtype=dtype,
+        meta=np.empty((0,) * (len(front) + 3), dtype),
+    )
+    return result
+
+
+def _compute_block(
+    *arrays: npt.NDArray[Any], blocks: Blocks, decided: str, block_id: tuple[int, ...]
+) -> npt.NDArray[Any]:
+    """A block; with query planning Dask makes its own names, which follow what is decided."""
+    del decided
+    *padded, model = arrays
+    window = blocks.window.here()
+    if padded:
+        start = tuple(axis[i] for axis, i in zip(blocks.starts, block_id[-3:], strict=True))
+        piece = Piece(padded[0], start, window.inputs.frame.restore(window.shape))
+        volumes = cast("tuple[Volume, ...]", (piece,))  # it reads like one
+        window = window.reading(replace(window.inputs, volumes=volumes))
+    with lent(model.item()):
+        return blocks.compute(window, block_id)
+
+
+def over_stored(request: Request, window: BlockFunction, block: Block) -> da.Array:
+    """Blocks that read their voxels from the store."""
+    out = request.inputs.frame.restore(window.out_shape)
+    if block is None:
+        spacing = output_meta(request, window.outputs[0]).spacing
+        block = default_layout(out, spacing, "float32")[1]
+    sides = tuple(block) if isinstance(block, Iterable) else (block,) * 3
+    if len(sides) != 3 or not all(is_whole(side) and side > 0 for side in sides):
+        raise InvalidInput(f"block must be a positive integer or one for z, y, x, given {block!r}")
+    cuts = tuple((*range(0, n, side), n) for n, side in zip(out, sides, strict=True))
+    return _lazy(Blocks(window, cuts), request)
+
+
+def over_computed(array: da.Array, request: Request, window: BlockFunction, hull: Hull) -> da.Array:
+    """Blocks that get their voxels from the chunks of a computed array."""
+    scale = window.inputs.frame.restore(window.scale)
+    chunks, merged = (), array.chunks[-3:]
+    while merged != chunks:
+        chunks = merged
+        starts = [np.cumsum([0, *sizes]).tolist() for sizes in chunks]
+        cuts = tuple(
+            tuple(-(-at // s) for at in axis) for axis, s in zip(starts, scale, strict=True)
+        )
+        depth = _depth(window.inputs.frame, hull, cuts, starts)
+        # A chunk lends voxels to its neighbours only: it must be as deep as they reach.
+        merged = tuple(
+            merged_chunks(sizes, max(d, s))
+            for sizes, d, s in zip(chunks, depth, scale, strict=True)
+        )
+    joined = array.rechunk((array.chunks[0], *chunks))
+    padded = da.overlap.overlap(
+        joined, depth=dict(enumerate((0, *depth))), boundary="none", allow_rechunk=False
+    )
+    begins = tuple(
+        tuple(max(0, at - d) for at in axis[:-1]) for axis, d in zip(starts, depth, strict=True)
+    )
+    bare = window.reading(replace(window.inputs, volumes=()))
+    return _lazy(Blocks(bare, cuts, begins), request, padded)
+
+
+def _depth(frame: Frame, hull: Hull, cuts: Cuts, starts: list[list[int]]) -> tuple[int, ...]:
+    """How far blocks read beyond their own chunks, along the stored axes."""
+    depth = [0, 0, 0]
+    for axis, (stored, flip) in enumerate(zip(frame.axes, frame.flips, strict=True)):
+        n_out, n_in = cuts[stored][-1], starts[stored][-1]
+        bounds = zip(
+            itertools.pairwise(cuts[stored]), itertools.pairwise(starts[stored]), strict=True
+        )
+        for (low, high), (first, last) in bounds:
+            if low == high:  # a chunk thinner than an output voxel
+                continue
+            if flip:
+                a, b = hull(axis, n_out - high, n_out - low)
+                a, b = n_in - b, n_in - a
+            else:
+                a, b = hull(axis, low, high)
+            depth[stored] = max(depth[stored], first - a, b - last)
+    return tuple(depth)

@@ -1,0 +1,226 @@
+"""What a user may say about a prediction, checked and merged with what the model says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any, get_args
+
+import numpy as np
+
+from volflow.errors import InvalidInput
+from volflow.geometry.frame import Frame
+from volflow.geometry.grid import per_axis, stride_of
+from volflow.geometry.normalize import normalization
+from volflow.geometry.windows import Blend, check_blend
+from volflow.model.digest import digest_of, identity_of
+from volflow.model.imports import Code
+from volflow.model.spec import Spec
+
+__all__ = ["PredictOptions", "merge_options", "order_inputs"]
+
+# Statistics of no channel, to check the name of a normalisation before there are any.
+NOTHING: Any = SimpleNamespace(min=(), max=(), mean=(), std=(), percentile=lambda q: ())
+
+Overlap = float | tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """The flat options of `predict`, all in one; see there."""
+
+    patch: Any = None
+    overlap: Any = None
+    blend: str | None = None
+    frame: str | None = None
+    normalize: str | Callable[[Any], Any] | None = None
+    activation: str | Callable[[Any], Any] | None = None
+    output: str | None = None
+    dtype: str | None = None
+    batch_size: int | str = "auto"
+    device: str = "auto"
+    precision: str = "auto"
+    flips: str = ""
+    mask: Any = None
+    skip_below: float | None = None
+    fill: float | None = None
+    chunk: Any = None
+    shard: Any = None
+
+    @property
+    def sides(self) -> tuple[int, int, int]:
+        """The patch, one side per axis of the frame."""
+        z, y, x = per_axis(self.patch, "patch")
+        return z, y, x
+
+    @property
+    def exact(self) -> bool:
+        """Whether the result is that of the whole volume at once."""
+        return self.blend == "exact"
+
+    @property
+    def blending(self) -> Blend:
+        """The blend, checked."""
+        return check_blend(self.blend or "")
+
+    @property
+    def flip_axes(self) -> tuple[int, ...]:
+        """Axes of the model's view, counted from 0."""
+        return tuple("zyx".index(letter) for letter in self.flips)
+
+    def stored_dtype(self, computed: str) -> str:
+        """The dtype of the output: what was asked for, else what the model computes in."""
+        return self.dtype or computed
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the result, for the fingerprint."""
+        named = {
+            name: getattr(self, name)
+            for name in (
+                "overlap",
+                "blend",
+                "frame",
+                "output",
+                "dtype",
+                "flips",
+                "skip_below",
+                "fill",
+            )
+        }
+        return {
+            "patch": None if self.patch is None else list(self.sides),
+            **named,
+            "normalize": _name_of(self.normalize),
+            "activation": _name_of(self.activation),
+        }
+
+    def code(self) -> Code:
+        """The code that functions among the options run."""
+        functions = [f for f in (self.normalize, self.activation) if callable(f)]
+        return Code().joined(*(identity_of(function)[1] for function in functions))
+
+
+def _name_of(choice: Any) -> Any:
+    return f"function {digest_of(choice)[:16]}" if callable(choice) else choice
+
+
+def merge_options(given: PredictOptions, spec: Spec) -> PredictOptions:
+    """Fill what was not given from the model, then from the house defaults; refuse nonsense.
+
+    Raises
+    ------
+    InvalidInput
+        Naming the option, its value and what is allowed.
+
+    Examples
+    --------
+    >>> merge_options(PredictOptions(patch=64), Spec()).overlap
+    0.25
+    """
+    defaults = {"overlap": 0.25, "blend": "gaussian", "output": "scores"}
+    merged: dict[str, Any] = {}
+    for name in ("patch", "overlap", "blend", "frame", "normalize", "activation", "output"):
+        value = getattr(given, name)
+        if value is None:
+            value = getattr(spec, name)
+        merged[name] = defaults.get(name) if value is None else value
+    if merged["normalize"] == "none":
+        merged["normalize"] = None
+    options = replace(given, **merged)
+    if options.exact:
+        if given.overlap is not None:
+            raise InvalidInput(
+                f"overlap {given.overlap} is that of patches, and blend 'exact' has none; leave it"
+                " out, or use blend='gaussian'"
+            )
+        options = _without_patches(options)
+    else:
+        _one_of("blend", options.blend, (*get_args(Blend), "exact"))
+    if not options.exact and options.patch is None:
+        raise InvalidInput("patch is needed: this model does not say its own; e.g. patch=96")
+    if options.fill is None:
+        options = replace(options, fill=spec.background if options.output == "classes" else 0)
+    if options.dtype is None and options.output == "classes":
+        many = len(spec.classes) > 256
+        options = replace(options, dtype="uint16" if many else "uint8")
+    _check(options)
+    if options.dtype is not None:  # one name for "f4", numpy.float32 and "float32"
+        options = replace(options, dtype=np.dtype(options.dtype).name)
+    return options
+
+
+def _without_patches(options: PredictOptions) -> PredictOptions:
+    """Of a patch, an exact run only wants to know whether the network takes slices."""
+    if options.mask is not None or options.skip_below is not None:
+        raise InvalidInput(
+            "mask and skip_below leave patches out, and blend 'exact' has none: every voxel may"
+            " depend on every other; leave them out, or use blend='gaussian'"
+        )
+    slices = options.patch is not None and 1 in options.sides
+    # Any side above 1 stands for the whole of its axis.
+    patch = tuple(min(side, 2) for side in options.sides) if slices else None
+    return replace(options, patch=patch, overlap=None)
+
+
+def _check(options: PredictOptions) -> None:
+    if not options.exact:
+        stride_of(options.sides, options.overlap)
+    if options.frame is not None:
+        Frame.between("RAS", options.frame)
+    _one_of("output", options.output, ("scores", "classes"))
+    if not callable(options.activation):
+        _one_of("activation", options.activation, (None, "softmax", "sigmoid"))
+    if options.normalize is not None and not callable(options.normalize):
+        normalization(str(options.normalize), NOTHING)
+    _one_of("precision", options.precision, ("auto", "float32", "bfloat16"))
+    flips: Any = options.flips
+    if not isinstance(flips, str) or set(flips) - set("zyx") or len(set(flips)) != len(flips):
+        raise InvalidInput(f"flips must name model axes among z, y, x, each once; got {flips!r}")
+    for name in ("skip_below", "fill"):
+        value = getattr(options, name)
+        if value is not None and not isinstance(value, int | float | np.number):
+            raise InvalidInput(f"{name} must be a number; got {value!r}")
+    batch = options.batch_size
+    if batch != "auto" and not (isinstance(batch, int) and batch >= 1):
+        raise InvalidInput(f'batch_size must be "auto" or a whole number from 1; got {batch!r}')
+    _check_dtype(options)
+
+
+def _check_dtype(options: PredictOptions) -> None:
+    if options.dtype is None:
+        return
+    try:
+        dtype = np.dtype(options.dtype)
+    except TypeError:
+        dtype = np.dtype("O")
+    allowed = "iu" if options.output == "classes" else "fiu"
+    if dtype.kind not in allowed:
+        kinds = "an integer" if allowed == "iu" else "a floating or integer"
+        raise InvalidInput(f"dtype of {options.output} must be {kinds} type; got {options.dtype!r}")
+    if dtype.kind in "iu" and options.fill is not None:
+        limits = np.iinfo(dtype)
+        if not limits.min <= options.fill <= limits.max or options.fill != int(options.fill):
+            raise InvalidInput(f"fill {options.fill} does not fit in {dtype}; choose another")
+
+
+def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    if value not in allowed:
+        known = ", ".join(str(a) for a in allowed)
+        raise InvalidInput(f"unknown {name} {value!r}; use one of {known}")
+
+
+def order_inputs(volume: Any, spec: Spec) -> dict[str, Any]:
+    """Volumes by name in the order the model wants them."""
+    if not isinstance(volume, Mapping):
+        return {"": volume}
+    if not volume:
+        raise InvalidInput("no input volume was given")
+    if spec.channels is None:
+        return dict(volume)
+    if set(volume) != set(spec.channels):
+        raise InvalidInput(
+            f"the model wants the volumes {', '.join(spec.channels)};"
+            f" got {', '.join(str(name) for name in volume)}"
+        )
+    return {name: volume[name] for name in spec.channels}

@@ -1,0 +1,1 @@
+"""Inference in overlapping patches, blended on one global grid."""

@@ -1,0 +1,278 @@
+"""A network over overlapping patches of a box: the one block function of ``predict``.
+
+Layer by layer of patches along the frame's first axis: while the model computes one layer, the
+next rows are read; rows that no later layer reaches are blended, finished and leave. The batch
+run writes them, the lazy array keeps them: the same voxels either way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy.typing as npt
+import torch
+
+from volflow.engine.clock import Clock
+from volflow.errors import InvalidInput
+from volflow.geometry.grid import PatchGrid
+from volflow.geometry.roi import Roi
+from volflow.geometry.windows import Blend
+from volflow.infer.finish import Finish
+from volflow.infer.patches.feed import Feed, Inputs
+from volflow.infer.patches.rolling import RollingBlend
+from volflow.model.forward import Forward, Output
+
+__all__ = ["FINISH_ROWS", "Rows", "SlidingWindow", "read_hull", "slide"]
+
+# Rows are finished a few at a time, so that their temporaries stay small.
+FINISH_ROWS = 16
+
+# Finished rows by output: where they begin along the frame's first axis, and their voxels.
+Rows = tuple[int, dict[str, npt.NDArray[Any]]]
+
+
+@dataclass(frozen=True)
+class SlidingWindow:
+    """Everything that decides the voxels of a prediction; small and picklable.
+
+    Parameters
+    ----------
+    inputs, grid, scale
+        Patches in frame coordinates; input voxels per output voxel.
+    forward, batch_size
+        The model; batches are consecutive patches of one row of the grid.
+    blend, finish, outputs
+        What becomes of its scores, by output.
+    """
+
+    inputs: Inputs
+    grid: PatchGrid
+    scale: tuple[int, ...]
+    forward: Forward
+    batch_size: int
+    blend: Blend
+    finish: Finish
+    outputs: tuple[Output, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Voxels of the input, per frame axis."""
+        return self.grid.shape
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        """Voxels of the output, per frame axis."""
+        return self.grid.reduced(self.scale).shape
+
+    @property
+    def decides(self) -> tuple[object, ...]:
+        """What decides the voxels beside the request."""
+        return self.batch_size, self.forward.device, self.forward.precision
+
+    def here(self) -> SlidingWindow:
+        """The same on the device that "auto" means on this machine."""
+        return replace(self, forward=self.forward.here())
+
+    def reading(self, inputs: Inputs) -> SlidingWindow:
+        """The same of other inputs."""
+        return replace(self, inputs=inputs)
+
+    def rows(self, tile: Roi) -> Iterator[Rows]:
+        """A box of the output, some rows at a time."""
+        with torch.inference_mode():
+            yield from slide(self, tile, Clock())
+
+
+def slide(
+    window: SlidingWindow, tile: Roi, clock: Clock, check: Callable[[], None] = lambda: None
+) -> Generator[Rows, None, None]:
+    """Compute a box of the output, some rows at a time.
+
+    Parameters
+    ----------
+    window
+        Whose model is resident in this process.
+    tile
+        The box, in frame coordinates and output voxels.
+    clock
+        Counts the seconds of each stage.
+    check
+        Called before each row of patches; may raise to stop.
+
+    Yields
+    ------
+    Rows
+        In order, and valid until the next.
+    """
+    blends = _blends(window, tile)
+    grid = window.grid
+    layers, rows, columns = (_needed(window, axis, *side) for axis, side in enumerate(tile))
+    slots = _slots(columns, window.batch_size, grid.counts[2])
+    hulls = [read_hull(window, axis, *side) for axis, side in enumerate(tile)]
+    hull = Roi(tuple(low for low, _ in hulls), tuple(high for _, high in hulls))
+    feed = Feed(window.inputs, hull, window.forward.dtype)
+    batches = Batches(window, feed)
+    try:
+        for layer in layers:
+            with clock.stage("read"):
+                feed.load(_top(grid, layer))
+                feed.wait()
+            if layer != layers[-1]:
+                feed.load(_top(grid, layer + 1))
+            for row in rows:
+                check()
+                for slot in slots:
+                    with clock.stage("model"):
+                        scores = batches.run([(layer, row, column) for column in slot])
+                    with clock.stage("blend"):
+                        _add(blends, scores, columns)
+            batches.synchronize(clock)
+            yield from _finish(window, blends, layer, clock)
+            for blend in blends.values():
+                blend.advance(layer)
+            feed.drop(int(grid.starts[0][min(layer + 1, grid.counts[0] - 1)]))
+    finally:
+        feed.close()
+
+
+def read_hull(window: SlidingWindow, axis: int, low: int, high: int) -> tuple[int, int]:
+    """The input voxels along a frame axis from which ``[low, high)`` of the output is computed."""
+    patches = _needed(window, axis, low, high)
+    if axis == 2:
+        slots = _slots(patches, window.batch_size, window.grid.counts[2])
+        patches = range(slots[0][0], slots[-1][-1] + 1)
+    return window.grid.hull(axis, patches)
+
+
+def _needed(window: SlidingWindow, axis: int, low: int, high: int) -> range:
+    """The patches along a frame axis that reach into ``[low, high)`` of the output."""
+    out = window.grid.reduced(window.scale)
+    return out.touching(axis, low, high, owned=window.blend == "crop")
+
+
+def _blends(window: SlidingWindow, tile: Roi) -> dict[str, RollingBlend]:
+    grid = window.grid.reduced(window.scale)
+    return {
+        output.name: RollingBlend(
+            grid,
+            tile,
+            window.blend,
+            channels=output.channels,
+            dtype=window.forward.torch_dtype,
+            device=torch.device(window.forward.device),
+            skipping=window.inputs.skipping,
+        )
+        for output in window.outputs
+    }
+
+
+def _top(grid: PatchGrid, layer: int) -> int:
+    return int(grid.starts[0][layer]) + grid.patch[0]
+
+
+def _slots(columns: range, batch_size: int, count: int) -> list[range]:
+    """The batches of a row that hold some of the columns.
+
+    A batch is run whole even where a tile needs only some of it: its bits must not depend on how
+    the volume was cut.
+
+    Examples
+    --------
+    >>> _slots(range(3, 6), 2, 7)
+    [range(2, 4), range(4, 6)]
+    """
+    first = columns[0] // batch_size
+    last = columns[-1] // batch_size
+    return [range(n * batch_size, min(count, (n + 1) * batch_size)) for n in range(first, last + 1)]
+
+
+def _add(
+    blends: dict[str, RollingBlend],
+    scores: Sequence[tuple[tuple[int, int, int], dict[str, torch.Tensor]]],
+    columns: range,
+) -> None:
+    for index, outputs in scores:
+        if index[2] in columns:
+            for name, blend in blends.items():
+                blend.add(index, outputs[name])
+
+
+def _finish(
+    window: SlidingWindow, blends: dict[str, RollingBlend], layer: int, clock: Clock
+) -> Iterator[Rows]:
+    """Rows that are final after a layer, a few at a time."""
+    with clock.stage("blend"):
+        closed = {name: blend.finish(layer) for name, blend in blends.items()}
+    first, scores, _ = next(iter(closed.values()))
+    for low in range(0, scores.shape[1], FINISH_ROWS):
+        part = slice(low, low + FINISH_ROWS)
+        with clock.stage("blend"):
+            rows = {
+                name: window.finish(values[:, part], None if covered is None else covered[part])
+                for name, (_, values, covered) in closed.items()
+            }
+        yield first + low, rows
+
+
+class Batches:
+    """Cuts patches out of the feed and runs them, in buffers that are reused."""
+
+    def __init__(self, window: SlidingWindow, feed: Feed) -> None:
+        self.window, self.feed = window, feed
+        self.device = torch.device(window.forward.device)
+        self.batch_size = window.batch_size
+        shape = (window.batch_size, window.inputs.channels, *window.grid.patch)
+        cuda = self.device.type == "cuda"
+        # Two buffers: one is filled while the other is copied to the device.
+        self.buffers = [
+            torch.empty(shape, dtype=window.forward.torch_dtype, pin_memory=cuda)
+            for _ in range(2 if cuda else 1)
+        ]
+        self.events: list[Any] = [None] * len(self.buffers)
+        self.turn = 0
+
+    def synchronize(self, clock: Clock) -> None:
+        """Wait for a GPU, on the model's account: it is the model that keeps it busy."""
+        if self.device.type == "cuda":
+            with clock.stage("model"):
+                torch.cuda.synchronize(self.device)
+
+    def run(
+        self, indices: Sequence[tuple[int, int, int]]
+    ) -> list[tuple[tuple[int, int, int], dict[str, torch.Tensor]]]:
+        """Scores of those patches of a batch that are not skipped, in order."""
+        grid = self.window.grid
+        indices = [i for i in indices if self.feed.active(grid.roi(i))]
+        if not indices:
+            return []
+        batch = self._fill([grid.roi(i) for i in indices])
+        scores, self.batch_size = self.window.forward.halving(batch, self.batch_size)
+        self._check(scores, len(indices))
+        return [(i, {name: s[n] for name, s in scores.items()}) for n, i in enumerate(indices)]
+
+    def _fill(self, rois: Sequence[Roi]) -> torch.Tensor:
+        self.turn = (self.turn + 1) % len(self.buffers)
+        if self.events[self.turn] is not None:
+            self.events[self.turn].synchronize()
+        buffer = self.buffers[self.turn][: len(rois)]
+        for patch, roi in zip(buffer.numpy(), rois, strict=True):
+            self.feed.fill(patch, roi)
+        if self.device.type != "cuda":
+            return buffer
+        batch = buffer.to(self.device, non_blocking=True)
+        self.events[self.turn] = torch.cuda.Event()
+        self.events[self.turn].record()
+        return batch
+
+    def _check(self, scores: dict[str, torch.Tensor], count: int) -> None:
+        patch = self.window.grid.reduced(self.window.scale).patch
+        for output in self.window.outputs:
+            found = tuple(scores[output.name].shape) if output.name in scores else None
+            wanted = (count, output.channels, *patch)
+            if found != wanted:
+                raise InvalidInput(
+                    f"model output {output.name or 'tensor'} has shape {found} here but"
+                    f" {wanted} in the trial forward; it must depend on the patch's shape only"
+                )

@@ -1,0 +1,247 @@
+"""How a volume is cut into tiles for prediction, and what a tile costs in memory.
+
+A tile spans blocks along the frame's second and third axis; a run of blocks goes through it along
+the first. Seams between tiles are computed twice, so the tile with the fewest patches wins among
+those that fit. Results do not depend on the choice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from volflow.errors import MemoryRefused
+from volflow.geometry.budget import format_bytes
+from volflow.geometry.frame import Frame
+from volflow.geometry.grid import BlockGrid, PatchGrid
+from volflow.infer.patches.sliding import FINISH_ROWS
+
+__all__ = ["Demand", "Tiling", "choose_tiling", "patch_count", "runs_of"]
+
+# Allocator slack, compressed chunks in flight, Python objects.
+SLACK_BYTES = 48 * 2**20
+# The next trial forward may seem to take a little more.
+TRIALS_DIFFER = 1.05
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What memory depends on, apart from the tile.
+
+    Parameters
+    ----------
+    grid, scale, frame, crop
+        Patches in frame coordinates; whether they own voxels or are weighted.
+    input_bytes, raw_bytes
+        Per voxel: of all rows held, and of one volume while it is read.
+    segment_rows
+        Rows read at once.
+    output_channels, output_bytes
+        Channels, and stored bytes per voxel, of all outputs together.
+    score_bytes
+        Of one score in the blend.
+    forward_bytes
+        Peak of one forward.
+    on_device
+        The blend and the forward are in a GPU's memory, not in the host's.
+    skipping
+        A sum of weights is kept beside the scores.
+    """
+
+    grid: PatchGrid
+    scale: tuple[int, ...]
+    frame: Frame
+    crop: bool
+    input_bytes: int
+    raw_bytes: int
+    segment_rows: int
+    output_channels: int
+    output_bytes: int
+    score_bytes: int
+    forward_bytes: int
+    on_device: bool = False
+    skipping: bool = False
+
+    def peak_bytes(self, block: Sequence[int], shard: Sequence[int]) -> int:
+        """Projected peak of one task whose blocks have this shape (stored axes, output voxels)."""
+        out = self.grid.reduced(self.scale)
+        depth, height, width = self.frame.reorder(block)
+        tile = height * width
+        reach = [
+            min(n, side * s + 2 * (p - 1))
+            for n, side, s, p in zip(
+                self.grid.shape[1:],
+                (height, width),
+                self.scale[1:],
+                self.grid.patch[1:],
+                strict=True,
+            )
+        ]
+        rows = self.grid.patch[0] + self.grid.stride[0] + 2 * self.segment_rows
+        rows = min(rows, self.grid.shape[0])
+        area = reach[0] * reach[1]
+        read = area * (rows * self.input_bytes + self.segment_rows * (self.raw_bytes + 1))
+        blend = tile * out.patch[0] * self.output_channels * self.score_bytes
+        if not self.crop:
+            blend += tile * out.patch[0] * self.score_bytes
+        finish = tile * FINISH_ROWS * (self.output_channels * self.score_bytes + self.output_bytes)
+        write = 2 * tile * depth * self.output_bytes + 3 * math.prod(shard) * self.output_bytes
+        host = read + finish + write + SLACK_BYTES
+        return host if self.on_device else host + blend + self.forward_bytes
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Blocks of the output (stored axes, output voxels), its shards, and the projected peak."""
+
+    block: tuple[int, ...]
+    shard: tuple[int, ...]
+    peak_bytes: int
+
+
+def patch_count(grid: PatchGrid, tiles: Sequence[Sequence[tuple[int, int]]], crop: bool) -> int:
+    """Patches computed when each axis is cut into these intervals (of the grid's voxels).
+
+    Examples
+    --------
+    >>> grid = PatchGrid((8, 8, 8), (4, 4, 4), (4, 4, 4))
+    >>> patch_count(grid, [[(0, 8)], [(0, 8)], [(0, 3), (3, 8)]], crop=False)
+    12
+    """
+    return math.prod(
+        sum(len(grid.touching(axis, low, high, owned=crop)) for low, high in intervals)
+        for axis, intervals in enumerate(tiles)
+    )
+
+
+def _cuts(n: int, step: int, flip: bool) -> list[tuple[int, int]]:
+    cuts = [(low, min(n, low + step)) for low in range(0, n, step)]
+    return [(n - high, n - low) for low, high in cuts] if flip else cuts
+
+
+def _candidates(
+    shape: Sequence[int], shard: Sequence[int], frame: Frame
+) -> Iterator[tuple[int, ...]]:
+    """Blocks of whole shards: one shard along the carry axis, any number along the others."""
+    carry = frame.axes[0]
+    options = []
+    for axis, (n, s) in enumerate(zip(shape, shard, strict=True)):
+        most = 1 if axis == carry else -(-n // s)
+        parts = sorted({-(-most // k) for k in range(1, most + 1)})
+        options.append([s * p for p in parts])
+    for z in options[0]:
+        for y in options[1]:
+            for x in options[2]:
+                yield z, y, x
+
+
+def choose_tiling(
+    demand: Demand, shard: Sequence[int], chunk: Sequence[int], memory_bytes: int
+) -> Tiling:
+    """The tiling with the fewest forwards that fits the budget.
+
+    Parameters
+    ----------
+    demand
+        What a tile needs.
+    shard, chunk
+        Of the output, stored axes. Shards are halved down to chunks where a tile of one shard
+        does not fit.
+    memory_bytes
+        Budget of one worker.
+
+    Raises
+    ------
+    MemoryRefused
+        Where not even a tile of one chunk fits; names the memory that would do.
+    """
+    out = demand.grid.reduced(demand.scale)
+    shape = demand.frame.restore(out.shape)
+    shard = tuple(shard)
+    while True:
+        best: tuple[int, int, Tiling] | None = None
+        for block in _candidates(shape, shard, demand.frame):
+            peak = demand.peak_bytes(_clip(block, shape), _clip(shard, shape))
+            if peak > memory_bytes:
+                continue
+            sides = demand.frame.reorder(block)
+            tiles = [[(0, out.shape[0])]] + [
+                _cuts(out.shape[a], sides[a], demand.frame.flips[a]) for a in (1, 2)
+            ]
+            calls = patch_count(out, tiles, demand.crop)
+            if best is None or (calls, peak) < best[:2]:
+                best = calls, peak, Tiling(block, shard, peak)
+        if best is not None:
+            return best[2]
+        smaller = _halve(shard, chunk)
+        if smaller is None:
+            needed = demand.peak_bytes(_clip(shard, shape), _clip(shard, shape))
+            enough = math.ceil(needed * TRIALS_DIFFER / 2**20)
+            raise MemoryRefused(
+                f"predict with patch {demand.grid.patch} needs at least {format_bytes(needed)} per"
+                f" worker but memory is {format_bytes(memory_bytes)}; use"
+                f' memory="{enough}MiB" or more, a smaller patch, or a smaller batch_size'
+            )
+        shard = smaller
+
+
+def limit_depth(
+    shard: Sequence[int], chunk: Sequence[int], shape: Sequence[int], carry: int
+) -> tuple[int, ...]:
+    """Shards of at most about a quarter of the carry axis: a block is what an interruption costs.
+
+    Examples
+    --------
+    >>> limit_depth((256, 256, 256), (64, 64, 64), (300, 300, 300), carry=0)
+    (128, 256, 256)
+    """
+    quarter = -(-shape[carry] // 4)
+    depth = max(1, -(-quarter // chunk[carry])) * chunk[carry]
+    return tuple(min(s, depth) if a == carry else s for a, s in enumerate(shard))
+
+
+def _clip(sides: Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
+    return tuple(min(s, n) for s, n in zip(sides, shape, strict=True))
+
+
+def _halve(shard: tuple[int, ...], chunk: Sequence[int]) -> tuple[int, ...] | None:
+    """The shard cut in two along its longest axis that still holds several chunks."""
+    axes = [a for a in range(3) if shard[a] > chunk[a]]
+    if not axes:
+        return None
+    axis = max(axes, key=lambda a: (shard[a], -a))
+    halves = -(-shard[axis] // chunk[axis] // 2)
+    return tuple(chunk[a] * halves if a == axis else s for a, s in enumerate(shard))
+
+
+def runs_of(
+    blocks: BlockGrid, frame: Frame, done: frozenset[int], workers: int
+) -> tuple[tuple[int, ...], ...]:
+    """Blocks still to do, as runs along the frame's first axis; at least one per worker if need be.
+
+    Examples
+    --------
+    >>> runs_of(BlockGrid((4, 1, 1), (1, 1, 1)), Frame(), frozenset({1}), 1)
+    ((0,), (2, 3))
+    """
+    axis, flip = frame.axes[0], frame.flips[0]
+    columns: dict[tuple[int, ...], list[int]] = {}
+    for block in blocks:
+        across = tuple(i for a, i in enumerate(block.index) if a != axis)
+        columns.setdefault(across, []).append(block.number)
+    pieces = -(-workers // len(columns))
+    runs = []
+    for numbers in columns.values():
+        ordered = numbers[::-1] if flip else numbers
+        left = [n for n in ordered if n not in done]
+        size = max(1, -(-len(left) // pieces))
+        run: list[int] = []
+        for number in ordered:
+            if number in done or len(run) == size:
+                runs.append(tuple(run))
+                run = []
+            if number not in done:
+                run.append(number)
+        runs.append(tuple(run))
+    return tuple(run for run in runs if run)

@@ -1,0 +1,1 @@
+"""Which range of its inputs a range of each op reads, and how it is computed."""

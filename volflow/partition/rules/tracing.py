@@ -1,0 +1,259 @@
+"""A tensor without values that notes what is done with it, and the calls that it notes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from volflow.errors import NoExactRule
+from volflow.partition.graph import Compute, Node
+from volflow.partition.ranges import AxisMap, Same, Whole
+from volflow.partition.rules.kinds import Call
+
+__all__ = ["Memory", "Note", "OpCall", "Traced", "Tracer", "leaves", "mapped"]
+
+# Notes one call of a function: tracer, function, arguments.
+Note = Callable[["Tracer", Any, tuple[Any, ...], dict[str, Any]], Any]
+
+
+class Memory:
+    """What views of one another share; counts how often it was changed in place."""
+
+    def __init__(self) -> None:
+        self.changes = 0
+
+
+class Traced(Tensor):
+    """Stands for a node's values: a shape and a number, no voxels."""
+
+    tracer: Tracer
+    number: int
+    meta: Tensor
+    memory: Memory
+    seen: int
+
+    @property
+    def stale(self) -> bool:
+        """Whether it was changed through another view, so that its node is no longer it."""
+        return self.seen != self.memory.changes
+
+    def become(self, other: Traced) -> None:
+        """Change in place to what another stands for."""
+        self.number, self.meta = other.number, other.meta
+        self.memory.changes += 1
+        self.seen = self.memory.changes
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Note the call instead of making it."""
+        kwargs = kwargs or {}
+        tracer = next(one.tracer for one in leaves((args, kwargs)) if isinstance(one, Traced))
+        with torch._C.DisableTorchFunctionSubclass():
+            return tracer.note(tracer, func, args, kwargs)
+
+
+class OpCall:
+    """One call of a function with traced tensors.
+
+    Parameters
+    ----------
+    tracer
+        Who notes it.
+    name
+        The function's bare name.
+    func, args, kwargs
+        As called, but for what works in place: that is noted as what it computes.
+    """
+
+    def __init__(
+        self, tracer: Tracer, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        self.tracer, self.name, self.func = tracer, name, func
+        self.args, self.kwargs = args, kwargs
+        self._metas: Any = None
+
+    def refuse(self, why: str) -> NoExactRule:
+        """The error for an op that cannot be cut into blocks."""
+        place = self.tracer.path
+        return NoExactRule(
+            f"{self.name} in {place or 'the model'} has no exact rule: {why}; use blend='gaussian'"
+            " (or hann, average, crop), whose result depends on the patch"
+        )
+
+    def named(self, names: Sequence[str]) -> dict[str, Any]:
+        """The arguments by name, for functions that know nothing of their signature."""
+        return {**dict(zip(names, self.args, strict=False)), **self.kwargs}
+
+    @property
+    def inputs(self) -> list[Traced]:
+        """The traced tensors among the arguments, in order, each time they stand there."""
+        return [x for x in leaves((self.args, self.kwargs)) if isinstance(x, Traced)]
+
+    def run(self, tensors: Sequence[Tensor]) -> Any:
+        """Call the function with these in the place of the traced tensors."""
+        return self.filled(tensors, self.func)
+
+    def filled(self, tensors: Sequence[Tensor], func: Any) -> Any:
+        """Call a function with these in the place of the traced tensors."""
+        stream = iter(tensors)
+        args, kwargs = _replaced((self.args, self.kwargs), stream)
+        return func(*args, **kwargs)
+
+    def as_is(self, dims: Sequence[int | None]) -> Any:
+        """Note the call itself, which knows nothing of places; several results, several nodes."""
+        tracer, inputs, metas = self.tracer, self.inputs, self.metas()
+        sizes = tracer.sizes(inputs[0])
+        reads = [tracer.straight(x, sizes) for x in inputs]
+
+        def node(meta: Tensor, which: int | None) -> Traced:
+            return tracer.add(self, inputs, reads, Call(self._pick(which)), meta, dims)
+
+        if isinstance(metas, Tensor):
+            return node(metas, None)
+        if not all(isinstance(meta, Tensor) for meta in metas):
+            raise self.refuse("it returns more than tensors")
+        nodes = tuple(node(meta, which) for which, meta in enumerate(metas))
+        named = hasattr(type(metas), "n_sequence_fields")  # (values, indices)
+        return type(metas)(nodes) if named else nodes
+
+    def _pick(self, which: int | None) -> Callable[[Sequence[Tensor], tuple[int, ...]], Tensor]:
+        def values(tensors: Sequence[Tensor], sizes: tuple[int, ...]) -> Tensor:
+            raw = self.run(tensors)
+            result: Tensor = raw if which is None else raw[which]
+            return result
+
+        return values
+
+    def metas(self) -> Any:
+        """What torch says of the result: tensors on the meta device."""
+        if self._metas is None:
+            self._metas = self.tracer.infer(self)
+        return self._metas
+
+
+class Tracer:
+    """Collects nodes while a module runs."""
+
+    def __init__(self, module: nn.Module, ndim: int, device: torch.device, note: Note) -> None:
+        self.paths: dict[int, str] = {id(child): name for name, child in module.named_modules()}
+        self.ndim = ndim
+        self.note = note
+        self.device = device
+        self.nodes: list[Node] = []
+        self._metas: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def path(self) -> str:
+        """The module at work: the innermost whose method is being called.
+
+        Hooks would tell too, but a module may be at work in other threads at the same time.
+        """
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            at_work = id(frame.f_locals.get("self"))
+            if at_work in self.paths:
+                return self.paths[at_work]
+            frame = frame.f_back
+        return ""
+
+    def add(
+        self,
+        call: OpCall,
+        inputs: Sequence[Traced],
+        reads: Sequence[Sequence[AxisMap]],
+        compute: Compute,
+        meta: Tensor,
+        dims: Sequence[int | None],
+        *,
+        flops: int = 0,
+        statistic: bool = False,
+    ) -> Traced:
+        """Append a node; returns what stands for it."""
+        node = Node(
+            name=call.name,
+            where=self.path,
+            inputs=tuple(x.number for x in inputs),
+            reads=tuple(tuple(axes) for axes in reads),
+            compute=compute,
+            shape=tuple(meta.shape),
+            dims=tuple(dims),
+            dtype=meta.dtype,
+            flops=flops,
+            statistic=statistic,
+        )
+        self.nodes.append(node)
+        return self.stand_in(len(self.nodes) - 1, meta)
+
+    def stand_in(self, number: int, meta: Tensor, memory: Memory | None = None) -> Traced:
+        """A tensor for the module to hand on; with memory of its own unless it is a view."""
+        traced: Traced = Tensor._make_subclass(Traced, meta)
+        traced.tracer, traced.number, traced.meta = self, number, meta
+        traced.memory = memory or Memory()
+        traced.seen = traced.memory.changes
+        return traced
+
+    def dims(self, x: Traced) -> tuple[int | None, ...]:
+        """The axis along each dim."""
+        return self.nodes[x.number].dims
+
+    def sizes(self, x: Traced) -> tuple[int, ...]:
+        """Voxels per axis."""
+        return self.nodes[x.number].sizes(self.ndim)
+
+    def straight(self, x: Traced, sizes: Sequence[int]) -> tuple[AxisMap, ...]:
+        """Each voxel of a result of these sizes from the voxel at its place."""
+        return tuple(
+            Same() if mine == theirs else Whole(mine)
+            for mine, theirs in zip(self.sizes(x), sizes, strict=True)
+        )
+
+    def infer(self, call: OpCall) -> Any:
+        """Run a call on meta tensors, weights included."""
+        args, kwargs = mapped((call.args, call.kwargs), lambda x: self._meta(x, call))
+        return call.func(*args, **kwargs)
+
+    def _meta(self, x: Tensor, call: OpCall) -> Tensor:
+        if isinstance(x, Traced):
+            return x.meta
+        if x.device.type == "meta":
+            raise call.refuse("it is given a tensor that was made without values")
+        if id(x) not in self._metas:  # the tensor is kept: its id must not be given again
+            self._metas[id(x)] = (x, x.detach().to("meta"))
+        return self._metas[id(x)][1]
+
+
+def leaves(tree: Any) -> Iterator[Any]:
+    """Everything in a nest of arguments, in order."""
+    if isinstance(tree, tuple | list):
+        for one in tree:
+            yield from leaves(one)
+    elif isinstance(tree, dict):
+        for one in tree.values():
+            yield from leaves(one)
+    elif isinstance(tree, slice):
+        yield from (tree.start, tree.stop, tree.step)
+    else:
+        yield tree
+
+
+def mapped(tree: Any, change: Any) -> Any:
+    """The same nest of arguments with every tensor changed."""
+    if isinstance(tree, Tensor):
+        return change(tree)
+    if isinstance(tree, tuple | list):
+        changed = [mapped(one, change) for one in tree]
+        plain = type(tree) in (tuple, list) or hasattr(type(tree), "n_sequence_fields")
+        return type(tree)(changed) if plain else tuple(changed)
+    if isinstance(tree, dict):
+        return {name: mapped(one, change) for name, one in tree.items()}
+    return tree
+
+
+def _replaced(tree: Any, stream: Iterator[Tensor]) -> Any:
+    """The same nest of arguments with the traced tensors taken from a stream, in order."""
+    return mapped(tree, lambda x: next(stream) if isinstance(x, Traced) else x)

@@ -1,0 +1,149 @@
+"""Activations kept between passes: one file per block and node beside the output.
+
+The files hold plain values in C order and are mapped to be read, so that a margin reads what it
+needs and no more, and what memory has room for never waits for the disk. They are gone when the
+last pass that reads them is done.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import math
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from volflow.errors import RunFailed, StoreFull
+from volflow.geometry.roi import Roi
+
+__all__ = ["Kept", "free_bytes", "making_room"]
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The values of one node, ``(depth, *axes)``, cut into blocks.
+
+    Parameters
+    ----------
+    folder
+        Of its files.
+    depth
+        Values per voxel.
+    cuts
+        Per axis, where blocks begin, and the node's size.
+    dtype
+        Of the values.
+    """
+
+    folder: Path
+    depth: int
+    cuts: tuple[tuple[int, ...], ...]
+    dtype: str
+
+    @property
+    def nbytes(self) -> int:
+        """Of all blocks."""
+        return (
+            self.depth * math.prod(axis[-1] for axis in self.cuts) * np.dtype(self.dtype).itemsize
+        )
+
+    def box(self, index: Sequence[int]) -> Roi:
+        """A block's box."""
+        pairs = [(axis[i], axis[i + 1]) for axis, i in zip(self.cuts, index, strict=True)]
+        return Roi(tuple(a for a, _ in pairs), tuple(b for _, b in pairs))
+
+    def path(self, index: Sequence[int]) -> Path:
+        """A block's file."""
+        return self.folder / (".".join(map(str, index)) + ".raw")
+
+    def write(self, index: Sequence[int], values: Array) -> None:
+        """Store a block, ``(…, *box)`` of that depth; it is there whole or not at all."""
+        path = self.path(index)
+        part = path.with_suffix(f".{uuid.uuid4().hex[:8]}.part")
+        with making_room(self.folder):
+            try:
+                with part.open("wb") as file:
+                    np.ascontiguousarray(values, self.dtype).tofile(file)
+                part.replace(path)
+            except OSError:
+                part.unlink(missing_ok=True)
+                raise
+
+    def read(self, box: Roi) -> Array:
+        """The values of a box, ``(depth, *box)``."""
+        result = np.empty((self.depth, *box.shape), self.dtype)
+        ranges = [
+            range(_place(axis, low), _place(axis, high - 1) + 1)
+            for axis, (low, high) in zip(self.cuts, box, strict=True)
+        ]
+        for index in itertools.product(*ranges):
+            block = self.box(index)
+            part = block.intersect(box)
+            inner = part.relative_to(block.start).slices()
+            outer = part.relative_to(box.start).slices()
+            result[(slice(None), *outer)] = self._mapped(index, block)[(slice(None), *inner)]
+        return result
+
+    def _mapped(self, index: Sequence[int], block: Roi) -> Array:
+        path = self.path(index)
+        try:
+            return np.memmap(path, self.dtype, "r", shape=(self.depth, *block.shape))
+        except (OSError, ValueError) as error:
+            raise RunFailed(
+                f"{path} cannot be read ({error}); delete {self.folder.parent} and run the same"
+                " command again, which computes it anew"
+            ) from error
+
+    def missing(self, index: Sequence[int]) -> bool:
+        """Whether a block is not there, or not whole."""
+        size = self.depth * self.box(index).size * np.dtype(self.dtype).itemsize
+        try:
+            return self.path(index).stat().st_size != size
+        except FileNotFoundError:
+            return True
+
+    def open(self) -> None:
+        """Make the folder."""
+        with making_room(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+
+    def drop(self) -> None:
+        """Delete all of it."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _place(cuts: Sequence[int], position: int) -> int:
+    """The block of an axis that holds a position."""
+    return int(np.searchsorted(cuts, position, side="right")) - 1
+
+
+@contextmanager
+def making_room(folder: Path) -> Iterator[None]:
+    """Say in one line that a disk is full, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        # NumPy's tofile says how much it wrote, not why it stopped.
+        if error.errno not in (None, errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise StoreFull(
+            f"{folder} cannot be written: no space is left for what is kept between passes; make"
+            " room and run the same command again, or give more memory"
+        ) from error
+
+
+def free_bytes(folder: Path) -> int:
+    """Room left where a folder lies or will lie."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free

@@ -1,0 +1,310 @@
+"""In which passes over the blocks a network is computed, and what is kept between them.
+
+A pass computes some nodes in every block: it measures statistics, stores nodes in scratch space,
+or makes the outputs. Statistics of the whole volume end a pass, since what depends on them must
+wait. Behind each pass there is a choice: keep what was computed (the next pass reads it, with a
+small margin), or keep nothing and compute it again from the input. The cheapest path through these
+choices is found among cuts behind the costly ops, by their computation, the bytes that are kept,
+and the block that memory allows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from volflow.errors import MemoryRefused
+from volflow.geometry.budget import format_bytes
+from volflow.partition.graph import Graph
+from volflow.passes.cost import Costs, Pass
+
+__all__ = ["SIDES", "Planner"]
+
+# Sides that blocks are tried with, besides the whole volume.
+SIDES = (
+    1024, 768, 640, 512, 448, 384, 320, 256, 224, 192, 160, 128, 112, 96, 80, 64, 48, 32, 24, 16, 8,
+)  # fmt: skip
+WHOLE = 2**62
+# Cuts that are looked at; a network with more costly ops is cut behind some of them.
+MOST_CUTS = 26
+
+
+@dataclass(frozen=True, eq=False)
+class Planner:
+    """Chooses passes for one graph.
+
+    Parameters
+    ----------
+    costs
+        What passes cost, of which network.
+    alignment
+        Of its blocks.
+    memory_bytes
+        What tensors and buffers of one block may take.
+    scratch_bytes
+        What may be kept at a time.
+    sides
+        That blocks are tried with, largest first.
+    """
+
+    costs: Costs
+    alignment: tuple[int, ...]
+    memory_bytes: int
+    scratch_bytes: int = 2**62
+    sides: tuple[int, ...] = (WHOLE, *SIDES)
+    _known: dict[object, Pass | None] = field(default_factory=dict)
+
+    @property
+    def graph(self) -> Graph:
+        """The network."""
+        return self.costs.graph
+
+    def choose(self, blocks: Sequence[tuple[int, ...]] | None = None) -> tuple[Pass, ...]:
+        """The passes with the least estimated time.
+
+        Parameters
+        ----------
+        blocks
+            Those that the last pass may use, largest first, as the layout of the output wants
+            them; any by default.
+
+        Raises
+        ------
+        MemoryRefused
+            Where not even the smallest blocks fit, saying what they take.
+        """
+        outputs = tuple(sorted(set(self.graph.outputs.values())))
+        alone = self._whole(outputs)
+        if alone is not None and blocks is not None and alone.block not in blocks:
+            alone = None
+        if alone is not None and self.costs.workers == 1:
+            return (alone,)
+        found = self._path(blocks, lambda before, steps: before + sum(s.seconds for s in steps))
+        if alone is not None and (found is None or alone.seconds <= found[0]):
+            return (alone,)
+        if found is None:
+            raise self._too_little(blocks)
+        return found[1]
+
+    def least_bytes(self, blocks: Sequence[tuple[int, ...]] | None = None) -> int:
+        """What the smallest blocks take, in the passes that take least.
+
+        Parameters
+        ----------
+        blocks
+            As for `choose`.
+        """
+        small = replace(self, memory_bytes=WHOLE, sides=self.sides[-1:], _known={})
+        found = small._path(
+            None if blocks is None else blocks[-1:],
+            lambda before, steps: max([before, *(s.peak_bytes for s in steps)]),
+        )
+        assert found is not None  # one pass that keeps nothing always is a way
+        return int(found[0])
+
+    def _path(
+        self,
+        blocks: Sequence[tuple[int, ...]] | None,
+        value: Callable[[float, list[Pass]], float],
+    ) -> tuple[float, tuple[Pass, ...]] | None:
+        """The passes of least value; None where none fit."""
+        cuts = self.cuts
+        best: list[tuple[float, tuple[Pass, ...]] | None] = [None] * len(cuts)
+        best[0] = (0.0, ())
+        for j in range(1, len(cuts)):
+            for i in range(j):
+                start = best[i]
+                if start is None:
+                    continue
+                steps = self._between(cuts[i], cuts[j], blocks if j == len(cuts) - 1 else None)
+                if steps is None:
+                    continue
+                reached = value(start[0], steps)
+                found = best[j]
+                if found is None or reached < found[0]:
+                    best[j] = (reached, (*start[1], *steps))
+        return best[-1]
+
+    @cached_property
+    def cuts(self) -> tuple[int, ...]:
+        """Node numbers behind which a pass may end: -1 before the first, then to the last.
+
+        A cut lies behind a costly op and the statistics of what it computed.
+        """
+        nodes = self.graph.nodes
+        found = []
+        for number in range(len(nodes)):
+            if self._costly(number):
+                last = number
+                while last + 1 < len(nodes) and (
+                    nodes[last + 1].statistic
+                    or not any(a is not None for a in nodes[last + 1].dims)
+                ):
+                    last += 1
+                found.append(last)
+        found = [n for n in found if n < len(nodes) - 1]
+        if len(found) > MOST_CUTS:
+            # Where little is kept.
+            kept = sorted(found, key=lambda n: self.costs.kept_bytes(self._kept(n)))[:MOST_CUTS]
+            found = sorted(kept)
+        return (-1, *found, len(nodes) - 1)
+
+    def _costly(self, number: int) -> bool:
+        """Whether a node's values are dearer to compute than to keep and read."""
+        node, rates = self.graph.nodes[number], self.costs.rates
+        if not node.flops or node.dims[:2] != (None, None) or None in node.dims[2:]:
+            return False
+        keep = 1 / rates.store_bytes_per_s + 1.5 / rates.fetch_bytes_per_s
+        return self.costs.seconds_of(number) > keep * node.value_bytes
+
+    def _kept(self, cut: int) -> frozenset[int]:
+        """What must be kept at a cut so that nothing before it is computed again.
+
+        Cheap ops are computed again from the costly ones before them.
+        """
+        if cut < 0:
+            return frozenset({0})
+        nodes = self.graph.nodes
+        ends = set(self.graph.outputs.values())
+        crossing = {
+            source
+            for number in range(cut + 1, len(nodes))
+            for source in nodes[number].inputs
+            if source <= cut
+        } | {number for number in ends if number <= cut}
+        kept, stack = set[int](), list(crossing)
+        while stack:
+            number = stack.pop()
+            if number == 0 or self._costly(number):
+                kept.add(number)
+            elif not nodes[number].statistic:
+                stack.extend(nodes[number].inputs)
+        return frozenset(kept)
+
+    def _between(
+        self, first: int, last: int, blocks: Sequence[tuple[int, ...]] | None
+    ) -> list[Pass] | None:
+        """The passes from one cut to another; None where they do not fit."""
+        end = last == len(self.graph.nodes) - 1
+        given = self._kept(first)
+        if end:
+            stores = tuple(sorted(set(self.graph.outputs.values())))
+        else:
+            stores = tuple(sorted(self._kept(last) - given - {0}))
+            if self.costs.kept_bytes(self._kept(last) | given) > self.scratch_bytes:
+                return None
+        known = {s for s in self.graph.statistics if s <= first}
+        todo = [s for s in self.graph.statistics if first < s <= last]
+        steps: list[Pass] = []
+        stored = not stores
+        while todo or not stored:
+            ready = tuple(s for s in todo if self._depends(s) <= known)
+            now = () if stored or not self._all_known(stores, given, known) else stores
+            step = self._fitted(
+                given, now, ready, frozenset(known), blocks if end and now else None
+            )
+            if step is None:
+                return None
+            steps.append(step)
+            known |= set(ready)
+            todo = [s for s in todo if s not in known]
+            stored = stored or bool(now)
+            if end and stored:
+                break
+        return steps
+
+    def _depends(self, statistic: int) -> set[int]:
+        """The other statistics that one is computed with."""
+        return self._above[statistic]
+
+    @cached_property
+    def _above(self) -> dict[int, set[int]]:
+        found: dict[int, set[int]] = {}
+        behind: list[set[int]] = []
+        for number, node in enumerate(self.graph.nodes):
+            reached: set[int] = set()
+            for source in node.inputs:
+                reached |= behind[source]
+            found[number] = set(reached)
+            behind.append(reached | {number} if node.statistic else reached)
+        return found
+
+    def _all_known(self, targets: Iterable[int], given: frozenset[int], known: set[int]) -> bool:
+        """Whether targets can be computed from what is kept with the statistics known."""
+        above = self.graph.above(targets, given | known)
+        return not any(self.graph.nodes[n].statistic for n in above)
+
+    def _whole(self, outputs: tuple[int, ...]) -> Pass | None:
+        """Everything in one block, statistics included, if it fits."""
+        return self.costs.measured(
+            Pass((0,), outputs, (), self.graph.sizes(0)), frozenset(), self.memory_bytes
+        )
+
+    def _fitted(
+        self,
+        given: frozenset[int],
+        stores: tuple[int, ...],
+        statistics: tuple[int, ...],
+        known: frozenset[int],
+        blocks: Sequence[tuple[int, ...]] | None,
+    ) -> Pass | None:
+        """The pass with the largest block that fits, or smaller ones that keep workers busy."""
+        key = (given, stores, statistics, known, blocks is None)
+        if key not in self._known:
+            read = self._read(given, stores, statistics, known)
+            found: Pass | None = None
+            for block in blocks if blocks is not None else self.blocks:
+                step = Pass(read, stores, statistics, block)
+                tried = self.costs.measured(step, known, self.memory_bytes)
+                if tried is None:
+                    continue
+                if found is not None and tried.seconds >= found.seconds:
+                    break
+                found = tried
+                if self.costs.workers == 1:
+                    break
+            self._known[key] = found
+        return self._known[key]
+
+    def _read(
+        self,
+        given: frozenset[int],
+        stores: tuple[int, ...],
+        statistics: tuple[int, ...],
+        known: frozenset[int],
+    ) -> tuple[int, ...]:
+        """Which of the nodes that were kept a pass reads."""
+        targets = [*stores, *(self.graph.nodes[s].inputs[0] for s in statistics)]
+        stop = set(given) | set(known)
+        above = self.graph.above(targets, stop)
+        read = {source for n in above for source in self.graph.nodes[n].inputs} | set(targets)
+        return tuple(sorted(read & given))
+
+    @cached_property
+    def blocks(self) -> tuple[tuple[int, ...], ...]:
+        """Blocks to try, largest first; sides are evened out over the volume."""
+        sizes = self.graph.sizes(0)
+        found: list[tuple[int, ...]] = []
+        for side in self.sides:
+            block = tuple(
+                _even(n, max(side, a), a) for n, a in zip(sizes, self.alignment, strict=True)
+            )
+            if block not in found:
+                found.append(block)
+        return tuple(found)
+
+    def _too_little(self, blocks: Sequence[tuple[int, ...]] | None) -> MemoryRefused:
+        sides = "×".join(map(str, (blocks or self.blocks)[-1]))
+        return MemoryRefused(
+            f"exact inference in blocks of {sides} voxels takes"
+            f" {format_bytes(self.least_bytes(blocks))}, and memory leaves"
+            f" {format_bytes(max(0, self.memory_bytes))}; give more memory, or use"
+            " blend='gaussian' with a smaller patch"
+        )
+
+
+def _even(size: int, side: int, step: int) -> int:
+    """A side near the one given, a multiple of the step, that cuts the axis into equal parts."""
+    count = max(1, -(-size // side))
+    return min(size, -(-size // count // step) * step or step)

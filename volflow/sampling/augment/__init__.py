@@ -1,0 +1,1 @@
+"""Random changes of patches, each a pure function of its key."""

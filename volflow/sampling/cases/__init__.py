@@ -1,0 +1,1 @@
+"""Cases: named arrays on one grid, and folders of them."""

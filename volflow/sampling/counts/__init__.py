@@ -1,0 +1,1 @@
+"""How much of each class or weight lies where, counted once and kept."""

@@ -1,0 +1,255 @@
+"""One pass over boxes of a source: what its cells hold, piece by piece, on any Dask client."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+
+from volflow.engine.clock import Clock
+from volflow.engine.cluster import Cluster, connect, is_embedded, memory_per_worker
+from volflow.engine.events import State
+from volflow.engine.plan import Plan, Step, split_runs
+from volflow.engine.run import run
+from volflow.errors import InvalidInput, Superseded
+from volflow.geometry.budget import format_bytes
+from volflow.geometry.grid import BlockGrid
+from volflow.geometry.roi import Roi
+from volflow.sampling.counts.tally import GROUP_VOXELS, Cell, Entries, tally_classes, tally_weights
+from volflow.store.formats.sources import ArraySource, Source, VolumeSource
+from volflow.store.layout import piece_of_cells
+from volflow.store.slabs import Array
+from volflow.volumes.arrays.computed import DaskSource, at_hand
+
+__all__ = [
+    "CLASSES",
+    "WEIGHTS",
+    "Kind",
+    "MassJob",
+    "measure",
+    "path_of",
+    "plan_mass",
+    "tally_pieces",
+]
+
+TASKS = 256
+MOST_CELLS = 2**27  # some numbers each; 35 TB of labels have as many of 64³ voxels
+
+# Sessions that ended early, for tasks of theirs that still run in this process.
+_stopped: set[str] = set()
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of mass: what it is called, who tallies it, which columns that gives."""
+
+    name: str
+    operation: str
+    tally: Callable[[Array, Roi, Cell, Cell, str], Entries]
+    columns: tuple[tuple[str, str], ...]
+
+    def join(self, parts: Sequence[Entries]) -> Entries:
+        """Tables one below the other; one without rows where there are none."""
+        return {
+            key: np.concatenate([np.empty(0, dtype), *(part[key] for part in parts)])
+            for key, dtype in self.columns
+        }
+
+    def fits(self, table: Entries, cells: Cell) -> bool:
+        """Whether a table that was kept can be one of these: its columns, within the cells."""
+        columns = {name: (values.dtype.str[1:], values.ndim) for name, values in table.items()}
+        if columns != {name: (dtype, 1) for name, dtype in self.columns}:
+            return False
+        if len({len(values) for values in table.values()}) > 1:
+            return False
+        number, amount = (table[self.columns[end][0]] for end in (0, -1))
+        right = (number >= 0) & (number < math.prod(cells)) & (amount > 0) & (amount < np.inf)
+        return bool(right.all())
+
+
+CLASSES = Kind(
+    "classes", "class counts", tally_classes, (("cell", "i8"), ("value", "i8"), ("count", "i8"))
+)
+WEIGHTS = Kind("weights", "weight sums", tally_weights, (("cell", "i8"), ("sum", "f8")))
+
+
+@dataclass(frozen=True)
+class MassJob:
+    """What a task needs: the source, what to tally, and the boxes to read, cut into pieces.
+
+    Pieces are whole cells, but for the cells that a box cuts: each cell of a box lies in one piece.
+    """
+
+    source: Source
+    kind: Kind
+    cell: Cell
+    boxes: tuple[Roi, ...]
+    session: str = ""
+
+    @cached_property
+    def cells(self) -> Cell:
+        """Cells per axis."""
+        z, y, x = (-(-n // c) for n, c in zip(self.source.shape[-3:], self.cell, strict=True))
+        if z * y * x > MOST_CELLS:
+            raise InvalidInput(
+                f"cells {self.cell} cut a volume of shape {self.source.shape} into {z * y * x}, at"
+                f" most {MOST_CELLS} are counted; check the volume's shape"
+            )
+        return z, y, x
+
+    @cached_property
+    def piece(self) -> tuple[int, ...]:
+        """What is read at once, counted from voxel 0."""
+        source = self.source
+        return piece_of_cells(self.cell, _units(source), source.shape[-3:], source.dtype)
+
+    @cached_property
+    def grids(self) -> tuple[tuple[tuple[int, ...], BlockGrid], ...]:
+        """The pieces of each box: where the first begins, and their grid from there."""
+        grids = []
+        for box in self.boxes:
+            low = tuple(a // p * p for a, p in zip(box.start, self.piece, strict=True))
+            shape = tuple(b - a for a, b in zip(low, box.stop, strict=True))
+            grids.append((low, BlockGrid(shape, self.piece)))
+        return tuple(grids)
+
+    @cached_property
+    def firsts(self) -> tuple[int, ...]:
+        """The number of the first piece of each box, and of all pieces."""
+        return tuple(accumulate((len(grid) for _, grid in self.grids), initial=0))
+
+    def __len__(self) -> int:
+        return self.firsts[-1]
+
+    def roi(self, piece: int) -> Roi:
+        """The box of a piece, z, y, x."""
+        number = bisect_right(self.firsts, piece) - 1
+        low, grid = self.grids[number]
+        return grid[piece - self.firsts[number]].write_roi.shift(low).intersect(self.boxes[number])
+
+
+def path_of(source: Source) -> str | None:
+    """Where a source lies; None in memory and for what Dask computes."""
+    if isinstance(source, VolumeSource):
+        return source.volume.path
+    return getattr(source, "path", None)
+
+
+def _units(source: Source) -> list[tuple[int, ...]]:
+    """What is read without waste, z, y, x: stored objects, planes and rows of a file."""
+    if isinstance(source, VolumeSource):
+        found = (source.volume.shards, source.volume.chunks)
+        return [unit[-3:] for unit in found if unit is not None]
+    if isinstance(source, DaskSource):
+        return [tuple(max(axis) for axis in source.array.chunks[-3:])]
+    _, y, x = source.shape[-3:]
+    return [(1, y, x), (1, 1, x)]
+
+
+def tally_pieces(job: MassJob, pieces: tuple[int, ...]) -> Iterator[Step]:
+    """The tables of some pieces."""
+    for piece in pieces:
+        if job.session in _stopped:
+            raise Superseded(f"the driver of these {job.kind.operation} has ended; this task stops")
+        clock = Clock()
+        table = _tally_piece(job, job.roi(piece), clock)
+        yield Step(piece, job.roi(piece).size, clock.take_step(), table)
+
+
+def _tally_piece(job: MassJob, roi: Roi, clock: Clock) -> Entries:
+    """The table of one piece. Its voxels end here."""
+    channel = (0,) * (len(job.source.shape) - 3)
+    with clock.stage("read"):
+        box = Roi((*channel, *roi.start), (*(1 for _ in channel), *roi.stop))
+        voxels = job.source.read(box).reshape(roi.shape)
+    with clock.stage("count"):
+        path = path_of(job.source)
+        name = "the array" if path is None else Path(path).name
+        return job.kind.tally(voxels, roi, job.cell, job.cells, name)
+
+
+def plan_mass(job: MassJob, memory_bytes: int) -> Plan:
+    """What `measure` does; no voxel is read.
+
+    Raises
+    ------
+    MemoryRefused
+        Where one task does not fit.
+    """
+    shape, dtype = job.source.shape[-3:], job.source.dtype
+    edges = zip(job.piece, _units(job.source)[-1], shape, strict=True)
+    decoded = math.prod(min(p + (u if p % u else 0), -(-n // u) * u) for p, u, n in edges)
+    # Reading holds decoded chunks and stored bytes beside the piece; counting holds bin numbers,
+    # or sorted values, of the cells or layers of a cell that are counted at once.
+    layer = math.prod(map(min, job.cell[1:], shape[1:]))
+    peak = 3 * decoded * dtype.itemsize + 64 * max(GROUP_VOXELS, layer)
+    plan = Plan(
+        job.kind.operation,
+        tally_pieces,
+        job,
+        split_runs(range(len(job)), TASKS),
+        units=sum(box.size for box in job.boxes),
+        unit="voxels",
+        peak_bytes=peak,
+        memory_bytes=memory_bytes,
+        facts=(
+            ("input", path_of(job.source) or "an array"),
+            ("cell", f"{job.cell} voxels"),
+            ("piece", f"{job.piece} voxels"),
+        ),
+    )
+    plan.require_memory(f"give it at least {format_bytes(math.ceil(peak * 1.01))}")
+    return plan
+
+
+def measure(
+    jobs: Sequence[MassJob],
+    *,
+    cluster: Cluster = None,
+    memory: str | int | None = None,
+    progress: bool | Callable[[State], object] | None = None,
+) -> list[Entries]:
+    """The table of each of some jobs over one source.
+
+    Parameters
+    ----------
+    jobs
+        What to measure.
+    cluster, memory, progress
+        As in `predict`; an array in memory is measured in this thread.
+
+    Raises
+    ------
+    InvalidInput
+        Where a voxel breaks the rule of its kind, naming it and its place.
+    MemoryRefused
+        Where one task does not fit into ``memory``, saying what would.
+    RunFailed
+        Where the source cannot be read.
+    """
+    if all(_in_memory(job.source) or not len(job) for job in jobs):
+        steps = ([*tally_pieces(job, tuple(range(len(job))))] for job in jobs)
+        return [job.kind.join([s.result for s in of]) for job, of in zip(jobs, steps, strict=True)]
+    tables = []
+    with connect(cluster) as client:
+        memory_bytes = memory_per_worker(client, memory)
+        for job in jobs:
+            stop = partial(_stopped.add, job.session)
+            plan = plan_mass(job, memory_bytes)
+            with at_hand(job.source, here=is_embedded(client)) as (source, plugin):
+                plan = replace(plan, job=replace(job, source=source), plugin=plugin)
+                results = run(plan, cluster=client, progress=progress, stop=stop).results
+            tables.append(job.kind.join([results[piece] for piece in sorted(results)]))
+    return tables
+
+
+def _in_memory(source: Source) -> bool:
+    """Whether no other process could read it, or only a copy."""
+    volume = isinstance(source, VolumeSource) and source.volume.path is None
+    return volume or isinstance(source, ArraySource)

@@ -1,0 +1,319 @@
+"""Where classes and weights lie in a volume: their mass per cell, measured once and kept.
+
+A sampler draws a cell before it draws a voxel, so that no draw needs the whole volume. What a
+cell holds depends on the patch only where the box of possible centres (``reach``) cuts it: the
+whole volume is measured once, and for another patch only the cells at the border.
+"""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from volflow.engine.cluster import Cluster
+from volflow.engine.events import State
+from volflow.errors import InvalidInput
+from volflow.geometry.grid import per_axis
+from volflow.geometry.roi import Roi
+from volflow.sampling.counts.counting import CLASSES, WEIGHTS, Kind, MassJob, measure, path_of
+from volflow.sampling.counts.tally import Cell, Entries, Int64s
+from volflow.store.formats.sources import Source, VolumeSource
+from volflow.store.sidecars import load_arrays, part_of, save_arrays, sidecar_paths
+
+__all__ = ["ClassMass", "WeightMass", "count_classes", "sum_weights"]
+
+FORMAT = 1
+Measure = Callable[[Sequence[MassJob]], list[Entries]]
+
+
+@dataclass(frozen=True, eq=False)
+class ClassMass:
+    """How many possible centres of each class every cell of a volume holds.
+
+    Parameters
+    ----------
+    cells
+        Cells along z, y, x.
+    cell
+        Voxels per cell; the last along an axis may be smaller.
+    values
+        The classes that are there, ascending (int64).
+    number, column, count
+        One entry for each class in each cell that holds it, by class, then cell (int64): the
+        cell's number in C order, the class's place in ``values``, its voxels.
+    """
+
+    cells: Cell
+    cell: Cell
+    values: Int64s
+    number: Int64s
+    column: Int64s
+    count: Int64s
+
+    def boxes(self, per_box: Sequence[int], classes: Sequence[int] | None = None) -> Int64s:
+        """How many centres of each class boxes of cells hold.
+
+        Parameters
+        ----------
+        per_box
+            Cells per box along z, y, x; the last boxes may hold fewer.
+        classes
+            One column for each; None: one column for all classes above 0.
+
+        Returns
+        -------
+        numpy.ndarray
+            int64, (boxes, columns), boxes in C order.
+        """
+        steps = per_axis(per_box, "per_box")
+        counts = [-(-n // step) for n, step in zip(self.cells, steps, strict=True)]
+        index = np.unravel_index(self.number, self.cells)
+        box = np.ravel_multi_index([i // s for i, s in zip(index, steps, strict=True)], counts)
+        if classes is None:  # all that are above 0
+            columns = [(np.searchsorted(self.values, 1), len(self.values))]
+        else:
+            first = np.searchsorted(self.values, classes, "left")
+            columns = [*zip(first, np.searchsorted(self.values, classes, "right"), strict=True)]
+        table = np.zeros((len(columns), math.prod(counts)), np.int64)
+        for row, ends in zip(table, columns, strict=True):
+            rows = slice(*np.searchsorted(self.column, np.array(ends)))
+            np.add.at(row, box[rows], self.count[rows])
+        return table.T
+
+
+@dataclass(frozen=True, eq=False)
+class WeightMass:
+    """How much weight the possible centres in every cell of a volume have.
+
+    Parameters
+    ----------
+    cells
+        Cells along z, y, x.
+    cell
+        Voxels per cell; the last along an axis may be smaller.
+    sums
+        float64, of shape ``cells``.
+    """
+
+    cells: Cell
+    cell: Cell
+    sums: npt.NDArray[np.float64]
+
+    def boxes(self, per_box: Sequence[int]) -> npt.NDArray[np.float64]:
+        """The weight in boxes of cells.
+
+        Parameters
+        ----------
+        per_box
+            Cells per box along z, y, x; the last boxes may hold fewer.
+
+        Returns
+        -------
+        numpy.ndarray
+            float64, (boxes,), in C order.
+        """
+        sums = self.sums
+        for axis, step in enumerate(per_axis(per_box, "per_box")):
+            sums = np.add.reduceat(sums, np.arange(0, sums.shape[axis], step), axis)
+        return sums.ravel()
+
+
+def count_classes(
+    source: Source,
+    cell: int | Sequence[int],
+    reach: Roi,
+    *,
+    cluster: Cluster = None,
+    memory: str | int | None = None,
+    progress: bool | Callable[[State], object] | None = None,
+) -> ClassMass:
+    """Count the voxels of each class in every cell, within the box of possible centres.
+
+    The counts of a source that has a path are kept beside it, in ``<path>.volflow/``, or in the
+    user's cache, until it changes. They do not depend on memory, workers or order.
+
+    Parameters
+    ----------
+    source
+        Labels, ``zyx`` or one channel of ``czyx``: integers, or floats that are whole numbers.
+    cell
+        Voxels per cell, z, y, x; cells are counted from voxel 0.
+    reach
+        Which voxels may be centres, z, y, x; what lies outside of the volume does not count.
+    cluster, memory, progress
+        As in `predict`; an array in memory is counted where it is.
+
+    Raises
+    ------
+    InvalidInput
+        Where there are several channels, or a voxel anywhere is no whole number, naming its place.
+    MemoryRefused
+        Where one task does not fit into ``memory``, saying what would.
+    RunFailed
+        Where the source cannot be read.
+
+    Examples
+    --------
+    >>> from volflow.store.formats.sources import open_source
+    >>> labels = np.zeros((4, 4, 4), "uint8")
+    >>> labels[1:, 3] = 2
+    >>> mass = count_classes(open_source(labels), 2, Roi((0, 0, 0), (4, 4, 3)))
+    >>> mass.values.tolist(), mass.boxes((1, 2, 2), [0, 2]).tolist()
+    ([0, 2], [[21, 3], [18, 6]])
+    """
+    run = partial(measure, cluster=cluster, memory=memory, progress=progress)
+    job, table = _mass(CLASSES, source, cell, reach, run)
+    values, column = np.unique(table["value"], return_inverse=True)
+    order = np.lexsort((table["cell"], column))
+    number, count = table["cell"][order], table["count"][order]
+    return ClassMass(job.cells, job.cell, values, number, column[order], count)
+
+
+def sum_weights(
+    source: Source,
+    cell: int | Sequence[int],
+    reach: Roi,
+    *,
+    cluster: Cluster = None,
+    memory: str | int | None = None,
+    progress: bool | Callable[[State], object] | None = None,
+) -> WeightMass:
+    """Sum the weights in every cell, within the box of possible centres.
+
+    They are kept as `count_classes` keeps its counts. Each cell is summed in the same order
+    whatever was read with it, so that equal weights give equal bits.
+
+    Parameters
+    ----------
+    source
+        Weights, ``zyx`` or one channel of ``czyx``: finite and not negative, of any dtype.
+    cell, reach, cluster, memory, progress
+        As in `count_classes`.
+
+    Raises
+    ------
+    InvalidInput
+        Where there are several channels, or a weight anywhere is negative, NaN or infinite,
+        naming its place.
+    MemoryRefused, RunFailed
+        As `count_classes`.
+
+    Examples
+    --------
+    >>> from volflow.store.formats.sources import open_source
+    >>> mass = sum_weights(open_source(np.full((2, 2, 3), 0.5)), 2, Roi((0, 0, 0), (2, 2, 3)))
+    >>> mass.sums.tolist(), mass.boxes((1, 1, 2)).tolist()
+    ([[[4.0, 2.0]]], [6.0])
+    """
+    run = partial(measure, cluster=cluster, memory=memory, progress=progress)
+    job, table = _mass(WEIGHTS, source, cell, reach, run)
+    sums = np.zeros(job.cells)
+    sums.ravel()[table["cell"]] = table["sum"]
+    return WeightMass(job.cells, job.cell, sums)
+
+
+def _mass(
+    kind: Kind, source: Source, cell: int | Sequence[int], reach: Roi, run: Measure
+) -> tuple[MassJob, Entries]:
+    """What the cells hold within reach, and the job that measures the whole."""
+    if len(source.shape) == 4 and source.shape[0] > 1:
+        raise InvalidInput(
+            f"{kind.name} must be one number per voxel, given {source.shape[0]} channels; store"
+            " them as one array z, y, x"
+        )
+    z, y, x = per_axis(cell, "cell")
+    shape = source.shape[-3:]
+    everything = Roi.full(shape)
+    whole = MassJob(source, kind, (z, y, x), (everything,), uuid.uuid4().hex)
+    reach = reach.clip(shape)
+    if path_of(source) is None:
+        # The rest is read too: whether voxels are refused must not depend on the patch.
+        parts = ((reach,) if reach.size else (), _shell(everything, reach))
+        table, _ = run([replace(whole, boxes=boxes) for boxes in parts])
+        return whole, table
+    inner = _whole_cells(whole, reach)
+    voxels = Roi(*(_voxels(ends, whole) for ends in (inner.start, inner.stop)))
+    jobs = {"": whole}
+    border = _shell(reach, voxels)
+    if border:
+        jobs[f"-reach-{_text(reach.start)}-{_text(reach.stop)}"] = replace(whole, boxes=border)
+    table, *cut = _kept(jobs, run)
+    index = np.unravel_index(table["cell"], whole.cells)
+    inside = np.logical_and.reduce(
+        [(a <= i) & (i < b) for (a, b), i in zip(inner, index, strict=True)]
+    )
+    return whole, kind.join([{key: column[inside] for key, column in table.items()}, *cut])
+
+
+def _kept(jobs: Mapping[str, MassJob], run: Measure) -> list[Entries]:
+    """The tables of jobs over one source, by the ends of their names: those kept, or measured."""
+    whole = jobs[""]
+    source, kind = whole.source, whole.kind
+    part = part_of(source.volume) if isinstance(source, VolumeSource) else ""
+    name = f"{kind.name}-{_text(whole.cell)}{part}"
+
+    def places(end: str) -> Iterator[Path]:
+        return sidecar_paths(path_of(source), f"{name}{end}.npz")
+
+    def fingerprint() -> str:
+        return f"{kind.name} {FORMAT} {source.identity()}"
+
+    state = fingerprint()
+    known = {end: load_arrays(places(end), state) for end in jobs}
+    missing = [
+        end for end, table in known.items() if table is None or not kind.fits(table, whole.cells)
+    ]
+    if missing:
+        measured = dict(zip(missing, run([jobs[end] for end in missing]), strict=True))
+        if fingerprint() == state:  # else it was being written: these fit neither state
+            for end, table in measured.items():
+                save_arrays(places(end), state, table)
+        known |= measured
+    return [table for table in known.values() if table is not None]
+
+
+def _whole_cells(job: MassJob, reach: Roi) -> Roi:
+    """The cells that lie wholly in reach; the last of an axis ends with the volume."""
+    start, stop = [], []
+    for (a, b), size, end in zip(reach, job.cell, job.source.shape[-3:], strict=True):
+        start.append(-(-a // size))
+        stop.append(max(start[-1], -(-b // size) if b == end else b // size))
+    return Roi(tuple(start), tuple(stop))
+
+
+def _voxels(index: Sequence[int], job: MassJob) -> tuple[int, ...]:
+    """Where cells begin; what lies behind the last begins with the end of the volume."""
+    axes = zip(index, job.cell, job.source.shape[-3:], strict=True)
+    return tuple(min(i * size, end) for i, size, end in axes)
+
+
+def _text(sizes: Sequence[int]) -> str:
+    return "x".join(map(str, sizes))
+
+
+def _shell(outer: Roi, inner: Roi) -> tuple[Roi, ...]:
+    """What the outer box has beyond the inner one, as boxes.
+
+    Examples
+    --------
+    >>> _shell(Roi((1, 0), (4, 9)), Roi((2, 0), (4, 8)))
+    (Roi(start=(1, 0), stop=(2, 9)), Roi(start=(2, 8), stop=(4, 9)))
+    """
+    if not inner.size:
+        return (outer,) if outer.size else ()
+    boxes = []
+    for axis in range(outer.ndim):
+        start, stop = list(outer.start), list(outer.stop)
+        before, behind = stop.copy(), start.copy()
+        before[axis] = start[axis] = inner.start[axis]
+        behind[axis] = stop[axis] = inner.stop[axis]
+        boxes += [Roi(outer.start, tuple(before)), Roi(tuple(behind), outer.stop)]
+        outer = Roi(tuple(start), tuple(stop))
+    return tuple(box for box in boxes if box.size)

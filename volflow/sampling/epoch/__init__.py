@@ -1,0 +1,1 @@
+"""The order of an epoch: which patches come from where, and when."""

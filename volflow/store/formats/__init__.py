@@ -1,0 +1,1 @@
+"""Foreign files as sources of volumes, one adapter per format, and exported files."""

@@ -1,0 +1,178 @@
+"""What is known of exported files: a receipt beside each says what it was when it was written.
+
+::
+
+    seg.nii.gz.volflow/
+        export.json     size and checksum of the file, and the volume that it holds
+        output.zarr     that volume, where `predict` wrote the file
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+
+from volflow.errors import InvalidInput, Unreadable
+from volflow.geometry.roi import Roi
+from volflow.store.atomic import read_json, write_json
+from volflow.store.formats.nifti import import_nibabel
+from volflow.store.formats.sources import open_source
+from volflow.store.journal.journal import journal_dir
+from volflow.store.opening import is_url
+
+__all__ = [
+    "SUFFIXES",
+    "FileSum",
+    "Receipt",
+    "fault_of",
+    "file_sum",
+    "foreign_voxels",
+    "is_foreign",
+    "keep_receipt",
+    "read_receipt",
+    "state_of",
+    "stored_behind",
+]
+
+SUFFIXES = (".nii.gz", ".nii", ".npy")
+RECEIPT, FORMAT = "export.json", 1
+BEHIND = "output.zarr"
+PIECE_BYTES, SLAB_BYTES = 2**20, 2**26
+
+
+@dataclass(frozen=True)
+class FileSum:
+    """Size of a file, and the crc32c of its bytes."""
+
+    size: int = 0
+    crc32c: int = 0
+
+    def of(self, data: bytes) -> FileSum:
+        """That of a file with these bytes behind."""
+        return FileSum(self.size + len(data), google_crc32c.extend(self.crc32c, data))
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What an exported file was when it was written.
+
+    Parameters
+    ----------
+    files
+        The file's sum; while it replaces another, also that one's: a process may be killed before
+        or after the file is in its place.
+    volume
+        Path of the volume that it holds.
+    state
+        Of the volume, as `state_of` gives it.
+    """
+
+    files: tuple[FileSum, ...]
+    volume: str
+    state: str
+
+
+def is_foreign(path: Any) -> bool:
+    """Whether something is the name of a file in a format that `export` writes.
+
+    Examples
+    --------
+    >>> is_foreign("seg.NII.gz"), is_foreign("seg.zarr")
+    (True, False)
+    """
+    return isinstance(path, str | os.PathLike) and os.fspath(path).lower().endswith(SUFFIXES)
+
+
+def state_of(volume: Any) -> str:
+    """The identity of a volume's voxels; ``""`` where that cannot be asked for."""
+    known = volume.path is not None and not is_url(volume.path)
+    return str(volume.identity()) if known else ""
+
+
+def read_receipt(path: Path) -> Receipt | None:
+    """The receipt of a file; None where there is none, or a damaged one."""
+    try:
+        saved = read_json(journal_dir(path) / RECEIPT)
+        files = tuple(FileSum(int(f["size"]), int(f["crc32c"])) for f in saved["files"])
+        texts = isinstance(saved["volume"], str) and isinstance(saved["state"], str)
+        if saved["format"] == FORMAT and files and texts:
+            return Receipt(files, saved["volume"], saved["state"])
+    except (OSError, ValueError, TypeError, KeyError, OverflowError):
+        pass
+    return None
+
+
+def keep_receipt(path: Path, receipt: Receipt) -> None:
+    """Keep the receipt of a file beside it.
+
+    Raises
+    ------
+    OSError
+        Where it cannot be written.
+    """
+    folder = journal_dir(path)
+    folder.mkdir(exist_ok=True)
+    write_json(folder / RECEIPT, {"format": FORMAT, **asdict(receipt)})
+
+
+def file_sum(path: Path) -> FileSum:
+    """The sum of a file, read from front to back.
+
+    Raises
+    ------
+    OSError
+        Where it cannot be read.
+    """
+    found = FileSum()
+    with path.open("rb") as file:
+        while data := file.read(PIECE_BYTES):
+            found = found.of(data)
+    return found
+
+
+def fault_of(path: Path, receipt: Receipt) -> str:
+    """How a file differs from what was exported; ``""`` where it does not."""
+    sizes = [one.size for one in receipt.files]
+    try:
+        size = path.stat().st_size
+        if size not in sizes:
+            return f"it has {size} bytes, it had {sizes[0]}"
+        return "" if file_sum(path) in receipt.files else "its checksum differs"
+    except FileNotFoundError:
+        return "it is missing"
+    except OSError as error:
+        return f"it cannot be read, {(error.strerror or str(error)).lower()}"
+
+
+def foreign_voxels(path: Path, volume: Any) -> str:
+    """How the voxels of a file differ from those of a volume; ``""`` where they do not."""
+    if not path.name.lower().endswith(".npy"):
+        import_nibabel()
+    try:
+        source = open_source(path)
+        lead = volume.ndim - len(source.shape)  # NIfTI drops a single channel
+        if volume.shape != (1,) * lead + tuple(source.shape):
+            return f"its voxels are {tuple(source.shape)}, those of the volume {volume.shape}"
+        plane_bytes = volume.shape[-1] * volume.shape[-2] * volume.dtype.itemsize
+        for roi, voxels in source.slabs(min(volume.chunks[-3], 1 + SLAB_BYTES // plane_bytes)):
+            stored = volume.read(Roi((0,) * lead + roi.start, (1,) * lead + roi.stop))
+            if not np.array_equal(stored.reshape(voxels.shape), voxels, equal_nan=True):
+                return f"its voxels from {roi.start} on differ from those of the volume"
+    except Unreadable:  # that is the volume
+        raise
+    except InvalidInput as error:  # damaged, or cut short
+        return str(error)
+    return ""
+
+
+def stored_behind(path: str | os.PathLike[str]) -> Path | None:
+    """The volume that `predict` wrote on the way to a file; None where there is none."""
+    if "://" in os.fspath(path):
+        return None
+    kept = journal_dir(path) / BEHIND
+    return kept if kept.is_dir() else None

@@ -1,0 +1,155 @@
+"""The header of a NIfTI file to be written: the source's own where a volume came from one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+
+from volflow.errors import Damaged, InvalidInput
+from volflow.store.formats.nifti import LABEL_INTENT, UNITS, import_nibabel, parse_header
+from volflow.store.meta import Meta
+from volflow.store.slabs import Array
+
+__all__ = ["header_bytes", "stored_dtype"]
+
+SCANNER, LONGEST = 1, 32767
+# What NIfTI has no unit for is written in millimetres.
+_MILLIMETERS = {"angstrom": 1e-7, "nanometer": 1e-6, "centimeter": 10.0, "inch": 25.4}
+
+
+def stored_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The little-endian dtype in which NIfTI holds these voxels without loss.
+
+    Examples
+    --------
+    >>> stored_dtype(np.dtype("float16")).name, stored_dtype(np.dtype("bool")).name
+    ('float32', 'uint8')
+    """
+    wider = {"float16": "float32", "bool": "uint8"}
+    return np.dtype(wider.get(dtype.name, dtype)).newbyteorder("<")
+
+
+def header_bytes(meta: Meta, shape: Sequence[int], dtype: np.dtype[Any]) -> bytes:
+    """All bytes before the voxels of a ``.nii`` file.
+
+    A volume on its source's own grid gets the source's header: orientation codes, units and both
+    affines stay as they were. Scaling is reset, as the voxels are true values. NIfTI-2 is written
+    where the source was, or where a side is longer than NIfTI-1 can say.
+
+    Parameters
+    ----------
+    meta
+        Of the volume.
+    shape
+        ``zyx`` or ``czyx``.
+    dtype
+        Of the voxels, as `stored_dtype` gives it.
+
+    Raises
+    ------
+    Damaged
+        Where the metadata describe no grid that NIfTI can.
+    """
+    try:
+        return _header_bytes(meta, shape, dtype)
+    except InvalidInput:
+        raise
+    except Exception as error:  # nibabel raises whatever its arithmetic does
+        raise Damaged(
+            f"no NIfTI header can be made of what the volume says of its grid ({error}); correct"
+            " its affine, or the header that is kept of its source"
+        ) from error
+
+
+def _header_bytes(meta: Meta, shape: Sequence[int], dtype: np.dtype[Any]) -> bytes:
+    nibabel = import_nibabel()
+    source = _source_header(meta)
+    large = max(shape) > LONGEST or (source is not None and len(source.binaryblock) == 540)
+    header = (nibabel.Nifti2Header if large else nibabel.Nifti1Header)()
+    header.set_data_shape(_dims(source, shape))  # first, as it resets sizes beyond its axes
+    if source is not None:
+        own = {"sizeof_hdr", "magic", "eol_check", "vox_offset", "bitpix", "datatype", "dim"}
+        for key in set(header.keys()) & set(source.keys()) - own:
+            header[key] = source[key]
+    beyond_space = header["pixdim"][4:]
+    beyond_space[beyond_space == 0] = 1
+    header.set_data_dtype(dtype)
+    header.set_slope_inter(1, 0)
+    header["cal_min"] = header["cal_max"] = 0
+    if meta.kind == "classes":
+        header.set_intent(LABEL_INTENT)
+    elif int(header["intent_code"]) == LABEL_INTENT:  # of the labels that an image was made from
+        header.set_intent("none")
+    if source is None or not _same_grid(source, meta):
+        _set_grid(header, meta)
+    header.set_data_offset(header.single_vox_offset)
+    file = BytesIO()
+    header.write_to(file)
+    return file.getvalue().ljust(header.single_vox_offset, b"\0")
+
+
+def _source_header(meta: Meta) -> Any:
+    if meta.source is None or not meta.source.format.startswith("nifti"):
+        return None
+    return parse_header(meta.source.header, "the stored NIfTI header").as_byteswapped("<")
+
+
+def _dims(source: Any, shape: Sequence[int]) -> tuple[int, ...]:
+    """Sizes in file order; axes of one voxel that the source had are kept."""
+    sizes = tuple(reversed(shape))
+    if source is not None:
+        given = tuple(int(n) for n in source["dim"][1 : int(source["dim"][0]) + 1])
+        kept = given[:3] + tuple(n for n in given[3:] if n != 1)
+        if kept + (1,) * (3 - len(kept)) == sizes:
+            return given
+    return sizes
+
+
+def _same_grid(source: Any, meta: Meta) -> bool:
+    """Whether the volume lies where its source lay."""
+    sizes = np.abs(source["pixdim"][1:4]).astype(float)
+    if meta.affine is None:
+        return bool(np.allclose(sizes, meta.spacing[::-1], rtol=1e-6))
+    affine: Array | None = None
+    if source["sform_code"] > 0:
+        affine = source.get_sform()
+    elif source["qform_code"] > 0:
+        affine = source.get_qform()
+    return affine is not None and bool(np.allclose(affine, meta.affine, rtol=1e-6, atol=1e-6))
+
+
+def _set_grid(header: Any, meta: Meta) -> None:
+    """Spacing, unit and affine from the metadata; no orientation is claimed that is not known."""
+    codes = {name: code for code, name in UNITS.items()}
+    factor = _MILLIMETERS.get(meta.unit or "", 1.0)
+    unit = "millimeter" if factor != 1 else meta.unit
+    time = int(header["xyzt_units"]) & ~7
+    header["xyzt_units"] = codes.get(unit or "", 0) | time
+    header["pixdim"][1:4] = np.array(meta.spacing[::-1]) * factor
+    affine = _affine(meta)
+    if affine is None:
+        header["sform_code"] = header["qform_code"] = 0
+        return
+    affine[:3] *= factor
+    code = int(header["sform_code"]) or int(header["qform_code"]) or SCANNER
+    header.set_sform(affine, code)
+    header.set_qform(affine, code)
+
+
+def _affine(meta: Meta) -> Array | None:
+    """The affine, or one made of spacing, orientation and translation."""
+    if meta.affine is not None:
+        return np.array(meta.affine, dtype=float)
+    if meta.orientation is None:
+        return None
+    affine = np.zeros((4, 4))
+    affine[3, 3] = 1
+    for column, letter in enumerate(reversed(meta.orientation)):
+        row = next(n for n, pair in enumerate(("RL", "AP", "SI")) if letter in pair)
+        sign = 1 if letter in "RAS" else -1
+        affine[row, column] = sign * meta.spacing[2 - column]
+        affine[row, 3] = sign * meta.translation[2 - column]
+    return affine

@@ -1,0 +1,228 @@
+"""Sources: what a volume can be made from, behind one protocol."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from volflow.errors import Damaged, InvalidInput
+from volflow.geometry.roi import Roi
+from volflow.store.formats.nifti import open_nifti
+from volflow.store.journal.complete import open_complete
+from volflow.store.meta import Meta, SourceInfo
+from volflow.store.opening import is_url
+from volflow.store.slabs import Array, check_dtype, file_identity, slab_rois
+from volflow.store.volume import Volume
+
+__all__ = ["ArraySource", "NpySource", "Source", "VolumeSource", "open_source"]
+
+MOST_HEADER = 2**16  # of a .npy file
+FORMATS = ".npy, .nii, .nii.gz, OME-Zarr and Zarr v2 or v3"
+
+
+class Source(Protocol):
+    """A 3-D image of any format, ``zyx`` or ``czyx``.
+
+    A source holds no voxels of a file and pickles, so that workers read for themselves. One that
+    is ``sequential`` gives its voxels only by `slabs`.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Voxels per axis, as ``meta.axes``."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the voxels that it gives, in the machine's byte order."""
+
+    @property
+    def meta(self) -> Meta:
+        """Spacing, unit, orientation, and the header that `export` writes back."""
+
+    @property
+    def sequential(self) -> bool:
+        """Whether it can only be read from front to back."""
+
+    def identity(self) -> str:
+        """A hash that changes when the voxels do."""
+
+    def read(self, roi: Roi) -> Array:
+        """The voxels of a box with one entry per axis; refused where sequential."""
+
+    def slabs(self, depth: int) -> Iterator[tuple[Roi, Array]]:
+        """Every voxel once, ``depth`` z-planes of one channel at a time, in C order."""
+
+
+@dataclass(frozen=True, eq=False)
+class ArraySource:
+    """An array in memory."""
+
+    array: Array
+    meta: Meta
+    sequential: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As the array's."""
+        return tuple(self.array.shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """In the machine's byte order."""
+        return self.array.dtype.newbyteorder("=")
+
+    def identity(self) -> str:
+        """A hash of the values."""
+        digest = hashlib.sha256(f"{self.dtype} {self.shape}\n".encode())
+        for _, voxels in self.slabs(16):
+            digest.update(np.ascontiguousarray(voxels).data)
+        return digest.hexdigest()
+
+    def read(self, roi: Roi) -> Array:
+        """The voxels of a box, copied."""
+        return self.array[roi.slices()].astype(self.dtype)
+
+    def slabs(self, depth: int) -> Iterator[tuple[Roi, Array]]:
+        """All voxels in C order."""
+        return ((roi, self.read(roi)) for roi in slab_rois(self.shape, depth))
+
+
+@dataclass(frozen=True)
+class NpySource:
+    """A ``.npy`` file; mapped, never loaded."""
+
+    path: str
+    meta: Meta
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    sequential: bool = False
+
+    def identity(self) -> str:
+        """A hash that changes when the file does."""
+        return file_identity(self.path)
+
+    def read(self, roi: Roi) -> Array:
+        """The voxels of a box."""
+        # Mapped for this one read: a mapping kept open would count its pages as ours.
+        voxels = _map_npy(self.path)
+        voxels = voxels if voxels.ndim > 2 else voxels[None]
+        return voxels[roi.slices()].astype(self.dtype)
+
+    def slabs(self, depth: int) -> Iterator[tuple[Roi, Array]]:
+        """All voxels in C order."""
+        return ((roi, self.read(roi)) for roi in slab_rois(self.shape, depth))
+
+
+@dataclass(frozen=True, eq=False)
+class VolumeSource:
+    """A volume that is a Zarr already."""
+
+    volume: Volume
+    sequential: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As the volume's."""
+        return self.volume.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """As the volume's."""
+        return self.volume.dtype
+
+    @property
+    def meta(self) -> Meta:
+        """As the volume's."""
+        meta = self.volume.meta
+        return replace(meta, source=meta.source or SourceInfo("zarr", str(self.dtype)))
+
+    def identity(self) -> str:
+        """As the volume's."""
+        return self.volume.identity()
+
+    def read(self, roi: Roi) -> Array:
+        """The voxels of a box."""
+        return self.volume.read(roi)
+
+    def slabs(self, depth: int) -> Iterator[tuple[Roi, Array]]:
+        """All voxels in C order."""
+        return ((roi, self.read(roi)) for roi in slab_rois(self.shape, depth))
+
+
+def open_source(x: Any) -> Source:
+    """Open anything a volume can be made from; no voxel is read.
+
+    Parameters
+    ----------
+    x
+        Path of a ``.npy``, ``.nii`` or ``.nii.gz`` file; whatever `open_volume` opens; or a
+        NumPy array, ``zyx`` or ``czyx`` (``yx`` is one slice); or a source.
+
+    Raises
+    ------
+    InvalidInput
+        Where it cannot be read; one line says why.
+
+    Examples
+    --------
+    >>> source = open_source(np.zeros((30, 40, 50), "uint8"))
+    >>> source.shape, [roi.start for roi, voxels in source.slabs(16)]
+    ((30, 40, 50), [(0, 0, 0), (16, 0, 0)])
+    """
+    if hasattr(x, "slabs"):  # opened before
+        opened: Source = x
+        return opened
+    if isinstance(x, np.ndarray):
+        shape, axes = _volume_shape(x.shape, "the array")
+        dtype = check_dtype(x.dtype, "the array")
+        meta = Meta(axes, source=SourceInfo("numpy", str(dtype.newbyteorder("="))))
+        return ArraySource(x.reshape(shape), meta)
+    if not isinstance(x, str | os.PathLike) or is_url(os.fspath(x)):
+        return VolumeSource(open_complete(x))
+    path = Path(os.fspath(x).removeprefix("file://")).expanduser().absolute()
+    if not path.exists():
+        raise InvalidInput(f"{path} does not exist; check the path")
+    if path.is_dir():
+        return VolumeSource(open_complete(path))
+    name = path.name.lower()
+    if name.endswith((".nii", ".nii.gz")):
+        return open_nifti(str(path))
+    if name.endswith(".npy"):
+        return _open_npy(str(path))
+    raise InvalidInput(f"{path.name} is of a format that cannot be read; {FORMATS} can")
+
+
+def _open_npy(path: str) -> NpySource:
+    voxels = _map_npy(path)
+    shape, axes = _volume_shape(voxels.shape, path)
+    dtype = check_dtype(voxels.dtype, path).newbyteorder("=")
+    return NpySource(path, Meta(axes, source=SourceInfo("npy", str(dtype))), shape, dtype)
+
+
+def _map_npy(path: str) -> Array:
+    try:
+        with Path(path).open("rb") as file:
+            version = np.lib.format.read_magic(file)
+            # NumPy reads the whole header before it finds it too long.
+            if version != (1, 0) and int.from_bytes(file.read(4), "little") > MOST_HEADER:
+                raise ValueError(f"its header has more than {MOST_HEADER} bytes")
+        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+    except OSError:
+        raise
+    except Exception as error:  # the header is a Python literal, which can fail in any way
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise Damaged(f"{path} is no .npy array or is cut short ({reason})") from error
+
+
+def _volume_shape(shape: tuple[int, ...], name: str) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    if len(shape) == 2:
+        shape = (1, *shape)
+    if len(shape) not in (3, 4) or 0 in shape:
+        raise InvalidInput(f"{name} has shape {shape}; a volume is zyx or czyx and not empty")
+    return shape, ("c", "z", "y", "x")[-len(shape) :]

@@ -1,0 +1,1 @@
+"""Whole-volume work without a network: convert, write, export, measure, coarsen, map."""

@@ -1,0 +1,157 @@
+"""What Dask computes as a source: any box of it, here or in tasks of a cluster."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import dask.array as da
+import numpy as np
+from dask.threaded import get as get_threaded
+from distributed import futures_of
+
+from volflow.errors import InvalidInput
+from volflow.geometry.roi import Roi
+from volflow.store.formats.sources import Source
+from volflow.store.meta import Meta
+from volflow.store.slabs import Array, slab_rois
+from volflow.volumes.arrays.held import Held, Keeping, hold
+from volflow.volumes.arrays.identity import identify
+from volflow.volumes.arrays.pieces import gathered, identities_of, packed, piece_of
+
+__all__ = ["DaskSource", "at_hand", "refuse_masked"]
+
+
+@dataclass(frozen=True, eq=False)
+class DaskSource:
+    """An array that Dask computes, box by box.
+
+    Parameters
+    ----------
+    array, meta
+        What is computed, and its grid.
+    held
+        Its name in this process, for tasks that run here: it is then pickled by that. Otherwise
+        it pickles with its graph, files as how to open them.
+    """
+
+    array: da.Array
+    meta: Meta
+    sequential: bool = False
+    held: Held | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As the array's."""
+        return tuple(int(n) for n in self.array.shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """In the machine's byte order."""
+        dtype: np.dtype[Any] = self.array.dtype
+        return dtype.newbyteorder("=")
+
+    @cached_property
+    def results(self) -> dict[Any, Any]:
+        """What is computed of it already and kept on a cluster, by key."""
+        return {future.key: future for future in futures_of(self.array)}
+
+    def identity(self) -> str:
+        """A hash of what the array reads and computes.
+
+        Where that cannot be told the name counts that Dask gives it.
+        """
+        found = identify(self.array, identities_of(self.results))
+        name = self.array.name if found.unknown else ""
+        return hashlib.sha256(f"{found.token} {name}".encode()).hexdigest()
+
+    def read(self, roi: Roi) -> Array:
+        """The voxels of a box, computed by threads of this process."""
+        # A worker may read while its client is busy with this very task: never on the cluster.
+        piece = piece_of(self.array, roi)
+        results = gathered({key: self.results[key] for key in piece.needs if key in self.results})
+        voxels = piece.compute(results, get_threaded)
+        refuse_masked(voxels)
+        return np.asarray(voxels, self.dtype)
+
+    def slabs(self, depth: int) -> Iterator[tuple[Roi, Array]]:
+        """All voxels in C order."""
+        return ((roi, self.read(roi)) for roi in slab_rois(self.shape, depth))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.held is not None:
+            return _found, (self.held,)
+        return _unpacked, (packed(self.array), self.meta, self.sequential)
+
+
+@dataclass(frozen=True)
+class _Elsewhere:
+    """A source that this process does not hold: a scheduler, which only passes it on."""
+
+    held: Held
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _found, (self.held,)
+
+
+def _found(held: Held) -> Any:
+    try:
+        return held.get()
+    except KeyError:
+        return _Elsewhere(held)
+
+
+def _unpacked(array: bytes, meta: Meta, sequential: bool) -> DaskSource:
+    return DaskSource(pickle.loads(array), meta, sequential)
+
+
+@contextmanager
+def at_hand(source: Source, *, here: bool) -> Iterator[tuple[Source, Keeping | None]]:
+    """A source as tasks carry it, and what brings to each worker once what it is computed from.
+
+    Parameters
+    ----------
+    source
+        Any.
+    here
+        Whether the tasks run in this process.
+
+    Raises
+    ------
+    InvalidInput
+        Where what Dask computes cannot be sent to another process.
+    """
+    if not isinstance(source, DaskSource):
+        yield source, None
+    elif here:
+        with hold(source) as held:
+            yield replace(source, held=held), None
+    else:
+        held, content = Held(uuid.uuid4().hex), pickle.dumps(source)
+        yield replace(source, held=held), Keeping({held.key: content})
+
+
+def refuse_masked(x: Any) -> None:
+    """Refuse a NumPy or Dask array with a mask, which would be lost where voxels are stored.
+
+    Raises
+    ------
+    InvalidInput
+        Naming the remedy.
+    """
+    if isinstance(x, np.ma.MaskedArray):
+        raise InvalidInput(
+            "the array is masked, and a volume has no mask; say what masked voxels hold:"
+            " array.filled(value)"
+        )
+    if isinstance(x, da.Array) and isinstance(x._meta, np.ma.MaskedArray):
+        raise InvalidInput(
+            "the Dask array is masked, and a volume has no mask; say what masked voxels hold:"
+            " dask.array.ma.filled(array, value)"
+        )

@@ -1,0 +1,222 @@
+"""Convert files and NumPy arrays to sharded OME-Zarr volumes, without holding them whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from volflow.engine.cluster import Cluster, connect, memory_per_worker
+from volflow.engine.events import announce
+from volflow.engine.plan import Plan
+from volflow.errors import InvalidInput
+from volflow.store.formats.labels import NotLabels, taken_as
+from volflow.store.formats.sources import ArraySource, Source, VolumeSource, open_source
+from volflow.store.journal.journal import Journal, journal_dir
+from volflow.store.volume import Volume
+from volflow.volumes.arrays.computed import DaskSource
+from volflow.volumes.arrays.held import hold
+from volflow.volumes.arrays.inputs import VolumeLike, open_input
+from volflow.volumes.copying import (
+    Copy,
+    Progress,
+    Run,
+    adopted,
+    lay_out,
+    make_plan,
+    make_record,
+    resumes,
+    run_copy,
+)
+from volflow.volumes.export import is_foreign
+from volflow.volumes.kind import set_kind
+from volflow.volumes.origin import Origin, origin_of
+from volflow.volumes.session import check_apart, discard
+from volflow.volumes.write import write
+
+__all__ = ["as_volume", "convert", "plan_convert"]
+
+
+@dataclass(frozen=True)
+class Import:
+    """What is imported where, in which layout as it was asked for."""
+
+    source: Any
+    out: str | os.PathLike[str]
+    chunk: Any
+    shard: Any
+    labels: bool | None
+    origin: Origin | None
+    anew: str  # why an unfinished one is not resumed
+    overwrite: bool
+
+    @classmethod
+    def of(
+        cls, source: Any, out: Any, layout: tuple[Any, Any], labels: bool | None, overwrite: bool
+    ) -> Import:
+        """Look at the source, then at what was begun at the place."""
+        check_apart(out, source)
+        journal, origin = Journal(journal_dir(out)), origin_of(open_source(source))
+        anew = "" if overwrite or origin is None else origin.begins_anew(journal)
+        return cls(source, out, *layout, labels, origin, anew, overwrite or bool(anew))
+
+    def copy(self, memory_bytes: int) -> Copy:
+        """The copy; the source is opened after its state was noted, lest it change between."""
+        opened = taken_as(open_source(self.source), self.labels)
+        layout = adopted(self.out, self.chunk, self.shard, overwrite=self.overwrite)
+        copy = lay_out(opened, os.fspath(self.out), *layout, memory_bytes)
+        named = isinstance(self.source, str | os.PathLike)
+        name = os.fspath(self.source) if named else type(self.source).__name__
+        what = f"{name}: {tuple(opened.shape)} {np.dtype(opened.dtype)}"
+        return replace(copy, what=what, origin=self.origin)
+
+
+def plan_convert(  # noqa: PLR0913 - as convert
+    source: Any,
+    out: str | os.PathLike[str],
+    *,
+    chunk: int | Sequence[int] | None = None,
+    shard: int | Sequence[int] | None = None,
+    labels: bool | None = None,
+    cluster: Cluster = None,
+    wait: float | str | None = None,
+    memory: str | int | None = None,
+    overwrite: bool = False,
+) -> Plan:
+    """What `convert` would do; nothing is written."""
+    asked = Import.of(source, out, (chunk, shard), labels, overwrite)
+    with connect(cluster, wait=wait) as client:
+        memory_bytes = memory_per_worker(client, memory)
+    copy = asked.copy(memory_bytes)
+    resuming = resumes(out, overwrite=asked.overwrite)
+    done = frozenset(Journal(journal_dir(out)).done() if resuming else ())
+    plan = make_plan(copy, None, done, memory_bytes)
+    plan.require_memory(copy.remedy())
+    return replace(plan, facts=(*plan.facts, ("anew", asked.anew))) if asked.anew else plan
+
+
+def convert(  # noqa: PLR0913 - a public journey takes flat options
+    source: VolumeLike | Source,
+    out: str | os.PathLike[str],
+    *,
+    chunk: int | Sequence[int] | None = None,
+    shard: int | Sequence[int] | None = None,
+    labels: bool | None = None,
+    cluster: Cluster = None,
+    wait: float | str | None = None,
+    memory: str | int | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: Progress = None,
+) -> Volume:
+    """Convert a file or array to a sharded OME-Zarr 0.5 volume, without holding it whole.
+
+    Parameters
+    ----------
+    source
+        ``.npy``, ``.nii``, ``.nii.gz``, a Zarr v2 or v3 array or OME-Zarr image, or any other
+        `VolumeLike`; what Dask computes goes to `write`.
+    out
+        Path of the volume; level 0 is array ``"0"`` in it.
+    chunk, shard
+        Voxels per axis; by default about 64³ and 256³, thinner along thick slices.
+    labels
+        True for a label map: each voxel is the number of a class, so that levels take the
+        commonest, pictures colour it and `compare` counts it. Floats must be whole numbers and are
+        stored as integers. False for an image. By default what the source says: a NIfTI file by
+        its intent (1002, which `export` writes), OME-Zarr by ``image-label``. Given for a volume
+        that is converted already, it changes what that is taken for, as `set_kind` does.
+    cluster, wait, memory, progress
+        As in `predict`. A ``.nii.gz`` is one forward pass in one task.
+    overwrite
+        Replace a volume that is there. Without it, an interrupted conversion is resumed, or begun
+        anew where its source has changed since, as a file that was still being uploaded.
+    resume
+        As in `write`, for what Dask computes.
+
+    Returns
+    -------
+    Volume
+        The converted volume, with the spacing, unit and orientation of its source.
+
+    Raises
+    ------
+    InvalidInput
+        For a source that cannot be read, is damaged or cut short, for a layout that does not fit,
+        an output that exists, or a voxel of a label map that is not a whole number; no part of the
+        volume is then left.
+    SourceChanged
+        Where the source is changed while it is read.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     volume = convert(np.zeros((8, 9, 10), "uint8"), f"{folder}/a.zarr", progress=False)
+    ...     volume.shape
+    (8, 9, 10)
+    """
+    given: Any = source
+    if not isinstance(source, str | os.PathLike):
+        given = open_input(source)
+        if isinstance(given, DaskSource):
+            computed = _computed_as(given, labels)
+            volume = write(
+                computed, out, chunk=chunk, shard=shard, cluster=cluster,
+                wait=wait, memory=memory, overwrite=overwrite, resume=resume, progress=progress,
+            )  # fmt: skip
+            return volume if labels is None else set_kind(volume, computed.meta.kind)
+        given = given.volume if isinstance(given, VolumeSource) else given
+    here = isinstance(given, ArraySource)
+    asked = Import.of(given, out, (chunk, shard), labels, overwrite)
+    if asked.anew:
+        announce(f"convert: {asked.anew}", progress)
+    with connect("threads" if here else cluster, wait=wait) as client, hold(given) as held:
+        memory_bytes = memory_per_worker(client, memory)
+        copy = asked.copy(memory_bytes)
+        plain = open_source(given)
+        state = asked.origin.identity if asked.origin else plain.identity()
+        # Other voxels than those of the file; what merely counts as labels can be changed later.
+        whole = {} if copy.dtype == plain.dtype else {"labels": True}
+        run = Run(client, memory_bytes, asked.overwrite, progress)
+        named = os.fspath(given) if isinstance(given, str | os.PathLike) else given
+        try:
+            record = make_record(state, copy, **whole)
+            volume = run_copy(copy, record, run, held if here else named)
+        except NotLabels as error:
+            journal = Journal(journal_dir(out))
+            with journal.lock():
+                discard(Path(out), journal)
+            name = named if isinstance(named, str) else "the array"
+            raise InvalidInput(f"{name}: {error}") from error
+    return volume if labels is None else set_kind(volume, copy.meta.kind)
+
+
+def _computed_as(source: DaskSource, labels: bool | None) -> DaskSource:
+    """What Dask computes, taken for a label map or for an image."""
+    if labels is None:
+        return source
+    if labels and source.dtype.kind == "f":
+        raise InvalidInput(
+            f"a label map holds whole numbers, and the array {source.dtype}; give"
+            ' array.astype("int32")'
+        )
+    return replace(source, meta=replace(source.meta, kind="classes" if labels else "image"))
+
+
+def as_volume(x: VolumeLike, keep: Path, *, labels: bool | None = None, **options: Any) -> Volume:
+    """A volume on disk for whatever a user may hand over.
+
+    Zarr stores and arrays and volumes are opened; other arrays and files are converted to ``keep``
+    first, where an interrupted conversion is resumed; ``labels`` as in `convert`.
+    """
+    if is_foreign(x):
+        return convert(x, keep, labels=labels, **options)
+    source = open_input(x)
+    if isinstance(source, VolumeSource):
+        return source.volume
+    return convert(source, keep, labels=labels, **options)

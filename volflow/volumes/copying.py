@@ -1,0 +1,366 @@
+"""Copy voxels into a new volume, a few whole shards at a time, under a journal."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from distributed import Client
+
+from volflow.engine.events import State
+from volflow.engine.plan import Plan, Step
+from volflow.errors import Damaged, InvalidInput, SourceChanged
+from volflow.geometry.grid import BlockGrid
+from volflow.store.aside import sweep
+from volflow.store.create import check_target, create
+from volflow.store.formats.labels import taken_as
+from volflow.store.formats.sources import Source, open_source
+from volflow.store.journal.journal import Journal, Record, ShardEntry, journal_dir
+from volflow.store.journal.records import typed
+from volflow.store.layout import resolve_layout
+from volflow.store.meta import Meta
+from volflow.store.volume import Volume, open_volume
+from volflow.volumes.arrays.computed import refuse_masked
+from volflow.volumes.arrays.held import Held
+from volflow.volumes.arrays.pieces import Parcel, Pieces
+from volflow.volumes.origin import Origin
+from volflow.volumes.session import discard, run_journalled
+
+__all__ = [
+    "COPIES",
+    "Copy",
+    "CopyJob",
+    "Progress",
+    "held_bytes",
+    "lay_out",
+    "make_plan",
+    "resumes",
+    "run_copy",
+]
+
+COPY_VERSION = 1
+SLACK_BYTES = 32 * 2**20
+COPIES = 2.5  # of a block that a task holds: its voxels, and shards in flight
+
+Progress = bool | Callable[[State], object] | None
+
+
+class Shaped(Protocol):
+    """What a layout depends on."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    @property
+    def meta(self) -> Meta: ...
+    @property
+    def sequential(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class CopyJob:
+    """Copy blocks of a source, or compute blocks of a Dask array, into a volume.
+
+    Parameters
+    ----------
+    source
+        What `open_source` opens, by name where it lies in this process; of a Dask array the
+        parcels of the blocks, by number.
+    volume, blocks, journal, session
+        Where the blocks go, and as what.
+    """
+
+    source: Any
+    volume: Volume
+    blocks: BlockGrid
+    journal: Journal
+    session: str = ""
+    origin: Origin | None = None
+
+    def store(self, number: int, voxels: npt.NDArray[Any]) -> None:
+        """Write a block, then its journal entry."""
+        self.journal.check(self.session)
+        sums = self.volume.write(self.blocks[number].write_roi, voxels)
+        if self.origin is not None:
+            self.origin.check()
+        entries = [ShardEntry("0", s.start, s.stop, s.crc32c) for s in sums]
+        self.journal.mark(number, entries, {}, session=self.session)
+
+    def open(self) -> Source:
+        """The source, opened on this worker; floats are whole numbers where integers are kept."""
+        opened = open_source(self.source.get() if isinstance(self.source, Held) else self.source)
+        whole = opened.dtype.kind == "f" and self.volume.dtype.kind == "i"
+        return taken_as(opened, True) if whole else opened
+
+
+def _bind(job: Any, session: str) -> Any:
+    if isinstance(job, tuple):
+        return replace(job[0], session=session), *job[1:]
+    return replace(job, session=session)
+
+
+def copy_blocks(job: CopyJob, blocks: tuple[int, ...]) -> Iterator[Step]:
+    """Copy blocks of a source that can be read anywhere."""
+    done = job.journal.done(blocks)
+    source = job.open()
+    for number in blocks:
+        roi = job.blocks[number].write_roi
+        if number not in done:
+            job.store(number, source.read(roi))
+        yield Step(number, roi.size)
+
+
+def compute_blocks(
+    job: tuple[CopyJob, list[Any], list[Any]], blocks: tuple[int, ...]
+) -> Iterator[Step]:
+    """Compute blocks of a Dask array.
+
+    The names of results on the cluster and the results come beside the job: Dask replaces futures
+    by what they stand for in plain lists only.
+    """
+    own, names, results = job
+    done = own.journal.done(blocks)
+    for number in blocks:
+        if number not in done:
+            voxels = own.source[number].compute(dict(zip(names, results, strict=True)))
+            own.store(number, _checked(voxels, own.volume.dtype))
+        yield Step(number, own.blocks[number].write_roi.size)
+
+
+def _checked(voxels: Any, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    refuse_masked(voxels)
+    found: npt.NDArray[Any] = np.asarray(voxels)
+    if found.dtype.newbyteorder("=") != dtype:  # of whatever byte order
+        raise InvalidInput(
+            f"the Dask array declares {dtype} but computes {found.dtype}; pass the right dtype="
+            " and meta= to the function that made it, or add .astype"
+        )
+    return found.astype(dtype, copy=False)
+
+
+def stream_blocks(job: CopyJob, blocks: tuple[int, ...]) -> Iterator[Step]:
+    """Copy blocks of a source that can only be read forward, once."""
+    try:
+        yield from _stream_blocks(job, blocks)
+    except InvalidInput:  # it is damaged, and so may be what came of it before
+        job.journal.forget(range(len(job.blocks)))
+        raise
+
+
+def _stream_blocks(job: CopyJob, blocks: tuple[int, ...]) -> Iterator[Step]:
+    done = job.journal.done(blocks)
+    depth = job.blocks.block[-3]
+    pending: tuple[int, Future[None]] | None = None
+    with ThreadPoolExecutor(1) as pool:
+        for roi, voxels in job.open().slabs(depth):
+            number = job.blocks.number(
+                [a // b for a, b in zip(roi.start, job.blocks.block, strict=True)]
+            )
+            if pending is not None:
+                pending[1].result()
+                yield Step(pending[0], job.blocks[pending[0]].write_roi.size)
+                pending = None
+            if number in done:
+                yield Step(number, 0)
+            elif number in blocks:
+                pending = number, pool.submit(job.store, number, voxels)
+        if pending is not None:
+            pending[1].result()
+            yield Step(pending[0], job.blocks[pending[0]].write_roi.size)
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A conversion ready to run: where to, in which layout, and how it is cut."""
+
+    path: str
+    meta: Meta
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    chunk: tuple[int, ...]
+    shard: tuple[int, ...]
+    blocks: BlockGrid
+    sequential: bool
+    peak_bytes: int
+    what: str = ""
+    origin: Origin | None = None
+
+    def remedy(self) -> str:
+        """What would make the copy fit."""
+        least = math.ceil(self.peak_bytes / 2**20)
+        return f'use memory="{least}MiB" or more, or a smaller shard'
+
+    def volume(self) -> Volume:
+        """Make the volume on disk, without voxels."""
+        return create(
+            self.path,
+            self.shape,
+            self.dtype,
+            self.meta,
+            chunk=self.chunk[-3:],
+            shard=self.shard[-3:],
+        )
+
+
+def held_bytes(block: BlockGrid, dtype: np.dtype[Any], copies: float) -> int:
+    """Projected peak of a task that holds so many copies of a block."""
+    voxels = math.prod(min(b, n) for b, n in zip(block.block, block.shape, strict=True))
+    return int(voxels * dtype.itemsize * copies) + SLACK_BYTES
+
+
+def lay_out(source: Shaped, path: str, chunk: Any, shard: Any, memory_bytes: int) -> Copy:
+    """Choose the layout and blocks of a copy; shards shrink along z where memory is short."""
+    shape, dtype = tuple(source.shape), np.dtype(source.dtype)
+    inner, outer = resolve_layout(shape, source.meta.spacing, dtype, chunk, shard)
+    front = (1,) * (len(shape) - 3)
+
+    def sized(outer: Sequence[int]) -> tuple[BlockGrid, int]:
+        space = shape[-3:] if source.sequential else outer[-3:]
+        block = BlockGrid(shape, (*front, outer[-3], *space[-2:]))
+        # The slab, its successor where one is read ahead, shards in flight.
+        return block, held_bytes(block, dtype, 3.5 if source.sequential else COPIES)
+
+    blocks, peak = sized(outer)
+    while peak > memory_bytes and shard is None and outer[-3] > inner[-3]:
+        halves = -(-(outer[-3] // inner[-3]) // 2)
+        outer = (*outer[:-3], inner[-3] * halves, *outer[-2:])
+        blocks, peak = sized(outer)
+    return Copy(path, source.meta, shape, dtype, inner, outer, blocks, source.sequential, peak)
+
+
+def adopted(
+    out: str | os.PathLike[str], chunk: Any, shard: Any, *, overwrite: bool
+) -> tuple[Any, Any]:
+    """Chunk and shard of the run to resume where none are asked for: memory may differ now."""
+    before = None if overwrite or "://" in os.fspath(out) else Journal(journal_dir(out)).recorded()
+    if before is None or chunk is not None or shard is not None:
+        return chunk, shard
+    try:
+        saved = typed(_Layout, before.settings)
+    except ValueError as error:
+        raise Damaged(
+            f"the journal of {out} records no layout ({error}); begin again (overwrite=True,"
+            " --overwrite)"
+        ) from error
+    return saved.chunk[-3:], saved.shard[-3:]
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What the journal of a copy says of its layout."""
+
+    chunk: tuple[int, ...]
+    shard: tuple[int, ...]
+
+
+def make_plan(copy: Copy, job: Any, done: frozenset[int], memory_bytes: int) -> Plan:
+    """The plan for the blocks that are left."""
+    left = tuple(n for n in range(len(copy.blocks)) if n not in done)
+    return Plan(
+        "convert",
+        stream_blocks if copy.sequential else copy_blocks,
+        job,
+        ((left,) if copy.sequential and left else tuple((n,) for n in left)),
+        units=sum(copy.blocks[n].write_roi.size for n in left),
+        unit="voxels",
+        peak_bytes=copy.peak_bytes,
+        memory_bytes=memory_bytes,
+        exclusive=copy.sequential,
+        facts=(
+            ("input", copy.what),
+            ("output", f"{copy.path}: {copy.shape} {copy.dtype}"),
+            ("layout", f"chunks {copy.chunk}, shards {copy.shard}"),
+        ),
+    )
+
+
+def make_record(identity: str, copy: Copy, **more: Any) -> Record:
+    return Record(
+        "convert",
+        {"input": identity, "version": COPY_VERSION, **more},
+        {"grid": list(copy.blocks.counts), "chunk": copy.chunk, "shard": copy.shard},
+    )
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a copy is run: on which client, within which memory, replacing what, showing what."""
+
+    client: Client
+    memory_bytes: int
+    overwrite: bool = False
+    progress: Progress = None
+
+
+def run_copy(
+    copy: Copy, record: Record, run: Run, source: str | Held | Volume | Pieces | None
+) -> Volume:
+    """Make the volume, or open the one begun, and copy what is left.
+
+    Parameters
+    ----------
+    copy, record, run
+        What is copied, its record, and how.
+    source
+        What tasks open, or the pieces of a Dask array that they compute.
+    """
+    journal = Journal(journal_dir(copy.path))
+    make_plan(copy, None, frozenset(), run.memory_bytes).require_memory(copy.remedy())
+    resumes(copy.path, overwrite=run.overwrite)  # refuses before the lock leaves its file
+    with journal.lock():
+        sweep(Path(copy.path))
+        if resumes(copy.path, overwrite=run.overwrite):
+            journal.compare(record)
+            volume = open_volume(copy.path)
+        else:
+            discard(Path(copy.path), journal)
+            if copy.origin is not None:  # noted while there is no record: they never differ
+                copy.origin.note(journal)
+            journal.begin(record)
+            volume = copy.volume()
+        file = copy.origin if copy.origin is not None and copy.origin.is_file else None
+        job = CopyJob(source, volume, copy.blocks, journal, origin=file)
+        plan = make_plan(copy, job, frozenset(journal.done()), run.memory_bytes)
+        with source.held() if isinstance(source, Pieces) else nullcontext() as held:
+            if isinstance(source, Pieces):
+                plan = _computing(plan, job, source, held)
+            run_journalled(plan, journal, record, _bind, cluster=run.client, progress=run.progress)
+        if copy.origin is not None and plan.runs:
+            try:
+                copy.origin.check()
+            except SourceChanged:
+                journal.forget(range(len(copy.blocks)))
+                raise
+    return volume
+
+
+def _computing(plan: Plan, job: CopyJob, pieces: Pieces, held: Held | None) -> Plan:
+    """The plan with a job of its own for each run of blocks: what they are computed from."""
+
+    def job_of(blocks: tuple[int, ...]) -> Any:
+        parcels: dict[int, Parcel] = {}
+        results: dict[Any, Any] = {}
+        for number in blocks:
+            parcels[number], needed = pieces.parcel(job.blocks[number].write_roi, held)
+            results |= needed
+        return replace(job, source=parcels), list(results), list(results.values())
+
+    return replace(plan, task=compute_blocks, job=None, job_of=job_of, plugin=pieces.plugin)
+
+
+def resumes(out: str | os.PathLike[str], *, overwrite: bool) -> bool:
+    """Whether there is a run to resume; where there is none, the place must be free."""
+    journal = Journal(journal_dir(out))
+    if not overwrite and Path(out).exists() and journal.recorded() is not None:
+        return True
+    check_target(out, overwrite=overwrite)
+    return False

@@ -1,0 +1,289 @@
+"""Export: a volume back into one file, streamed in the order of the file."""
+
+from __future__ import annotations
+
+import gzip
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from volflow.errors import InvalidInput, MemoryRefused, RunFailed, SourceChanged
+from volflow.geometry.budget import format_bytes, parse_bytes
+from volflow.store.aside import file_aside, sweep
+from volflow.store.formats.exported import (
+    SUFFIXES,
+    FileSum,
+    Receipt,
+    fault_of,
+    file_sum,
+    foreign_voxels,
+    is_foreign,
+    keep_receipt,
+    read_receipt,
+    state_of,
+)
+from volflow.store.formats.nifti_header import header_bytes, stored_dtype
+from volflow.store.formats.sources import VolumeSource
+from volflow.store.volume import Volume
+from volflow.volumes.arrays.inputs import Sliced, VolumeLike, open_input
+
+__all__ = ["check_file", "export", "is_foreign", "refuse_changed", "write_file"]
+
+KEEP = "keep it under another name, or replace it with overwrite=True (--overwrite)"
+
+
+def export(
+    volume: VolumeLike,
+    out: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    memory: str | int = "1GiB",
+) -> Path:
+    """Write a volume as one ``.nii.gz``, ``.nii`` or ``.npy`` file.
+
+    A volume that came from a NIfTI file goes back onto that file's axes, orientation and affine.
+    The file appears under its name when it is complete, and its checksum is kept beside it, in
+    ``<out>.volflow/``, for `verify`. A file that holds the volume already is left alone, one that
+    was changed since is refused. NIfTI knows no float16 and no bool: these become float32 and
+    uint8.
+
+    Parameters
+    ----------
+    volume
+        Any `VolumeLike`.
+    out
+        Name of the file; the suffix decides the format.
+    overwrite
+        Replace a file that is there.
+    memory
+        What the slabs in memory may take.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    InvalidInput
+        Where the format is unknown, the file exists and does not hold the volume, or the volume
+        cannot be opened.
+    MemoryRefused
+        Where not even one plane fits into the memory.
+    RunFailed
+        Where the disk is full or the volume damaged; no partial file is left.
+
+    Examples
+    --------
+    >>> import tempfile, zarr
+    >>> from volflow.store.volume import open_volume
+    >>> ones = open_volume(zarr.ones(shape=(4, 5, 6), dtype="uint8"))
+    >>> np.load(export(ones, f"{tempfile.mkdtemp()}/ones.npy")).shape
+    (4, 5, 6)
+    """
+    path = check_file(out, overwrite=overwrite)
+    source = open_input(volume)
+    opened = source.volume if isinstance(source, VolumeSource) else Sliced(source)
+    return write_file(opened, path, overwrite=overwrite, memory=memory)
+
+
+def write_file(
+    volume: Volume | Sliced,
+    path: Path,
+    *,
+    overwrite: bool = False,
+    renew: bool = False,
+    remedy: str = KEEP,
+    memory: str | int = "1GiB",
+) -> Path:
+    """Write a volume as a file, unless that holds it already, and keep a receipt of it.
+
+    Parameters
+    ----------
+    volume, path, memory
+        As in `export`.
+    overwrite
+        Replace whatever is there.
+    renew
+        Replace what an earlier export wrote and nobody changed; a file without a receipt is taken
+        for that where its voxels are the volume's.
+    remedy
+        What helps where the file is refused.
+
+    Raises
+    ------
+    InvalidInput
+        Where the file is not what was exported, or holds another volume.
+    SourceChanged
+        Where the volume is changed meanwhile.
+    """
+    pieces = _pieces(volume, path, parse_bytes(memory))
+    sweep(path)
+    state = state_of(volume)
+    before = None if overwrite or not path.exists() else _standing(path, volume, remedy)
+    if before is not None and before.state == state != "" and len(before.files) == 1:
+        return path
+    with _one_line(path), file_aside(path) as (part, raw):
+        file = _Summed(raw)
+        _fill(file, pieces, packed=path.name.lower().endswith(".gz"))
+        raw.flush()
+        if state_of(volume) != state:
+            raise SourceChanged(
+                f"{volume.path} was changed while {path.name} was written from it; run the same"
+                " command again when it is whole"
+            )
+        receipt = Receipt((file.sum,), str(volume.path or ""), state)
+        if before is None or file.sum != file_sum(path):
+            if before is not None and not renew:
+                raise InvalidInput(
+                    f"{path} holds what {before.volume or 'a volume'} was before; {remedy}"
+                )
+            old = read_receipt(path)
+            keep_receipt(path, replace(receipt, files=(file.sum, *(old.files if old else ()))))
+            part.replace(path)
+        keep_receipt(path, receipt)
+    return path
+
+
+def refuse_changed(path: Path, remedy: str = KEEP) -> None:
+    """Refuse to go on where a file is not what was exported; of a file without receipt, nothing.
+
+    Raises
+    ------
+    InvalidInput
+        Naming it, how it differs, and the remedy.
+    """
+    receipt = read_receipt(path) if path.exists() else None
+    fault = "" if receipt is None else fault_of(path, receipt)
+    if fault:
+        raise InvalidInput(f"{path} is not what was exported, {fault}; {remedy}")
+
+
+def _standing(path: Path, volume: Volume | Sliced, remedy: str) -> Receipt:
+    """The receipt of a file that nobody changed."""
+    receipt = read_receipt(path)
+    if receipt is None:  # written by a version that kept none
+        if fault := foreign_voxels(path, volume):
+            raise InvalidInput(f"{path} is not what was exported, {fault}; {remedy}")
+        receipt = Receipt((file_sum(path),), str(volume.path or ""), state_of(volume))
+        keep_receipt(path, receipt)
+    refuse_changed(path, remedy)
+    return receipt
+
+
+def check_file(out: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+    """The absolute path of a file to be written, or a refusal; nothing is changed.
+
+    A file that was exported is not refused here: whether it still is what it was, `refuse_changed`
+    says.
+    """
+    path = Path(out).expanduser().absolute()
+    if not is_foreign(path):
+        raise InvalidInput(
+            f"{path.name} names no format that can be written; use {', '.join(SUFFIXES)}"
+        )
+    if not path.parent.is_dir():
+        raise InvalidInput(f"the folder {path.parent} does not exist; make it first")
+    if path.is_dir() or (path.exists() and not overwrite and read_receipt(path) is None):
+        raise InvalidInput(f"{path} exists; choose another name or overwrite=True")
+    return path
+
+
+def _pieces(volume: Volume | Sliced, path: Path, budget: int) -> Iterator[Any]:
+    """All bytes of the file, before they are packed; what is refused is so before the first."""
+    if path.name.lower().endswith(".npy"):
+        dtype, head = volume.dtype, _npy_header(volume)
+    else:
+        _check_place(volume)
+        dtype = stored_dtype(volume.dtype)
+        head = header_bytes(volume.meta, volume.shape, dtype)
+    depth = _depth(volume, dtype, budget)
+    source = volume.source if isinstance(volume, Sliced) else VolumeSource(volume)
+
+    def pieces() -> Iterator[Any]:
+        yield head
+        for _, slab in source.slabs(depth):
+            for plane in slab.reshape(-1, *slab.shape[-2:]):
+                yield np.ascontiguousarray(plane, dtype).data
+
+    return pieces()
+
+
+def _check_place(volume: Volume | Sliced) -> None:
+    """Refuse what `GridAggregator` made of arrays that said nothing of where they lie."""
+    meta = volume.meta
+    computed = meta.source is not None and meta.source.format == "dask"
+    if isinstance(volume, Volume) and computed and not meta.orientation and not meta.affine:
+        raise InvalidInput(
+            f"{volume.path} was made from arrays that know neither spacing nor orientation, and a"
+            " NIfTI file of it would lie mirrored beside its scan; aggregate it again with"
+            ' GridAggregator(…, like="scan.zarr"), or export a .npy'
+        )
+
+
+def _depth(volume: Volume | Sliced, dtype: np.dtype[Any], budget: int) -> int:
+    """Planes per slab: a whole layer of chunks where it fits, so that each is decoded once."""
+    size_y, size_x = volume.shape[-2:]
+    # A slab is held twice while zarr fills it; beside it lies one plane in the file's dtype.
+    plane = size_y * size_x * max(volume.dtype.itemsize, dtype.itemsize)
+    fits = (budget // plane - 1) // 2
+    if fits < 1:
+        raise MemoryRefused(
+            f"a plane of {size_y} × {size_x} voxels needs memory of {format_bytes(3 * plane)}, "
+            f"given {format_bytes(budget)}; raise memory="
+        )
+    return min(fits, volume.chunks[-3])
+
+
+def _npy_header(volume: Volume | Sliced) -> bytes:
+    file = BytesIO()
+    descr = np.lib.format.dtype_to_descr(volume.dtype)
+    header = {"descr": descr, "fortran_order": False, "shape": volume.shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    return file.getvalue()
+
+
+class _Summed:
+    """A file that sums up what is written to it."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.sum = file, FileSum()
+
+    def write(self, data: Any) -> int:
+        """Write bytes."""
+        written = bytes(data)
+        self.sum = self.sum.of(written)
+        return self.file.write(written)
+
+    def flush(self) -> None:
+        """Hand on what is buffered."""
+        self.file.flush()
+
+
+def _fill(file: _Summed, pieces: Iterator[Any], *, packed: bool) -> None:
+    if not packed:
+        for piece in pieces:
+            file.write(piece)
+        return
+    # No name and no time inside: the same voxels give the same bytes.
+    raw: Any = file
+    with gzip.GzipFile("", "wb", compresslevel=1, fileobj=raw, mtime=0) as gz:
+        for piece in pieces:
+            gz.write(piece)
+
+
+@contextmanager
+def _one_line(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunFailed(
+            f"{path} cannot be written: {error.strerror or error}; nothing is left of it, free "
+            "space or choose another place"
+        ) from error

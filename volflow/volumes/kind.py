@@ -1,0 +1,72 @@
+"""What a stored volume is taken for: an image, or a label map; only its metadata change."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from typing import Any
+
+import zarr
+
+from volflow.errors import InvalidInput
+from volflow.store.journal.levels import place_of
+from volflow.store.ngff import write_group
+from volflow.store.volume import Volume, open_volume
+from volflow.volumes.session import discard
+
+__all__ = ["set_kind"]
+
+
+def set_kind(volume: Any, kind: str) -> Volume:
+    """Take a stored volume for a label map, or for an image; its voxels stay as they are.
+
+    Coarser levels were made for what it was before, means of an image or commonest classes, so
+    they are removed; `pyramid` makes them anew.
+
+    Parameters
+    ----------
+    volume
+        Path of a volume that volflow wrote, or the `Volume`.
+    kind
+        ``"classes"`` or ``"image"``.
+
+    Returns
+    -------
+    Volume
+        As it is now.
+
+    Raises
+    ------
+    InvalidInput
+        Where volflow did not write it, or a label map would hold floats.
+    Locked
+        Where a run is writing it.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np
+    >>> from volflow.store.create import create
+    >>> from volflow.store.meta import Meta
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     made = create(f"{folder}/a.zarr", (8, 8, 8), "uint8", Meta())
+    ...     set_kind(made, "classes").meta.kind
+    'classes'
+    """
+    opened = open_volume(volume)
+    place = place_of(opened)
+    finest = open_volume(opened.path)
+    if finest.meta.kind == kind:
+        return finest
+    if kind == "classes" and finest.dtype.kind == "f":
+        raise InvalidInput(
+            f"{finest.path} holds {finest.dtype}, and a label map holds integers; convert its"
+            " source anew as one: labels=True, --labels"
+        )
+    with place.run.lock():
+        group = zarr.open_group(str(finest.path), mode="r+", use_consolidated=False)
+        # The levels are no longer listed before they go: nobody may take means for classes.
+        write_group(group, replace(finest.meta, kind=kind), finest.levels[:1])
+        for level in place.surplus(0):
+            discard(place.path(level), place.journal(level))
+            shutil.rmtree(place.journal(level).directory, ignore_errors=True)
+    return open_volume(finest.path)

@@ -1,0 +1,89 @@
+"""What a conversion reads, in which state, and whether that is still so."""
+
+from __future__ import annotations
+
+import math
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from volflow.errors import SourceChanged
+from volflow.store.atomic import read_json, write_json
+from volflow.store.formats.sources import Source, VolumeSource
+from volflow.store.journal.journal import Journal
+
+__all__ = ["Origin", "origin_of"]
+
+NOTE = "source.json"  # in the journal's folder: which source was begun with
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A file or store that is copied, and its state when that began.
+
+    Parameters
+    ----------
+    source
+        Asked again for its identity.
+    path
+        Of it, absolute.
+    identity
+        Of its state in the beginning.
+    """
+
+    source: Source
+    path: str
+    identity: str
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is one file, whose state costs nothing to ask for."""
+        return not isinstance(self.source, VolumeSource)
+
+    def check(self) -> None:
+        """Refuse to go on with a source that is not what it was.
+
+        Raises
+        ------
+        SourceChanged
+            Saying so.
+        """
+        try:
+            now = self.source.identity()
+        except OSError:  # it is gone
+            now = ""
+        if now != self.identity:
+            raise SourceChanged(
+                f"{self.path} was changed while it was read, as a file is that is still being"
+                " written; run the same command again when it is whole"
+            )
+
+    def note(self, journal: Journal) -> None:
+        """Keep what is copied beside the journal, for `begins_anew`."""
+        with suppress(OSError):  # whoever cannot write here cannot write the record either
+            value = {"path": self.path, "input": self.identity}
+            write_json(journal.directory / NOTE, value)
+
+    def begins_anew(self, journal: Journal) -> str:
+        """Why an unfinished copy of the same source cannot go on; ``""`` where it can.
+
+        A finished copy, and one of another source, is not begun anew without being asked for.
+        """
+        before = journal.recorded()
+        if before is None or before.fingerprint.get("input") in (None, self.identity):
+            return ""
+        noted = {"path": self.path, "input": before.fingerprint["input"]}
+        with suppress(OSError, ValueError, TypeError):  # damaged: nothing is known
+            done, total = len(journal.done()), math.prod(before.settings.get("grid", ()))
+            if read_json(journal.directory / NOTE) == noted and done < total:
+                return (
+                    f"{Path(self.path).name} has changed since its conversion was begun ({done} of"
+                    f" {total} blocks were done); it is begun anew"
+                )
+        return ""
+
+
+def origin_of(source: Source) -> Origin | None:
+    """The state of what lies on a disk; None for an array in memory, which has no place."""
+    path = source.volume.path if isinstance(source, VolumeSource) else getattr(source, "path", None)
+    return None if path is None else Origin(source, str(path), source.identity())

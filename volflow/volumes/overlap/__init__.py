@@ -1,0 +1,1 @@
+"""`map_overlap`: one task per block of a stored array, with Dask's signature."""

@@ -1,0 +1,1 @@
+"""Coarser levels of a volume, each made from the one before it."""

@@ -1,0 +1,223 @@
+"""Coarser levels as data: their grids, how they are stored and cut, what is left of each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import zarr
+
+from volflow.engine.plan import Plan, split_runs
+from volflow.errors import InvalidInput
+from volflow.geometry.grid import BlockGrid
+from volflow.store.journal.complete import require_complete
+from volflow.store.journal.journal import Record
+from volflow.store.journal.levels import Place
+from volflow.store.meta import Level, Meta
+from volflow.store.volume import Volume
+from volflow.volumes.pyramid.halving import Factors, halved, halvings
+from volflow.volumes.pyramid.task import halve_blocks
+
+__all__ = ["Layout", "Task", "lay_out", "tasks_for"]
+
+# Raised when the same level 0 gives other voxels than before; part of the fingerprint.
+PYRAMID_VERSION = 1
+
+PIECE_BYTES = 8 * 2**20  # of the level before, read at once
+RUN_BYTES = 256 * 2**20  # of a level, written by one task
+TASKS_PER_THREAD = 4
+SLACK_BYTES = 48 * 2**20  # sums of a few rows, what the allocator keeps, Python objects
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A level to be made: its grid, how it is stored, and how it is cut.
+
+    Parameters
+    ----------
+    level
+        From 1 on.
+    factors
+        Voxels of the level before per voxel of this, along z, y, x.
+    shape, dtype, meta
+        Of the level.
+    chunk, shard
+        Chunks as level 0 has them; shards too, unless memory is short.
+    memory_bytes
+        What a task may take.
+    """
+
+    level: int
+    factors: Factors
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    meta: Meta
+    chunk: tuple[int, ...]
+    shard: tuple[int, ...]
+    memory_bytes: int
+
+    @property
+    def blocks(self) -> BlockGrid:
+        """A block is a shard."""
+        return BlockGrid(self.shape, self.shard)
+
+    @property
+    def piece(self) -> tuple[int, ...]:
+        """What is made at once: a chunk, and more along x and y while little is read for it."""
+        piece = list(self.chunk)
+        for axis in (-1, -2, -3):
+            while (
+                piece[axis] < self.shape[axis]
+                and self.shard[axis] % (2 * piece[axis]) == 0
+                and 2 * self._read_bytes(piece) <= PIECE_BYTES
+            ):
+                piece[axis] *= 2
+        return tuple(piece)
+
+    def _read_bytes(self, piece: Sequence[int]) -> int:
+        return math.prod(self._clipped(piece)) * math.prod(self.factors) * self.dtype.itemsize
+
+    def _clipped(self, box: Sequence[int]) -> tuple[int, ...]:
+        return tuple(min(side, n) for side, n in zip(box, self.shape, strict=True))
+
+    @property
+    def peak_bytes(self) -> int:
+        """What a task takes at most."""
+        shard = math.prod(self._clipped(self.shard)) * self.dtype.itemsize
+        # The shard being filled, its chunks compressed, and these put together; a piece that is
+        # halved, and the next one compressed, decoded and put together.
+        return 3 * shard + 4 * self._read_bytes(self.piece) + SLACK_BYTES
+
+    def within_memory(self) -> Layout:
+        """The same with smaller shards, as far as memory demands."""
+        chunks = [s // c for s, c in zip(self.shard, self.chunk, strict=True)]
+        if self.peak_bytes <= self.memory_bytes or max(chunks) == 1:
+            return self
+        axis = chunks.index(max(chunks))  # along z first: rows stay whole
+        half = -(-chunks[axis] // 2) * self.chunk[axis]
+        shard = (*self.shard[:axis], half, *self.shard[axis + 1 :])
+        return replace(self, shard=shard).within_memory()
+
+    def require_memory(self) -> None:
+        """Refuse a level that no task can make, saying what would do."""
+        self.plan().require_memory(
+            f'use memory="{math.ceil(self.peak_bytes / 2**20)}MiB" or more, or smaller chunks'
+        )
+
+    def plan(self, left: tuple[int, ...] = (), threads: int = 1) -> Plan:
+        """The plan for the blocks that are left, without a job."""
+        blocks = self.blocks
+        voxels = sum(blocks[n].write_roi.size for n in left)
+        tasks = max(TASKS_PER_THREAD * threads, voxels * self.dtype.itemsize // RUN_BYTES)
+        return Plan(
+            f"level {self.level}",
+            halve_blocks,
+            None,
+            split_runs(left, tasks),
+            units=voxels,
+            unit="voxels",
+            peak_bytes=self.peak_bytes,
+            memory_bytes=self.memory_bytes,
+        )
+
+    def describe(self) -> str:
+        """The level in a line."""
+        sides = " × ".join(map(str, self.shape[-3:]))
+        spacing = " × ".join(f"{size:.6g}" for size in self.meta.spacing)
+        return f"{sides}, spacing {spacing} {self.meta.unit or ''}".rstrip()
+
+
+def lay_out(
+    shape: Sequence[int],
+    dtype: Any,
+    meta: Meta,
+    layout: tuple[Sequence[int], Sequence[int]],
+    levels: int | None,
+    memory_bytes: int,
+) -> list[Layout]:
+    """The levels of a volume of this shape, dtype and metadata, stored in such chunks and shards.
+
+    Raises
+    ------
+    InvalidInput
+        Where there cannot be so many levels.
+    """
+    found: list[Layout] = []
+    whole = (1, 1, 1)
+    sides = tuple(shape)
+    chunk, shard = (tuple(sizes) for sizes in layout)
+    for level, factors in enumerate(halvings(sides[-3:], meta.spacing, levels), start=1):
+        sides = halved(sides, (1,) * (len(sides) - 3) + factors)
+        z, y, x = (a * b for a, b in zip(whole, factors, strict=True))
+        whole = (z, y, x)
+        coarse = Layout(
+            level, factors, sides, np.dtype(dtype), meta.regrid(whole), chunk, shard, memory_bytes
+        )
+        found.append(coarse.within_memory())
+    return found
+
+
+@dataclass(frozen=True)
+class Task:
+    """A level to be made, and what of it there is already."""
+
+    layout: Layout
+    record: Record
+    begun: bool
+    left: tuple[int, ...]
+
+    @property
+    def listed(self) -> Level:
+        """The level as the metadata list it."""
+        meta = self.layout.meta
+        return Level(str(self.layout.level), meta.spacing, meta.translation)
+
+
+def tasks_for(
+    finest: Volume, place: Place, levels: int | None, memory_bytes: int, overwrite: bool
+) -> list[Task]:
+    """The levels, with what is left to do of each; nothing is changed."""
+    require_complete(finest)
+    there = len(finest.levels) - 1
+    if levels is None and there > len(halvings(finest.spatial_shape, finest.spacing)):
+        levels = there
+    stored = (finest.chunks, finest.shards or finest.chunks)
+    layouts = lay_out(finest.shape, finest.dtype, finest.meta, stored, levels, memory_bytes)
+    identity = finest.identity()
+    return [_task(layout, place, identity, overwrite) for layout in layouts]
+
+
+def _task(layout: Layout, place: Place, identity: str, overwrite: bool) -> Task:
+    fingerprint = {"input": identity, "version": PYRAMID_VERSION}
+    begun = None if overwrite else _begun(layout, place, fingerprint)
+    layout = begun or layout
+    settings = {"grid": layout.blocks.counts, "chunk": layout.chunk, "shard": layout.shard}
+    done = place.journal(layout.level).done() if begun else {}
+    left = tuple(n for n in range(len(layout.blocks)) if n not in done)
+    if left:
+        layout.require_memory()
+    return Task(layout, Record("pyramid", fingerprint, settings), begun is not None, left)
+
+
+def _begun(layout: Layout, place: Place, fingerprint: dict[str, Any]) -> Layout | None:
+    """The layout of a level that can be completed; None where it has to begin anew."""
+    record = place.journal(layout.level).recorded()
+    path = place.path(layout.level)
+    if record is None and path.exists():
+        raise InvalidInput(
+            f"{path} has no journal, so that volflow did not make it; replace it with"
+            " overwrite=True (--overwrite)"
+        )
+    if record is None or record.fingerprint != fingerprint:  # levels follow what they are made from
+        return None
+    try:
+        before = replace(layout, shard=tuple(record.settings["shard"]))
+        array = zarr.open_array(path, mode="r")
+    except Exception:  # deleted or damaged in any way
+        return None
+    found = (array.shape, array.dtype, array.chunks, array.shards)
+    wanted = (before.shape, before.dtype, before.chunk, before.shard)
+    return before if found == wanted else None

@@ -1,0 +1,206 @@
+"""Coarser levels of a volume: each made from the stored one before it, under its own journal."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from dataclasses import replace
+from typing import Any
+
+import zarr
+from distributed import Client
+
+from volflow.engine.cluster import Cluster, connect, memory_per_worker, workers
+from volflow.engine.plan import Plan
+from volflow.errors import RunFailed, StoreFull
+from volflow.store.aside import sweep
+from volflow.store.create import add_array
+from volflow.store.journal.levels import Place, list_levels, place_of
+from volflow.store.meta import Level
+from volflow.store.volume import Volume, open_volume
+from volflow.volumes.copying import Progress
+from volflow.volumes.pyramid.plan import Task, tasks_for
+from volflow.volumes.pyramid.task import LevelJob, halve_blocks
+from volflow.volumes.session import begin_anew, discard, run_journalled
+
+__all__ = ["plan_pyramid", "pyramid"]
+
+
+def pyramid(
+    volume: Any,
+    *,
+    levels: int | None = None,
+    cluster: Cluster = None,
+    wait: float | str | None = None,
+    memory: str | int | None = None,
+    overwrite: bool = False,
+    progress: Progress = None,
+) -> Volume:
+    """Write the coarser levels "1", "2", … of a volume, each half as fine as the one before.
+
+    A voxel of an image is the mean of those that merge into it, a voxel of classes the commonest
+    of them, the smallest of several: no value is invented. Integer means are exact and rounded
+    half to even. Thick slices are not merged until the voxels within them are as large; an odd
+    side is rounded up, and its last voxel counts what there is. The metadata list the levels when
+    all are complete; until then the volume is valid without them.
+
+    An interrupted run is resumed by the same call, and where everything is there it returns at
+    once. Levels of a volume that has changed since are made anew.
+
+    Parameters
+    ----------
+    volume
+        Path of a volume that volflow wrote, or the `Volume`; ``zyx`` or ``czyx``.
+    levels
+        How many there shall be beside the full resolution; more are removed. By default until no
+        side is longer than 64 voxels, or as many as there are.
+    cluster, wait, memory, progress
+        As in `predict`.
+    overwrite
+        Make all levels anew, and replace arrays of these names that volflow did not make.
+
+    Returns
+    -------
+    Volume
+        Level 0, which now knows its levels.
+
+    Raises
+    ------
+    InvalidInput
+        Where the volume is not one of volflow's or not complete, or cannot have so many levels.
+    MemoryRefused
+        Where not even one block fits into ``memory``, saying what would.
+    RunFailed
+        Where blocks failed after retries; what is done is kept.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np
+    >>> from volflow.volumes.convert import convert
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     convert(np.ones((70, 80, 90), "uint8"), f"{folder}/a.zarr", progress=False).shape
+    ...     [level.scale for level in pyramid(f"{folder}/a.zarr", progress=False).levels]
+    (70, 80, 90)
+    [(1.0, 1.0, 1.0), (2.0, 2.0, 2.0)]
+    """
+    finest, place = _finest(volume)
+    with connect(cluster, wait=wait) as client:
+        memory_bytes = memory_per_worker(client, memory)
+        with place.run.lock():
+            sweep(place.store)
+            finest = open_volume(finest.path)  # as the last driver left it
+            tasks = tasks_for(finest, place, levels, memory_bytes, overwrite)
+            try:
+                _execute(finest, place, tasks, client, progress)
+            except OSError as error:
+                full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+                raise (StoreFull if full else RunFailed)(
+                    f"levels of {finest.path} cannot be written: {error.strerror or error}; what"
+                    " is done is kept, put it right and run the same command again"
+                ) from error
+    return open_volume(finest.path)
+
+
+def _finest(volume: Any) -> tuple[Volume, Place]:
+    opened = open_volume(volume)
+    place = place_of(opened)
+    return open_volume(opened.path), place
+
+
+def _execute(
+    finest: Volume, place: Place, tasks: list[Task], client: Client, progress: Progress
+) -> None:
+    first = Level("0", finest.meta.spacing, finest.meta.translation)
+    wanted = (first, *(task.listed for task in tasks))
+    kept = next((n for n, task in enumerate(tasks) if not task.begun), len(tasks))
+    if len(finest.levels) > kept + 1:  # what is made anew or removed is listed no more
+        list_levels(finest, wanted[: kept + 1])
+        finest = open_volume(finest.path)
+    for level in place.surplus(len(tasks)):
+        discard(place.path(level), place.journal(level))
+        shutil.rmtree(place.journal(level).directory, ignore_errors=True)
+    source = finest
+    for task in tasks:
+        source = _make(task, source, finest, place, client, progress)
+    list_levels(finest, wanted)
+
+
+def _make(
+    task: Task, source: Volume, finest: Volume, place: Place, client: Client, progress: Progress
+) -> Volume:
+    """Make what is left of a level; returns it."""
+    layout, level = task.layout, task.layout.level
+    journal = place.journal(level)
+    if not task.begun:
+        journal.directory.parent.mkdir(parents=True, exist_ok=True)
+        begin_anew(place.path(level), journal, task.record)
+        group = zarr.open_group(str(finest.path), mode="r+", use_consolidated=False)
+        add_array(
+            group,
+            str(level),
+            layout.shape,
+            layout.dtype,
+            (layout.chunk, layout.shard),
+            finest.array.fill_value,
+            finest.axes,
+        )
+    array = zarr.open_array(place.path(level), mode="r+")
+    target = replace(finest, array=array, meta=layout.meta, level=level)
+    job = LevelJob(
+        source=source,
+        target=target,
+        array=place.array(level),
+        factors=layout.factors,
+        blocks=layout.blocks,
+        piece=layout.piece,
+        journal=journal,
+        session="",
+        memory_bytes=layout.memory_bytes,
+    )
+    if task.left:
+        plan = replace(layout.plan(task.left, max(1, sum(workers(client).values()))), job=job)
+        run_journalled(plan, journal, task.record, _bind, cluster=client, progress=progress)
+    return target
+
+
+def _bind(job: LevelJob, session: str) -> LevelJob:
+    return replace(job, session=session)
+
+
+def plan_pyramid(
+    volume: Any,
+    *,
+    levels: int | None = None,
+    cluster: Cluster = None,
+    wait: float | str | None = None,
+    memory: str | int | None = None,
+    overwrite: bool = False,
+) -> Plan:
+    """What `pyramid` would do, with its projected memory; nothing is written.
+
+    Parameters
+    ----------
+    volume, levels, cluster, wait, memory, overwrite
+        As in `pyramid`.
+    """
+    finest, place = _finest(volume)
+    with connect(cluster, wait=wait) as client:
+        memory_bytes = memory_per_worker(client, memory)
+        threads = max(1, sum(workers(client).values()))
+    tasks = tasks_for(finest, place, levels, memory_bytes, overwrite)
+    plans = [task.layout.plan(task.left, threads) for task in tasks]
+    return Plan(
+        "pyramid",
+        halve_blocks,
+        None,
+        tuple(run for plan in plans for run in plan.runs),
+        units=sum(plan.units for plan in plans),
+        unit="voxels",
+        peak_bytes=max((plan.peak_bytes for plan in plans if plan.runs), default=0),
+        memory_bytes=memory_bytes,
+        facts=(
+            ("volume", f"{finest.path} {finest.shape} {finest.dtype}"),
+            ("values", "commonest class" if finest.meta.kind == "classes" else "mean"),
+            *((f"level {task.layout.level}", task.layout.describe()) for task in tasks),
+        ),
+    )

@@ -1,0 +1,118 @@
+"""One journalled run: lock, compare with what was begun, run what is left, close."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import zarr
+
+from volflow.engine.cluster import Cluster
+from volflow.engine.events import State
+from volflow.engine.plan import Plan
+from volflow.engine.run import RunReport, run
+from volflow.errors import InvalidInput
+from volflow.store.aside import beside, sweep
+from volflow.store.journal.journal import Journal, Record
+from volflow.store.journal.levels import drop_levels
+from volflow.store.opening import local_path
+from volflow.store.volume import Volume
+
+__all__ = ["begin_anew", "check_apart", "discard", "run_journalled"]
+
+
+def check_apart(out: str | os.PathLike[str], *inputs: Any) -> None:
+    """Refuse an output that would delete one of its inputs.
+
+    Parameters
+    ----------
+    out
+        Of the output.
+    inputs
+        Whatever is read: paths and volumes are compared, all else is not on the disk.
+
+    Raises
+    ------
+    InvalidInput
+        Where an input is the output or lies inside of it.
+    """
+    place = Path(os.path.realpath(out))
+    for one in inputs:
+        one = local_path(one) if isinstance(one, zarr.Array) else one
+        path = one.path if isinstance(one, Volume) else one
+        if not isinstance(path, str | os.PathLike) or "://" in os.fspath(path):
+            continue
+        source = Path(os.path.realpath(Path(path).expanduser()))
+        if place == source or place in source.parents:
+            raise InvalidInput(f"{out} would replace its own input {path}; choose another output")
+
+
+def begin_anew(out: Path, journal: Journal, record: Record) -> None:
+    """Forget what was begun at a place, delete it, and record the new run; under the lock.
+
+    The volumes are made after this, so that a process may be killed at any point: no block counts
+    as done of an output that is made anew, and no output is found without its record.
+    """
+    discard(out, journal)
+    journal.begin(record)
+
+
+def discard(out: Path, journal: Journal) -> None:
+    """Delete an output and forget its run; under the lock."""
+    sweep(out)
+    old = beside(out, "old")
+    if out.exists():
+        # Moved first: half deleted, it would pass for done, or for no Zarr store to be replaced.
+        out.rename(old)
+    drop_levels(journal)
+    shutil.rmtree(journal.passes, ignore_errors=True)
+    journal.clear()
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def run_journalled(
+    plan: Plan,
+    journal: Journal,
+    record: Record,
+    bind: Callable[[Any, str], Any],
+    *,
+    cluster: Cluster = None,
+    progress: bool | Callable[[State], object] | None = None,
+) -> RunReport:
+    """Run a plan under its journal; to be called while holding the journal's lock.
+
+    Parameters
+    ----------
+    plan
+        With the blocks that are left.
+    journal, record
+        Where it is recorded, and as what.
+    bind
+        Puts the session's token into a job.
+    cluster, progress
+        As in `run`.
+
+    Raises
+    ------
+    ResumeRefused
+        Where the journal was begun with something else.
+    RunFailed
+        As `run`.
+    """
+    session = journal.begin(record)
+    try:
+        if not plan.runs:
+            return RunReport({}, {}, 0.0, 0)
+        job_of = plan.job_of
+        bound = replace(
+            plan,
+            job=None if plan.job is None else bind(plan.job, session),
+            job_of=None if job_of is None else lambda blocks: bind(job_of(blocks), session),
+        )
+        return run(bound, cluster=cluster, progress=progress, stop=journal.end)
+    finally:
+        journal.end()

@@ -1,0 +1,211 @@
+"""Store a Dask array as a volume: each shard is computed and written by one task."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+
+from volflow.engine.cluster import Cluster, connect, is_embedded, memory_per_worker
+from volflow.engine.events import announce
+from volflow.errors import InvalidInput, ResumeRefused
+from volflow.geometry.grid import BlockGrid
+from volflow.store.formats.sources import Source, VolumeSource
+from volflow.store.journal.journal import Journal, Record, journal_dir
+from volflow.store.meta import Meta
+from volflow.store.volume import Volume
+from volflow.volumes.arrays.computed import DaskSource
+from volflow.volumes.arrays.identity import Identity
+from volflow.volumes.arrays.inputs import VolumeLike, lazy_array, open_input
+from volflow.volumes.arrays.pieces import Pieces
+from volflow.volumes.copying import (
+    COPIES,
+    Copy,
+    Progress,
+    Run,
+    adopted,
+    held_bytes,
+    lay_out,
+    make_record,
+    run_copy,
+)
+from volflow.volumes.session import check_apart
+
+__all__ = ["grid_of", "write"]
+
+
+TOKEN_LENGTH = 32  # of the hashes that are Dask's
+
+
+@dataclass(frozen=True)
+class ArrayShape:
+    """What a layout needs to know of an array."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    meta: Meta
+    sequential: bool = False
+
+
+def _largest_chunk(array: da.Array) -> int:
+    return int(math.prod(max(sizes) for sizes in array.chunks) * array.dtype.itemsize)
+
+
+def _in_blocks(array: da.Array, copy: Copy, memory_bytes: int, overwrite: bool) -> Copy:
+    """Blocks of as many shards as the array's chunks span, so that each is computed once.
+
+    Where memory does not hold them blocks stay single shards, and chunks are computed again for
+    each shard that they reach into. A run that is resumed keeps the blocks it began with.
+    """
+    chunks = [max(sizes) for sizes in array.chunks]
+    sides = [b * -(-c // b) for b, c in zip(copy.blocks.block, chunks, strict=True)]
+    large = BlockGrid(copy.blocks.shape, tuple(sides))
+    # What a block is computed from: a few of the array's own chunks.
+    whole = held_bytes(large, copy.dtype, COPIES) + 4 * _largest_chunk(array)
+    pieces = copy.peak_bytes + 4 * _largest_chunk(array)
+    before = None if overwrite else Journal(journal_dir(copy.path)).recorded()
+    fits = whole <= memory_bytes
+    if before is not None:
+        fits = before.settings.get("grid") == list(large.counts)
+    if fits:
+        return replace(copy, blocks=large, peak_bytes=whole)
+    return replace(copy, peak_bytes=pieces)
+
+
+def _known_meta(source: Source) -> Meta:
+    """What is known of an array; one that Dask computes is no file to go back to."""
+    computed = isinstance(source, DaskSource)
+    return replace(source.meta, source=None) if computed else source.meta
+
+
+def grid_of(like: VolumeLike, shape: Sequence[int]) -> Source:
+    """What ``like=`` names, on whose grid an array of a shape lies.
+
+    Raises
+    ------
+    InvalidInput
+        Where it cannot be opened, or its grid is another.
+    """
+    source = open_input(like)
+    if tuple(source.shape[-3:]) != tuple(shape[-3:]):
+        raise InvalidInput(
+            f"like= has shape {tuple(source.shape[-3:])} but the array {tuple(shape[-3:])}; leave"
+            " it out, or give a volume on the array's grid"
+        )
+    return source
+
+
+def write(  # noqa: PLR0913 - a public journey takes flat options
+    array: VolumeLike | Source,
+    out: str | os.PathLike[str],
+    *,
+    like: VolumeLike | None = None,
+    meta: Meta | None = None,
+    chunk: int | Sequence[int] | None = None,
+    shard: int | Sequence[int] | None = None,
+    cluster: Cluster = None,
+    wait: float | str | None = None,
+    memory: str | int | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: Progress = None,
+) -> Volume:
+    """Store a Dask array as a volume: each shard is computed and written by one task.
+
+    ``dask.array.to_zarr`` lets tasks whose chunks cross a shard overwrite each other's voxels;
+    here tasks own whole shards, whatever the array's chunks. A task takes as many shards as a
+    chunk spans, so that chunks of whole shards are computed once.
+
+    Parameters
+    ----------
+    array
+        ``zyx`` or ``czyx``; any other `VolumeLike` that can be read by parts is taken, too.
+    out
+        Path of the volume.
+    like
+        A volume whose spacing, unit, orientation and layout the new one takes.
+    meta
+        The same in detail, where there is no such volume. Without either, the new one takes what
+        the array knows: an ``xarray.DataArray`` says it by its coordinates.
+    resume
+        Trust that the array is what it was where that cannot be told, because a function of it
+        reads files: an interrupted run is then resumed instead of begun anew.
+    chunk, shard, cluster, wait, memory, overwrite, progress
+        As in `convert`. Memory is projected from the array's own chunks: what a graph computes on
+        the way to them, such as the scores behind a threshold, comes on top.
+
+    Examples
+    --------
+    >>> import dask.array as da, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     volume = write(da.ones((8, 8, 8), chunks=3), f"{folder}/a.zarr", progress=False)
+    ...     float(volume[:].sum())
+    512.0
+    """
+    source = open_input(array)
+    check_apart(out, array, like)
+    array = lazy_array(source)
+    grid = None if like is None else grid_of(like, array.shape)
+    axes = ("z", "y", "x") if array.ndim == 3 else ("c", "z", "y", "x")
+    if meta is None and grid is not None:
+        # Floats written like labels, such as distances to them, are an image.
+        meta = replace(grid.meta, kind="image") if array.dtype.kind == "f" else grid.meta
+    meta = replace(meta or _known_meta(source), axes=axes)
+    if isinstance(grid, VolumeSource):
+        stored = grid.volume
+        chunk = stored.chunks[-3:] if chunk is None else chunk
+        shard = (stored.shards or stored.chunks)[-3:] if shard is None else shard
+    shaped = ArrayShape(array.shape, array.dtype, meta)
+    chunk, shard = adopted(out, chunk, shard, overwrite=overwrite)
+    with connect(cluster, wait=wait) as client:
+        memory_bytes = memory_per_worker(client, memory)
+        copy = lay_out(shaped, os.fspath(out), chunk, shard, memory_bytes)
+        copy = replace(
+            copy, what=f"Dask array {array.shape} in {math.prod(array.numblocks)} chunks"
+        )
+        copy = _in_blocks(array, copy, memory_bytes, overwrite)
+
+        pieces = Pieces.of(array, client, is_embedded(client))
+        identity = pieces.identity()
+        rois = [copy.blocks[n].write_roi for n in (0, len(copy.blocks) - 1)]
+        pieces = pieces.shared(rois)
+        copy = replace(copy, peak_bytes=copy.peak_bytes + pieces.kept_bytes)
+        record = make_record(identity.token, copy)
+        if not overwrite:
+            _refuse_older(copy)
+            overwrite = not resume and _begins_anew(copy, record, identity)
+            if overwrite:
+                announce(
+                    f"write: {copy.path} is computed anew: the array depends on"
+                    f" {identity.unknown}, which may read something else by now; resume=True"
+                    " trusts that it does not",
+                    progress,
+                )
+        return run_copy(copy, record, Run(client, memory_bytes, overwrite, progress), pieces)
+
+
+def _refuse_older(copy: Copy) -> None:
+    """Refuse to resume what was begun when arrays were known by the names that Dask gives them."""
+    before = Journal(journal_dir(copy.path)).recorded()
+    named = before is not None and len(str(before.fingerprint.get("input"))) == TOKEN_LENGTH
+    if named and before is not None and before.operation == "convert" and Path(copy.path).exists():
+        raise ResumeRefused(
+            f"{copy.path} was written by an older version of volflow, which knew a Dask array by"
+            " its name alone, so that it cannot be told whether this is the same; begin again"
+            " (overwrite=True), or choose another output"
+        )
+
+
+def _begins_anew(copy: Copy, record: Record, identity: Identity) -> bool:
+    """Whether a run is begun again that would be resumed if its input could be identified."""
+    journal = Journal(journal_dir(copy.path))
+    if not identity.unknown or journal.recorded() is None or not Path(copy.path).exists():
+        return False
+    journal.compare(record)  # what differs otherwise is refused as ever
+    return True
