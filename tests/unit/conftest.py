@@ -1,4 +1,4 @@
-"""What measures memory: volumes of noise, and processes whose growth is reported."""
+"""What tests of several wings share: one Dask, small volumes, predictions, memory measured."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
+import volflow as vf
+from tests import nets
 from tests.hostile_files import contents, make_files
+from volflow.engine.cluster import connect
 from volflow.geometry.roi import Roi
 from volflow.store.create import create
 from volflow.store.meta import Meta
@@ -86,3 +90,49 @@ def folder(made, tmp_path, tmp_path_factory, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def client():
+    """One embedded Dask for all tests of a module."""
+    with connect("threads") as client:
+        yield client
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """Stores an array as a volume in small chunks and shards."""
+
+    def store(scan, name="scan.zarr", *, chunk=8, shard=16, **meta):
+        axes = ("z", "y", "x") if scan.ndim == 3 else ("c", "z", "y", "x")
+        volume = create(
+            tmp_path / name, scan.shape, scan.dtype, Meta(axes, **meta), chunk=chunk, shard=shard
+        )
+        volume.write(Roi.full(scan.shape), scan)
+        return volume
+
+    return store
+
+
+@pytest.fixture
+def predict(client, tmp_path):
+    """`vf.predict` on the module's client, silent, into the test's folder."""
+
+    def run(volume, model, out="out.zarr", **options):
+        options = {"patch": 8, "chunk": 8, "shard": 8, "cluster": client} | options
+        return vf.predict(volume, model, tmp_path / out, progress=False, **options)
+
+    return run
+
+
+@pytest.fixture
+def scan():
+    """A small scan without zeros."""
+    return np.random.default_rng(1).random((22, 19, 25), "float32") + 0.1
+
+
+@pytest.fixture
+def calls():
+    """Batch sizes of the forwards on data from here on."""
+    nets.calls.clear()
+    return nets.calls

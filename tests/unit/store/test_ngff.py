@@ -1,7 +1,6 @@
 """OME-Zarr metadata: what we write others accept, what others write we understand."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +13,6 @@ from volflow.store.create import create
 from volflow.store.meta import Level, Meta, SourceInfo
 from volflow.store.ngff import read_group, write_group
 from volflow.store.volume import open_volume
-
-DATA = Path(os.environ.get("VOLFLOW_DATA", Path(__file__).parents[4] / "shared" / "data"))
 
 AFFINE = ((-0.5, 0, 0, 10), (0, 0, -2, 20), (0, 1, 0, -30), (0, 0, 0, 1))
 METAS = {
@@ -227,9 +224,8 @@ def test_only_a_v3_group_is_written():
         write_group(group, Meta(), [Level("0", (1, 1, 1))])
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason=f"real volumes not found in {DATA}")
-def test_a_lone_level_of_other_software():
-    volume = open_volume(DATA / "omezarr_v05_idr0062" / "6001240_labels_v0.5.zarr")
+def test_a_lone_level_of_other_software(shared_data):
+    volume = open_volume(shared_data("omezarr_v05_idr0062") / "6001240_labels_v0.5.zarr")
     assert volume.shape == (2, 236, 68, 67)
     assert volume.meta.channels == ("LaminB1", "Dapi")
     assert volume.unit == "micrometer"
@@ -237,9 +233,8 @@ def test_a_lone_level_of_other_software():
     assert [level.path for level in volume.levels] == ["2"]
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason=f"real volumes not found in {DATA}")
-def test_a_label_image_and_its_levels():
-    path = DATA / "omezarr_v05_idr0062" / "6001240_labels_v0.5.zarr" / "labels" / "0"
+def test_a_label_image_and_its_levels(shared_data):
+    path = shared_data("omezarr_v05_idr0062") / "6001240_labels_v0.5.zarr" / "labels" / "0"
     labels = open_volume(path)
     assert labels.meta.kind == "classes"
     assert labels.shape == (1, 236, 275, 271)

@@ -21,9 +21,6 @@ from volflow.store.indexing import to_box
 from volflow.store.meta import Meta
 from volflow.store.volume import Volume, open_volume, shard_rois
 
-DATA = Path(os.environ.get("VOLFLOW_DATA", Path(__file__).parents[4] / "shared" / "data"))
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"real volumes not found in {DATA}")
-
 CZYX = Meta(("c", "z", "y", "x"))
 
 
@@ -406,9 +403,8 @@ def test_repr_is_one_line(tmp_path):
 # Others' files
 
 
-@needs_data
-def test_five_axes_of_other_software():
-    path = DATA / "omezarr_v04_tubhiswt" / "tubhiswt4D_sub.zarr"
+def test_five_axes_of_other_software(shared_data):
+    path = shared_data("omezarr_v04_tubhiswt") / "tubhiswt4D_sub.zarr"
     with pytest.raises(InvalidInput, match="3 timepoints"):
         open_volume(path)
     volume = open_volume(path, 1, timepoint=2)
@@ -419,10 +415,10 @@ def test_five_axes_of_other_software():
     assert (labels.shape, labels.meta.kind) == ((2, 512, 512), "classes")
 
 
-@needs_data
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
-def test_an_image_of_two_axes_is_one_slice(version):
-    path = DATA / "formats_neuroglancer" / "zarr" / "ome_zarr" / f"simple_{version}"
+def test_an_image_of_two_axes_is_one_slice(version, shared_data):
+    folder = shared_data("formats_neuroglancer")
+    path = folder / "zarr" / "ome_zarr" / f"simple_{version}"
     volume = open_volume(path, level=1)
     assert volume.shape[0] == 1
     assert volume.axes == ("z", "y", "x")
@@ -432,9 +428,8 @@ def test_an_image_of_two_axes_is_one_slice(version):
     np.testing.assert_array_equal(volume[0], stored)
 
 
-@needs_data
-def test_every_sample_is_read_or_refused():
-    folder = DATA / "formats_neuroglancer" / "zarr"
+def test_every_sample_is_read_or_refused(shared_data):
+    folder = shared_data("formats_neuroglancer") / "zarr"
     samples = sorted(p.parent for p in [*folder.rglob(".zarray"), *folder.rglob("zarr.json")])
     shapes = []
     for path in samples:

@@ -20,7 +20,6 @@ from volflow.volumes.export import export
 
 nib = pytest.importorskip("nibabel")
 
-DATA = Path(os.environ.get("VOLFLOW_DATA", Path(__file__).parents[4] / "shared" / "data"))
 
 OBLIQUE = np.array(
     [[-0.7, 0.1, 0.05, 90], [0.1, 0.02, 2.4, -126], [0.06, -0.8, 0.1, 72], [0, 0, 0, 1]]
@@ -300,7 +299,6 @@ def test_a_full_disk_leaves_no_file(tmp_path, monkeypatch, suffix):
     assert [path.name for path in tmp_path.iterdir()] == ["a.zarr"]
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason=f"real volumes not found in {DATA}")
 @pytest.mark.parametrize(
     "name",
     [
@@ -311,9 +309,11 @@ def test_a_full_disk_leaves_no_file(tmp_path, monkeypatch, suffix):
         pytest.param("t1_brainchop/t1_crop.nii.gz", marks=pytest.mark.slow),
     ],
 )
-def test_real_files_come_back(tmp_path, name):
-    before = nib.load(DATA / name)
-    volume = to_store(open_source(DATA / name), tmp_path / "a.zarr")
+def test_real_files_come_back(tmp_path, name, shared_data):
+    folder, file = name.split("/", 1)
+    path = shared_data(folder) / file
+    before = nib.load(path)
+    volume = to_store(open_source(path), tmp_path / "a.zarr")
     after = nib.load(export(volume, tmp_path / "out.nii.gz"))
     assert (type(after), after.shape) == (type(before), before.shape)
     np.testing.assert_array_equal(np.asarray(after.dataobj), np.asarray(before.dataobj))

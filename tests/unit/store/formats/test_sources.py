@@ -1,9 +1,7 @@
 """Sources: one contract that each of them keeps, and the lies that real files tell."""
 
 import gzip
-import os
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,9 +14,6 @@ from volflow.store.formats.sources import open_source
 from volflow.store.meta import Meta
 
 nib = pytest.importorskip("nibabel")
-
-DATA = Path(os.environ.get("VOLFLOW_DATA", Path(__file__).parents[4] / "shared" / "data"))
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"real volumes not found in {DATA}")
 
 
 def random_zyx(shape=(11, 6, 7), dtype="int16"):
@@ -454,7 +449,6 @@ def test_two_axes_are_one_slice(tmp_path):
             np.testing.assert_array_equal(source.read(Roi.full(source.shape))[0], flat)
 
 
-@needs_data
 @pytest.mark.parametrize(
     ("name", "shape", "orientation"),
     [
@@ -465,10 +459,12 @@ def test_two_axes_are_one_slice(tmp_path):
         pytest.param("t1_brainchop/t1_crop.nii.gz", (256, 256, 256), "AIL", marks=pytest.mark.slow),
     ],
 )
-def test_real_files_equal_what_nibabel_reads(name, shape, orientation):
-    source = open_source(DATA / name)
+def test_real_files_equal_what_nibabel_reads(name, shape, orientation, shared_data):
+    folder, file = name.split("/", 1)
+    path = shared_data(folder) / file
+    source = open_source(path)
     assert (source.shape, source.meta.orientation) == (shape, orientation)
-    expected = nib.load(DATA / name)
+    expected = nib.load(path)
     voxels = np.asarray(expected.dataobj).T
     for roi, slab in source.slabs(32):
         np.testing.assert_array_equal(slab, voxels[roi.slices()])
