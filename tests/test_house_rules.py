@@ -1,4 +1,4 @@
-"""Rules of the house that no linter knows."""
+"""Rules of the house that no linter knows: each test lists all that break one rule."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 import textwrap
 import tomllib
 import zipfile
+from collections import Counter
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -17,12 +18,25 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-MODULES = sorted((ROOT / "volflow").rglob("*.py"))
+SOURCES = {path: path.read_text() for path in sorted((ROOT / "volflow").rglob("*.py"))}
+TREES = {path: ast.parse(text) for path, text in SOURCES.items()}
 
 # Rooms without a name of their own fill with what belongs elsewhere.
 VAGUE = {"util", "utils", "helper", "helpers", "common", "misc", "base", "core"}
 LONGEST_MODULE = 400
+FULLEST_FOLDER = 16
 LARGEST_FILE = 2**20
+
+# A module that sub-folders may have in parallel, as each way of inference has its plan.
+PARALLEL = {"__init__", "plan", "job", "task"}
+
+# Names that still mean two things. Both sets only ever shrink: a name that has become unique, or
+# that is new here, fails the test.
+CLASSES_OF_TWO_MEANINGS = {
+    "Call", "Copy", "Feed", "Kind", "Layout", "Look", "Moments", "Patch", "Piece", "Place",
+    "Plane", "Scene", "View", "Whole", "Window", "_Pickler",
+}  # fmt: skip
+MODULES_OF_TWO_MEANINGS = {"blocks", "draw", "levels", "run", "window"}
 
 
 def _id(path: Path) -> str:
@@ -34,33 +48,58 @@ def pyproject():
     return tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
-@pytest.mark.parametrize("module", MODULES, ids=_id)
-def test_module_reads_in_one_sitting(module):
-    text = module.read_text()
-    assert len(text.splitlines()) <= LONGEST_MODULE
-    assert module.stem not in VAGUE
-    assert ast.get_docstring(ast.parse(text)), "a module begins by saying what it holds"
+def test_every_module_reads_in_one_sitting():
+    lines = {_id(path): len(text.splitlines()) for path, text in SOURCES.items()}
+    assert {path: n for path, n in lines.items() if n > LONGEST_MODULE} == {}
 
 
-@pytest.mark.parametrize("module", MODULES, ids=_id)
-def test_module_names_what_it_offers(module):
-    tree = ast.parse(module.read_text())
-    defined = [
-        node.name
-        for node in tree.body
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+@pytest.mark.xfail(reason="report has more than 16 files, until it has folders of its own")
+def test_every_folder_is_seen_at_a_glance():
+    count = Counter(_id(path.parent) for path in SOURCES)
+    assert {folder: n for folder, n in count.items() if n > FULLEST_FOLDER} == {}
+
+
+def test_every_module_says_what_it_holds():
+    """Its docstring begins with a sentence, from a capital (or our own name) to a full stop."""
+    sentence = re.compile(r"(?:[A-Z0-9`]|volflow\b).*\.", re.DOTALL)
+    first = {_id(path): _docstring(tree).split("\n\n")[0] for path, tree in TREES.items()}
+    assert {path: text for path, text in first.items() if not sentence.fullmatch(text)} == {}
+
+
+def test_no_docstring_is_without_words():
+    empty = [
+        f"{_id(path)}: {getattr(node, 'name', 'module')}"
+        for path, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        and ast.get_docstring(node) is not None
+        and not re.search(r"[^\W\d_]{2}", _docstring(node))
     ]
-    offered = [
-        node
-        for node in tree.body
-        if isinstance(node, ast.Assign)
-        and any(isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets)
-    ]
-    if not defined:
-        return
-    assert offered, "__all__ is missing"
-    names = ast.literal_eval(offered[0].value)
-    assert names == sorted(set(names), key=_ruff_order)
+    assert empty == []
+
+
+def _docstring(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> str:
+    return ast.get_docstring(node) or ""
+
+
+def test_every_module_names_what_it_offers():
+    """`__all__` stands where something public is defined, sorted as ruff sorts it."""
+    wrong = []
+    for path, tree in TREES.items():
+        public = [
+            node.name
+            for node in tree.body
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+        ]
+        offered = [
+            ast.literal_eval(node.value)
+            for node in tree.body
+            if isinstance(node, ast.Assign)
+            and any(isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets)
+        ]
+        if public and offered != [sorted(set(chain.from_iterable(offered)), key=_ruff_order)]:
+            wrong.append(_id(path))
+    assert wrong == []
 
 
 def _ruff_order(name: str) -> tuple[int, str]:
@@ -68,23 +107,46 @@ def _ruff_order(name: str) -> tuple[int, str]:
     return (0 if name.isupper() else 1 if name[0].isupper() else 2, name)
 
 
-@pytest.mark.parametrize("module", MODULES, ids=_id)
-def test_nothing_is_left_unfinished(module):
-    text = module.read_text()
-    assert not re.search(r"\b(TODO|FIXME|XXX|HACK)\b", text)
-    assert "NotImplementedError" not in text
+def test_no_module_has_a_vague_name():
+    assert [_id(path) for path in SOURCES if path.stem in VAGUE] == []
+
+
+def test_no_two_modules_have_one_name():
+    """But for commands, which are named like what they run, and rooms of parallel folders."""
+    rooms = Counter(
+        path.stem
+        for path in SOURCES
+        if path.parent.name != "cli"
+        and not (path.stem in PARALLEL and len(path.relative_to(ROOT).parts) > 3)
+        and path.stem != "__init__"
+    )
+    assert {name for name, n in rooms.items() if n > 1} == MODULES_OF_TWO_MEANINGS
+
+
+def test_no_two_classes_have_one_name():
+    classes = Counter(
+        node.name
+        for tree in TREES.values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+    )
+    assert {name for name, n in classes.items() if n > 1} == CLASSES_OF_TWO_MEANINGS
+
+
+def test_nothing_is_left_unfinished():
+    marks = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b|NotImplementedError")
+    assert [_id(path) for path, text in SOURCES.items() if marks.search(text)] == []
 
 
 def test_every_suppression_has_a_reason():
     """A bare noqa or type: ignore silences more than was meant."""
-    bare = []
-    for module in MODULES:
-        for number, line in enumerate(module.read_text().splitlines(), 1):
-            if re.search(r"#\s*noqa(?!: [A-Z]+\d+)", line) or re.search(
-                r"#\s*type:\s*ignore(?!\[)", line
-            ):
-                bare.append(f"{_id(module)}:{number}")
-    assert not bare
+    bare = re.compile(r"#\s*noqa(?!: [A-Z]+\d+)|#\s*type:\s*ignore(?!\[)")
+    assert [
+        f"{_id(path)}:{number}"
+        for path, text in SOURCES.items()
+        for number, line in enumerate(text.splitlines(), 1)
+        if bare.search(line)
+    ] == []
 
 
 def test_constraints_pin_every_direct_dependency(pyproject):
@@ -115,12 +177,12 @@ def test_readme_commands_are_those_of_ci():
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
 
 
-@pytest.mark.parametrize("folder", ["benchmarks", "notebooks", "pipelines", "tests", "volflow"])
-def test_no_cluster_takes_a_fixed_port(folder):
+def test_no_cluster_takes_a_fixed_port():
     """Dask warns where another holds port 8787, and warnings are errors here."""
     fixed = []
-    for path in sorted((ROOT / folder).rglob("*.py")):
-        for call in _calls(path.read_text()):
+    folders = ("benchmarks", "notebooks", "pipelines", "tests", "volflow")
+    for path in sorted(chain.from_iterable((ROOT / name).rglob("*.py") for name in folders)):
+        for call in _starts(path.read_text()):
             name = getattr(call.func, "attr", getattr(call.func, "id", None))
             words = {word.arg: ast.unparse(word.value) for word in call.keywords}
             joins = call.args or {"address", "scheduler_file"} & words.keys()
@@ -130,15 +192,17 @@ def test_no_cluster_takes_a_fixed_port(folder):
     assert fixed == []
 
 
-def _calls(code: str) -> list[ast.Call]:
-    """The calls in a file, and in the scripts that it holds as text."""
+def _starts(code: str) -> list[ast.Call]:
+    """The calls in a file that starts a cluster, and in the scripts that it holds as text."""
+    if not re.search(r"(Client|LocalCluster)\(", code):
+        return []
     found: list[ast.Call] = []
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Call):
             found.append(node)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and "\n" in node.value:
             with suppress(SyntaxError):  # prose
-                found += _calls(textwrap.dedent(node.value))
+                found += _starts(textwrap.dedent(node.value))
     return found
 
 
