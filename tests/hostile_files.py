@@ -20,12 +20,12 @@ from volflow.infer.predict import predict
 from volflow.model.bundle import load_model, save_model
 from volflow.model.load import read_weights
 from volflow.model.unet import UNet
-from volflow.report.appearance import appearances
-from volflow.report.html import volume_html
-from volflow.report.info import facts_of, facts_text
-from volflow.report.napari import napari_snippet
-from volflow.report.neuroglancer import fragment, viewer_state
-from volflow.report.runs import run_facts, run_text
+from volflow.report.facts.card import volume_html
+from volflow.report.facts.info import facts_of, facts_text
+from volflow.report.facts.run_state import run_facts, run_text
+from volflow.report.viewers.appearance import appearances
+from volflow.report.viewers.napari import napari_snippet
+from volflow.report.viewers.neuroglancer import fragment, viewer_state
 from volflow.sampling.counts.counts import count_classes
 from volflow.store.formats.sources import open_source
 from volflow.store.journal.complete import open_complete

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from volflow.infer.lazy.map_model import map_model
     from volflow.infer.predict import predict
     from volflow.model.bundle import load_model, save_model
-    from volflow.report.compare import compare
-    from volflow.report.napari import napari_snippet
-    from volflow.report.preview import preview
-    from volflow.report.sheet import contact_sheet
-    from volflow.report.view import view
+    from volflow.report.pictures.compare import compare
+    from volflow.report.pictures.preview import preview
+    from volflow.report.pictures.sheet import contact_sheet
+    from volflow.report.viewers.link import view
+    from volflow.report.viewers.napari import napari_snippet
     from volflow.sampling.augment.augment import Augment
     from volflow.sampling.sample import sample
     from volflow.sampling.samplers import (
@@ -61,8 +61,8 @@ _PUBLIC = {
     "Volume": ("volflow.store.volume", "Volume"),
     "VolumeLike": ("volflow.volumes.arrays.inputs", "VolumeLike"),
     "WeightedSampler": ("volflow.sampling.samplers", "WeightedSampler"),
-    "compare": ("volflow.report.compare", "compare"),
-    "contact_sheet": ("volflow.report.sheet", "contact_sheet"),
+    "compare": ("volflow.report.pictures.compare", "compare"),
+    "contact_sheet": ("volflow.report.pictures.sheet", "contact_sheet"),
     "convert": ("volflow.volumes.convert", "convert"),
     "errors": ("volflow.errors", ""),
     "export": ("volflow.volumes.export", "export"),
@@ -70,16 +70,16 @@ _PUBLIC = {
     "load_model": ("volflow.model.bundle", "load_model"),
     "map_model": ("volflow.infer.lazy.map_model", "map_model"),
     "map_overlap": ("volflow.volumes.overlap.map_overlap", "map_overlap"),
-    "napari_snippet": ("volflow.report.napari", "napari_snippet"),
+    "napari_snippet": ("volflow.report.viewers.napari", "napari_snippet"),
     "open": ("volflow.store.volume", "open_volume"),
     "predict": ("volflow.infer.predict", "predict"),
-    "preview": ("volflow.report.preview", "preview"),
+    "preview": ("volflow.report.pictures.preview", "preview"),
     "pyramid": ("volflow.volumes.pyramid.pyramid", "pyramid"),
     "sample": ("volflow.sampling.sample", "sample"),
     "save_model": ("volflow.model.bundle", "save_model"),
     "statistics": ("volflow.volumes.statistics", "statistics"),
     "verify": ("volflow.store.verify", "verify"),
-    "view": ("volflow.report.view", "view"),
+    "view": ("volflow.report.viewers.link", "view"),
     "write": ("volflow.volumes.write", "write"),
 }
 

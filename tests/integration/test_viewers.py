@@ -22,8 +22,8 @@ import pytest
 import volflow as vf
 from volflow.demo.data import CLASSES, load_mni, true_classes
 from volflow.geometry.roi import Roi
-from volflow.report.appearance import CLASS_OPACITY, SCORE_OPACITY
 from volflow.report.colors import class_color
+from volflow.report.viewers.appearance import CLASS_OPACITY, SCORE_OPACITY
 from volflow.store.create import create
 from volflow.store.meta import Meta
 

@@ -17,8 +17,8 @@ from tests.hostile_files import SHAPE, contents, replaced, scan
 from volflow.cli import run
 from volflow.errors import Unreadable
 from volflow.geometry.roi import Roi
-from volflow.report.appearance import appearances
-from volflow.report.neuroglancer import viewer_state
+from volflow.report.viewers.appearance import appearances
+from volflow.report.viewers.neuroglancer import viewer_state
 from volflow.sampling.counts.counts import count_classes
 from volflow.store.formats.sources import open_source
 from volflow.store.volume import open_volume

@@ -80,14 +80,14 @@ def halo(  # noqa: PLR0913  one parameter per option that people type
     for name, value in (("channels", channels), ("shape", shape)):
         if value is not None:
             raise InvalidInput(f"--{name} is that of the volume given by --on; leave it out")
-    from volflow.report.preview import check_target, save
-    from volflow.report.stack import drawing
+    from volflow.report.pictures.preview import check_target, save
+    from volflow.report.pictures.stack import drawing
 
     target = Path(out) if out else _beside(on)
     check_target(target)
     drawing()  # refuses before minutes of work
     from volflow.infer.seams.certify import certify
-    from volflow.report.seams import seams_figure
+    from volflow.report.pictures.seams_figure import seams_figure
 
     told = None if quiet else partial(typer.echo, err=True)
     certificate = certify(inputs(on), model, weights=weights, trust=trust, progress=told, **typed)

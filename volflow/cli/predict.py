@@ -117,7 +117,7 @@ def predict(  # noqa: PLR0913  one parameter per option that people type
         planned = plan_predict(named, model, out, **options)
         say(planned.to_dict(), as_json, planned.describe())
         return
-    from volflow.report.info import facts_of, facts_text, volume_facts
+    from volflow.report.facts.info import facts_of, facts_text, volume_facts
 
     result = run_predict(named, model, out, progress=progress(quiet), **options)
     if isinstance(result, dict):

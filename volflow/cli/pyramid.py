@@ -53,7 +53,7 @@ def pyramid(  # noqa: PLR0913 - a command takes flat options
         planned = plan_pyramid(volume, **options)
         say(planned.to_dict(), as_json, planned.describe())
         return
-    from volflow.report.info import facts_text, volume_facts
+    from volflow.report.facts.info import facts_text, volume_facts
 
     facts = volume_facts(write_levels(volume, progress=progress(quiet), **options))
     say(facts, as_json, facts_text(facts))

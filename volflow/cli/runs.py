@@ -23,7 +23,7 @@ def verify(out: Out, as_json: Json = False, quiet: Quiet = False) -> None:
     Exit code 3 where a block is bad, or a file is damaged, changed or missing; 1 where blocks are
     only missing.
     """
-    from volflow.report.runs import coverage_facts
+    from volflow.report.facts.run_state import coverage_facts
     from volflow.store.verify import verify as read_back
 
     coverage = read_back(out, progress=None if quiet else _counter())
@@ -34,7 +34,7 @@ def verify(out: Out, as_json: Json = False, quiet: Quiet = False) -> None:
 
 def status(out: Out, as_json: Json = False) -> None:
     """Say how far an output has come, from its journal; no voxel is read."""
-    from volflow.report.runs import run_facts, run_text, volume_behind
+    from volflow.report.facts.run_state import run_facts, run_text, volume_behind
 
     facts = run_facts(volume_behind(out))
     say(facts, as_json, run_text(facts))

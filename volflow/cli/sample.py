@@ -84,7 +84,7 @@ def sample(  # noqa: PLR0913  one parameter per option that people type
     typed = given(border=border, weight=weight, probabilities=probabilities, overlap=overlap)
     _check(sampler, typed)
     _check_picture(stats, axis, count)
-    from volflow.report.preview import check_target, save
+    from volflow.report.pictures.preview import check_target, save
 
     target = Path(out) if out else _beside(cases[0], stats)
     if not plan:
@@ -111,8 +111,8 @@ def sample(  # noqa: PLR0913  one parameter per option that people type
         told = ", ".join(f"{name} {n}" for name, n in counts.items())
         say(planned, as_json, f"{chosen}\n{stream.plan}\ncases       {told}")
         return
-    from volflow.report.patch_counts import facts_text
-    from volflow.report.patches import patch_sheet, patch_stats
+    from volflow.report.pictures.patch_counts import facts_text
+    from volflow.report.pictures.patch_pictures import patch_sheet, patch_stats
 
     names = None if classes is None else [name.strip() for name in classes.split(",")]
     if stats:

@@ -11,7 +11,7 @@ import typer
 from volflow.cli.values import Json, say
 
 if TYPE_CHECKING:
-    from volflow.report.view import View
+    from volflow.report.viewers.link import View
 
 __all__ = ["view"]
 
@@ -39,12 +39,12 @@ def view(
     The first is the ground. Only this machine can read them; the extra "view" works offline.
     """
     if napari:
-        from volflow.report.napari import napari_snippet
+        from volflow.report.viewers.napari import napari_snippet
 
         script = napari_snippet(*volumes or ())
         say({"napari": script}, as_json, script.rstrip("\n"))
         return
-    from volflow.report.view import view as serve
+    from volflow.report.viewers.link import view as serve
 
     try:
         with serve(*volumes or (), host=host, port=port, open_browser=open_browser) as shown:

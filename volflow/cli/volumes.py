@@ -75,7 +75,7 @@ def convert(  # noqa: PLR0913  one parameter per option that people type
         planned = plan_convert(source, out, **options)
         say(planned.to_dict(), as_json, planned.describe())
         return
-    from volflow.report.info import facts_text, volume_facts
+    from volflow.report.facts.info import facts_text, volume_facts
 
     volume = run_convert(source, out, progress=progress(quiet), **options)
     facts = volume_facts(volume)
@@ -97,7 +97,7 @@ def info(
     as_json: Json = False,
 ) -> None:
     """Show kind, shape, spacing, orientation, layout and size of a volume or file."""
-    from volflow.report.info import facts_of, facts_text
+    from volflow.report.facts.info import facts_of, facts_text
 
     if labels is not None:
         if Path(volume).is_file():
@@ -147,7 +147,7 @@ def export(
     A file that holds it already is left alone; any other that is there, such as one that was edited
     since, is refused without --overwrite.
     """
-    from volflow.report.info import facts_of, facts_text
+    from volflow.report.facts.info import facts_of, facts_text
 
     if plan:
         from volflow.volumes.export import check_file, refuse_changed
@@ -198,7 +198,7 @@ def preview(  # noqa: PLR0913  one parameter per option that people type
 
     Two results and how they differ: volflow preview a.zarr --against b.zarr --over scan.zarr
     """
-    from volflow.report.preview import check_target, save
+    from volflow.report.pictures.preview import check_target, save
 
     _check_picture(sheet, tiles, against, at)
     target = Path(out) if out else _beside(volume, sheet, against)
@@ -210,15 +210,15 @@ def preview(  # noqa: PLR0913  one parameter per option that people type
     }
     place = at if at in (None, "center", "content") else per_axis("at", at)
     if sheet is not None:
-        from volflow.report.sheet import contact_sheet
+        from volflow.report.pictures.sheet import contact_sheet
 
         figure = contact_sheet(volume, over, axis=sheet, **given(tiles=tiles), **options)
     elif against is not None:
-        from volflow.report.compare import compare
+        from volflow.report.pictures.compare import compare
 
         figure = compare(volume, against, over, at=place, **options)
     else:
-        from volflow.report.preview import preview as draw
+        from volflow.report.pictures.preview import preview as draw
 
         figure = draw(volume, over, at=place, **options)
     save(figure, target, dpi)

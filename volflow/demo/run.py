@@ -11,7 +11,7 @@ from volflow.demo.data import BUNDLE, HELD_OUT_Y, held_out_dice, load_mni, true_
 from volflow.demo.steps import INDENT, folder_for, say
 from volflow.errors import RunFailed
 from volflow.infer.predict import predict
-from volflow.report.preview import preview, save
+from volflow.report.pictures.preview import preview, save
 from volflow.store.verify import verify
 from volflow.store.volume import open_volume
 from volflow.volumes.convert import convert

@@ -1,1 +1,1 @@
-"""What people look at: previews, facts of a volume, the state of a run."""
+"""What people look at: pictures, viewers, facts of volumes and runs."""

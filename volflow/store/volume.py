@@ -289,7 +289,7 @@ class Volume:
 
     def _repr_html_(self) -> str:
         """For notebooks: a small picture and a table."""
-        from volflow.report.html import volume_html
+        from volflow.report.facts.card import volume_html
 
         return volume_html(self)
 

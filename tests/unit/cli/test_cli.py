@@ -157,7 +157,7 @@ def test_an_exported_result_is_told_as_the_file(called, tmp_path, capsys):
     ],
 )
 def test_errors_are_one_line_and_an_exit_code(error, code, line, monkeypatch, capsys):
-    import volflow.report.info as module
+    import volflow.report.facts.info as module
 
     def fail(_):
         raise error
@@ -177,7 +177,7 @@ def test_debug_shows_where_an_error_came_from(tmp_path):
 
 
 def test_a_fault_of_ours_is_not_hidden(monkeypatch):
-    import volflow.report.info as module
+    import volflow.report.facts.info as module
 
     monkeypatch.setattr(module, "facts_of", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -318,7 +318,7 @@ def test_a_closed_pager_is_no_error(volume, root):
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_signals_stop_cleanly(name, root):
     code = (
-        "import sys, time, volflow.report.info as info\n"
+        "import sys, time, volflow.report.facts.info as info\n"
         "from volflow.cli import main\n"
         "def wait(_):\n    print('ready', flush=True)\n    time.sleep(60)\n"
         "info.facts_of = wait\nsys.argv = ['volflow', 'info', 'a.zarr']\nmain()"

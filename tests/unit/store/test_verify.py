@@ -8,7 +8,7 @@ import pytest
 import zarr
 
 from volflow.errors import Damaged, InvalidInput, Locked
-from volflow.report.runs import run_facts
+from volflow.report.facts.run_state import run_facts
 from volflow.store.journal.complete import require_complete
 from volflow.store.journal.journal import Journal, Record, ShardEntry, journal_dir
 from volflow.store.verify import Coverage, verify

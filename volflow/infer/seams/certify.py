@@ -118,7 +118,7 @@ def certify(  # noqa: PLR0913 - a public journey takes flat options
     Returns
     -------
     Certificate
-        Plain data; ``describe()`` is a table. `volflow.report.seams.seams_figure` draws it.
+        Plain data; ``describe()`` is a table, `seams_figure` draws it.
 
     Raises
     ------

@@ -1,0 +1,287 @@
+"""What a notebook shows of a volume: a small picture of its middle, and a table of facts.
+
+It is cheap whatever the volume: little is decoded, few files are counted, nothing raises.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import os
+import struct
+import zlib
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from volflow.geometry.budget import format_bytes
+from volflow.geometry.units import unit_sign
+from volflow.geometry.views import View, views
+from volflow.report.colors import class_color, class_numbers, shades, tinted, window
+
+if TYPE_CHECKING:
+    from volflow.store.volume import Volume
+
+__all__ = ["decoded_bytes", "png", "short_name", "thumbnail", "volume_html"]
+
+Array = npt.NDArray[Any]
+
+MOST_DECODED = 2**26  # bytes for a thumbnail
+MOST_FILES = 2000
+MOST_NAMES = 32
+USEFUL = 160  # pixels along the longer side, below which a level shows too little
+SHARP, SIDE = 400, 200  # of the thumbnail: pixels at most, and how large it is shown
+PERCENTILES = (1, 99.5)
+
+_TABLE = "border-collapse:collapse;background:transparent;color:inherit;margin:0"
+_CELL = "text-align:left;vertical-align:top;border:none;background:transparent;padding:1px 0"
+_NAME = f"{_CELL};padding-right:14px;opacity:.65;white-space:nowrap"
+_ROW = "background:transparent"
+_SWATCH = (
+    "display:inline-block;width:.75em;height:.75em;border-radius:2px;margin-right:5px;"
+    "border:1px solid rgba(128,128,128,.6);background:"
+)
+
+
+def volume_html(volume: Volume) -> str:
+    """A volume as HTML; it reads on light and on dark ground.
+
+    Examples
+    --------
+    >>> import zarr
+    >>> from volflow.store.volume import open_volume
+    >>> html = volume_html(open_volume(zarr.ones(shape=(30, 40, 50), dtype="uint8")))
+    >>> "<img" in html, "z 30 × y 40 × x 50" in html
+    (True, True)
+    """
+    rows = "".join(
+        f'<tr style="{_ROW}"><td style="{_NAME}">{name}</td><td style="{_CELL}">{value}</td></tr>'
+        for name, value in _facts(volume)
+        if value
+    )
+    name = short_name(volume.path) if volume.path else "in memory"
+    heading = f'title="{_text(volume.path or "")}">{_text(name)}'
+    html = (
+        '<div style="display:flex;flex-wrap:wrap;gap:18px;align-items:flex-start">'
+        f"{_picture(volume)}"
+        '<div style="flex:1 1 260px;min-width:0">'
+        f'<div style="font-weight:bold;padding-bottom:3px" {heading}</div>'
+        f'<table style="{_TABLE}"><tbody>{rows}</tbody></table></div></div>'
+    )
+    return html.encode("utf-8", "replace").decode()  # names of files may hold anything
+
+
+def short_name(path: str) -> str:
+    """What to call a volume: its store, and its place inside one.
+
+    Examples
+    --------
+    >>> short_name("/data/scan.zarr"), short_name("/data/cell.zarr/labels/0")
+    ('scan.zarr', 'cell.zarr/labels/0')
+    """
+    parts = Path(path).parts
+    stores = [n for n, part in enumerate(parts) if part.endswith(".zarr")]
+    return "/".join(parts[stores[0] if stores else -1 :])
+
+
+def _facts(volume: Volume) -> list[tuple[str, str]]:
+    """Names and values, the values as HTML."""
+    unit = unit_sign(volume.unit)
+    box = [n * s for n, s in zip(volume.spatial_shape, volume.spacing, strict=True)]
+    shape = " × ".join(f"{axis} {n}" for axis, n in zip(volume.axes, volume.shape, strict=True))
+    return [
+        ("shape", _text(shape)),
+        ("dtype", _text(volume.dtype)),
+        ("voxel", _text(f"{_by(volume.spacing)} {unit}")),
+        ("box", _text(f"{_by(box)} {unit}")),
+        ("orientation", _text(volume.orientation or "")),
+        ("level", _text(_levels(volume, unit))),
+        ("chunks", _text(_pieces(volume, volume.chunks))),
+        ("shards", _text(_pieces(volume, volume.shards))),
+        ("size", _text(_size(volume))),
+        ("classes" if volume.meta.kind == "classes" else "channels", _names(volume)),
+    ]
+
+
+def _text(value: object) -> str:
+    return escape(str(value).strip(), quote=True)
+
+
+def _by(sizes: Sequence[float]) -> str:
+    return " × ".join(f"{size:.5g}" for size in sizes)
+
+
+def _levels(volume: Volume, unit: str) -> str:
+    if len(volume.levels) < 2:
+        return ""
+    voxels = "; ".join(_by(level.scale) for level in volume.levels)
+    return f"{volume.level} of {len(volume.levels)}: {voxels} {unit}"
+
+
+def _pieces(volume: Volume, sizes: tuple[int, ...] | None) -> str:
+    """Chunks or shards: how large, how many."""
+    if sizes is None:
+        return ""
+    count = math.prod(-(-n // size) for n, size in zip(volume.shape, sizes, strict=True))
+    each = format_bytes(math.prod(sizes) * volume.dtype.itemsize)
+    number = f"{count:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+    return f"{number} of {_by(sizes)}, {each} each"
+
+
+def _size(volume: Volume) -> str:
+    raw = math.prod(volume.shape) * volume.dtype.itemsize
+    text = f"{format_bytes(raw)} in memory"
+    try:
+        stored = _stored(volume)
+    except OSError:
+        stored = "cannot be counted"
+    return f"{text}, {stored}" if stored else text
+
+
+def _stored(volume: Volume) -> str:
+    """Bytes and files of all levels; "" where the volume is not local."""
+    if volume.path is None or not Path(volume.path).is_dir():
+        return ""
+    size = count = 0
+    pending = [volume.path]
+    while pending:
+        with os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(entry.path)
+                    continue
+                count += 1
+                size += entry.stat(follow_symlinks=False).st_size
+                if count > MOST_FILES:
+                    return f"more than {MOST_FILES} files stored, not counted"
+    levels = f" of {len(volume.levels)} levels" if len(volume.levels) > 1 else ""
+    return f"{format_bytes(size)} stored in {count} files{levels}"
+
+
+def _names(volume: Volume) -> str:
+    """Names of channels or classes, with the colours that they have."""
+    meta = volume.meta
+    parts = []
+    for number, name in enumerate(meta.channels[:MOST_NAMES]):
+        color = ""
+        if meta.kind == "classes":
+            color = class_color(number, meta.colors) if number else "transparent"
+        elif number < len(meta.colors):
+            color = f"#{meta.colors[number]}"
+        swatch = f'<span style="{_SWATCH}{_text(color)}"></span>' if color else ""
+        parts.append(f'<span style="white-space:nowrap">{swatch}{_text(name)}</span>')
+    more = len(meta.channels) - len(parts)
+    return " &ensp; ".join([*parts, f"… and {more} more"] if more else parts)
+
+
+def _picture(volume: Volume) -> str:
+    """The thumbnail with its caption, or why there is none."""
+    try:
+        found = thumbnail(volume)
+    except Exception as error:  # a damaged store still has its facts
+        reason = str(error).splitlines() or [type(error).__name__]
+        found = f"no picture: {reason[0]}"
+    if isinstance(found, str):
+        style = f"width:{SIDE}px;opacity:.65;font-size:90%;overflow-wrap:anywhere"
+        return f'<div style="{style}">{_text(found)}</div>'
+    pixels, (wide, high), caption = found
+    data = base64.b64encode(png(pixels)).decode()
+    smooth = "pixelated" if volume.meta.kind == "classes" else "auto"
+    style = f"width:{wide}px;height:{high}px;max-width:none;image-rendering:{smooth};margin:0"
+    return (
+        f'<div><img style="{style}" alt="{_text(caption)}" src="data:image/png;base64,{data}">'
+        f'<div style="opacity:.65;font-size:90%">{_text(caption)}</div></div>'
+    )
+
+
+def thumbnail(volume: Volume) -> tuple[Array, tuple[int, int], str] | str:
+    """The middle plane of the coarsest level that shows enough, or why none is shown.
+
+    Returns
+    -------
+    pixels
+        Rows, columns, red, green and blue as uint8.
+    size
+        Width and height on the screen, in true proportions.
+    caption
+        Which plane it is.
+    """
+    from volflow.report.planes import read_planes
+
+    view = next((v for v in views(volume.orientation) if v.is_area(volume.spatial_shape)), None)
+    if view is None:
+        return "no picture: no plane is more than a line"
+    level = _useful_level(volume, view)
+    cost = decoded_bytes(level, view)
+    if cost > MOST_DECODED:
+        return (
+            f"no picture: a plane decodes {format_bytes(cost)}; vf.pyramid adds levels that are"
+            " quick to look at"
+        )
+    index = level.spatial_shape[view.normal] // 2
+    classes = level.meta.kind == "classes"
+    (plane,) = read_planes(level, [(view.normal, index)], pixels=SHARP, average=not classes)
+    plane = view.turn(plane)
+    lengths = [
+        level.spatial_shape[axis] * level.spacing[axis] for axis in (view.columns, view.rows)
+    ]
+    wide, high = (max(2, round(SIDE * length / max(lengths))) for length in lengths)
+    caption = f"{view.name}, {view.axis} = {volume.spatial_shape[view.normal] // 2}"
+    if any(view.edges):
+        caption += f"; left {view.edges[0]}, up {view.edges[2]}"
+    if volume.channels_count > 1:
+        caption += f"; {volume.meta.channels[0] if volume.meta.channels else 'channel 0'}"
+    return _painted(plane, volume) if classes else _grey(plane), (wide, high), caption
+
+
+def _useful_level(volume: Volume, view: View) -> Volume:
+    """The coarsest level that still shows enough; a coarser one where that costs too much."""
+    from volflow.report.level_choice import at_level
+
+    for number in range(volume.level + 1, len(volume.levels)):
+        coarser = at_level(volume, number)
+        longest = max(coarser.spatial_shape[view.rows], coarser.spatial_shape[view.columns])
+        if longest < USEFUL and decoded_bytes(volume, view) <= MOST_DECODED:
+            break
+        volume = coarser
+    return volume
+
+
+def decoded_bytes(volume: Volume, view: View) -> int:
+    """How much is decoded to read one plane of one channel."""
+    chunk = volume.chunks[-3:]
+    touched = [-(-volume.spatial_shape[a] // chunk[a]) for a in (view.rows, view.columns)]
+    # Of the stored chunks, which may hold channels and timepoints too.
+    return math.prod(touched) * math.prod(volume.array.chunks) * volume.dtype.itemsize
+
+
+def _painted(plane: Array, volume: Volume) -> Array:
+    labels = class_numbers(plane)
+    present = (int(value) for value in np.unique(labels) if value != 0)
+    return tinted(labels, {value: class_color(value, volume.meta.colors) for value in present})
+
+
+def _grey(plane: Array) -> Array:
+    grey = (255 * shades(plane, *window(plane, PERCENTILES))).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=-1)
+
+
+def png(pixels: Array) -> bytes:
+    """A PNG file (https://www.w3.org/TR/png-3) of rows, columns, red, green and blue as uint8."""
+    high, wide, _ = pixels.shape
+    # Each row begins with its filter, none.
+    rows = np.concatenate([np.zeros((high, 1), np.uint8), pixels.reshape(high, -1)], axis=1)
+    parts = [
+        (b"IHDR", struct.pack(">2I5B", wide, high, 8, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows.tobytes(), 6)),
+        (b"IEND", b""),
+    ]
+    file = b"\x89PNG\r\n\x1a\n"
+    for tag, data in parts:
+        file += struct.pack(">I", len(data)) + tag + data
+        file += struct.pack(">I", zlib.crc32(tag + data))
+    return file

@@ -1,0 +1,177 @@
+"""What ``volflow info`` says of a volume or file: shape, grid, layout, size, state of its run."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from volflow.errors import InvalidInput
+from volflow.geometry.budget import format_bytes
+from volflow.geometry.units import unit_sign
+from volflow.report.facts.label_hint import label_hint
+from volflow.report.facts.run_state import run_facts, run_line
+from volflow.store.formats.sources import Source, open_source
+from volflow.store.journal.journal import Journal, journal_dir
+from volflow.store.journal.levels import place_of
+from volflow.store.meta import Meta
+from volflow.store.volume import Volume, open_volume
+
+__all__ = ["facts_of", "facts_text", "volume_facts"]
+
+
+def facts_of(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Facts of a volume or of a file that can be converted.
+
+    Few voxels are read, to see whether an image looks like a label map.
+
+    Parameters
+    ----------
+    path
+        An OME-Zarr image, a Zarr array, or a ``.nii``, ``.nii.gz`` or ``.npy`` file.
+
+    Returns
+    -------
+    dict
+        Plain values, for JSON.
+
+    Raises
+    ------
+    InvalidInput
+        Where it is neither.
+    """
+    text = os.fspath(path)
+    if "://" in text or not Path(text).is_file():
+        return volume_facts(open_volume(text))
+    source = open_source(text)
+    return {
+        "path": text,
+        **_grid(source.shape, source.dtype, source.meta),
+        **_hinted(source, f"volflow convert --labels {text} OUT"),
+        "read": "front to back" if source.sequential else "anywhere",
+        "stored_bytes": Path(text).stat().st_size,
+    }
+
+
+def volume_facts(volume: Volume) -> dict[str, Any]:
+    """Facts of an open volume."""
+    facts = {
+        "path": volume.path,
+        **_grid(volume.shape, volume.dtype, volume.meta),
+        **_hinted(volume, _marking(volume)),
+        "chunks": list(volume.chunks),
+        "shards": None if volume.shards is None else list(volume.shards),
+        "levels": [{"path": level.path, "spacing": list(level.scale)} for level in volume.levels],
+    }
+    if volume.path is not None and Path(volume.path).is_dir():
+        facts["stored_bytes"], facts["objects"] = _stored(Path(volume.path))
+        if Journal(journal_dir(volume.path)).recorded() is not None:
+            facts["run"] = run_facts(volume.path)
+    return facts
+
+
+def _grid(shape: tuple[int, ...], dtype: Any, meta: Meta) -> dict[str, Any]:
+    return {
+        "shape": list(shape),
+        "dtype": str(np.dtype(dtype)),
+        "axes": "".join(meta.axes),
+        "spacing": list(meta.spacing),
+        "unit": meta.unit,
+        "orientation": meta.orientation,
+        "kind": meta.kind,
+        "channels": list(meta.channels),
+        "raw_bytes": math.prod(shape) * np.dtype(dtype).itemsize,
+    }
+
+
+def _hinted(image: Source | Volume, remedy: str) -> dict[str, Any]:
+    """What speaks for a label map where an image is none, and how to change it."""
+    hint = label_hint(image)
+    if hint is None:
+        return {}
+    return {"looks_like": "classes", "hint": f"{hint}; if these are classes: {remedy}"}
+
+
+def _marking(volume: Volume) -> str:
+    """The command that makes a label map of a volume; others' volumes and floats are copied."""
+    try:
+        place_of(volume)
+    except InvalidInput:
+        ours = False
+    else:
+        ours = volume.dtype.kind != "f"
+    path = volume.path or "VOLUME"
+    return f"volflow info --labels {path}" if ours else f"volflow convert --labels {path} OUT"
+
+
+def _stored(root: Path) -> tuple[int, int]:
+    """Bytes and number of the files below a directory."""
+    size = count = 0
+    for folder, _, files in os.walk(root):
+        size += sum((Path(folder) / name).lstat().st_size for name in files)
+        count += len(files)
+    return size, count
+
+
+def facts_text(facts: Mapping[str, Any]) -> str:
+    """Facts for people.
+
+    Examples
+    --------
+    >>> import zarr
+    >>> vol = open_volume(zarr.ones(shape=(30, 40, 50), chunks=(10, 10, 10), dtype="uint8"))
+    >>> print(facts_text(volume_facts(vol)))
+    in memory
+      kind         image
+      shape        30 × 40 × 50 (zyx) uint8
+      spacing      1 × 1 × 1
+      chunks       10 × 10 × 10
+      raw          58.6 KiB
+    """
+    unit = unit_sign(facts["unit"])
+    rows = {
+        "kind": _kind(facts),
+        "shape": f"{_by(facts['shape'])} ({facts['axes']}) {facts['dtype']}",
+        "spacing": f"{_by(facts['spacing'])} {unit}".rstrip(),
+        "orientation": f"{facts['orientation']} for zyx" if facts["orientation"] else "",
+        "classes" if facts["kind"] == "classes" else "channels": ", ".join(facts["channels"]),
+        "chunks": _by(facts.get("chunks") or ()),
+        "shards": _by(facts.get("shards") or ()),
+        "levels": _levels(facts.get("levels", ()), unit),
+        "read": facts.get("read", ""),
+        "raw": format_bytes(facts["raw_bytes"]),
+        "stored": _stored_text(facts),
+        "run": run_line(facts["run"]) if "run" in facts else "",
+    }
+    lines = [f"  {name:11}  {value}" for name, value in rows.items() if value]
+    return "\n".join([facts["path"] or "in memory", *lines])
+
+
+def _kind(facts: Mapping[str, Any]) -> str:
+    kind = "label map" if facts["kind"] == "classes" else "image"
+    return f"{kind}, though {facts['hint']}" if "hint" in facts else kind
+
+
+def _by(sizes: Any) -> str:
+    return " × ".join(f"{size:.6g}" for size in sizes)
+
+
+def _levels(levels: Any, unit: str) -> str:
+    if len(levels) < 2:
+        return ""
+    spacings = ", ".join(f"{_by(level['spacing'])} {unit}".rstrip() for level in levels)
+    return f"{len(levels)}: {spacings}"
+
+
+def _stored_text(facts: Mapping[str, Any]) -> str:
+    if "stored_bytes" not in facts:
+        return ""
+    size = facts["stored_bytes"]
+    text = format_bytes(size)
+    if size:
+        text += f", {facts['raw_bytes'] / size:.3g} times smaller than raw"
+    return text + (f", {facts['objects']} files" if "objects" in facts else "")

@@ -1,0 +1,1 @@
+"""Pictures of volumes, results and patches, drawn with matplotlib."""

@@ -1,0 +1,313 @@
+"""Two results side by side, with where and how much they differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from volflow.errors import InvalidInput
+from volflow.report.colors import class_color, class_numbers
+from volflow.report.pictures.difference import (
+    AGREED,
+    ONLY_A,
+    ONLY_B,
+    UNLIKE,
+    Agreement,
+    Deviation,
+    agreement,
+    deviation,
+    disagreement,
+    signed,
+    unlike,
+)
+from volflow.report.pictures.layers import (
+    ALONE,
+    DARK,
+    DIMMED,
+    GREYS,
+    OVER_SCAN,
+    Layer,
+    Ramp,
+    class_layer,
+    difference_layer,
+    grey_layer,
+    grey_window,
+    heat_layer,
+    heat_window,
+)
+from volflow.report.pictures.preview import facts_shown
+from volflow.report.pictures.slices import Cut, on_one_grid
+from volflow.report.pictures.stack import Look, drawing, ground
+from volflow.report.pictures.subject import Names, Subject, open_subject, same_box, told_apart
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from volflow.report.pictures.figures import Column, Table
+    from volflow.volumes.arrays.inputs import VolumeLike
+
+__all__ = ["compare"]
+
+PIXELS = 1200  # of a plane: a third of a page shows no more
+MOST_ROWS = 12
+OPAQUE = 0.92
+# Unlike the classes' palette, and told apart by brightness too.
+UNLIKE_COLORS = {ONLY_A: "#D63AFF", ONLY_B: "#45E838", UNLIKE: "#FFFFFF", AGREED: "#3A4450"}
+UNLIKE_NAMES = {
+    ONLY_A: "only in A", ONLY_B: "only in B", UNLIKE: "of another class", AGREED: "the same"
+}  # fmt: skip
+
+
+def compare(
+    a: VolumeLike,
+    b: VolumeLike,
+    over: VolumeLike | None = None,
+    *,
+    at: str | Sequence[int] | None = None,
+    level: int | None = None,
+    classes: Names = None,
+    channel: int | None = None,
+    percentiles: tuple[float, float] = (1, 99.5),
+) -> Figure:
+    """Show two results side by side with their difference, in three orthogonal planes.
+
+    Of classes the third column shows where they disagree, and a table their Dice and voxels; of
+    scores and images it shows a − b. All figures are those of the planes shown, not of the
+    volumes.
+
+    Parameters
+    ----------
+    a, b
+        What to compare: each any `VolumeLike`; they cover the same box, on any grids. Several
+        channels are taken for scores of classes.
+    over
+        The scan underneath.
+    at
+        ``"content"``, where a few planes say that they differ most, the default; ``"center"``; or
+        a voxel (z, y, x) of a's finest level.
+    level
+        Of a's pyramid; by default the finest that a picture can show. Of b the level that is most
+        like it is read.
+    classes, channel, percentiles
+        As in `preview`. Images of few different whole numbers count as classes.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        As from `preview`; ``figure.facts["difference"]`` holds the figures.
+
+    Raises
+    ------
+    InvalidInput
+        Where one shows classes and the other does not, or as `preview` raises.
+
+    Examples
+    --------
+    >>> a, b = np.zeros((2, 8, 8, 8), "uint8")
+    >>> a[2:6, 2:6, 2:6] = 1
+    >>> b[2:6, 2:6, 3:7] = 1
+    >>> figure = compare(a, b, at=(4, 4, 4))
+    >>> figure.facts["difference"]["classes"][0]["dice"]
+    0.8333333333333334
+    """
+    draw = drawing()
+    look = Look(level, classes, percentiles, PIXELS)
+    pair = told_apart(open_subject(a, channel, merge=True), open_subject(b, channel, merge=True))
+    under = None if over is None else open_subject(over)
+    for other in (pair[1], under):
+        if other is not None:
+            same_box(pair[0], other)
+    where = "content" if at is None else at
+    weights = _weights(pair) if isinstance(where, str) and where == "content" else []
+    # Where they do not differ, where there is most to see.
+    slices = pair[0].slices(where, weights if any(w.any() for w in weights) else None)
+
+    read = pair[0].at_level(level, PIXELS)
+    average = not all(one.may_be_classes(classes, True) for one in pair)
+    like = pair[1].like(read)
+    cuts = (
+        pair[0].cut(read, slices, PIXELS, average=average),
+        pair[1].cut(like, slices, PIXELS, average=average),
+    )
+    said = [f"{letter} {text}".strip() for letter, text in _shown(read, like, average) if text]
+    below: tuple[Layer, ...] = ()
+    if under is not None:
+        below, told = ground(under, read, slices, look, DIMMED, DIMMED, DARK)
+        said += [told] if told else []
+    table = None
+    if _as_classes(pair, cuts, classes):
+        columns, table, found = _classes(draw, pair, cuts, below, classes)
+    else:
+        columns, found = _numbers(draw, pair, cuts, below, percentiles)
+
+    facts = facts_shown(pair[0], under, read, slices)
+    subtitle = [] if under is None else [f"over {under.name}"]
+    subtitle += [pair[0].facts(), *(["shown: " + "; ".join(said)] if said else [])]
+    scene = draw.Scene(
+        title=(pair[0].name, " against ", pair[1].name),
+        subtitle="   ·   ".join(subtitle),
+        size=pair[0].size,
+        unit=pair[0].finest.meta.unit,
+        facts=facts | {"against": pair[1].name, "difference": {"of": "planes shown"} | found},
+    )
+    figure: Figure = draw.side_by_side(slices, columns, table, scene)
+    return figure
+
+
+Pair = tuple[Subject, Subject]
+Cuts = tuple[list[Cut], list[Cut]]
+
+
+def _shown(read: Subject, like: Subject, average: bool) -> list[tuple[str, str]]:
+    """What is shown of each, told once where it is the same."""
+    texts = [one.shown(PIXELS, average) for one in (read, like)]
+    if read.finest.meta.spacing != like.finest.meta.spacing:
+        texts = [
+            text or f"voxels of {one.voxel}" for text, one in zip(texts, (read, like), strict=True)
+        ]
+    elif texts[0] == texts[1]:
+        return [("", texts[0])]
+    return [("A", texts[0]), ("B", texts[1])]
+
+
+def _weights(pair: Pair) -> list[Any]:
+    """Maps of how much the two differ, of a few planes along z."""
+    scans = [one.scan() for one in pair]
+    if len(scans[0]) != len(scans[1]):
+        return []
+    return [unlike(mine, theirs) for mine, theirs in zip(*scans, strict=True)]
+
+
+def _as_classes(pair: Pair, cuts: Cuts, classes: Names) -> bool:
+    """Whether both show classes; refused where only one can."""
+    declared = [one.may_be_classes(classes, guess=False) for one in pair]
+    possible = [one.may_be_classes(classes, guess=True) for one in pair]
+    if any(declared) and not all(possible):
+        one, other = pair if declared[0] else (pair[1], pair[0])
+        raise InvalidInput(
+            f"{one.name} shows classes and {other.name} does not, so that they cannot be compared;"
+            " choose a channel of scores, or name the classes"
+        )
+    if any(declared):
+        return True
+    return all(one.are_classes(cut, classes, True) for one, cut in zip(pair, cuts, strict=True))
+
+
+def _classes(
+    draw: Any, pair: Pair, cuts: Cuts, below: tuple[Layer, ...], classes: Names
+) -> tuple[list[Column], Table, dict[str, Any]]:
+    """Columns of two results of classes, and where they disagree."""
+    names = pair[1].class_names(classes) | pair[0].class_names(classes)
+    colors = pair[0].finest.meta.colors or pair[1].finest.meta.colors
+    fill = OVER_SCAN if below else ALONE
+    columns = [
+        draw.Column(
+            f"{letter}   {one.name}", (*below[:1], class_layer(cut, names, colors, fill=fill))
+        )
+        for letter, one, cut in zip("AB", pair, cuts, strict=True)
+    ]
+    common = [on_one_grid(mine, theirs) for mine, theirs in zip(*cuts, strict=True)]
+    pairs = [(class_numbers(mine), class_numbers(theirs)) for mine, theirs, _ in common]
+    found = agreement(pairs)
+    maps = [disagreement(*planes) for planes in pairs]
+    if below:  # the scan shows the place; without it what agrees does
+        maps = [np.where(plane == AGREED, 0, plane) for plane in maps]
+    shown = [Cut(plane, extent) for plane, (*_, extent) in zip(maps, common, strict=True)]
+    counts = {kind: sum(int((plane == kind).sum()) for plane in maps) for kind in UNLIKE_NAMES}
+    last = class_layer(shown, UNLIKE_NAMES, UNLIKE_COLORS, fill=OPAQUE, outlined=False)
+    third = draw.Column(
+        "A ≠ B",
+        (*below[2:], last),
+        legend=tuple(
+            (f"{UNLIKE_NAMES[kind]}   {_count(count)}", UNLIKE_COLORS[kind])
+            for kind, count in counts.items()
+            if count
+        ),
+        lines=(_agreed(found),),
+    )
+    # Those of which most is shown, by their numbers.
+    most = sorted(found.classes, key=lambda one: -max(one.a, one.b))[:MOST_ROWS]
+    largest = sorted(most, key=lambda one: one.value)
+    rows = tuple(
+        (
+            names.get(one.value) or f"class {one.value}",
+            class_color(one.value, colors),
+            (f"{one.dice:.4f}", _count(one.a), _count(one.b)),
+        )
+        for one in largest
+    )
+    more = len(found.classes) - len(rows)
+    table = draw.Table(
+        ("In these planes, not in the volumes:", "Dice", "voxels in A", "voxels in B"),
+        rows,
+        f"… and {more} more classes" if more else "",
+    )
+    facts = {
+        "equal": found.equal,
+        "total": found.total,
+        "classes": [
+            {
+                "class": one.value,
+                "name": names.get(one.value),
+                "dice": one.dice,
+                "a": one.a,
+                "b": one.b,
+            }
+            for one in found.classes
+        ],
+    }
+    return [*columns, third], table, facts
+
+
+def _numbers(
+    draw: Any,
+    pair: Pair,
+    cuts: Cuts,
+    below: tuple[Layer, ...],
+    percentiles: tuple[float, float],
+) -> tuple[list[Column], dict[str, Any]]:
+    """Columns of two results of scores or images on one scale, and their difference."""
+    both = [*cuts[0], *cuts[1]]
+    name = pair[0].channel_name()
+    if below:
+        window = heat_window(both)
+        layers = [heat_layer(cut, name, window) for cut in cuts]
+        scale = layers[0].ramp
+    else:
+        window = grey_window(both, percentiles)
+        layers = [grey_layer(cut, window) for cut in cuts]
+        scale = Ramp("in A and B", *window, GREYS)
+    common = [on_one_grid(mine, theirs) for mine, theirs in zip(*cuts, strict=True)]
+    differences = [Cut(signed(mine, theirs), extent) for mine, theirs, extent in common]
+    found = deviation([cut.values for cut in differences])
+    last = difference_layer(differences, "A − B", found.shown)
+    columns = [
+        draw.Column(f"{letter}   {one.name}", (*below[:1], layer), scale=None if n else scale)
+        for n, (letter, one, layer) in enumerate(zip("AB", pair, layers, strict=True))
+    ]
+    reach = last.ramp if found.largest else None
+    columns.append(draw.Column("A − B", (*below[2:], last), scale=reach, lines=(_deviates(found),)))
+    facts = {"mean_abs": found.mean, "max_abs": found.largest, "compared": found.compared}
+    return columns, facts
+
+
+def _agreed(found: Agreement) -> str:
+    if found.equal == found.total:
+        return "the same in these planes"
+    share = 100 * found.equal / found.total
+    return f"{share:.4g} % of {_count(found.total)} voxels shown agree"
+
+
+def _deviates(found: Deviation) -> str:
+    if found.compared == 0:
+        return "no voxel is a number in both"
+    if found.largest == 0:
+        return "the same in these planes"
+    return f"|A − B| in these planes: mean {found.mean:.3g}, largest {found.largest:.3g}"
+
+
+def _count(number: int) -> str:
+    """A count with thin spaces between thousands."""
+    return f"{number:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")

@@ -1,0 +1,158 @@
+"""How two results differ in the planes shown: pure NumPy, no rule of drawing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = [
+    "AGREED",
+    "ONLY_A",
+    "ONLY_B",
+    "UNLIKE",
+    "Agreement",
+    "ClassAgreement",
+    "Deviation",
+    "agreement",
+    "deviation",
+    "disagreement",
+    "signed",
+    "unlike",
+]
+
+Array = npt.NDArray[Any]
+Pairs = Sequence[tuple[Array, Array]]
+
+# What a voxel of `disagreement` says: which of the two holds something where the other holds
+# background, or that both do but of different classes, or of the same.
+ONLY_A, ONLY_B, UNLIKE, AGREED = 1, 2, 3, 4
+
+
+@dataclass(frozen=True)
+class ClassAgreement:
+    """Voxels of one class: in a, in b, in both."""
+
+    value: int
+    a: int
+    b: int
+    both: int
+
+    @property
+    def dice(self) -> float:
+        """2 |A ∩ B| / (|A| + |B|) (Dice 1945, https://doi.org/10.2307/1932409)."""
+        return 2 * self.both / (self.a + self.b)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far classes agree: per class but the background, and in how many of all voxels."""
+
+    classes: tuple[ClassAgreement, ...]
+    equal: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """How far numbers differ, by the size of a − b: its mean and its largest.
+
+    ``shown`` is where colours saturate; ``compared`` counts the voxels that are finite in both.
+    """
+
+    mean: float
+    largest: float
+    shown: float
+    compared: int
+
+
+def agreement(pairs: Pairs) -> Agreement:
+    """Count the voxels of each class in pairs of planes.
+
+    Examples
+    --------
+    >>> found = agreement([(np.array([[0, 1, 1, 2]]), np.array([[0, 1, 2, 2]]))])
+    >>> [(one.value, one.a, one.b, one.both) for one in found.classes], found.equal, found.total
+    ([(1, 2, 1, 1), (2, 1, 2, 1)], 3, 4)
+    """
+    in_a, in_b, in_both = Counter[int](), Counter[int](), Counter[int]()
+    for a, b in pairs:
+        for counter, values in ((in_a, a), (in_b, b), (in_both, a[a == b])):
+            found, count = np.unique(values, return_counts=True)
+            counter.update(dict(zip(found.tolist(), count.tolist(), strict=True)))
+    present = sorted((in_a.keys() | in_b.keys()) - {0})
+    return Agreement(
+        tuple(ClassAgreement(int(v), in_a[v], in_b[v], in_both[v]) for v in present),
+        in_both.total(),
+        in_a.total(),
+    )
+
+
+def disagreement(a: Array, b: Array) -> Array:
+    """Where and how two planes of classes disagree.
+
+    Examples
+    --------
+    >>> disagreement(np.array([0, 1, 0, 1, 2]), np.array([0, 0, 1, 2, 2])).tolist()
+    [0, 1, 2, 3, 4]
+    """
+    kind = np.full(a.shape, UNLIKE, np.uint8)
+    kind[b == 0] = ONLY_A
+    kind[a == 0] = ONLY_B
+    kind[a == b] = AGREED
+    kind[(a == 0) & (b == 0)] = 0
+    return kind
+
+
+def deviation(differences: Sequence[Array], percentile: float = 99.5) -> Deviation:
+    """Mean and largest deviation of planes of a − b, and up to where it is worth showing.
+
+    Parameters
+    ----------
+    differences
+        Planes of a − b.
+    percentile
+        Of the deviations, beyond which colours saturate; the largest where that is 0.
+
+    Examples
+    --------
+    >>> deviation([np.array([0.0, -0.5, 0.1, np.nan])], percentile=100)
+    Deviation(mean=0.2, largest=0.5, shown=0.5, compared=3)
+    """
+    away = np.abs(np.concatenate([plane.ravel() for plane in differences]))
+    away = away[np.isfinite(away)]
+    if away.size == 0:
+        return Deviation(0.0, 0.0, 0.0, 0)
+    largest = float(away.max())
+    shown = float(np.percentile(away, percentile, method="nearest")) or largest
+    return Deviation(float(np.round(away.mean(), 15)), largest, shown, away.size)
+
+
+def signed(a: Array, b: Array) -> Array:
+    """The difference a − b, no number where either is infinite."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.asarray(np.subtract(a, b, dtype=np.float64))
+
+
+def unlike(a: Array, b: Array) -> Array:
+    """How much two planes differ, one map as `volflow.report.pictures.content.busiest` takes it.
+
+    Parameters
+    ----------
+    a, b
+        Of one place; b is read at the nearest pixels where their grids differ. Classes differ or
+        do not, numbers by their distance.
+    """
+    rows, columns = (
+        np.minimum((np.arange(n) + 0.5) * m / n, m - 1).astype(np.int64)
+        for n, m in zip(a.shape, b.shape, strict=True)
+    )
+    b = b[np.ix_(rows, columns)]
+    if "f" in a.dtype.kind + b.dtype.kind:
+        away = np.abs(signed(a, b))
+        return np.where(np.isfinite(away), away, 0)[None]
+    return np.asarray(a != b, np.float64)[None]

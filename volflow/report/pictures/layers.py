@@ -1,0 +1,212 @@
+"""From voxels to colours: grey scans, heat, classes, differences; pure NumPy."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from volflow.report.colors import class_color, class_numbers, shades, tinted, wider, window
+from volflow.report.pictures.slices import Cut
+
+__all__ = [
+    "ALONE",
+    "DARK",
+    "DIMMED",
+    "DIVERGING",
+    "GREYS",
+    "HEAT",
+    "MANY_CLASSES",
+    "OVER_SCAN",
+    "Layer",
+    "Picture",
+    "Ramp",
+    "class_layer",
+    "difference_layer",
+    "grey_layer",
+    "grey_window",
+    "heat_layer",
+    "heat_window",
+    "painted",
+]
+
+Array = npt.NDArray[Any]
+
+MANY_CLASSES = 32  # more are not outlined
+MOST_NAMED = 32  # in a legend, those of which most is shown
+# Black over purple and orange to a pale yellow: brightness grows all the way.
+HEAT = (
+    "#000004", "#210c4a", "#57106e", "#8a226a", "#bc3754", "#e45a31", "#f98e09", "#f9cb35",
+    "#fcffa4",
+)  # fmt: skip
+GREYS = ("#000000", "#ffffff")
+# Blue below zero, orange above, told apart with any colour vision; black where nothing differs.
+DIVERGING = ("#a6dcff", "#56B4E9", "#0b5d92", "#080808", "#945c00", "#E69F00", "#ffe0a3")
+MANY = "#8b98a9"  # stands for the other classes in a legend
+OVER_SCAN, ALONE, HEAT_ALPHA = 0.36, 0.75, 0.85  # how opaque
+DIMMED, DARK = 0.8, 0.5  # how white a scan is under a result, under a difference
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One plane in colours.
+
+    Parameters
+    ----------
+    pixels
+        Rows, columns, RGBA as uint8.
+    extent
+        Left, right, bottom and top edge in the unit of the volume, as `Cut` has it.
+    labels
+        Class numbers, for outlines; None for other layers.
+    """
+
+    pixels: Array
+    extent: tuple[float, float, float, float]
+    labels: Array | None = None
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """The scale of a layer of numbers: what it is, its ends, its colours from low to high."""
+
+    name: str
+    low: float
+    high: float
+    colors: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One picture per plane, with what the legend says of them.
+
+    Parameters
+    ----------
+    pictures
+        In the order of the planes.
+    smooth
+        Whether enlarging may interpolate; never for classes.
+    colors
+        By class number, for outlines.
+    legend
+        Name and colour of what occurs.
+    ramp
+        Of numbers.
+    """
+
+    pictures: tuple[Picture, ...]
+    smooth: bool = True
+    colors: Mapping[int, str] = field(default_factory=dict)
+    legend: tuple[tuple[str, str], ...] = ()
+    ramp: Ramp | None = None
+
+
+def grey_window(cuts: Sequence[Cut], percentiles: tuple[float, float]) -> tuple[float, float]:
+    """The values shown black and white: two percentiles of the voxels shown."""
+    return window(np.concatenate([cut.values.ravel() for cut in cuts]), percentiles)
+
+
+def grey_layer(cuts: Sequence[Cut], window: tuple[float, float], white: float = 1.0) -> Layer:
+    """A scan in grey; ``white`` dims it where something lies over it."""
+    pictures = []
+    for cut in cuts:
+        pixels = np.full((*cut.values.shape, 4), 255, np.uint8)
+        pixels[..., :3] = (255 * white * shades(cut.values, *window))[..., None]
+        pictures.append(Picture(pixels, cut.extent))
+    return Layer(tuple(pictures))
+
+
+def heat_window(cuts: Sequence[Cut]) -> tuple[float, float]:
+    """From 0 or below to the highest score shown."""
+    low, high = grey_window(cuts, (0, 100))
+    low = min(0.0, low)
+    return low, wider(low, high)
+
+
+def heat_layer(cuts: Sequence[Cut], name: str, window: tuple[float, float]) -> Layer:
+    """Scores as heat: the higher, the brighter and the less transparent."""
+    pictures = []
+    for cut in cuts:
+        scaled = shades(cut.values, *window)
+        alpha = HEAT_ALPHA * np.clip(scaled * 1.6, 0, 1)
+        pictures.append(Picture(painted(scaled, HEAT, alpha), cut.extent))
+    return Layer(tuple(pictures), ramp=Ramp(name, *window, HEAT))
+
+
+def difference_layer(cuts: Sequence[Cut], name: str, largest: float) -> Layer:
+    """Signed differences: blue below zero, orange above, clear where there is none."""
+    reach = largest if largest > 0 else 1.0
+    pictures = []
+    for cut in cuts:
+        scaled = shades(cut.values, -reach, reach)
+        away = np.where(np.isfinite(cut.values), np.abs(2 * scaled - 1), 0.0)
+        pictures.append(Picture(painted(scaled, DIVERGING, np.clip(away * 3, 0, 1)), cut.extent))
+    return Layer(tuple(pictures), ramp=Ramp(name, -reach, reach, DIVERGING))
+
+
+def class_layer(
+    cuts: Sequence[Cut],
+    names: Mapping[int, str],
+    colors: Mapping[int, str] | Sequence[str] = (),
+    *,
+    fill: float,
+    outlined: bool = True,
+) -> Layer:
+    """Classes as translucent colours; 0 is left clear.
+
+    Parameters
+    ----------
+    cuts
+        Of class numbers.
+    names
+        By class number.
+    colors
+        Of the volume's metadata by class number, or a mapping that names every class.
+    fill
+        How opaque, from 0 to 1.
+    outlined
+        Whether outlines may be drawn around few classes.
+    """
+    labels = [class_numbers(cut.values) for cut in cuts]
+    shown = Counter[int]()
+    for plane in labels:
+        values, counts = np.unique(plane[plane != 0], return_counts=True)
+        shown.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+    present = sorted(shown)
+    chosen = {
+        value: colors[value] if isinstance(colors, Mapping) else class_color(value, colors)
+        for value in present
+    }
+    few = len(present) <= MANY_CLASSES
+    fill = fill if few else min(1.0, fill + 0.25)  # no outline tells them from the ground
+    pictures = []
+    for plane, cut in zip(labels, cuts, strict=True):
+        alpha = np.where(plane != 0, round(255 * fill), 0).astype(np.uint8)
+        pixels = np.concatenate([tinted(plane, chosen), alpha[..., None]], axis=-1)
+        pictures.append(Picture(pixels, cut.extent, plane if few and outlined else None))
+    named = sorted(sorted(present, key=lambda value: -shown[value])[:MOST_NAMED])
+    legend = tuple((names.get(value) or f"class {value}", chosen[value]) for value in named)
+    if more := len(present) - len(named):
+        legend += ((f"and {more} more", MANY),)
+    return Layer(tuple(pictures), False, chosen if few else {}, legend)
+
+
+def painted(scaled: Array, colors: Sequence[str], alpha: Array | float = 1.0) -> Array:
+    """Colours for numbers from 0 to 1, as RGBA in uint8.
+
+    Examples
+    --------
+    >>> painted(np.array([[0.0, 0.5, 1.0]]), ("#000000", "#ff0000")).tolist()
+    [[[0, 0, 0, 255], [127, 0, 0, 255], [255, 0, 0, 255]]]
+    """
+    stops = np.linspace(0, 1, len(colors))
+    table = np.asarray([list(bytes.fromhex(color[1:])) for color in colors], np.float64)
+    pixels = np.empty((*scaled.shape, 4), np.uint8)
+    for n in range(3):
+        pixels[..., n] = np.interp(scaled, stops, table[:, n])
+    pixels[..., 3] = 255 * alpha
+    return pixels

@@ -1,0 +1,164 @@
+"""What a picture of patches shows: which arrays of which cases, on which grid, and its words."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from volflow.errors import InvalidInput
+from volflow.geometry.views import View, views
+from volflow.report.pictures.patch_counts import PatchCounts, from_cases
+from volflow.report.pictures.subject import Names, is_whole
+from volflow.sampling.cases.cases import Case, open_cases
+from volflow.store.meta import Meta
+
+__all__ = ["PatchSubject", "by", "open_patches", "said", "title"]
+
+
+@dataclass(frozen=True)
+class PatchSubject:
+    """The arrays that are shown, of the cases that patches come from.
+
+    Parameters
+    ----------
+    cases
+        By name.
+    image, label
+        Names of the arrays shown in grey and in colours; None where there is none.
+    grid
+        Spacing, unit and orientation that all cases share; where they differ, voxels as stored.
+    """
+
+    cases: Mapping[str, Case]
+    image: str | None
+    label: str | None
+    grid: Meta
+
+    def view(self, axis: str) -> View:
+        """The slices across an axis.
+
+        Raises
+        ------
+        InvalidInput
+            Where there is no such axis.
+        """
+        found = views(self.grid.orientation)
+        for one in found:
+            if axis in (one.axis, one.name):
+                return one
+        names = ", ".join(one.name for one in found)
+        raise InvalidInput(f"axis must be z, y or x, or one of {names}; given {axis!r}")
+
+    @property
+    def label_meta(self) -> Meta:
+        """Of the label, which may name classes and colours."""
+        first = next(iter(self.cases.values()))
+        return Meta() if self.label is None else first.sources[self.label].meta
+
+    def class_names(self, classes: Names) -> dict[int, str]:
+        """Names by class number: those given, else those of the label's metadata."""
+        if isinstance(classes, Mapping):
+            return dict(classes)
+        known = self.label_meta.channels if self.label_meta.kind == "classes" else ()
+        return dict(enumerate(known if classes is None else classes))
+
+
+def open_patches(
+    samples: Any, cases: Any, image: str | None, label: str | None, channel: int
+) -> PatchSubject:
+    """Choose what to show of samples.
+
+    Parameters
+    ----------
+    samples, cases
+        A stream, or anything with the cases that its samples come from.
+    image, label
+        Names of arrays; by default the first that holds no classes, and the first that does.
+    channel
+        Of the image.
+
+    Raises
+    ------
+    InvalidInput
+        Where cases are not known, or have no such array or channel.
+    """
+    stream = getattr(samples, "stream", samples)  # of a loader
+    known = getattr(stream, "cases", None) if cases is None else open_cases(cases)
+    if known is None:
+        raise InvalidInput(
+            "samples do not say which volumes they come from; give the stream itself, or"
+            " cases=stream.cases"
+        )
+    first = known[0]
+    for name in (image, label):
+        if name is not None and name not in first.sources:
+            raise InvalidInput(f"cases hold {', '.join(first.sources)}, given {name!r}")
+    if image is None:
+        image = next((name for name in first.sources if name not in first.classes), None)
+    if label is None:
+        label = next((name for name in first.sources if name in first.classes), None)
+    count = 1 if image is None else first.channels(image)
+    if not is_whole(channel) or not 0 <= channel < count:
+        raise InvalidInput(f"channel must be 0 … {count - 1}, given {channel!r}")
+    grid = _shared(known)
+    if getattr(samples, "stream", None) is not None and stream.augment:
+        # A patch that was turned has no left and right of its own.
+        grid = replace(grid, orientation=None, affine=None)
+    return PatchSubject({case.name: case for case in known}, image, label, grid)
+
+
+def _shared(cases: Sequence[Case]) -> Meta:
+    grids = {
+        (tuple(round(s, 9) for s in case.spacing), case.unit, case.meta.orientation)
+        for case in cases
+    }
+    if len(grids) > 1:
+        orientations = {orientation for _, _, orientation in grids}
+        return Meta(orientation=orientations.pop() if len(orientations) == 1 else None)
+    return cases[0].meta
+
+
+def title(counts: PatchCounts, patch: Sequence[int]) -> tuple[str, ...]:
+    """How many patches, of what."""
+    cases, came = list(counts.cases), len(counts.patches)
+    part = f"{came} of " if came < len(cases) else ""
+    origin = cases[0] if len(cases) == 1 else f"{part}{len(cases)} cases"
+    number = "1 patch" if counts.total == 1 else f"{counts.total} patches"
+    return (f"{number} of {by(patch)} voxels", " from ", origin)
+
+
+def said(samples: Any, counts: PatchCounts, *more: str) -> str:
+    """By which law patches were drawn, and how many came from each case."""
+    law = _law(getattr(getattr(samples, "stream", samples), "sampler", None))
+    told = from_cases({name: counts.patches[name] for name in counts.cases})
+    return "   ·   ".join([*law, *more, *([told] if len(counts.cases) > 1 else [])])
+
+
+def _law(sampler: Any) -> list[str]:
+    """A sampler with what was chosen of it; an array that is called as usual is not named.
+
+    Examples
+    --------
+    >>> from volflow.sampling.samplers import LabelSampler, WeightedSampler
+    >>> _law(WeightedSampler(64, weight="weight")), _law(WeightedSampler(64, weight="grey"))
+    (['WeightedSampler'], ['WeightedSampler, weight grey'])
+    >>> _law(LabelSampler(64, probabilities={0: 1, 1: 3}))
+    ['LabelSampler, probabilities 0: 1, 1: 3']
+    """
+    if sampler is None:
+        return []
+    words = [type(sampler).__name__]
+    for field in dataclasses.fields(sampler):
+        value = getattr(sampler, field.name)
+        if isinstance(value, Mapping):
+            value = ", ".join(f"{key}: {share:g}" for key, share in value.items())
+        if field.name != "patch" and value not in (field.default, field.name, (0, 0, 0)):
+            words.append(f"{field.name} {value}")
+    return [", ".join(words)]
+
+
+def by(sizes: Sequence[int]) -> str:
+    """Sizes as people write them."""
+    return " × ".join(map(str, sizes))

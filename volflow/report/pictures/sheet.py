@@ -1,0 +1,137 @@
+"""Contact sheets: many planes along one axis on one page."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from volflow.errors import InvalidInput
+from volflow.geometry.units import unit_sign
+from volflow.geometry.views import View
+from volflow.report.pictures.arrange import MARGIN, WIDTH, best_columns
+from volflow.report.pictures.preview import facts_shown, titled
+from volflow.report.pictures.slices import Slice
+from volflow.report.pictures.stack import Look, drawing, open_both, stack
+from volflow.report.pictures.subject import Names, Subject, is_whole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from volflow.volumes.arrays.inputs import VolumeLike
+
+__all__ = ["contact_sheet"]
+
+MOST_TILES = 200
+SHARP = 300  # pixels per inch at which tiles are read, twice what is commonly written
+
+
+def contact_sheet(
+    volume: VolumeLike,
+    over: VolumeLike | None = None,
+    *,
+    axis: str = "z",
+    tiles: int = 24,
+    level: int | None = None,
+    classes: Names = None,
+    channel: int | None = None,
+    percentiles: tuple[float, float] = (1, 99.5),
+) -> Figure:
+    """Show evenly spaced planes along an axis; only these planes are read.
+
+    All tiles have one scale, one grey window and one colour per class. Each is labelled with its
+    index at the finest level and the position of its centre.
+
+    Parameters
+    ----------
+    volume
+        What to show: any `VolumeLike`, as in `preview`.
+    over
+        The scan underneath; it covers the same box, on any grid.
+    axis
+        Across the planes: ``"z"``, ``"y"`` or ``"x"`` as stored, or the name of a plane as
+        `preview` shows it, such as ``"axial"``.
+    tiles
+        How many, 1 to 200; fewer where the volume has fewer planes.
+    level
+        Of the pyramid; by default the finest that a tile can show.
+    classes, channel, percentiles
+        As in `preview`.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        As from `preview`.
+
+    Raises
+    ------
+    InvalidInput
+        Where there is no such axis, the number of tiles cannot be shown, or as `preview` raises.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> figure = contact_sheet(np.arange(4096.0).reshape(16, 16, 16), tiles=4)
+    >>> [plane["index"] for plane in figure.facts["planes"]]
+    [2, 6, 10, 14]
+    """
+    draw = drawing()
+    if not is_whole(tiles) or not 1 <= tiles <= MOST_TILES:
+        raise InvalidInput(f"tiles must be 1 to {MOST_TILES}, given {tiles!r}")
+    top, under = open_both(volume, over, channel)
+    view = _view(top, axis)
+    depth = top.shape[view.normal]
+    count = min(tiles, depth)
+    slices = [top.slice(view, int((n + 0.5) / count * depth)) for n in range(count)]
+
+    size = (top.size[view.columns], top.size[view.rows])
+    columns = best_columns(count, size, draw.TILE_CAPTION, draw.TILE_GAP)
+    pixels = max(64, int(SHARP * (WIDTH - 2 * MARGIN) / columns))
+    shown = stack(
+        top, under, slices, Look(level, classes, percentiles, pixels, (view.rows, view.columns))
+    )
+    scene = draw.Scene(
+        title=titled(top, under),
+        subtitle="   ·   ".join([_said(top, view, count), top.facts(), *_shown(shown.said)]),
+        size=top.size,
+        unit=top.finest.meta.unit,
+        facts=facts_shown(top, under, shown.read, slices),
+    )
+    captions = [_caption(top, one) for one in slices]
+    figure: Figure = draw.sheet_figure(slices, captions, shown.layers, scene, columns)
+    return figure
+
+
+def _view(top: Subject, axis: str) -> View:
+    """The planes across an axis."""
+    for view in top.views:
+        if axis in (view.axis, view.name):
+            if not view.is_area(top.shape):
+                raise InvalidInput(
+                    f"{top.name} has no planes across {axis}: it is {top.shape} voxels; choose"
+                    " another axis"
+                )
+            return view
+    names = ", ".join(view.name for view in top.views)
+    raise InvalidInput(f"axis must be z, y or x, or one of {names}; given {axis!r}")
+
+
+def _said(top: Subject, view: View, count: int) -> str:
+    """What the tiles are, and which way they run."""
+    orientation = top.finest.meta.orientation
+    if orientation is None:
+        return f"{count} {view.name} planes, {view.name[0]} →  {view.name[1]} ↓"
+    toward = orientation[view.normal]
+    return f"{count} {view.name} planes along {view.axis}, towards {toward}"
+
+
+def _shown(said: str) -> list[str]:
+    return [f"shown: {said}"] if said else []
+
+
+def _caption(top: Subject, one: Slice) -> tuple[str, str]:
+    """Index of a plane, and where its centre lies in the coordinates of the volume."""
+    meta, axis = top.finest.meta, one.view.normal
+    index = f"{one.view.axis} = {one.index}"
+    if meta.unit is None:
+        return index, ""
+    place = meta.translation[axis] + one.index * meta.spacing[axis]
+    return index, f"{round(place, 2):.10g} {unit_sign(meta.unit)}"

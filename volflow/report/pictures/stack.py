@@ -1,0 +1,149 @@
+"""From volumes to layers: the scan underneath in grey, the result above in its colours."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from volflow.errors import InvalidInput
+from volflow.report.pictures.layers import (
+    ALONE,
+    DIMMED,
+    OVER_SCAN,
+    Layer,
+    class_layer,
+    grey_layer,
+    grey_window,
+    heat_layer,
+    heat_window,
+)
+from volflow.report.pictures.slices import Cut, Slice
+from volflow.report.pictures.subject import Names, Subject, open_subject, same_box, told_apart
+
+__all__ = ["Look", "Stack", "drawing", "ground", "open_both", "stack"]
+
+
+@dataclass(frozen=True)
+class Look:
+    """How volumes are to be shown.
+
+    Parameters
+    ----------
+    level
+        The one asked for; None for what fits.
+    classes
+        Names given for the classes.
+    percentiles
+        Of the voxels shown, black and white in a scan.
+    pixels
+        What a picture can show along an axis.
+    axes
+        Which of z, y, x it shows.
+    """
+
+    level: int | None
+    classes: Names
+    percentiles: tuple[float, float]
+    pixels: int
+    axes: tuple[int, ...] = (0, 1, 2)
+
+    def __post_init__(self) -> None:
+        if not _are_names(self.classes):
+            raise InvalidInput(
+                "classes must be names in the order of their numbers, or by number, given"
+                f" {self.classes!r}; such as ['background', 'liver']"
+            )
+        try:
+            low, high = self.percentiles
+            right = 0 <= low < high <= 100
+        except (TypeError, ValueError):
+            right = False
+        if not right:
+            raise InvalidInput(
+                "percentiles must be two numbers from 0 to 100, the lower first, given"
+                f" {self.percentiles!r}; such as (1, 99.5)"
+            )
+
+
+def _are_names(classes: Any) -> bool:
+    names = classes.values() if isinstance(classes, Mapping) else classes
+    if names is None:
+        return True
+    listed = isinstance(names, Collection) and not isinstance(names, str)
+    return listed and all(isinstance(name, str) for name in names)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The layers of a picture, from the bottom to the top, and what was read for them."""
+
+    layers: tuple[Layer, ...]
+    read: Subject
+    said: str
+
+
+def drawing() -> Any:
+    """The module that draws; it needs matplotlib.
+
+    Raises
+    ------
+    InvalidInput
+        Where that is missing, naming the extra.
+    """
+    try:
+        from volflow.report.pictures import figures
+    except ModuleNotFoundError as error:
+        raise InvalidInput(
+            f'a picture needs {error.name}, which is missing; pip install "volflow[report]"'
+        ) from error
+    return figures
+
+
+def open_both(volume: Any, over: Any, channel: int | None) -> tuple[Subject, Subject | None]:
+    """A volume, and the scan underneath where one is given; they cover the same box."""
+    top = open_subject(volume, channel, merge=over is not None)
+    if over is None:
+        return top, None
+    top, under = told_apart(top, open_subject(over))
+    same_box(top, under)
+    return top, under
+
+
+def stack(top: Subject, under: Subject | None, slices: Sequence[Slice], look: Look) -> Stack:
+    """Read slices of a volume, and of the scan underneath, and give them their colours."""
+    read = top.at_level(look.level, look.pixels, look.axes)
+    guess = under is not None
+    average = not top.may_be_classes(look.classes, guess)
+    cuts = top.cut(read, slices, look.pixels, average=average)
+    layers: list[Layer] = []
+    said = [read.shown(look.pixels, average)]
+    if under is not None:
+        below, told = ground(under, read, slices, look, DIMMED)
+        layers += below
+        said.append(told)
+    if top.are_classes(cuts, look.classes, guess):
+        names = top.class_names(look.classes)
+        fill = ALONE if under is None else OVER_SCAN
+        layers.append(class_layer(cuts, names, top.finest.meta.colors, fill=fill))
+    elif under is not None:
+        layers.append(heat_layer(cuts, top.channel_name(), heat_window(cuts)))
+    else:
+        layers.append(grey_layer(cuts, grey_window(cuts, look.percentiles)))
+    return Stack(tuple(layers), read, "; ".join(filter(None, said)))
+
+
+def ground(
+    under: Subject, read: Subject, slices: Sequence[Slice], look: Look, *whites: float
+) -> tuple[tuple[Layer, ...], str]:
+    """The scan underneath, at the level that fits; where one was asked for, at the nearest.
+
+    One layer for each of ``whites``, which dim it; and what is shown of it, as `Subject.shown`.
+    """
+    chosen = look.level is not None
+    level = under.like(read) if chosen else under.at_level(None, look.pixels, look.axes)
+    cuts: list[Cut] = under.cut(level, slices, look.pixels, average=True)
+    window = grey_window(cuts, look.percentiles)
+    said = level.shown(look.pixels, average=True)
+    layers = tuple(grey_layer(cuts, window, white) for white in whites)
+    return layers, f"{under.name} {said}" if said else ""

@@ -1,0 +1,319 @@
+"""A volume as the subject of a picture: opened, named, read at the level that fits."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from numbers import Integral
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from volflow.errors import InvalidInput
+from volflow.geometry.units import unit_sign
+from volflow.geometry.views import View, views
+from volflow.report.facts.card import short_name
+from volflow.report.level_choice import at_level, fitting_level, level_like, low_edge
+from volflow.report.pictures.content import busiest, class_maps, scan
+from volflow.report.pictures.slices import Cut, Slice, cut
+from volflow.report.planes import Readable, steps
+from volflow.store.formats.sources import VolumeSource, open_source
+from volflow.store.meta import Vector
+from volflow.store.volume import Volume, open_volume
+
+if TYPE_CHECKING:
+    from volflow.volumes.arrays.inputs import VolumeLike
+
+__all__ = ["Names", "Subject", "is_whole", "open_subject", "same_box", "told_apart"]
+
+Names = Sequence[str] | Mapping[int, str] | None
+Array = npt.NDArray[Any]
+
+COARSE = 128  # voxels along the longest side that still show where things are
+FEW_VALUES = 32  # an image of whole numbers with no more is taken for classes
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A volume of a picture.
+
+    Parameters
+    ----------
+    name
+        To call it in the picture and in messages.
+    finest
+        Level 0, or the one that was given; a file or array has no other.
+    channel
+        Which one is shown; None for the number of the highest.
+    folder
+        In which it lies, "" where that is not known.
+    """
+
+    name: str
+    finest: Readable
+    channel: int | None = 0
+    folder: str = ""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Voxels along z, y, x."""
+        return self.finest.shape[-3:]
+
+    @property
+    def size(self) -> Vector:
+        """Of its box along z, y, x, in its unit."""
+        z, y, x = (n * s for n, s in zip(self.shape, self.finest.meta.spacing, strict=True))
+        return (z, y, x)
+
+    def at_level(self, level: int | None, pixels: int, axes: Sequence[int] = (0, 1, 2)) -> Subject:
+        """The level asked for; by default the finest that ``pixels`` can show."""
+        if not is_whole(0 if level is None else level):
+            raise InvalidInput(f"level must be a whole number, given {level!r}")
+        volume = self.finest
+        if isinstance(volume, Volume):
+            fits = fitting_level(volume, pixels, axes) if level is None else at_level(volume, level)
+            return replace(self, finest=fits)
+        if level:
+            raise InvalidInput(f"{self.name} has no levels, given level {level}; leave it out")
+        return self
+
+    def like(self, other: Subject) -> Subject:
+        """The level that is most like another subject's."""
+        if not isinstance(self.finest, Volume):
+            return self
+        return replace(self, finest=level_like(self.finest, other.finest.meta.spacing))
+
+    def cut(
+        self, level: Subject, slices: Sequence[Slice], pixels: int, *, average: bool = False
+    ) -> list[Cut]:
+        """Slices of one of its levels."""
+        shift: tuple[float, ...] = (0.0, 0.0, 0.0)
+        if isinstance(self.finest, Volume) and isinstance(level.finest, Volume):
+            edges = zip(low_edge(level.finest), low_edge(self.finest), strict=True)
+            shift = tuple(inner - outer for inner, outer in edges)
+        return cut(
+            level.finest,
+            slices,
+            self.size,
+            pixels=pixels,
+            shift=shift,
+            channel=self.channel,
+            average=average,
+        )
+
+    def scan(self) -> list[Array]:
+        """A few planes along z of the coarsest level that still shows where things are."""
+        volume = self.finest
+        if isinstance(volume, Volume):
+            for level in range(len(volume.levels) - 1, volume.level, -1):
+                coarse = at_level(volume, level)
+                if max(coarse.spatial_shape) >= COARSE:
+                    return scan(coarse, self.channel)
+        return scan(volume, self.channel)
+
+    def slices(
+        self, at: str | Sequence[int], weights: Sequence[Array] | None = None
+    ) -> tuple[Slice, ...]:
+        """Three orthogonal planes; one of a single slice.
+
+        Parameters
+        ----------
+        at
+            ``"center"``, ``"content"`` or a voxel z, y, x.
+        weights
+            What counts as content, as `busiest` takes it; by default what is not background.
+        """
+        planes = [view for view in self.views if view.is_area(self.shape)]
+        if not planes:
+            raise InvalidInput(
+                f"{self.name} is {self.shape} voxels, so that no plane of it is more than a line;"
+                " there is nothing to draw"
+            )
+        index = self._voxel(at, weights)
+        return tuple(self.slice(view, index[view.normal]) for view in planes)
+
+    def slice(self, view: View, index: int) -> Slice:
+        """One plane."""
+        return Slice(view, index, (index + 0.5) * self.finest.meta.spacing[view.normal])
+
+    @property
+    def views(self) -> tuple[View, View, View]:
+        """Its planes, as they are displayed."""
+        return views(self.finest.meta.orientation)
+
+    def _voxel(self, at: str | Sequence[int], weights: Sequence[Array] | None) -> tuple[int, ...]:
+        if isinstance(at, str) and at in ("center", "content"):
+            place = (0.5, 0.5, 0.5)
+            if at == "content":
+                seen = map(class_maps, self.scan()) if weights is None else weights
+                place = busiest(list(seen))
+            return tuple(int(part * n) for part, n in zip(place, self.shape, strict=True))
+        try:
+            voxel = tuple(int(i) if is_whole(i) else -1 for i in at)
+        except TypeError:  # no sequence
+            voxel = ()
+        if len(voxel) != 3 or any(not 0 <= i < n for i, n in zip(voxel, self.shape, strict=True)):
+            raise InvalidInput(
+                f'at must be "center", "content" or a voxel z, y, x inside {self.shape}, '
+                f"given {at!r}"
+            )
+        return voxel
+
+    def may_be_classes(self, classes: Names, guess: bool) -> bool:
+        """Whether what is shown could be classes; their voxels must not be averaged."""
+        several = self.channel is None and len(self.finest.shape) == 4
+        named = self.finest.meta.kind == "classes" or classes is not None
+        return named or several or (guess and self.finest.dtype.kind in "biu")
+
+    def are_classes(self, cuts: Sequence[Cut], classes: Names, guess: bool) -> bool:
+        """Whether what was read is classes.
+
+        Parameters
+        ----------
+        cuts
+            What was read.
+        classes
+            Names given for them, if any: then it is.
+        guess
+            Whether few different whole numbers are taken for classes.
+        """
+        if self.may_be_classes(classes, guess=False):
+            return True
+        if not self.may_be_classes(classes, guess):
+            return False
+        return len(np.unique(np.concatenate([c.values.ravel() for c in cuts]))) <= FEW_VALUES
+
+    def class_names(self, classes: Names) -> dict[int, str]:
+        """Names by class number: those given, else those of the metadata."""
+        if isinstance(classes, Mapping):
+            return dict(classes)
+        return dict(enumerate(self.finest.meta.channels if classes is None else classes))
+
+    def channel_name(self) -> str:
+        """Of the one channel that is shown."""
+        names = self.finest.meta.channels
+        return names[self.channel or 0] if names else "score"
+
+    @property
+    def voxel(self) -> str:
+        """The size of its voxels, in words."""
+        return _lengths(self.finest.meta.spacing, self.finest.meta.unit)
+
+    def facts(self) -> str:
+        """Shape, voxel size, orientation and dtype in one line."""
+        meta = self.finest.meta
+        shape = " × ".join(str(n) for n in self.finest.shape)
+        facts = [f"{shape} voxels", self.voxel, meta.orientation or ""]
+        return "   ·   ".join(fact for fact in [*facts, str(self.finest.dtype)] if fact)
+
+    def shown(self, pixels: int, average: bool = False) -> str:
+        """Which level this is, and how it was thinned; "" for all voxels of the only level.
+
+        Examples
+        --------
+        >>> open_subject(np.zeros((4, 9000, 9000), "u1")).shown(1600)
+        'one of 1 × 6 × 6 voxels'
+        """
+        volume, said = self.finest, []
+        if isinstance(volume, Volume) and len(volume.levels) > 1:
+            said.append(f"level {volume.level}" + (f", {self.voxel}" if volume.level else ""))
+        step = steps(volume, pixels)
+        if max(step) > 1:
+            voxels = " × ".join(map(str, step)) + " voxels"
+            said.append(f"mean of {voxels}" if average else f"one of {voxels}")
+        return ", ".join(said)
+
+
+def is_whole(number: object) -> bool:
+    """Whether a number that somebody gave is a whole one, of Python or of NumPy."""
+    return isinstance(number, Integral)
+
+
+def open_subject(x: VolumeLike, channel: int | None = None, *, merge: bool = False) -> Subject:
+    """Open a volume, file or array for a picture; no voxel is read.
+
+    Parameters
+    ----------
+    x
+        What to show.
+    channel
+        Which one to show.
+    merge
+        Whether several channels, where none is chosen, show the number of the highest; else the
+        first is shown.
+
+    Raises
+    ------
+    InvalidInput
+        Where it cannot be opened, or has no such channel.
+    """
+    finest = _open(x)
+    count = finest.shape[0] if len(finest.shape) == 4 else 1
+    if channel is None:
+        scores = merge and count > 1 and finest.meta.kind == "image"
+        channel = None if scores else 0
+    elif not is_whole(channel) or not 0 <= channel < count:
+        raise InvalidInput(f"channel must be 0 … {count - 1}, given {channel!r}")
+    path = finest.path if isinstance(finest, Volume) else x
+    if not isinstance(path, str | os.PathLike):
+        return Subject("volume" if isinstance(finest, Volume) else "array", finest, channel)
+    name = short_name(os.fspath(path)) or str(path)
+    return Subject(name, finest, channel, Path(path).absolute().parent.name)
+
+
+def told_apart(a: Subject, b: Subject) -> tuple[Subject, Subject]:
+    """Two subjects whose names differ where their folders do."""
+    if a.name != b.name or a.folder == b.folder:
+        return a, b
+    first, second = (replace(one, name=f"{one.folder}/{one.name}") for one in (a, b))
+    return first, second
+
+
+def same_box(a: Subject, b: Subject) -> None:
+    """Refuse two volumes that do not cover the same box in the same directions.
+
+    Raises
+    ------
+    InvalidInput
+        Naming both.
+    """
+    first, second = a.finest.meta, b.finest.meta
+    for what, mine, theirs in (
+        ("unit", first.unit, second.unit),
+        ("orientation", first.orientation, second.orientation),
+    ):
+        if mine and theirs and mine != theirs:
+            raise InvalidInput(
+                f"{a.name} and {b.name} must have the same {what} to be shown as one;"
+                f" got {mine} and {theirs}; give volumes of one scan"
+            )
+    voxel = np.maximum(first.spacing, second.spacing)
+    if np.any(np.abs(np.subtract(a.size, b.size)) > voxel):
+        boxes = " and ".join(" × ".join(f"{n:.4g}" for n in one.size) for one in (a, b))
+        raise InvalidInput(
+            f"{a.name} and {b.name} must cover the same box to be shown as one; got {boxes};"
+            " give volumes of one scan"
+        )
+
+
+def _open(x: VolumeLike) -> Readable:
+    """The finest level of a volume, or a file or array."""
+    if isinstance(x, Volume):
+        return x
+    if isinstance(x, str | os.PathLike):
+        local = "://" not in os.fspath(x) and Path(x).is_file()
+        # A volume that is still being written can be looked at, too.
+        return open_source(x) if local else open_volume(x)
+    from volflow.volumes.arrays.inputs import (
+        open_input,  # loads Dask, which pictures of files do without
+    )
+
+    source = open_input(x)
+    return source.volume if isinstance(source, VolumeSource) else source
+
+
+def _lengths(sizes: Sequence[float], unit: str | None) -> str:
+    return f"{' × '.join(f'{s:.4g}' for s in sizes)} {unit_sign(unit)}".rstrip()

@@ -1,0 +1,284 @@
+"""How viewers show volumes: in grey, in colours or as classes, between which values, at which size.
+
+The first volume is the ground, later ones lie over it. What is decided here holds for every
+viewer, so that a result looks alike in all of them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+
+from volflow.errors import InvalidInput
+from volflow.geometry.histogram import Histogram
+from volflow.report.colors import class_color
+from volflow.report.facts.value_counts import value_counts
+from volflow.store.opening import is_url
+from volflow.store.volume import Volume, open_volume
+
+__all__ = [
+    "CLASS_OPACITY",
+    "NGFF_UNITS",
+    "SCORE_OPACITY",
+    "Appearance",
+    "Channel",
+    "appearances",
+    "direction",
+    "metres",
+]
+
+PERCENTILES = (1.0, 99.5)  # shown black and white
+CLASS_OPACITY, SCORE_OPACITY = 0.35, 0.6
+FEW_VALUES = 32  # an overlay of whole numbers with no more is taken for classes
+MANY_CLASSES = 256  # instances rather: the viewer chooses their colours
+MANY_CHANNELS = 12  # further ones are there but not shown at first
+
+_PREFIXES = {
+    "yocto": -24, "zepto": -21, "atto": -18, "femto": -15, "pico": -12, "nano": -9, "micro": -6,
+    "milli": -3, "centi": -2, "deci": -1, "": 0, "hecto": 2, "kilo": 3, "mega": 6, "giga": 9,
+    "tera": 12, "peta": 15, "exa": 18, "zetta": 21, "yotta": 24,
+}  # fmt: skip
+# All that NGFF 0.5 names, in metres.
+NGFF_UNITS = {
+    "angstrom": 1e-10, "inch": 0.0254, "foot": 0.3048, "yard": 0.9144, "mile": 1609.344,
+    "parsec": 3.0856775814913673e16,
+} | {f"{prefix}meter": 10.0**power for prefix, power in _PREFIXES.items()}  # fmt: skip
+_OTHER_UNITS = {
+    "m": 1.0, "cm": 1e-2, "mm": 1e-3, "µm": 1e-6, "μm": 1e-6, "um": 1e-6, "micron": 1e-6,
+    "nm": 1e-9, "Å": 1e-10,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Channel:
+    """How one channel of an image is shown.
+
+    Parameters
+    ----------
+    name
+        Unlike that of any other channel shown.
+    window
+        The values shown darkest and brightest.
+    color
+        "#RRGGBB" of the brightest; "" for grey.
+    visible
+        Whether it is shown at first.
+    """
+
+    name: str
+    window: tuple[float, float]
+    color: str = ""
+    visible: bool = True
+
+
+@dataclass(frozen=True)
+class Appearance:
+    """How one volume is shown.
+
+    Parameters
+    ----------
+    volume
+        Its finest level.
+    name
+        Unlike that of any other volume shown.
+    channels
+        Of an image; () for classes.
+    labels, colors
+        Of classes, by number: their names, () where none are known, and "#RRGGBB", () where the
+        viewer chooses. The colour of 0 means nothing: it is clear.
+    unit
+        Of the spacing; that of the other volumes where this one says nothing.
+    """
+
+    volume: Volume
+    name: str
+    channels: tuple[Channel, ...] = ()
+    labels: tuple[str, ...] = ()
+    colors: tuple[str, ...] = ()
+    unit: str | None = None
+
+
+def metres(unit: str | None) -> float | None:
+    """The length of a unit, as NGFF or as others spell it, in metres; None where it is not known.
+
+    Examples
+    --------
+    >>> metres("millimeter"), metres("angstrom"), metres("pixel")
+    (0.001, 1e-10, None)
+    """
+    return (NGFF_UNITS | _OTHER_UNITS).get(unit or "")
+
+
+def direction(orientation: str, letter: str) -> npt.NDArray[np.float64]:
+    """A direction of the patient along x, y, z of the index.
+
+    Parameters
+    ----------
+    orientation
+        Where the index along z, y, x grows to.
+    letter
+        The direction: R, L, A, P, S or I.
+
+    Examples
+    --------
+    >>> direction("SAR", "P").tolist()
+    [0.0, -1.0, 0.0]
+    """
+    opposite = dict(zip("RLAPSI", "LRPAIS", strict=True))[letter]
+    grows_to = reversed(orientation)
+    return np.array([(to == letter) - (to == opposite) for to in grows_to], dtype=float)
+
+
+def appearances(volumes: Sequence[Any]) -> tuple[Appearance, ...]:
+    """How to show volumes together, the first as the ground.
+
+    Of a volume whose statistics are not known a few chunks are read, of its coarsest level.
+
+    Parameters
+    ----------
+    volumes
+        Paths of local OME-Zarr volumes, or `Volume`.
+
+    Raises
+    ------
+    InvalidInput
+        Where there are none, one is no local volume, or their units or orientations differ
+        so that they cannot be laid over each other.
+    """
+    opened = [_finest(volume) for volume in volumes]
+    if not opened:
+        raise InvalidInput("there is no volume to view; give one or more: scan.zarr out.zarr")
+    _refuse_different(opened)
+    unit = next((volume.unit for volume in opened if volume.unit), None)
+    names = _names([Path(str(volume.path)) for volume in opened])
+    return tuple(
+        _appearance(volume, name, number, volume.unit or unit)
+        for number, (volume, name) in enumerate(zip(opened, names, strict=True))
+    )
+
+
+def _refuse_different(volumes: Sequence[Volume]) -> None:
+    """Refuse volumes whose places in one space cannot be told."""
+    units = [(volume, volume.unit) for volume in volumes if volume.unit]
+    ways = [(volume, volume.orientation) for volume in volumes if volume.orientation]
+    lengths = all(metres(unit) for _, unit in units)
+    for what, known in (("unit", [] if lengths else units), ("orientation", ways)):
+        for other, value in known[1:]:
+            first, expected = known[0]
+            if value != expected:
+                raise InvalidInput(
+                    f"volumes shown together must have one {what}; {first.path} has {expected},"
+                    f" {other.path} has {value}; view them one by one, or give the scan that the"
+                    " result was made from"
+                )
+
+
+def _finest(volume: Any) -> Volume:
+    volume = open_volume(volume) if isinstance(volume, zarr.Array) else volume
+    path = volume.path if isinstance(volume, Volume) else volume
+    if path is None or not isinstance(path, str | os.PathLike):
+        raise InvalidInput(
+            "a viewer reads volumes from disk, given one in memory; store it first:"
+            ' vf.convert(array, "scan.zarr")'
+        )
+    if is_url(os.fspath(path)):
+        raise InvalidInput(
+            f"{path} is remote, viewers are given volumes of this machine; copy it with"
+            f' vf.convert("{path}", "copy.zarr")'
+        )
+    timepoint = volume.timepoint if isinstance(volume, Volume) else None
+    return open_volume(path, 0, timepoint=timepoint)
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """File names without their endings, numbered where two are the same."""
+    stems = [path.name.removesuffix(".zarr").removesuffix(".ome") or "volume" for path in paths]
+    # Label images and levels of others are mere numbers in a folder.
+    stems = [
+        f"{path.parent.name}/{stem}" if stem.isdigit() else stem
+        for path, stem in zip(paths, stems, strict=True)
+    ]
+    counts = {stem: itertools.count(1) for stem in stems}
+    return [f"{s} {next(counts[s])}" if stems.count(s) > 1 else s for s in stems]
+
+
+def _appearance(volume: Volume, name: str, number: int, unit: str | None) -> Appearance:
+    meta = volume.meta
+    distinct = len(set(meta.channels)) == len(meta.channels)
+    labels = meta.channels if distinct and all(meta.channels) else ()
+    declared = meta.kind == "classes"
+    classes = max(len(labels), len(meta.colors)) if declared else 0
+    values = [] if classes else value_counts(volume)
+    if not classes and (declared or number):
+        classes = _classes_seen(volume, values, MANY_CLASSES if declared else FEW_VALUES)
+    if declared or classes:
+        known = range(classes if classes <= MANY_CLASSES else 0)
+        colors = tuple(class_color(value, meta.colors) for value in known)
+        return Appearance(volume, name, (), labels, colors, unit)
+    windows = [_window(volume, channel, number > 0) for channel in values]
+    return Appearance(volume, name, _channels(volume, name, number, labels, windows), unit=unit)
+
+
+def _channels(
+    volume: Volume,
+    name: str,
+    number: int,
+    labels: Sequence[str],
+    windows: Sequence[tuple[float, float]],
+) -> tuple[Channel, ...]:
+    """A scan in grey, all else in the colours of its channels, those of scores of their classes."""
+    own = volume.meta.colors
+    if len(windows) == 1:
+        grey = not number and not own
+        return (Channel(name, windows[0], "" if grey else class_color(1, ("", *own))),)
+    # Channel 0 is class 0 only where it says so.
+    background = bool(labels) and labels[0].strip().lower() in ("background", "bg")
+    first = 0 if background else 1
+    return tuple(
+        Channel(
+            f"{name}: {labels[n] if labels else n}",
+            window,
+            class_color(n + first, ("",) * first + own),
+            visible=n < MANY_CHANNELS and not (background and n == 0),
+        )
+        for n, window in enumerate(windows)
+    )
+
+
+def _classes_seen(volume: Volume, values: Sequence[Histogram | None], most: int) -> int:
+    """How many classes whole numbers stand for; 0 where there are more different ones."""
+    if volume.dtype.kind == "b":
+        return 2
+    only = values[0]
+    whole = volume.dtype.kind in "iu" and len(values) == 1
+    if not whole or only is None or not 2 <= len(only.bins) <= most:
+        return 0
+    return int(only.max) + 1
+
+
+def _window(volume: Volume, channel: Histogram | None, overlay: bool) -> tuple[float, float]:
+    """The values to show darkest and brightest; whole numbers where the voxels are."""
+    real = volume.dtype.kind == "f"
+    limits = np.iinfo("u1" if volume.dtype.kind == "b" else volume.dtype) if not real else None
+    if channel is None or not channel.count:
+        # Viewers count in floats, which are not exact beyond.
+        return (0.0, 1.0) if limits is None else (int(limits.min), min(int(limits.max), 2**53))
+    if overlay and real and channel.min >= 0 and channel.max <= 1:
+        return 0.0, 1.0  # probabilities, however rare the high ones are
+    low, high = (channel.percentile(q) for q in PERCENTILES)
+    if high <= low:  # almost everything has one value
+        low, high = channel.min, channel.max
+    if limits is not None:
+        low, high = math.floor(low), math.ceil(high)
+    if high > low:
+        return low, high
+    return (low, low + 1) if limits is None or low < limits.max else (low - 1, low)

@@ -1,0 +1,157 @@
+"""A script that opens volumes in napari, aligned; napari itself is not needed to write it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from volflow.report.viewers.appearance import (
+    CLASS_OPACITY,
+    SCORE_OPACITY,
+    Appearance,
+    appearances,
+    direction,
+    metres,
+)
+
+__all__ = ["napari_snippet"]
+
+HEAD = """# Opens {names} in napari, aligned.
+# Needs: pip install "napari[all]>=0.6" volflow
+
+import napari
+import volflow as vf
+
+viewer = napari.Viewer()
+"""
+TAIL = """
+if __name__ == "__main__":
+    napari.run()
+"""
+
+
+def napari_snippet(*volumes: Any) -> str:
+    """A Python script that opens volumes in napari, the first as the ground, later ones over it.
+
+    Each lies where its metadata say, in its true size, with every level of its pyramid; napari
+    reads only what it shows. Colours and windows are those of `volflow.view`.
+
+    Parameters
+    ----------
+    volumes
+        Paths of OME-Zarr volumes on this machine, or `Volume`.
+
+    Returns
+    -------
+    str
+        Of its own: it runs wherever napari, volflow and these paths are.
+
+    Raises
+    ------
+    InvalidInput
+        Where there is no volume, one is no local volume, or their orientations differ.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import zarr
+    >>> import volflow as vf
+    >>> path = tempfile.mkdtemp() + "/scan.zarr"
+    >>> array = zarr.create_array(path, shape=(8, 8, 8), chunks=(8, 8, 8), dtype="uint8")
+    >>> script = vf.napari_snippet(path)
+    >>> print(script[script.index("viewer.add") : script.index("if __name__")].rstrip())
+    viewer.add_image(
+        vf.open('...scan.zarr').dask(),
+        name='scan',
+        scale=(1.0, 1.0, 1.0),
+        translate=(0.0, 0.0, 0.0),
+        axis_labels=('z', 'y', 'x'),
+        contrast_limits=(0, 1),
+        colormap='gray',
+    )
+    """
+    shown = appearances(volumes)
+    unit = next((one.unit for one in shown if metres(one.unit)), None)
+    head = HEAD.format(names=" ".join(" and ".join(one.name for one in shown).split()))
+    orientation = next((o for one in shown if (o := one.volume.orientation)), None)
+    calls = [call for number, one in enumerate(shown) for call in _calls(one, unit, number)]
+    return head + "".join(calls) + _upright(orientation) + TAIL
+
+
+def _upright(orientation: str | None) -> str:
+    """The line that turns the patient's head up, and shows left and right as they are in 3-D."""
+    if orientation is None:
+        return ""
+    upwards = orientation[1] in "AS"
+    axes = np.stack([direction(orientation, letter) for letter in "RAS"])
+    right = (np.linalg.det(axes) > 0) == upwards
+    turned = ("towards", "up" if upwards else "down", "right" if right else "left")
+    return f"viewer.camera.orientation = {turned!r}\n"
+
+
+def _calls(one: Appearance, unit: str | None, number: int) -> list[str]:
+    """The calls that add a volume's layers."""
+    placed = _placed(one, unit)
+    if not one.channels:
+        return [_call("add_labels", one, "", {"name": one.name} | placed | _classes(one))]
+    calls = []
+    for n, channel in enumerate(one.channels):
+        options = {"name": channel.name, **placed, "contrast_limits": channel.window}
+        options["colormap"] = channel.color or "gray"
+        if number:  # what lies over an image hides it where it is strong
+            clear, full = f"{channel.color}00", f"{channel.color}FF"
+            options["colormap"] = _Code(f"napari.utils.Colormap([{clear!r}, {full!r}])")
+            options["opacity"] = SCORE_OPACITY
+        elif n:
+            options["blending"] = "additive"
+        if not channel.visible:
+            options["visible"] = False
+        at = f"[{n}]" if "c" in one.volume.axes else ""
+        calls.append(_call("add_image", one, at, options))
+    return calls
+
+
+def _placed(one: Appearance, unit: str | None) -> dict[str, Any]:
+    """Size of a voxel and place of the first, in the unit of all layers."""
+    mine, ours = metres(one.unit), metres(unit)
+    factor = mine / ours if mine and ours else 1.0
+    placed: dict[str, Any] = {
+        "scale": tuple(factor * size for size in one.volume.spacing),
+        "translate": tuple(factor * shift for shift in one.volume.meta.translation),
+        "axis_labels": ("z", "y", "x"),
+    }
+    return placed | ({"units": (unit,) * 3} if unit else {})
+
+
+def _classes(one: Appearance) -> dict[str, Any]:
+    """Colours and names of classes; what is none of them is grey."""
+    options: dict[str, Any] = {"opacity": CLASS_OPACITY}
+    if one.colors:
+        colors = {None: "gray", 0: "transparent"}
+        colors |= {value: color for value, color in enumerate(one.colors) if value}
+        options["colormap"] = _Code(f"napari.utils.DirectLabelColormap(color_dict={colors!r})")
+    if one.labels:
+        options["features"] = {"index": list(range(len(one.labels))), "class": list(one.labels)}
+    return options
+
+
+class _Code(str):
+    """Text that stands in the script as it is."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def _call(method: str, one: Appearance, at: str, options: Mapping[str, Any]) -> str:
+    volume = one.volume
+    where = repr(volume.path) + (f", timepoint={volume.timepoint}" if volume.timepoint else "")
+    data = f"vf.open({where}).dask(){at}"
+    if len(volume.levels) > 1:
+        data = f"[vf.open({where}, level=n).dask(){at} for n in range({len(volume.levels)})]"
+        options = {"multiscale": True, **options}
+    lines = [data, *(f"{name}={value!r}" for name, value in options.items())]
+    return f"viewer.{method}(\n" + "".join(f"    {line},\n" for line in lines) + ")\n"

@@ -1,0 +1,317 @@
+"""The state with which Neuroglancer shows volumes: layers, colours, windows, place, direction.
+
+It is plain data, as https://neuroglancer-docs.web.app/json/api/ describes it, and travels in the
+fragment of a link.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import zarr
+
+from volflow.errors import InvalidInput
+from volflow.report.viewers.appearance import (
+    CLASS_OPACITY,
+    NGFF_UNITS,
+    SCORE_OPACITY,
+    Appearance,
+    direction,
+    metres,
+)
+from volflow.store.volume import Volume
+
+__all__ = ["class_names", "fragment", "viewer_state"]
+
+State = dict[str, Any]
+
+DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "float32")
+CODECS = {
+    "blosc", "bytes", "crc32c", "gzip", "sharding_indexed", "transpose", "zlib", "zstd",
+}  # fmt: skip
+VERSIONS = ("0.4", "0.5")
+PANEL_PIXELS = 420  # of one of four panels of a browser's window; the volume fits it
+
+CONTROLS = """#uicontrol invlerp normalized
+#uicontrol vec3 color color(default="{color}")
+"""
+# Channels of one image add up; what lies over an image hides it where it is strong.
+ADDED = CONTROLS + "void main() {{ emitRGB(color * normalized()); }}\n"
+OVERLAID = CONTROLS + "void main() {{ emitRGBA(vec4(color, normalized())); }}\n"
+
+
+def viewer_state(shown: Sequence[Appearance], address: str) -> State:
+    """The state that shows volumes over each other, cut through the middle of the first.
+
+    Parameters
+    ----------
+    shown
+        The first is the ground.
+    address
+        Of the server: it has the volumes at ``/volumes/0/``, ``/volumes/1/``, …, and what
+        `class_names` says of them at ``/names/0/info``, ….
+
+    Returns
+    -------
+    dict
+        Scales are in metres. Lengths count voxels of the first volume, as Neuroglancer does.
+
+    Raises
+    ------
+    InvalidInput
+        Where Neuroglancer cannot show a volume.
+    """
+    for one in shown:
+        _check(one.volume)
+    ground = shown[0]
+    space = [axis for axis in "xyz" if axis in ground.volume.stored_axes]
+    dimensions = _dimensions(ground)
+    state: State = {
+        "title": " + ".join(one.name for one in shown),
+        "dimensions": {axis: dimensions[axis] for axis in space},
+        "position": [_middle(ground.volume)[axis] for axis in space],
+        "crossSectionScale": _longest(ground.volume) / PANEL_PIXELS,
+        "projectionScale": _longest(ground.volume) * 1.6,
+        "layers": [
+            layer
+            for number, one in enumerate(shown)
+            for layer in _layers(one, number, address, ground=not number)
+        ],
+        "layout": "4panel" if len(space) == 3 else "xy",
+        "crossSectionBackgroundColor": "#000000",
+        "projectionBackgroundColor": "#000000",
+        "showDefaultAnnotations": False,
+    }
+    named = [one.name for one in shown if one.labels]
+    if named:  # the names of its classes stand beside the panels
+        state["selectedLayer"] = {"layer": named[-1], "visible": True}
+    orientation = next((o for one in shown if (o := one.volume.orientation)), None)
+    if orientation and len(space) == 3:
+        state["crossSectionOrientation"] = _turn(orientation, down="P", away="I")
+        state["projectionOrientation"] = _turn(orientation, down="I", away="P")
+    return state
+
+
+def fragment(state: State) -> str:
+    """A state as the part of a link after ``#``.
+
+    Examples
+    --------
+    >>> fragment({"layout": "xy", "title": "a b"})
+    '!%7B%22layout%22:%22xy%22,%22title%22:%22a%20b%22%7D'
+    """
+    text = json.dumps(state, separators=(",", ":"), ensure_ascii=False)
+    return "!" + quote(text, safe="~@$&()*!+=:;,.?/'")
+
+
+def class_names(one: Appearance) -> State:
+    """Names of classes as Neuroglancer's "segment properties"; the background is left out."""
+    values = [value for value in range(len(one.labels)) if value]
+    names = [one.labels[value] for value in values]
+    return {
+        "@type": "neuroglancer_segment_properties",
+        "inline": {
+            "ids": [str(value) for value in values],
+            "properties": [{"id": "label", "type": "label", "values": names}],
+        },
+    }
+
+
+def _check(volume: Volume) -> None:
+    """Refuse what Neuroglancer cannot show, in one line."""
+    # Of Zarr v2 it takes int64 for unsigned, of v3 it refuses it.
+    dtypes = (*DTYPES, "int64") if volume.array.metadata.zarr_format == 2 else DTYPES
+    unknown = sorted(_codecs(volume.array.metadata.to_dict()) - CODECS)
+    if volume.dtype.name not in dtypes:
+        what = f"holds {volume.dtype}, which Neuroglancer cannot show ({', '.join(dtypes)})"
+    elif unknown:
+        what = f"is compressed with {', '.join(unknown)}, which Neuroglancer cannot read"
+    else:
+        return
+    raise InvalidInput(f"{volume.path} {what}; look at it in napari: volflow view --napari")
+
+
+def _codecs(metadata: Any) -> set[str]:
+    """The names of all codecs in the metadata of an array of either Zarr format."""
+    if metadata["zarr_format"] == 2:
+        given = [metadata.get("compressor"), *(metadata.get("filters") or ())]
+        return {codec["id"] for codec in given if codec}
+    names, pending = set(), list(metadata["codecs"])
+    while pending:
+        codec = pending.pop()
+        names.add(codec["name"])
+        configuration = codec.get("configuration") or {}
+        for inner in ("codecs", "index_codecs"):
+            pending += configuration.get(inner, ())
+    return names
+
+
+def _dimensions(one: Appearance) -> dict[str, list[Any]]:
+    """Scale and unit of each stored axis, by the name it has in the viewer.
+
+    An apostrophe makes a dimension that belongs to one layer alone.
+    """
+    factor = metres(one.unit)
+    lengths = dict(zip("zyx", one.volume.spacing, strict=True))
+    return {
+        axis if axis in lengths else f"{axis}'": (
+            [lengths[axis] * factor, "m"]
+            if factor and axis in lengths
+            else [lengths.get(axis, 1.0), ""]
+        )
+        for axis in one.volume.stored_axes
+    }
+
+
+def _corner(volume: Volume) -> dict[str, float]:
+    """Where the first voxel begins, counted in voxels: half of one before its centre."""
+    meta = volume.meta
+    places = zip("zyx", meta.translation, meta.spacing, strict=True)
+    return {axis: shift / size - 0.5 for axis, shift, size in places}
+
+
+def _middle(volume: Volume) -> dict[str, float]:
+    """The middle of the middle voxel."""
+    corner = _corner(volume)
+    sizes = zip("zyx", volume.spatial_shape, strict=True)
+    return {axis: corner[axis] + size // 2 + 0.5 for axis, size in sizes}
+
+
+def _longest(volume: Volume) -> float:
+    """Length of the longest side, in Neuroglancer's measure: the shortest side of a voxel."""
+    sides = zip(volume.spatial_shape, volume.spacing, strict=True)
+    return max(count * size for count, size in sides) / min(volume.spacing)
+
+
+def _layers(one: Appearance, number: int, address: str, *, ground: bool) -> list[State]:
+    source = _source(one, f"{address}/volumes/{number}")
+    if not one.channels:
+        return [_class_layer(one, source, f"{address}/names/{number}")]
+    layers = []
+    for n, channel in enumerate(one.channels):
+        layer: State = {
+            "type": "image",
+            "name": channel.name,
+            "source": source,
+            "opacity": 1 if ground else SCORE_OPACITY,
+            "shaderControls": {
+                "normalized": {"range": list(channel.window), "window": list(channel.window)}
+            },
+        }
+        if channel.color:
+            layer["shader"] = (ADDED if ground else OVERLAID).format(color=channel.color)
+        if ground and n:
+            layer["blend"] = "additive"
+        if not channel.visible:
+            layer["visible"] = False
+        layers.append(layer | _local(one.volume, n))
+    return layers
+
+
+def _class_layer(one: Appearance, source: State, names: str) -> State:
+    layer: State = {
+        "type": "segmentation",
+        "name": one.name,
+        "source": [source],
+        "selectedAlpha": CLASS_OPACITY,
+        **_local(one.volume, 0),
+    }
+    if one.colors:
+        layer["segmentColors"] = {str(n): color for n, color in enumerate(one.colors) if n}
+    if one.labels:
+        layer["source"].append(f"precomputed://{names}")
+        layer["segments"] = class_names(one)["inline"]["ids"]
+        layer["tab"] = "segments"
+    return layer
+
+
+def _local(volume: Volume, channel: int) -> State:
+    """Which channel and timepoint a layer shows, where the array has such axes."""
+    at = {"c": channel, "t": volume.timepoint or 0}
+    axes = [axis for axis in volume.stored_axes if axis in at]
+    if not axes:
+        return {}
+    return {
+        "localDimensions": {f"{axis}'": [1, ""] for axis in axes},
+        "localPosition": [at[axis] for axis in axes],
+    }
+
+
+def _source(one: Appearance, url: str) -> State:
+    """Where a layer's voxels are, and the names and scales of its axes."""
+    volume = one.volume
+    transform: State = {"outputDimensions": _dimensions(one)}
+    url = f"zarr{volume.array.metadata.zarr_format}://{url}/"
+    if not _reads_levels(volume):
+        # The finest level alone, given its scales and put in its place.
+        url += f"{quote(volume.levels[0].path)}/" if volume.levels[0].path else ""
+        corner, axes = _corner(volume), volume.stored_axes
+        scales = transform["outputDimensions"].values()
+        transform["inputDimensions"] = dict(zip(_own_names(volume), scales, strict=True))
+        transform["matrix"] = [
+            [float(row == column) for column in axes] + [corner.get(row, -0.5)] for row in axes
+        ]
+    return {"url": url, "transform": transform}
+
+
+def _own_names(volume: Volume) -> list[str]:
+    """The names that Neuroglancer gives the axes of an array without a pyramid."""
+    metadata, prefix = volume.array.metadata, "dim_"
+    names = getattr(metadata, "dimension_names", None)
+    if metadata.zarr_format == 2:
+        prefix, names = "d", volume.array.attrs.asdict().get("_ARRAY_DIMENSIONS")
+    # In Zarr v2 anything may stand there.
+    fits = isinstance(names, list | tuple) and len(names) == volume.array.ndim
+    given = names if fits and names else [None] * volume.array.ndim
+    return [
+        name if isinstance(name, str) and name else f"{prefix}{number}"
+        for number, name in enumerate(given)
+    ]
+
+
+def _reads_levels(volume: Volume) -> bool:
+    """Whether Neuroglancer understands the metadata of the pyramid, as others may write them."""
+    if not volume.levels[0].path or volume.unit not in (None, *NGFF_UNITS):
+        return False
+    group = zarr.open_group(volume.path, mode="r", use_consolidated=False)
+    attributes: dict[str, Any] = group.attrs.asdict()
+    ome: Any = attributes.get("ome", attributes)
+    version = ome.get("version") if "ome" in attributes else ome["multiscales"][0].get("version")
+    return version in VERSIONS
+
+
+def _turn(orientation: str, *, down: str, away: str) -> list[float]:
+    """The rotation after which the patient's ``down`` runs down the screen, ``away`` into it.
+
+    Parameters
+    ----------
+    orientation
+        Of the index along z, y, x.
+    down, away
+        Letters of directions.
+
+    Returns
+    -------
+    list of float
+        A quaternion x, y, z, w. It turns without mirroring: which of left and right is on the
+        right of the screen follows from the voxels' own order.
+    """
+    downwards, inwards = direction(orientation, down), direction(orientation, away)
+    columns = [np.cross(downwards, inwards), downwards, inwards]
+    (a, b, c), (d, e, f), (g, h, i) = np.stack(columns, axis=1)
+    # Four times the outer product of the quaternion with itself (Shepperd 1978): its row with the
+    # largest diagonal is the quaternion but for its length.
+    rows = np.array(
+        [
+            [1 + a - e - i, b + d, c + g, h - f],
+            [b + d, 1 - a + e - i, f + h, c - g],
+            [c + g, f + h, 1 - a - e + i, d - b],
+            [h - f, c - g, d - b, 1 + a + e + i],
+        ]
+    )
+    row = rows[int(np.argmax(np.diag(rows)))]
+    return [float(value) for value in row / np.linalg.norm(row)]
