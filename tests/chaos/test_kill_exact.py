@@ -30,7 +30,8 @@ OPTIONS = {"blend": "exact", "memory": "50MiB", "chunk": 8, "shard": 8, "progres
 PREDICT = f"""
 import sys, time
 import volflow as vf
-from volflow.infer.exact import task as exact_task
+from volflow.infer.exact.output import ExactOutput
+from volflow.passes import pass_task
 from tests.chaos.test_kill_exact import net
 
 def slowly(work):
@@ -39,8 +40,8 @@ def slowly(work):
         return work(*given)
     return slow
 
-exact_task._pass_block = slowly(exact_task._pass_block)
-exact_task.output_rows = slowly(exact_task.output_rows)
+pass_task.pass_block = slowly(pass_task.pass_block)
+ExactOutput.rows = slowly(ExactOutput.rows)
 if __name__ == "__main__":
     vf.predict(sys.argv[1], net(), sys.argv[2], **{OPTIONS})
 """

@@ -20,7 +20,7 @@ from volflow.engine.events import State, announce
 from volflow.engine.plan import Plan
 from volflow.errors import InvalidInput
 from volflow.infer.call import Call, converted_inputs, make_call, placeholders
-from volflow.infer.exact.run_passes import Passes, run_passes
+from volflow.infer.exact.plan import passes_of
 from volflow.infer.options import PredictOptions
 from volflow.infer.patches.job import Target
 from volflow.infer.patches.plan import (
@@ -34,6 +34,7 @@ from volflow.infer.patches.plan import (
 from volflow.infer.request import Request, make_request, normalized, output_meta
 from volflow.model.bundle import evaluating
 from volflow.model.forward import Output
+from volflow.passes.executor import run_passes
 from volflow.store.aside import sweep
 from volflow.store.create import check_target, create
 from volflow.store.journal.complete import count_blocks
@@ -126,13 +127,13 @@ def _execute(
             begin_anew(request.out, journal, record)
         targets = _targets(request, settings)
         if settings.exact is not None:
-            passes = Passes.of(request, settings.exact, settings)
+            passes = passes_of(request, settings)
             if len(journal.done()) < math.prod(grid):
                 run_passes(passes, client, memory, progress)
         plan = make_plan(request, settings, client, memory, targets)
         run_journalled(plan, journal, record, _bind, cluster=client, progress=progress)
         if settings.exact is not None:
-            passes.drop(len(settings.exact.passes) - 1)
+            passes.drop(len(passes.steps) - 1)
     volumes = {t.name: t.volume for t in targets}
     return volumes.get("", volumes)
 

@@ -1,8 +1,8 @@
-"""Activations kept between passes: one file per block and node beside the output.
+"""Activations kept between passes: one file per block and node.
 
-The files hold plain values in C order and are mapped to be read, so that a margin reads what it
-needs and no more, and what memory has room for never waits for the disk. They are gone when the
-last pass that reads them is done.
+The files hold plain values in C order and are mapped to be read, so that reading a margin reads no
+more than the margin, and what memory has room for never waits for the disk. They are deleted when
+the last pass that reads them is done.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ import numpy.typing as npt
 from volflow.errors import RunFailed, StoreFull
 from volflow.geometry.roi import Roi
 
-__all__ = ["Kept", "free_bytes", "making_room"]
+__all__ = ["ActivationStore", "free_bytes", "making_room"]
 
 Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Kept:
+class ActivationStore:
     """The values of one node, ``(depth, *axes)``, cut into blocks.
 
     Parameters
     ----------
     folder
-        Of its files.
+        Where its files lie.
     depth
         Values per voxel.
     cuts
-        Per axis, where blocks begin, and the node's size.
+        Per axis, where blocks begin, followed by the node's size.
     dtype
-        Of the values.
+        Dtype of the values.
     """
 
     folder: Path
@@ -52,22 +52,22 @@ class Kept:
 
     @property
     def nbytes(self) -> int:
-        """Of all blocks."""
+        """Bytes of all blocks."""
         return (
             self.depth * math.prod(axis[-1] for axis in self.cuts) * np.dtype(self.dtype).itemsize
         )
 
     def box(self, index: Sequence[int]) -> Roi:
-        """A block's box."""
+        """Return the box of a block."""
         pairs = [(axis[i], axis[i + 1]) for axis, i in zip(self.cuts, index, strict=True)]
         return Roi(tuple(a for a, _ in pairs), tuple(b for _, b in pairs))
 
     def path(self, index: Sequence[int]) -> Path:
-        """A block's file."""
+        """Return the file of a block."""
         return self.folder / (".".join(map(str, index)) + ".raw")
 
     def write(self, index: Sequence[int], values: Array) -> None:
-        """Store a block, ``(…, *box)`` of that depth; it is there whole or not at all."""
+        """Store a block, ``(…, *box)`` of `depth` values per voxel; never a part of it is found."""
         path = self.path(index)
         part = path.with_suffix(f".{uuid.uuid4().hex[:8]}.part")
         with making_room(self.folder):
@@ -80,10 +80,10 @@ class Kept:
                 raise
 
     def read(self, box: Roi) -> Array:
-        """The values of a box, ``(depth, *box)``."""
+        """Return a box ``(depth, *box.shape)``; raises RunFailed where a file cannot be read."""
         result = np.empty((self.depth, *box.shape), self.dtype)
         ranges = [
-            range(_place(axis, low), _place(axis, high - 1) + 1)
+            range(_block_at(axis, low), _block_at(axis, high - 1) + 1)
             for axis, (low, high) in zip(self.cuts, box, strict=True)
         ]
         for index in itertools.product(*ranges):
@@ -105,7 +105,7 @@ class Kept:
             ) from error
 
     def missing(self, index: Sequence[int]) -> bool:
-        """Whether a block is not there, or not whole."""
+        """Return whether a block's file is absent or of another size than the block."""
         size = self.depth * self.box(index).size * np.dtype(self.dtype).itemsize
         try:
             return self.path(index).stat().st_size != size
@@ -118,18 +118,18 @@ class Kept:
             self.folder.mkdir(parents=True, exist_ok=True)
 
     def drop(self) -> None:
-        """Delete all of it."""
+        """Delete all blocks."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _place(cuts: Sequence[int], position: int) -> int:
-    """The block of an axis that holds a position."""
+def _block_at(cuts: Sequence[int], position: int) -> int:
+    """Return which block of an axis holds a position."""
     return int(np.searchsorted(cuts, position, side="right")) - 1
 
 
 @contextmanager
 def making_room(folder: Path) -> Iterator[None]:
-    """Say in one line that a disk is full, and what to do."""
+    """Raise StoreFull, which says what to do, where a disk is full."""
     try:
         yield
     except OSError as error:
@@ -143,7 +143,7 @@ def making_room(folder: Path) -> Iterator[None]:
 
 
 def free_bytes(folder: Path) -> int:
-    """Room left where a folder lies or will lie."""
+    """Return the bytes that are free where a folder lies or will lie."""
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free

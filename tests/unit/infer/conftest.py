@@ -8,15 +8,15 @@ import pytest
 
 import volflow as vf
 from volflow.infer.exact import plan as exact_plan
-from volflow.infer.exact.job import Network
-from volflow.infer.exact.profile import Look
 from volflow.infer.predict import plan_predict
 from volflow.passes.cost import Cost
+from volflow.passes.network import Network
+from volflow.passes.profile import OpProfile
 
 
 @pytest.fixture
 def assumed(monkeypatch):
-    """Exact runs do not look at a worker: convolutions are slow, and plans always the same.
+    """Exact runs profile no worker: convolutions are slow, and plans always the same.
 
     A network is traced once, rather than by every task, which takes most of the time of small ones.
     """
@@ -28,16 +28,16 @@ def assumed(monkeypatch):
             known[key] = traced(network, module)
         return known[key]
 
-    def look_at(network, module, *rest):
+    def profile_ops(network, module, *rest):
         nodes = network.graph(module).nodes
         costs = {
             n: Cost(node.flops * node.depth / 1e9, 8.0 * node.value_bytes)
             for n, node in enumerate(nodes)
             if node.flops
         }
-        return Look(network.here(), costs)
+        return OpProfile(network.resolved(), costs)
 
-    monkeypatch.setattr(exact_plan, "look_at", look_at)
+    monkeypatch.setattr(exact_plan, "profile_ops", profile_ops)
     monkeypatch.setattr(Network, "graph", graph)
 
 

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 
 from volflow.errors import RunFailed, StoreFull
 from volflow.geometry.roi import Roi
-from volflow.passes.activations import Kept, free_bytes
+from volflow.passes.activations import ActivationStore, free_bytes
 
 SIZES, SIDES = (11, 7, 9), (4, 7, 3)
 
 
 def kept_in(folder, dtype="float64", depth=2, sizes=SIZES, sides=SIDES):
     cuts = tuple((*range(0, n, b), n) for n, b in zip(sizes, sides, strict=True))
-    return Kept(Path(folder) / "7", depth, cuts, dtype)
+    return ActivationStore(Path(folder) / "7", depth, cuts, dtype)
 
 
 def indices(kept):
@@ -68,7 +68,7 @@ def test_blocks_tile_the_node(kept):
 
 
 def test_a_coarse_node_may_have_no_voxel_in_a_block(tmp_path):
-    kept = Kept(tmp_path / "7", 1, ((0, 0, 1), (0, 1, 2), (0, 2)), "float32")
+    kept = ActivationStore(tmp_path / "7", 1, ((0, 0, 1), (0, 1, 2), (0, 2)), "float32")
     values = filled(kept)
     assert not any(kept.missing(index) for index in indices(kept))
     assert np.array_equal(kept.read(Roi((0, 0, 0), (1, 2, 2))), values)

@@ -1,40 +1,56 @@
-"""From a request for an exact prediction to its passes: a look at the worker, a schedule."""
+"""The plan of an exact prediction: a worker's profile, a schedule, the blocks of the result."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from distributed import Client
 
 from volflow.engine.cluster import memory_per_worker, workers
-from volflow.errors import MemoryRefused
+from volflow.engine.plan import Plan, split_runs
+from volflow.errors import MemoryRefused, ResumeRefused
 from volflow.geometry.budget import format_bytes
+from volflow.geometry.grid import BlockGrid
 from volflow.infer.exact.blocks import Layout, Result
-from volflow.infer.exact.job import Network
-from volflow.infer.exact.profile import Look, look_at
+from volflow.infer.exact.image import read_image
+from volflow.infer.exact.output import ExactOutput, OutputJob, exact_outputs
+from volflow.infer.patches.job import Target
 from volflow.infer.patches.tiling import SLACK_BYTES, TRIALS_DIFFER
 from volflow.infer.request import Request, check_classes
 from volflow.model.forward import Output
 from volflow.model.precision import refuse_complex
+from volflow.model.resident import ModelPlugin
 from volflow.partition.graph import Graph
 from volflow.partition.reach import padded_sizes, scale_of
 from volflow.partition.scale import alignment_of
 from volflow.passes.activations import free_bytes
+from volflow.passes.blockwise import Blockwise, ImageReader
 from volflow.passes.cost import Costs, Pass, Rates
+from volflow.passes.describe import pass_facts
+from volflow.passes.executor import Passes
+from volflow.passes.network import Network
+from volflow.passes.profile import OpProfile, profile_ops
 from volflow.passes.schedule import Planner
+from volflow.store.journal.journal import Journal, journal_dir
+
+if TYPE_CHECKING:
+    from volflow.infer.patches.plan import Settings
 
 __all__ = [
     "ExactSettings",
     "decide_exact",
     "dropped_axis",
+    "exact_image",
     "exact_outputs_of",
     "network_of",
-    "pass_facts",
+    "passes_of",
+    "plan_exact",
     "slack_bytes",
 ]
 
@@ -77,16 +93,16 @@ def dropped_axis(request: Request) -> int | None:
 
 def network_of(request: Request, sizes: tuple[int, ...], device: str, precision: str) -> Network:
     """The model as a graph for the padded image."""
-    forward = request.forward(device, precision)
+    forward, dropped = request.forward(device, precision), dropped_axis(request)
+    seen = [axis for axis in range(3) if axis != dropped]
     return Network(
         request.model.digest,
         request.inputs.channels,
         sizes,
-        dropped_axis(request),
         device,
         precision,
         forward.dtype,
-        forward.flips,
+        tuple(seen.index(axis) for axis in forward.flips if axis in seen),
     )
 
 
@@ -123,7 +139,7 @@ def decide_exact(request: Request, client: Client, memory: Any, threads: int) ->
     outputs = exact_outputs_of(graph, dropped)
     check_classes(request.options, outputs)
     memory_bytes = memory_per_worker(client, memory)
-    found = look_at(_network(request, sizes), module, client, threads, memory_bytes)
+    found = profile_ops(_network(request, sizes), module, client, threads, memory_bytes)
     result = Result(request, outputs, found.network.dtype, tuple(seen), sizes)
     planner = _planner(request, graph, outputs, found, client, memory_bytes)
     choose = _of_volumes if dropped is None else _of_slices
@@ -175,7 +191,7 @@ def _planner(
     request: Request,
     graph: Graph,
     outputs: tuple[Output, ...],
-    found: Look,
+    found: OpProfile,
     client: Client,
     memory_bytes: int,
 ) -> Planner:
@@ -247,45 +263,108 @@ def _refused(planner: Planner, what: str, least_bytes: int) -> MemoryRefused:
     )
 
 
-def pass_facts(graph: Graph, exact: ExactSettings) -> tuple[tuple[str, str], ...]:
-    """The passes, for people."""
-    passes = exact.passes
-    seconds = sum(step.seconds for step in passes)
-    whole = sum(
-        node.flops * node.depth * math.prod(graph.sizes(n)) for n, node in enumerate(graph.nodes)
+def exact_image(request: Request, dtype: str) -> ImageReader:
+    """Return what reads boxes of the image as the network sees it."""
+    return partial(read_image, request.inputs, dtype=dtype)
+
+
+def passes_of(request: Request, settings: Settings) -> Passes:
+    """Return the passes of a run with these settings.
+
+    Raises
+    ------
+    ResumeRefused
+        Where the settings, those of a journal, name nodes that the model does not have.
+    """
+    exact = settings.exact
+    assert exact is not None
+    network = network_of(request, exact.sizes, settings.device, settings.precision)
+    graph = replace(network, device="cpu").graph(request.model.module)
+    _check_nodes(exact, graph, request)
+    return Passes(
+        exact.passes,
+        graph,
+        Blockwise(network, exact_image(request, network.dtype)),
+        ModelPlugin(request.model.module, request.model.digest),
+        Journal(journal_dir(request.out)).passes,
+        request.fingerprint(),
+        settings.threads,
+        settings.peak_bytes - max(step.peak_bytes for step in exact.passes),
     )
-    computed = sum(step.flops for step in passes)
-    facts = [
-        (
-            "passes",
-            f"{len(passes)}, computing {computed / whole if whole else 1:.2f}× the network,"
-            f" about {_duration(seconds)}",
-        )
-    ]
-    for number, step in enumerate(passes, start=1):
-        facts.append((f"pass {number}", _describe(graph, step, number == len(passes))))
-    return tuple(facts)
 
 
-def _describe(graph: Graph, step: Pass, last: bool) -> str:
-    text = f"blocks of {'×'.join(map(str, step.block))}"
-    read = [n for n in step.given if n]
-    if read:
-        text += f", reads {format_bytes(_bytes(graph, read))}"
-    if step.statistics:
-        text += f", measures {len(step.statistics)} statistics"
-    if step.stores and not last:
-        text += f", keeps {format_bytes(_bytes(graph, step.stores))}"
-    return text + f", {format_bytes(step.peak_bytes)}, about {_duration(step.seconds)}"
+def _check_nodes(exact: ExactSettings, graph: Graph, request: Request) -> None:
+    """Refuse passes of a journal that belong to another network."""
+    known = range(len(graph.nodes))
+    for step in exact.passes:
+        nodes = (*step.given, *step.stores, *step.statistics)
+        sides = len(step.block) == len(graph.sizes(0)) and min(step.block) >= 1
+        if not sides or not all(n in known for n in nodes):
+            raise ResumeRefused(
+                f"the journal of {request.out} names passes that the model has not; begin again"
+                " (overwrite=True, --overwrite)"
+            )
 
 
-def _bytes(graph: Graph, numbers: Sequence[int]) -> int:
-    return sum(graph.nodes[n].value_bytes * math.prod(graph.sizes(n)) for n in numbers)
+def plan_exact(
+    request: Request,
+    settings: Settings,
+    client: Client,
+    memory_bytes: int,
+    targets: tuple[Target, ...],
+    done: frozenset[int],
+) -> Plan:
+    """Return the plan of the last pass, which tells of those before it as well.
 
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{max(1, round(seconds))} s"
-    if seconds < 6000:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
+    Parameters
+    ----------
+    request, settings
+        The prediction, and what was decided for it.
+    client, memory_bytes
+        The cluster, and the budget of a worker.
+    targets
+        Where the outputs are written; none for a plan that is only shown.
+    done
+        Blocks that need not be done.
+    """
+    passes = passes_of(request, settings)
+    last = len(passes.steps) - 1
+    inputs, options, scale = request.inputs, request.options, settings.outputs[0].scale
+    blocks = BlockGrid(request.out_shape(scale), settings.block)
+    left = [number for number in range(len(blocks)) if number not in done]
+    count = max(1, len(workers(client)))
+    finish = request.finish(settings.dtype)
+    output = ExactOutput(passes.graph.outputs, scale, finish, inputs.frame, dropped_axis(request))
+    job = OutputJob(
+        blockwise=passes.inputs_of(last),
+        output=output,
+        blocks=blocks,
+        targets=targets,
+        journal=Journal(journal_dir(request.out)),
+        session="",
+        threads=settings.threads,
+        memory_bytes=memory_bytes,
+        peak_bytes=passes.peak_bytes(last),
+    )
+    facts = (
+        ("input", ", ".join(str(v.path) for v in inputs.volumes) + f" {inputs.shape}"),
+        ("model", request.model.name),
+        ("output", f"{request.out} {options.output} {finish.dtype}"),
+        ("blend", "exact" + (f", frame {options.frame}" if options.frame else "")),
+        ("device", f"{settings.device} {settings.precision}"),
+        ("blocks", f"{settings.block} voxels, shards {settings.shard}, chunks {settings.chunk}"),
+        *pass_facts(passes.graph, passes.steps),
+    )
+    return Plan(
+        "predict",
+        exact_outputs,
+        job,
+        split_runs(left, count if count == 1 else 4 * count),
+        units=sum(blocks[n].write_roi.size for n in left),
+        unit="voxels",
+        peak_bytes=settings.peak_bytes,
+        memory_bytes=memory_bytes,
+        exclusive=True,
+        facts=facts,
+        plugin=passes.model,
+    )

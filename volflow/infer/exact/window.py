@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,9 @@ import numpy.typing as npt
 from volflow.engine.cluster import connect
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
-from volflow.infer.exact.job import Blockwise, ExactOutput, Network
-from volflow.infer.exact.plan import dropped_axis, exact_outputs_of, network_of
-from volflow.infer.exact.run_passes import Passes, run_passes
-from volflow.infer.exact.task import output_rows
+from volflow.infer.exact.image import read_image
+from volflow.infer.exact.output import ExactOutput
+from volflow.infer.exact.plan import dropped_axis, exact_outputs_of, network_of, passes_of
 from volflow.infer.finish import Finish
 from volflow.infer.lazy.blocks import Hull
 from volflow.infer.patches.feed import Inputs
@@ -32,7 +32,10 @@ from volflow.model.resident import ModelPlugin, lent
 from volflow.partition.graph import needed
 from volflow.partition.moments import partials_of, statistic_of
 from volflow.partition.reach import padded_sizes
+from volflow.passes.blockwise import Blockwise
 from volflow.passes.cost import Pass, targets_of
+from volflow.passes.executor import Passes, run_passes
+from volflow.passes.network import Network
 
 __all__ = ["ExactWindow", "exact_window"]
 
@@ -47,6 +50,8 @@ class ExactWindow:
     ----------
     inputs, network
         The image, and the model as a graph.
+    dropped
+        The frame's axis that a network of slices does not see.
     shape
         Voxels of the image, per frame axis.
     outputs, finish
@@ -57,6 +62,7 @@ class ExactWindow:
 
     inputs: Inputs
     network: Network
+    dropped: int | None
     shape: tuple[int, ...]
     outputs: tuple[Output, ...]
     finish: Finish
@@ -79,7 +85,7 @@ class ExactWindow:
 
     def here(self) -> ExactWindow:
         """The same on the device that "auto" means on this machine."""
-        return replace(self, network=self.network.here())
+        return replace(self, network=self.network.resolved())
 
     def reading(self, inputs: Inputs) -> ExactWindow:
         """The same of other inputs."""
@@ -88,9 +94,11 @@ class ExactWindow:
     def rows(self, tile: Roi) -> Iterator[Rows]:
         """A box of the output, at once."""
         graph = self.network.graph()
-        blockwise = Blockwise(self.inputs, self.network, statistics=self.statistics)
-        output = ExactOutput(graph.outputs, self.scale, self.finish, self.inputs.frame)
-        yield tile.start[0], output_rows(blockwise, output, graph, tile)
+        frame = self.inputs.frame
+        image = partial(read_image, self.inputs, dtype=self.network.dtype)
+        blockwise = Blockwise(self.network, image, statistics=self.statistics)
+        output = ExactOutput(graph.outputs, self.scale, self.finish, frame, self.dropped)
+        yield tile.start[0], output.rows(blockwise, graph, tile)
 
 
 def exact_window(request: Request, *, measurable: bool) -> tuple[ExactWindow, Hull]:
@@ -129,6 +137,7 @@ def exact_window(request: Request, *, measurable: bool) -> tuple[ExactWindow, Hu
     window = ExactWindow(
         inputs,
         replace(network, device=request.options.device),
+        dropped,
         inputs.shape,
         outputs,
         request.finish(network.dtype),
@@ -155,19 +164,20 @@ def _measured(request: Request) -> dict[int, Array]:
     with tempfile.TemporaryDirectory() as folder, connect(None) as client, lent(model):
         placed = replace(request, out=Path(folder) / "out.zarr")
         settings = decide(placed, client, None)
-        assert settings.exact is not None
-        passes = Passes.of(placed, settings.exact, settings)
-        if len(settings.exact.passes) == 1:
+        passes = passes_of(placed, settings)
+        if len(passes.steps) == 1:
             return _of_whole(passes)
         run_passes(passes, client, None, False)
-        return dict(passes.at_hand(len(settings.exact.passes) - 1).statistics)
+        return dict(passes.inputs_of(len(passes.steps) - 1).statistics)
 
 
 def _of_whole(passes: Passes) -> dict[int, Array]:
     """Statistics of a volume that fits in memory as one block."""
-    graph, found = passes.blockwise.network.graph(), dict[int, Array]()
+    network = passes.blockwise.network
+    graph, found = network.graph(), dict[int, Array]()
     measuring = Pass((0,), (), graph.statistics, graph.sizes(0))
     targets = targets_of(graph, measuring, Roi.full(graph.sizes(0)))
-    for node, values in passes.blockwise.compute(graph, targets):
-        found |= partials_of(graph, graph.statistics, node, values)
+    with network.inference():
+        for node, values in passes.blockwise.compute(graph, targets):
+            found |= partials_of(graph, graph.statistics, node, values)
     return {number: statistic_of(graph, number).merged([part]) for number, part in found.items()}

@@ -12,15 +12,12 @@ import torch
 from distributed import Client
 
 from volflow.engine.cluster import cores, is_embedded, memory_per_worker, workers
-from volflow.engine.plan import Plan, Step, split_runs
+from volflow.engine.plan import Plan, Step
 from volflow.engine.run import run
 from volflow.engine.workers import worker_records
 from volflow.errors import InvalidInput, MemoryRefused, ResumeRefused
 from volflow.geometry.grid import BlockGrid, per_axis
-from volflow.infer.exact.job import ExactOutput
-from volflow.infer.exact.plan import ExactSettings, decide_exact, pass_facts
-from volflow.infer.exact.run_passes import Passes
-from volflow.infer.exact.task import OutputJob, exact_outputs
+from volflow.infer.exact.plan import ExactSettings, decide_exact, plan_exact
 from volflow.infer.patches.feed import segment_rows
 from volflow.infer.patches.job import PredictJob, Target
 from volflow.infer.patches.task import predict_blocks
@@ -284,7 +281,7 @@ def make_plan(
     memory_bytes = memory_per_worker(client, memory)
     done = frozenset(journal.done()) if targets or resuming else frozenset[int]()
     if settings.exact is not None:
-        return _exact_plan(request, settings, settings.exact, client, memory_bytes, targets, done)
+        return plan_exact(request, settings, client, memory_bytes, targets, done)
     runs = runs_of(blocks, request.inputs.frame, done, max(1, len(workers(client))))
     job = PredictJob(
         window=request.window(
@@ -310,58 +307,6 @@ def make_plan(
         memory_bytes=memory_bytes,
         exclusive=True,
         facts=_facts(request, settings, job, runs),
-        plugin=ModelPlugin(request.model.module, request.model.digest),
-    )
-
-
-def _exact_plan(
-    request: Request,
-    settings: Settings,
-    exact: ExactSettings,
-    client: Client,
-    memory_bytes: int,
-    targets: tuple[Target, ...],
-    done: frozenset[int],
-) -> Plan:
-    """The last pass of an exact run, with what is known of those before it."""
-    passes = Passes.of(request, exact, settings)
-    blocks, scale = out_blocks(request, settings), settings.outputs[0].scale
-    left = [number for number in range(len(blocks)) if number not in done]
-    count = max(1, len(workers(client)))
-    job = OutputJob(
-        blockwise=passes.at_hand(len(exact.passes) - 1),
-        output=ExactOutput(
-            passes.graph.outputs, scale, request.finish(settings.dtype), request.inputs.frame
-        ),
-        blocks=blocks,
-        targets=targets,
-        journal=Journal(journal_dir(request.out)),
-        session="",
-        threads=settings.threads,
-        memory_bytes=memory_bytes,
-        peak_bytes=passes.peak_of(len(exact.passes) - 1),
-    )
-    inputs, options = request.inputs, request.options
-    facts = (
-        ("input", ", ".join(str(v.path) for v in inputs.volumes) + f" {inputs.shape}"),
-        ("model", request.model.name),
-        ("output", f"{request.out} {options.output} {job.output.finish.dtype}"),
-        ("blend", "exact" + (f", frame {options.frame}" if options.frame else "")),
-        ("device", f"{settings.device} {settings.precision}"),
-        ("blocks", f"{settings.block} voxels, shards {settings.shard}, chunks {settings.chunk}"),
-        *pass_facts(passes.graph, exact),
-    )
-    return Plan(
-        "predict",
-        exact_outputs,
-        job,
-        split_runs(left, count if count == 1 else 4 * count),
-        units=sum(blocks[n].write_roi.size for n in left),
-        unit="voxels",
-        peak_bytes=settings.peak_bytes,
-        memory_bytes=memory_bytes,
-        exclusive=True,
-        facts=facts,
         plugin=ModelPlugin(request.model.module, request.model.digest),
     )
 

@@ -19,7 +19,7 @@ from volflow.engine.cluster import connect, memory_per_worker
 from volflow.errors import InvalidInput, MemoryRefused
 from volflow.geometry.roi import Roi
 from volflow.infer.call import converted_inputs, make_call, placeholders
-from volflow.infer.exact.job import read_image
+from volflow.infer.exact.image import read_image
 from volflow.infer.exact.plan import slack_bytes
 from volflow.infer.options import PredictOptions, merge_options
 from volflow.infer.predict import plan_predict, predict

@@ -10,7 +10,7 @@ from volflow.errors import MemoryRefused
 from volflow.geometry.budget import format_bytes
 from volflow.geometry.grid import PatchGrid
 from volflow.geometry.roi import Roi
-from volflow.infer.exact.job import read_image
+from volflow.infer.exact.image import read_image
 from volflow.infer.patches.feed import Inputs
 
 __all__ = ["busy_regions", "fitting_sides"]

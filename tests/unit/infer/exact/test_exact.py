@@ -414,8 +414,8 @@ class TestRefused:
     @pytest.fixture
     def steady(self, monkeypatch):
         """Ops take as much whenever they are measured, whatever else runs in this process."""
-        monkeypatch.setattr("volflow.infer.exact.profile.mark_peak", lambda device: 0)
-        monkeypatch.setattr("volflow.infer.exact.profile.read_peak", lambda device: 2**20)
+        monkeypatch.setattr("volflow.passes.profile.mark_peak", lambda device: 0)
+        monkeypatch.setattr("volflow.passes.profile.read_peak", lambda device: 2**20)
 
     @pytest.mark.parametrize("norm", ["none", "instance"])
     @pytest.mark.usefixtures("steady")

@@ -14,10 +14,11 @@ import volflow as vf
 from tests.exact_oracle import EXACT, error, lively, whole
 from tests.stores import files
 from volflow.errors import ResumeRefused, RunFailed, StoreFull
-from volflow.infer.exact import task as exact_task
+from volflow.infer.exact.output import ExactOutput
 from volflow.infer.predict import plan_predict
 from volflow.model.unet import UNet
-from volflow.passes.activations import Kept
+from volflow.passes import pass_task
+from volflow.passes.activations import ActivationStore
 from volflow.store.journal.journal import Journal, journal_dir
 
 SCAN = np.random.default_rng(0).random((22, 13, 27)) + 0.1
@@ -43,17 +44,17 @@ def counted(monkeypatch):
     """Counts blocks of all passes as they are computed; ``most[0]`` is when they fail."""
     blocks, most = [], [float("inf")]
 
-    def count(name, inner):
+    def count(name, owner, inner):
         def counting(*given):
             if len(blocks) >= most[0]:
                 raise ConnectionError("too tired")
             blocks.append(name)
             return inner(*given)
 
-        monkeypatch.setattr(exact_task, inner.__name__, counting)
+        monkeypatch.setattr(owner, inner.__name__, counting)
 
-    count("pass", exact_task._pass_block)
-    count("last", exact_task.output_rows)
+    count("pass", pass_task, pass_task.pass_block)
+    count("last", ExactOutput, ExactOutput.rows)
     return blocks, most
 
 
@@ -142,8 +143,10 @@ class TestInterrupted:
 class TestWhatPassesLeave:
     def test_nothing_is_kept_at_the_end(self, run, tmp_path, monkeypatch):
         kept = []
-        write = Kept.write
-        monkeypatch.setattr(Kept, "write", lambda *given: kept.append(given) or write(*given))
+        write = ActivationStore.write
+        monkeypatch.setattr(
+            ActivationStore, "write", lambda *given: kept.append(given) or write(*given)
+        )
         run()
         assert kept
         assert not list(passes(tmp_path).rglob("*.raw"))
@@ -220,14 +223,14 @@ class TestDamage:
         damaged(0.1, "done/*.json", lambda found: found[0].write_text("{"))
 
     def test_while_it_runs_is_one_line(self, run, tmp_path, monkeypatch):
-        write = Kept.write
+        write = ActivationStore.write
 
         def cut(self, index, values):
             write(self, index, values)
             self.path(index).write_bytes(b"short")
 
         with monkeypatch.context() as patch:
-            patch.setattr(Kept, "write", cut)
+            patch.setattr(ActivationStore, "write", cut)
             with pytest.raises(RunFailed, match=r"cannot be read .*; delete .*kept and run") as f:
                 run()
         assert "\n" not in str(f.value)
@@ -260,7 +263,7 @@ def no_room(*given):
 
 class TestFullDisk:
     def test_of_kept_nodes(self, run, monkeypatch, tmp_path):
-        write, replaced = Kept.write, Path.replace
+        write, replaced = ActivationStore.write, Path.replace
 
         def full(self, index, values):
             with pytest.MonkeyPatch.context() as disk:
@@ -268,7 +271,7 @@ class TestFullDisk:
                 write(self, index, values)
 
         with monkeypatch.context() as patch:
-            patch.setattr(Kept, "write", full)
+            patch.setattr(ActivationStore, "write", full)
             with pytest.raises(StoreFull, match=r"no space is left for .* run the same") as failed:
                 run()
         assert "\n" not in str(failed.value)
@@ -278,7 +281,7 @@ class TestFullDisk:
 
     def test_of_what_is_measured(self, run, monkeypatch, tmp_path):
         with monkeypatch.context() as patch:
-            patch.setattr(exact_task, "write_file", no_room)
+            patch.setattr(pass_task, "write_file", no_room)
             with pytest.raises(StoreFull, match=r"no space is left for .* run the same") as f:
                 run()
         assert "\n" not in str(f.value)

@@ -1,6 +1,6 @@
-"""A look at a worker before an exact run: its device, and what each op of the network costs there.
+"""Profile the ops of a network on a worker: its device, and what each op costs there.
 
-What an op takes depends on how well its shape suits the machine: a convolution of five channels
+The cost of an op depends on how well its shape suits the machine: a convolution of five channels
 may run at a tenth of the speed of one of sixteen, and take three times the memory. So each kind of
 op is run once on a small box, as it will be run on large ones.
 """
@@ -19,16 +19,16 @@ from distributed import Client
 from volflow.engine.plan import Plan, Step
 from volflow.engine.run import run
 from volflow.geometry.roi import Roi
-from volflow.infer.exact.job import Network
 from volflow.model.forward import mark_peak, read_peak, torch_threads
 from volflow.model.resident import ModelPlugin
 from volflow.partition.graph import Graph, Node, Window, live_bytes, needed, read_by
 from volflow.passes.cost import Cost
+from volflow.passes.network import Network
 
-__all__ = ["Look", "look_at"]
+__all__ = ["OpProfile", "profile_ops"]
 
-# A box is as large as what its op takes and computes allows: large enough not to lie in the cache,
-# and small beside what a worker may take.
+# A box is as large as the memory and the time of its op allow: large enough not to lie in the
+# cache, and small beside the budget of a worker.
 BOX_BYTES = 96 * 2**20
 BOX_SHARE = 1 / 4
 MOST_SIDE = 512
@@ -38,17 +38,17 @@ LONG_S = 0.05
 
 
 @dataclass(frozen=True)
-class Look:
-    """What a worker is like.
+class OpProfile:
+    """Device of a worker, and the costs of a network's ops on it.
 
     Parameters
     ----------
     network
-        With the device and precision found.
+        The network with the device and precision of the worker.
     costs
-        Of each op that has an axis, by node.
+        By node, for each op on a tensor with at least one axis of the image.
     free_bytes
-        Of the device's memory; 0 on a CPU.
+        Free memory of the device; 0 on a CPU.
     """
 
     network: Network
@@ -57,18 +57,18 @@ class Look:
 
 
 @dataclass(frozen=True)
-class LookJob:
-    """A look at a worker, as a job."""
+class ProfileJob:
+    """What the profiling task needs to know."""
 
     network: Network
     threads: int
     memory_bytes: int
 
 
-def look_at(
+def profile_ops(
     network: Network, module: torch.nn.Module, client: Client, threads: int, memory_bytes: int
-) -> Look:
-    """Look at one worker of a client.
+) -> OpProfile:
+    """Profile the ops of a network on the first free worker of a client.
 
     Parameters
     ----------
@@ -77,31 +77,28 @@ def look_at(
     module
         The model.
     client
-        Whose first free worker is looked at.
+        Whose worker is taken.
     threads, memory_bytes
-        Of torch; what the worker may take.
+        Torch threads, and the budget of the worker.
     """
-    job = LookJob(network, threads, memory_bytes)
+    job = ProfileJob(network, threads, memory_bytes)
     plugin = ModelPlugin(module, network.digest)
-    plan = Plan("look", _look, job, ((0,),), 1, "look", 1, 1, True, (), plugin)
-    found: Look = run(plan, cluster=client, progress=False).results[0]
+    plan = Plan("profile", _profile, job, ((0,),), 1, "network", 1, 1, True, (), plugin)
+    found: OpProfile = run(plan, cluster=client, progress=False).results[0]
     return found
 
 
-def _look(job: LookJob, blocks: tuple[int, ...]) -> Iterator[Step]:
-    network = job.network.here()
+def _profile(job: ProfileJob, blocks: tuple[int, ...]) -> Iterator[Step]:
+    network = job.network.resolved()
     device = torch.device(network.device)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
-    autocast = torch.autocast(
-        device.type, dtype=torch.bfloat16, enabled=network.precision == "bfloat16"
-    )
-    with torch_threads(job.threads), torch.inference_mode(), autocast:
+    with torch_threads(job.threads), network.inference():
         costs = measured(network.graph(), device, int(BOX_SHARE * job.memory_bytes))
-    yield Step(blocks[0], 1, result=Look(network, costs, free))
+    yield Step(blocks[0], 1, result=OpProfile(network, costs, free))
 
 
 def measured(graph: Graph, device: torch.device, box_bytes: int = BOX_BYTES) -> dict[int, Cost]:
-    """What each op costs per voxel of its output; alike ops are run once."""
+    """Return what each op costs per voxel of its output; ops that are alike are run once."""
     costs: dict[int, Cost] = {}
     seen: dict[object, Cost] = {}
     for number, node in enumerate(graph.nodes):
@@ -120,13 +117,13 @@ def measured(graph: Graph, device: torch.device, box_bytes: int = BOX_BYTES) -> 
 
 
 def _dims(graph: Graph, number: int) -> tuple[int | None, ...]:
-    """The dims of what an op goes over: of its input, for a statistic."""
+    """Return the dims of an op's output, or of a statistic's input."""
     node = graph.nodes[number]
     return graph.nodes[node.inputs[0]].dims if node.statistic else node.dims
 
 
 def _box(graph: Graph, number: int, most_bytes: int) -> Roi:
-    """A box in the middle of a node, or of what a statistic is measured of."""
+    """Return a box in the middle of a node, or of the input of a statistic."""
     node = graph.nodes[number]
     seen = graph.nodes[node.inputs[0]] if node.statistic else node
     sizes = seen.sizes(graph.ndim)
@@ -139,7 +136,7 @@ def _box(graph: Graph, number: int, most_bytes: int) -> Roi:
 
 
 def _bytes(graph: Graph, number: int, box: Roi) -> int:
-    """What an op takes on a box."""
+    """Return the peak bytes of an op on a box."""
     given = graph.nodes[number].inputs
     if graph.nodes[number].statistic:
         return 2 * graph.nodes[given[0]].value_bytes * box.size
@@ -159,7 +156,7 @@ def _window_shape(node: Node, box: Roi) -> tuple[int, ...]:
 
 
 def _cost(graph: Graph, number: int, box: Roi, device: torch.device) -> Cost:
-    """Run one op on a box: the quickest of a few runs, and the most memory of one."""
+    """Run one op on a box a few times: the least time and the most memory."""
     node = graph.nodes[number]
     windows = []
     for source, maps in zip(node.inputs, node.reads, strict=True):

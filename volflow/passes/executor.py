@@ -1,0 +1,269 @@
+"""Run passes on any Dask cluster under journals of their own, keeping activations on disk.
+
+::
+
+    passes/
+        000/                  the journal of the first pass
+            partials/         partial statistics, one file per block
+            statistics.f64    the merged statistics of all blocks
+        kept/7/               activations of node 7, while a later pass needs them
+
+A pass that was interrupted is resumed. One whose activations are needed again, because blocks of
+the last pass are repaired, is run again for these, with the statistics that are known.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from distributed import Client
+
+from volflow.engine.cluster import memory_per_worker, workers
+from volflow.engine.events import State
+from volflow.engine.plan import Plan, split_runs
+from volflow.errors import RunFailed
+from volflow.geometry.grid import BlockGrid
+from volflow.model.resident import ModelPlugin
+from volflow.partition.graph import Graph
+from volflow.partition.moments import statistic_of
+from volflow.passes.activations import ActivationStore, making_room
+from volflow.passes.blockwise import Blockwise
+from volflow.passes.cost import Pass
+from volflow.passes.pass_task import PassJob, partial_path, pass_blocks
+from volflow.store.atomic import write_file
+from volflow.store.journal.journal import Journal, Record
+from volflow.volumes.session import run_journalled
+
+__all__ = ["Passes", "run_passes"]
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Passes:
+    """The passes over one network and one image, and what is on disk of them.
+
+    Parameters
+    ----------
+    steps
+        In order. The last one is run by the caller, with `inputs_of` it.
+    graph
+        The network, on the CPU.
+    blockwise
+        The image and the network.
+    model
+        Holds the network on the workers.
+    folder
+        Where journals and activations lie.
+    fingerprint
+        What decides the values, recorded in each journal.
+    threads
+        Torch threads per worker.
+    beside_bytes
+        Projected memory of a worker beside the tensors and buffers of a block.
+    """
+
+    steps: tuple[Pass, ...]
+    graph: Graph
+    blockwise: Blockwise
+    model: ModelPlugin
+    folder: Path
+    fingerprint: Mapping[str, Any]
+    threads: int
+    beside_bytes: int
+
+    def journal(self, number: int) -> Journal:
+        """Return the journal of a pass."""
+        return Journal(self.folder / f"{number:03d}")
+
+    def grid(self, number: int) -> BlockGrid:
+        """Return the blocks of a pass."""
+        return self.steps[number].grid(self.graph)
+
+    def peak_bytes(self, number: int) -> int:
+        """Return the projected memory of a worker in a pass."""
+        return self.beside_bytes + self.steps[number].peak_bytes
+
+    def store(self, node: int) -> ActivationStore:
+        """Return where a node is kept, in the blocks of the pass that stores it."""
+        step = next(p for p in self.steps[:-1] if node in p.stores)
+        whole, sizes = self.graph.sizes(0), self.graph.sizes(node)
+        cuts = tuple(
+            tuple(a * m // n for a in (*range(0, n, b), n))
+            for n, b, m in zip(whole, step.block, sizes, strict=True)
+        )
+        found = self.graph.nodes[node]
+        dtype = "float64" if found.dtype == torch.float64 else "float32"
+        return ActivationStore(self.folder / "kept" / str(node), found.depth, cuts, dtype)
+
+    def inputs_of(self, number: int) -> Blockwise:
+        """Return what computes the blocks of a pass, with what earlier passes kept and measured."""
+        stores = {n: self.store(n) for n in self.steps[number].given if n}
+        statistics: dict[int, Array] = {}
+        for earlier in range(number):
+            statistics |= self.statistics(earlier) or {}
+        return replace(self.blockwise, stores=stores, statistics=statistics)
+
+    def statistics(self, number: int) -> dict[int, Array] | None:
+        """Return the merged statistics of a pass by node; None where it is not done."""
+        wanted = self.steps[number].statistics
+        if not wanted:
+            return {}
+        return self._numbers(wanted, self.journal(number).directory / "statistics.f64")
+
+    def _partial(self, number: int, block: int) -> dict[int, Array] | None:
+        """Return what a block of a pass measured; None where that is gone or damaged."""
+        path = partial_path(self.journal(number), block)
+        return self._numbers(self.steps[number].statistics, path)
+
+    def _numbers(self, statistics: tuple[int, ...], path: Path) -> dict[int, Array] | None:
+        """Read the numbers of several statistics; None where there are not as many."""
+        rules = [statistic_of(self.graph, s) for s in statistics]
+        counts = [math.prod(rule.partial_shape) for rule in rules]
+        try:
+            flat = np.fromfile(path)
+        except FileNotFoundError:
+            return None
+        if sum(counts) != flat.size:
+            return None
+        parts = np.split(flat, np.cumsum(counts)[:-1])
+        return {
+            s: part.reshape(rule.partial_shape)
+            for s, rule, part in zip(statistics, rules, parts, strict=True)
+        }
+
+    def merge(self, number: int) -> None:
+        """Merge the partial statistics of a pass, in the order of the blocks."""
+        step, journal = self.steps[number], self.journal(number)
+        if not step.statistics or self.statistics(number) is not None:
+            return
+        partials = []
+        for block in range(len(self.grid(number))):
+            part = self._partial(number, block)
+            if part is None:
+                journal.forget([block])
+                raise RunFailed(
+                    f"{partial_path(journal, block)} is damaged; run the same command again to"
+                    " measure it anew"
+                )
+            partials.append(part)
+        merged = [
+            statistic_of(self.graph, s).merged(part[s] for part in partials).ravel()
+            for s in step.statistics
+        ]
+        with making_room(journal.directory):
+            write_file(journal.directory / "statistics.f64", np.concatenate(merged).tobytes())
+        shutil.rmtree(journal.directory / "partials", ignore_errors=True)
+
+    def left(self, number: int, wanted: set[int]) -> list[int]:
+        """Return the blocks of a pass that are not done, or whose part of a wanted node is gone."""
+        journal, grid = self.journal(number), self.grid(number)
+        done = journal.done() if journal.recorded() else {}
+        stores = [self.store(node) for node in self.steps[number].stores if node in wanted]
+        unmeasured = self.statistics(number) is None
+
+        def undone(block: int) -> bool:
+            if any(store.missing(grid[block].index) for store in stores):
+                return True
+            return unmeasured and (block not in done or self._partial(number, block) is None)
+
+        return [block for block in range(len(grid)) if undone(block)]
+
+    def todo(self) -> list[tuple[int, set[int]]]:
+        """Return the passes to run before the last, in order, and which nodes each must keep."""
+        needed = {n for n in self.steps[-1].given if n}
+        found: list[tuple[int, set[int]]] = []
+        for number in range(len(self.steps) - 2, -1, -1):
+            wanted = needed & set(self.steps[number].stores)
+            if self.left(number, wanted) or self.statistics(number) is None:
+                found.append((number, wanted))
+                needed |= {n for n in self.steps[number].given if n}
+        return found[::-1]
+
+    def drop(self, number: int) -> None:
+        """Delete the activations that no pass behind this one reads."""
+        later = {n for step in self.steps[number + 1 :] for n in step.given}
+        for node in {n for step in self.steps[:-1][: number + 1] for n in step.stores} - later:
+            self.store(node).drop()
+
+
+def run_passes(
+    passes: Passes,
+    client: Client,
+    memory: Any,
+    progress: bool | Callable[[State], object] | None,
+) -> None:
+    """Run what is left of the passes before the last; to be called under the output's lock.
+
+    Parameters
+    ----------
+    passes
+        The passes.
+    client, memory, progress
+        As in `volflow.predict`.
+    """
+    for number, wanted in passes.todo():
+        journal = passes.journal(number)
+        with making_room(journal.directory):
+            (journal.directory / "partials").mkdir(parents=True, exist_ok=True)
+        left = passes.left(number, wanted)
+        journal.forget(left)
+        stores = {node: passes.store(node) for node in wanted}
+        for store in stores.values():
+            store.open()
+        record = Record("pass", {**passes.fingerprint}, {"grid": [len(passes.grid(number))]})
+        plan = _plan(passes, number, left, stores, client, memory)
+        run_journalled(plan, journal, record, _bind, cluster=client, progress=progress)
+        passes.merge(number)
+        passes.drop(number)
+
+
+def _bind(job: PassJob, session: str) -> PassJob:
+    return replace(job, session=session)
+
+
+def _plan(
+    passes: Passes,
+    number: int,
+    left: list[int],
+    stores: dict[int, ActivationStore],
+    client: Client,
+    memory: Any,
+) -> Plan:
+    step = passes.steps[number]
+    # Statistics that are known already are not measured again.
+    known = passes.statistics(number) is not None
+    step = replace(step, statistics=() if known else step.statistics)
+    memory_bytes = memory_per_worker(client, memory)
+    job = PassJob(
+        passes.inputs_of(number),
+        step,
+        stores,
+        passes.journal(number),
+        "",
+        passes.threads,
+        memory_bytes,
+        passes.peak_bytes(number),
+    )
+    grid = passes.grid(number)
+    count = max(1, len(workers(client)))
+    return Plan(
+        f"pass {number + 1} of {len(passes.steps)}",
+        pass_blocks,
+        job,
+        split_runs(left, count if count == 1 else 4 * count),
+        units=sum(grid[block].write_roi.size for block in left),
+        unit="voxels",
+        peak_bytes=step.peak_bytes,
+        memory_bytes=memory_bytes,
+        exclusive=True,
+        plugin=passes.model,
+    )
