@@ -1,7 +1,4 @@
-"""Run a network over a volume of any size, within a memory budget.
-
-Inputs are opened or converted, a plan is made, and its blocks are run under a journal.
-"""
+"""Run a network over a volume of any size: open inputs, make a plan, run it under a journal."""
 
 from __future__ import annotations
 
