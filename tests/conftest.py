@@ -13,9 +13,10 @@ from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Machines differ in speed; a property is about truth, not about time.
-settings.register_profile("volflow", deadline=None, print_blob=True)
-settings.load_profile("volflow")
+# Machines differ in speed; a property is about truth, not about time. CI asks for the thorough one.
+settings.register_profile("quick", deadline=None, print_blob=True, max_examples=25)
+settings.register_profile("thorough", settings.get_profile("quick"), max_examples=100)
+settings.load_profile("quick")
 
 
 # A shell that runs the tests in the background makes all their children deaf to Ctrl-C.

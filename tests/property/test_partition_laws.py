@@ -176,7 +176,7 @@ def cases(draw):
     return draw(networks(ndim)), sizes, draw(st.integers(0, 999))
 
 
-@settings(max_examples=120, suppress_health_check=list(HealthCheck))
+@settings(suppress_health_check=list(HealthCheck))
 @given(cases())
 def test_any_network_block_by_block(case):
     net, sizes, seed = case

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from volflow.demo.phantom import LOWEST, NOISE, Ellipsoid, Rod, paint
@@ -31,7 +31,6 @@ def boxes():
 
 
 @given(roi=boxes())
-@settings(max_examples=30)
 def test_any_box_is_cut_from_the_same_volume(whole, roi):
     part = paint(torso(), roi, spacing_of(COARSE))
     np.testing.assert_array_equal(part, whole[roi.slices()])

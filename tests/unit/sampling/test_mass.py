@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import zarr
 from distributed import Client, LocalCluster
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -146,7 +146,6 @@ def test_weight_sums_are_numpys(question, data):
 
 
 @given(questions(), st.sampled_from([1, 5, 2**16]))
-@settings(max_examples=40)
 def test_the_border_measured_apart_changes_no_bit(tmp_path_factory, question, group):
     shape, cell, per_box, reach = question
     path = str(tmp_path_factory.mktemp("kept") / "a")

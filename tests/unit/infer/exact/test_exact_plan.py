@@ -76,7 +76,7 @@ def chosen(kinds, sizes, share, workers, scratch=2**62):
     return found, found.choose()
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(**schedules)
 def test_what_is_read_was_stored_and_what_is_needed_was_measured(kinds, sizes, share, workers):
     found, passes = chosen(kinds, sizes, share, workers)
@@ -102,7 +102,7 @@ def test_what_is_read_was_stored_and_what_is_needed_was_measured(kinds, sizes, s
     assert alone or set(measured) == set(graph.statistics)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(**schedules)
 def test_no_block_of_a_pass_takes_more_than_memory(kinds, sizes, share, workers):
     found, passes = chosen(kinds, sizes, share, workers)
@@ -123,7 +123,7 @@ def test_no_block_of_a_pass_takes_more_than_memory(kinds, sizes, share, workers)
         known |= set(step.statistics)
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(**schedules, room=st.integers(0, 400_000))
 def test_what_is_kept_at_a_time_is_within_scratch(kinds, sizes, share, workers, room):
     found, passes = chosen(kinds, sizes, share, workers, room)
@@ -136,7 +136,7 @@ def test_what_is_kept_at_a_time_is_within_scratch(kinds, sizes, share, workers, 
         assert size <= room
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(**schedules)
 def test_the_passes_compute_the_network(kinds, sizes, share, workers):
     torch.manual_seed(0)
@@ -176,7 +176,7 @@ def test_the_passes_compute_the_network(kinds, sizes, share, workers):
     assert float((result - expected).abs().max()) <= 1e-11 * float(expected.abs().max() + 1e-300)
 
 
-@settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(**schedules)
 def test_least_bytes_are_enough_and_much_less_is_not(kinds, sizes, share, workers):
     del share

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import volflow as vf
@@ -57,9 +57,6 @@ sides = st.integers(3, 30)
 overlaps = st.sampled_from([0, 0.1, 0.25, 0.5, 0.75, 7 / 8])
 
 
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
 @given(
     shape=st.tuples(sides, sides, sides),
     patch=st.tuples(st.integers(2, 12), st.integers(2, 12), st.integers(2, 12)),
@@ -216,9 +213,6 @@ def test_all_48_orientations_give_the_same_anatomy(client, tmp_path):
         assert np.array_equal(shown, expected), orientation
 
 
-@settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
 @given(
     shape=st.tuples(sides, sides, sides),
     scale=st.sampled_from([(2, 2, 2), (1, 2, 2), (4, 2, 1)]),

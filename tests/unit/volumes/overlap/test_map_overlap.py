@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import zarr
 from distributed import Client
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
@@ -198,7 +198,6 @@ class TestEqualToDask:
         boundary=st.sampled_from(BOUNDARIES),
         data=st.data(),
     )
-    @settings(max_examples=40)
     def test_any_cut_gives_the_same(self, shape, block, boundary, data):
         depth = tuple(data.draw(st.integers(0, min(3, n))) for n in shape)
         x = voxels(shape)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SOURCES = {path: path.read_text() for path in sorted((ROOT / "volflow").rglob("*.py"))}
 TREES = {path: ast.parse(text) for path, text in SOURCES.items()}
 
@@ -53,7 +53,7 @@ def test_every_module_reads_in_one_sitting():
     assert {path: n for path, n in lines.items() if n > LONGEST_MODULE} == {}
 
 
-@pytest.mark.xfail(reason="report has more than 16 files, until it has folders of its own")
+@pytest.mark.xfail(reason="report/pictures has 18 files")
 def test_every_folder_is_seen_at_a_glance():
     count = Counter(_id(path.parent) for path in SOURCES)
     assert {folder: n for folder, n in count.items() if n > FULLEST_FOLDER} == {}
