@@ -10,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from tests.merged import exact_mean, merged
 from volflow.volumes.pyramid.halving import halved, halvings, mean, mode
 
 FACTORS = st.tuples(*[st.sampled_from((1, 2))] * 3).filter(lambda factors: max(factors) == 2)
 SHAPES = st.tuples(*[st.integers(1, 7)] * 3)
+INTEGERS = ["u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8"]
 
 
 def cells(voxels, factors, shape):
@@ -22,7 +24,7 @@ def cells(voxels, factors, shape):
         yield index, voxels[box].ravel().tolist()
 
 
-@given(st.data(), SHAPES, FACTORS, st.sampled_from(["u1", "i2", "u4", "i8", "?"]))
+@given(st.data(), SHAPES, FACTORS, st.sampled_from([*INTEGERS, "f4", "?"]))
 def test_a_class_is_a_commonest_one_of_those_that_merge_and_the_smallest(
     data, shape, factors, dtype
 ):
@@ -36,13 +38,32 @@ def test_a_class_is_a_commonest_one_of_those_that_merge_and_the_smallest(
         assert out[index] == min(v for v, n in counts.items() if n == max(counts.values()))
 
 
-@given(st.data(), SHAPES, FACTORS, st.sampled_from(["u1", "i1", "u2", "i4", "u8", "i8"]))
+@given(st.data(), SHAPES, FACTORS, st.sampled_from(INTEGERS))
 def test_a_mean_of_integers_is_the_nearest_one(data, shape, factors, dtype):
     voxels = data.draw(arrays.arrays(dtype, shape))
     out = np.empty(halved(shape, factors), dtype)
     mean(voxels, factors, out)
     for index, cell in cells(voxels, factors, out.shape):
         assert out[index] == round(Fraction(sum(cell), len(cell)))
+
+
+@given(st.integers(0, 999), SHAPES, FACTORS, st.sampled_from(["f2", "f4", "f8"]))
+def test_a_mean_of_floats_is_exact_to_its_last_digits(seed, shape, factors, dtype):
+    voxels = np.random.default_rng(seed).normal(100, 50, shape).astype(dtype)
+    out = np.empty(halved(shape, factors), dtype)
+    mean(voxels, factors, out)
+    exact = merged(voxels, factors, exact_mean)
+    digits = 4 if dtype == "f8" else 1  # nothing wider sums those of eight bytes
+    np.testing.assert_allclose(out, exact, rtol=digits * np.finfo(dtype).eps)
+
+
+@given(arrays.arrays("?", SHAPES), FACTORS)
+def test_a_mean_of_bools_is_their_mode(voxels, factors):
+    more = merged(voxels, factors, lambda cell: 2 * sum(cell) > len(cell))
+    for kernel in (mean, mode):
+        out = np.empty(more.shape, "?")
+        kernel(voxels, factors, out)
+        assert np.array_equal(out, more)
 
 
 @given(st.data(), SHAPES, st.sampled_from(["u2", "f4", "f8"]), st.sampled_from([mean, mode]))

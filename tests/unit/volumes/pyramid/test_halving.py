@@ -1,14 +1,10 @@
-import itertools
-
 import numpy as np
 import pytest
 
 import volflow.volumes.pyramid.halving as halving
-from tests.merged import commonest, exact_mean, merged
 from volflow.errors import InvalidInput
 from volflow.volumes.pyramid.halving import halved, halvings, mean, mode
 
-FACTORS = [f for f in itertools.product((1, 2), repeat=3) if max(f) == 2]
 INTEGERS = ["u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8"]
 FLOATS = ["f2", "f4", "f8"]
 
@@ -17,39 +13,6 @@ def reduce(kernel, voxels, factors=(2, 2, 2)):
     out = np.empty(halved(voxels.shape, factors), voxels.dtype)
     kernel(voxels, factors, out)
     return out
-
-
-def whole_range(dtype, shape):
-    info = np.iinfo(dtype)
-    return np.random.default_rng(0).integers(info.min, info.max, shape, dtype, endpoint=True)
-
-
-@pytest.mark.parametrize("factors", FACTORS, ids=str)
-@pytest.mark.parametrize("shape", [(4, 6, 8), (5, 7, 3), (1, 5, 2)], ids=str)
-class TestEqualsAPlainLoop:
-    @pytest.mark.parametrize("dtype", INTEGERS)
-    def test_mean_of_integers(self, dtype, shape, factors):
-        voxels = whole_range(dtype, shape)
-        assert np.array_equal(reduce(mean, voxels, factors), merged(voxels, factors, exact_mean))
-
-    @pytest.mark.parametrize("dtype", FLOATS)
-    def test_mean_of_floats(self, dtype, shape, factors):
-        voxels = np.random.default_rng(0).normal(100, 50, shape).astype(dtype)
-        got = reduce(mean, voxels, factors)
-        assert got.dtype == dtype
-        exact = merged(voxels, factors, exact_mean)
-        np.testing.assert_allclose(got, exact, rtol=np.finfo(dtype).eps)
-
-    def test_mean_of_bools_is_their_mode(self, shape, factors):
-        voxels = np.random.default_rng(0).random(shape) > 0.5
-        more = merged(voxels, factors, lambda cell: 2 * sum(cell) > len(cell))
-        assert np.array_equal(reduce(mean, voxels, factors), more)
-        assert np.array_equal(reduce(mode, voxels, factors), more)
-
-    @pytest.mark.parametrize("dtype", [*INTEGERS, "f4"])
-    def test_mode(self, dtype, shape, factors):
-        voxels = np.random.default_rng(0).integers(0, 3, shape).astype(dtype)
-        assert np.array_equal(reduce(mode, voxels, factors), merged(voxels, factors, commonest))
 
 
 class TestMean:
