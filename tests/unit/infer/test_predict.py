@@ -20,6 +20,7 @@ from tests import nets
 from tests.nets import Counted, Greedy, Named, Paired, random_net, slice_net
 from tests.oracle import sliding_window
 from volflow.errors import InvalidInput, RunFailed
+from volflow.infer.patches.tiling import SLACK_BYTES
 from volflow.infer.predict import plan_predict
 from volflow.model.unet import UNet
 from volflow.store.journal.journal import Journal, journal_dir
@@ -514,11 +515,10 @@ class TestForwards:
     ):
         scan = np.random.default_rng(0).random((16, 64, 64), "float32") + 1
         scan = stored(scan)
-        monkeypatch.setattr("volflow.infer.patches.tiling.SLACK_BYTES", 0)
         monkeypatch.setattr("volflow.model.forward.read_peak", lambda device: 0)
         options = {"patch": 8, "overlap": 0.5, "chunk": 8, "shard": 8, "batch_size": 1}
         full = predict(scan, random_net(), "full.zarr", **options)
-        options["memory"] = "300KiB"
+        options["memory"] = SLACK_BYTES + 300 * 2**10
         plan = plan_predict(scan, random_net(), "never.zarr", cluster=client, **options)
         narrow = predict(scan, Counted(random_net()), "narrow.zarr", **options)
         grid = 3 * 15 * 15

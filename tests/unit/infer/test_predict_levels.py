@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import volflow as vf
+import volflow.volumes.pyramid.plan as pyramid_plan
 import volflow.volumes.pyramid.pyramid as pyramid_module
 from tests.nets import Counted, Named, random_net
 from tests.stores import files
@@ -122,7 +123,7 @@ def test_how_many_is_not_said_here(client, scan, tmp_path, levels):
 
 
 def test_memory_is_refused_before_the_prediction(client, scan, tmp_path, monkeypatch):
-    monkeypatch.setattr("volflow.volumes.pyramid.plan.SLACK_BYTES", 2**40)
+    monkeypatch.setattr(pyramid_plan, "SLACK_BYTES", 2**40)
     with pytest.raises(MemoryRefused, match="level 1 needs 1 TiB per worker"):
         vf.predict(scan, random_net(), tmp_path / "o.zarr", patch=20, levels=True, cluster=client)
     assert not (tmp_path / "o.zarr").exists()

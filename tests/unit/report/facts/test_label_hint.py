@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import volflow.report.facts.label_hint as label_hint_module
 from volflow.report.facts.label_hint import STREAM_PLANES, label_hint
 from volflow.store.formats.nifti import open_nifti
 from volflow.store.formats.sources import open_source
@@ -60,7 +61,7 @@ def test_of_an_image_only_the_beginning_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(type(source), "slabs", slabs)
     assert label_hint(source) is None
     assert starts == [0]
-    monkeypatch.setattr("volflow.report.facts.label_hint.SAMPLE_BYTES", 1)
+    monkeypatch.setattr(label_hint_module, "SAMPLE_BYTES", 1)
     nib.Nifti1Image(MANY.astype("i2"), np.eye(4)).to_filename(tmp_path / "labels.nii.gz")
     labels = open_nifti(str(tmp_path / "labels.nii.gz"))
     starts.clear()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import volflow.report.pictures.compare as compare_module
 from volflow.errors import InvalidInput
 from volflow.report.pictures.compare import UNLIKE_COLORS, compare
 from volflow.report.pictures.difference import ONLY_A, ONLY_B, UNLIKE
@@ -114,7 +115,7 @@ def test_images_share_a_grey_window():
 
 def test_grids_and_levels_may_differ(pyramid, stored, monkeypatch, reads, tmp_path, words):
     """Of b the level is read that is most like a's."""
-    monkeypatch.setattr("volflow.report.pictures.compare.PIXELS", 20)
+    monkeypatch.setattr(compare_module, "PIXELS", 20)
     labels = np.zeros((32, 32, 32), "u1")
     labels[8:24, 8:24, 8:24] = 1
     a = pyramid(labels, Meta(kind="classes"), "a.zarr")
@@ -130,7 +131,7 @@ def test_grids_and_levels_may_differ(pyramid, stored, monkeypatch, reads, tmp_pa
     figure = compare(b, stored(labels, Meta(kind="classes"), "c.zarr"), at="center", level=0)
     assert figure.facts["difference"]["total"] == 3 * 16 * 16
     assert figure.facts["difference"]["classes"][0]["dice"] == 1
-    monkeypatch.setattr("volflow.report.pictures.compare.PIXELS", 99)
+    monkeypatch.setattr(compare_module, "PIXELS", 99)
     figure = compare(b, tmp_path / "c.zarr", at="center")
     assert figure.facts["difference"]["total"] == 3 * 32 * 32
     assert figure.facts["difference"]["classes"][0]["dice"] == 1

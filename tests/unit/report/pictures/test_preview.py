@@ -8,6 +8,9 @@ import sys
 import numpy as np
 import pytest
 
+import volflow.report.pictures.preview as preview_module
+import volflow.report.pictures.subject as subject_module
+import volflow.report.planes as planes_module
 from volflow.errors import InvalidInput
 from volflow.report.colors import class_color
 from volflow.report.pictures import draw
@@ -125,8 +128,8 @@ def labels_at(z, y, x, side=64):
 
 
 def test_a_pyramid_is_searched_and_shown_at_fitting_levels(pyramid, monkeypatch, reads, words):
-    monkeypatch.setattr("volflow.report.pictures.subject.COARSE", 16)
-    monkeypatch.setattr("volflow.report.pictures.preview.LONGEST", 40)
+    monkeypatch.setattr(subject_module, "COARSE", 16)
+    monkeypatch.setattr(preview_module, "LONGEST", 40)
     path = pyramid(labels_at(40, 8, 24), Meta(kind="classes", unit="millimeter"))
     figure = preview(path, over=np.zeros((64, 64, 64), "f4"))
     # Sought at the coarsest: 16 planes in two layers of chunks; shown at the finest that fits.
@@ -140,7 +143,7 @@ def test_a_pyramid_is_searched_and_shown_at_fitting_levels(pyramid, monkeypatch,
 
 def test_scan_and_result_each_have_their_level(pyramid, stored, monkeypatch, reads):
     """A scan with three levels under a result of half its resolution with two, or with none."""
-    monkeypatch.setattr("volflow.report.pictures.preview.LONGEST", 16)
+    monkeypatch.setattr(preview_module, "LONGEST", 16)
     scan = pyramid(np.random.default_rng(0).random((64, 64, 64), "f4"), Meta(), "scan.zarr")
     half = Meta(spacing=(2, 2, 2), translation=(0.5, 0.5, 0.5), kind="classes")
     result = pyramid(labels_at(0, 0, 0, 32), half, "half.zarr", count=2)
@@ -164,8 +167,8 @@ def test_scan_and_result_each_have_their_level(pyramid, stored, monkeypatch, rea
 def test_a_large_volume_without_levels_is_thinned_while_it_is_read(
     stored, monkeypatch, reads, words
 ):
-    monkeypatch.setattr("volflow.report.pictures.preview.LONGEST", 20)
-    monkeypatch.setattr("volflow.report.planes.PIECE_VOXELS", 4 * 8 * 8)
+    monkeypatch.setattr(preview_module, "LONGEST", 20)
+    monkeypatch.setattr(planes_module, "PIECE_VOXELS", 4 * 8 * 8)
     rows = np.arange(96, dtype="f4")[:, None] * np.ones((16, 96, 96), "f4")
     figure = preview(stored(rows, Meta(), chunk=8))
     assert max(box.size for _, box in reads) <= 4 * 8 * 8
