@@ -33,7 +33,7 @@ PARALLEL = {"__init__", "plan", "job", "task"}
 # Names that still mean two things. Both sets only ever shrink: a name that has become unique, or
 # that is new here, fails the test.
 CLASSES_OF_TWO_MEANINGS = {
-    "Call", "Copy", "Feed", "Kind", "Layout", "Moments", "Patch", "Piece", "Place",
+    "Feed", "Kind", "Layout", "Patch", "Piece", "Place",
     "Scene", "View", "Whole", "Window", "_Pickler",
 }  # fmt: skip
 MODULES_OF_TWO_MEANINGS = {"blocks", "draw", "run", "window"}

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.partition_oracle import EXACT, difference, enlarged, image
-from volflow.partition.moments import Moments, merge_moments
 from volflow.partition.ranges import Slide, Spread
+from volflow.partition.reductions import MeanVariance
 
 CHANNELS = 2
 
@@ -222,9 +222,9 @@ def test_a_spread_reads_all_that_lands(window, data):
 
 @given(st.lists(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=9), min_size=1, max_size=6))
 def test_moments_of_parts_are_those_of_all(parts):
-    moments = Moments((None, None, 0), (1, 1))
+    moments = MeanVariance((None, None, 0), (1, 1))
     partials = [moments.partial(torch.tensor([[part]], dtype=torch.float64)) for part in parts]
-    merged = merge_moments(partials)
+    merged = moments.merged(partials)
     every = torch.tensor(list(itertools.chain(*parts)), dtype=torch.float64)
     mean, var = moments.finish(merged, torch.device("cpu")).flatten()
     assert merged[0] == len(every)

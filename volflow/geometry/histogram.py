@@ -12,22 +12,43 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from volflow.errors import InvalidInput
 
-__all__ = ["Foreground", "Histogram", "Moments", "measure", "merge"]
+__all__ = ["Foreground", "Histogram", "Moments", "measure", "merge", "merge_moments"]
 
 Array = npt.NDArray[Any]
 Foreground = bool | float
+T = TypeVar("T", float, npt.NDArray[np.float64])
 
 PIECE_VOXELS = 2**20  # fits a core's cache; bounds the temporaries of `measure`
 FLOAT_BITS = 21
 SHIFT = np.uint32(32 - FLOAT_BITS)
 SIGN = np.uint32(2**31)
+
+
+def merge_moments(first: Sequence[T], second: Sequence[T]) -> tuple[T, T, T]:
+    """Merge counts, means and sums of squared deviations, of numbers or of arrays.
+
+    No count is 0. Rounding depends on the order.
+
+    References
+    ----------
+    Chan, Golub, LeVeque: Algorithms for computing the sample variance, The American Statistician
+    37(3), 1983.
+
+    Examples
+    --------
+    >>> merge_moments((2, 1.0, 2.0), (2, 3.0, 2.0))
+    (4, 2.0, 8.0)
+    """
+    (n, mean, squares), (m, other, more) = first, second
+    count, delta = n + m, other - mean
+    return count, mean + delta * (m / count), squares + more + delta * delta * (n * m / count)
 
 
 @dataclass(frozen=True)
@@ -50,15 +71,10 @@ class Moments:
         """Both together, by Chan's formula; rounding depends on the order."""
         if not self.count or not other.count:
             return self if self.count else other
-        count = self.count + other.count
-        delta = other.mean - self.mean
-        return Moments(
-            count,
-            self.mean + delta * (other.count / count),
-            self.m2 + other.m2 + delta * delta * (self.count * other.count / count),
-            min(self.low, other.low),
-            max(self.high, other.high),
+        count, mean, m2 = merge_moments(
+            (self.count, self.mean, self.m2), (other.count, other.mean, other.m2)
         )
+        return Moments(int(count), mean, m2, min(self.low, other.low), max(self.high, other.high))
 
 
 @dataclass(frozen=True, eq=False)

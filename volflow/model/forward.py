@@ -6,7 +6,7 @@ import copy
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,8 +16,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from volflow.engine.memory import begin_peak, peak_bytes
 from volflow.errors import InvalidInput
+from volflow.model.flips import mirrored_outputs
 from volflow.model.precision import explaining_half, refuse_complex, resolve_precision
 from volflow.model.resident import forward_lock, resident
+from volflow.partition.outputs import named_outputs
 
 __all__ = [
     "Forward",
@@ -139,20 +141,17 @@ class Forward:
     def __call__(self, batch_NCZYX: torch.Tensor) -> dict[str, torch.Tensor]:
         """Scores of a batch, by output name: float32 (float64) ``NCZYX`` on the device."""
         # The batch itself comes last: models may write into their input, and the copies may not.
-        mirrored = [
+        copies = [
             axes
             for n in range(len(self.flips), -1, -1)
             for axes in itertools.combinations(self.flips, n)
         ]
         total: dict[str, torch.Tensor] = {}
-        for axes in mirrored:
-            dims = [2 + a for a in axes]
-            outputs = self._once(batch_NCZYX.flip(dims) if dims else batch_NCZYX)
-            for name, value in outputs.items():
-                scores = value.flip(dims) if dims else value
+        for axes in copies:
+            for name, scores in mirrored_outputs(self._once, batch_NCZYX, axes).items():
                 total[name] = total[name] + scores if name in total else scores
-        if len(mirrored) > 1:
-            total = {name: value / len(mirrored) for name, value in total.items()}
+        if len(copies) > 1:
+            total = {name: value / len(copies) for name, value in total.items()}
         return total
 
     def _once(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -204,15 +203,8 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 def _named(raw: Any) -> dict[str, torch.Tensor]:
-    """Outputs by name: a tensor is nameless, a tuple's are output0, output1, …."""
-    if isinstance(raw, torch.Tensor):
-        named = {"": raw}
-    elif isinstance(raw, Mapping):
-        named = {str(name): value for name, value in raw.items()}
-    elif isinstance(raw, Sequence):
-        named = {f"output{n}": value for n, value in enumerate(raw)}
-    else:
-        named = {}
+    """Return the outputs by name; refuses what is not a tensor of real numbers."""
+    named = named_outputs(raw)
     for name, value in named.items():
         refuse_complex(value, f"the model's output {name}".rstrip())
     if not named or not all(isinstance(value, torch.Tensor) for value in named.values()):

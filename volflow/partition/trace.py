@@ -1,4 +1,4 @@
-"""Follow an unmodified module on a tensor without values, and note every op as a graph.
+"""Follow an unmodified module on a tensor without values, and record every op as a graph.
 
 The tensor that goes through the module is of the whole volume's shape but lies on torch's meta
 device, so nothing is computed and torch itself checks every shape. Each function that is called
@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from volflow.errors import NoExactRule
 from volflow.partition.calls import as_called, changes_first, is_random, name_of, works_in_place
 from volflow.partition.graph import Graph, Node
+from volflow.partition.outputs import named_outputs
 from volflow.partition.rules.table import RULES, SPREADING, VIEWS
 from volflow.partition.rules.tracing import OpCall, Traced, Tracer, leaves, mapped
 
@@ -64,7 +65,7 @@ def trace(
     weights = [t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
     dtype = dtype or (weights[0].dtype if weights else torch.float32)
     device = weights[0].device if weights else torch.device("cpu")
-    tracer = Tracer(module, len(sizes), device, note)
+    tracer = Tracer(module, len(sizes), device, record)
     meta = torch.empty((1, channels, *sizes), dtype=dtype, device="meta")
     dims = (None, None, *range(len(sizes)))
     tracer.nodes.append(Node("input", "", (), (), None, tuple(meta.shape), dims, dtype))
@@ -115,14 +116,7 @@ def _holds_traced(value: Any) -> bool:
 
 def _outputs(raw: Any) -> Mapping[str, int]:
     """Numbers by name, as patches' outputs are named."""
-    if isinstance(raw, Tensor):
-        named: dict[str, Any] = {"": raw}
-    elif isinstance(raw, Mapping):
-        named = {str(name): value for name, value in raw.items()}
-    elif isinstance(raw, Sequence):
-        named = {f"output{n}": value for n, value in enumerate(raw)}
-    else:
-        named = {}
+    named = named_outputs(raw)
     if not named or not all(isinstance(x, Traced) for x in named.values()):
         kind = type(raw).__name__ if not named else "one that does not depend on its input"
         raise NoExactRule(
@@ -160,13 +154,13 @@ class _Aside(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def note(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Note one call as nodes; answer at once what asks for no values."""
+def record(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Record one call as nodes; answer at once what asks for no values."""
     name = name_of(func)
     if name in ("device", "is_cuda"):
         return tracer.device if name == "device" else tracer.device.type == "cuda"
     if name == "__iter__":
-        return iter(note(tracer, Tensor.unbind, (*args, 0), {}))
+        return iter(record(tracer, Tensor.unbind, (*args, 0), {}))
     call = as_called(tracer, name, func, args, kwargs)
     if not call.inputs:  # a weight that is cast as the image is
         return call.run([])
@@ -175,7 +169,7 @@ def note(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
         return answer
     if any(x.stale for x in call.inputs):
         raise call.refuse("its input was changed in place through another view of it")
-    result = _noted(call)
+    result = _recorded(call)
     if works_in_place(name, func, args, kwargs):
         return _replace(call, result)
     shared = call.inputs[0].memory if call.name in VIEWS else None
@@ -190,12 +184,12 @@ def _replace(call: OpCall, result: Any) -> Traced:
     if result.shape != target.shape:
         raise call.refuse("it works in place and changes the shape")
     if result.dtype != target.dtype:
-        result = note(call.tracer, Tensor.to, (result, target.dtype), {})
+        result = record(call.tracer, Tensor.to, (result, target.dtype), {})
     target.become(result)
     return target
 
 
-def _noted(call: OpCall) -> Any:
+def _recorded(call: OpCall) -> Any:
     if is_random(call):
         raise call.refuse("it is random (in training mode?); call model.eval()")
     rule = RULES.get(call.name)
@@ -211,7 +205,7 @@ def _without_axes(call: OpCall) -> bool:
 
 
 def _as_any(call: OpCall) -> Any:
-    """Note an op on what has no axes left, such as a statistic per channel: any op will do."""
+    """Record an op on what has no axes left, such as a statistic per channel: any op will do."""
     metas = call.metas()
     first = metas if isinstance(metas, Tensor) else metas[0]
     if not isinstance(metas, Tensor) and len({meta.ndim for meta in metas}) > 1:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from volflow.geometry.roi import Roi
 from volflow.partition.graph import Graph, compute
-from volflow.partition.moments import statistic_of
+from volflow.partition.reductions import statistic_of
 from volflow.passes.activations import ActivationStore
 from volflow.passes.network import Network
 

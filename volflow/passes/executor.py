@@ -33,7 +33,7 @@ from volflow.errors import RunFailed
 from volflow.geometry.grid import BlockGrid
 from volflow.model.resident import ModelPlugin
 from volflow.partition.graph import Graph
-from volflow.partition.moments import statistic_of
+from volflow.partition.reductions import statistic_of
 from volflow.passes.activations import ActivationStore, making_room
 from volflow.passes.blockwise import Blockwise
 from volflow.passes.cost import Pass

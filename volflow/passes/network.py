@@ -2,64 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from volflow.model.flips import Flipped
 from volflow.model.forward import pick_device
 from volflow.model.precision import explaining_half, resolve_precision
 from volflow.model.resident import resident
 from volflow.partition.graph import Graph
 from volflow.partition.reach import trace_any
 
-__all__ = ["Flipped", "Network"]
-
-
-class Flipped(nn.Module):
-    """A network averaged over mirrored copies of its image.
-
-    Parameters
-    ----------
-    module
-        The network.
-    axes
-        Axes of the image, counted from 0, along which it is mirrored, in all combinations.
-    """
-
-    def __init__(self, module: nn.Module, axes: tuple[int, ...]) -> None:
-        super().__init__()
-        self.module, self.axes = module, axes
-
-    def forward(self, image: Tensor) -> Any:
-        """Return the mean of the outputs, turned back; tensors or tuples or dicts of them."""
-        copies: list[list[int]] = [[]]
-        for axis in self.axes:
-            copies += [[*dims, 2 + axis] for dims in copies]
-        results = []
-        for dims in copies:
-            raw = self.module(image.flip(dims) if dims else image)
-            results.append(_each(raw, lambda x, dims=dims: x.flip(dims) if dims else x))
-        return _mean(results)
-
-
-def _each(raw: Any, change: Any) -> Any:
-    if isinstance(raw, Tensor):
-        return change(raw)
-    if isinstance(raw, Mapping):
-        return {name: change(value) for name, value in raw.items()}
-    return tuple(change(value) for value in raw)
-
-
-def _mean(results: list[Any]) -> Any:
-    if isinstance(results[0], Tensor):
-        return sum(results[1:], results[0]) / len(results)
-    if isinstance(results[0], dict):
-        return {name: _mean([result[name] for result in results]) for name in results[0]}
-    return tuple(_mean(list(values)) for values in zip(*results, strict=True))
+__all__ = ["Network"]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from volflow.engine.memory import Ceiling
 from volflow.engine.plan import Step
 from volflow.model.forward import torch_threads
 from volflow.partition.graph import Graph
-from volflow.partition.moments import partials_of
+from volflow.partition.reductions import partials_of
 from volflow.passes.activations import ActivationStore, making_room
 from volflow.passes.blockwise import Blockwise
 from volflow.passes.cost import Pass, targets_of

@@ -30,8 +30,8 @@ from volflow.infer.request import Request
 from volflow.model.forward import Output
 from volflow.model.resident import ModelPlugin, lent
 from volflow.partition.graph import needed
-from volflow.partition.moments import partials_of, statistic_of
 from volflow.partition.reach import padded_sizes
+from volflow.partition.reductions import partials_of, statistic_of
 from volflow.passes.blockwise import Blockwise
 from volflow.passes.cost import Pass, targets_of
 from volflow.passes.executor import Passes, run_passes

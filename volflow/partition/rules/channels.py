@@ -21,7 +21,7 @@ def _require_free(call: OpCall, x: Traced, dim: int) -> int:
 
 
 def _note(call: OpCall, dims: Any = None) -> Any:
-    """Note a call that leaves the axes where they are."""
+    """Record a call that leaves the axes where they are."""
     return call.as_is(call.tracer.dims(call.inputs[0]) if dims is None else dims)
 
 
@@ -39,7 +39,7 @@ def along(*names: str, default: int | None = None) -> Callable[[OpCall], Any]:
 
 
 def concatenate(call: OpCall) -> Traced:
-    """Note a concatenation along channels."""
+    """Record a concatenation along channels."""
     given = call.named(("tensors", "dim"))
     first = call.inputs[0]
     _require_free(call, first, int(given.get("dim", given.get("axis", 0))))
@@ -53,7 +53,7 @@ def concatenate(call: OpCall) -> Traced:
 
 
 def stack(call: OpCall) -> Traced:
-    """Note a stack: a new dim without an axis."""
+    """Record a stack: a new dim without an axis."""
     given = call.named(("tensors", "dim"))
     first = call.inputs[0]
     if any(
@@ -68,7 +68,7 @@ def stack(call: OpCall) -> Traced:
 
 
 def unbind(call: OpCall) -> Any:
-    """Note an unbinding of channels."""
+    """Record an unbinding of channels."""
     x = call.inputs[0]
     dim = _require_free(call, x, int(call.named(("input", "dim")).get("dim", 0)))
     dims = tuple(axis for d, axis in enumerate(call.tracer.dims(x)) if d != dim)
@@ -76,14 +76,14 @@ def unbind(call: OpCall) -> Any:
 
 
 def channel_shuffle(call: OpCall) -> Traced:
-    """Note a shuffle of channels, which lie along dim 1."""
+    """Record a shuffle of channels, which lie along dim 1."""
     _require_free(call, call.inputs[0], 1)
     result: Traced = _note(call)
     return result
 
 
 def linear(call: OpCall) -> Traced:
-    """Note a linear layer over the last dim."""
+    """Record a linear layer over the last dim."""
     x = call.inputs[0]
     _require_free(call, x, -1)
     if len(call.inputs) > 1:
@@ -93,7 +93,7 @@ def linear(call: OpCall) -> Traced:
 
 
 def matmul(call: OpCall) -> Traced:
-    """Note a product of the last dim with a matrix of weights."""
+    """Record a product of the last dim with a matrix of weights."""
     x, other = (*call.args, None)[:2]
     plain = isinstance(x, Traced) and not isinstance(other, Traced)
     if not plain or not isinstance(other, Tensor) or other.ndim != 2:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from volflow.partition.rules.kinds import Call
+from volflow.partition.rules.kernels import Local
 from volflow.partition.rules.tracing import OpCall, Traced, leaves
 
 __all__ = ["POINTWISE", "broadcast_dims", "pointwise"]
@@ -38,14 +38,14 @@ POINTWISE = frozenset(f"{_ARITHMETIC} {_ACTIVATIONS} {_CASTS} {_OPERATORS}".spli
 
 
 def pointwise(call: OpCall) -> Traced:
-    """Note an op whose output voxel depends on the inputs' voxels at its place."""
+    """Record an op whose output voxel depends on the inputs' voxels at its place."""
     meta = call.metas()
     dims = broadcast_dims(call, meta)
     inputs = call.inputs
     sizes = dict(zip(dims, meta.shape, strict=True))
     wanted = [sizes.get(axis, 1) for axis in range(call.tracer.ndim)]
     reads = [call.tracer.straight(x, wanted) for x in inputs]
-    compute = Call(lambda tensors, sizes: call.run(tensors))
+    compute = Local(lambda tensors, sizes: call.run(tensors))
     return call.tracer.add(call, inputs, reads, compute, meta, dims)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from volflow.partition.rules.kinds import Call
+from volflow.partition.rules.kernels import Local
 from volflow.partition.rules.resampling import cut, spread
 from volflow.partition.rules.tracing import OpCall, Traced
 
@@ -20,14 +20,14 @@ Dims = tuple[int | None, ...]
 def _note(
     call: OpCall, x: Traced, dims: Dims, function: Callable[[Tensor, tuple[int, ...]], Tensor]
 ) -> Traced:
-    """Note a function of the tensor and of the box's sizes per axis."""
+    """Record a function of the tensor and of the box's sizes per axis."""
     reads = [call.tracer.straight(x, call.tracer.sizes(x))]
-    compute = Call(lambda tensors, sizes: function(tensors[0], sizes))
+    compute = Local(lambda tensors, sizes: function(tensors[0], sizes))
     return call.tracer.add(call, [x], reads, compute, call.metas(), dims)
 
 
 def permute(call: OpCall) -> Traced:
-    """Note a new order of dims, by whatever name: torch is asked where each dim goes."""
+    """Record a new order of dims, by whatever name: torch is asked where each dim goes."""
     x = call.inputs[0]
     labels = x.meta.new_empty(tuple(range(2, x.ndim + 2)))  # each dim has a size of its own
     moved = call.filled([labels], call.func)
@@ -36,7 +36,7 @@ def permute(call: OpCall) -> Traced:
 
 
 def squeeze(call: OpCall) -> Traced:
-    """Note that dims of 1 go."""
+    """Record that dims of 1 are removed."""
     x, dims = call.inputs[0], call.tracer.dims(call.inputs[0])
     given = call.named(("input", "dim")).get("dim")
     listed = range(x.ndim) if given is None else [given] if isinstance(given, int) else given
@@ -48,7 +48,7 @@ def squeeze(call: OpCall) -> Traced:
 
 
 def unsqueeze(call: OpCall) -> Traced:
-    """Note a new dim of 1."""
+    """Record a new dim of 1."""
     x = call.inputs[0]
     dim = int(call.named(("input", "dim"))["dim"]) % (x.ndim + 1)
     dims = list(call.tracer.dims(x))
@@ -57,7 +57,7 @@ def unsqueeze(call: OpCall) -> Traced:
 
 
 def reshape(call: OpCall) -> Traced:
-    """Note a reshape that splits and joins dims without an axis only."""
+    """Record a reshape that splits and joins dims without an axis only."""
     x, meta = call.inputs[0], call.metas()
     dims = _matched(x.shape, call.tracer.dims(x), meta.shape)
     if meta.dtype != x.dtype:
@@ -120,7 +120,7 @@ def _take(rest: list[int], wanted: int, result: list[int | None]) -> bool:
 
 
 def expand(call: OpCall) -> Traced:
-    """Note that dims of 1 are repeated; a value per channel is spread over axes that it lacks."""
+    """Record that dims of 1 are repeated; a value per channel is spread over axes that it lacks."""
     x, meta = call.inputs[0], call.metas()
     dims = _repeated(call, x, meta)
     if any(axis is not None for axis in call.tracer.dims(x)):
@@ -143,14 +143,14 @@ def _repeated(call: OpCall, x: Traced, meta: Tensor) -> Dims:
 
 
 def repeat(call: OpCall) -> Traced:
-    """Note repeated channels."""
+    """Record repeated channels."""
     x, meta = call.inputs[0], call.metas()
     dims = _repeated(call, x, meta)
     return _note(call, x, dims, lambda tensor, sizes: call.run([tensor]))
 
 
 def index(call: OpCall) -> Any:
-    """Note an index of slices, integers, None and an ellipsis."""
+    """Record an index of slices, integers, None and an ellipsis."""
     x, key = call.inputs[0], call.args[1]
     keys = list(key) if isinstance(key, tuple) else [key]
     plain = [k is None or k is ... or type(k) in (int, slice) for k in keys]
@@ -193,7 +193,7 @@ def _picked(call: OpCall, x: Traced, after: list[Any]) -> Traced:
             dims.append(axis)
     key = tuple(after)
     reads = [call.tracer.straight(x, call.tracer.sizes(x))]
-    compute = Call(lambda tensors, sizes: tensors[0][key])
+    compute = Local(lambda tensors, sizes: tensors[0][key])
     return call.tracer.add(call, [x], reads, compute, x.meta[key], (*dims, *left))
 
 

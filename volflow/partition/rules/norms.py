@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from volflow.partition.moments import Extreme, Moments
 from volflow.partition.ranges import Whole
+from volflow.partition.reductions import Extreme, MeanVariance
 from volflow.partition.rules.elementwise import pointwise
-from volflow.partition.rules.kinds import Call
+from volflow.partition.rules.kernels import Local
 from volflow.partition.rules.tracing import OpCall, Traced, leaves
 
 __all__ = ["NORMS", "mean_over", "reduced_dims"]
@@ -29,10 +29,10 @@ _INSTANCE = (
 
 
 def _statistic(call: OpCall, x: Traced, extreme: bool | None = None) -> Traced:
-    """Note what must be known of the whole of a tensor: moments, or the largest or smallest."""
+    """Record what must be known of the whole of a tensor: moments, or the largest or smallest."""
     dims = call.tracer.dims(x)
     kept = tuple(n for n, axis in zip(x.shape, dims, strict=True) if axis is None)
-    compute: Any = Moments(dims, kept) if extreme is None else Extreme(dims, kept, extreme)
+    compute: Any = MeanVariance(dims, kept) if extreme is None else Extreme(dims, kept, extreme)
     shape = (2, *kept) if extreme is None else kept
     reads = [Whole(n) for n in call.tracer.sizes(x)]
     meta = torch.empty(shape, dtype=torch.float64, device="meta")
@@ -43,9 +43,9 @@ def _statistic(call: OpCall, x: Traced, extreme: bool | None = None) -> Traced:
 def _apply(
     call: OpCall, x: Traced, moments: Traced, function: Callable[[Tensor, Tensor], Tensor]
 ) -> Traced:
-    """Note what is computed of each voxel with a statistic; the dtype is the call's."""
+    """Record what is computed of each voxel with a statistic; the dtype is the call's."""
     reads = [call.tracer.straight(y, call.tracer.sizes(x)) for y in (x, moments)]
-    compute = Call(lambda tensors, sizes: function(tensors[0], tensors[1]))
+    compute = Local(lambda tensors, sizes: function(tensors[0], tensors[1]))
     return call.tracer.add(call, [x, moments], reads, compute, call.metas(), call.tracer.dims(x))
 
 
@@ -84,7 +84,7 @@ def _as_instance(call: OpCall, x: Traced, given: dict[str, Any]) -> Traced:
 
 
 def instance_norm(call: OpCall) -> Traced:
-    """Note an instance norm: statistics of the whole volume, or running ones."""
+    """Record an instance norm: statistics of the whole volume, or running ones."""
     given = call.named(_INSTANCE)
     if not given.get("use_input_stats", True):
         return _with_running(call, given)
@@ -94,7 +94,7 @@ def instance_norm(call: OpCall) -> Traced:
 
 
 def batch_norm(call: OpCall) -> Traced:
-    """Note a batch norm: running statistics, or those of the one volume."""
+    """Record a batch norm: running statistics, or those of the one volume."""
     given = call.named(_BATCH)
     if not given.get("training", False):
         return _with_running(call, given)
@@ -108,7 +108,7 @@ def _with_running(call: OpCall, given: dict[str, Any]) -> Traced:
     _channels_first(call, x)
     mean, var = given["running_mean"], given["running_var"]
     weight, bias, eps = given.get("weight"), given.get("bias"), float(given.get("eps", 1e-5))
-    compute = Call(lambda tensors, sizes: F.batch_norm(
+    compute = Local(lambda tensors, sizes: F.batch_norm(
         tensors[0], mean, var, weight, bias, training=False, eps=eps
     ))  # fmt: skip
     reads = [call.tracer.straight(x, call.tracer.sizes(x))]
@@ -116,7 +116,7 @@ def _with_running(call: OpCall, given: dict[str, Any]) -> Traced:
 
 
 def group_norm(call: OpCall) -> Traced:
-    """Note a group norm: the moments of channels merge to those of their groups."""
+    """Record a group norm: the moments of channels merge to those of their groups."""
     x = call.inputs[0]
     given = call.named(("input", "num_groups", "weight", "bias", "eps"))
     _one_image(call, x)
@@ -134,7 +134,7 @@ def group_norm(call: OpCall) -> Traced:
 
 
 def layer_norm(call: OpCall) -> Traced:
-    """Note a layer norm over dims without an axis, such as channels that come last."""
+    """Record a layer norm over dims without an axis, such as channels that come last."""
     x = call.inputs[0]
     shape = call.named(("input", "normalized_shape"))["normalized_shape"]
     count = 1 if isinstance(shape, int) else len(shape)
@@ -153,7 +153,7 @@ def reduced_dims(x: Tensor, dim: Any) -> list[int]:
 
 
 def mean_over(call: OpCall, x: Traced, over: Sequence[int], *, largest: bool = False) -> Traced:
-    """Note a mean (or maximum) over some dims, among them all axes of the volume."""
+    """Record a mean (or maximum) over some dims, among them all axes of the volume."""
     if largest:
         return _whole(call, x, over, True, torch.amax)
     return _whole(call, x, over, None, lambda m, dims: _grouped(m, dims)[0])
@@ -166,7 +166,7 @@ def _whole(
     extreme: bool | None,
     finish: Callable[[Tensor, list[int]], Tensor],
 ) -> Traced:
-    """Note a reduction over all axes and perhaps other dims: a statistic and what becomes of it.
+    """Record a reduction over all axes and perhaps other dims: a statistic and what becomes of it.
 
     ``finish`` reduces what is left over the dims that it is given.
     """
@@ -188,7 +188,7 @@ def _whole(
         return found.reshape(shape).to(meta.dtype)
 
     reads = [call.tracer.straight(statistic, (1,) * call.tracer.ndim)]
-    return call.tracer.add(call, [statistic], reads, Call(values), meta, (None,) * len(shape))
+    return call.tracer.add(call, [statistic], reads, Local(values), meta, (None,) * len(shape))
 
 
 def _grouped(moments: Tensor, dims: list[int]) -> tuple[Tensor, Tensor]:
@@ -203,7 +203,7 @@ def _grouped(moments: Tensor, dims: list[int]) -> tuple[Tensor, Tensor]:
 
 
 def reduction(call: OpCall) -> Any:
-    """Note a reduction: over channels as it is, over the volume as a statistic."""
+    """Record a reduction: over channels as it is, over the volume as a statistic."""
     x = call.inputs[0]
     given = call.named(("input", "dim"))
     if sum(isinstance(one, Tensor) for one in leaves((call.args, call.kwargs))) > 1:  # max(x, y)
@@ -249,7 +249,7 @@ def _over_volume(call: OpCall, x: Traced, over: list[int], given: dict[str, Any]
 
 
 def _over_channels(call: OpCall, x: Traced, over: list[int]) -> Any:
-    """Note a reduction over dims without an axis."""
+    """Record a reduction over dims without an axis."""
     dims, metas = call.tracer.dims(x), call.metas()
     first = metas if isinstance(metas, Tensor) else metas[0]
     if first.ndim == x.ndim:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from volflow.partition.ranges import AxisMap, Gather, Lerp, Merge, Same, Split, Whole
-from volflow.partition.rules.kinds import Call, Copy, Interpolation, Shuffle
+from volflow.partition.rules.kernels import Interpolation, Local, Relocation, Shuffle
 from volflow.partition.rules.tracing import OpCall, Traced
 from volflow.partition.rules.windowed import WINDOWED
 
@@ -34,7 +34,7 @@ def copied(
     value: float = 0.0,
     scales: Mapping[int, Fraction] = NO_SCALES,
 ) -> Traced:
-    """Note that voxels are copied from elsewhere.
+    """Record that voxels are copied from elsewhere.
 
     Parameters
     ----------
@@ -56,11 +56,11 @@ def copied(
     ]
     places = tuple(dims.index(axis) if axis in dims else 0 for axis in range(call.tracer.ndim))
     meta = torch.empty(shape, dtype=x.dtype, device="meta")
-    return call.tracer.add(call, [x], [reads], Copy(tuple(axes), places, value), meta, dims)
+    return call.tracer.add(call, [x], [reads], Relocation(tuple(axes), places, value), meta, dims)
 
 
 def pad(call: OpCall) -> Traced:
-    """Note a padding (or, where negative, a cropping) in any mode."""
+    """Record a padding (or, where negative, a cropping) in any mode."""
     x, given = call.inputs[0], call.named(("input", "pad", "mode", "value"))
     mode, value = given.get("mode") or "constant", given.get("value") or 0.0
     dims, sides = call.tracer.dims(x), [int(n) for n in given["pad"]]
@@ -92,13 +92,13 @@ def _padded(size: int, low: int, high: int, mode: str) -> Positions:
 
 def _pad_channels(call: OpCall, x: Traced, free: list[int], value: float) -> Traced:
     meta = F.pad(x.meta, free, value=value)
-    compute = Call(lambda tensors, sizes: F.pad(tensors[0], free, value=value))
+    compute = Local(lambda tensors, sizes: F.pad(tensors[0], free, value=value))
     reads = [call.tracer.straight(x, call.tracer.sizes(x))]
     return call.tracer.add(call, [x], reads, compute, meta, call.tracer.dims(x))
 
 
 def flip(call: OpCall) -> Traced:
-    """Note a flip."""
+    """Record a flip."""
     x = call.inputs[0]
     rest = call.args[1:] or (call.kwargs["dims"],)
     listed = rest[0] if len(rest) == 1 and not isinstance(rest[0], int) else rest
@@ -109,7 +109,7 @@ def flip(call: OpCall) -> Traced:
 
 
 def roll(call: OpCall) -> Traced:
-    """Note a roll: what leaves at one border comes in at the other."""
+    """Record a roll: what leaves at one border comes in at the other."""
     x, given = call.inputs[0], call.named(("input", "shifts", "dims"))
     shifts, over = given["shifts"], given.get("dims", ())
     shifts = [shifts] if isinstance(shifts, int) else list(shifts)
@@ -124,7 +124,7 @@ def roll(call: OpCall) -> Traced:
 
 
 def narrow(call: OpCall) -> Traced:
-    """Note a narrowing along channels or an axis."""
+    """Record a narrowing along channels or an axis."""
     given = call.named(("input", "dim", "start", "length"))
     x, dim = call.inputs[0], given["dim"] % call.inputs[0].ndim
     start = given["start"] % x.shape[dim] if given["start"] < 0 else given["start"]
@@ -132,7 +132,7 @@ def narrow(call: OpCall) -> Traced:
 
 
 def cut(call: OpCall, x: Traced, slices: dict[int, slice]) -> Traced:
-    """Note slices along some dims: channels are cut as they are, axes as copies."""
+    """Record slices along some dims: channels are cut as they are, axes as copies."""
     dims = call.tracer.dims(x)
     axes = {
         d: np.arange(x.shape[d], dtype=np.int64)[part]
@@ -143,7 +143,7 @@ def cut(call: OpCall, x: Traced, slices: dict[int, slice]) -> Traced:
     if free:
         index = tuple(free.get(d, slice(None)) for d in range(x.ndim))
         reads = [call.tracer.straight(x, call.tracer.sizes(x))]
-        compute = Call(lambda tensors, sizes: tensors[0][index])
+        compute = Local(lambda tensors, sizes: tensors[0][index])
         x = call.tracer.add(call, [x], reads, compute, x.meta[index], dims)
     if any(not len(where) for where in axes.values()):
         raise call.refuse("it cuts away the whole volume")
@@ -152,7 +152,7 @@ def cut(call: OpCall, x: Traced, slices: dict[int, slice]) -> Traced:
 
 
 def spread(call: OpCall, x: Traced, dims: Sequence[int | None]) -> Traced:
-    """Note that a value per channel is repeated over the volume.
+    """Record that a value per channel is repeated over the volume.
 
     Parameters
     ----------
@@ -169,11 +169,11 @@ def spread(call: OpCall, x: Traced, dims: Sequence[int | None]) -> Traced:
         return tensors[0].expand(box)
 
     reads = [call.tracer.straight(x, [found.get(axis, 1) for axis in range(ndim)])]
-    return call.tracer.add(call, [x], reads, Call(values), meta, dims)
+    return call.tracer.add(call, [x], reads, Local(values), meta, dims)
 
 
 def interpolate(call: OpCall) -> Traced:
-    """Note an interpolation: nearest, nearest-exact, linear with either sense of corners, area."""
+    """Record an interpolation: nearest, nearest-exact, area, or linear with corners as asked."""
     x, given = call.inputs[0], call.named(_INTERPOLATE)
     mode, meta = given.get("mode", "nearest"), call.metas()
     dims, ndim = call.tracer.dims(x), call.tracer.ndim
@@ -256,7 +256,7 @@ def _lerp(
 
 
 def pixel_shuffle(call: OpCall) -> Traced:
-    """Note a pixel shuffle or its inverse."""
+    """Record a pixel shuffle or its inverse."""
     x = call.inputs[0]
     ndim, factor = call.tracer.ndim, int([*call.args, *call.kwargs.values()][1])
     if call.tracer.dims(x) != (None, None, *range(ndim)) or ndim != 2:
@@ -266,7 +266,7 @@ def pixel_shuffle(call: OpCall) -> Traced:
         splits = (Split(factor),) * ndim
         return call.tracer.add(call, [x], [splits], Shuffle(splits), meta, dims)
     merges = (Merge(factor),) * ndim
-    compute = Call(lambda tensors, sizes: F.pixel_unshuffle(tensors[0], factor))
+    compute = Local(lambda tensors, sizes: F.pixel_unshuffle(tensors[0], factor))
     return call.tracer.add(call, [x], [merges], compute, meta, dims)
 
 

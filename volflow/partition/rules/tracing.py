@@ -1,4 +1,4 @@
-"""A tensor without values that notes what is done with it, and the calls that it notes."""
+"""A tensor without values that records what is done with it, and the calls that it records."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from volflow.errors import NoExactRule
 from volflow.partition.graph import Compute, Node
 from volflow.partition.ranges import AxisMap, Same, Whole
-from volflow.partition.rules.kinds import Call
+from volflow.partition.rules.kernels import Local
 
-__all__ = ["Memory", "Note", "OpCall", "Traced", "Tracer", "leaves", "mapped"]
+__all__ = ["Memory", "OpCall", "RecordCall", "Traced", "Tracer", "leaves", "mapped"]
 
-# Notes one call of a function: tracer, function, arguments.
-Note = Callable[["Tracer", Any, tuple[Any, ...], dict[str, Any]], Any]
+# Records one call of a function: tracer, function, arguments.
+RecordCall = Callable[["Tracer", Any, tuple[Any, ...], dict[str, Any]], Any]
 
 
 class Memory:
@@ -50,11 +50,11 @@ class Traced(Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Note the call instead of making it."""
+        """Record the call instead of making it."""
         kwargs = kwargs or {}
         tracer = next(one.tracer for one in leaves((args, kwargs)) if isinstance(one, Traced))
         with torch._C.DisableTorchFunctionSubclass():
-            return tracer.note(tracer, func, args, kwargs)
+            return tracer.record(tracer, func, args, kwargs)
 
 
 class OpCall:
@@ -63,11 +63,11 @@ class OpCall:
     Parameters
     ----------
     tracer
-        Who notes it.
+        Records it.
     name
         The function's bare name.
     func, args, kwargs
-        As called, but for what works in place: that is noted as what it computes.
+        As called, but for what works in place: that is recorded as what it computes.
     """
 
     def __init__(
@@ -105,13 +105,13 @@ class OpCall:
         return func(*args, **kwargs)
 
     def as_is(self, dims: Sequence[int | None]) -> Any:
-        """Note the call itself, which knows nothing of places; several results, several nodes."""
+        """Record the call itself, which knows nothing of places; several results, several nodes."""
         tracer, inputs, metas = self.tracer, self.inputs, self.metas()
         sizes = tracer.sizes(inputs[0])
         reads = [tracer.straight(x, sizes) for x in inputs]
 
         def node(meta: Tensor, which: int | None) -> Traced:
-            return tracer.add(self, inputs, reads, Call(self._pick(which)), meta, dims)
+            return tracer.add(self, inputs, reads, Local(self._pick(which)), meta, dims)
 
         if isinstance(metas, Tensor):
             return node(metas, None)
@@ -139,10 +139,12 @@ class OpCall:
 class Tracer:
     """Collects nodes while a module runs."""
 
-    def __init__(self, module: nn.Module, ndim: int, device: torch.device, note: Note) -> None:
+    def __init__(
+        self, module: nn.Module, ndim: int, device: torch.device, record: RecordCall
+    ) -> None:
         self.paths: dict[int, str] = {id(child): name for name, child in module.named_modules()}
         self.ndim = ndim
-        self.note = note
+        self.record = record
         self.device = device
         self.nodes: list[Node] = []
         self._metas: dict[int, tuple[Tensor, Tensor]] = {}

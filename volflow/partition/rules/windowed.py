@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from volflow.partition.ranges import Slide, Spread
-from volflow.partition.rules.kinds import AveragePool, Convolution, MaxPool, Transposed
+from volflow.partition.rules.kernels import AveragePool, Convolution, MaxPool, Transposed
 from volflow.partition.rules.norms import mean_over
 from volflow.partition.rules.tracing import OpCall, Traced
 
@@ -55,7 +55,7 @@ def _checked(call: OpCall, given: dict[str, Any]) -> tuple[Tensor, Tensor | None
 
 
 def convolution(call: OpCall) -> Traced:
-    """Note a convolution."""
+    """Record a convolution."""
     x, given = _image(call), call.named(_CONV)
     weight, bias = _checked(call, given)
     ndim, sizes = call.tracer.ndim, call.tracer.sizes(x)
@@ -79,7 +79,7 @@ def convolution(call: OpCall) -> Traced:
 
 
 def transposed(call: OpCall) -> Traced:
-    """Note a transposed convolution."""
+    """Record a transposed convolution."""
     x, given = _image(call), call.named(_TRANSPOSED)
     weight, bias = _checked(call, given)
     ndim, sizes = call.tracer.ndim, call.tracer.sizes(x)
@@ -109,7 +109,7 @@ def _slides(call: OpCall, given: dict[str, Any], x: Traced) -> tuple[Slide, ...]
 
 
 def max_pool(call: OpCall) -> Traced:
-    """Note a max pooling."""
+    """Record a max pooling."""
     x, given = _image(call), call.named(_MAX)
     if given.get("return_indices"):
         raise call.refuse("it returns indices, which are positions in the whole volume")
@@ -118,7 +118,7 @@ def max_pool(call: OpCall) -> Traced:
 
 
 def average_pool(call: OpCall) -> Traced:
-    """Note an average pooling; one over the whole volume is a statistic."""
+    """Record an average pooling; one over the whole volume is a statistic."""
     x, given = _image(call), call.named(_AVERAGE)
     axes, meta = _slides(call, given, x), call.metas()
     divisor = given.get("divisor_override")
@@ -143,7 +143,7 @@ def _counts(axis: Slide, outputs: int, counted: bool) -> Tensor:
 
 
 def adaptive(largest: bool) -> Callable[[OpCall], Traced]:
-    """Note an adaptive pooling, of maxima or means."""
+    """Record an adaptive pooling, of maxima or means."""
 
     def pool(call: OpCall) -> Traced:
         x, given = _image(call), call.named(("input", "output_size", "return_indices"))

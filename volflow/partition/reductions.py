@@ -1,7 +1,7 @@
-"""Statistics of a whole volume, merged from blocks: what instance and group norms need.
+"""Reductions over a whole volume, merged from blocks: what instance and group norms need.
 
-A block gives a partial result in float64; partial results merge in the order of the blocks, so
-that the order in which they were computed is no matter.
+A block gives a partial result in float64. Partial results are merged in the order of the blocks,
+so that the order in which they were computed does not matter.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from volflow.geometry.histogram import merge_moments
 from volflow.geometry.roi import Roi
 from volflow.partition.graph import Graph, Window
 
-__all__ = ["Extreme", "Moments", "Statistic", "merge_moments", "partials_of", "statistic_of"]
+__all__ = ["Extreme", "MeanVariance", "Statistic", "partials_of", "statistic_of"]
 
 Partial = npt.NDArray[np.float64]
 
@@ -28,35 +29,35 @@ PIECE = 2**20
 
 
 class Statistic(Protocol):
-    """A number per channel of a whole volume, and how it comes together."""
+    """A number per channel of a whole volume, measured by blocks and merged."""
 
     @property
     def partial_shape(self) -> tuple[int, int]:
-        """Of what a block knows: float64 numbers per value, and values."""
+        """Shape of a block's partial result: float64 numbers per value, and values."""
 
     def partial(self, values: Tensor) -> Partial:
-        """What a block knows."""
+        """Return the partial result of a block."""
 
     def merged(self, partials: Iterable[Partial]) -> Partial:
-        """What all know."""
+        """Return the merged result of all blocks, given in their order."""
 
     def finish(self, merged: Partial, device: torch.device) -> Tensor:
-        """The node's value."""
+        """Return the value of the node."""
 
     def __call__(self, windows: Sequence[Window], box: Roi) -> Tensor:
-        """The value, of a block that is the whole volume."""
+        """Return the value from a window that is the whole volume."""
 
 
 def statistic_of(graph: Graph, number: int) -> Statistic:
-    """The statistic that a node measures."""
+    """Return the statistic that a node measures."""
     found: Any = graph.nodes[number].compute
-    return found  # type: ignore[no-any-return] # what a node computes is not told by its type
+    return found  # type: ignore[no-any-return] # a node of a statistic computes one
 
 
 def partials_of(
     graph: Graph, statistics: Iterable[int], node: int, values: Tensor
 ) -> dict[int, Partial]:
-    """What values of a block know of those statistics that are measured of their node."""
+    """Return the partial results of a block for those statistics that are measured of a node."""
     return {
         number: statistic_of(graph, number).partial(values)
         for number in statistics
@@ -65,7 +66,7 @@ def partials_of(
 
 
 @dataclass(frozen=True)
-class Moments:
+class MeanVariance:
     """Mean and variance over all axes, per value of the dims without one.
 
     The value is ``(2, …)`` in float64: means and biased variances.
@@ -83,11 +84,11 @@ class Moments:
 
     @property
     def partial_shape(self) -> tuple[int, int]:
-        """Three numbers for each."""
+        """Count, mean and sum of squared deviations of each value."""
         return 3, math.prod(self.kept)
 
     def partial(self, values: Tensor) -> Partial:
-        """Count, mean and sum of squared deviations, ``(3, n)``.
+        """Return count, mean and sum of squared deviations, ``(3, n)``.
 
         Rows are summed in the tensor's dtype, their sums and all else in float64; deviations are
         taken from the mean, so that a large mean cancels nothing.
@@ -109,17 +110,20 @@ class Moments:
         return result
 
     def merged(self, partials: Iterable[Partial]) -> Partial:
-        """Those of all blocks, by Chan's formula."""
-        return merge_moments(partials)
+        """Merge those of all blocks, in the order given."""
+        total, *others = (np.asarray(part, np.float64) for part in partials)
+        for part in others:
+            total = np.stack(merge_moments([*total], [*part]))
+        return total
 
     def finish(self, merged: Partial, device: torch.device) -> Tensor:
-        """Means and variances."""
+        """Return means and biased variances, ``(2, *kept)``."""
         count, mean, squares = merged
         value = np.stack([mean, squares / count]).reshape(2, *self.kept)
         return torch.from_numpy(value).to(device)
 
     def __call__(self, windows: Sequence[Window], box: Roi) -> Tensor:
-        """Means and variances of a window that is the whole."""
+        """Return means and variances from a window that is the whole volume."""
         values = windows[0].values
         return self.finish(self.partial(values), values.device)
 
@@ -134,60 +138,29 @@ class Extreme:
 
     @property
     def partial_shape(self) -> tuple[int, int]:
-        """One number for each."""
+        """One number for each value."""
         return 1, math.prod(self.kept)
 
     def partial(self, values: Tensor) -> Partial:
-        """Of a block, ``(1, n)``."""
+        """Return the extremes of a block, ``(1, n)``."""
         axes = [d for d, axis in enumerate(self.dims) if axis is not None]
         found = values.amax(axes) if self.largest else values.amin(axes)
         return found.double().reshape(1, -1).cpu().numpy()
 
     def merged(self, partials: Iterable[Partial]) -> Partial:
-        """Of all blocks."""
+        """Return the extremes of all blocks."""
         stacked = np.stack(list(partials))
         return np.asarray(stacked.max(0) if self.largest else stacked.min(0))
 
     def finish(self, merged: Partial, device: torch.device) -> Tensor:
-        """As a tensor."""
+        """Return the extremes as a tensor of shape `kept`."""
         return torch.from_numpy(merged.reshape(self.kept)).to(device)
 
     def __call__(self, windows: Sequence[Window], box: Roi) -> Tensor:
-        """Of a window that is the whole."""
+        """Return the extremes of a window that is the whole volume."""
         values = windows[0].values
         return self.finish(self.partial(values), values.device)
 
 
 def _row_sums(rows: Tensor) -> float:
     return float(rows.sum(-1).double().sum())
-
-
-def merge_moments(partials: Iterable[Any]) -> Partial:
-    """Merge counts, means and sums of squared deviations, ``(3, …)`` each, in the order given.
-
-    References
-    ----------
-    Chan, Golub, LeVeque: Algorithms for computing the sample variance, The American Statistician
-    37(3), 1983.
-
-    Examples
-    --------
-    >>> merge_moments([[2.0, 1.0, 2.0], [2.0, 3.0, 2.0]]).tolist()
-    [4.0, 2.0, 8.0]
-    """
-    total: Partial | None = None
-    for part in partials:
-        part = np.asarray(part, np.float64)
-        if total is None:
-            total = part.copy()
-            continue
-        (n, mean, squares), (m, other, more) = total, part
-        difference = other - mean
-        count = n + m
-        share = np.divide(m, count, out=np.zeros_like(m), where=count > 0)
-        total = np.stack(
-            [count, mean + difference * share, squares + more + difference**2 * n * share]
-        )
-    if total is None:
-        raise ValueError("there is nothing to merge")
-    return total

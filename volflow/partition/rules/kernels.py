@@ -21,18 +21,18 @@ from volflow.partition.ranges import Gather, Lerp, Slide, Split, Spread
 
 __all__ = [
     "AveragePool",
-    "Call",
     "Convolution",
-    "Copy",
     "Interpolation",
+    "Local",
     "MaxPool",
+    "Relocation",
     "Shuffle",
     "Transposed",
 ]
 
 
 @dataclass(frozen=True, eq=False)
-class Call:
+class Local:
     """A function of the windows that knows nothing of places: of each voxel alone.
 
     Parameters
@@ -187,7 +187,7 @@ class AveragePool:
 
 
 @dataclass(frozen=True, eq=False)
-class Copy:
+class Relocation:
     """Voxels copied from elsewhere: crops, pads, flips, rolls, nearest neighbours.
 
     Parameters
