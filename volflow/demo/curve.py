@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from volflow.geometry.budget import format_bytes
-from volflow.report.pictures.draw import BACKGROUND, FRAME, INK, MUTED
+from volflow.report.pictures.page import BACKGROUND, FRAME, INK, MUTED
 
 __all__ = ["Stretch", "draw_memory"]
 

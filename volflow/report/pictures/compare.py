@@ -38,6 +38,7 @@ from volflow.report.pictures.layers import (
     heat_window,
 )
 from volflow.report.pictures.preview import facts_shown
+from volflow.report.pictures.scene import Foot, Scene, Table, plane_panels
 from volflow.report.pictures.slices import Cut, on_one_grid
 from volflow.report.pictures.stack import Look, drawing, ground
 from volflow.report.pictures.subject import Names, Subject, open_subject, same_box, told_apart
@@ -45,7 +46,6 @@ from volflow.report.pictures.subject import Names, Subject, open_subject, same_b
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from volflow.report.pictures.figures import Column, Table
     from volflow.volumes.arrays.inputs import VolumeLike
 
 __all__ = ["compare"]
@@ -136,24 +136,31 @@ def compare(
     if under is not None:
         below, told = ground(under, read, slices, look, DIMMED, DIMMED, DARK)
         said += [told] if told else []
-    table = None
     if _as_classes(pair, cuts, classes):
-        columns, table, found = _classes(draw, pair, cuts, below, classes)
+        last, (layers, feet, found) = "A ≠ B", _classes(pair, cuts, below, classes)
     else:
-        columns, found = _numbers(draw, pair, cuts, below, percentiles)
+        last, (layers, feet, found) = "A − B", _numbers(pair, cuts, below, percentiles)
 
     facts = facts_shown(pair[0], under, read, slices)
     subtitle = [] if under is None else [f"over {under.name}"]
     subtitle += [pair[0].facts(), *(["shown: " + "; ".join(said)] if said else [])]
-    scene = draw.Scene(
-        title=(pair[0].name, " against ", pair[1].name),
-        subtitle="   ·   ".join(subtitle),
-        size=pair[0].size,
-        unit=pair[0].finest.meta.unit,
-        facts=facts | {"against": pair[1].name, "difference": {"of": "planes shown"} | found},
+    names = (f"A   {pair[0].name}", f"B   {pair[1].name}", last)
+    grounds = (below[:1], below[:1], below[2:])
+    columns = [
+        plane_panels(slices, (*ground, top), pair[0].size, name, captioned=name == names[0])
+        for ground, top, name in zip(grounds, layers, names, strict=True)
+    ]
+    return draw(
+        Scene(
+            title=(pair[0].name, " against ", pair[1].name),
+            subtitle="   ·   ".join(subtitle),
+            size=pair[0].size,
+            unit=pair[0].finest.meta.unit,
+            facts=facts | {"against": pair[1].name, "difference": {"of": "planes shown"} | found},
+            columns=columns,
+            feet=[feet],
+        )
     )
-    figure: Figure = draw.side_by_side(slices, columns, table, scene)
-    return figure
 
 
 Pair = tuple[Subject, Subject]
@@ -196,18 +203,12 @@ def _as_classes(pair: Pair, cuts: Cuts, classes: Names) -> bool:
 
 
 def _classes(
-    draw: Any, pair: Pair, cuts: Cuts, below: tuple[Layer, ...], classes: Names
-) -> tuple[list[Column], Table, dict[str, Any]]:
-    """Columns of two results of classes, and where they disagree."""
+    pair: Pair, cuts: Cuts, below: tuple[Layer, ...], classes: Names
+) -> tuple[list[Layer], list[list[Foot]], dict[str, Any]]:
+    """Layers of two results of classes and of where they disagree, what stands below, facts."""
     names = pair[1].class_names(classes) | pair[0].class_names(classes)
     colors = pair[0].finest.meta.colors or pair[1].finest.meta.colors
     fill = OVER_SCAN if below else ALONE
-    columns = [
-        draw.Column(
-            f"{letter}   {one.name}", (*below[:1], class_layer(cut, names, colors, fill=fill))
-        )
-        for letter, one, cut in zip("AB", pair, cuts, strict=True)
-    ]
     common = [on_one_grid(mine, theirs) for mine, theirs in zip(*cuts, strict=True)]
     pairs = [(class_numbers(mine), class_numbers(theirs)) for mine, theirs, _ in common]
     found = agreement(pairs)
@@ -215,35 +216,31 @@ def _classes(
     if below:  # the scan shows the place; without it what agrees does
         maps = [np.where(plane == AGREED, 0, plane) for plane in maps]
     shown = [Cut(plane, extent) for plane, (*_, extent) in zip(maps, common, strict=True)]
+    layers = [class_layer(cut, names, colors, fill=fill) for cut in cuts]
+    layers.append(class_layer(shown, UNLIKE_NAMES, UNLIKE_COLORS, fill=OPAQUE, outlined=False))
+
     counts = {kind: sum(int((plane == kind).sum()) for plane in maps) for kind in UNLIKE_NAMES}
-    last = class_layer(shown, UNLIKE_NAMES, UNLIKE_COLORS, fill=OPAQUE, outlined=False)
-    third = draw.Column(
-        "A ≠ B",
-        (*below[2:], last),
-        legend=tuple(
-            (f"{UNLIKE_NAMES[kind]}   {_count(count)}", UNLIKE_COLORS[kind])
-            for kind, count in counts.items()
-            if count
-        ),
-        lines=(_agreed(found),),
+    legend = tuple(
+        (f"{UNLIKE_NAMES[kind]}   {_count(count)}", UNLIKE_COLORS[kind])
+        for kind, count in counts.items()
+        if count
     )
     # Those of which most is shown, by their numbers.
     most = sorted(found.classes, key=lambda one: -max(one.a, one.b))[:MOST_ROWS]
-    largest = sorted(most, key=lambda one: one.value)
     rows = tuple(
         (
             names.get(one.value) or f"class {one.value}",
             class_color(one.value, colors),
             (f"{one.dice:.4f}", _count(one.a), _count(one.b)),
         )
-        for one in largest
+        for one in sorted(most, key=lambda one: one.value)
     )
     more = len(found.classes) - len(rows)
-    table = draw.Table(
-        ("In these planes, not in the volumes:", "Dice", "voxels in A", "voxels in B"),
-        rows,
-        f"… and {more} more classes" if more else "",
-    )
+    table: list[Foot] = [
+        "In these planes, not in the volumes:",
+        Table(("class", "Dice", "voxels in A", "voxels in B"), rows),
+        *([f"… and {more} more classes"] if more else []),
+    ]
     facts = {
         "equal": found.equal,
         "total": found.total,
@@ -258,39 +255,28 @@ def _classes(
             for one in found.classes
         ],
     }
-    return [*columns, third], table, facts
+    return layers, [table, [], [legend, _agreed(found)]], facts
 
 
 def _numbers(
-    draw: Any,
-    pair: Pair,
-    cuts: Cuts,
-    below: tuple[Layer, ...],
-    percentiles: tuple[float, float],
-) -> tuple[list[Column], dict[str, Any]]:
-    """Columns of two results of scores or images on one scale, and their difference."""
+    pair: Pair, cuts: Cuts, below: tuple[Layer, ...], percentiles: tuple[float, float]
+) -> tuple[list[Layer], list[list[Foot]], dict[str, Any]]:
+    """Layers of two results of scores or images on one scale and of their difference, and so on."""
     both = [*cuts[0], *cuts[1]]
-    name = pair[0].channel_name()
     if below:
         window = heat_window(both)
-        layers = [heat_layer(cut, name, window) for cut in cuts]
-        scale = layers[0].ramp
+        layers = [heat_layer(cut, pair[0].channel_name(), window) for cut in cuts]
     else:
         window = grey_window(both, percentiles)
         layers = [grey_layer(cut, window) for cut in cuts]
-        scale = Ramp("in A and B", *window, GREYS)
+    scale = layers[0].ramp or Ramp("in A and B", *window, GREYS)
     common = [on_one_grid(mine, theirs) for mine, theirs in zip(*cuts, strict=True)]
     differences = [Cut(signed(mine, theirs), extent) for mine, theirs, extent in common]
     found = deviation([cut.values for cut in differences])
     last = difference_layer(differences, "A − B", found.shown)
-    columns = [
-        draw.Column(f"{letter}   {one.name}", (*below[:1], layer), scale=None if n else scale)
-        for n, (letter, one, layer) in enumerate(zip("AB", pair, layers, strict=True))
-    ]
-    reach = last.ramp if found.largest else None
-    columns.append(draw.Column("A − B", (*below[2:], last), scale=reach, lines=(_deviates(found),)))
+    reach: list[Foot] = [last.ramp] if found.largest and last.ramp else []
     facts = {"mean_abs": found.mean, "max_abs": found.largest, "compared": found.compared}
-    return columns, facts
+    return [*layers, last], [[scale], [], [*reach, _deviates(found)]], facts
 
 
 def _agreed(found: Agreement) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from volflow.errors import InvalidInput
 from volflow.report.colors import class_numbers
 from volflow.sampling.cases.cases import Case
 
@@ -97,23 +98,22 @@ class PatchCounts:
     cases: Mapping[str, Case]
     label: str | None = None
     patches: Counter[str] = field(default_factory=Counter)
-    # Patches by where their centre lies: along each axis; and on each plane, which is named by
-    # the axis across it.
-    along: Array = field(default_factory=lambda: np.zeros((3, BINS), np.int64))
+    # Patches by where their centre lies on each plane, which is named by the axis across it.
     across: Array = field(default_factory=lambda: np.zeros((3, BINS, BINS), np.int64))
     voxels: Counter[int] = field(default_factory=Counter)
     centres: Counter[int] = field(default_factory=Counter)
     holding: Counter[int] = field(default_factory=Counter)
+    last: tuple[int, ...] = ()
 
     def add(self, patch: Patch) -> None:
         """Count a patch; of its voxels those inside the volume."""
+        self.last = patch.shape
         shape = self.cases[patch.case].shape
         centre = [s + m for s, m in zip(patch.start, patch.middle, strict=True)]
         place = [min(max(c * BINS // n, 0), BINS - 1) for c, n in zip(centre, shape, strict=True)]
         self.patches[patch.case] += 1
         for axis in range(3):
             rows, columns = (other for other in range(3) if other != axis)
-            self.along[axis, place[axis]] += 1
             self.across[axis, place[rows], place[columns]] += 1
         if self.label is None:
             return
@@ -127,13 +127,27 @@ class PatchCounts:
         self.centres[int(class_numbers(labels[patch.middle]))] += 1
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Voxels of a patch along z, y, x.
+
+        Raises
+        ------
+        InvalidInput
+            If no patch was counted.
+        """
+        if not self.last:
+            raise InvalidInput("there are no patches to show; the stream is at its end or empty")
+        return self.last
+
+    @property
     def total(self) -> int:
         """Patches counted."""
         return self.patches.total()
 
     def histogram(self, axis: int) -> Array:
         """Patches by the place of their centre along an axis, in bins that are not mostly empty."""
-        return _coarser(self.along[axis], self._bins(self.total / 12))
+        along = self.across[0].sum(axis=axis % 2) if axis else self.across[1].sum(axis=1)
+        return _coarser(along, self._bins(self.total / 12))
 
     def projection(self, axis: int) -> Array:
         """Patches by the place of their centre on the plane across an axis."""

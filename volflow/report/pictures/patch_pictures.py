@@ -3,52 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from volflow.errors import InvalidInput
-from volflow.geometry.views import View
-from volflow.report.pictures.arrange import best_columns, grid
+from volflow.geometry.views import View, views
+from volflow.report.colors import class_color
 from volflow.report.pictures.layers import (
     ALONE,
     DIMMED,
+    HEAT,
+    MANY,
     OVER_SCAN,
     Layer,
+    Picture,
+    Ramp,
     class_layer,
     grey_layer,
     grey_window,
+    painted,
 )
-from volflow.report.pictures.patch_counts import Patch, PatchCounts, each_patch
+from volflow.report.pictures.patch_counts import Patch, PatchCounts, each_patch, leading_classes
 from volflow.report.pictures.patch_subject import PatchSubject, by, open_patches, said, title
-from volflow.report.pictures.slices import Cut, Slice
-from volflow.report.pictures.stack import Look, drawing
-from volflow.report.pictures.subject import Names, is_whole
+from volflow.report.pictures.scene import (
+    SMALL_GAP,
+    Foot,
+    Histogram,
+    Panel,
+    Scene,
+    Table,
+    best_columns,
+    plane_name,
+    tile_panels,
+)
+from volflow.report.pictures.slices import Cut
+from volflow.report.pictures.stack import Look, drawing, feet_of
+from volflow.report.pictures.subject import Names, is_whole, view_across
+from volflow.store.meta import Meta
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["patch_sheet", "patch_stats"]
 
-Array = npt.NDArray[Any]
-
 MOST_TILES = 200
 MOST_PIXELS = 512  # of a tile; no page shows more
-LEAST_NAME = 0.3  # inches of a case's name that still say something
-
-
-@dataclass(frozen=True, eq=False)
-class _Tile:
-    """What is kept of a patch: its middle slices as displayed."""
-
-    case: str
-    start: tuple[int, ...]
-    index: int
-    image: Array | None
-    label: Array | None
 
 
 def patch_sheet(  # noqa: PLR0913 - each says what to show
@@ -113,40 +114,46 @@ def patch_sheet(  # noqa: PLR0913 - each says what to show
         raise InvalidInput(f"tiles must be 1 to {MOST_TILES}, given {tiles!r}")
     look = Look(None, classes, percentiles, MOST_PIXELS)
     shown = open_patches(samples, cases, image, label, channel)
-    view = shown.view(axis)
+    view = view_across(axis, shown.grid.orientation)
     counts = PatchCounts(shown.cases, shown.label)
-    kept: list[_Tile] = []
-    patch = None
+    images: list[tuple[str, Cut]] = []
+    labels: list[Cut] = []
+    captions = []
     for patch in islice(each_patch(samples), tiles):
         counts.add(patch)
-        kept.append(_tile(patch, shown, view, channel))
-    shape = _shape(patch)
-    if not view.is_area(shape):
-        raise InvalidInput(
-            f"patches of {by(shape)} voxels are a line across {axis}; choose another axis"
-        )
+        if not view.is_area(patch.shape):
+            raise InvalidInput(
+                f"patches of {by(patch.shape)} voxels are a line across {axis}; choose another axis"
+            )
+        if shown.image is not None:
+            images.append((patch.case, _middle(patch, shown.image, channel, view, shown.grid)))
+        if shown.label is not None:
+            labels.append(_middle(patch, shown.label, 0, view, shown.grid))
+        captions.append((patch.case if len(shown.cases) > 1 else "", patch.start))
+    shape = counts.shape
     size = tuple(n * s for n, s in zip(shape, shown.grid.spacing, strict=True))
-    flat = (size[view.columns], size[view.rows])
-    columns = best_columns(len(kept), flat, draw.TILE_CAPTION, draw.TILE_GAP)
-    scene = draw.Scene(
-        title=title(counts, shape),
-        subtitle=said(samples, counts, f"middle slices across {view.axis}"),
-        size=size,
-        unit=shown.grid.unit,
-        facts={
-            **_facts(counts, shape),
-            "axis": view.axis,
-            "locations": [list(tile.start) for tile in kept],
-        },
+    columns = best_columns(len(captions), (size[view.columns], size[view.rows]))
+    layers = _layers(images, labels, shown, look)
+    texts = [(case, ", ".join(map(str, start))) for case, start in captions]
+    return draw(
+        Scene(
+            title=title(counts, shape),
+            subtitle=said(samples, counts, f"middle slices across {view.axis}"),
+            size=size,
+            unit=shown.grid.unit,
+            facts={
+                **counts.facts(),
+                "patch": list(shape),
+                "axis": view.axis,
+                "locations": [list(start) for _, start in captions],
+            },
+            columns=tile_panels(view, layers, texts, columns),
+            feet=feet_of(layers),
+            scale_bar="below",
+            gap=SMALL_GAP,
+            notes_first=True,
+        )
     )
-    figure: Figure = draw.sheet_figure(
-        [Slice(view, tile.index, 0.0) for tile in kept],
-        _captions(draw, kept, flat, columns, len(shown.cases) > 1),
-        _layers(kept, shown, flat, look),
-        scene,
-        columns,
-    )
-    return figure
 
 
 def patch_stats(
@@ -190,91 +197,87 @@ def patch_stats(
     >>> patch_stats(samples, cases=scan).facts["along"]["z"]
     [0, 0, 1, 0, 0, 0, 1, 0]
     """
-    drawing()
-    from volflow.report.pictures.patch_chart import Scene, chart
-
-    look = Look(None, classes, (0, 100), MOST_PIXELS)
+    draw = drawing()
+    Look(None, classes, (0, 100), MOST_PIXELS)  # refuses classes that are no names
     shown = open_patches(samples, cases, None, label, 0)
     counts = PatchCounts(shown.cases, shown.label)
-    patch = None
     for patch in islice(each_patch(samples), patches):
         counts.add(patch)
-    shape = _shape(patch)
-    along = {axis: counts.histogram(n).tolist() for n, axis in enumerate("zyx")}
+    shape = counts.shape
     largest = max((case.shape for case in shown.cases.values()), key=np.prod)
-    figure: Figure = chart(
-        counts,
-        shown.grid.orientation,
-        tuple(n * s for n, s in zip(largest, shown.grid.spacing, strict=True)),
-        (shown.class_names(look.classes), shown.label_meta.colors),
+    size = tuple(n * s for n, s in zip(largest, shown.grid.spacing, strict=True))
+    planes = views(shown.grid.orientation)
+    highest = max(int(counts.projection(axis).max()) for axis in range(3))
+    layer = Layer(tuple(_places(counts, view, size, highest) for view in planes), smooth=False)
+    along = {axis: counts.histogram(n).tolist() for n, axis in enumerate("zyx")}
+    most = max(max(numbers) for numbers in along.values())
+    histograms = [[Histogram(f"along {axis}", along[axis], most)] for axis in "zyx"]
+    scale = Ramp("patches by where their centre falls", 0, highest, HEAT)
+    return draw(
         Scene(
-            title(counts, shape), said(samples, counts), {**_facts(counts, shape), "along": along}
-        ),
+            title=title(counts, shape),
+            subtitle=said(samples, counts),
+            size=size,
+            unit=shown.grid.unit,
+            facts={**counts.facts(), "patch": list(shape), "along": along},
+            columns=[
+                [Panel(view, (layer,), n, caption=plane_name(view))]
+                for n, view in enumerate(planes)
+            ],
+            scale_bar="none",
+            feet=[[[scale], [], []], histograms, [_table(counts, shown, classes), [], []]],
+        )
     )
-    return figure
 
 
-def _shape(patch: Patch | None) -> tuple[int, ...]:
-    """Of the last patch, as of all; refused where there was none."""
-    if patch is None:
-        raise InvalidInput("there are no patches to show; the stream is at its end or empty")
-    return patch.shape
+def _places(counts: PatchCounts, view: View, size: Sequence[float], highest: int) -> Picture:
+    """Where centres fall on a plane, as heat."""
+    pixels = painted(view.turn(counts.projection(view.normal)) / highest, HEAT)
+    return Picture(pixels, (0.0, size[view.columns], size[view.rows], 0.0))
 
 
-def _facts(counts: PatchCounts, shape: Sequence[int]) -> dict[str, Any]:
-    return {**counts.facts(), "patch": list(shape)}
+def _table(counts: PatchCounts, shown: PatchSubject, classes: Names) -> list[Foot]:
+    """The share of each class in voxels, in centres and in patches that hold it."""
+    every = counts.facts()["classes"]
+    leading = leading_classes(every)
+    if not leading:
+        return []
+    more = f": {len(leading)} of {len(every)} classes" if len(every) > len(leading) else ""
+    head = (f"{counts.label}{more}", "share of voxels", "share of centres", "patches that hold it")
+    names, colors = shown.class_names(classes), shown.label_meta.colors
+    rows = []
+    for one in leading:
+        value = one["class"]
+        name = names.get(value) or (f"class {value}" if value else "background")
+        shares = (one["voxels"], one["centres"], one["patches"] / counts.total)
+        rows.append((name, class_color(value, colors) if value else MANY, shares))
+    return [Table(head, tuple(rows))]
 
 
-def _tile(patch: Patch, shown: PatchSubject, view: View, channel: int) -> _Tile:
-    """The middle slices of a patch, copied so that the patch can go."""
+def _middle(patch: Patch, name: str, channel: int, view: View, grid: Meta) -> Cut:
+    """The middle slice of an array of a patch, copied so that the patch can go."""
     place: list[Any] = [slice(None)] * 3
     place[view.normal] = patch.middle[view.normal]
     step = -(-max(patch.shape) // MOST_PIXELS)
-
-    def plane(name: str | None, channel: int) -> Array | None:
-        if name is None:
-            return None
-        turned = view.turn(patch.arrays[name][channel][tuple(place)])
-        return turned[::step, ::step].copy()
-
-    index = patch.start[view.normal] + patch.middle[view.normal]
-    image, label = plane(shown.image, channel), plane(shown.label, 0)
-    return _Tile(patch.case, patch.start, index, image, label)
+    turned = view.turn(patch.arrays[name][channel][tuple(place)])
+    wide, high = (patch.shape[n] * grid.spacing[n] for n in (view.columns, view.rows))
+    return Cut(turned[::step, ::step].copy(), (0.0, wide, high, 0.0))
 
 
 def _layers(
-    kept: Sequence[_Tile], shown: PatchSubject, flat: tuple[float, float], look: Look
-) -> list[Layer]:
+    images: Sequence[tuple[str, Cut]], labels: Sequence[Cut], shown: PatchSubject, look: Look
+) -> tuple[Layer, ...]:
     """The image in grey, each case with its own window; the classes above."""
-    extent = (0.0, flat[0], flat[1], 0.0)
     layers = []
-    images = [(tile.case, Cut(tile.image, extent)) for tile in kept if tile.image is not None]
     if images:
-        white = 1.0 if shown.label is None else DIMMED
         windows = {
             name: grey_window([cut for case, cut in images if case == name], look.percentiles)
             for name in {case for case, _ in images}
         }
-        parts = [grey_layer([cut], windows[case], white) for case, cut in images]
-        layers.append(Layer(tuple(part.pictures[0] for part in parts)))
-    labels = [Cut(tile.label, extent) for tile in kept if tile.label is not None]
+        white = DIMMED if labels else 1.0
+        greys = [grey_layer([cut], windows[case], white).pictures[0] for case, cut in images]
+        layers.append(Layer(tuple(greys)))
     if labels:
-        names, colors = shown.class_names(look.classes), shown.label_meta.colors
-        layers.append(class_layer(labels, names, colors, fill=OVER_SCAN if images else ALONE))
-    return layers
-
-
-def _captions(
-    draw: Any, kept: Sequence[_Tile], flat: tuple[float, float], columns: int, named: bool
-) -> list[tuple[str, str]]:
-    """First voxel of each tile, after the case's name where there are several."""
-    rows = -(-len(kept) // columns)
-    boxes, _ = grid([[flat] * columns] * rows, caption=draw.TILE_CAPTION, gap=draw.TILE_GAP)
-    room = boxes[0][0][2]
-    captions = []
-    for tile in kept:
-        start = ", ".join(map(str, tile.start))
-        left = room - draw.text_width(f"  {start}", 8)
-        name = draw.fitted(tile.case, left, 8) if named and left > LEAST_NAME else ""
-        captions.append((name, start) if name else (start, ""))
-    return captions
+        names, fill = shown.class_names(look.classes), OVER_SCAN if images else ALONE
+        layers.append(class_layer(labels, names, shown.label_meta.colors, fill=fill))
+    return tuple(layers)

@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from volflow.errors import InvalidInput
-from volflow.geometry.views import View, views
 from volflow.report.pictures.patch_counts import PatchCounts, from_cases
-from volflow.report.pictures.subject import Names, is_whole
+from volflow.report.pictures.subject import Names, class_names, is_whole
 from volflow.sampling.cases.cases import Case, open_cases
 from volflow.store.meta import Meta
 
@@ -36,21 +35,6 @@ class PatchSubject:
     label: str | None
     grid: Meta
 
-    def view(self, axis: str) -> View:
-        """The slices across an axis.
-
-        Raises
-        ------
-        InvalidInput
-            Where there is no such axis.
-        """
-        found = views(self.grid.orientation)
-        for one in found:
-            if axis in (one.axis, one.name):
-                return one
-        names = ", ".join(one.name for one in found)
-        raise InvalidInput(f"axis must be z, y or x, or one of {names}; given {axis!r}")
-
     @property
     def label_meta(self) -> Meta:
         """Of the label, which may name classes and colours."""
@@ -59,10 +43,8 @@ class PatchSubject:
 
     def class_names(self, classes: Names) -> dict[int, str]:
         """Names by class number: those given, else those of the label's metadata."""
-        if isinstance(classes, Mapping):
-            return dict(classes)
-        known = self.label_meta.channels if self.label_meta.kind == "classes" else ()
-        return dict(enumerate(known if classes is None else classes))
+        meta = self.label_meta
+        return class_names(classes, meta.channels if meta.kind == "classes" else ())
 
 
 def open_patches(

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from volflow.errors import InvalidInput
+from volflow.report.pictures.scene import Scene, beside, plane_panels
 from volflow.report.pictures.slices import Slice
-from volflow.report.pictures.stack import Look, drawing, open_both, stack
+from volflow.report.pictures.stack import Look, drawing, feet_of, open_both, stack
 from volflow.report.pictures.subject import Names, Subject
 
 if TYPE_CHECKING:
@@ -85,15 +86,17 @@ def preview(
         at = "center" if under is None else "content"
     slices = top.slices(at)
     shown = stack(top, under, slices, look)
-    scene = draw.Scene(
-        title=titled(top, under),
-        subtitle=top.facts() + (f"   ·   shown: {shown.said}" if shown.said else ""),
-        size=top.size,
-        unit=top.finest.meta.unit,
-        facts=facts_shown(top, under, shown.read, slices),
+    return draw(
+        Scene(
+            title=titled(top, under),
+            subtitle=top.facts() + (f"   ·   shown: {shown.said}" if shown.said else ""),
+            size=top.size,
+            unit=top.finest.meta.unit,
+            facts=facts_shown(top, under, shown.read, slices),
+            columns=beside(plane_panels(slices, shown.layers, top.size), top.size),
+            feet=feet_of(shown.layers),
+        )
     )
-    figure: Figure = draw.planes_figure(slices, shown.layers, scene)
-    return figure
 
 
 def titled(top: Subject, under: Subject | None) -> tuple[str, ...]:

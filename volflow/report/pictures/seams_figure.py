@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +11,6 @@ import numpy.typing as npt
 from volflow.geometry.views import View, views
 from volflow.infer.seams.certificate import Certificate, Seams, percent
 from volflow.report.facts.card import short_name
-from volflow.report.pictures.arrange import MARGIN, best_columns, grid, raised
 from volflow.report.pictures.difference import deviation
 from volflow.report.pictures.layers import (
     HEAT,
@@ -26,6 +25,7 @@ from volflow.report.pictures.layers import (
     heat_window,
     painted,
 )
+from volflow.report.pictures.scene import Panel, Scene, best_columns
 from volflow.report.pictures.slices import Cut
 from volflow.report.pictures.stack import drawing
 
@@ -36,19 +36,7 @@ __all__ = ["seams_figure"]
 
 Array = npt.NDArray[Any]
 
-CAPTION, GAP, FOOT = 0.5, 0.3, 0.42
 PERCENTILES = (1, 99.5)
-TICK = {"length": 4, "width": 0.8, "color": "#e6edf3"}
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One panel: two lines above it, its layers, and where patches begin and end."""
-
-    heading: str
-    line: str
-    layers: tuple[Layer, ...]
-    borders: tuple[tuple[int, ...], ...] = ((), (), ())
 
 
 def seams_figure(certificate: Certificate) -> Figure:
@@ -83,72 +71,72 @@ def seams_figure(certificate: Certificate) -> Figure:
     >>> [axes.get_label() for axes in figure.axes]
     ['xy', 'xy', 'xy', 'xy', 'scale of difference of scores from the whole run']
     """
-    drawing()
-    from volflow.report.pictures import draw
-
+    draw = drawing()
     plane = certificate.plane
     region = certificate.regions[plane.region - 1]
     view = next(v for v in views(certificate.orientation) if v.normal == plane.axis)
     spans = zip(region.start, region.stop, certificate.spacing, strict=True)
     size = tuple((b - a) * s for a, b, s in spans)
-    sides = (size[view.columns], size[view.rows])
-    panels, scale = _panels(certificate, view, sides)
-    columns = best_columns(len(panels), sides, CAPTION, GAP)
-    rows = [panels[n : n + columns] for n in range(0, len(panels), columns)]
-    boxes, (wide, high) = grid([[sides] * len(row) for row in rows], caption=CAPTION, gap=GAP)
-    legend = draw.legend_rows(panels[1].layers[-1].legend, wide - 2 * MARGIN)
-    foot = FOOT + draw.LEGEND_ROW * len(legend) + (0.1 if legend else 0)
-
-    title = (short_name(certificate.volume), " through ", short_name(certificate.model))
-    facts = certificate.to_dict() | {"plane": {"axis": view.axis, "index": plane.index}}
-    figure = draw.page((wide, high + foot), title, _subtitle(certificate, view), facts)
-    placed = [box for row in boxes for box in raised(row, foot)]
-    for n, (one, box) in enumerate(zip(panels, placed, strict=True)):
-        pictures = [(layer, layer.pictures[0]) for layer in one.layers]
-        axes = draw.panel(figure, box, view, pictures, size, letters=n == 0)
-        _ticks(axes, view, one.borders, certificate.spacing, size)
-        left, top = box[0], box[1] + box[3]
-        heading = draw.fitted(one.heading, box[2], 11, "bold")
-        draw.write(figure, left, top + 0.26, heading, size=11, weight="bold")
-        line = draw.fitted(one.line, box[2], 9)
-        draw.write(figure, left, top + 0.08, line, size=9, color=draw.MUTED)
-    left, bottom, across, _ = placed[0]
-    draw.scale_bar(figure, left + 0.14, bottom + 0.16, (sides[0], across), certificate.unit)
-    draw.legend(figure, MARGIN, foot - 0.1, legend)
-    draw.ramp(figure, MARGIN, 0.22, scale)
-    return figure
+    panels, scale = _panels(certificate, view, size)
+    columns = best_columns(len(panels), (size[view.columns], size[view.rows]))
+    legend = panels[1].layers[-1].legend
+    return draw(
+        Scene(
+            title=(short_name(certificate.volume), " through ", short_name(certificate.model)),
+            subtitle=_subtitle(certificate, view),
+            size=size,
+            unit=certificate.unit,
+            facts=certificate.to_dict() | {"plane": {"axis": view.axis, "index": plane.index}},
+            columns=[panels[n::columns] for n in range(columns)],
+            feet=[[[*([legend] if legend else []), scale]]],
+        )
+    )
 
 
 def _panels(
-    certificate: Certificate, view: View, sides: tuple[float, float]
+    certificate: Certificate, view: View, size: tuple[float, ...]
 ) -> tuple[list[Panel], Ramp]:
     """The panels in their order, and the scale of the differences."""
     plane = certificate.plane
-    region = certificate.regions[plane.region - 1]
-    extent = (0.0, sides[0], sides[1], 0.0)
+    extent = (0.0, size[view.columns], size[view.rows], 0.0)
 
     def turned(values: Array) -> Cut:
         return Cut(view.turn(values), extent)
 
-    image = turned(plane.image)
+    image, whole = turned(plane.image), turned(plane.whole)
     grey = grey_layer([image], grey_window([image], PERCENTILES))
-    whole = turned(plane.whole)
     if plane.whole.dtype.kind in "iu":
         names = dict(enumerate(certificate.classes))
         result, said = class_layer([whole], names, fill=OVER_SCAN), "classes"
     else:
         result, said = heat_layer([whole], "score", heat_window([whole])), "scores"
     panels = [
-        Panel("image", "as the network sees it", (grey,)),
-        Panel("whole", f"{said} in one forward", (grey, result)),
+        Panel(view, (grey,), 0, "image", "as the network sees it"),
+        Panel(view, (grey, result), 0, "whole", f"{said} in one forward", letters=False),
     ]
     cuts = [turned(away) for away in plane.differences]
     reach = deviation([cut.values for cut in cuts]).shown or 1.0
-    for seams, cut, borders in zip(region.blends, cuts, plane.borders, strict=True):
+    blends = certificate.regions[plane.region - 1].blends
+    for seams, cut, borders in zip(blends, cuts, plane.borders, strict=True):
         pixels = painted(np.clip(cut.values / reach, 0, 1), HEAT)
         layer = Layer((Picture(pixels, extent),), smooth=False)
-        panels.append(Panel(_heading(seams), _line(seams), (layer,), borders))
+        ticks = _ticks(view, borders, certificate.spacing, size)
+        panels.append(
+            Panel(view, (layer,), 0, _heading(seams), _line(seams), letters=False, ticks=ticks)
+        )
     return panels, Ramp("difference of scores from the whole run", 0.0, reach, HEAT)
+
+
+def _ticks(
+    view: View, borders: Sequence[Sequence[int]], spacing: Sequence[float], size: Sequence[float]
+) -> tuple[list[float], list[float]]:
+    """Where patches begin and end along columns and rows, as displayed."""
+
+    def places(axis: int, flip: bool) -> list[float]:
+        found = [edge * spacing[axis] for edge in borders[axis]]
+        return [size[axis] - place for place in found] if flip else found
+
+    return places(view.columns, view.flip_columns), places(view.rows, view.flip_rows)
 
 
 def _heading(seams: Seams) -> str:
@@ -180,23 +168,3 @@ def _subtitle(certificate: Certificate, view: View) -> str:
 
 def _by(sides: tuple[int, ...]) -> str:
     return f"{sides[0]}³" if len(set(sides)) == 1 else " × ".join(map(str, sides))
-
-
-def _ticks(
-    axes: Any,
-    view: View,
-    borders: tuple[tuple[int, ...], ...],
-    spacing: tuple[float, ...],
-    size: tuple[float, ...],
-) -> None:
-    """Where patches begin and end, on all four edges of the frame."""
-
-    def places(axis: int, flip: bool) -> list[float]:
-        found = [edge * spacing[axis] for edge in borders[axis]]
-        return [size[axis] - place for place in found] if flip else found
-
-    axes.set_xticks(places(view.columns, view.flip_columns))
-    axes.set_yticks(places(view.rows, view.flip_rows))
-    axes.tick_params(
-        top=True, right=True, labelleft=False, labelbottom=False, direction="out", **TICK
-    )

@@ -7,11 +7,18 @@ from typing import TYPE_CHECKING
 from volflow.errors import InvalidInput
 from volflow.geometry.units import unit_sign
 from volflow.geometry.views import View
-from volflow.report.pictures.arrange import MARGIN, WIDTH, best_columns
 from volflow.report.pictures.preview import facts_shown, titled
+from volflow.report.pictures.scene import (
+    MARGIN,
+    SMALL_GAP,
+    WIDTH,
+    Scene,
+    best_columns,
+    tile_panels,
+)
 from volflow.report.pictures.slices import Slice
-from volflow.report.pictures.stack import Look, drawing, open_both, stack
-from volflow.report.pictures.subject import Names, Subject, is_whole
+from volflow.report.pictures.stack import Look, drawing, feet_of, open_both, stack
+from volflow.report.pictures.subject import Names, Subject, is_whole, view_across
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -77,41 +84,34 @@ def contact_sheet(
     if not is_whole(tiles) or not 1 <= tiles <= MOST_TILES:
         raise InvalidInput(f"tiles must be 1 to {MOST_TILES}, given {tiles!r}")
     top, under = open_both(volume, over, channel)
-    view = _view(top, axis)
+    view = view_across(axis, top.finest.meta.orientation)
+    if not view.is_area(top.shape):
+        raise InvalidInput(
+            f"{top.name} has no planes across {axis}: it is {top.shape} voxels; choose another axis"
+        )
     depth = top.shape[view.normal]
     count = min(tiles, depth)
     slices = [top.slice(view, int((n + 0.5) / count * depth)) for n in range(count)]
 
-    size = (top.size[view.columns], top.size[view.rows])
-    columns = best_columns(count, size, draw.TILE_CAPTION, draw.TILE_GAP)
+    columns = best_columns(count, (top.size[view.columns], top.size[view.rows]))
     pixels = max(64, int(SHARP * (WIDTH - 2 * MARGIN) / columns))
     shown = stack(
         top, under, slices, Look(level, classes, percentiles, pixels, (view.rows, view.columns))
     )
-    scene = draw.Scene(
-        title=titled(top, under),
-        subtitle="   ·   ".join([_said(top, view, count), top.facts(), *_shown(shown.said)]),
-        size=top.size,
-        unit=top.finest.meta.unit,
-        facts=facts_shown(top, under, shown.read, slices),
-    )
     captions = [_caption(top, one) for one in slices]
-    figure: Figure = draw.sheet_figure(slices, captions, shown.layers, scene, columns)
-    return figure
-
-
-def _view(top: Subject, axis: str) -> View:
-    """The planes across an axis."""
-    for view in top.views:
-        if axis in (view.axis, view.name):
-            if not view.is_area(top.shape):
-                raise InvalidInput(
-                    f"{top.name} has no planes across {axis}: it is {top.shape} voxels; choose"
-                    " another axis"
-                )
-            return view
-    names = ", ".join(view.name for view in top.views)
-    raise InvalidInput(f"axis must be z, y or x, or one of {names}; given {axis!r}")
+    return draw(
+        Scene(
+            title=titled(top, under),
+            subtitle="   ·   ".join([_said(top, view, count), top.facts(), *_shown(shown.said)]),
+            size=top.size,
+            unit=top.finest.meta.unit,
+            facts=facts_shown(top, under, shown.read, slices),
+            columns=tile_panels(view, shown.layers, captions, columns),
+            feet=feet_of(shown.layers),
+            scale_bar="below",
+            gap=SMALL_GAP,
+        )
+    )
 
 
 def _said(top: Subject, view: View, count: int) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from volflow.errors import InvalidInput
 from volflow.report.pictures.layers import (
@@ -18,10 +18,14 @@ from volflow.report.pictures.layers import (
     heat_layer,
     heat_window,
 )
+from volflow.report.pictures.scene import Foot, Scene
 from volflow.report.pictures.slices import Cut, Slice
 from volflow.report.pictures.subject import Names, Subject, open_subject, same_box, told_apart
 
-__all__ = ["Look", "Stack", "drawing", "ground", "open_both", "stack"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Look", "Stack", "drawing", "feet_of", "ground", "open_both", "stack"]
 
 
 @dataclass(frozen=True)
@@ -83,21 +87,21 @@ class Stack:
     said: str
 
 
-def drawing() -> Any:
-    """The module that draws; it needs matplotlib.
+def drawing() -> Callable[[Scene], Figure]:
+    """Return what draws a scene; it needs matplotlib.
 
     Raises
     ------
     InvalidInput
-        Where that is missing, naming the extra.
+        If matplotlib is missing; the error names the extra.
     """
     try:
-        from volflow.report.pictures import figures
+        from volflow.report.pictures.page import draw
     except ModuleNotFoundError as error:
         raise InvalidInput(
             f'a picture needs {error.name}, which is missing; pip install "volflow[report]"'
         ) from error
-    return figures
+    return draw
 
 
 def open_both(volume: Any, over: Any, channel: int | None) -> tuple[Subject, Subject | None]:
@@ -147,3 +151,9 @@ def ground(
     said = level.shown(look.pixels, average=True)
     layers = tuple(grey_layer(cuts, window, white) for white in whites)
     return layers, f"{under.name} {said}" if said else ""
+
+
+def feet_of(layers: Sequence[Layer]) -> list[list[list[Foot]]]:
+    """What stands below all panels: the names of the classes on top, or the scale of the scores."""
+    top = layers[-1]
+    return [[[foot for foot in (top.legend, top.ramp) if foot]]]

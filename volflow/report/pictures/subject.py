@@ -27,7 +27,16 @@ from volflow.store.volume import Volume, open_volume
 if TYPE_CHECKING:
     from volflow.volumes.arrays.inputs import VolumeLike
 
-__all__ = ["Names", "Subject", "is_whole", "open_subject", "same_box", "told_apart"]
+__all__ = [
+    "Names",
+    "Subject",
+    "class_names",
+    "is_whole",
+    "open_subject",
+    "same_box",
+    "told_apart",
+    "view_across",
+]
 
 Names = Sequence[str] | Mapping[int, str] | None
 Array = npt.NDArray[Any]
@@ -188,9 +197,7 @@ class Subject:
 
     def class_names(self, classes: Names) -> dict[int, str]:
         """Names by class number: those given, else those of the metadata."""
-        if isinstance(classes, Mapping):
-            return dict(classes)
-        return dict(enumerate(self.finest.meta.channels if classes is None else classes))
+        return class_names(classes, self.finest.meta.channels)
 
     def channel_name(self) -> str:
         """Of the one channel that is shown."""
@@ -225,6 +232,29 @@ class Subject:
             voxels = " × ".join(map(str, step)) + " voxels"
             said.append(f"mean of {voxels}" if average else f"one of {voxels}")
         return ", ".join(said)
+
+
+def class_names(classes: Names, known: Sequence[str]) -> dict[int, str]:
+    """Names by class number: those given by a user, else those known."""
+    if isinstance(classes, Mapping):
+        return dict(classes)
+    return dict(enumerate(known if classes is None else classes))
+
+
+def view_across(axis: str, orientation: str | None) -> View:
+    """The plane across an axis, given by its letter or by the name of the plane.
+
+    Raises
+    ------
+    InvalidInput
+        If there is no such axis or plane.
+    """
+    found = views(orientation)
+    for view in found:
+        if axis in (view.axis, view.name):
+            return view
+    names = ", ".join(view.name for view in found)
+    raise InvalidInput(f"axis must be z, y or x, or one of {names}; given {axis!r}")
 
 
 def is_whole(number: object) -> bool:

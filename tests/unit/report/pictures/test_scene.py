@@ -1,0 +1,84 @@
+"""Where panels lie: on the page, beside each other, in true proportions."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from volflow.geometry.views import views
+from volflow.report.pictures.scene import (
+    CAPTION,
+    GAP,
+    HEADER,
+    MARGIN,
+    SMALL_GAP,
+    WIDTH,
+    Panel,
+    Scene,
+    beside,
+    best_columns,
+    place,
+)
+
+LENGTH = st.floats(1, 3000)
+BELOW = 1e-6
+VIEWS = views(None)
+
+
+def scene(size, columns, gap=GAP):
+    return Scene(("",), "", size, None, {}, columns, gap=gap)
+
+
+def check(scene, size):
+    """All inside, none over another, all to one scale; each has room for its caption."""
+    places = place(scene)
+    boxes = [box for column in places.boxes for box in column]
+    panels = [panel for column in scene.columns for panel in column]
+    assert places.width <= WIDTH + BELOW
+    for left, top, across, along in boxes:
+        assert left >= MARGIN - BELOW
+        assert left + across <= places.width - MARGIN + BELOW
+        assert top >= HEADER + CAPTION - BELOW
+        assert top + along <= places.bottom + BELOW
+    for a, b in itertools.combinations(boxes, 2):
+        apart = a[0] + a[2] <= b[0] + BELOW or b[0] + b[2] <= a[0] + BELOW
+        above = a[1] + a[3] + CAPTION <= b[1] + BELOW or b[1] + b[3] + CAPTION <= a[1] + BELOW
+        assert apart or above
+    scale = boxes[0][2] / size[panels[0].view.columns]
+    for panel, (_, _, across, along) in zip(panels, boxes, strict=True):
+        view = panel.view
+        expected = (size[view.columns] * scale, size[view.rows] * scale)
+        assert (across, along) == (pytest.approx(expected[0]), pytest.approx(expected[1]))
+    return places
+
+
+@given(size=st.tuples(LENGTH, LENGTH, LENGTH), count=st.sampled_from([1, 3]))
+def test_planes_keep_their_proportions(size, count):
+    check(scene(size, beside([Panel(view, ()) for view in VIEWS[:count]], size)), size)
+
+
+@given(size=st.tuples(LENGTH, LENGTH, LENGTH), count=st.integers(1, 200))
+def test_tiles_keep_their_proportions(size, count):
+    columns = best_columns(count, (size[2], size[1]))
+    tiles = [Panel(VIEWS[0], ())] * count
+    places = check(scene(size, [tiles[n::columns] for n in range(columns)], SMALL_GAP), size)
+    assert places.bottom < 12
+
+
+@given(size=st.tuples(LENGTH, LENGTH, LENGTH))
+def test_a_comparison_keeps_its_proportions(size):
+    column = [Panel(view, (), heading="" if n else "A") for n, view in enumerate(VIEWS)]
+    check(scene(size, [column] * 3), size)
+
+
+def test_a_thin_slab_stacks_its_side_views():
+    panels = [Panel(view, ()) for view in VIEWS]
+    assert list(map(len, beside(panels, (4, 60, 60)))) == [1, 2]
+    assert list(map(len, beside(panels, (60, 60, 60)))) == [1, 1, 1]
+
+
+def test_few_places_stay_empty():
+    assert [best_columns(count, (1, 1)) for count in (24, 10, 1)] == [6, 4, 1]
