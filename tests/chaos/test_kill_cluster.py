@@ -17,8 +17,9 @@ import pytest
 from distributed import Client, LocalCluster
 
 import volflow as vf
-from volflow.engine.plan import Plan, Step
+from volflow.engine.plan import Plan
 from volflow.engine.run import run
+from volflow.engine.task import Step
 
 pytestmark = pytest.mark.chaos
 
@@ -131,7 +132,7 @@ most: Counter[int] = Counter()
 begun, go_on = threading.Event(), threading.Event()
 
 
-def holds(job, blocks):
+def holds(job, blocks, context):
     """The first task of all waits amid its first block until it is told to go on."""
     for block in blocks:
         at_work[block] += 1

@@ -17,10 +17,11 @@ from typing import Any
 
 from distributed import Status, Worker, get_worker
 
-from volflow.engine.plan import Task
+from volflow.engine.task import Context, Step, Task, run_task
 from volflow.errors import VolflowError
+from volflow.store.journal.journal import Journal
 
-__all__ = ["Outcome", "execute"]
+__all__ = ["Outcome", "Session", "execute"]
 
 # A waiting task looks this often whether it is still wanted itself.
 LOOK_EVERY_S = 0.5
@@ -64,7 +65,16 @@ def _wanted(worker: Worker, key: Any) -> bool:
     return task is not None and task.state in ("executing", "long-running")
 
 
-def execute(task: Task, job: Any, blocks: tuple[int, ...], topic: str) -> Outcome:
+@dataclass(frozen=True)
+class Session:
+    """What a driver says of its run to each task: journal, its token there, memory of a worker."""
+
+    journal: Journal | None = None
+    token: str = ""
+    memory_bytes: int | None = None
+
+
+def execute(task: Task, job: Any, blocks: tuple[int, ...], topic: str, session: Session) -> Outcome:
     """Run a task on its worker, reporting each step to the driver.
 
     Parameters
@@ -73,6 +83,8 @@ def execute(task: Task, job: Any, blocks: tuple[int, ...], topic: str) -> Outcom
         See `Plan`.
     topic
         Names the run; its steps are events of it.
+    session
+        What the task's context is made from.
     """
     worker = get_worker()
     key = worker.get_current_task()
@@ -81,20 +93,25 @@ def execute(task: Task, job: Any, blocks: tuple[int, ...], topic: str) -> Outcom
     def wanted() -> bool:
         return _wanted(worker, key)
 
+    def report(step: Step) -> None:
+        if step.block is not None:
+            results[step.block] = step.result
+        if wanted():
+            blocks = int(step.block is not None)
+            message = {"units": step.units, "blocks": blocks, "stages": context.clock.take_step()}
+            worker.log_event(topic, {"step": message})
+
+    context = Context(session.journal, session.token, session.memory_bytes, wanted)
     try:
         with _alone(topic, blocks, wanted):
             if not wanted():
                 return Outcome(results)
-            generator: Any = task(job, blocks)
-            with closing(generator) as steps:  # stopped before others are let at its blocks
+            # Closed, so that the task has stopped, before others are let at its blocks.
+            with closing(run_task(task, job, blocks, context)) as steps:
                 for step in steps:
-                    done = step.block is not None
-                    if done:
-                        results[step.block] = step.result
+                    report(step)
                     if not wanted():
                         break
-                    message = {"units": step.units, "blocks": int(done), "stages": {**step.stages}}
-                    worker.log_event(topic, {"step": message})
     except Exception as error:
         return Outcome(results, _portable(error), traceback.format_exc(limit=-4))
     return Outcome(results)

@@ -32,9 +32,12 @@ class Clock:
         try:
             yield
         finally:
-            seconds = time.perf_counter() - began
-            for stages in (self.step, self.block):
-                stages[name] = stages.get(name, 0.0) + seconds
+            self.add(name, time.perf_counter() - began)
+
+    def add(self, name: str, seconds: float) -> None:
+        """Count seconds that were measured elsewhere, as in another thread."""
+        for stages in (self.step, self.block):
+            stages[name] = stages.get(name, 0.0) + seconds
 
     def take_step(self) -> dict[str, float]:
         """The seconds since the last step."""

@@ -2,41 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from distributed import WorkerPlugin
 
+from volflow.engine.task import Task
 from volflow.errors import MemoryRefused
 from volflow.geometry.budget import format_bytes
+from volflow.store.journal.journal import Journal, Record
 
-__all__ = ["Plan", "Step", "Task", "split_runs"]
-
-
-@dataclass(frozen=True)
-class Step:
-    """One sign of life of a task.
-
-    Parameters
-    ----------
-    block
-        The block that is now done, on the store and in the journal; None while under way.
-    units
-        Work done since the last step, in the plan's units.
-    stages
-        Seconds spent per stage since the last step.
-    result
-        What the block yields to the driver; small.
-    """
-
-    block: int | None
-    units: int
-    stages: Mapping[str, float] = field(default_factory=dict)
-    result: Any = None
-
-
-Task = Callable[[Any, tuple[int, ...]], Iterator[Step]]
+__all__ = ["Plan", "split_runs"]
 
 
 @dataclass(frozen=True)
@@ -48,8 +25,9 @@ class Plan:
     operation
         Its name, as printed.
     task, job
-        ``task(job, blocks)`` runs some blocks in order and yields a `Step` per block. Both travel
-        to the workers, so the task is a module-level function and the job small and picklable.
+        ``task(job, blocks, context)`` runs some blocks in order and yields a `Step` per block. Both
+        travel to the workers, so the task is a module-level function and the job small and
+        picklable.
     runs
         Blocks in the pieces that are scheduled: one task per run of neighbouring blocks.
     units, unit
@@ -64,6 +42,8 @@ class Plan:
         Set up on every worker before its first task.
     job_of
         Where each run needs a job of its own: makes it, when the run is submitted.
+    journal, record
+        Where done blocks are recorded, and as what; None for a plan that records nothing.
 
     Examples
     --------
@@ -88,6 +68,8 @@ class Plan:
     facts: tuple[tuple[str, str], ...] = ()
     plugin: WorkerPlugin | None = None
     job_of: Callable[[tuple[int, ...]], Any] | None = None
+    journal: Journal | None = None
+    record: Record | None = None
 
     @property
     def blocks(self) -> int:

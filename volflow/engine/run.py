@@ -11,15 +11,15 @@ from __future__ import annotations
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any
 
 from distributed import Client, Future
 
-from volflow.engine.attempt import Outcome, execute
+from volflow.engine.attempt import Outcome, Session, execute
 from volflow.engine.cluster import Cluster, connect
 from volflow.engine.events import State, reporter
 from volflow.engine.plan import Plan
@@ -68,6 +68,7 @@ class Driver:
     state: State
     topic: str
     retries: int
+    session: Session = field(default_factory=Session)
     waiting: deque[Attempt] = field(default_factory=deque)
     flying: dict[Future[Outcome], Attempt] = field(default_factory=dict)
     results: dict[int, Any] = field(default_factory=dict)
@@ -109,6 +110,7 @@ class Driver:
                     job,
                     attempt.blocks,
                     self.topic,
+                    self.session,
                     workers=[address],
                     pure=False,
                     key=f"{self.plan.operation}-{attempt.blocks[0]}-{uuid.uuid4().hex[:8]}",
@@ -200,9 +202,8 @@ def run(
     cluster: Cluster = None,
     progress: bool | Callable[[State], object] | None = None,
     retries: int = 2,
-    stop: Callable[[], None] | None = None,
 ) -> RunReport:
-    """Run a plan to its end.
+    """Run a plan to its end; one with a journal while its lock is held.
 
     Parameters
     ----------
@@ -214,8 +215,6 @@ def run(
         See `reporter`.
     retries
         How often a failing run of blocks is submitted again before its failing block is given up.
-    stop
-        Called when the run ends early, before the cluster is closed: tells tasks to stop.
 
     Returns
     -------
@@ -224,6 +223,8 @@ def run(
 
     Raises
     ------
+    ResumeRefused
+        Where the plan's journal was begun with something else.
     RunFailed
         Where blocks failed after their retries, no worker came for as long as `patience` allows,
         or the scheduler is gone.
@@ -232,6 +233,34 @@ def run(
         and a full disk stays full. A bare `RunFailed`, as of a file that cannot be reached, and
         an `Unreadable` place are tried again, and the other blocks go on.
     """
+    with _session(plan) as session:
+        if not plan.runs:
+            return RunReport({}, {}, 0.0, 0)
+        with connect(cluster) as client, on_workers(client, plan.plugin):
+            return _drive(client, plan, session, progress, retries)
+
+
+@contextmanager
+def _session(plan: Plan) -> Iterator[Session]:
+    """Open a session in the plan's journal, if it has one."""
+    if plan.journal is None or plan.record is None:
+        yield Session(memory_bytes=plan.memory_bytes)
+        return
+    token = plan.journal.begin(plan.record)
+    try:
+        yield Session(plan.journal, token, plan.memory_bytes)
+    finally:
+        plan.journal.end()
+
+
+def _drive(
+    client: Client,
+    plan: Plan,
+    session: Session,
+    progress: bool | Callable[[State], object] | None,
+    retries: int,
+) -> RunReport:
+    """Run a plan on a client."""
     state = State(plan.operation, plan.unit, plan.units, plan.blocks)
     shown = reporter(progress)
     topic = f"volflow-{uuid.uuid4().hex}"
@@ -240,23 +269,22 @@ def run(
         state.add(**event[1]["step"])
         shown.update(state)
 
-    with connect(cluster) as client, on_workers(client, plan.plugin):
-        address = address_of(client)
-        driver = Driver(client, plan, state, topic, retries)
-        client.subscribe_topic(topic, on_event)
-        try:
-            driver.loop()
-            state.units, state.blocks = plan.units, plan.blocks  # the last events may lag behind
-        except BaseException as error:
-            if stop is not None:
-                stop()
-            if client.status != "running" and isinstance(error, Exception):
-                raise scheduler_gone(address) from None
-            raise
-        finally:
-            if client.status == "running":  # else the scheduler has forgotten them all
-                with suppress(OSError, RuntimeError):
-                    client.cancel(list(driver.flying))
-                    client.unsubscribe_topic(topic)
-            shown.close(state)
+    address = address_of(client)
+    driver = Driver(client, plan, state, topic, retries, session)
+    client.subscribe_topic(topic, on_event)
+    try:
+        driver.loop()
+        state.units, state.blocks = plan.units, plan.blocks  # the last events may lag behind
+    except BaseException as error:
+        if session.journal is not None:
+            session.journal.end()  # tasks stop at their next check
+        if client.status != "running" and isinstance(error, Exception):
+            raise scheduler_gone(address) from None
+        raise
+    finally:
+        if client.status == "running":  # else the scheduler has forgotten them all
+            with suppress(OSError, RuntimeError):
+                client.cancel(list(driver.flying))
+                client.unsubscribe_topic(topic)
+        shown.close(state)
     return RunReport(driver.results, dict(state.stages), state.elapsed_s, state.retries)

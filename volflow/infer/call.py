@@ -19,11 +19,11 @@ from volflow.model.spec import Model
 from volflow.store.create import create
 from volflow.store.formats.sources import VolumeSource
 from volflow.store.journal.journal import journal_dir
+from volflow.store.journal.outputs import check_apart
 from volflow.store.volume import Volume
 from volflow.volumes.arrays.inputs import VolumeLike, open_input
 from volflow.volumes.convert import as_volume
 from volflow.volumes.export import is_foreign
-from volflow.volumes.session import check_apart
 
 __all__ = ["Call", "Converted", "check_weights", "converted_inputs", "make_call", "placeholders"]
 

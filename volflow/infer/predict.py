@@ -15,6 +15,7 @@ from distributed import Client
 from volflow.engine.cluster import Cluster, connect, memory_per_worker
 from volflow.engine.events import State, announce
 from volflow.engine.plan import Plan
+from volflow.engine.run import run
 from volflow.errors import InvalidInput
 from volflow.infer.call import Call, converted_inputs, make_call, placeholders
 from volflow.infer.exact.plan import passes_of
@@ -36,12 +37,12 @@ from volflow.store.aside import sweep
 from volflow.store.create import check_target, create
 from volflow.store.journal.complete import count_blocks
 from volflow.store.journal.journal import Journal, Record, journal_dir
+from volflow.store.journal.outputs import begin_anew
 from volflow.store.volume import Volume, open_volume
 from volflow.volumes.arrays.inputs import VolumeLike
 from volflow.volumes.export import is_foreign, refuse_changed, write_file
 from volflow.volumes.pyramid.plan import Layout, lay_out
 from volflow.volumes.pyramid.pyramid import pyramid
-from volflow.volumes.session import begin_anew, run_journalled
 
 __all__ = ["plan_predict", "predict"]
 
@@ -98,10 +99,6 @@ def _check_place(out: Path, journal: Journal, overwrite: bool) -> Record | None:
     return None
 
 
-def _bind(job: Any, session: str) -> Any:
-    return replace(job, session=session)
-
-
 def _execute(
     request: Request,
     settings: Settings,
@@ -128,7 +125,7 @@ def _execute(
             if len(journal.done()) < math.prod(grid):
                 run_passes(passes, client, memory, progress)
         plan = make_plan(request, settings, client, memory, targets)
-        run_journalled(plan, journal, record, _bind, cluster=client, progress=progress)
+        run(replace(plan, journal=journal, record=record), cluster=client, progress=progress)
         if settings.exact is not None:
             passes.drop(len(passes.steps) - 1)
     volumes = {t.name: t.volume for t in targets}

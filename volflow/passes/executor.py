@@ -29,6 +29,7 @@ from distributed import Client
 from volflow.engine.cluster import memory_per_worker, workers
 from volflow.engine.events import State
 from volflow.engine.plan import Plan, split_runs
+from volflow.engine.run import run
 from volflow.errors import RunFailed
 from volflow.geometry.grid import BlockGrid
 from volflow.model.resident import ModelPlugin
@@ -40,7 +41,6 @@ from volflow.passes.cost import Pass
 from volflow.passes.pass_task import PassJob, partial_path, pass_blocks
 from volflow.store.atomic import write_file
 from volflow.store.journal.journal import Journal, Record
-from volflow.volumes.session import run_journalled
 
 __all__ = ["Passes", "run_passes"]
 
@@ -84,6 +84,10 @@ class Passes:
         """Return the journal of a pass."""
         return Journal(self.folder / f"{number:03d}")
 
+    def partials(self, number: int) -> Path:
+        """Return the folder of a pass's partial statistics."""
+        return self.journal(number).directory / "partials"
+
     def grid(self, number: int) -> BlockGrid:
         """Return the blocks of a pass."""
         return self.steps[number].grid(self.graph)
@@ -121,7 +125,7 @@ class Passes:
 
     def _partial(self, number: int, block: int) -> dict[int, Array] | None:
         """Return what a block of a pass measured; None where that is gone or damaged."""
-        path = partial_path(self.journal(number), block)
+        path = partial_path(self.partials(number), block)
         return self._numbers(self.steps[number].statistics, path)
 
     def _numbers(self, statistics: tuple[int, ...], path: Path) -> dict[int, Array] | None:
@@ -151,8 +155,8 @@ class Passes:
             if part is None:
                 journal.forget([block])
                 raise RunFailed(
-                    f"{partial_path(journal, block)} is damaged; run the same command again to"
-                    " measure it anew"
+                    f"{partial_path(self.partials(number), block)} is damaged; run the same"
+                    " command again to measure it anew"
                 )
             partials.append(part)
         merged = [
@@ -161,7 +165,7 @@ class Passes:
         ]
         with making_room(journal.directory):
             write_file(journal.directory / "statistics.f64", np.concatenate(merged).tobytes())
-        shutil.rmtree(journal.directory / "partials", ignore_errors=True)
+        shutil.rmtree(self.partials(number), ignore_errors=True)
 
     def left(self, number: int, wanted: set[int]) -> list[int]:
         """Return the blocks of a pass that are not done, or whose part of a wanted node is gone."""
@@ -213,7 +217,7 @@ def run_passes(
     for number, wanted in passes.todo():
         journal = passes.journal(number)
         with making_room(journal.directory):
-            (journal.directory / "partials").mkdir(parents=True, exist_ok=True)
+            passes.partials(number).mkdir(parents=True, exist_ok=True)
         left = passes.left(number, wanted)
         journal.forget(left)
         stores = {node: passes.store(node) for node in wanted}
@@ -221,13 +225,9 @@ def run_passes(
             store.open()
         record = Record("pass", {**passes.fingerprint}, {"grid": [len(passes.grid(number))]})
         plan = _plan(passes, number, left, stores, client, memory)
-        run_journalled(plan, journal, record, _bind, cluster=client, progress=progress)
+        run(replace(plan, journal=journal, record=record), cluster=client, progress=progress)
         passes.merge(number)
         passes.drop(number)
-
-
-def _bind(job: PassJob, session: str) -> PassJob:
-    return replace(job, session=session)
 
 
 def _plan(
@@ -247,10 +247,8 @@ def _plan(
         passes.inputs_of(number),
         step,
         stores,
-        passes.journal(number),
-        "",
+        passes.partials(number),
         passes.threads,
-        memory_bytes,
         passes.peak_bytes(number),
     )
     grid = passes.grid(number)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from volflow.engine.memory import Ceiling
-from volflow.engine.plan import Step
+from volflow.engine.task import Context, Step
 from volflow.model.forward import torch_threads
 from volflow.partition.graph import Graph
 from volflow.partition.reductions import partials_of
@@ -21,7 +19,6 @@ from volflow.passes.activations import ActivationStore, making_room
 from volflow.passes.blockwise import Blockwise
 from volflow.passes.cost import Pass, targets_of
 from volflow.store.atomic import write_file
-from volflow.store.journal.journal import Journal
 
 __all__ = ["PassJob", "partial_path", "pass_blocks"]
 
@@ -40,44 +37,34 @@ class PassJob:
         What the pass computes, in which blocks.
     stores
         Where nodes are kept.
-    journal, session
-        Of the pass.
-    threads, memory_bytes, peak_bytes
-        Torch threads, what the task may add to its process, and the projected memory of a block.
+    partials
+        Folder of the partial statistics of each block.
+    threads, peak_bytes
+        Torch threads, and the projected memory of a block.
     """
 
     blockwise: Blockwise
     step: Pass
     stores: Mapping[int, ActivationStore]
-    journal: Journal
-    session: str
+    partials: Path
     threads: int
-    memory_bytes: int
     peak_bytes: int
 
 
-def partial_path(journal: Journal, number: int) -> Path:
+def partial_path(partials: Path, number: int) -> Path:
     """Return the file of one block's partial statistics."""
-    return journal.directory / "partials" / f"{number:08d}.f64"
+    return partials / f"{number:08d}.f64"
 
 
-def pass_blocks(job: PassJob, blocks: tuple[int, ...]) -> Iterator[Step]:
-    """Keep nodes and measure statistics, block by block; what the journal holds is left out."""
+def pass_blocks(job: PassJob, blocks: tuple[int, ...], context: Context) -> Iterator[Step]:
+    """Keep nodes and measure statistics, block by block."""
     graph = job.blockwise.network.graph()
-    done = job.journal.done(blocks)
-    ceiling = Ceiling(job.memory_bytes)
+    context.trim()
     for number in blocks:
-        if number in done:
-            yield Step(number, 0)
-            continue
-        job.journal.check(job.session)
-        ceiling.keep(job.peak_bytes)
-        began = time.perf_counter()
-        with torch_threads(job.threads):
+        context.trim(job.peak_bytes)
+        with context.block(number), context.stage("model"), torch_threads(job.threads):
             size = pass_block(job, graph, number)
-        took = {"model": time.perf_counter() - began}
-        job.journal.mark(number, (), took, session=job.session)
-        yield Step(number, size, took)
+        yield Step(number, size)
 
 
 def pass_block(job: PassJob, graph: Graph, number: int) -> int:
@@ -92,7 +79,7 @@ def pass_block(job: PassJob, graph: Graph, number: int) -> int:
                 job.stores[node].write(block.index, plain.numpy(force=True))
     if partials:
         flat = np.concatenate([partials[s].ravel() for s in step.statistics])
-        path = partial_path(job.journal, number)
+        path = partial_path(job.partials, number)
         with making_room(path.parent):
             write_file(path, flat.tobytes())
     return block.write_roi.size

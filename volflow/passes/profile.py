@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from distributed import Client
 
-from volflow.engine.plan import Plan, Step
+from volflow.engine.plan import Plan
 from volflow.engine.run import run
+from volflow.engine.task import Context, Step
 from volflow.geometry.roi import Roi
 from volflow.model.forward import mark_peak, read_peak, torch_threads
 from volflow.model.resident import ModelPlugin
@@ -88,13 +89,13 @@ def profile_ops(
     return found
 
 
-def _profile(job: ProfileJob, blocks: tuple[int, ...]) -> Iterator[Step]:
+def _profile(job: ProfileJob, blocks: tuple[int, ...], context: Context) -> Iterator[Step]:
     network = job.network.resolved()
     device = torch.device(network.device)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
     with torch_threads(job.threads), network.inference():
         costs = measured(network.graph(), device, int(BOX_SHARE * job.memory_bytes))
-    yield Step(blocks[0], 1, result=OpProfile(network, costs, free))
+    yield Step(blocks[0], 1, OpProfile(network, costs, free))
 
 
 def measured(graph: Graph, device: torch.device, box_bytes: int = BOX_BYTES) -> dict[int, Cost]:

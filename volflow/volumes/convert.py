@@ -17,14 +17,15 @@ from volflow.errors import InvalidInput
 from volflow.store.formats.labels import NotLabels, taken_as
 from volflow.store.formats.sources import ArraySource, Source, VolumeSource, open_source
 from volflow.store.journal.journal import Journal, journal_dir
+from volflow.store.journal.outputs import check_apart, discard
 from volflow.store.volume import Volume
 from volflow.volumes.arrays.computed import DaskSource
 from volflow.volumes.arrays.held import hold
 from volflow.volumes.arrays.inputs import VolumeLike, open_input
 from volflow.volumes.copying import (
     Copy,
+    CopyRun,
     Progress,
-    Run,
     adopted,
     lay_out,
     make_plan,
@@ -35,7 +36,6 @@ from volflow.volumes.copying import (
 from volflow.volumes.export import is_foreign
 from volflow.volumes.kind import set_kind
 from volflow.volumes.origin import Origin, origin_of
-from volflow.volumes.session import check_apart, discard
 from volflow.volumes.write import write
 
 __all__ = ["as_volume", "convert", "plan_convert"]
@@ -182,7 +182,7 @@ def convert(  # noqa: PLR0913 - a public journey takes flat options
         state = asked.origin.identity if asked.origin else plain.identity()
         # Other voxels than those of the file; what merely counts as labels can be changed later.
         whole = {} if copy.dtype == plain.dtype else {"labels": True}
-        run = Run(client, memory_bytes, asked.overwrite, progress)
+        run = CopyRun(client, memory_bytes, asked.overwrite, progress)
         named = os.fspath(given) if isinstance(given, str | os.PathLike) else given
         try:
             record = make_record(state, copy, **whole)

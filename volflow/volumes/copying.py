@@ -16,14 +16,17 @@ import numpy.typing as npt
 from distributed import Client
 
 from volflow.engine.events import State
-from volflow.engine.plan import Plan, Step
+from volflow.engine.plan import Plan
+from volflow.engine.run import run
+from volflow.engine.task import Context, Step
 from volflow.errors import Damaged, InvalidInput, SourceChanged
 from volflow.geometry.grid import BlockGrid
 from volflow.store.aside import sweep
 from volflow.store.create import check_target, create
 from volflow.store.formats.labels import taken_as
 from volflow.store.formats.sources import Source, open_source
-from volflow.store.journal.journal import Journal, Record, ShardEntry, journal_dir
+from volflow.store.journal.journal import Journal, Record, journal_dir
+from volflow.store.journal.outputs import discard
 from volflow.store.journal.records import typed
 from volflow.store.layout import resolve_layout
 from volflow.store.meta import Meta
@@ -32,7 +35,6 @@ from volflow.volumes.arrays.computed import refuse_masked
 from volflow.volumes.arrays.held import Held
 from volflow.volumes.arrays.pieces import Parcel, Pieces
 from volflow.volumes.origin import Origin
-from volflow.volumes.session import discard, run_journalled
 
 __all__ = [
     "COPIES",
@@ -75,25 +77,23 @@ class CopyJob:
     source
         What `open_source` opens, by name where it lies in this process; of a Dask array the
         parcels of the blocks, by number.
-    volume, blocks, journal, session
-        Where the blocks go, and as what.
+    volume, blocks
+        Where the blocks go.
+    origin
+        The file that is read, which must not change meanwhile.
     """
 
     source: Any
     volume: Volume
     blocks: BlockGrid
-    journal: Journal
-    session: str = ""
     origin: Origin | None = None
 
-    def store(self, number: int, voxels: npt.NDArray[Any]) -> None:
-        """Write a block, then its journal entry."""
-        self.journal.check(self.session)
-        sums = self.volume.write(self.blocks[number].write_roi, voxels)
-        if self.origin is not None:
-            self.origin.check()
-        entries = [ShardEntry("0", s.start, s.stop, s.crc32c) for s in sums]
-        self.journal.mark(number, entries, {}, session=self.session)
+    def store(self, number: int, voxels: npt.NDArray[Any], context: Context) -> None:
+        """Write a block, unless its source has changed meanwhile."""
+        with context.block(number) as block:
+            block.write(self.volume, self.blocks[number].write_roi, voxels)
+            if self.origin is not None:
+                self.origin.check()
 
     def open(self) -> Source:
         """The source, opened on this worker; floats are whole numbers where integers are kept."""
@@ -102,25 +102,17 @@ class CopyJob:
         return taken_as(opened, True) if whole else opened
 
 
-def _bind(job: Any, session: str) -> Any:
-    if isinstance(job, tuple):
-        return replace(job[0], session=session), *job[1:]
-    return replace(job, session=session)
-
-
-def copy_blocks(job: CopyJob, blocks: tuple[int, ...]) -> Iterator[Step]:
+def copy_blocks(job: CopyJob, blocks: tuple[int, ...], context: Context) -> Iterator[Step]:
     """Copy blocks of a source that can be read anywhere."""
-    done = job.journal.done(blocks)
     source = job.open()
     for number in blocks:
         roi = job.blocks[number].write_roi
-        if number not in done:
-            job.store(number, source.read(roi))
+        job.store(number, source.read(roi), context)
         yield Step(number, roi.size)
 
 
 def compute_blocks(
-    job: tuple[CopyJob, list[Any], list[Any]], blocks: tuple[int, ...]
+    job: tuple[CopyJob, list[Any], list[Any]], blocks: tuple[int, ...], context: Context
 ) -> Iterator[Step]:
     """Compute blocks of a Dask array.
 
@@ -128,11 +120,9 @@ def compute_blocks(
     by what they stand for in plain lists only.
     """
     own, names, results = job
-    done = own.journal.done(blocks)
     for number in blocks:
-        if number not in done:
-            voxels = own.source[number].compute(dict(zip(names, results, strict=True)))
-            own.store(number, _checked(voxels, own.volume.dtype))
+        voxels = own.source[number].compute(dict(zip(names, results, strict=True)))
+        own.store(number, _checked(voxels, own.volume.dtype), context)
         yield Step(number, own.blocks[number].write_roi.size)
 
 
@@ -147,17 +137,17 @@ def _checked(voxels: Any, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     return found.astype(dtype, copy=False)
 
 
-def stream_blocks(job: CopyJob, blocks: tuple[int, ...]) -> Iterator[Step]:
+def stream_blocks(job: CopyJob, blocks: tuple[int, ...], context: Context) -> Iterator[Step]:
     """Copy blocks of a source that can only be read forward, once."""
     try:
-        yield from _stream_blocks(job, blocks)
+        yield from _stream_blocks(job, blocks, context)
     except InvalidInput:  # it is damaged, and so may be what came of it before
-        job.journal.forget(range(len(job.blocks)))
+        if context.journal is not None:
+            context.journal.forget(range(len(job.blocks)))
         raise
 
 
-def _stream_blocks(job: CopyJob, blocks: tuple[int, ...]) -> Iterator[Step]:
-    done = job.journal.done(blocks)
+def _stream_blocks(job: CopyJob, blocks: tuple[int, ...], context: Context) -> Iterator[Step]:
     depth = job.blocks.block[-3]
     pending: tuple[int, Future[None]] | None = None
     with ThreadPoolExecutor(1) as pool:
@@ -169,10 +159,8 @@ def _stream_blocks(job: CopyJob, blocks: tuple[int, ...]) -> Iterator[Step]:
                 pending[1].result()
                 yield Step(pending[0], job.blocks[pending[0]].write_roi.size)
                 pending = None
-            if number in done:
-                yield Step(number, 0)
-            elif number in blocks:
-                pending = number, pool.submit(job.store, number, voxels)
+            if number in blocks:
+                pending = number, pool.submit(job.store, number, voxels, context)
         if pending is not None:
             pending[1].result()
             yield Step(pending[0], job.blocks[pending[0]].write_roi.size)
@@ -292,7 +280,7 @@ def make_record(identity: str, copy: Copy, **more: Any) -> Record:
 
 
 @dataclass(frozen=True)
-class Run:
+class CopyRun:
     """How a copy is run: on which client, within which memory, replacing what, showing what."""
 
     client: Client
@@ -302,23 +290,23 @@ class Run:
 
 
 def run_copy(
-    copy: Copy, record: Record, run: Run, source: str | Held | Volume | Pieces | None
+    copy: Copy, record: Record, how: CopyRun, source: str | Held | Volume | Pieces | None
 ) -> Volume:
     """Make the volume, or open the one begun, and copy what is left.
 
     Parameters
     ----------
-    copy, record, run
+    copy, record, how
         What is copied, its record, and how.
     source
         What tasks open, or the pieces of a Dask array that they compute.
     """
     journal = Journal(journal_dir(copy.path))
-    make_plan(copy, None, frozenset(), run.memory_bytes).require_memory(copy.remedy())
-    resumes(copy.path, overwrite=run.overwrite)  # refuses before the lock leaves its file
+    make_plan(copy, None, frozenset(), how.memory_bytes).require_memory(copy.remedy())
+    resumes(copy.path, overwrite=how.overwrite)  # refuses before the lock leaves its file
     with journal.lock():
         sweep(Path(copy.path))
-        if resumes(copy.path, overwrite=run.overwrite):
+        if resumes(copy.path, overwrite=how.overwrite):
             journal.compare(record)
             volume = open_volume(copy.path)
         else:
@@ -328,12 +316,13 @@ def run_copy(
             journal.begin(record)
             volume = copy.volume()
         file = copy.origin if copy.origin is not None and copy.origin.is_file else None
-        job = CopyJob(source, volume, copy.blocks, journal, origin=file)
-        plan = make_plan(copy, job, frozenset(journal.done()), run.memory_bytes)
+        job = CopyJob(source, volume, copy.blocks, file)
+        plan = make_plan(copy, job, frozenset(journal.done()), how.memory_bytes)
         with source.held() if isinstance(source, Pieces) else nullcontext() as held:
             if isinstance(source, Pieces):
                 plan = _computing(plan, job, source, held)
-            run_journalled(plan, journal, record, _bind, cluster=run.client, progress=run.progress)
+            plan = replace(plan, journal=journal, record=record)
+            run(plan, cluster=how.client, progress=how.progress)
         if copy.origin is not None and plan.runs:
             try:
                 copy.origin.check()

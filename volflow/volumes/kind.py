@@ -10,9 +10,9 @@ import zarr
 
 from volflow.errors import InvalidInput
 from volflow.store.journal.levels import place_of
+from volflow.store.journal.outputs import discard
 from volflow.store.ngff import write_group
 from volflow.store.volume import Volume, open_volume
-from volflow.volumes.session import discard
 
 __all__ = ["set_kind"]
 

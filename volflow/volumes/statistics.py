@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import math
-import time
-import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
-from volflow.engine.cluster import Cluster, connect, is_embedded, memory_per_worker
+from volflow.engine.cluster import Cluster
 from volflow.engine.events import State
-from volflow.engine.plan import Plan, Step
-from volflow.engine.run import run
-from volflow.errors import Superseded
+from volflow.engine.plan import Plan
+from volflow.engine.task import Context, Step
 from volflow.geometry.budget import format_bytes
 from volflow.geometry.grid import BlockGrid
 from volflow.geometry.histogram import PIECE_VOXELS, Foreground, Histogram, measure, merge
 from volflow.geometry.roi import Roi
-from volflow.store.formats.sources import ArraySource, VolumeSource
+from volflow.store.formats.sources import Source, VolumeSource
 from volflow.store.volume import Volume
-from volflow.volumes.arrays.computed import at_hand
 from volflow.volumes.arrays.inputs import Sliced, VolumeLike, open_input, refuse_sequential
 from volflow.volumes.distribution import (
     Statistics,
@@ -30,15 +24,13 @@ from volflow.volumes.distribution import (
     load_statistics,
     save_statistics,
 )
+from volflow.volumes.fold import fold
 
 __all__ = ["plan_statistics", "statistics"]
 
 PIECE_BYTES = (16 * 2**20, 64 * 2**20)
 # The driver holds a histogram per block, so their number must not grow with the volume.
 BLOCKS = 256
-
-# Sessions that ended early, for tasks of theirs that still run in this process.
-_stopped: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -51,7 +43,6 @@ class StatisticsJob:
 
     volume: Volume | Sliced
     foreground: Foreground
-    session: str = ""
 
     @cached_property
     def pieces(self) -> BlockGrid:
@@ -96,28 +87,29 @@ def piece_shape(volume: Volume | Sliced) -> tuple[int, ...]:
     return tuple(piece)
 
 
-def measure_blocks(job: StatisticsJob, blocks: tuple[int, ...]) -> Iterator[Step]:
+def measure_blocks(job: StatisticsJob, blocks: tuple[int, ...], context: Context) -> Iterator[Step]:
     """The histograms of some blocks, one per channel that they meet."""
     for block in blocks:
         found: dict[int, Histogram] = {}
         for number in job.pieces_of(block):
-            if job.session in _stopped:
-                raise Superseded("the driver of these statistics has ended; this task stops")
+            context.check()
             roi = job.pieces[number].write_roi
-            yield Step(None, roi.size, _measure_piece(job, roi, found))
-        yield Step(block, 0, result=found)
+            _measure_piece(job, roi, found, context)
+            yield Step(None, roi.size)
+        yield Step(block, 0, found)
 
 
-def _measure_piece(job: StatisticsJob, roi: Roi, found: dict[int, Histogram]) -> dict[str, float]:
-    """Add one piece to what was found per channel; seconds per stage. Its voxels end here."""
-    start_s = time.perf_counter()
-    voxels = job.volume.read(roi)
-    read_s = time.perf_counter()
+def _measure_piece(
+    job: StatisticsJob, roi: Roi, found: dict[int, Histogram], context: Context
+) -> None:
+    """Add one piece to what was found per channel. Its voxels end here."""
+    with context.stage("read"):
+        voxels = job.volume.read(roi)
     first, channels = (roi.start[0], voxels) if roi.ndim == 4 else (0, voxels[None])
-    for channel, data in enumerate(channels, start=first):
-        part = measure(data, job.foreground)
-        found[channel] = merge([found[channel], part]) if channel in found else part
-    return {"read": read_s - start_s, "count": time.perf_counter() - read_s}
+    with context.stage("count"):
+        for channel, data in enumerate(channels, start=first):
+            part = measure(data, job.foreground)
+            found[channel] = merge([found[channel], part]) if channel in found else part
 
 
 def plan_statistics(job: StatisticsJob, memory_bytes: int) -> Plan:
@@ -195,54 +187,30 @@ def statistics(
     >>> stats.percentile(75)
     (19.5,)
     """
-    source = open_input(volume)
-    session, asked = uuid.uuid4().hex, check_foreground(foreground)
+    source, asked = open_input(volume), check_foreground(foreground)
+
+    def plan_of(source: Source, memory_bytes: int) -> Plan:
+        volume = source.volume if isinstance(source, VolumeSource) else Sliced(source)
+        return plan_statistics(StatisticsJob(volume, asked), memory_bytes)
+
+    def merged(parts: list[dict[int, Histogram]]) -> Statistics:
+        channels = range(source.shape[0] if len(source.shape) == 4 else 1)
+        return Statistics(tuple(merge([p[c] for p in parts if c in p]) for c in channels), asked)
+
+    def measured() -> Statistics:
+        return fold(
+            plan_of, source, merged, cluster=cluster, wait=wait, memory=memory, progress=progress
+        )
+
     if not isinstance(source, VolumeSource):
         refuse_sequential(source)
-        job = StatisticsJob(Sliced(source), asked, session)
-        return _measured(job, isinstance(source, ArraySource), cluster, wait, memory, progress)
+        return measured()
     stored = source.volume
     identity = stored.identity()
     known = load_statistics(stored, identity, asked)
     if known is not None:
         return known
-    job = StatisticsJob(stored, asked, session)
-    found = _measured(job, stored.path is None, cluster, wait, memory, progress)
+    found = measured()
     if stored.identity() == identity:  # else it was being written: these fit neither state
         save_statistics(stored, identity, found)
     return found
-
-
-@contextmanager
-def _carried(job: StatisticsJob, here: bool) -> Iterator[tuple[StatisticsJob, Any]]:
-    """The job as tasks carry it, and what each worker gets once."""
-    if not isinstance(job.volume, Sliced):
-        yield job, None
-        return
-    with at_hand(job.volume.source, here=here) as (source, plugin):
-        yield replace(job, volume=Sliced(source)), plugin
-
-
-def _measured(
-    job: StatisticsJob, in_memory: bool, cluster: Cluster, wait: Any, memory: Any, progress: Any
-) -> Statistics:
-    """The statistics, measured in this thread where no other process could read the voxels."""
-    if in_memory:
-        steps = measure_blocks(job, tuple(range(job.blocks)))
-        results = {step.block: step.result for step in steps if step.block is not None}
-    else:
-        with connect(cluster, wait=wait) as client:
-            plan = plan_statistics(job, memory_per_worker(client, memory))
-            with _carried(job, is_embedded(client)) as (carried, plugin):
-                report = run(
-                    replace(plan, job=carried, plugin=plugin),
-                    cluster=client,
-                    progress=progress,
-                    stop=lambda: _stopped.add(job.session),
-                )
-        results = report.results
-    parts = [results[block] for block in sorted(results)]
-    channels = range(job.volume.shape[0] if job.volume.ndim == 4 else 1)
-    return Statistics(
-        tuple(merge([part[c] for part in parts if c in part]) for c in channels), job.foreground
-    )

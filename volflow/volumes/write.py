@@ -18,6 +18,7 @@ from volflow.errors import InvalidInput, ResumeRefused
 from volflow.geometry.grid import BlockGrid
 from volflow.store.formats.sources import Source, VolumeSource
 from volflow.store.journal.journal import Journal, Record, journal_dir
+from volflow.store.journal.outputs import check_apart
 from volflow.store.meta import Meta
 from volflow.store.volume import Volume
 from volflow.volumes.arrays.computed import DaskSource
@@ -27,15 +28,14 @@ from volflow.volumes.arrays.pieces import Pieces
 from volflow.volumes.copying import (
     COPIES,
     Copy,
+    CopyRun,
     Progress,
-    Run,
     adopted,
     held_bytes,
     lay_out,
     make_record,
     run_copy,
 )
-from volflow.volumes.session import check_apart
 
 __all__ = ["grid_of", "write"]
 
@@ -187,7 +187,7 @@ def write(  # noqa: PLR0913 - a public journey takes flat options
                     " trusts that it does not",
                     progress,
                 )
-        return run_copy(copy, record, Run(client, memory_bytes, overwrite, progress), pieces)
+        return run_copy(copy, record, CopyRun(client, memory_bytes, overwrite, progress), pieces)
 
 
 def _refuse_older(copy: Copy) -> None:

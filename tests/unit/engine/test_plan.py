@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from volflow.engine.plan import Plan, Step, split_runs
+from volflow.engine.plan import Plan, split_runs
+from volflow.engine.task import Step
 from volflow.errors import InvalidInput, MemoryRefused
 
 
-def no_work(job, blocks):
+def no_work(job, blocks, context):
     return iter(Step(b, 1) for b in blocks)
 
 

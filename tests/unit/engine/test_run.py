@@ -14,8 +14,9 @@ import pytest
 from distributed import LocalCluster, WorkerPlugin, get_worker
 
 from volflow.engine.cluster import connect
-from volflow.engine.plan import Plan, Step, split_runs
+from volflow.engine.plan import Plan, split_runs
 from volflow.engine.run import Driver, run
+from volflow.engine.task import Step
 from volflow.engine.workers import patient
 from volflow.errors import InvalidInput, RunFailed, StoreFull, Unreadable
 
@@ -44,14 +45,16 @@ def plan_of(task, job=None, *, blocks: int = 6, pieces: int = 3, **changes) -> P
     return Plan(**{**base, **changes})
 
 
-def square(job, blocks):
+def square(job, blocks, context):
     for block in blocks:
         seen[block] += 1
-        yield Step(None, 4, {"read": 0.5})
-        yield Step(block, 6, {"write": 0.25}, result=block**2)
+        context.clock.add("read", 0.5)
+        yield Step(None, 4)
+        context.clock.add("write", 0.25)
+        yield Step(block, 6, result=block**2)
 
 
-def fails_at(job, blocks):
+def fails_at(job, blocks, context):
     """Fails at a block the first ``times`` that it comes to it."""
     block, times = job
     for one in blocks:
@@ -61,7 +64,7 @@ def fails_at(job, blocks):
         yield Step(one, 10, result=one)
 
 
-def fails_at_many(job, blocks):
+def fails_at_many(job, blocks, context):
     for one in blocks:
         seen[one] += 1
         if one in job:
@@ -76,18 +79,18 @@ class Odd(Exception):
         super().__init__(f"{one} and {two}")
 
 
-def odd(job, blocks):
+def odd(job, blocks, context):
     yield from ()
     raise Odd("this", "that")
 
 
-def refuses(job, blocks):
+def refuses(job, blocks, context):
     seen["asked"] += 1
     yield Step(None, 1)
     raise InvalidInput("not like this")
 
 
-def hiccups(job, blocks):
+def hiccups(job, blocks, context):
     """Cannot read a block at first."""
     for block in blocks:
         seen[block] += 1
@@ -96,7 +99,7 @@ def hiccups(job, blocks):
         yield Step(block, 10)
 
 
-def damaged_at_first(job, blocks):
+def damaged_at_first(job, blocks, context):
     """One block reads as damaged once; another never works."""
     for block in blocks:
         seen[block] += 1
@@ -107,20 +110,20 @@ def damaged_at_first(job, blocks):
         yield Step(block, 10)
 
 
-def finds_no_room(job, blocks):
+def finds_no_room(job, blocks, context):
     seen["asked"] += 1
     yield Step(None, 1)
     raise StoreFull("out.zarr cannot be written")
 
 
-def forgets(job, blocks):
+def forgets(job, blocks, context):
     for block in blocks:
         seen[block] += 1
         if block != job:
             yield Step(block, 10)
 
 
-def counts_itself(job, blocks):
+def counts_itself(job, blocks, context):
     running.append(1)
     seen["most"] = max(seen["most"], len(running))
     time.sleep(0.02)
@@ -128,13 +131,19 @@ def counts_itself(job, blocks):
     yield Step(blocks[0], 10)
 
 
-def waits(job, blocks):
+def waits(job, blocks, context):
+    """Works until nobody waits for it any more."""
     going.set()
-    assert stopping.wait(30)
-    yield Step(blocks[0], 1)
+    try:
+        while True:
+            context.check()
+            yield Step(None, 0)
+            stopping.wait(0.01)
+    finally:
+        stopping.set()
 
 
-def named(job, blocks):
+def named(job, blocks, context):
     for block in blocks:
         yield Step(block, 1, result=job)
 
@@ -258,14 +267,9 @@ class TestFailures:
             run(plan_of(odd, blocks=1), cluster=client, progress=False, retries=0)
 
     def test_what_is_refused_is_refused_at_once(self, client):
-        stopped = []
         with pytest.raises(InvalidInput, match=r"^not like this$"):
-            run(
-                plan_of(refuses, exclusive=True), cluster=client, progress=False,
-                stop=lambda: stopped.append(True),
-            )  # fmt: skip
+            run(plan_of(refuses, exclusive=True), cluster=client, progress=False)
         assert seen["asked"] == 1
-        assert stopped == [True]
 
     def test_what_cannot_be_read_is_tried_again(self, client):
         assert run(plan_of(hiccups, 2), cluster=client, progress=False).retries == 2
@@ -286,15 +290,15 @@ class TestFailures:
 
 
 class TestStopping:
-    def test_ctrl_c_tells_the_tasks(self, client, monkeypatch):
+    def test_ctrl_c_stops_the_tasks(self, client, monkeypatch):
         def interrupted(driver):
             assert going.wait(30)
             raise KeyboardInterrupt
 
         monkeypatch.setattr(Driver, "collect", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            run(plan_of(waits), cluster=client, progress=False, stop=stopping.set)
-        assert stopping.is_set()
+            run(plan_of(waits), cluster=client, progress=False)
+        assert stopping.wait(30)
 
     def test_without_any_worker_it_gives_up(self):
         with (
@@ -322,12 +326,12 @@ class Mark(WorkerPlugin):
         seen["plugin"] -= 1
 
 
-def needs_plugin(job, blocks):
+def needs_plugin(job, blocks, context):
     for block in blocks:
         yield Step(block, 10, result=(os.environ.get("VOLFLOW_TEST_PLUGIN"), os.getpid()))
 
 
-def dies_once(job, blocks):
+def dies_once(job, blocks, context):
     """Kills its own process at block 2, the first time."""
     get_worker()
     for block in blocks:
@@ -388,7 +392,7 @@ def test_runs_side_by_side_leave_dask_as_it_was(client):
     assert dask.config.get("scheduler", None) is None
 
 
-def slow(job, blocks):
+def slow(job, blocks, context):
     time.sleep(job)
     for block in blocks:
         yield Step(block, 10)

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 
 import volflow as vf
 from volflow.engine.cluster import connect
-from volflow.engine.plan import Plan, Step
+from volflow.engine.plan import Plan
 from volflow.engine.run import run
+from volflow.engine.task import Step
 from volflow.engine.workers import Patience, Roster, patience, patient, workers
 from volflow.errors import InvalidInput, RunFailed
 
@@ -34,7 +35,7 @@ def empty_cluster(**options) -> LocalCluster:
     )  # fmt: skip
 
 
-def squares(job, blocks):
+def squares(job, blocks, context):
     for block in blocks:
         yield Step(block, 1, result=block**2)
 
@@ -213,7 +214,7 @@ def _scan():
     return np.random.default_rng(0).random((16, 16, 16), "float32")
 
 
-def slow(job, blocks):
+def slow(job, blocks, context):
     for block in blocks:
         threading.Event().wait(0.1)
         yield Step(block, 1)

@@ -81,7 +81,7 @@ def test_the_same_call_resumes_the_levels(quick, scan, monkeypatch, calls, tmp_p
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pyramid_module, "run_journalled", killed)
+        patch.setattr(pyramid_module, "run", killed)
         with pytest.raises(KeyboardInterrupt):
             quick(scan, Counted(random_net()))
     assert len(vf.open(tmp_path / "out.zarr").levels) == 1

@@ -90,7 +90,7 @@ class TestInterrupted:
         result = predict(volume, Tiring(random_net()), "seg.npy")
         assert np.array_equal(np.load(tmp_path / "seg.npy"), result[:])
 
-    @pytest.mark.parametrize("place", ["create", "run_journalled", "_targets", "begin_anew"])
+    @pytest.mark.parametrize("place", ["create", "run", "_targets", "begin_anew"])
     def test_even_if_killed_before_the_first_block(
         self, predict, volume, monkeypatch, tmp_path, place
     ):

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from volflow.engine.task import Context
 from volflow.errors import Damaged, InvalidInput, MemoryRefused, Superseded
 from volflow.geometry.roi import Roi
 from volflow.sampling.counts import counting as mass_pass
@@ -23,6 +24,7 @@ from volflow.sampling.counts.counting import CLASSES, WEIGHTS, MassJob, plan_mas
 from volflow.sampling.counts.counts import count_classes, sum_weights
 from volflow.store.formats.sources import ArraySource, open_source
 from volflow.store.volume import Volume, open_volume
+from volflow.volumes import fold as fold_module
 from volflow.volumes.arrays.inputs import open_input
 
 RNG = np.random.default_rng(0)
@@ -174,7 +176,10 @@ def test_the_result_does_not_depend_on_the_cut(kind, monkeypatch):
     monkeypatch.setattr(mass_pass, "piece_of_cells", lambda *args: (14, 15, 9))
     job = replace(job)
     assert len(job) == 3 * 2 * 4
-    steps = {step.block: step.result for step in tally_pieces(job, tuple(range(len(job)))[::-1])}
+    steps = {
+        step.block: step.result
+        for step in tally_pieces(job, tuple(range(len(job)))[::-1], Context())
+    }
     cut = kind.join([steps[piece] for piece in sorted(steps)])
     order = [
         np.lexsort([t["cell"], *([t["value"]] if kind is CLASSES else [])]) for t in (whole, cut)
@@ -250,14 +255,14 @@ def test_what_changed_is_measured_anew(labels, client):
 
 def test_a_volume_written_meanwhile_is_not_kept(labels, client, monkeypatch):
     source, _ = labels
-    plain = mass_pass.run
+    plain = fold_module.run
 
     def run_while_written(*args, **options):
         report = plain(*args, **options)
         zarr.open_array(source.volume.path)[0, 0, 0] = 1
         return report
 
-    monkeypatch.setattr(mass_pass, "run", run_while_written)
+    monkeypatch.setattr(fold_module, "run", run_while_written)
     count_classes(source, 8, everything(source), cluster=client, progress=False)
     assert files(source) == {}
 
@@ -421,12 +426,11 @@ def test_a_damaged_volume_fails_in_one_line_and_keeps_nothing(labels, client):
     assert files(source) == {}
 
 
-def test_a_task_outliving_its_driver_stops(labels, monkeypatch):
+def test_a_task_outliving_its_driver_stops(labels):
     source, _ = labels
-    job = MassJob(source, CLASSES, (8, 8, 8), (everything(source),), "session")
-    monkeypatch.setattr(mass_pass, "_stopped", {"session"})
-    with pytest.raises(Superseded, match="class counts"):
-        next(tally_pieces(job, (0,)))
+    job = MassJob(source, CLASSES, (8, 8, 8), (everything(source),))
+    with pytest.raises(Superseded):
+        next(tally_pieces(job, (0,), Context(wanted=lambda: False)))
 
 
 def test_a_plan_names_the_piece_and_progress_ends_at_all_voxels(labels, client):

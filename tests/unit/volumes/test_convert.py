@@ -233,13 +233,13 @@ class TestResume:
         assert np.array_equal(convert(scan)[:], scan)
 
     def test_a_run_killed_before_its_first_block(self, convert, killed_in, scan):
-        with killed_in("volflow.volumes.copying.run_journalled"):
+        with killed_in("volflow.volumes.copying.run"):
             convert(scan)
         assert np.array_equal(convert(scan)[:], scan)
 
     def test_a_run_killed_while_it_deleted_what_it_replaces(self, convert, killed_in, scan):
         convert(scan)
-        with killed_in("volflow.volumes.session.shutil", SimpleNamespace(rmtree=kill)):
+        with killed_in("volflow.store.journal.outputs.shutil", SimpleNamespace(rmtree=kill)):
             convert(scan + 1, overwrite=True)
         assert np.array_equal(convert(scan + 1, overwrite=True)[:], scan + 1)
 
@@ -273,12 +273,12 @@ class TestSequential:
         """A block that fails at first is done in the next pass, the others are not repeated."""
         written, store, failing = [], copying.CopyJob.store, [True]
 
-        def once(job, number, voxels):
+        def once(job, number, voxels, context):
             if number == 2 and failing.pop():
                 failing.append(False)
                 raise OSError("hiccup")
             written.append(number)
-            store(job, number, voxels)
+            store(job, number, voxels, context)
 
         monkeypatch.setattr(copying.CopyJob, "store", once)
         monkeypatch.setattr(run_module, "POLL_S", 0.05)

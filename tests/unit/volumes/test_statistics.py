@@ -10,9 +10,11 @@ from distributed import Client, LocalCluster
 
 import volflow as vf
 from volflow.engine.run import run
+from volflow.engine.task import Context
 from volflow.errors import Damaged, InvalidInput, MemoryRefused, Superseded
 from volflow.geometry.histogram import measure
 from volflow.store.volume import open_volume
+from volflow.volumes import fold as fold_module
 from volflow.volumes import statistics as module
 from volflow.volumes.distribution import Statistics
 from volflow.volumes.statistics import StatisticsJob, measure_blocks, piece_shape, plan_statistics
@@ -80,7 +82,11 @@ def test_the_result_does_not_depend_on_memory_cluster_or_order(tmp_path, many_bl
     assert [n for b in blocks for n in job.pieces_of(b)] == list(range(48))
     expected = vf.statistics(path, progress=False)
     assert expected.std == pytest.approx((data.astype("float64").std(),), rel=1e-12)
-    reverse = {s.block: s.result for s in measure_blocks(job, blocks[::-1]) if s.block is not None}
+    reverse = {
+        s.block: s.result
+        for s in measure_blocks(job, blocks[::-1], Context())
+        if s.block is not None
+    }
     in_order = [reverse[b][0] for b in blocks]
     assert module.merge(in_order) == expected.histograms[0]
     with LocalCluster(
@@ -107,7 +113,7 @@ def test_results_are_kept_beside_the_volume_until_it_changes(scan, monkeypatch):
     first = vf.statistics(path, progress=False)
     assert sidecar(path).exists()
     with monkeypatch.context() as patch:
-        patch.setattr(module, "run", None)  # nothing may run
+        patch.setattr(module, "fold", None)  # nothing may run
         assert vf.statistics(path) == first
     zarr.open_array(path)[0, 0, 0] = 60000
     assert vf.statistics(path, progress=False).max == (60000,)
@@ -157,7 +163,7 @@ def test_beside_a_volume_that_cannot_be_written_the_users_cache_serves(scan, tmp
     first = vf.statistics(path, progress=False)
     (kept,) = (tmp_path / "cache" / "volflow").rglob("*.json")
     assert kept.name == "statistics-all.json"
-    monkeypatch.setattr(module, "run", None)
+    monkeypatch.setattr(module, "fold", None)
     assert vf.statistics(path) == first
 
 
@@ -186,7 +192,7 @@ def test_a_volume_written_meanwhile_is_not_kept(scan, monkeypatch):
         zarr.open_array(path)[0, 0, 0] = 1
         return report
 
-    monkeypatch.setattr(module, "run", run_while_written)
+    monkeypatch.setattr(fold_module, "run", run_while_written)
     vf.statistics(path, progress=False)
     assert not sidecar(path).exists()
 
@@ -239,11 +245,10 @@ def test_a_damaged_volume_fails_in_one_line_and_keeps_nothing(scan):
     assert not sidecar(path).exists()
 
 
-def test_a_task_outliving_its_driver_stops(scan, monkeypatch):
-    job = StatisticsJob(open_volume(scan[0]), False, "session")
-    monkeypatch.setattr(module, "_stopped", {"session"})
+def test_a_task_outliving_its_driver_stops(scan):
+    job = StatisticsJob(open_volume(scan[0]), False)
     with pytest.raises(Superseded):
-        next(measure_blocks(job, (0,)))
+        next(measure_blocks(job, (0,), Context(wanted=lambda: False)))
 
 
 def test_progress_ends_at_all_voxels(scan):
@@ -282,6 +287,6 @@ def test_the_sidecars_name_is_the_same_for_every_way_to_name_the_volume(scan, mo
     path, _ = scan
     vf.statistics(path, progress=False)
     monkeypatch.chdir(path.parent)
-    monkeypatch.setattr(module, "run", None)
+    monkeypatch.setattr(module, "fold", None)
     assert isinstance(vf.statistics(path.name), Statistics)
     assert isinstance(vf.statistics(os.fspath(path) + "/"), Statistics)

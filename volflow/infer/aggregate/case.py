@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from volflow.engine.clock import Clock
+from volflow.engine.task import Context
 from volflow.geometry.frame import Frame
 from volflow.geometry.grid import BlockGrid, PatchGrid
 from volflow.geometry.roi import Roi
@@ -30,11 +30,11 @@ from volflow.infer.patches.tiling import limit_depth
 from volflow.infer.patches.write_behind import Writer
 from volflow.store.aside import folder_aside, sweep
 from volflow.store.create import check_target, create
-from volflow.store.journal.journal import Journal, Record, ShardEntry, journal_dir
+from volflow.store.journal.journal import Journal, Record, journal_dir
+from volflow.store.journal.outputs import discard
 from volflow.store.layout import resolve_layout
 from volflow.store.meta import Meta
 from volflow.store.volume import Volume, open_volume
-from volflow.volumes.session import discard
 
 __all__ = ["CaseBlend", "Manner"]
 
@@ -90,11 +90,10 @@ class Manner:
 
 @dataclass(frozen=True)
 class WholeJob:
-    """Layers of shards of one volume, and what was written of them."""
+    """Layers of shards of one volume."""
 
     blocks: BlockGrid
     targets: tuple[Target, ...]
-    written: dict[int, tuple[Sequence[ShardEntry], dict[str, float]]] = field(default_factory=dict)
     frame: Frame = field(default_factory=Frame)
 
     def roi(self, block: int) -> Roi:
@@ -104,13 +103,6 @@ class WholeJob:
     def tile(self, blocks: tuple[int, ...]) -> Roi:
         """The box of some layers that follow each other."""
         return Roi(self.roi(blocks[0]).start, self.roi(blocks[-1]).stop)
-
-    def check(self) -> None:
-        """Nobody else drives this."""
-
-    def mark(self, number: int, entries: Sequence[ShardEntry], took: dict[str, float]) -> None:
-        """Remember the checksums for the journal."""
-        self.written[number] = entries, took
 
 
 class CaseBlend:
@@ -158,7 +150,8 @@ class CaseBlend:
             self.folder = folder.pop_all()
         blocks = BlockGrid(grid.shape, (shard[0], *grid.shape[1:]))
         self.job = WholeJob(blocks, (Target("", "0", manner.channels, volume),))
-        self.writer = Writer(self.job, tuple(range(len(blocks))), Clock(), empty=scratch.zeros)
+        self.context = Context()  # the journal begins when the volume is whole
+        self.writer = Writer(self.job, tuple(range(len(blocks))), self.context, empty=scratch.zeros)
 
     @property
     def complete(self) -> bool:
@@ -233,7 +226,7 @@ class CaseBlend:
             discard(self.out, journal)
             session = journal.begin(record)
             try:
-                for number, (entries, took) in self.job.written.items():
+                for number, (entries, took) in self.context.written.items():
                     journal.mark(number, entries, took, session=session)
                 self.aside.rename(self.out)
             except BaseException:

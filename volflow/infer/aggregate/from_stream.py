@@ -11,9 +11,9 @@ from volflow.errors import InvalidInput
 from volflow.geometry.grid import PatchGrid
 from volflow.store.create import check_target
 from volflow.store.journal.journal import journal_dir
+from volflow.store.journal.outputs import check_apart
 from volflow.store.meta import Meta
 from volflow.volumes.arrays.inputs import VolumeLike
-from volflow.volumes.session import check_apart
 from volflow.volumes.write import grid_of
 
 __all__ = ["GridCase", "GridStream", "grids_of", "metas_of", "targets_of"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,8 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from volflow.engine.memory import Ceiling
-from volflow.engine.plan import Step
+from volflow.engine.task import Context, Step
 from volflow.geometry.frame import Frame
 from volflow.geometry.grid import BlockGrid
 from volflow.geometry.roi import Roi
@@ -20,7 +18,6 @@ from volflow.infer.patches.job import Target
 from volflow.model.forward import torch_threads
 from volflow.partition.graph import Graph, needed
 from volflow.passes.blockwise import Blockwise
-from volflow.store.journal.journal import Journal, ShardEntry
 
 __all__ = ["ExactOutput", "OutputJob", "exact_outputs"]
 
@@ -135,7 +132,7 @@ class OutputJob:
         The tiling of the result, stored axes, output voxels.
     targets
         Where the outputs are written.
-    journal, session, threads, memory_bytes, peak_bytes
+    threads, peak_bytes
         As in `PassJob`.
     """
 
@@ -143,37 +140,22 @@ class OutputJob:
     output: ExactOutput
     blocks: BlockGrid
     targets: tuple[Target, ...]
-    journal: Journal
-    session: str
     threads: int
-    memory_bytes: int
     peak_bytes: int
 
 
-def exact_outputs(job: OutputJob, blocks: tuple[int, ...]) -> Iterator[Step]:
-    """Compute blocks of the outputs and write them; what the journal holds is left out."""
+def exact_outputs(job: OutputJob, blocks: tuple[int, ...], context: Context) -> Iterator[Step]:
+    """Compute blocks of the outputs and write them."""
     graph = job.blockwise.network.graph()
-    done = job.journal.done(blocks)
-    ceiling = Ceiling(job.memory_bytes)
+    context.trim()
     for number in blocks:
-        if number in done:
-            yield Step(number, 0)
-            continue
-        job.journal.check(job.session)
-        ceiling.keep(job.peak_bytes)
-        began = time.perf_counter()
+        context.trim(job.peak_bytes)
         box = job.blocks[number].write_roi
         frame = job.output.frame
-        with torch_threads(job.threads):
-            rows = job.output.rows(job.blockwise, graph, frame.roi(box, job.blocks.shape))
-        took = {"model": time.perf_counter() - began}
-        began = time.perf_counter()
-        job.journal.check(job.session)
-        entries = []
-        for target in job.targets:
-            stored = frame.store(rows.pop(target.name))
-            for shard in target.volume.write(box, stored):
-                entries.append(ShardEntry(target.array, shard.start, shard.stop, shard.crc32c))
-        took["write"] = time.perf_counter() - began
-        job.journal.mark(number, entries, took, session=job.session)
-        yield Step(number, box.size, took)
+        with context.block(number) as block:
+            with context.stage("model"), torch_threads(job.threads):
+                rows = job.output.rows(job.blockwise, graph, frame.roi(box, job.blocks.shape))
+            for target in job.targets:
+                stored = frame.store(rows.pop(target.name))
+                block.write(target.volume, box, stored, target.array)
+        yield Step(number, box.size)

@@ -340,10 +340,7 @@ def plan_exact(
         output=output,
         blocks=blocks,
         targets=targets,
-        journal=Journal(journal_dir(request.out)),
-        session="",
         threads=settings.threads,
-        memory_bytes=memory_bytes,
         peak_bytes=passes.peak_bytes(last),
     )
     facts = (

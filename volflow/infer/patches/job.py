@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from volflow.geometry.frame import Frame
 from volflow.geometry.grid import BlockGrid
 from volflow.geometry.roi import Roi
 from volflow.infer.patches.sliding import SlidingWindow
-from volflow.store.journal.journal import Journal, ShardEntry
 from volflow.store.volume import Volume
 
 __all__ = ["PredictJob", "Target"]
@@ -37,32 +35,19 @@ class PredictJob:
         The tiling of the outputs, in output voxels and stored axis order.
     targets
         Where they are written.
-    journal, session
-        Where done blocks are recorded, and the driver this task belongs to.
-    threads, memory_bytes
-        Torch threads, and what the task may add to its process.
+    threads
+        Of torch.
     """
 
     window: SlidingWindow
     blocks: BlockGrid
     targets: tuple[Target, ...]
-    journal: Journal
-    session: str
     threads: int
-    memory_bytes: int
 
     @property
     def frame(self) -> Frame:
         """In which the model sees the volume."""
         return self.window.inputs.frame
-
-    def check(self) -> None:
-        """Stop where the driver has ended or was replaced."""
-        self.journal.check(self.session)
-
-    def mark(self, number: int, entries: Sequence[ShardEntry], took: dict[str, float]) -> None:
-        """Record a block as done."""
-        self.journal.mark(number, entries, took, session=self.session)
 
     def roi(self, block: int) -> Roi:
         """A block's box in frame coordinates, in output voxels."""

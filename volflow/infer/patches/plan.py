@@ -12,8 +12,9 @@ import torch
 from distributed import Client
 
 from volflow.engine.cluster import cores, is_embedded, memory_per_worker, workers
-from volflow.engine.plan import Plan, Step
+from volflow.engine.plan import Plan
 from volflow.engine.run import run
+from volflow.engine.task import Context, Step
 from volflow.engine.workers import worker_records
 from volflow.errors import InvalidInput, MemoryRefused, ResumeRefused
 from volflow.geometry.grid import BlockGrid, per_axis
@@ -88,10 +89,10 @@ class ProbeJob:
     threads: int
 
 
-def probe_block(job: ProbeJob, blocks: tuple[int, ...]) -> Iterator[Step]:
+def probe_block(job: ProbeJob, blocks: tuple[int, ...], context: Context) -> Iterator[Step]:
     """Run the trial forward on a worker."""
     found = probe(job.forward, job.batch_size, job.memory_bytes, job.threads)
-    yield Step(blocks[0], 1, result=found)
+    yield Step(blocks[0], 1, found)
 
 
 def _probe(
@@ -291,10 +292,7 @@ def make_plan(
         ),
         blocks=blocks,
         targets=targets,
-        journal=journal,
-        session="",
         threads=settings.threads,
-        memory_bytes=memory_bytes,
     )
     return Plan(
         "predict",

@@ -7,14 +7,14 @@ run writes them, the lazy array keeps them: the same voxels either way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy.typing as npt
 import torch
 
-from volflow.engine.clock import Clock
+from volflow.engine.task import Context
 from volflow.errors import InvalidInput
 from volflow.geometry.grid import PatchGrid
 from volflow.geometry.roi import Roi
@@ -82,12 +82,10 @@ class SlidingWindow:
     def rows(self, tile: Roi) -> Iterator[Rows]:
         """A box of the output, some rows at a time."""
         with torch.inference_mode():
-            yield from slide(self, tile, Clock())
+            yield from slide(self, tile, Context())
 
 
-def slide(
-    window: SlidingWindow, tile: Roi, clock: Clock, check: Callable[[], None] = lambda: None
-) -> Generator[Rows, None, None]:
+def slide(window: SlidingWindow, tile: Roi, context: Context) -> Generator[Rows, None, None]:
     """Compute a box of the output, some rows at a time.
 
     Parameters
@@ -96,10 +94,8 @@ def slide(
         Whose model is resident in this process.
     tile
         The box, in frame coordinates and output voxels.
-    clock
-        Counts the seconds of each stage.
-    check
-        Called before each row of patches; may raise to stop.
+    context
+        Of the task; stops it before a row of patches where nobody waits for it any more.
 
     Yields
     ------
@@ -116,20 +112,21 @@ def slide(
     batches = Batches(window, feed)
     try:
         for layer in layers:
-            with clock.stage("read"):
+            with context.stage("read"):
                 feed.load(_top(grid, layer))
                 feed.wait()
             if layer != layers[-1]:
                 feed.load(_top(grid, layer + 1))
             for row in rows:
-                check()
+                context.check()
+                context.trim()
                 for slot in slots:
-                    with clock.stage("model"):
+                    with context.stage("model"):
                         scores = batches.run([(layer, row, column) for column in slot])
-                    with clock.stage("blend"):
+                    with context.stage("blend"):
                         _add(blends, scores, columns)
-            batches.synchronize(clock)
-            yield from _finish(window, blends, layer, clock)
+            batches.synchronize(context)
+            yield from _finish(window, blends, layer, context)
             for blend in blends.values():
                 blend.advance(layer)
             feed.drop(int(grid.starts[0][min(layer + 1, grid.counts[0] - 1)]))
@@ -200,15 +197,15 @@ def _add(
 
 
 def _finish(
-    window: SlidingWindow, blends: dict[str, RollingBlend], layer: int, clock: Clock
+    window: SlidingWindow, blends: dict[str, RollingBlend], layer: int, context: Context
 ) -> Iterator[Rows]:
     """Rows that are final after a layer, a few at a time."""
-    with clock.stage("blend"):
+    with context.stage("blend"):
         closed = {name: blend.finish(layer) for name, blend in blends.items()}
     first, scores, _ = next(iter(closed.values()))
     for low in range(0, scores.shape[1], FINISH_ROWS):
         part = slice(low, low + FINISH_ROWS)
-        with clock.stage("blend"):
+        with context.stage("blend"):
             rows = {
                 name: window.finish(values[:, part], None if covered is None else covered[part])
                 for name, (_, values, covered) in closed.items()
@@ -233,10 +230,10 @@ class Batches:
         self.events: list[Any] = [None] * len(self.buffers)
         self.turn = 0
 
-    def synchronize(self, clock: Clock) -> None:
+    def synchronize(self, context: Context) -> None:
         """Wait for a GPU, on the model's account: it is the model that keeps it busy."""
         if self.device.type == "cuda":
-            with clock.stage("model"):
+            with context.stage("model"):
                 torch.cuda.synchronize(self.device)
 
     def run(

@@ -12,9 +12,7 @@ from contextlib import closing
 
 import torch
 
-from volflow.engine.clock import Clock
-from volflow.engine.memory import Ceiling
-from volflow.engine.plan import Step
+from volflow.engine.task import Context, Step
 from volflow.infer.patches.job import PredictJob
 from volflow.infer.patches.sliding import slide
 from volflow.infer.patches.write_behind import Writer
@@ -23,19 +21,12 @@ from volflow.model.forward import torch_threads
 __all__ = ["predict_blocks"]
 
 
-def predict_blocks(job: PredictJob, blocks: tuple[int, ...]) -> Iterator[Step]:
-    """Run blocks that lie behind each other along the frame's first axis.
-
-    Blocks that the journal already holds are left out, so a task may be run again after a failure.
-    """
-    done = job.journal.done(blocks)
-    for number in blocks:
-        if number in done:
-            yield Step(number, 0)
-    ceiling = Ceiling(job.memory_bytes)
-    for run in _neighbours(job, [b for b in blocks if b not in done]):
+def predict_blocks(job: PredictJob, blocks: tuple[int, ...], context: Context) -> Iterator[Step]:
+    """Run blocks that lie behind each other along the frame's first axis."""
+    context.trim()
+    for run in _neighbours(job, blocks):
         with torch_threads(job.threads), torch.inference_mode():
-            yield from _run(job, run, ceiling)
+            yield from _run(job, run, context)
 
 
 def _neighbours(job: PredictJob, blocks: Sequence[int]) -> Iterator[tuple[int, ...]]:
@@ -50,22 +41,16 @@ def _neighbours(job: PredictJob, blocks: Sequence[int]) -> Iterator[tuple[int, .
         yield tuple(run)
 
 
-def _run(job: PredictJob, blocks: tuple[int, ...], ceiling: Ceiling) -> Iterator[Step]:
-    clock = Clock()
+def _run(job: PredictJob, blocks: tuple[int, ...], context: Context) -> Iterator[Step]:
     tile = job.tile(blocks)
-
-    def check() -> None:
-        job.journal.check(job.session)
-        ceiling.keep()
-
     with (
-        closing(Writer(job, blocks, clock)) as writer,
-        closing(slide(job.window, tile, clock, check)) as sliding,
+        closing(Writer(job, blocks, context)) as writer,
+        closing(slide(job.window, tile, context)) as sliding,
     ):
         for first, rows in sliding:
             for number in writer.put(first, rows):
                 yield Step(number, 0)
             height = next(iter(rows.values())).shape[-3]
-            yield Step(None, height * tile.shape[1] * tile.shape[2], clock.take_step())
+            yield Step(None, height * tile.shape[1] * tile.shape[2])
         for number in writer.flush():
-            yield Step(number, 0, clock.take_step())
+            yield Step(number, 0)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -11,19 +10,18 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from volflow.engine.clock import Clock
+from volflow.engine.task import Context
 from volflow.geometry.frame import Frame
 from volflow.geometry.grid import BlockGrid
 from volflow.geometry.roi import Roi
 from volflow.infer.patches.job import Target
-from volflow.store.journal.journal import ShardEntry
 from volflow.store.volume import shard_rois
 
 __all__ = ["WriteJob", "Writer"]
 
 
 class WriteJob(Protocol):
-    """What a writer needs to know: where rows go, and whom to tell."""
+    """What a writer needs to know: where rows go."""
 
     @property
     def blocks(self) -> BlockGrid:
@@ -42,12 +40,6 @@ class WriteJob(Protocol):
 
     def tile(self, blocks: tuple[int, ...]) -> Roi:
         """The box of a run of blocks in frame coordinates."""
-
-    def check(self) -> None:
-        """Called before a block is written; may raise to stop."""
-
-    def mark(self, number: int, entries: Sequence[ShardEntry], took: dict[str, float]) -> None:
-        """Called when a block is on the store, with the seconds it took."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +61,7 @@ class Writer:
 
     job: WriteJob
     blocks: tuple[int, ...]
-    clock: Clock
+    context: Context
     pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
     pieces: list[Piece] = field(default_factory=list)
     spare: list[npt.NDArray[Any]] = field(default_factory=list)
@@ -95,7 +87,7 @@ class Writer:
                 yield from self.flush()
                 full, self.pieces = self.pieces, []
                 self.pending = self.pool.submit(
-                    write_block, self.job, number, full, self.clock.take_block()
+                    write_block, self.context, number, full, self.context.clock.take_block()
                 )
                 self.position += 1
 
@@ -134,7 +126,7 @@ class Writer:
         """Wait for the block being written, if there is one."""
         if self.pending is not None:
             pending, self.pending = self.pending, None
-            with self.clock.stage("write"):
+            with self.context.stage("write"):
                 number, pieces = pending.result()
             self.spare = [piece.voxels for piece in pieces]
             yield number
@@ -145,14 +137,11 @@ class Writer:
 
 
 def write_block(
-    job: WriteJob, number: int, pieces: list[Piece], stages: dict[str, float]
+    context: Context, number: int, pieces: list[Piece], stages: dict[str, float]
 ) -> tuple[int, list[Piece]]:
-    """Write the shards of a block, then its journal entry with the seconds it took."""
-    began = time.perf_counter()
-    job.check()
-    entries = []
-    for piece in pieces:
-        for shard in piece.target.volume.write(piece.shard, piece.voxels):
-            entries.append(ShardEntry(piece.target.array, shard.start, shard.stop, shard.crc32c))
-    job.mark(number, entries, {**stages, "write": time.perf_counter() - began})
+    """Write the shards of a block, and record it with the seconds it took."""
+    with context.block(number, stages) as block:
+        for piece in pieces:
+            target = piece.target
+            block.write(target.volume, piece.shard, piece.voxels, target.array)
     return number, pieces

@@ -6,26 +6,26 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 
-from volflow.engine.clock import Clock
-from volflow.engine.cluster import Cluster, connect, is_embedded, memory_per_worker
+from volflow.engine.cluster import Cluster, connect
 from volflow.engine.events import State
-from volflow.engine.plan import Plan, Step, split_runs
-from volflow.engine.run import run
-from volflow.errors import InvalidInput, Superseded
+from volflow.engine.plan import Plan, split_runs
+from volflow.engine.task import Context, Step
+from volflow.errors import InvalidInput
 from volflow.geometry.budget import format_bytes
 from volflow.geometry.grid import BlockGrid
 from volflow.geometry.roi import Roi
 from volflow.sampling.counts.tally import GROUP_VOXELS, Cell, Entries, tally_classes, tally_weights
-from volflow.store.formats.sources import ArraySource, Source, VolumeSource
+from volflow.store.formats.sources import Source, VolumeSource
 from volflow.store.layout import piece_of_cells
 from volflow.store.slabs import Array
-from volflow.volumes.arrays.computed import DaskSource, at_hand
+from volflow.volumes.arrays.computed import DaskSource
+from volflow.volumes.fold import fold, in_memory
 
 __all__ = [
     "CLASSES",
@@ -40,9 +40,6 @@ __all__ = [
 
 TASKS = 256
 MOST_CELLS = 2**27  # some numbers each; 35 TB of labels have as many of 64³ voxels
-
-# Sessions that ended early, for tasks of theirs that still run in this process.
-_stopped: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -90,7 +87,6 @@ class MassJob:
     kind: Kind
     cell: Cell
     boxes: tuple[Roi, ...]
-    session: str = ""
 
     @cached_property
     def cells(self) -> Cell:
@@ -152,23 +148,21 @@ def _units(source: Source) -> list[tuple[int, ...]]:
     return [(1, y, x), (1, 1, x)]
 
 
-def tally_pieces(job: MassJob, pieces: tuple[int, ...]) -> Iterator[Step]:
+def tally_pieces(job: MassJob, pieces: tuple[int, ...], context: Context) -> Iterator[Step]:
     """The tables of some pieces."""
     for piece in pieces:
-        if job.session in _stopped:
-            raise Superseded(f"the driver of these {job.kind.operation} has ended; this task stops")
-        clock = Clock()
-        table = _tally_piece(job, job.roi(piece), clock)
-        yield Step(piece, job.roi(piece).size, clock.take_step(), table)
+        context.check()
+        table = _tally_piece(job, job.roi(piece), context)
+        yield Step(piece, job.roi(piece).size, table)
 
 
-def _tally_piece(job: MassJob, roi: Roi, clock: Clock) -> Entries:
+def _tally_piece(job: MassJob, roi: Roi, context: Context) -> Entries:
     """The table of one piece. Its voxels end here."""
     channel = (0,) * (len(job.source.shape) - 3)
-    with clock.stage("read"):
+    with context.stage("read"):
         box = Roi((*channel, *roi.start), (*(1 for _ in channel), *roi.stop))
         voxels = job.source.read(box).reshape(roi.shape)
-    with clock.stage("count"):
+    with context.stage("count"):
         path = path_of(job.source)
         name = "the array" if path is None else Path(path).name
         return job.kind.tally(voxels, roi, job.cell, job.cells, name)
@@ -233,23 +227,18 @@ def measure(
     RunFailed
         Where the source cannot be read.
     """
-    if all(_in_memory(job.source) or not len(job) for job in jobs):
-        steps = ([*tally_pieces(job, tuple(range(len(job))))] for job in jobs)
-        return [job.kind.join([s.result for s in of]) for job, of in zip(jobs, steps, strict=True)]
-    tables = []
+
+    def measured(job: MassJob, cluster: Cluster) -> Entries:
+        return fold(
+            lambda source, memory_bytes: plan_mass(replace(job, source=source), memory_bytes),
+            job.source,
+            job.kind.join,
+            cluster=cluster,
+            memory=memory,
+            progress=progress,
+        )
+
+    if all(in_memory(job.source) for job in jobs):
+        return [measured(job, None) for job in jobs]
     with connect(cluster) as client:
-        memory_bytes = memory_per_worker(client, memory)
-        for job in jobs:
-            stop = partial(_stopped.add, job.session)
-            plan = plan_mass(job, memory_bytes)
-            with at_hand(job.source, here=is_embedded(client)) as (source, plugin):
-                plan = replace(plan, job=replace(job, source=source), plugin=plugin)
-                results = run(plan, cluster=client, progress=progress, stop=stop).results
-            tables.append(job.kind.join([results[piece] for piece in sorted(results)]))
-    return tables
-
-
-def _in_memory(source: Source) -> bool:
-    """Whether no other process could read it, or only a copy."""
-    volume = isinstance(source, VolumeSource) and source.volume.path is None
-    return volume or isinstance(source, ArraySource)
+        return [measured(job, client) for job in jobs]

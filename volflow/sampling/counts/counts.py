@@ -8,7 +8,6 @@ whole volume is measured once, and for another patch only the cells at the borde
 from __future__ import annotations
 
 import math
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -231,7 +230,7 @@ def _mass(
     z, y, x = per_axis(cell, "cell")
     shape = source.shape[-3:]
     everything = Roi.full(shape)
-    whole = MassJob(source, kind, (z, y, x), (everything,), uuid.uuid4().hex)
+    whole = MassJob(source, kind, (z, y, x), (everything,))
     reach = reach.clip(shape)
     if path_of(source) is None:
         # The rest is read too: whether voxels are refused must not depend on the patch.

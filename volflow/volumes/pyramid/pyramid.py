@@ -12,16 +12,17 @@ from distributed import Client
 
 from volflow.engine.cluster import Cluster, connect, memory_per_worker, workers
 from volflow.engine.plan import Plan
+from volflow.engine.run import run
 from volflow.errors import RunFailed, StoreFull
 from volflow.store.aside import sweep
 from volflow.store.create import add_array
 from volflow.store.journal.levels import Place, list_levels, place_of
+from volflow.store.journal.outputs import begin_anew, discard
 from volflow.store.meta import Level
 from volflow.store.volume import Volume, open_volume
 from volflow.volumes.copying import Progress
 from volflow.volumes.pyramid.plan import Task, tasks_for
 from volflow.volumes.pyramid.task import LevelJob, halve_blocks
-from volflow.volumes.session import begin_anew, discard, run_journalled
 
 __all__ = ["plan_pyramid", "pyramid"]
 
@@ -153,18 +154,12 @@ def _make(
         factors=layout.factors,
         blocks=layout.blocks,
         piece=layout.piece,
-        journal=journal,
-        session="",
-        memory_bytes=layout.memory_bytes,
     )
     if task.left:
-        plan = replace(layout.plan(task.left, max(1, sum(workers(client).values()))), job=job)
-        run_journalled(plan, journal, task.record, _bind, cluster=client, progress=progress)
+        plan = layout.plan(task.left, max(1, sum(workers(client).values())))
+        plan = replace(plan, job=job, journal=journal, record=task.record)
+        run(plan, cluster=client, progress=progress)
     return target
-
-
-def _bind(job: LevelJob, session: str) -> LevelJob:
-    return replace(job, session=session)
 
 
 def plan_pyramid(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from volflow.engine.memory import Ceiling
-from volflow.engine.plan import Step
+from volflow.engine.task import Context, Step
 from volflow.geometry.grid import BlockGrid
 from volflow.geometry.roi import Roi
-from volflow.store.journal.journal import Journal, ShardEntry
 from volflow.store.volume import Volume
 from volflow.volumes.pyramid.halving import Factors, mean, mode
 
@@ -39,10 +36,6 @@ class LevelJob:
         Source voxels per target voxel along z, y, x.
     blocks, piece
         Target voxels written at once, a shard; and made at once, whole chunks of it.
-    journal, session
-        Where done blocks are recorded, and the driver this task belongs to.
-    memory_bytes
-        What the task may add to its process.
     """
 
     source: Volume
@@ -51,9 +44,6 @@ class LevelJob:
     factors: Factors
     blocks: BlockGrid
     piece: tuple[int, ...]
-    journal: Journal
-    session: str
-    memory_bytes: int
 
     def pieces(self, number: int) -> list[Roi]:
         """A block, cut so that each chunk of the source is read once."""
@@ -78,58 +68,43 @@ class LevelJob:
         kernel(voxels, self.factors, out)
 
 
-def halve_blocks(job: LevelJob, blocks: tuple[int, ...]) -> Iterator[Step]:
+def halve_blocks(job: LevelJob, blocks: tuple[int, ...], context: Context) -> Iterator[Step]:
     """Make blocks; the next piece is read while one is halved and while a block is written."""
-    done = job.journal.done(blocks)
-    left = [number for number in blocks if number not in done]
-    ceiling = Ceiling(job.memory_bytes)
+    context.trim()
     filled = np.empty((), job.target.dtype)
-    for number in done:
-        yield Step(number, 0)
     with ThreadPoolExecutor(1) as pool:
-        pieces = _read_ahead(job, left, pool)
-        for number in left:
+        pieces = _read_ahead(job, blocks, pool, context)
+        for number in blocks:
             block = job.blocks[number].write_roi
             if filled.shape != block.shape:
                 del filled
                 filled = np.empty(block.shape, job.target.dtype)
-            spent: Counter[str] = Counter()
             for piece in job.pieces(number):
                 voxels, read_s = next(pieces)
-                began = time.perf_counter()
-                inside = filled[piece.relative_to(block.start).slices()]
-                job.halve(voxels, _spatial(inside))
+                context.clock.add("read", read_s)
+                with context.stage("halve"):
+                    inside = filled[piece.relative_to(block.start).slices()]
+                    job.halve(voxels, _spatial(inside))
                 del voxels  # before another one is read
-                stages = {"read": read_s, "halve": time.perf_counter() - began}
-                spent.update(stages)
-                yield Step(None, piece.size, stages)
-                ceiling.keep()
-            yield Step(number, 0, _store(job, number, filled, spent))
+                yield Step(None, piece.size)
+                context.trim()
+            with context.block(number) as writer:
+                writer.write(job.target, block, filled, job.array)
+            yield Step(number, 0)
 
 
 def _read_ahead(
-    job: LevelJob, blocks: list[int], pool: ThreadPoolExecutor
+    job: LevelJob, blocks: Sequence[int], pool: ThreadPoolExecutor, context: Context
 ) -> Iterator[tuple[Array, float]]:
     """The voxels of each piece of some blocks, and the seconds it took; one piece ahead."""
     pending: Future[tuple[Array, float]] | None = None
     for piece in (piece for number in blocks for piece in job.pieces(number)):
-        job.journal.check(job.session)
+        context.check()
         ready, pending = pending, pool.submit(job.read, piece)
         if ready is not None:
             yield ready.result()
     if pending is not None:
         yield pending.result()
-
-
-def _store(job: LevelJob, number: int, voxels: Array, spent: Counter[str]) -> dict[str, float]:
-    """Write a block, then its journal entry; returns the seconds that the writing took."""
-    began = time.perf_counter()
-    job.journal.check(job.session)
-    sums = job.target.write(job.blocks[number].write_roi, voxels)
-    stages = {"write": time.perf_counter() - began}
-    entries = [ShardEntry(job.array, s.start, s.stop, s.crc32c) for s in sums]
-    job.journal.mark(number, entries, {**spent, **stages}, session=job.session)
-    return stages
 
 
 def _spatial(voxels: Array) -> Array:

@@ -238,7 +238,7 @@ class TestAgain:
         def never(*args, **options):
             raise AssertionError
 
-        monkeypatch.setattr(pyramid_module, "run_journalled", never)
+        monkeypatch.setattr(pyramid_module, "run", never)
         result = pyramid(scan, levels=2)
         assert mtimes(scan.path) == before
         assert len(result.levels) == 3
@@ -325,7 +325,7 @@ class TestResumes:
             with pytest.raises(Stopped):
                 run()
 
-    @pytest.mark.parametrize("name", ["begin_anew", "add_array", "run_journalled", "list_levels"])
+    @pytest.mark.parametrize("name", ["begin_anew", "add_array", "run", "list_levels"])
     @pytest.mark.parametrize("after", [0, 1])
     def test_between_any_two_steps(self, scan, pyramid, monkeypatch, name, after):
         if name == "list_levels" and after:
@@ -383,7 +383,7 @@ class TestResumes:
     def test_a_resume_keeps_its_shards_whatever_memory_is(self, stored, pyramid, monkeypatch):
         volume = stored(random("f8", (100, 90, 110)), chunk=16, shard=64)
         most = plan_pyramid(volume).peak_bytes
-        self.interrupted(monkeypatch, lambda: pyramid(volume), pyramid_module, "run_journalled", 0)
+        self.interrupted(monkeypatch, lambda: pyramid(volume), pyramid_module, "run", 0)
         with pytest.raises(MemoryRefused, match="level 1 needs"):
             pyramid(volume, memory=most - 1)
         pyramid(volume, memory=most)

@@ -1,20 +1,14 @@
-"""One journalled run: lock, compare with what was begun, run what is left, close."""
+"""Where an output goes: never over its own inputs; begun anew, or deleted with its journal."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import zarr
 
-from volflow.engine.cluster import Cluster
-from volflow.engine.events import State
-from volflow.engine.plan import Plan
-from volflow.engine.run import RunReport, run
 from volflow.errors import InvalidInput
 from volflow.store.aside import beside, sweep
 from volflow.store.journal.journal import Journal, Record
@@ -22,7 +16,7 @@ from volflow.store.journal.levels import drop_levels
 from volflow.store.opening import local_path
 from volflow.store.volume import Volume
 
-__all__ = ["begin_anew", "check_apart", "discard", "run_journalled"]
+__all__ = ["begin_anew", "check_apart", "discard"]
 
 
 def check_apart(out: str | os.PathLike[str], *inputs: Any) -> None:
@@ -72,47 +66,3 @@ def discard(out: Path, journal: Journal) -> None:
     shutil.rmtree(journal.passes, ignore_errors=True)
     journal.clear()
     shutil.rmtree(old, ignore_errors=True)
-
-
-def run_journalled(
-    plan: Plan,
-    journal: Journal,
-    record: Record,
-    bind: Callable[[Any, str], Any],
-    *,
-    cluster: Cluster = None,
-    progress: bool | Callable[[State], object] | None = None,
-) -> RunReport:
-    """Run a plan under its journal; to be called while holding the journal's lock.
-
-    Parameters
-    ----------
-    plan
-        With the blocks that are left.
-    journal, record
-        Where it is recorded, and as what.
-    bind
-        Puts the session's token into a job.
-    cluster, progress
-        As in `run`.
-
-    Raises
-    ------
-    ResumeRefused
-        Where the journal was begun with something else.
-    RunFailed
-        As `run`.
-    """
-    session = journal.begin(record)
-    try:
-        if not plan.runs:
-            return RunReport({}, {}, 0.0, 0)
-        job_of = plan.job_of
-        bound = replace(
-            plan,
-            job=None if plan.job is None else bind(plan.job, session),
-            job_of=None if job_of is None else lambda blocks: bind(job_of(blocks), session),
-        )
-        return run(bound, cluster=cluster, progress=progress, stop=journal.end)
-    finally:
-        journal.end()

@@ -1,0 +1,192 @@
+"""What a task needs beside its job: the context that the driver makes for it on the worker.
+
+A task is ``task(job, blocks, context)``, a generator of `Step`; it is given the blocks that are
+left to do. The context knows whether anybody still waits for the task, how blocks are written and
+recorded, and how long each stage takes, so that a task holds nothing but its own work.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy.typing as npt
+
+from volflow.engine.clock import Clock
+from volflow.engine.memory import Ceiling
+from volflow.errors import Superseded
+from volflow.geometry.roi import Roi
+from volflow.store.journal.journal import Journal, ShardEntry
+from volflow.store.volume import Volume
+
+__all__ = ["BlockWriter", "Context", "Step", "Task", "run_task"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One sign of life of a task.
+
+    Parameters
+    ----------
+    block
+        The block that is now done, on the store and in the journal; None while under way.
+    units
+        Work done since the last step, in the plan's units.
+    result
+        What the block yields to the driver; small.
+    """
+
+    block: int | None
+    units: int
+    result: Any = None
+
+
+@dataclass
+class BlockWriter:
+    """Writes the shards of one block and collects their checksums for its journal entry."""
+
+    context: Context
+    entries: list[ShardEntry] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def write(self, volume: Volume, roi: Roi, voxels: npt.NDArray[Any], array: str = "0") -> None:
+        """Write whole shards of a volume.
+
+        Parameters
+        ----------
+        volume, roi, voxels
+            As `Volume.write` takes them; the box owns its shards.
+        array
+            The volume's array below the output, as the journal names it.
+
+        Raises
+        ------
+        Superseded
+            Where nobody waits for the task any more; nothing is written then.
+        """
+        self.context.check()
+        began = time.perf_counter()
+        for shard in volume.write(roi, voxels):
+            self.entries.append(ShardEntry(array, shard.start, shard.stop, shard.crc32c))
+        self.seconds += time.perf_counter() - began
+
+
+@dataclass
+class Context:
+    """What a task holds beside its job; made on the worker for one attempt at some blocks.
+
+    Parameters
+    ----------
+    journal, session
+        Where done blocks are recorded, and the token of the driver; None for a task that records
+        nothing, whose written blocks are collected in ``written`` instead.
+    memory_bytes
+        What the task may add to its process; None where nothing bounds it.
+    wanted
+        Says whether the driver still waits for this attempt.
+
+    Examples
+    --------
+    >>> context = Context()
+    >>> context.left((3, 4))
+    (3, 4)
+    >>> with context.stage("read"):
+    ...     context.check()
+    >>> list(context.clock.take_step())
+    ['read']
+    """
+
+    journal: Journal | None = None
+    session: str = ""
+    memory_bytes: int | None = None
+    wanted: Callable[[], bool] = lambda: True
+    clock: Clock = field(default_factory=Clock)
+    written: dict[int, tuple[list[ShardEntry], dict[str, float]]] = field(default_factory=dict)
+    _ceiling: Ceiling | None = None
+
+    def left(self, blocks: Sequence[int]) -> tuple[int, ...]:
+        """Return the blocks that the journal does not hold as done, in their order."""
+        done = self.journal.done(blocks) if self.journal is not None else {}
+        return tuple(block for block in blocks if block not in done)
+
+    def check(self) -> None:
+        """Stop the task where its driver has ended, was replaced or took its blocks back.
+
+        Raises
+        ------
+        Superseded
+            Where that is so.
+        """
+        if not self.wanted():
+            raise Superseded("the driver no longer waits for this task, which stops")
+        if self.journal is not None:
+            self.journal.check(self.session)
+
+    @contextmanager
+    def block(
+        self, number: int, stages: Mapping[str, float] | None = None
+    ) -> Iterator[BlockWriter]:
+        """Write a block: when the ``with`` ends well, the block is recorded as done.
+
+        Parameters
+        ----------
+        number
+            Of the block.
+        stages
+            Seconds that the block took so far, by stage; by default those that `stage` counted
+            since the last block. The seconds of writing are added.
+
+        Raises
+        ------
+        Superseded
+            As `check`, before anything is written and before the block is recorded.
+        """
+        self.check()
+        writer = BlockWriter(self)
+        yield writer
+        written = {"write": writer.seconds} if writer.entries else {}
+        if stages is None:  # in the task's own thread, whose clock counts the writing too
+            for stage, seconds in written.items():
+                self.clock.add(stage, seconds)
+            took = self.clock.take_block()
+        else:
+            took = {**stages, **written}
+        if self.journal is None:
+            self.written[number] = writer.entries, took
+        else:
+            self.journal.mark(number, writer.entries, took, session=self.session)
+
+    def stage(self, name: str) -> AbstractContextManager[None]:
+        """Count the seconds of a block of code as a stage, for progress and the journal."""
+        return self.clock.stage(name)
+
+    def trim(self, next_bytes: int = 0) -> None:
+        """Give free memory back to the system where the process nears its budget.
+
+        Parameters
+        ----------
+        next_bytes
+            What the task will take next. The first call, before a task allocates anything, sets
+            the size from which the process is measured.
+        """
+        if self.memory_bytes is None:
+            return
+        if self._ceiling is None:
+            self._ceiling = Ceiling(self.memory_bytes)
+        self._ceiling.keep(next_bytes)
+
+
+Task = Callable[[Any, tuple[int, ...], Context], Iterator[Step]]
+
+
+def run_task(
+    task: Task, job: Any, blocks: tuple[int, ...], context: Context
+) -> Generator[Step, None, None]:
+    """Yield a step for each block that is done already, then run the task on those left."""
+    left = context.left(blocks)
+    yield from (Step(block, 0) for block in blocks if block not in left)
+    if left:
+        yield from task(job, left, context)

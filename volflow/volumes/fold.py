@@ -1,0 +1,71 @@
+"""Measure a source block by block, and merge what the blocks yield in their order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from volflow.engine.cluster import Cluster, connect, is_embedded, memory_per_worker
+from volflow.engine.events import State
+from volflow.engine.plan import Plan
+from volflow.engine.run import run
+from volflow.engine.task import Context
+from volflow.store.formats.sources import ArraySource, Source, VolumeSource
+from volflow.volumes.arrays.computed import at_hand
+
+__all__ = ["fold", "in_memory"]
+
+Merged = TypeVar("Merged")
+
+
+def in_memory(source: Source) -> bool:
+    """Return True where no other process could read a source, or only a copy of it."""
+    volume = isinstance(source, VolumeSource) and source.volume.path is None
+    return volume or isinstance(source, ArraySource)
+
+
+def fold(
+    plan_of: Callable[[Source, int], Plan],
+    source: Source,
+    merge: Callable[[list[Any]], Merged],
+    *,
+    cluster: Cluster = None,
+    wait: float | str | None = None,
+    memory: str | int | None = None,
+    progress: bool | Callable[[State], object] | None = None,
+) -> Merged:
+    """Run an unjournalled plan over a source on any cluster, and merge its results.
+
+    Parameters
+    ----------
+    plan_of
+        Makes the plan from a source and the memory of a worker in bytes; its blocks yield small
+        results. It is called again with the source as it travels to the workers.
+    source
+        What is read. One in memory is read in this thread.
+    merge
+        Of the results, in the order of the blocks: the outcome does not depend on the workers.
+    cluster, wait, memory, progress
+        As in `predict`.
+
+    Raises
+    ------
+    MemoryRefused
+        Where one task does not fit into ``memory``.
+    RunFailed
+        Where the source cannot be read.
+    """
+    if in_memory(source):
+        plan = plan_of(source, 2**62)
+        blocks = tuple(block for blocks in plan.runs for block in blocks)
+        steps = plan.task(plan.job, blocks, Context())
+        results = {step.block: step.result for step in steps if step.block is not None}
+    else:
+        with connect(cluster, wait=wait) as client:
+            memory_bytes = memory_per_worker(client, memory)
+            plan_of(source, memory_bytes)  # refuses before anything is sent
+            with at_hand(source, here=is_embedded(client)) as (carried, plugin):
+                plan = replace(plan_of(carried, memory_bytes), plugin=plugin)
+                results = run(plan, cluster=client, progress=progress).results
+    return merge([results[block] for block in sorted(results)])
