@@ -53,7 +53,6 @@ def test_every_module_reads_in_one_sitting():
     assert {path: n for path, n in lines.items() if n > LONGEST_MODULE} == {}
 
 
-@pytest.mark.xfail(reason="report/pictures has 18 files")
 def test_every_folder_is_seen_at_a_glance():
     count = Counter(_id(path.parent) for path in SOURCES)
     assert {folder: n for folder, n in count.items() if n > FULLEST_FOLDER} == {}

@@ -10,14 +10,12 @@ from typing import Any
 
 from volflow.errors import InvalidInput
 from volflow.report.viewers.appearance import appearances
-from volflow.report.viewers.file_server import PUBLIC_CLIENT, Site, VolumeServer
+from volflow.report.viewers.file_server import CLIENT_PATH, PUBLIC_CLIENT, VolumeServer
 from volflow.report.viewers.neuroglancer import class_names, fragment, viewer_state
 
 __all__ = ["View", "view"]
 
 PORT = 8642  # tried first, so that links and tunnels last
-# The client of the package knows itself by such a path, and waits for events at the other.
-CLIENT_PATH, EVENTS_PATH = "/v/0", "/events/0"
 
 
 class View:
@@ -117,22 +115,18 @@ def view(
     """
     shown = appearances(volumes)
     viewer_state(shown, "")  # refuses before anything listens
-    folder = _installed_client()
-    client = PUBLIC_CLIENT if folder is None else CLIENT_PATH
-    roots = [Path(str(one.volume.path)).resolve() for one in shown]
-    names = {n: class_names(one) for n, one in enumerate(shown) if one.labels}
+    client = _installed_client()
+    start = PUBLIC_CLIENT if client is None else CLIENT_PATH
+    named = {n: json.dumps(class_names(one)) for n, one in enumerate(shown) if one.labels}
     server = _listen(host, port)
     server.start(
-        Site(
-            home=lambda address: f"{client}/#{fragment(viewer_state(shown, address))}",
-            volumes={f"/volumes/{n}": root for n, root in enumerate(roots)},
-            clients={} if folder is None else {CLIENT_PATH: folder},
-            pages={f"/names/{n}/info": json.dumps(found).encode() for n, found in names.items()},
-            streams=frozenset({EVENTS_PATH}),
-        )
+        lambda address: f"{start}/#{fragment(viewer_state(shown, address))}",
+        [Path(str(one.volume.path)).resolve() for one in shown],
+        names=named,
+        client=client,
     )
     state = viewer_state(shown, server.address)
-    started = View(server, state, PUBLIC_CLIENT if folder is None else "installed")
+    started = View(server, state, PUBLIC_CLIENT if client is None else "installed")
     if open_browser:
         webbrowser.open(started.url)
     return started

@@ -10,15 +10,11 @@ import tracemalloc
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from volflow.errors import InvalidInput
 from volflow.report.viewers.file_server import (
     PUBLIC_CLIENT,
-    Site,
     VolumeServer,
-    byte_range,
     file_below,
 )
 
@@ -50,13 +46,10 @@ def store(folder):
 def serve(folder):
     server = VolumeServer("127.0.0.1", 0)
     server.start(
-        Site(
-            home=lambda address: f"/v/0/#!{address}",
-            volumes={"/volumes/0": folder / "scan.zarr"},
-            clients={"/v/0": folder / "client"},
-            pages={"/names/0/info": b"[1]"},
-            streams=frozenset({"/events/0"}),
-        )
+        lambda address: f"/v/0/#!{address}",
+        [folder / "scan.zarr"],
+        names={0: "[1]"},
+        client=folder / "client",
     )
     return server
 
@@ -110,8 +103,7 @@ def test_a_file_comes_whole(server):
         ("bytes=1000-", 1000, 1024),
         ("bytes=1000-99999", 1000, 1024),
         ("bytes=-16", 1008, 1024),
-        ("bytes=-99999", 0, 1024),
-        ("Bytes= 5-6 ", 5, 7),
+        ("bytes= 5-6 ", 5, 7),
     ],
 )
 def test_a_range_is_what_numpy_would_cut(server, asked, first, stop):
@@ -127,6 +119,7 @@ def test_a_range_is_what_numpy_would_cut(server, asked, first, stop):
         ("/volumes/0/0/c/0", "bytes=1024-", 1024),
         ("/volumes/0/0/c/0", "bytes=2000-3000", 1024),
         ("/volumes/0/0/c/0", "bytes=-0", 1024),
+        ("/volumes/0/0/c/0", "bytes=5-2", 1024),
         ("/volumes/0/0/empty", "bytes=0-0", 0),
         ("/volumes/0/0/empty", "bytes=-5", 0),
     ],
@@ -140,7 +133,7 @@ def test_a_range_beyond_the_file_is_416(server, path, asked, size):
 @pytest.mark.parametrize(
     "asked",
     [
-        "bytes=5-2",
+        "bytes=-99999",
         "bytes=-",
         "bytes=a-b",
         "lines=0-1",
@@ -148,26 +141,9 @@ def test_a_range_beyond_the_file_is_416(server, path, asked, size):
         "bytes=" + "9" * 5000 + "-",
     ],
 )
-def test_what_is_no_single_range_gives_the_whole_file(server, asked):
+def test_all_or_no_single_range_gives_the_whole_file(server, asked):
     answer = ask(server, "/volumes/0/0/c/0", Range=asked)
     assert (answer.status, answer.body) == (200, BYTES)
-
-
-@given(st.integers(0, 40), st.integers(0, 50) | st.none(), st.integers(0, 50) | st.none())
-def test_ranges_against_slices(size, first, last):
-    data = bytes(range(size))
-    found = byte_range(
-        f"bytes={'' if first is None else first}-{'' if last is None else last}", size
-    )
-    if first is None and last is None:
-        expected = None
-    elif first is None:
-        expected = data[max(0, size - last) :]
-    elif last is not None and last < first:
-        expected = None
-    else:
-        expected = data[first : None if last is None else last + 1]
-    assert (None if found is None else bytes(data[n] for n in found)) == expected
 
 
 def test_head_says_the_same_and_sends_nothing(server):
@@ -213,7 +189,6 @@ def test_a_page_in_a_volume_is_data(server, store):
         "/volumes/0/%2e%2e/secret",
         "/volumes/0/%2E%2E%2Fsecret",
         "/volumes/0/..%2fsecret",
-        "/volumes/0/0%2fc%2f0",
         "/volumes/0/./zarr.json",
         "/volumes/0//zarr.json",
         "/volumes/0//etc/passwd",
@@ -328,7 +303,7 @@ def test_the_front_page_leads_on_from_where_it_was_reached(server):
 
 def test_writing_is_not_possible(server, store):
     for method in ("POST", "PUT", "DELETE", "PATCH"):
-        assert ask(server, "/volumes/0/zarr.json", method).status == 501
+        assert ask(server, "/volumes/0/zarr.json", method).status == 405
     assert (store / "zarr.json").is_file()
 
 
@@ -439,7 +414,7 @@ def test_other_machines_are_known_as_such(store):
     try:
         assert not server.loopback
         assert server.address == f"http://{socket.gethostname()}:{server.port}"
-        server.start(Site(volumes={"/volumes/0": store}))
+        server.start(str, [store])
         assert ask(server, "/volumes/0/zarr.json", Host="any.example").status == 200
     finally:
         server.close()
