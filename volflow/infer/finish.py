@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from volflow.errors import Damaged, InvalidInput
-from volflow.model.precision import refuse_complex
+from volflow.store.slabs import refuse_complex
 
 __all__ = ["Activation", "Finish"]
 

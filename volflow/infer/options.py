@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -9,26 +10,28 @@ from typing import Any, get_args
 
 import numpy as np
 
+from volflow.engine.cluster import Cluster
+from volflow.engine.events import State
 from volflow.errors import InvalidInput
 from volflow.geometry.frame import Frame
-from volflow.geometry.grid import per_axis, stride_of
+from volflow.geometry.grid import per_axis
 from volflow.geometry.normalize import normalization
 from volflow.geometry.windows import Blend, check_blend
 from volflow.model.digest import digest_of, identity_of
 from volflow.model.imports import Code
 from volflow.model.spec import Spec
 
-__all__ = ["PredictOptions", "merge_options", "order_inputs"]
+__all__ = ["PredictOptions", "Progress", "merge_options", "order_inputs"]
 
 # Statistics of no channel, to check the name of a normalisation before there are any.
 NOTHING: Any = SimpleNamespace(min=(), max=(), mean=(), std=(), percentile=lambda q: ())
 
-Overlap = float | tuple[float, float, float]
+Progress = bool | Callable[[State], object] | None
 
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """The flat options of `predict`, all in one; see there."""
+    """The options of `predict` as one object, which all that runs it receives; see there."""
 
     patch: Any = None
     overlap: Any = None
@@ -47,17 +50,21 @@ class PredictOptions:
     fill: float | None = None
     chunk: Any = None
     shard: Any = None
+    levels: bool = False
+    weights: str | os.PathLike[str] | None = None
+    trust: bool = False
+    cluster: Cluster = None
+    wait: float | str | None = None
+    memory: str | int | None = None
+    overwrite: bool = False
+    resume: bool = False
+    progress: Progress = None
 
     @property
     def sides(self) -> tuple[int, int, int]:
         """The patch, one side per axis of the frame."""
         z, y, x = per_axis(self.patch, "patch")
         return z, y, x
-
-    @property
-    def exact(self) -> bool:
-        """Whether the result is that of the whole volume at once."""
-        return self.blend == "exact"
 
     @property
     def blending(self) -> Blend:
@@ -108,6 +115,8 @@ def _name_of(choice: Any) -> Any:
 def merge_options(given: PredictOptions, spec: Spec) -> PredictOptions:
     """Fill what was not given from the model, then from the house defaults; refuse nonsense.
 
+    What one method alone makes of them, that method checks (`Method.check`).
+
     Raises
     ------
     InvalidInput
@@ -128,17 +137,7 @@ def merge_options(given: PredictOptions, spec: Spec) -> PredictOptions:
     if merged["normalize"] == "none":
         merged["normalize"] = None
     options = replace(given, **merged)
-    if options.exact:
-        if given.overlap is not None:
-            raise InvalidInput(
-                f"overlap {given.overlap} is that of patches, and blend 'exact' has none; leave it"
-                " out, or use blend='gaussian'"
-            )
-        options = _without_patches(options)
-    else:
-        _one_of("blend", options.blend, (*get_args(Blend), "exact"))
-    if not options.exact and options.patch is None:
-        raise InvalidInput("patch is needed: this model does not say its own; e.g. patch=96")
+    _one_of("blend", options.blend, (*get_args(Blend), "exact"))
     if options.fill is None:
         options = replace(options, fill=spec.background if options.output == "classes" else 0)
     if options.dtype is None and options.output == "classes":
@@ -150,22 +149,7 @@ def merge_options(given: PredictOptions, spec: Spec) -> PredictOptions:
     return options
 
 
-def _without_patches(options: PredictOptions) -> PredictOptions:
-    """Of a patch, an exact run only wants to know whether the network takes slices."""
-    if options.mask is not None or options.skip_below is not None:
-        raise InvalidInput(
-            "mask and skip_below leave patches out, and blend 'exact' has none: every voxel may"
-            " depend on every other; leave them out, or use blend='gaussian'"
-        )
-    slices = options.patch is not None and 1 in options.sides
-    # Any side above 1 stands for the whole of its axis.
-    patch = tuple(min(side, 2) for side in options.sides) if slices else None
-    return replace(options, patch=patch, overlap=None)
-
-
 def _check(options: PredictOptions) -> None:
-    if not options.exact:
-        stride_of(options.sides, options.overlap)
     if options.frame is not None:
         Frame.between("RAS", options.frame)
     _one_of("output", options.output, ("scores", "classes"))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +12,16 @@ import zarr
 from distributed import Client
 
 from volflow.engine.cluster import Cluster, connect, memory_per_worker
-from volflow.engine.events import State, announce
+from volflow.engine.events import announce
 from volflow.engine.plan import Plan
 from volflow.engine.run import run
 from volflow.errors import InvalidInput
-from volflow.infer.call import Call, converted_inputs, make_call, placeholders
-from volflow.infer.exact.plan import passes_of
-from volflow.infer.options import PredictOptions
-from volflow.infer.patches.job import Target
-from volflow.infer.patches.plan import (
-    Settings,
-    adopt,
-    check_otherwise,
-    decide,
-    make_plan,
-    out_blocks,
-)
-from volflow.infer.request import Request, make_request, normalized, output_meta
+from volflow.infer.method import Settings, Target, adopt, out_blocks
+from volflow.infer.methods import method_of, open_request
+from volflow.infer.options import PredictOptions, Progress
+from volflow.infer.request import Request, convert_inputs, normalized, output_meta
 from volflow.model.bundle import evaluating
 from volflow.model.forward import Output
-from volflow.passes.executor import run_passes
 from volflow.store.aside import sweep
 from volflow.store.create import check_target, create
 from volflow.store.journal.complete import count_blocks
@@ -46,90 +35,12 @@ from volflow.volumes.pyramid.pyramid import pyramid
 
 __all__ = ["plan_predict", "predict"]
 
-Progress = bool | Callable[[State], object] | None
 Result = Volume | dict[str, Volume]
 
 MOVE = (
     "move it away, and the same command writes it anew from the stored volume; or compute all anew"
     " with overwrite=True (--overwrite)"
 )
-
-
-def _targets(request: Request, settings: Settings) -> tuple[Target, ...]:
-    """The volumes that take the outputs: those of an interrupted run, the others made anew."""
-    options = request.options
-    named = len(settings.outputs) > 1 or settings.outputs[0].name != ""
-    if named:
-        zarr.open_group(request.out, mode="a")
-    targets = []
-    for output in settings.outputs:
-        path = request.out / output.name if named else request.out
-        if path.exists():
-            volume = open_volume(path)
-        else:
-            volume = create(
-                path,
-                _shape(request, settings, output),
-                options.stored_dtype(settings.dtype),
-                output_meta(request, output),
-                chunk=settings.chunk,
-                shard=settings.shard,
-            )
-        array = f"{output.name}/0" if named else "0"
-        targets.append(Target(output.name, array, output.channels, volume))
-    return tuple(targets)
-
-
-def _shape(request: Request, settings: Settings, output: Output) -> tuple[int, ...]:
-    front = () if request.options.output == "classes" else (output.channels,)
-    return (*front, *out_blocks(request, settings).shape)
-
-
-def _check_place(out: Path, journal: Journal, overwrite: bool) -> Record | None:
-    """The record of the run to resume; None where a new one begins."""
-    try:
-        before = journal.recorded()
-    except InvalidInput:  # damaged, which is no obstacle to a new beginning
-        if not overwrite:
-            raise
-        before = None
-    if before is not None and out.exists():
-        return None if overwrite else before
-    check_target(out, overwrite=overwrite)
-    return None
-
-
-def _execute(
-    request: Request,
-    settings: Settings,
-    client: Client,
-    memory: Any,
-    overwrite: bool,
-    progress: Progress,
-) -> Result:
-    journal = Journal(journal_dir(request.out))
-    with journal.lock():
-        sweep(request.out)
-        before = _check_place(request.out, journal, overwrite)
-        settings = adopt(request, before) if before else settings
-        grid = out_blocks(request, settings).counts
-        record = Record("predict", request.fingerprint(), settings.to_dict(grid))
-        if before is not None:
-            journal.compare(record)
-        request = normalized(request, cluster=client, memory=memory, progress=progress)
-        if before is None:
-            begin_anew(request.out, journal, record)
-        targets = _targets(request, settings)
-        if settings.exact is not None:
-            passes = passes_of(request, settings)
-            if len(journal.done()) < math.prod(grid):
-                run_passes(passes, client, memory, progress)
-        plan = make_plan(request, settings, client, memory, targets)
-        run(replace(plan, journal=journal, record=record), cluster=client, progress=progress)
-        if settings.exact is not None:
-            passes.drop(len(passes.steps) - 1)
-    volumes = {t.name: t.volume for t in targets}
-    return volumes.get("", volumes)
 
 
 def predict(  # noqa: PLR0913 - a public journey takes flat options
@@ -256,42 +167,50 @@ def predict(  # noqa: PLR0913 - a public journey takes flat options
     """
     options = PredictOptions(
         patch, overlap, blend, frame, normalize, activation, output, dtype, batch_size, device,
-        precision, flips, mask, skip_below, fill, chunk, shard,
+        precision, flips, mask, skip_below, fill, chunk, shard, levels, weights, trust, cluster,
+        wait, memory, overwrite, resume, progress,
     )  # fmt: skip
     _check_levels(levels, out)
-    call = make_call(volume, model, out, weights, trust, options)
-    with evaluating(call.model.module), connect(cluster, wait=wait) as client:
-        with placeholders(call) as (named, stand_in):
-            # Everything that can be refused is refused before a long conversion.
-            request = make_request(named, stand_in, call.model, call.options, call.store)
-            settings, resuming = _settings(call, request, client, memory, overwrite)
-            if levels:
-                _layouts(request, settings, client, memory, resuming)
-        if resuming and is_foreign(call.out) and not call.out.exists():
-            _tell_of_lost(call, progress)
-        given = converted_inputs(
-            call, overwrite, cluster=client, memory=memory, progress=progress, resume=resume
-        )
-        request = make_request(given.named, given.mask, call.model, call.options, call.store)
-        if given.anew and not overwrite:
-            check_otherwise(request, settings)
-        again = overwrite or given.anew
-        result = _execute(request, settings, client, memory, again, progress)
+    request = open_request(volume, model, out, options)
+    with evaluating(request.model.module), connect(cluster, wait=wait) as client:
+        within = {"cluster": client, "memory": memory, "progress": progress}
+        # Everything that can be refused is refused before a long conversion.
+        decided = _decide(request, client)
+        if decided.before and request.file and not request.file.exists():
+            _tell_of_lost(request)
+        request, anew = convert_inputs(request, overwrite, resume=resume, **within)
+        if anew and not overwrite:
+            _check_otherwise(request, decided.settings)
+        result = _execute(request, decided, client, again=overwrite or anew)
         if levels:
-            result = _with_levels(result, cluster=client, memory=memory, progress=progress)
-    if isinstance(result, Volume) and is_foreign(call.out):
-        write_file(result, call.out, overwrite=overwrite, renew=True, remedy=MOVE)
+            result = _with_levels(result, **within)
+    if isinstance(result, Volume) and request.file is not None:
+        write_file(result, request.file, overwrite=overwrite, renew=True, remedy=MOVE)
     return result
 
 
-def _tell_of_lost(call: Call, progress: Progress) -> None:
-    done, total = count_blocks(call.store)
-    if done == total:
-        announce(
-            f"predict: {call.out.name} is not there; it is written from the stored volume, and"
-            " nothing is computed",
-            progress,
+def plan_predict(volume: Any, model: Any, out: str | os.PathLike[str], **options: Any) -> Plan:
+    """What `predict` would do, with its projected memory; nothing is written.
+
+    Parameters
+    ----------
+    volume, model, out, **options
+        As in `predict`.
+    """
+    given = PredictOptions(**options)
+    _check_levels(given.levels, out)
+    request = open_request(volume, model, out, given)
+    with (
+        evaluating(request.model.module),
+        connect(given.cluster, wait=given.wait) as client,
+    ):
+        decided = _decide(request, client)
+        done = Journal(journal_dir(request.out)).done() if decided.before else ()
+        plan = method_of(request.options).plan(
+            request, decided.settings, client, decided.memory_bytes, done=frozenset(done)
         )
+    coarser = {f"level {layout.level}": layout.describe() for layout in decided.levels}
+    return replace(plan, facts=(*plan.facts, *coarser.items()))
 
 
 def _check_levels(levels: Any, out: Any) -> None:
@@ -306,90 +225,168 @@ def _check_levels(levels: Any, out: Any) -> None:
         )
 
 
-def _with_levels(result: Result, **options: Any) -> Result:
-    if isinstance(result, Volume):
-        return pyramid(result, **options)
-    return {name: pyramid(volume, **options) for name, volume in result.items()}
+@dataclass(frozen=True)
+class Decided:
+    """What a run will do, before anything is written.
+
+    Parameters
+    ----------
+    settings
+        Adopted from the run that is resumed, or decided by the method.
+    before
+        The record of that run; None where a new one begins.
+    levels
+        The coarser levels that were asked for.
+    memory_bytes
+        The budget of a worker.
+    """
+
+    settings: Settings
+    before: Record | None
+    levels: tuple[Layout, ...]
+    memory_bytes: int
 
 
-def _layouts(
-    request: Request, settings: Settings, client: Client, memory: Any, resuming: bool
-) -> list[Layout]:
-    """The coarser levels of the outputs; refuses new ones where memory does not do."""
-    memory_bytes = memory_per_worker(client, memory)
+def _decide(request: Request, client: Client) -> Decided:
+    """Decide what the run will do; refuses what cannot work."""
+    options, file = request.options, request.file
+    method, memory_bytes = method_of(options), memory_per_worker(client, options.memory)
+    before = None
+    if file is None or request.out.exists():
+        before = _recorded(request.out, options.overwrite)
+    if file is not None and not options.overwrite:
+        if file.exists() and before is None:
+            raise InvalidInput(f"{file} exists; use overwrite=True (--overwrite) or another output")
+        refuse_changed(file, MOVE)
+    if before is not None:
+        settings = adopt(method, request, before)
+    else:
+        settings = method.decide(request, client, memory_bytes)
+    if file is not None and settings.outputs[0].name:
+        names = ", ".join(output.name for output in settings.outputs)
+        raise InvalidInput(
+            f"the model returns outputs by name ({names}), which {file.name} cannot hold;"
+            ' use an output like "out.zarr" and export them'
+        )
+    levels = _levels(request, settings, memory_bytes) if options.levels else ()
+    for layout in () if before else levels:
+        layout.require_memory()
+    return Decided(settings, before, levels, memory_bytes)
+
+
+def _recorded(out: Path, overwrite: bool) -> Record | None:
+    """The record of the run to resume; None where a new one begins, for which there is a place."""
+    try:
+        before = Journal(journal_dir(out)).recorded()
+    except InvalidInput:  # damaged, which is no obstacle to a new beginning
+        if not overwrite:
+            raise
+        before = None
+    if before is not None and out.exists():
+        return None if overwrite else before
+    check_target(out, overwrite=overwrite)
+    return None
+
+
+def _levels(request: Request, settings: Settings, memory_bytes: int) -> tuple[Layout, ...]:
+    """The coarser levels of the outputs."""
     dtype = request.options.stored_dtype(settings.dtype)
     found: list[Layout] = []
     for output in settings.outputs:
         shape = _shape(request, settings, output)
         front = (1,) * (len(shape) - 3)
         stored = ((*front, *settings.chunk), (*front, *settings.shard))
-        meta = output_meta(request, output)
-        found += lay_out(shape, dtype, meta, stored, None, memory_bytes)
-    for layout in () if resuming else found:
-        layout.require_memory()
-    return found
+        found += lay_out(shape, dtype, output_meta(request, output), stored, None, memory_bytes)
+    return tuple(found)
 
 
-def _settings(
-    call: Call, request: Request, client: Client, memory: Any, overwrite: bool
-) -> tuple[Settings, bool]:
-    """What the run will do, and whether it resumes one; refuses what cannot work."""
-    before = None
-    foreign = is_foreign(call.out)
-    if not foreign or call.store.exists():
-        before = _check_place(call.store, Journal(journal_dir(call.store)), overwrite)
-    if foreign and call.out.exists() and before is None and not overwrite:
-        raise InvalidInput(f"{call.out} exists; use overwrite=True (--overwrite) or another output")
-    if foreign and not overwrite:
-        refuse_changed(call.out, MOVE)
-    settings = adopt(request, before) if before else decide(request, client, memory)
-    if foreign and settings.outputs[0].name:
-        names = ", ".join(output.name for output in settings.outputs)
-        raise InvalidInput(
-            f"the model returns outputs by name ({names}), which {call.out.name} cannot hold;"
-            ' use an output like "out.zarr" and export them'
+def _shape(request: Request, settings: Settings, output: Output) -> tuple[int, ...]:
+    front = () if request.options.output == "classes" else (output.channels,)
+    return (*front, *out_blocks(request, settings).shape)
+
+
+def _tell_of_lost(request: Request) -> None:
+    """Say so where only the file is gone that the stored volume is exported to."""
+    done, total = count_blocks(request.out)
+    if done == total and request.file is not None:
+        announce(
+            f"predict: {request.file.name} is not there; it is written from the stored volume, and"
+            " nothing is computed",
+            request.options.progress,
         )
-    return settings, before is not None
 
 
-def plan_predict(  # noqa: PLR0913 - as predict
-    volume: Any,
-    model: Any,
-    out: str | os.PathLike[str],
-    *,
-    levels: bool = False,
-    weights: str | os.PathLike[str] | None = None,
-    trust: bool = False,
-    cluster: Cluster = None,
-    wait: float | str | None = None,
-    memory: str | int | None = None,
-    overwrite: bool = False,
-    resume: bool = False,
-    progress: Progress = None,
-    **options: Any,
-) -> Plan:
-    """What `predict` would do, with its projected memory; nothing is written.
+def _check_otherwise(request: Request, settings: Settings) -> None:
+    """Refuse to begin anew, for inputs that were computed anew, what was begun otherwise, too."""
+    journal = Journal(journal_dir(request.out))
+    before = journal.recorded()
+    if before is not None:
+        same = {name: before.fingerprint.get(name) for name in ("input", "mask")}
+        record = _record(request, settings)
+        journal.compare(replace(record, fingerprint={**record.fingerprint, **same}))
 
-    Parameters
-    ----------
-    volume, model, out, levels, weights, trust, cluster, wait, memory, overwrite, resume, progress
-        As in `predict`.
-    **options
-        The others of `predict`.
-    """
-    del progress, resume
-    _check_levels(levels, out)
-    call = make_call(volume, model, out, weights, trust, PredictOptions(**options))
-    with (
-        evaluating(call.model.module),
-        connect(cluster, wait=wait) as client,
-        placeholders(call) as (named, mask),
-    ):
-        request = make_request(named, mask, call.model, call.options, call.store)
-        settings, resuming = _settings(call, request, client, memory, overwrite)
-        plan = make_plan(request, settings, client, memory, resuming=resuming)
-        coarser = _layouts(request, settings, client, memory, resuming) if levels else []
-    # What was handed over, rather than what stands in for it here.
-    given = f"{call.named()} {request.inputs.shape}"
-    described = {f"level {layout.level}": layout.describe() for layout in coarser}
-    return replace(plan, facts=(("input", given), *plan.facts[1:], *described.items()))
+
+def _record(request: Request, settings: Settings) -> Record:
+    grid = out_blocks(request, settings).counts
+    return Record("predict", request.fingerprint(), settings.to_dict(grid))
+
+
+def _execute(request: Request, decided: Decided, client: Client, *, again: bool) -> Result:
+    """Run what is left of the plans, under the output's lock."""
+    options, method, journal = (
+        request.options,
+        method_of(request.options),
+        Journal(journal_dir(request.out)),
+    )
+    settings, memory_bytes = decided.settings, decided.memory_bytes
+    with journal.lock():
+        sweep(request.out)
+        before = _recorded(request.out, again)
+        if before not in (None, decided.before):  # another run has begun meanwhile
+            settings = adopt(method, request, before)
+        record = _record(request, settings)
+        if before is not None:
+            journal.compare(record)
+        request = normalized(
+            request, cluster=client, memory=memory_bytes, progress=options.progress
+        )
+        if before is None:
+            begin_anew(request.out, journal, record)
+        targets = _targets(request, settings)
+        done = frozenset(journal.done())
+        for plan in method.plans(request, settings, client, memory_bytes, targets, done):
+            if plan.journal is None:  # the last one, which writes the result
+                plan = replace(plan, journal=journal, record=record)
+            run(plan, cluster=client, progress=options.progress)
+    volumes = {t.name: t.volume for t in targets}
+    return volumes.get("", volumes)
+
+
+def _targets(request: Request, settings: Settings) -> tuple[Target, ...]:
+    """The volumes that take the outputs: those of an interrupted run, the others made anew."""
+    named = len(settings.outputs) > 1 or settings.outputs[0].name != ""
+    if named:
+        zarr.open_group(request.out, mode="a")
+    targets = []
+    for output in settings.outputs:
+        path = request.out / output.name if named else request.out
+        if path.exists():
+            volume = open_volume(path)
+        else:
+            volume = create(
+                path,
+                _shape(request, settings, output),
+                request.options.stored_dtype(settings.dtype),
+                output_meta(request, output),
+                chunk=settings.chunk,
+                shard=settings.shard,
+            )
+        array = f"{output.name}/0" if named else "0"
+        targets.append(Target(output.name, array, output.channels, volume))
+    return tuple(targets)
+
+
+def _with_levels(result: Result, **options: Any) -> Result:
+    if isinstance(result, Volume):
+        return pyramid(result, **options)
+    return {name: pyramid(volume, **options) for name, volume in result.items()}

@@ -1,30 +1,46 @@
-"""A prediction, checked: what goes in, through which model, with which options, where to."""
+"""A prediction, checked once: what goes in, through which model, with which options, where to."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from volflow.errors import InvalidInput
+from volflow.errors import Damaged, InvalidInput, ResumeRefused
 from volflow.geometry.frame import Frame
-from volflow.geometry.grid import PatchGrid, stride_of
 from volflow.geometry.normalize import normalization
 from volflow.infer.finish import Finish
-from volflow.infer.options import PredictOptions
-from volflow.infer.patches.feed import Inputs
-from volflow.infer.patches.sliding import SlidingWindow
+from volflow.infer.options import PredictOptions, order_inputs
 from volflow.model.forward import Forward, Output
 from volflow.model.precision import compute_dtype
 from volflow.model.spec import Model
-from volflow.store.journal.complete import open_complete
-from volflow.store.meta import Meta
+from volflow.store.formats.sources import Source, VolumeSource
+from volflow.store.journal.journal import journal_dir
+from volflow.store.journal.outputs import check_apart
+from volflow.store.meta import Meta, VolumeSpec
 from volflow.store.volume import Volume
+from volflow.volumes.arrays.inputs import VolumeLike, open_input, spec_of
+from volflow.volumes.convert import convert
+from volflow.volumes.export import is_foreign
+from volflow.volumes.framed import FramedImage
 from volflow.volumes.statistics import statistics
 
-__all__ = ["Request", "check_classes", "make_request", "normalized", "output_meta"]
+__all__ = [
+    "Request",
+    "check_classes",
+    "check_weights",
+    "convert_inputs",
+    "framed_image",
+    "make_request",
+    "normalized",
+    "output_meta",
+]
 
 # Raised when the same inputs give other voxels than before; part of the fingerprint.
 PREDICT_VERSION = 2
@@ -32,24 +48,41 @@ PREDICT_VERSION = 2
 
 @dataclass(frozen=True)
 class Request:
-    """A prediction, checked: what goes in, through which model, with which options, where to."""
+    """A prediction, checked.
 
-    inputs: Inputs
+    Parameters
+    ----------
+    inputs
+        What the network sees; sources stand where volumes are still to be converted.
+    model, options
+        The network, and what is asked for.
+    out
+        The volume that is written.
+    given
+        The inputs by name, as they were handed over.
+    file
+        The file of another format that the volume is exported to, if one was asked for.
+    """
+
+    inputs: FramedImage
     model: Model
     options: PredictOptions
-    out: Path
+    out: Path = Path()
+    given: Mapping[str, Any] | None = None
+    file: Path | None = None
 
     @property
-    def grid(self) -> PatchGrid:
-        """The grid of a model whose output is as large as its input."""
-        sides = self.options.sides
-        return PatchGrid(self.inputs.shape, sides, stride_of(sides, self.options.overlap))
+    def sidecar(self) -> Path:
+        """The folder beside what the user named, where inputs are converted to."""
+        return journal_dir(self.file or self.out)
 
-    def grid_for(self, scale: tuple[int, ...]) -> PatchGrid:
-        """The grid of a model that reduces its input by ``scale``."""
-        sides = self.options.sides
-        stride = stride_of(sides, self.options.overlap, scale)
-        return PatchGrid(self.inputs.shape, sides, stride, tuple(s > 1 for s in scale))
+    def named(self) -> str:
+        """The inputs as they were handed over, for people."""
+        shown = {
+            name: os.fspath(x) if isinstance(x, str | os.PathLike) else type(x).__name__
+            for name, x in (self.given or {}).items()
+        }
+        return ", ".join(f"{name}={x}" if name else x for name, x in shown.items())
 
     def out_shape(self, scale: tuple[int, ...]) -> tuple[int, ...]:
         """Voxels of the output along the stored axes, of ``scale`` input voxels in the frame."""
@@ -68,22 +101,6 @@ class Request:
             self.options.flip_axes,
         )
 
-    def window(
-        self, outputs: tuple[Output, ...], forward: Forward, batch_size: int
-    ) -> SlidingWindow:
-        """What decides the voxels, once it is known what the model returns."""
-        scale = outputs[0].scale
-        return SlidingWindow(
-            self.inputs,
-            self.grid_for(scale),
-            scale,
-            forward,
-            batch_size,
-            self.options.blending,
-            self.finish(forward.dtype),
-            outputs,
-        )
-
     def finish(self, computed: str) -> Finish:
         """What becomes of scores of a dtype."""
         options = self.options
@@ -96,12 +113,12 @@ class Request:
 
     def fingerprint(self) -> dict[str, Any]:
         """What decides the voxels of the result, by part."""
-        volumes = [v.identity() for v in self.inputs.volumes]
-        mask = self.inputs.mask.identity() if self.inputs.mask is not None else None
+        volumes: Any = self.inputs.volumes
+        mask: Any = self.inputs.mask
         code = self.model.code.joined(self.options.code())
         return {
-            "input": volumes,
-            "mask": mask,
+            "input": [volume.identity() for volume in volumes],
+            "mask": None if mask is None else mask.identity(),
             "weights": self.model.digest,
             "code": code.modules,
             "packages": code.packages,
@@ -110,41 +127,202 @@ class Request:
         }
 
 
-def make_request(
-    named: dict[str, Any], mask: Any, model: Model, options: PredictOptions, out: Path
-) -> Request:
-    """Check opened volumes against each other, the model and the options."""
-    volumes = {name: open_complete(v) for name, v in named.items()}
-    first_name, first = next(iter(volumes.items()))
-    others = dict(volumes)
+def make_request(volume: Any, model: Model, out: Any, options: PredictOptions) -> Request:
+    """Open the inputs and check them against each other, the model, the options and the output.
+
+    Parameters
+    ----------
+    volume
+        A `VolumeLike`, or several by name.
+    model
+        Loaded.
+    out
+        Path of the result.
+    options
+        Merged with the model's own.
+
+    Raises
+    ------
+    InvalidInput
+        For what cannot work together.
+    """
+    given = order_inputs(volume, model.spec)
+    masked = {} if options.mask is None else {"mask": options.mask}
+    journal_dir(out)  # refuses a URL
+    place = Path(os.fspath(out)).expanduser().absolute()
+    if not place.parent.is_dir():
+        raise InvalidInput(f"the folder {place.parent} does not exist; make it first")
+    for one in (*given.values(), *masked.values()):
+        if isinstance(one, str | os.PathLike) and "://" not in str(one) and not Path(one).exists():
+            raise InvalidInput(f"{one} does not exist")
+    check_apart(place, *masked.values(), *given.values())
+    check_weights(model.module)
+    sources = {name: _opened(name or "volume", one) for name, one in given.items()}
+    mask = _opened("mask", options.mask) if masked else None
+    image = framed_image(sources, mask, model, options)
+    if is_foreign(place):
+        store = journal_dir(place) / "output.zarr"
+        return Request(image, model, options, store, given, place)
+    return Request(image, model, options, place, given)
+
+
+def _opened(name: str, one: VolumeLike) -> Source:
+    try:
+        return open_input(one)
+    except InvalidInput as error:
+        if isinstance(one, str | os.PathLike):  # which it names
+            raise
+        raise type(error)(f"input {name}: {error}") from error
+
+
+def check_weights(module: torch.nn.Module) -> None:
+    """Refuse weights that are NaN: nothing that they compute is a number."""
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.is_floating_point() and bool(tensor.isnan().any()):
+            raise Damaged(
+                f"the model's {name} holds NaN; train it again, or load weights that are numbers"
+            )
+
+
+def framed_image(
+    sources: Mapping[str, Source], mask: Source | None, model: Model, options: PredictOptions
+) -> FramedImage:
+    """Put opened inputs on one grid, in the frame of the model.
+
+    Raises
+    ------
+    InvalidInput
+        Where they lie on several grids, or the model does not take their channels or spacing.
+    """
+    specs = {name: spec_of(source) for name, source in sources.items()}
+    others = dict(specs)
     if mask is not None:
-        mask = open_complete(mask)
-        if mask.ndim != 3:
-            raise InvalidInput(f"mask must have axes zyx; got {', '.join(mask.axes)}")
-        others["mask"] = mask
-    for name, volume in others.items():
-        if volume.spatial_shape != first.spatial_shape:
+        others["mask"] = spec_of(mask)
+        axes = others["mask"].meta.axes
+        if len(axes) != 3:
+            raise InvalidInput(f"mask must have axes zyx; got {', '.join(axes)}")
+    _check_one_grid(others)
+    first = next(iter(specs.values()))
+    frame = Frame.between(first.meta.orientation, options.frame)
+    _check_spacing(first.meta, frame, model)
+    wanted = model.spec.channels
+    channels = sum(spec.channels for spec in specs.values())
+    if wanted is not None and channels != len(wanted):
+        raise InvalidInput(
+            f"the model wants {len(wanted)} channels ({', '.join(wanted)}); the input has"
+            f" {channels}"
+        )
+    return FramedImage(
+        tuple(specs.values()),
+        tuple(_readable(source) for source in sources.values()),
+        (None,) * len(specs),
+        frame,
+        None if mask is None else _readable(mask),
+        options.skip_below,
+    )
+
+
+def _readable(source: Source) -> Source | Volume:
+    return source.volume if isinstance(source, VolumeSource) else source
+
+
+def _check_one_grid(specs: Mapping[str, VolumeSpec]) -> None:
+    first_name, first = next(iter(specs.items()))
+    for name, spec in specs.items():
+        if spec.spatial_shape != first.spatial_shape:
             raise InvalidInput(
                 f"inputs must lie on one grid: {name or 'the volume'} has shape"
-                f" {volume.spatial_shape}, {first_name or 'the volume'} {first.spatial_shape}"
+                f" {spec.spatial_shape}, {first_name or 'the volume'} {first.spatial_shape}"
             )
-        if not np.allclose(volume.spacing, first.spacing, rtol=1e-3):
+        one, other = spec.meta, first.meta
+        if not np.allclose(one.spacing, other.spacing, rtol=1e-3):
             raise InvalidInput(
                 f"inputs must lie on one grid: {name or 'the volume'} has spacing"
-                f" {volume.spacing}, {first_name or 'the volume'} {first.spacing}"
+                f" {one.spacing}, {first_name or 'the volume'} {other.spacing}"
             )
-        if None not in (a := (volume.orientation, first.orientation)) and len(set(a)) > 1:
+        if None not in (a := (one.orientation, other.orientation)) and len(set(a)) > 1:
             raise InvalidInput(
                 f"inputs must lie on one grid: {name or 'the volume'} is oriented"
-                f" {volume.orientation}, {first_name or 'the volume'} {first.orientation}"
+                f" {one.orientation}, {first_name or 'the volume'} {other.orientation}"
             )
-    frame = Frame.between(first.orientation, options.frame)
-    _check_spacing(first, frame, model)
-    _check_channels(volumes, model)
-    inputs = Inputs(
-        tuple(volumes.values()), (None,) * len(volumes), frame, mask, options.skip_below
-    )
-    return Request(inputs, model, options, out)
+
+
+def _check_spacing(meta: Meta, frame: Frame, model: Model) -> None:
+    wanted = model.spec.spacing
+    if wanted is None:
+        return
+    given = frame.reorder(meta.spacing)
+    same_unit = None in (meta.unit, model.spec.unit) or meta.unit == model.spec.unit
+    if not same_unit or not np.allclose(given, wanted, rtol=0.02):
+        raise InvalidInput(
+            f"the model was trained at spacing {tuple(wanted)} {model.spec.unit or ''} but the"
+            f" volume has {given} {meta.unit or ''}; resample the volume, or use a model for"
+            " its spacing"
+        )
+
+
+def convert_inputs(request: Request, overwrite: bool, **options: Any) -> tuple[Request, bool]:
+    """Convert what is no Zarr array yet into the folder beside the output.
+
+    Parameters
+    ----------
+    request
+        Checked.
+    overwrite
+        Replace what was converted before of another input, instead of refusing.
+    **options
+        Of `convert`.
+
+    Returns
+    -------
+    request
+        With volumes on disk only.
+    anew
+        Whether a conversion that had been begun was begun anew.
+    """
+    image, anew, given = request.inputs, False, dict(request.given or {})
+
+    def converted(name: str, x: Any, source: Any, labels: bool | None) -> Volume:
+        nonlocal anew
+        if isinstance(source, Volume):
+            return source
+        keep = request.sidecar / f"{name}.zarr"
+        before = _begun(keep)
+        # A file is opened again when it is converted, lest it changed since.
+        x = x if isinstance(x, str | os.PathLike) else source
+        try:
+            volume = convert(x, keep, labels=labels, **options)
+        except ResumeRefused:  # what was converted before is another input
+            if not overwrite:
+                raise
+            volume = convert(x, keep, labels=labels, overwrite=True, **options)
+        anew |= before not in (None, _begun(keep))
+        return volume
+
+    request.sidecar.mkdir(exist_ok=True)
+    try:
+        # A network reads the values of its inputs, whatever their files say of them.
+        volumes = tuple(
+            converted(name or "input", x, source, False)
+            for (name, x), source in zip(given.items(), image.volumes, strict=True)
+        )
+        mask = image.mask
+        if mask is not None:
+            mask = converted("mask", request.options.mask, mask, None)
+    except InvalidInput:
+        with suppress(OSError):  # there is something in it
+            request.sidecar.rmdir()
+        raise
+    specs = tuple(volume.spec for volume in volumes)
+    return replace(request, inputs=replace(image, specs=specs, volumes=volumes, mask=mask)), anew
+
+
+def _begun(volume: Path) -> int | None:
+    """When the run that makes a volume was recorded first; None where none was."""
+    try:
+        return (journal_dir(volume) / "plan.json").stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 def check_classes(options: PredictOptions, outputs: tuple[Output, ...]) -> None:
@@ -163,48 +341,25 @@ def normalized(request: Request, **options: Any) -> Request:
     Parameters
     ----------
     request
-        A prediction, checked.
+        Whose inputs are volumes.
     **options
         Of `statistics`, which reads a volume once; what was measured before is not read again.
     """
     choice = request.options.normalize
     if choice is None:
         return request
+    volumes: Any = request.inputs.volumes
     parts = tuple(
         choice if callable(choice) else normalization(choice, statistics(volume, **options))
-        for volume in request.inputs.volumes
+        for volume in volumes
     )
     return replace(request, inputs=replace(request.inputs, normalize=parts))
-
-
-def _check_spacing(volume: Volume, frame: Frame, model: Model) -> None:
-    wanted = model.spec.spacing
-    if wanted is None:
-        return
-    given = frame.reorder(volume.spacing)
-    same_unit = None in (volume.unit, model.spec.unit) or volume.unit == model.spec.unit
-    if not same_unit or not np.allclose(given, wanted, rtol=0.02):
-        raise InvalidInput(
-            f"the model was trained at spacing {tuple(wanted)} {model.spec.unit or ''} but the"
-            f" volume has {given} {volume.unit or ''}; resample the volume, or use a model for"
-            " its spacing"
-        )
-
-
-def _check_channels(volumes: dict[str, Volume], model: Model) -> None:
-    wanted = model.spec.channels
-    given = sum(v.channels_count for v in volumes.values())
-    if wanted is not None and given != len(wanted):
-        raise InvalidInput(
-            f"the model wants {len(wanted)} channels ({', '.join(wanted)}); the input has {given}"
-        )
 
 
 def output_meta(request: Request, output: Output) -> Meta:
     """Axes, spacing, origin and names of an output."""
     inputs, options, spec = request.inputs, request.options, request.model.spec
-    meta = inputs.volumes[0].meta
-    frame = inputs.frame
+    meta, frame = inputs.specs[0].meta, inputs.frame
     offsets = []
     for n, s, flip in zip(inputs.shape, output.scale, frame.flips, strict=True):
         centre = (s - 1) / 2

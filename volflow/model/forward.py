@@ -17,9 +17,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from volflow.engine.memory import begin_peak, peak_bytes
 from volflow.errors import InvalidInput
 from volflow.model.flips import mirrored_outputs
-from volflow.model.precision import explaining_half, refuse_complex, resolve_precision
+from volflow.model.precision import explaining_half, resolve_precision
 from volflow.model.resident import forward_lock, resident
 from volflow.partition.outputs import named_outputs
+from volflow.store.slabs import refuse_complex
 
 __all__ = [
     "Forward",
@@ -128,7 +129,7 @@ class Forward:
         """The dtype of inputs and scores."""
         return torch.float64 if self.dtype == "float64" else torch.float32
 
-    def here(self) -> Forward:
+    def resolve_device(self) -> Forward:
         """The same with the device and precision that "auto" means on this machine."""
         device = pick_device(self.device)
         precision = resolve_precision(self.precision, device, self.dtype)
@@ -170,7 +171,9 @@ class Forward:
             for name, value in _named(raw).items()
         }
 
-    def halving(self, batch: torch.Tensor, batch_size: int) -> tuple[dict[str, torch.Tensor], int]:
+    def run_with_oom_retry(
+        self, batch: torch.Tensor, batch_size: int
+    ) -> tuple[dict[str, torch.Tensor], int]:
         """Scores of a batch, and the batch size that fitted: halved on out-of-memory."""
         while True:
             try:
@@ -292,7 +295,7 @@ def probe(forward: Forward, batch_size: int | None, memory_bytes: int, threads: 
     threads
         Torch threads to use on a CPU.
     """
-    forward = forward.here()
+    forward = forward.resolve_device()
     device = torch.device(forward.device)
     with torch_threads(threads):
         batch = batch_size or (1 if device.type == "cuda" else usual_batch(forward.patch))

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
-import numpy as np
 import torch
 
 from volflow.errors import InvalidInput, VolflowError
@@ -16,7 +14,6 @@ __all__ = [
     "explaining_half",
     "has_bfloat16",
     "has_half_weights",
-    "refuse_complex",
     "resolve_precision",
 ]
 
@@ -101,26 +98,3 @@ def explaining_half(module: torch.nn.Module, dtype: str) -> Iterator[None]:
                     f" says: {str(error.__cause__).partition(chr(10))[0]}"
                 ) from error.__cause__
         raise
-
-
-def refuse_complex(values: Any, what: str) -> None:
-    """Refuse complex numbers, whose imaginary part a cast would drop.
-
-    Raises
-    ------
-    InvalidInput
-        Where a tensor or array is complex.
-
-    Examples
-    --------
-    >>> refuse_complex(torch.ones(1, dtype=torch.complex64), "the model's output")
-    Traceback (most recent call last):
-    ...
-    volflow.errors.InvalidInput: the model's output is complex, and a volume holds real numbers;
-    return its .abs(), or both its parts as channels (torch.view_as_real)
-    """
-    if values.is_complex() if isinstance(values, torch.Tensor) else np.iscomplexobj(values):
-        raise InvalidInput(
-            f"{what} is complex, and a volume holds real numbers; return its .abs(), or both its"
-            " parts as channels (torch.view_as_real)"
-        )

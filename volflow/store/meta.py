@@ -11,7 +11,16 @@ import numpy as np
 
 from volflow.errors import InvalidInput
 
-__all__ = ["Affine", "Level", "Meta", "SourceInfo", "Vector", "check_spacing", "is_color"]
+__all__ = [
+    "Affine",
+    "Level",
+    "Meta",
+    "SourceInfo",
+    "Vector",
+    "VolumeSpec",
+    "check_spacing",
+    "is_color",
+]
 
 # Nothing that is imaged is smaller or farther in any unit, and squares of these are floats.
 SHORTEST, LONGEST = 1e-30, 1e30
@@ -155,6 +164,55 @@ class Level:
     path: str
     scale: Vector
     translation: Vector = (0.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class VolumeSpec:
+    """A volume without its voxels: what plans are made from.
+
+    A `Volume` has one, a file of another format has one before it is converted.
+
+    Parameters
+    ----------
+    shape
+        Voxels per axis, ``zyx`` or ``czyx`` as ``meta.axes``.
+    dtype
+        Of the voxels, in the machine's byte order.
+    chunk
+        The smallest piece that is read, per axis.
+    shard
+        The stored object that holds chunks, per axis; None where unsharded.
+    meta
+        Axes, spacing, unit, orientation.
+
+    Examples
+    --------
+    >>> two = Meta(("c", "z", "y", "x"))
+    >>> spec = VolumeSpec((2, 30, 40, 50), np.dtype("uint16"), (1, 8, 8, 8), None, two)
+    >>> spec.spatial_shape, spec.channels, spec.voxel_bytes
+    ((30, 40, 50), 2, 4)
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    chunk: tuple[int, ...]
+    shard: tuple[int, ...] | None
+    meta: Meta
+
+    @property
+    def spatial_shape(self) -> tuple[int, ...]:
+        """Voxels along z, y, x."""
+        return self.shape[-3:]
+
+    @property
+    def channels(self) -> int:
+        """Number of channels; 1 where there is no channel axis."""
+        return self.shape[0] if "c" in self.meta.axes else 1
+
+    @property
+    def voxel_bytes(self) -> int:
+        """Bytes of one voxel in all channels."""
+        return self.channels * self.dtype.itemsize
 
 
 def check_spacing(sizes: Sequence[float]) -> None:

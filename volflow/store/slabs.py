@@ -1,4 +1,4 @@
-"""What all sources share: the order of slabs, the dtypes they may hold, the identity of a file."""
+"""What all sources share: the order of slabs, the numbers they may hold, the identity of a file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
 
-__all__ = ["Array", "check_dtype", "file_identity", "slab_rois"]
+__all__ = ["Array", "check_dtype", "file_identity", "refuse_complex", "slab_rois"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -50,6 +50,37 @@ def check_dtype(dtype: Any, name: str) -> np.dtype[Any]:
             "parts one by one"
         )
     return kind
+
+
+def refuse_complex(values: Any, what: str) -> None:
+    """Refuse complex numbers, whose imaginary part a cast would drop.
+
+    Parameters
+    ----------
+    values
+        An array or a tensor.
+    what
+        Its name in the error.
+
+    Raises
+    ------
+    InvalidInput
+        Where they are complex.
+
+    Examples
+    --------
+    >>> refuse_complex(np.ones(1, "complex64"), "the model's output")
+    Traceback (most recent call last):
+    ...
+    volflow.errors.InvalidInput: the model's output is complex, and a volume holds real numbers;
+    return its .abs(), or both its parts as channels (torch.view_as_real)
+    """
+    is_complex = getattr(values, "is_complex", None)  # of a tensor
+    if np.iscomplexobj(values) if is_complex is None else is_complex():
+        raise InvalidInput(
+            f"{what} is complex, and a volume holds real numbers; return its .abs(), or both its"
+            " parts as channels (torch.view_as_real)"
+        )
 
 
 def file_identity(path: str) -> str:

@@ -19,7 +19,7 @@ from volflow.errors import InvalidInput, StoreFull
 from volflow.geometry.roi import Roi
 from volflow.store.indexing import to_box
 from volflow.store.layout import split
-from volflow.store.meta import Level, Meta
+from volflow.store.meta import Level, Meta, VolumeSpec
 from volflow.store.ngff import read_group
 from volflow.store.opening import (
     check_array,
@@ -115,6 +115,11 @@ class Volume:
     def shards(self) -> tuple[int, ...] | None:
         """The stored object that holds chunks, per axis; None where unsharded."""
         return None if self.array.shards is None else self._per_axis(self.array.shards)
+
+    @property
+    def spec(self) -> VolumeSpec:
+        """The volume without its voxels, from which plans are made."""
+        return VolumeSpec(self.shape, self.dtype, self.chunks, self.shards, self.meta)
 
     @property
     def spacing(self) -> tuple[float, float, float]:

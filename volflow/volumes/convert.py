@@ -33,12 +33,11 @@ from volflow.volumes.copying import (
     resumes,
     run_copy,
 )
-from volflow.volumes.export import is_foreign
 from volflow.volumes.kind import set_kind
 from volflow.volumes.origin import Origin, origin_of
 from volflow.volumes.write import write
 
-__all__ = ["as_volume", "convert", "plan_convert"]
+__all__ = ["convert", "plan_convert"]
 
 
 @dataclass(frozen=True)
@@ -206,17 +205,3 @@ def _computed_as(source: DaskSource, labels: bool | None) -> DaskSource:
             ' array.astype("int32")'
         )
     return replace(source, meta=replace(source.meta, kind="classes" if labels else "image"))
-
-
-def as_volume(x: VolumeLike, keep: Path, *, labels: bool | None = None, **options: Any) -> Volume:
-    """A volume on disk for whatever a user may hand over.
-
-    Zarr stores and arrays and volumes are opened; other arrays and files are converted to ``keep``
-    first, where an interrupted conversion is resumed; ``labels`` as in `convert`.
-    """
-    if is_foreign(x):
-        return convert(x, keep, labels=labels, **options)
-    source = open_input(x)
-    if isinstance(source, VolumeSource):
-        return source.volume
-    return convert(source, keep, labels=labels, **options)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from volflow.errors import InvalidInput
-from volflow.infer.options import PredictOptions, merge_options, order_inputs
+from volflow.infer.methods import checked_options
+from volflow.infer.options import PredictOptions, order_inputs
 from volflow.model.spec import make_spec
 
 PLAIN = make_spec({})
@@ -21,7 +22,7 @@ RICH = make_spec(
 
 
 def merged(spec=PLAIN, **given) -> PredictOptions:
-    return merge_options(PredictOptions(**{"patch": 8} | given), spec)
+    return checked_options(PredictOptions(**{"patch": 8} | given), spec)
 
 
 class TestMerge:
@@ -161,4 +162,4 @@ class TestInputs:
 
 
 def test_an_exact_run_takes_no_notice_of_a_bundles_overlap():
-    assert merge_options(PredictOptions(blend="exact"), make_spec({"overlap": 8})).overlap is None
+    assert checked_options(PredictOptions(blend="exact"), make_spec({"overlap": 8})).overlap is None

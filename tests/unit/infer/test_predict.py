@@ -606,7 +606,7 @@ class TestForwards:
         assert torch.get_num_threads() == before
 
     def test_torch_keeps_to_the_quota_of_a_container(self, predict, scan, tmp_path, monkeypatch):
-        monkeypatch.setattr("volflow.infer.patches.plan.cores", lambda: 1)
+        monkeypatch.setattr("volflow.infer.method.cores", lambda: 1)
         predict(scan, random_net())
         record = Journal(journal_dir(tmp_path / "out.zarr")).recorded()
         assert record.settings["threads"] == 1

@@ -140,7 +140,7 @@ class TestDone:
             raise AssertionError("a trial forward")
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("volflow.infer.predict.decide", never)
+            patch.setattr("volflow.infer.patches.method.decide", never)
             predict(volume, Tiring(random_net()))
 
     def test_of_a_file_that_was_converted(self, predict, calls, tmp_path):

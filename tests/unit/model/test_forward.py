@@ -122,18 +122,18 @@ class TestMemory:
     @pytest.mark.parametrize(("most", "size"), [(6, 6), (4, 3), (3, 3), (2, 1), (1, 1)])
     def test_a_batch_is_halved_until_it_fits(self, forward_of, batch, calls, most, size):
         forward = forward_of(nets.Greedy(nn.Identity(), most))
-        outputs, found = forward.halving(batch, 6)
+        outputs, found = forward.run_with_oom_retry(batch, 6)
         assert found == size
         assert torch.equal(outputs[""], batch)
         assert calls == [size] * (6 // size)
 
     def test_other_errors_come_through(self, forward_of, batch):
         with pytest.raises(ArithmeticError, match="too bright"):
-            forward_of(nets.Breaking(-99)).halving(batch, 6)
+            forward_of(nets.Breaking(-99)).run_with_oom_retry(batch, 6)
 
     def test_a_single_patch_that_does_not_fit_is_refused(self, forward_of, batch):
         with pytest.raises(InvalidInput, match=r"one patch of \(4, 4, 4\) does not fit in the mem"):
-            forward_of(nets.Greedy(nn.Identity(), 0)).halving(batch, 6)
+            forward_of(nets.Greedy(nn.Identity(), 0)).run_with_oom_retry(batch, 6)
 
     @pytest.mark.parametrize(
         "words", ["DefaultCPUAllocator: can't allocate memory", "out of memory"]
@@ -145,7 +145,7 @@ class TestMemory:
                     raise RuntimeError(words)
                 return batch
 
-        assert forward_of(Wordy()).halving(batch, 6)[1] == 1
+        assert forward_of(Wordy()).run_with_oom_retry(batch, 6)[1] == 1
 
 
 class TestProbe:

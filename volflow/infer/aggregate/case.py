@@ -23,7 +23,7 @@ from volflow.geometry.roi import Roi
 from volflow.geometry.windows import Blend
 from volflow.infer.aggregate.scratch import Parked
 from volflow.infer.finish import Finish
-from volflow.infer.patches.job import Target
+from volflow.infer.method import Target
 from volflow.infer.patches.rolling import RollingBlend
 from volflow.infer.patches.sliding import FINISH_ROWS
 from volflow.infer.patches.tiling import limit_depth

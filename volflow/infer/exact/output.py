@@ -14,7 +14,7 @@ from volflow.geometry.frame import Frame
 from volflow.geometry.grid import BlockGrid
 from volflow.geometry.roi import Roi
 from volflow.infer.finish import Finish
-from volflow.infer.patches.job import Target
+from volflow.infer.method import Target
 from volflow.model.forward import torch_threads
 from volflow.partition.graph import Graph, needed
 from volflow.passes.blockwise import Blockwise

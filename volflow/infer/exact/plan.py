@@ -6,25 +6,22 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from distributed import Client
 
-from volflow.engine.cluster import memory_per_worker, workers
+from volflow.engine.cluster import workers
 from volflow.engine.plan import Plan, split_runs
 from volflow.errors import MemoryRefused, ResumeRefused
 from volflow.geometry.budget import format_bytes
-from volflow.geometry.grid import BlockGrid
 from volflow.infer.exact.blocks import Layout, Result
-from volflow.infer.exact.image import read_image
 from volflow.infer.exact.output import ExactOutput, OutputJob, exact_outputs
-from volflow.infer.patches.job import Target
+from volflow.infer.method import Settings, Target, facts_of, out_blocks, threads_per_worker
 from volflow.infer.patches.tiling import SLACK_BYTES, TRIALS_DIFFER
 from volflow.infer.request import Request, check_classes
 from volflow.model.forward import Output
-from volflow.model.precision import refuse_complex
 from volflow.model.resident import ModelPlugin
 from volflow.partition.graph import Graph
 from volflow.partition.reach import padded_sizes, scale_of
@@ -38,19 +35,17 @@ from volflow.passes.network import Network
 from volflow.passes.profile import OpProfile, profile_ops
 from volflow.passes.schedule import Planner
 from volflow.store.journal.journal import Journal, journal_dir
-
-if TYPE_CHECKING:
-    from volflow.infer.patches.plan import Settings
+from volflow.store.slabs import refuse_complex
 
 __all__ = [
     "ExactSettings",
-    "decide_exact",
+    "decide",
     "dropped_axis",
     "exact_image",
     "exact_outputs_of",
     "network_of",
     "passes_of",
-    "plan_exact",
+    "plan",
     "slack_bytes",
 ]
 
@@ -64,8 +59,8 @@ KEPT_CODE_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
-class ExactSettings:
-    """What an exact run decides once and a resumed run adopts.
+class ExactSettings(Settings):
+    """Settings of an exact run.
 
     Parameters
     ----------
@@ -78,9 +73,10 @@ class ExactSettings:
     sizes: tuple[int, ...]
     passes: tuple[Pass, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for the journal."""
-        return {"sizes": list(self.sizes), "passes": [asdict(step) for step in self.passes]}
+    def own(self) -> dict[str, Any]:
+        """Plain values of the passes, for the journal, and the batches, which are of one block."""
+        passes = [asdict(step) for step in self.passes]
+        return {"batch_size": 1, "exact": {"sizes": list(self.sizes), "passes": passes}}
 
 
 def dropped_axis(request: Request) -> int | None:
@@ -106,18 +102,7 @@ def network_of(request: Request, sizes: tuple[int, ...], device: str, precision:
     )
 
 
-@dataclass(frozen=True)
-class Decision:
-    """What a first run decides."""
-
-    outputs: tuple[Output, ...]
-    network: Network
-    layout: Layout
-    exact: ExactSettings
-    peak_bytes: int
-
-
-def decide_exact(request: Request, client: Client, memory: Any, threads: int) -> Decision:
+def decide(request: Request, client: Client, memory_bytes: int) -> ExactSettings:
     """Choose the passes and blocks of an exact run.
 
     Raises
@@ -138,15 +123,25 @@ def decide_exact(request: Request, client: Client, memory: Any, threads: int) ->
     graph = network_of(request, sizes, "cpu", "float32").graph(module)
     outputs = exact_outputs_of(graph, dropped)
     check_classes(request.options, outputs)
-    memory_bytes = memory_per_worker(client, memory)
+    threads = threads_per_worker(client)
     found = profile_ops(_network(request, sizes), module, client, threads, memory_bytes)
     result = Result(request, outputs, found.network.dtype, tuple(seen), sizes)
     planner = _planner(request, graph, outputs, found, client, memory_bytes)
     choose = _of_volumes if dropped is None else _of_slices
     passes, layout = choose(planner, result)
-    peak = _budget(graph, max(step.peak_bytes for step in passes))
-    exact = ExactSettings(sizes, passes)
-    return Decision(outputs, found.network, layout, exact, peak)
+    return ExactSettings(
+        outputs=outputs,
+        dtype=found.network.dtype,
+        precision=found.network.precision,
+        device=found.network.device,
+        threads=threads,
+        block=layout.block,
+        chunk=layout.chunk,
+        shard=layout.shard,
+        peak_bytes=_budget(graph, max(step.peak_bytes for step in passes)),
+        sizes=sizes,
+        passes=passes,
+    )
 
 
 def exact_outputs_of(graph: Graph, dropped: int | None) -> tuple[Output, ...]:
@@ -200,7 +195,7 @@ def _planner(
     stored = np.dtype(request.options.stored_dtype("float64" if score_bytes == 8 else "float32"))
     classes = request.options.output == "classes"
     written = channels * score_bytes + stored.itemsize * (len(outputs) if classes else channels)
-    read = max(v.dtype.itemsize * v.channels_count for v in request.inputs.volumes)
+    read = max(spec.voxel_bytes for spec in request.inputs.specs)
     cuda = found.network.device.startswith("cuda")
     budget = (memory_bytes - slack_bytes(found.network.dtype)) / ALLOCATED
     if cuda:
@@ -265,10 +260,10 @@ def _refused(planner: Planner, what: str, least_bytes: int) -> MemoryRefused:
 
 def exact_image(request: Request, dtype: str) -> ImageReader:
     """Return what reads boxes of the image as the network sees it."""
-    return partial(read_image, request.inputs, dtype=dtype)
+    return partial(request.inputs.read, dtype=dtype)
 
 
-def passes_of(request: Request, settings: Settings) -> Passes:
+def passes_of(request: Request, settings: ExactSettings) -> Passes:
     """Return the passes of a run with these settings.
 
     Raises
@@ -276,27 +271,25 @@ def passes_of(request: Request, settings: Settings) -> Passes:
     ResumeRefused
         Where the settings, those of a journal, name nodes that the model does not have.
     """
-    exact = settings.exact
-    assert exact is not None
-    network = network_of(request, exact.sizes, settings.device, settings.precision)
+    network = network_of(request, settings.sizes, settings.device, settings.precision)
     graph = replace(network, device="cpu").graph(request.model.module)
-    _check_nodes(exact, graph, request)
+    _check_nodes(settings.passes, graph, request)
     return Passes(
-        exact.passes,
+        settings.passes,
         graph,
         Blockwise(network, exact_image(request, network.dtype)),
         ModelPlugin(request.model.module, request.model.digest),
         Journal(journal_dir(request.out)).passes,
         request.fingerprint(),
         settings.threads,
-        settings.peak_bytes - max(step.peak_bytes for step in exact.passes),
+        settings.peak_bytes - max(step.peak_bytes for step in settings.passes),
     )
 
 
-def _check_nodes(exact: ExactSettings, graph: Graph, request: Request) -> None:
+def _check_nodes(passes: Sequence[Pass], graph: Graph, request: Request) -> None:
     """Refuse passes of a journal that belong to another network."""
     known = range(len(graph.nodes))
-    for step in exact.passes:
+    for step in passes:
         nodes = (*step.given, *step.stores, *step.statistics)
         sides = len(step.block) == len(graph.sizes(0)) and min(step.block) >= 1
         if not sides or not all(n in known for n in nodes):
@@ -306,13 +299,13 @@ def _check_nodes(exact: ExactSettings, graph: Graph, request: Request) -> None:
             )
 
 
-def plan_exact(
+def plan(
     request: Request,
-    settings: Settings,
+    settings: ExactSettings,
     client: Client,
     memory_bytes: int,
-    targets: tuple[Target, ...],
-    done: frozenset[int],
+    targets: tuple[Target, ...] = (),
+    done: frozenset[int] = frozenset(),
 ) -> Plan:
     """Return the plan of the last pass, which tells of those before it as well.
 
@@ -330,7 +323,7 @@ def plan_exact(
     passes = passes_of(request, settings)
     last = len(passes.steps) - 1
     inputs, options, scale = request.inputs, request.options, settings.outputs[0].scale
-    blocks = BlockGrid(request.out_shape(scale), settings.block)
+    blocks = out_blocks(request, settings)
     left = [number for number in range(len(blocks)) if number not in done]
     count = max(1, len(workers(client)))
     finish = request.finish(settings.dtype)
@@ -343,14 +336,9 @@ def plan_exact(
         threads=settings.threads,
         peak_bytes=passes.peak_bytes(last),
     )
-    facts = (
-        ("input", ", ".join(str(v.path) for v in inputs.volumes) + f" {inputs.shape}"),
-        ("model", request.model.name),
-        ("output", f"{request.out} {options.output} {finish.dtype}"),
+    own = (
         ("blend", "exact" + (f", frame {options.frame}" if options.frame else "")),
         ("device", f"{settings.device} {settings.precision}"),
-        ("blocks", f"{settings.block} voxels, shards {settings.shard}, chunks {settings.chunk}"),
-        *pass_facts(passes.graph, passes.steps),
     )
     return Plan(
         "predict",
@@ -362,6 +350,6 @@ def plan_exact(
         peak_bytes=settings.peak_bytes,
         memory_bytes=memory_bytes,
         exclusive=True,
-        facts=facts,
+        facts=(*facts_of(request, settings, own), *pass_facts(passes.graph, passes.steps)),
         plugin=passes.model,
     )

@@ -15,17 +15,13 @@ from typing import Any
 
 import numpy.typing as npt
 
-from volflow.engine.cluster import connect
+from volflow.engine.cluster import connect, memory_per_worker
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
-from volflow.infer.exact.image import read_image
 from volflow.infer.exact.output import ExactOutput
-from volflow.infer.exact.plan import dropped_axis, exact_outputs_of, network_of, passes_of
+from volflow.infer.exact.plan import decide, dropped_axis, exact_outputs_of, network_of, passes_of
 from volflow.infer.finish import Finish
-from volflow.infer.lazy.blocks import Hull
-from volflow.infer.patches.feed import Inputs
-from volflow.infer.patches.plan import decide
-from volflow.infer.patches.sliding import Rows
+from volflow.infer.method import Hull, Rows
 from volflow.infer.request import Request
 from volflow.model.forward import Output
 from volflow.model.resident import ModelPlugin, lent
@@ -36,6 +32,7 @@ from volflow.passes.blockwise import Blockwise
 from volflow.passes.cost import Pass, targets_of
 from volflow.passes.executor import Passes, run_passes
 from volflow.passes.network import Network
+from volflow.volumes.framed import FramedImage
 
 __all__ = ["ExactWindow", "exact_window"]
 
@@ -60,7 +57,7 @@ class ExactWindow:
         What was measured of the whole volume, by node.
     """
 
-    inputs: Inputs
+    inputs: FramedImage
     network: Network
     dropped: int | None
     shape: tuple[int, ...]
@@ -79,15 +76,15 @@ class ExactWindow:
         return tuple(-(-n // s) for n, s in zip(self.shape, self.scale, strict=True))
 
     @property
-    def decides(self) -> tuple[object, ...]:
+    def cache_key(self) -> tuple[object, ...]:
         """What decides the voxels beside the request."""
         return "exact", self.network.device, self.network.precision
 
-    def here(self) -> ExactWindow:
+    def resolve_device(self) -> ExactWindow:
         """The same on the device that "auto" means on this machine."""
         return replace(self, network=self.network.resolved())
 
-    def reading(self, inputs: Inputs) -> ExactWindow:
+    def with_inputs(self, inputs: FramedImage) -> ExactWindow:
         """The same of other inputs."""
         return replace(self, inputs=inputs)
 
@@ -95,7 +92,7 @@ class ExactWindow:
         """A box of the output, at once."""
         graph = self.network.graph()
         frame = self.inputs.frame
-        image = partial(read_image, self.inputs, dtype=self.network.dtype)
+        image = partial(self.inputs.read, dtype=self.network.dtype)
         blockwise = Blockwise(self.network, image, statistics=self.statistics)
         output = ExactOutput(graph.outputs, self.scale, self.finish, frame, self.dropped)
         yield tile.start[0], output.rows(blockwise, graph, tile)
@@ -163,11 +160,12 @@ def _measured(request: Request) -> dict[int, Array]:
     model = ModelPlugin(request.model.module, request.model.digest)
     with tempfile.TemporaryDirectory() as folder, connect(None) as client, lent(model):
         placed = replace(request, out=Path(folder) / "out.zarr")
-        settings = decide(placed, client, None)
+        memory_bytes = memory_per_worker(client, None)
+        settings = decide(placed, client, memory_bytes)
         passes = passes_of(placed, settings)
         if len(passes.steps) == 1:
             return _of_whole(passes)
-        run_passes(passes, client, None, False)
+        run_passes(passes, client, memory_bytes, False)
         return dict(passes.inputs_of(len(passes.steps) - 1).statistics)
 
 

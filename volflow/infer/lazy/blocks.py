@@ -7,9 +7,9 @@ its patches reach from the neighbouring chunks.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, cast
+from typing import Any
 
 import dask.array as da
 import numpy as np
@@ -19,14 +19,10 @@ from dask.base import tokenize
 from volflow.errors import InvalidInput
 from volflow.geometry.frame import Frame
 from volflow.geometry.roi import Roi
-from volflow.infer.finish import Finish
-from volflow.infer.patches.feed import Inputs
-from volflow.infer.patches.sliding import Rows
+from volflow.infer.method import BoxFunction, Hull
 from volflow.infer.request import Request, output_meta
-from volflow.model.forward import Output
 from volflow.model.resident import ModelPlugin, lent
 from volflow.store.layout import default_layout
-from volflow.store.volume import Volume
 from volflow.volumes.arrays.graphs import carried
 from volflow.volumes.overlap.depth import is_whole, merged_chunks
 from volflow.volumes.overlap.map_overlap import Block
@@ -34,51 +30,6 @@ from volflow.volumes.overlap.map_overlap import Block
 __all__ = ["over_computed", "over_stored"]
 
 Cuts = tuple[tuple[int, ...], ...]
-
-
-class BlockFunction(Protocol):
-    """What computes boxes of a prediction: patches that are blended, or the exact network."""
-
-    @property
-    def inputs(self) -> Inputs:
-        """What is read."""
-
-    @property
-    def outputs(self) -> tuple[Output, ...]:
-        """What the network returns."""
-
-    @property
-    def finish(self) -> Finish:
-        """What becomes of it."""
-
-    @property
-    def scale(self) -> tuple[int, ...]:
-        """Input voxels per output voxel."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Voxels of the input, per frame axis."""
-
-    @property
-    def out_shape(self) -> tuple[int, ...]:
-        """Voxels of the output, per frame axis."""
-
-    @property
-    def decides(self) -> tuple[object, ...]:
-        """What decides the voxels beside the request."""
-
-    def here(self) -> BlockFunction:
-        """The same on the device that "auto" means on this machine."""
-
-    def reading(self, inputs: Inputs) -> BlockFunction:
-        """The same of other inputs."""
-
-    def rows(self, tile: Roi) -> Iterator[Rows]:
-        """A box of the output, some rows at a time; the model must be resident."""
-
-
-# The input voxels along a frame axis from which [low, high) of the output is computed.
-Hull = Callable[[int, int, int], tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -95,7 +46,7 @@ class Blocks:
         Where the voxels that a block is given begin, along the stored axes.
     """
 
-    window: BlockFunction
+    window: BoxFunction
     cuts: Cuts
     starts: Cuts = ()
 
@@ -109,7 +60,7 @@ class Blocks:
         pairs = [(axis[i], axis[i + 1]) for axis, i in zip(self.cuts, index[-3:], strict=True)]
         return Roi(tuple(a for a, _ in pairs), tuple(b for _, b in pairs))
 
-    def compute(self, window: BlockFunction, index: tuple[int, ...]) -> npt.NDArray[Any]:
+    def compute(self, window: BoxFunction, index: tuple[int, ...]) -> npt.NDArray[Any]:
         """A block's voxels, ``CZYX`` or ``ZYX``."""
         frame = window.inputs.frame
         box = self.roi(index)
@@ -125,36 +76,11 @@ class Blocks:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A part of an array ``czyx`` in memory; reads like the whole.
-
-    Parameters
-    ----------
-    voxels
-        The part.
-    start, spatial_shape
-        Where it begins along z, y, x, and how large the whole is.
-    """
+class Part:
+    """A part of an array ``czyx`` in memory, from a voxel on; reads like the whole."""
 
     voxels: npt.NDArray[Any]
     start: tuple[int, ...]
-    spatial_shape: tuple[int, ...]
-    ndim = 4
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Of its voxels."""
-        return self.voxels.dtype
-
-    @property
-    def chunks(self) -> tuple[int, ...]:
-        """What is worth reading at once."""
-        return self.voxels.shape
-
-    @property
-    def channels_count(self) -> int:
-        """Number of channels."""
-        return len(self.voxels)
 
     def read(self, roi: Roi) -> npt.NDArray[Any]:
         """The voxels of a box of the whole, all channels."""
@@ -168,10 +94,10 @@ def _lazy(blocks: Blocks, request: Request, *arrays: da.Array) -> da.Array:
     dtype = np.dtype(window.finish.dtype)
     model = ModelPlugin(request.model.module, request.model.digest)
     decides = request.fingerprint()
-    if arrays:  # of which the request knows but a stand-in
+    if arrays:  # whose voxels nobody has seen
         decides["input"] = [array.name for array in arrays]
     # The frame of a computed array follows from the volume that it is like.
-    token = tokenize(decides, window.inputs.frame, window.decides, blocks.cuts)
+    token = tokenize(decides, window.inputs.frame, window.cache_key, blocks.cuts)
     result: da.Array = da.map_blocks(
         _compute_block,
         *arrays,
@@ -194,17 +120,16 @@ def _compute_block(
     """A block; with query planning Dask makes its own names, which follow what is decided."""
     del decided
     *padded, model = arrays
-    window = blocks.window.here()
+    window = blocks.window.resolve_device()
     if padded:
         start = tuple(axis[i] for axis, i in zip(blocks.starts, block_id[-3:], strict=True))
-        piece = Piece(padded[0], start, window.inputs.frame.restore(window.shape))
-        volumes = cast("tuple[Volume, ...]", (piece,))  # it reads like one
-        window = window.reading(replace(window.inputs, volumes=volumes))
+        inputs = replace(window.inputs, volumes=(Part(padded[0], start),))
+        window = window.with_inputs(inputs)
     with lent(model.item()):
         return blocks.compute(window, block_id)
 
 
-def over_stored(request: Request, window: BlockFunction, block: Block) -> da.Array:
+def over_stored(request: Request, window: BoxFunction, block: Block) -> da.Array:
     """Blocks that read their voxels from the store."""
     out = request.inputs.frame.restore(window.out_shape)
     if block is None:
@@ -217,7 +142,7 @@ def over_stored(request: Request, window: BlockFunction, block: Block) -> da.Arr
     return _lazy(Blocks(window, cuts), request)
 
 
-def over_computed(array: da.Array, request: Request, window: BlockFunction, hull: Hull) -> da.Array:
+def over_computed(array: da.Array, request: Request, window: BoxFunction, hull: Hull) -> da.Array:
     """Blocks that get their voxels from the chunks of a computed array."""
     scale = window.inputs.frame.restore(window.scale)
     chunks, merged = (), array.chunks[-3:]
@@ -240,8 +165,7 @@ def over_computed(array: da.Array, request: Request, window: BlockFunction, hull
     begins = tuple(
         tuple(max(0, at - d) for at in axis[:-1]) for axis, d in zip(starts, depth, strict=True)
     )
-    bare = window.reading(replace(window.inputs, volumes=()))
-    return _lazy(Blocks(bare, cuts, begins), request, padded)
+    return _lazy(Blocks(window, cuts, begins), request, padded)
 
 
 def _depth(frame: Frame, hull: Hull, cuts: Cuts, starts: list[list[int]]) -> tuple[int, ...]:

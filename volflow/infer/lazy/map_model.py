@@ -9,34 +9,27 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import cloudpickle
 import dask.array as da
-import numpy as np
 import torch
-import zarr
 
 from volflow.errors import InvalidInput
-from volflow.infer.call import check_weights
-from volflow.infer.exact.window import exact_window
-from volflow.infer.lazy.blocks import BlockFunction, Hull, over_computed, over_stored
-from volflow.infer.options import PredictOptions, merge_options, order_inputs
-from volflow.infer.patches.sliding import SlidingWindow, read_hull
-from volflow.infer.request import Request, check_classes, make_request, normalized
+from volflow.infer.lazy.blocks import over_computed, over_stored
+from volflow.infer.method import BoxFunction, Hull
+from volflow.infer.methods import checked_options, method_of
+from volflow.infer.options import PredictOptions, order_inputs
+from volflow.infer.request import Request, check_classes, check_weights, framed_image, normalized
 from volflow.model.bundle import load_model
-from volflow.model.forward import Forward, Output, output_shapes, probe, usual_batch
-from volflow.model.precision import has_half_weights
-from volflow.model.resident import ModelPlugin, lent
 from volflow.model.spec import Model
 from volflow.store.formats.sources import Source, VolumeSource
-from volflow.store.meta import Meta
-from volflow.store.volume import Volume, open_volume
+from volflow.store.journal.complete import open_complete
+from volflow.store.meta import VolumeSpec
 from volflow.volumes.arrays.inputs import VolumeLike, lazy_array, open_input
+from volflow.volumes.framed import FramedImage
 from volflow.volumes.overlap.map_overlap import Block
 from volflow.volumes.write import grid_of
 
@@ -120,45 +113,29 @@ def map_model(  # noqa: PLR0913 - the options of predict
     """
     loaded = _snapshot(model, load_model(model, weights, trust=trust))
     check_weights(loaded.module)
-    options = merge_options(
-        PredictOptions(
-            patch, overlap, blend, frame, normalize, activation, output, dtype, batch_size, device,
-            precision, flips, mask, skip_below, fill,
-        ),
-        loaded.spec,
+    given = PredictOptions(
+        patch, overlap, blend, frame, normalize, activation, output, dtype, batch_size, device,
+        precision, flips, mask, skip_below, fill,
     )  # fmt: skip
+    options = checked_options(given, loaded.spec)
     named = {name: open_input(one) for name, one in order_inputs(x, loaded.spec).items()}
-    volumes = {name: one.volume for name, one in named.items() if isinstance(one, VolumeSource)}
-    if len(volumes) == len(named):
-        request = normalized(make_request(volumes, mask, loaded, options, Path()))
-        return over_stored(request, _block_function(request, batch_size)[0], block)
-    if isinstance(options.normalize, str):
+    masked = None if mask is None else VolumeSource(open_complete(mask))
+    stored = all(isinstance(one, VolumeSource) for one in named.values())
+    if not stored and isinstance(options.normalize, str):
         raise InvalidInput(
             f"normalize {options.normalize!r} needs statistics of the whole volume, which a"
             " computed array does not have; store it first with vf.write, or give"
             ' normalize="none" or a function'
         )
-    if like is not None:
+    if not stored and like is not None:
         named = {name: _placed(one, like) for name, one in named.items()}
-    grids = {name: _stand_in(one.shape, one.dtype, one.meta) for name, one in named.items()}
-    first = next(iter(make_request(grids, mask, loaded, options, Path()).inputs.volumes))
+    inputs = framed_image(named, masked, loaded, options)
+    if stored:
+        request = normalized(Request(inputs, loaded, options))
+        return over_stored(request, _boxes(request, computed=False)[0], block)
     array = _stacked([lazy_array(one) for one in named.values()])
-    joined = _stand_in(array.shape, array.dtype, first.meta)
-    request = make_request({"": joined}, mask, loaded, options, Path())
-    request = replace(request, inputs=replace(request.inputs, normalize=(options.normalize,)))
-    return over_computed(array, request, *_block_function(request, batch_size, computed=True))
-
-
-def _block_function(
-    request: Request, batch_size: int | str, *, computed: bool = False
-) -> tuple[BlockFunction, Hull]:
-    """What computes blocks, and from which voxels."""
-    if request.options.exact:
-        exact, hull = exact_window(request, measurable=not computed)
-        _one_output(request, exact.outputs)
-        return exact, hull
-    window = _window(request, batch_size)
-    return window, partial(read_hull, window)
+    request = Request(_stacked_image(inputs, array, options), loaded, options)
+    return over_computed(array, request, *_boxes(request, computed=True))
 
 
 def _snapshot(given: Any, loaded: Model) -> Model:
@@ -186,23 +163,19 @@ def _stacked(parts: list[da.Array]) -> da.Array:
     return array
 
 
-def _stand_in(shape: Sequence[int], dtype: np.dtype[Any], meta: Meta) -> Volume:
-    """A volume without voxels for the checks that a request needs."""
-    sizes = tuple(int(n) for n in shape)
-    volume = open_volume(zarr.create_array({}, shape=sizes, chunks=sizes, dtype=dtype))
-    return replace(volume, meta=replace(meta, axes=volume.axes))
+def _stacked_image(image: FramedImage, array: da.Array, options: PredictOptions) -> FramedImage:
+    """The inputs as one array of all channels, whose blocks bring their voxels."""
+    meta = replace(image.specs[0].meta, axes=("c", "z", "y", "x"))
+    shape = tuple(int(n) for n in array.shape)
+    spec = VolumeSpec(shape, array.dtype, shape, None, meta)
+    normalize: Any = options.normalize
+    return replace(image, specs=(spec,), volumes=(), normalize=(normalize,))
 
 
-def _window(request: Request, batch_size: int | str) -> SlidingWindow:
-    """What decides the voxels; one output only."""
-    forward = request.forward(request.options.device, request.options.precision)
-    outputs = _outputs(forward, request.model)
-    _one_output(request, outputs)
-    batch = usual_batch(forward.patch) if batch_size == "auto" else int(batch_size)
-    return request.window(outputs, forward, batch)
-
-
-def _one_output(request: Request, outputs: tuple[Output, ...]) -> None:
+def _boxes(request: Request, *, computed: bool) -> tuple[BoxFunction, Hull]:
+    """What computes boxes, and from which voxels; refuses outputs that an array cannot hold."""
+    window, hull = method_of(request.options).boxes(request, computed=computed)
+    outputs = window.outputs
     if len(outputs) > 1 or outputs[0].name:
         names = ", ".join(output.name for output in outputs)
         raise InvalidInput(
@@ -210,12 +183,4 @@ def _one_output(request: Request, outputs: tuple[Output, ...]) -> None:
             " it returns a tensor, or use predict"
         )
     check_classes(request.options, outputs)
-
-
-def _outputs(forward: Forward, model: Model) -> tuple[Output, ...]:
-    # Without values a network is not asked whether it takes float32 beside weights of another.
-    known = None if has_half_weights(model.module) else output_shapes(forward, model.module)
-    if known is not None:
-        return known
-    with lent(ModelPlugin(model.module, model.digest)):
-        return probe(forward, 1, 2**62, torch.get_num_threads()).outputs
+    return window, hull

@@ -7,20 +7,10 @@ from dataclasses import dataclass
 from volflow.geometry.frame import Frame
 from volflow.geometry.grid import BlockGrid
 from volflow.geometry.roi import Roi
+from volflow.infer.method import Target
 from volflow.infer.patches.sliding import SlidingWindow
-from volflow.store.volume import Volume
 
-__all__ = ["PredictJob", "Target"]
-
-
-@dataclass(frozen=True)
-class Target:
-    """Where one output of the model goes: its name there, its array below the output, a volume."""
-
-    name: str
-    array: str
-    channels: int
-    volume: Volume
+__all__ = ["PredictJob"]
 
 
 @dataclass(frozen=True)

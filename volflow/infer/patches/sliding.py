@@ -11,7 +11,6 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy.typing as npt
 import torch
 
 from volflow.engine.task import Context
@@ -20,17 +19,16 @@ from volflow.geometry.grid import PatchGrid
 from volflow.geometry.roi import Roi
 from volflow.geometry.windows import Blend
 from volflow.infer.finish import Finish
-from volflow.infer.patches.feed import Feed, Inputs
+from volflow.infer.method import Rows
 from volflow.infer.patches.rolling import RollingBlend
+from volflow.infer.patches.rows import RowReader
 from volflow.model.forward import Forward, Output
+from volflow.volumes.framed import FramedImage
 
-__all__ = ["FINISH_ROWS", "Rows", "SlidingWindow", "read_hull", "slide"]
+__all__ = ["FINISH_ROWS", "SlidingWindow", "read_hull", "slide"]
 
 # Rows are finished a few at a time, so that their temporaries stay small.
 FINISH_ROWS = 16
-
-# Finished rows by output: where they begin along the frame's first axis, and their voxels.
-Rows = tuple[int, dict[str, npt.NDArray[Any]]]
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class SlidingWindow:
         What becomes of its scores, by output.
     """
 
-    inputs: Inputs
+    inputs: FramedImage
     grid: PatchGrid
     scale: tuple[int, ...]
     forward: Forward
@@ -67,15 +65,15 @@ class SlidingWindow:
         return self.grid.reduced(self.scale).shape
 
     @property
-    def decides(self) -> tuple[object, ...]:
+    def cache_key(self) -> tuple[object, ...]:
         """What decides the voxels beside the request."""
         return self.batch_size, self.forward.device, self.forward.precision
 
-    def here(self) -> SlidingWindow:
+    def resolve_device(self) -> SlidingWindow:
         """The same on the device that "auto" means on this machine."""
-        return replace(self, forward=self.forward.here())
+        return replace(self, forward=self.forward.resolve_device())
 
-    def reading(self, inputs: Inputs) -> SlidingWindow:
+    def with_inputs(self, inputs: FramedImage) -> SlidingWindow:
         """The same of other inputs."""
         return replace(self, inputs=inputs)
 
@@ -108,15 +106,15 @@ def slide(window: SlidingWindow, tile: Roi, context: Context) -> Generator[Rows,
     slots = _slots(columns, window.batch_size, grid.counts[2])
     hulls = [read_hull(window, axis, *side) for axis, side in enumerate(tile)]
     hull = Roi(tuple(low for low, _ in hulls), tuple(high for _, high in hulls))
-    feed = Feed(window.inputs, hull, window.forward.dtype)
-    batches = Batches(window, feed)
+    reader = RowReader(window.inputs, hull, window.forward.dtype)
+    batches = Batches(window, reader)
     try:
         for layer in layers:
             with context.stage("read"):
-                feed.load(_top(grid, layer))
-                feed.wait()
+                reader.load(_top(grid, layer))
+                reader.wait()
             if layer != layers[-1]:
-                feed.load(_top(grid, layer + 1))
+                reader.load(_top(grid, layer + 1))
             for row in rows:
                 context.check()
                 context.trim()
@@ -129,9 +127,9 @@ def slide(window: SlidingWindow, tile: Roi, context: Context) -> Generator[Rows,
             yield from _finish(window, blends, layer, context)
             for blend in blends.values():
                 blend.advance(layer)
-            feed.drop(int(grid.starts[0][min(layer + 1, grid.counts[0] - 1)]))
+            reader.drop(int(grid.starts[0][min(layer + 1, grid.counts[0] - 1)]))
     finally:
-        feed.close()
+        reader.close()
 
 
 def read_hull(window: SlidingWindow, axis: int, low: int, high: int) -> tuple[int, int]:
@@ -214,10 +212,10 @@ def _finish(
 
 
 class Batches:
-    """Cuts patches out of the feed and runs them, in buffers that are reused."""
+    """Cuts patches out of the rows and runs them, in buffers that are reused."""
 
-    def __init__(self, window: SlidingWindow, feed: Feed) -> None:
-        self.window, self.feed = window, feed
+    def __init__(self, window: SlidingWindow, reader: RowReader) -> None:
+        self.window, self.reader = window, reader
         self.device = torch.device(window.forward.device)
         self.batch_size = window.batch_size
         shape = (window.batch_size, window.inputs.channels, *window.grid.patch)
@@ -241,11 +239,11 @@ class Batches:
     ) -> list[tuple[tuple[int, int, int], dict[str, torch.Tensor]]]:
         """Scores of those patches of a batch that are not skipped, in order."""
         grid = self.window.grid
-        indices = [i for i in indices if self.feed.active(grid.roi(i))]
+        indices = [i for i in indices if self.reader.active(grid.roi(i))]
         if not indices:
             return []
         batch = self._fill([grid.roi(i) for i in indices])
-        scores, self.batch_size = self.window.forward.halving(batch, self.batch_size)
+        scores, self.batch_size = self.window.forward.run_with_oom_retry(batch, self.batch_size)
         self._check(scores, len(indices))
         return [(i, {name: s[n] for name, s in scores.items()}) for n, i in enumerate(indices)]
 
@@ -255,7 +253,7 @@ class Batches:
             self.events[self.turn].synchronize()
         buffer = self.buffers[self.turn][: len(rois)]
         for patch, roi in zip(buffer.numpy(), rois, strict=True):
-            self.feed.fill(patch, roi)
+            self.reader.fill(patch, roi)
         if self.device.type != "cuda":
             return buffer
         batch = buffer.to(self.device, non_blocking=True)

@@ -14,7 +14,7 @@ from volflow.engine.task import Context
 from volflow.geometry.frame import Frame
 from volflow.geometry.grid import BlockGrid
 from volflow.geometry.roi import Roi
-from volflow.infer.patches.job import Target
+from volflow.infer.method import Target
 from volflow.store.volume import shard_rois
 
 __all__ = ["WriteJob", "Writer"]

@@ -18,12 +18,11 @@ from distributed import Client
 from volflow.engine.cluster import connect, memory_per_worker
 from volflow.errors import InvalidInput, MemoryRefused
 from volflow.geometry.roi import Roi
-from volflow.infer.call import converted_inputs, make_call, placeholders
-from volflow.infer.exact.image import read_image
 from volflow.infer.exact.plan import slack_bytes
-from volflow.infer.options import PredictOptions, merge_options
+from volflow.infer.methods import checked_options, open_request
+from volflow.infer.options import PredictOptions
 from volflow.infer.predict import plan_predict, predict
-from volflow.infer.request import Request, make_request, normalized
+from volflow.infer.request import Request, convert_inputs, normalized
 from volflow.infer.seams.certificate import Certificate, Plane, Region, Seams
 from volflow.infer.seams.plane import Place
 from volflow.infer.seams.regions import busy_regions, fitting_sides
@@ -138,21 +137,18 @@ def certify(  # noqa: PLR0913 - a public journey takes flat options
     variants = _checked(overlaps, blends, regions=regions, seed=seed)
     given = PredictOptions(
         patch, overlaps[0], blends[0], frame, normalize, activation, "scores", device=device,
-        precision="float32",
+        precision="float32", weights=weights, trust=trust,
     )  # fmt: skip
     told: Callable[[str], object] = _nobody if progress is None else progress
     with tempfile.TemporaryDirectory(prefix="volflow-seams-") as place:
         folder = Path(place)
-        call = make_call(volume, model, folder / "seams.zarr", weights, trust, given)
+        request = open_request(volume, model, folder / "seams.zarr", given)
         for blend, overlap in variants:  # refused before work
-            merge_options(replace(given, blend=blend, overlap=overlap), call.model.spec)
-        with evaluating(call.model.module), connect("threads") as client:
-            with placeholders(call) as (named, _):
-                request = make_request(named, None, call.model, call.options, call.store)
-                needed, found, no_rule = memory_of(request)
+            checked_options(replace(given, blend=blend, overlap=overlap), request.model.spec)
+        with evaluating(request.model.module), connect("threads") as client:
+            needed, found, no_rule = memory_of(request)
             options = {"cluster": client, "memory": memory, "progress": False}
-            volumes = converted_inputs(call, False, **options).named
-            request = make_request(volumes, None, call.model, call.options, call.store)
+            request, _ = convert_inputs(request, False, **options)
             bench = Bench(
                 normalized(request, **options), client, folder, str(pick_device(device)),
                 memory_per_worker(client, memory), variants, found is not None, told,
@@ -163,7 +159,7 @@ def certify(  # noqa: PLR0913 - a public journey takes flat options
             dtype = request.forward("cpu", "float32").dtype
             boxes = busy_regions(bench.request.inputs, dtype, sides, regions, seed)
             measured = [_measure(bench, *numbered) for numbered in enumerate(boxes, 1)]
-        return _certificate(bench, call.named(), found, no_rule, measured)
+        return _certificate(bench, request.named(), found, no_rule, measured)
 
 
 def _nobody(line: str) -> None:
@@ -202,15 +198,15 @@ def _certificate(
     measured: Sequence[tuple[Region, Plane]],
 ) -> Certificate:
     request = bench.request
-    first, options, spec = request.inputs.volumes[0], request.options, request.model.spec
+    first, options, spec = request.inputs.specs[0], request.options, request.model.spec
     activation = options.activation
     return Certificate(
         volume=volume,
         model=request.model.name,
         shape=first.spatial_shape,
-        spacing=first.spacing,
-        unit=first.unit,
-        orientation=first.orientation,
+        spacing=first.meta.spacing,
+        unit=first.meta.unit,
+        orientation=first.meta.orientation,
         frame=options.frame,
         patch=options.sides,
         activation=getattr(activation, "__name__", "a function")
@@ -235,7 +231,7 @@ def _measure(bench: Bench, number: int, box: Roi) -> tuple[Region, Plane]:
     """One region: the whole run, the exact one, the blends, and the plane that differs most."""
     request, folder = bench.request, bench.folder / str(number)
     dtype = request.forward("cpu", "float32").dtype
-    image = read_image(request.inputs, box, dtype)
+    image = request.inputs.read(box, dtype)
     bench.told(f"region {number}: {'×'.join(map(str, box.shape))} voxels whole")
     whole = run_whole(request, image, bench.device)
     folder.mkdir()
@@ -253,7 +249,7 @@ def _measure(bench: Bench, number: int, box: Roi) -> tuple[Region, Plane]:
     for blend, overlap in bench.variants:
         bench.told(f"region {number}: {blend}, overlap {overlap}")
         runs.append(_run(bench, region, place, (blend, overlap)))
-    stored = request.inputs.frame.stored_roi(box, request.inputs.volumes[0].spatial_shape)
+    stored = request.inputs.frame.stored_roi(box, request.inputs.specs[0].spatial_shape)
     done = Region(
         start=stored.start,
         stop=stored.stop,

@@ -58,7 +58,7 @@ class Place:
         dropped = dropped_axis(self.request)
         if dropped is not None:
             return dropped
-        planes = views(self.request.inputs.volumes[0].orientation)
+        planes = views(self.request.inputs.specs[0].meta.orientation)
         stored = self.frame.restore(self.box.shape)
         shown = next((view for view in planes if view.is_area(stored)), planes[0])
         return self.frame.axes.index(shown.normal)
@@ -115,7 +115,7 @@ class Place:
             differences.append(self._flat(away))
         index = min(self.box.shape[normal] - 1, at * scale + scale // 2)
         inside = _across(self.box, normal, self.box.start[normal] + index)
-        stored = self.frame.stored_roi(inside, self.request.inputs.volumes[0].spatial_shape)
+        stored = self.frame.stored_roi(inside, self.request.inputs.specs[0].spatial_shape)
         axis = self.frame.axes[normal]
         one = activated[next(iter(activated))][0]
         return Plane(

@@ -10,8 +10,7 @@ from volflow.errors import MemoryRefused
 from volflow.geometry.budget import format_bytes
 from volflow.geometry.grid import PatchGrid
 from volflow.geometry.roi import Roi
-from volflow.infer.exact.image import read_image
-from volflow.infer.patches.feed import Inputs
+from volflow.volumes.framed import FramedImage
 
 __all__ = ["busy_regions", "fitting_sides"]
 
@@ -63,7 +62,7 @@ def fitting_sides(
 
 
 def busy_regions(
-    inputs: Inputs, dtype: str, sides: Sequence[int], count: int, seed: int
+    inputs: FramedImage, dtype: str, sides: Sequence[int], count: int, seed: int
 ) -> list[Roi]:
     """Boxes with the most structure, in frame coordinates; fewer where they would be the same.
 
@@ -94,13 +93,13 @@ def busy_regions(
     return chosen
 
 
-def _structure(inputs: Inputs, dtype: str, box: Roi) -> float:
+def _structure(inputs: FramedImage, dtype: str, box: Roi) -> float:
     """Mean absolute step between neighbours in a few planes of a box."""
     steps = []
     for n in range(PLANES):
         at = box.start[0] + (2 * n + 1) * box.shape[0] // (2 * PLANES)
         plane = Roi((at, *box.start[1:]), (at + 1, *box.stop[1:]))
-        image = read_image(inputs, plane, dtype)
+        image = inputs.read(plane, dtype)
         steps += [np.abs(np.diff(image, axis=axis)).ravel() for axis in (-1, -2)]
     together = np.concatenate(steps)
     return float(together.mean()) if together.size else 0.0

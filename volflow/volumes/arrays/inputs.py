@@ -19,7 +19,8 @@ from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
 from volflow.store.formats.sources import ArraySource, Source, VolumeSource, open_source
 from volflow.store.indexing import to_box
-from volflow.store.meta import Meta, SourceInfo
+from volflow.store.layout import default_layout
+from volflow.store.meta import Meta, SourceInfo, VolumeSpec
 from volflow.store.slabs import Array, check_dtype
 from volflow.store.volume import Volume
 from volflow.store.xarrays import from_xarray
@@ -39,6 +40,7 @@ __all__ = [
     "lazy_array",
     "open_input",
     "refuse_sequential",
+    "spec_of",
     "stored_in",
 ]
 
@@ -146,6 +148,20 @@ def open_input(x: VolumeLike | Source) -> Source:
         )
     source = open_source(array)
     return source if meta is None else replace(source, meta=meta)  # type: ignore[type-var]
+
+
+def spec_of(source: Source) -> VolumeSpec:
+    """The spec of a stored volume, or the one that a source gets when it is converted.
+
+    Examples
+    --------
+    >>> spec_of(open_input(np.zeros((40, 50, 60), "uint8"))).chunk
+    (64, 64, 64)
+    """
+    if isinstance(source, VolumeSource):
+        return source.volume.spec
+    shape, dtype, meta = tuple(source.shape), np.dtype(source.dtype), source.meta
+    return VolumeSpec(shape, dtype, *default_layout(shape, meta.spacing, dtype), meta)
 
 
 def as_array(x: Any) -> tuple[Any, Meta | None]:

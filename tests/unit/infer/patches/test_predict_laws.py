@@ -15,7 +15,7 @@ import volflow as vf
 from tests.oracle import sliding_window
 from volflow.engine.cluster import connect
 from volflow.geometry.roi import Roi
-from volflow.infer.patches import plan as predict_plan
+from volflow.infer.patches import method as patches
 from volflow.infer.patches.tiling import Tiling
 from volflow.store.create import create
 from volflow.store.meta import Meta
@@ -84,9 +84,7 @@ def cut_into(monkeypatch):
     """Force a block shape, as another memory budget would choose it."""
 
     def force(block: tuple[int, ...], shard: tuple[int, ...]) -> None:
-        monkeypatch.setattr(
-            predict_plan, "choose_tiling", lambda *_: Tiling(block, shard, peak_bytes=1)
-        )
+        monkeypatch.setattr(patches, "choose_tiling", lambda *_: Tiling(block, shard, peak_bytes=1))
 
     return force
 

@@ -15,11 +15,11 @@ from tests.stores import store
 from volflow.errors import InvalidInput, MemoryRefused
 from volflow.geometry.frame import Frame
 from volflow.geometry.roi import Roi
-from volflow.infer.patches.feed import Inputs
 from volflow.infer.seams.certify import certify
 from volflow.infer.seams.regions import busy_regions, fitting_sides
 from volflow.model.unet import UNet
 from volflow.store.volume import open_volume
+from volflow.volumes.framed import FramedImage
 
 SHAPE = (18, 20, 23)  # no multiples of the network's alignment
 OVERLAPS = (0, 0.5)
@@ -228,7 +228,7 @@ def test_regions_with_most_structure(tmp_path):
     scan[..., 40:56] = np.random.default_rng(0).random((16, 16, 16))
     scan[..., 8:16] = 0.3 * np.random.default_rng(1).random((16, 16, 8))
     volume = open_volume(store(tmp_path / "scan.zarr", scan))
-    inputs = Inputs((volume,), (None,), Frame())
+    inputs = FramedImage((volume.spec,), (volume,), (None,), Frame())
     boxes = busy_regions(inputs, "float32", (16, 16, 16), 3, seed=0)
     assert boxes[0] in (Roi((0, 0, 32), (16, 16, 48)), Roi((0, 0, 48), (16, 16, 64)))
     assert len(boxes) == 3

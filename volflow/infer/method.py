@@ -1,0 +1,332 @@
+"""What a method of inference is: patches and the exact run are two, and nobody asks which.
+
+A method decides the settings of a run, plans it, and computes boxes of the result for `map_model`.
+A new method is a folder beside ``patches`` and ``exact``, and a line in `volflow.infer.methods`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Protocol, Self, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from distributed import Client
+
+from volflow.engine.cluster import cores, is_embedded
+from volflow.engine.plan import Plan
+from volflow.engine.workers import worker_records
+from volflow.errors import ResumeRefused
+from volflow.geometry.grid import BlockGrid, per_axis
+from volflow.geometry.roi import Roi
+from volflow.infer.finish import Finish
+from volflow.infer.options import PredictOptions
+from volflow.infer.request import Request
+from volflow.model.forward import Output
+from volflow.store.journal.journal import Record
+from volflow.store.journal.records import typed
+from volflow.store.volume import Volume
+from volflow.volumes.framed import FramedImage
+
+__all__ = [
+    "BoxFunction",
+    "Hull",
+    "Method",
+    "Rows",
+    "Settings",
+    "Target",
+    "adopt",
+    "facts_of",
+    "out_blocks",
+    "threads_per_worker",
+]
+
+MOST_SIDE = 2**31  # of what a journal may say
+
+# Finished rows by output, CZYX or ZYX in the frame, and where they begin along its first axis.
+Rows = tuple[int, dict[str, npt.NDArray[Any]]]
+# The input voxels along a frame axis from which [low, high) of the output is computed.
+Hull = Callable[[int, int, int], tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run decides once and a resumed run adopts; each method adds its own.
+
+    Parameters
+    ----------
+    outputs
+        What the model returns.
+    dtype, precision, device, threads
+        In which it computes, where, and with how many torch threads per worker.
+    block, chunk, shard
+        Of the result, in output voxels along the stored axes.
+    peak_bytes
+        What a worker is thought to take.
+    """
+
+    outputs: tuple[Output, ...]
+    dtype: str
+    precision: str
+    device: str
+    threads: int
+    block: tuple[int, ...]
+    chunk: tuple[int, ...]
+    shard: tuple[int, ...]
+    peak_bytes: int
+
+    def own(self) -> dict[str, Any]:
+        """What the method adds, as plain values for the journal."""
+        return {}
+
+    def to_dict(self, grid: tuple[int, ...]) -> dict[str, Any]:
+        """Plain values, for the journal."""
+        common = {field.name: getattr(self, field.name) for field in fields(Settings)}
+        outputs = [[o.name, o.channels, list(o.scale)] for o in self.outputs]
+        return {"grid": list(grid), **common, "outputs": outputs, **self.own()}
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any], own: Mapping[str, Any]) -> Self:
+        """The settings of a journal.
+
+        Parameters
+        ----------
+        saved
+            What `to_dict` made.
+        own
+            Of it the fields that the method adds.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError
+            Where a journal says what cannot be.
+        """
+        values = {field.name: saved[field.name] for field in fields(Settings)}
+        values["outputs"] = [
+            {"name": n, "channels": c, "scale": s} for n, c, s in values["outputs"]
+        ]
+        settings = typed(cls, {**values, **own})
+        scales = (output.scale for output in settings.outputs)
+        sides = [settings.block, settings.chunk, settings.shard, *scales]
+        if {len(three) for three in sides} != {3} or not settings.outputs:
+            raise ValueError("there are not three numbers for three axes")
+        counts = (settings.threads, *(o.channels for o in settings.outputs))
+        if not all(1 <= n <= MOST_SIDE for n in (*counts, *itertools.chain(*sides))):
+            raise ValueError("numbers are out of any range")
+        np.dtype(settings.dtype)
+        return settings
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where one output of the model goes: its name there, its array below the output, a volume."""
+
+    name: str
+    array: str
+    channels: int
+    volume: Volume
+
+
+class BoxFunction(Protocol):
+    """Computes boxes of a prediction, small and picklable; everything that decides its voxels."""
+
+    @property
+    def inputs(self) -> FramedImage:
+        """What is read."""
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        """What the network returns."""
+
+    @property
+    def finish(self) -> Finish:
+        """What becomes of it."""
+
+    @property
+    def scale(self) -> tuple[int, ...]:
+        """Input voxels per output voxel, per frame axis."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Voxels of the input, per frame axis."""
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        """Voxels of the output, per frame axis."""
+
+    @property
+    def cache_key(self) -> tuple[object, ...]:
+        """What decides the voxels beside the request."""
+
+    def resolve_device(self) -> BoxFunction:
+        """The same on the device that "auto" means on this machine."""
+
+    def with_inputs(self, inputs: FramedImage) -> BoxFunction:
+        """The same of other inputs."""
+
+    def rows(self, tile: Roi) -> Iterator[Rows]:
+        """A box of the output, some rows at a time; the model must be resident."""
+
+
+S = TypeVar("S", bound=Settings)
+
+
+class Method(Protocol[S]):
+    """A way to run a network over a volume."""
+
+    def check(self, given: PredictOptions, options: PredictOptions) -> PredictOptions:
+        """Check options that mean something to this method alone.
+
+        Parameters
+        ----------
+        given, options
+            As the user gave them, and merged with the model's own.
+
+        Raises
+        ------
+        InvalidInput
+            Naming the option.
+        """
+
+    def read(self, saved: Mapping[str, Any]) -> S | None:
+        """The settings of a journal; None where another method wrote it.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError
+            Where no method did.
+        """
+
+    def decide(self, request: Request, client: Client, memory_bytes: int) -> S:
+        """Settings for a first run, from a trial on a worker and the budget.
+
+        Raises
+        ------
+        MemoryRefused
+            Where none fit, saying what would.
+        """
+
+    def plan(
+        self,
+        request: Request,
+        settings: S,
+        client: Client,
+        memory_bytes: int,
+        targets: tuple[Target, ...] = (),
+        done: frozenset[int] = frozenset(),
+    ) -> Plan:
+        """The plan that writes the result, for the blocks that are not done.
+
+        Parameters
+        ----------
+        request, settings, client, memory_bytes
+            What is predicted, how, where, and within which budget per worker.
+        targets
+            Where outputs are written; none where the plan is only shown.
+        done
+            Blocks that are left out.
+        """
+
+    def plans(
+        self,
+        request: Request,
+        settings: S,
+        client: Client,
+        memory_bytes: int,
+        targets: tuple[Target, ...],
+        done: frozenset[int],
+    ) -> Iterator[Plan]:
+        """All plans of a run in order, the last as `plan`; each was run when the next is asked for.
+
+        Parameters
+        ----------
+        request, settings, client, memory_bytes, targets, done
+            As in `plan`.
+        """
+
+    def boxes(self, request: Request, *, computed: bool) -> tuple[BoxFunction, Hull]:
+        """What computes boxes of the result, and from which voxels.
+
+        Parameters
+        ----------
+        request
+            Its batch size is not searched for.
+        computed
+            Whether the input is an array that is yet to be computed, of which nothing can be
+            measured.
+        """
+
+
+def adopt(method: Method[S], request: Request, record: Record) -> S:
+    """Settings of the run that is resumed, which the options may not contradict.
+
+    Raises
+    ------
+    ResumeRefused
+        Where they do.
+    """
+    try:
+        settings = method.read(record.settings)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ResumeRefused(
+            f"the journal of {request.out} is not one of predict ({error}); use overwrite=True"
+        ) from error
+    options = request.options
+    if settings is None:
+        raise ResumeRefused(
+            f"{request.out} was begun with something else: another blend than {options.blend!r}; go"
+            " back to that, or begin again (overwrite=True, --overwrite), or choose another output"
+        )
+    wanted = {
+        "batch_size": options.batch_size,
+        "device": options.device,
+        "precision": options.precision,
+        "chunk": "auto" if options.chunk is None else per_axis(options.chunk, "chunk"),
+        "shard": "auto" if options.shard is None else per_axis(options.shard, "shard"),
+    }
+    for name, value in wanted.items():
+        if value not in ("auto", getattr(settings, name, value)):
+            raise ResumeRefused(
+                f"{request.out} was begun with {name} {getattr(settings, name)!r}, now {value!r};"
+                f" leave {name} out to resume, or use overwrite=True"
+            )
+    return settings
+
+
+def out_blocks(request: Request, settings: Settings) -> BlockGrid:
+    """The tiling of the outputs, stored axes, output voxels."""
+    return BlockGrid(request.out_shape(settings.outputs[0].scale), settings.block)
+
+
+def threads_per_worker(client: Client) -> int:
+    """Torch threads per worker, so that the workers of a machine share its cores."""
+    if is_embedded(client):
+        return min(torch.get_num_threads(), cores())  # torch knows nothing of a cgroup's quota
+    hosts = [w.get("host") for w in worker_records(client).values()]
+    return max(1, cores() // max((hosts.count(h) for h in hosts), default=1))
+
+
+def facts_of(
+    request: Request, settings: Settings, own: Sequence[tuple[str, str]]
+) -> tuple[tuple[str, str], ...]:
+    """Lines of a plan for people.
+
+    Parameters
+    ----------
+    request, settings
+        What is predicted, and how.
+    own
+        Lines of the method: blend and device.
+    """
+    options = request.options
+    blocks = f"{settings.block} voxels, shards {settings.shard}, chunks {settings.chunk}"
+    return (
+        ("input", f"{request.named()} {request.inputs.shape}"),
+        ("model", request.model.name),
+        ("output", f"{request.out} {options.output} {options.stored_dtype(settings.dtype)}"),
+        *own,
+        ("blocks", blocks),
+    )

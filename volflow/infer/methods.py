@@ -1,0 +1,53 @@
+"""The methods by name, and a request whose options the chosen one has checked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from volflow.infer.exact import method as exact
+from volflow.infer.method import Method
+from volflow.infer.options import PredictOptions, merge_options
+from volflow.infer.patches import method as patches
+from volflow.infer.request import Request, make_request
+from volflow.model.bundle import load_model
+from volflow.model.spec import Spec
+
+__all__ = ["checked_options", "method_of", "open_request"]
+
+METHODS: dict[str, Method[Any]] = {"exact": exact}
+
+
+def method_of(options: PredictOptions) -> Method[Any]:
+    """The method behind a blend: its own, or that of patches."""
+    return METHODS.get(options.blend or "", patches)
+
+
+def checked_options(given: PredictOptions, spec: Spec) -> PredictOptions:
+    """Options merged with what a model says of itself, and checked.
+
+    Raises
+    ------
+    InvalidInput
+        Naming the option, its value and what is allowed.
+    """
+    options = merge_options(given, spec)
+    return method_of(options).check(given, options)
+
+
+def open_request(volume: Any, model: Any, out: Any, given: PredictOptions) -> Request:
+    """Load the model, open the inputs, and check all of a call of `predict`, once.
+
+    Parameters
+    ----------
+    volume, model, out
+        As in `predict`.
+    given
+        Its options.
+
+    Raises
+    ------
+    InvalidInput
+        For what cannot work together; nothing is written.
+    """
+    loaded = load_model(model, given.weights, trust=given.trust)
+    return make_request(volume, loaded, out, checked_options(given, loaded.spec))

@@ -1,0 +1,278 @@
+"""The method of overlapping patches: a trial forward, a tiling within the budget, a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from distributed import Client
+
+from volflow.engine.cluster import workers
+from volflow.engine.plan import Plan
+from volflow.engine.run import run
+from volflow.engine.task import Context, Step
+from volflow.errors import InvalidInput, MemoryRefused
+from volflow.geometry.grid import PatchGrid, stride_of
+from volflow.infer.method import (
+    MOST_SIDE,
+    BoxFunction,
+    Hull,
+    Settings,
+    Target,
+    facts_of,
+    out_blocks,
+    threads_per_worker,
+)
+from volflow.infer.options import PredictOptions
+from volflow.infer.patches.job import PredictJob
+from volflow.infer.patches.rows import rows_at_once
+from volflow.infer.patches.sliding import SlidingWindow, read_hull
+from volflow.infer.patches.task import predict_blocks
+from volflow.infer.patches.tiling import Demand, choose_tiling, limit_depth, patch_count, runs_of
+from volflow.infer.request import Request, check_classes, output_meta
+from volflow.model.forward import Forward, Output, Probe, output_shapes, probe, usual_batch
+from volflow.model.precision import has_half_weights
+from volflow.model.resident import ModelPlugin, lent
+from volflow.store.layout import resolve_layout
+
+__all__ = ["PatchSettings", "boxes", "check", "decide", "plan", "plans", "read"]
+
+
+@dataclass(frozen=True)
+class PatchSettings(Settings):
+    """Settings of a run in patches; batches are consecutive patches of one row of the grid."""
+
+    batch_size: int
+
+    def own(self) -> dict[str, Any]:
+        """The batch size; and that the run is not exact."""
+        return {"batch_size": self.batch_size, "exact": None}
+
+
+def check(given: PredictOptions, options: PredictOptions) -> PredictOptions:
+    """Refuse options without a patch, or with an overlap that it has not."""
+    if options.patch is None:
+        raise InvalidInput("patch is needed: this model does not say its own; e.g. patch=96")
+    stride_of(options.sides, options.overlap)
+    return options
+
+
+def read(saved: Mapping[str, Any]) -> PatchSettings | None:
+    """The settings of a journal; None where an exact run wrote it."""
+    if saved.get("exact") is not None:
+        return None
+    settings = PatchSettings.from_dict(saved, {"batch_size": saved["batch_size"]})
+    if not 1 <= settings.batch_size <= MOST_SIDE:
+        raise ValueError("numbers are out of any range")
+    return settings
+
+
+def decide(request: Request, client: Client, memory_bytes: int) -> PatchSettings:
+    """Settings for a first run, from a trial forward and the budget."""
+    asked, threads = request.options.batch_size, threads_per_worker(client)
+    found = _probed(request, client, memory_bytes, threads, None if asked == "auto" else int(asked))
+    while True:
+        try:
+            return _settings(request, found, memory_bytes)
+        except MemoryRefused:
+            on_cpu = not found.device.startswith("cuda")
+            if asked != "auto" or found.batch_size == 1 or not on_cpu:
+                raise
+        found = _probed(request, client, memory_bytes, threads, found.batch_size // 2)
+
+
+@dataclass(frozen=True)
+class ProbeJob:
+    """A trial forward, as a job."""
+
+    forward: Forward
+    batch_size: int | None
+    memory_bytes: int
+    threads: int
+
+
+def probe_block(job: ProbeJob, blocks: tuple[int, ...], context: Context) -> Iterator[Step]:
+    """Run the trial forward on a worker."""
+    found = probe(job.forward, job.batch_size, job.memory_bytes, job.threads)
+    yield Step(blocks[0], 1, found)
+
+
+def _probed(
+    request: Request, client: Client, memory_bytes: int, threads: int, batch: int | None
+) -> Probe:
+    options = request.options
+    forward = request.forward(options.device, options.precision)
+    job = ProbeJob(forward, batch, memory_bytes, threads)
+    plugin = ModelPlugin(request.model.module, request.model.digest)
+    trial = Plan(
+        "trial forward", probe_block, job, ((0,),), 1, "forward", 1, memory_bytes, True, (), plugin
+    )
+    found: Probe = run(trial, cluster=client, progress=False).results[0]
+    scales = {o.scale for o in found.outputs}
+    if len(scales) > 1:
+        raise InvalidInput(
+            f"the model's outputs differ in resolution ({sorted(scales)}); wrap it so that it"
+            " returns those of one resolution"
+        )
+    return found
+
+
+def _settings(request: Request, found: Probe, memory_bytes: int) -> PatchSettings:
+    options, frame = request.options, request.inputs.frame
+    demand = _demand(request, found)
+    out_shape = request.out_shape(demand.scale)
+    spacing = output_meta(request, found.outputs[0]).spacing
+    dtype = options.stored_dtype(found.dtype)
+    check_classes(options, found.outputs)
+    chunk, shard = resolve_layout(out_shape, spacing, dtype, options.chunk, options.shard)
+    if options.shard is None:
+        shard = limit_depth(shard, chunk, out_shape, frame.axes[0])
+    least = shard if options.shard is not None else chunk
+    tiling = choose_tiling(demand, shard, least, memory_bytes)
+    return PatchSettings(
+        outputs=found.outputs,
+        dtype=found.dtype,
+        precision=found.precision,
+        device=found.device,
+        threads=found.threads,
+        block=tiling.block,
+        chunk=chunk,
+        shard=tiling.shard,
+        peak_bytes=tiling.peak_bytes,
+        batch_size=found.batch_size,
+    )
+
+
+def _demand(request: Request, found: Probe) -> Demand:
+    scale, inputs = found.outputs[0].scale, request.inputs
+    score_bytes = 8 if found.dtype == "float64" else 4
+    channels = sum(o.channels for o in found.outputs)
+    stored = np.dtype(request.options.stored_dtype(found.dtype)).itemsize
+    classes = request.options.output == "classes"
+    if callable(request.options.normalize):  # rows are held as it made them
+        input_bytes = score_bytes * inputs.channels
+    else:
+        input_bytes = sum(spec.voxel_bytes for spec in inputs.specs)
+    return Demand(
+        grid=_grid(request, scale),
+        scale=scale,
+        frame=inputs.frame,
+        crop=request.options.blend == "crop",
+        input_bytes=input_bytes,
+        raw_bytes=max(spec.voxel_bytes for spec in inputs.specs),
+        segment_rows=rows_at_once(inputs),
+        output_channels=channels,
+        output_bytes=stored * (len(found.outputs) if classes else channels),
+        score_bytes=score_bytes,
+        forward_bytes=found.peak_bytes,
+        on_device=found.device.startswith("cuda"),
+        skipping=inputs.skipping,
+    )
+
+
+def _grid(request: Request, scale: tuple[int, ...]) -> PatchGrid:
+    """The global grid of patches, for a model that reduces its input by ``scale``."""
+    sides = request.options.sides
+    stride = stride_of(sides, request.options.overlap, scale)
+    return PatchGrid(request.inputs.shape, sides, stride, tuple(s > 1 for s in scale))
+
+
+def _window(
+    request: Request, outputs: tuple[Output, ...], forward: Forward, batch_size: int
+) -> SlidingWindow:
+    """What decides the voxels, once it is known what the model returns."""
+    scale = outputs[0].scale
+    return SlidingWindow(
+        request.inputs,
+        _grid(request, scale),
+        scale,
+        forward,
+        batch_size,
+        request.options.blending,
+        request.finish(forward.dtype),
+        outputs,
+    )
+
+
+def plan(
+    request: Request,
+    settings: PatchSettings,
+    client: Client,
+    memory_bytes: int,
+    targets: tuple[Target, ...] = (),
+    done: frozenset[int] = frozenset(),
+) -> Plan:
+    """The plan for the blocks that are not done, in runs that carry their open seam."""
+    blocks = out_blocks(request, settings)
+    runs = runs_of(blocks, request.inputs.frame, done, max(1, len(workers(client))))
+    forward = request.forward(settings.device, settings.precision)
+    job = PredictJob(
+        window=_window(request, settings.outputs, forward, settings.batch_size),
+        blocks=blocks,
+        targets=targets,
+        threads=settings.threads,
+    )
+    return Plan(
+        "predict",
+        predict_blocks,
+        job,
+        runs,
+        units=sum(blocks[n].write_roi.size for run in runs for n in run),
+        unit="voxels",
+        peak_bytes=settings.peak_bytes,
+        memory_bytes=memory_bytes,
+        exclusive=True,
+        facts=facts_of(request, settings, _facts(request, settings, job, runs)),
+        plugin=ModelPlugin(request.model.module, request.model.digest),
+    )
+
+
+def _facts(
+    request: Request, settings: PatchSettings, job: PredictJob, runs: tuple[tuple[int, ...], ...]
+) -> tuple[tuple[str, str], ...]:
+    options, grid = request.options, job.window.grid
+    calls = sum(_calls(job, run) for run in runs)
+    blend = f"{options.blend}, patch {grid.patch}, stride {grid.stride}"
+    return (
+        ("blend", blend + (f", frame {options.frame}" if options.frame else "")),
+        ("patches", f"{calls:,} forwards for {len(grid):,} patches of the grid"),
+        ("device", f"{settings.device} {settings.precision}, batches of {settings.batch_size}"),
+    )
+
+
+def _calls(job: PredictJob, run: tuple[int, ...]) -> int:
+    """Forwards of a run of blocks."""
+    tile = [[side] for side in job.tile(run)]
+    window = job.window
+    return patch_count(window.grid.reduced(window.scale), tile, window.blend == "crop")
+
+
+def plans(
+    request: Request,
+    settings: PatchSettings,
+    client: Client,
+    memory_bytes: int,
+    targets: tuple[Target, ...],
+    done: frozenset[int],
+) -> Iterator[Plan]:
+    """One plan: patches need nothing before it."""
+    yield plan(request, settings, client, memory_bytes, targets, done)
+
+
+def boxes(request: Request, *, computed: bool) -> tuple[BoxFunction, Hull]:
+    """A sliding window over boxes; a computed array does as well as a stored one."""
+    options, model = request.options, request.model
+    forward = request.forward(options.device, options.precision)
+    # Without values a network is not asked whether it takes float32 beside weights of another.
+    outputs = None if has_half_weights(model.module) else output_shapes(forward, model.module)
+    if outputs is None:
+        with lent(ModelPlugin(model.module, model.digest)):
+            outputs = probe(forward, 1, 2**62, torch.get_num_threads()).outputs
+    asked = options.batch_size
+    batch = usual_batch(forward.patch) if asked == "auto" else int(asked)
+    window = _window(request, outputs, forward, batch)
+    return window, partial(read_hull, window)

@@ -1,0 +1,104 @@
+"""Input rows of a tile, read ahead: each stored chunk is decoded once per run of blocks."""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from volflow.geometry.roi import Roi
+from volflow.volumes.framed import FramedImage
+
+__all__ = ["RowReader", "rows_at_once"]
+
+THIN_ROWS = 32
+THICK_ROWS = 128
+
+# Each volume's voxels as stored, in the frame, and which are worth computing (None: all).
+Rows = tuple[list[npt.NDArray[Any]], npt.NDArray[np.bool_] | None]
+
+
+def rows_at_once(image: FramedImage) -> int:
+    """Rows along the frame's first axis that are read at once: of whole chunks, 32 to 128."""
+    axis = image.frame.axes[0]
+    chunk = min(max(spec.chunk[axis - 3] for spec in image.specs), image.shape[0])
+    if chunk < THIN_ROWS:
+        return chunk * (THIN_ROWS // chunk)
+    return chunk if chunk <= THICK_ROWS else THICK_ROWS
+
+
+class RowReader:
+    """Rows of a tile in frame order, loaded ahead of use by one thread.
+
+    Parameters
+    ----------
+    image
+        What to read.
+    tile
+        The box of the volume, in frame coordinates, that the run reads.
+    dtype
+        float32, or float64 for models that compute in it.
+    """
+
+    def __init__(self, image: FramedImage, tile: Roi, dtype: str) -> None:
+        self.image, self.tile, self.dtype = image, tile, dtype
+        self.pool = ThreadPoolExecutor(1, thread_name_prefix="volflow-read")
+        # Boxes of whole rows that follow each other, and what is read of them.
+        self.segments: deque[tuple[Roi, Future[Rows]]] = deque()
+        self.next_row = tile.start[0]
+        n, step = image.shape[0], rows_at_once(image)
+        # Rows are cut where the stored chunks are, also when the frame runs against them.
+        phase = n % step if image.frame.flips[0] else 0
+        self.cuts = [c for c in range(phase, n, step) if tile.start[0] < c < tile.stop[0]]
+        self.cuts.append(tile.stop[0])
+
+    def load(self, high: int) -> None:
+        """Begin to read all rows below ``high``."""
+        while self.next_row < min(high, self.tile.stop[0]):
+            low, self.next_row = self.next_row, self.cuts.pop(0)
+            box = Roi((low, *self.tile.start[1:]), (self.next_row, *self.tile.stop[1:]))
+            read = self.pool.submit(self.image.read_stored, box, self.dtype)
+            self.segments.append((box, read))
+
+    def wait(self) -> None:
+        """Wait until everything asked for is read."""
+        for _, read in self.segments:
+            read.result()
+
+    def drop(self, low: int) -> None:
+        """Forget rows below ``low``."""
+        while self.segments and self.segments[0][0].stop[0] <= low:
+            self.segments.popleft()
+
+    def close(self) -> None:
+        """Stop the reading thread."""
+        self.pool.shutdown(wait=True, cancel_futures=True)
+        self.segments.clear()
+
+    def fill(self, patch: npt.NDArray[Any], roi: Roi) -> None:
+        """Copy a patch ``(C, *roi.shape)`` out of the rows, scaled; zeros outside the volume."""
+        inside = roi.intersect(self.tile)
+        if inside != roi:
+            patch[...] = 0
+        for box, read in self.segments:
+            rows = inside.intersect(box)
+            if rows.size:
+                z, y, x = rows.relative_to(box.start).slices()
+                voxels = [part[:, z, y, x] for part in read.result()[0]]
+                z, y, x = rows.relative_to(roi.start).slices()
+                self.image.fill(voxels, patch[:, z, y, x])
+
+    def active(self, roi: Roi) -> bool:
+        """Whether a patch has a voxel worth computing."""
+        if not self.image.skipping:
+            return True
+        for box, read in self.segments:
+            rows = roi.intersect(box)
+            if rows.size:
+                active = read.result()[1]
+                if active is not None and active[rows.relative_to(box.start).slices()].any():
+                    return True
+        return False

@@ -1,0 +1,153 @@
+"""Boxes of volumes as a network sees them: in its frame, normalised, all channels together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from volflow.errors import InvalidInput
+from volflow.geometry.frame import Frame
+from volflow.geometry.normalize import Normalization
+from volflow.geometry.roi import Roi
+from volflow.store.meta import VolumeSpec
+from volflow.store.slabs import refuse_complex
+
+__all__ = ["BoxReader", "FramedImage"]
+
+Array = npt.NDArray[Any]
+Normalize = Normalization | Callable[[Array], Array] | None
+
+
+class BoxReader(Protocol):
+    """Voxels that can be read box by box: a volume, a source, a part of an array."""
+
+    def read(self, roi: Roi) -> Array:
+        """The voxels of a box along z, y, x, all channels."""
+
+
+@dataclass(frozen=True)
+class FramedImage:
+    """One or more volumes on one grid, as a network sees them.
+
+    Plans are made from the specs; voxels are read from the volumes.
+
+    Parameters
+    ----------
+    specs, volumes
+        Of the volumes on one grid, whose channels are concatenated in order, and where their
+        voxels are. What is converted before it is read stands there as its source until then.
+    normalize
+        How the values of each are scaled: per voxel, by constants of the whole volume.
+    frame
+        Axis order and directions in which the network sees them.
+    mask, skip_below
+        Only voxels in the mask (> 0) whose stored value is not below the threshold are worth
+        computing.
+    """
+
+    specs: tuple[VolumeSpec, ...]
+    volumes: tuple[BoxReader, ...]
+    normalize: tuple[Normalize, ...]
+    frame: Frame
+    mask: BoxReader | None = None
+    skip_below: float | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Voxels per frame axis."""
+        return self.frame.reorder(self.specs[0].spatial_shape)
+
+    @property
+    def channels(self) -> int:
+        """Channels of all volumes together."""
+        return sum(spec.channels for spec in self.specs)
+
+    @property
+    def skipping(self) -> bool:
+        """Whether some patches may be left out."""
+        return self.mask is not None or self.skip_below is not None
+
+    def read(self, box: Roi, dtype: str) -> Array:
+        """Read a box ``(C, *box)`` as the network sees it; zeros beyond the volume.
+
+        Parameters
+        ----------
+        box
+            In frame coordinates.
+        dtype
+            That the network computes in: float32 or float64.
+        """
+        result = np.zeros((self.channels, *box.shape), dtype)
+        inside = box.clip(self.shape)
+        if inside.size:
+            part = result[(slice(None), *inside.relative_to(box.start).slices())]
+            self.fill(self.read_stored(inside, dtype)[0], part)
+        return result
+
+    def read_stored(self, box: Roi, dtype: str) -> tuple[list[Array], npt.NDArray[np.bool_] | None]:
+        """Read a box of each volume, not yet scaled by constants.
+
+        Parameters
+        ----------
+        box
+            Inside the volume, in frame coordinates.
+        dtype
+            In which a function normalises.
+
+        Returns
+        -------
+        voxels
+            Per volume ``(C, *box)`` in the frame, of the stored dtype, or what a function made.
+        active
+            ``box.shape``: the voxels worth computing; None where all are.
+        """
+        stored = self.frame.stored_roi(box, self.specs[0].spatial_shape)
+        active = np.full(box.shape, self.skip_below is None) if self.skipping else None
+        voxels = []
+        for volume, normalize in zip(self.volumes, self.normalize, strict=True):
+            raw = volume.read(stored)
+            raw = self.frame.show(raw if raw.ndim == 4 else raw[None])
+            if active is not None and self.skip_below is not None:
+                # The threshold is one of stored values, whatever the network is shown.
+                active |= (raw >= self.skip_below).any(axis=0)
+            if callable(normalize):  # once per voxel rather than once per patch
+                raw = _apply(normalize, raw.astype(dtype))
+            voxels.append(raw)
+        if active is not None and self.mask is not None:
+            active &= self.frame.show(self.mask.read(stored)) > 0
+        return voxels, active
+
+    def fill(self, voxels: Sequence[Array], out: Array) -> None:
+        """Scale what `read_stored` read and put its channels together.
+
+        Parameters
+        ----------
+        voxels
+            Per volume ``(C, *box)``.
+        out
+            ``(C, *box)`` of all channels, filled.
+        """
+        first = 0
+        for part, normalize in zip(voxels, self.normalize, strict=True):
+            channels = out[first : first + len(part)]
+            if isinstance(normalize, Normalization):
+                normalize.apply(part, channels)
+            else:
+                channels[...] = part
+            first += len(part)
+
+
+def _apply(normalize: Callable[[Array], Array], raw: Array) -> Array:
+    """Scale voxels with a user's function; refuses one that changes their shape."""
+    values = np.asarray(normalize(raw))
+    refuse_complex(values, "what normalize returns")
+    values = values.astype(raw.dtype, copy=False)
+    if values.shape != raw.shape:
+        raise InvalidInput(
+            f"normalize must keep the shape of its block: got {values.shape} for {raw.shape}"
+        )
+    return values
