@@ -11,7 +11,7 @@ import typer
 from volflow.cli.values import Json, say
 
 if TYPE_CHECKING:
-    from volflow.report.viewers.link import View
+    from volflow.report.viewers.link import ViewerLink
 
 __all__ = ["view"]
 
@@ -58,7 +58,7 @@ def view(
         return  # the way to end it
 
 
-def _notes(shown: View) -> Iterator[str]:
+def _notes(shown: ViewerLink) -> Iterator[str]:
     if not shown.loopback:
         yield f"anyone who reaches {shown.url} can read the volumes"
     if shown.client != "installed":

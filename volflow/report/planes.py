@@ -87,7 +87,7 @@ def read_planes(
     [[27.5, 29.5, 31.5], [39.5, 41.5, 43.5]]
     """
     average = average and channel is not None
-    pictures = [_Picture(volume, *plane, steps(volume, pixels), average) for plane in planes]
+    pictures = [_PlaneReader(volume, *plane, steps(volume, pixels), average) for plane in planes]
     if getattr(volume, "sequential", False):
         passes = [(pictures, _stream(volume, planes, channel))]
     else:
@@ -100,7 +100,7 @@ def read_planes(
     return [picture.done() for picture in pictures]
 
 
-class _Picture:
+class _PlaneReader:
     """One plane as it comes in, piece by piece."""
 
     def __init__(
@@ -183,7 +183,7 @@ class _Picture:
 
 
 def _pieces(
-    volume: Readable, pictures: Sequence[_Picture], channel: int | None
+    volume: Readable, pictures: Sequence[_PlaneReader], channel: int | None
 ) -> Iterator[tuple[Roi, Array]]:
     """Boxes that cover planes across one axis: each chunk layer once, a few chunks at a time."""
     shape = volume.shape[-3:]

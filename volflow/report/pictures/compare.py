@@ -40,7 +40,7 @@ from volflow.report.pictures.layers import (
 from volflow.report.pictures.preview import facts_shown
 from volflow.report.pictures.scene import Foot, Scene, Table, plane_panels
 from volflow.report.pictures.slices import Cut, on_one_grid
-from volflow.report.pictures.stack import Look, drawing, ground
+from volflow.report.pictures.stack import Display, drawing, ground
 from volflow.report.pictures.subject import Names, Subject, open_subject, same_box, told_apart
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def compare(
     0.8333333333333334
     """
     draw = drawing()
-    look = Look(level, classes, percentiles, PIXELS)
+    display = Display(level, classes, percentiles, PIXELS)
     pair = told_apart(open_subject(a, channel, merge=True), open_subject(b, channel, merge=True))
     under = None if over is None else open_subject(over)
     for other in (pair[1], under):
@@ -134,7 +134,7 @@ def compare(
     said = [f"{letter} {text}".strip() for letter, text in _shown(read, like, average) if text]
     below: tuple[Layer, ...] = ()
     if under is not None:
-        below, told = ground(under, read, slices, look, DIMMED, DIMMED, DARK)
+        below, told = ground(under, read, slices, display, DIMMED, DIMMED, DARK)
         said += [told] if told else []
     if _as_classes(pair, cuts, classes):
         last, (layers, feet, found) = "A ≠ B", _classes(pair, cuts, below, classes)

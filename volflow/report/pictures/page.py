@@ -25,9 +25,9 @@ from volflow.geometry.views import View
 from volflow.report.pictures.layers import HEAT, Layer, Ramp, painted
 from volflow.report.pictures.scene import (
     MARGIN,
+    BarChart,
     Box,
     Foot,
-    Histogram,
     Panel,
     Places,
     Scene,
@@ -66,7 +66,7 @@ class Preview(Figure):
 
 def draw(scene: Scene) -> Preview:
     """Draw a picture."""
-    page, places = _Page(), place(scene)
+    page, places = _Canvas(), place(scene)
     page.figure.facts = dict(scene.facts)
     _panels(page, scene, places)
     _captions(page, scene, places)
@@ -76,7 +76,7 @@ def draw(scene: Scene) -> Preview:
     return page.figure
 
 
-class _Page:
+class _Canvas:
     """A figure on which things are placed in inches from its upper left corner.
 
     Its size is set in the end, when everything has its place.
@@ -115,7 +115,7 @@ class _Page:
             axes.set_position(box)
 
 
-def _header(page: _Page, scene: Scene, wide: float) -> None:
+def _header(page: _Canvas, scene: Scene, wide: float) -> None:
     """Write title and subtitle; long names are shortened, the words between them are not."""
     parts = list(scene.title)
     if text_width("".join(parts), 14, "bold") > wide:
@@ -126,7 +126,7 @@ def _header(page: _Page, scene: Scene, wide: float) -> None:
     page.write(MARGIN, 0.5, fitted(scene.subtitle, wide, TEXT), color=MUTED, va="top")
 
 
-def _panels(page: _Page, scene: Scene, places: Places) -> None:
+def _panels(page: _Canvas, scene: Scene, places: Places) -> None:
     """Draw all panels, row by row."""
     for n in range(max(map(len, scene.columns))):
         for column, boxes in zip(scene.columns, places.boxes, strict=True):
@@ -187,7 +187,7 @@ def _outlines(axes: Axes, layer: Layer, panel: Panel) -> None:
             axes.contour(x, y, mask, [0.5], colors=[color], linewidths=panel.outline, alpha=0.95)
 
 
-def _captions(page: _Page, scene: Scene, places: Places) -> None:
+def _captions(page: _Canvas, scene: Scene, places: Places) -> None:
     """Write what stands above the panels."""
     panels = [
         (panel, box, room)
@@ -208,7 +208,7 @@ def _captions(page: _Page, scene: Scene, places: Places) -> None:
             page.write(left, top - 0.06, fitted(caption, room, SMALL), **style)
 
 
-def _feet(page: _Page, scene: Scene, places: Places) -> tuple[float, float]:
+def _feet(page: _Canvas, scene: Scene, places: Places) -> tuple[float, float]:
     """Draw what stands below the panels; return the width and the height that is needed."""
     right, bottom = places.width - MARGIN, places.bottom
     for band in filter(any, scene.feet):
@@ -234,13 +234,13 @@ def _feet(page: _Page, scene: Scene, places: Places) -> tuple[float, float]:
     return right + MARGIN, bottom
 
 
-def _bar(page: _Page, x: float, y: float, long: float) -> None:
+def _bar(page: _Canvas, x: float, y: float, long: float) -> None:
     line = Line2D([x, x + long], [-y, -y], color=INK, lw=2.6, solid_capstyle="butt")
     line.set(transform=page.inches, path_effects=[OUTLINE])
     page.figure.add_artist(line)
 
 
-def _foot(page: _Page, foot: Foot, x: float, y: float, room: float) -> tuple[float, float]:
+def _foot(page: _Canvas, foot: Foot, x: float, y: float, room: float) -> tuple[float, float]:
     """Draw one thing below the panels; return where it ends on the right, and its height."""
     match foot:
         case str():
@@ -249,8 +249,8 @@ def _foot(page: _Page, foot: Foot, x: float, y: float, room: float) -> tuple[flo
             return _ramp(page, foot, x, y), ROW
         case Table():
             return _table(page, foot, x, y, room), ROW * (1 + len(foot.rows))
-        case Histogram():
-            return _histogram(page, foot, (x, y, room, HISTOGRAM)), HISTOGRAM + 2 * ROW
+        case BarChart():
+            return _bar_chart(page, foot, (x, y, room, HISTOGRAM)), HISTOGRAM + 2 * ROW
     names = [fitted(name, min(room, LONGEST_NAME), TEXT) for name, _ in foot]
     pitch = max((text_width(name, TEXT) for name in names), default=0) + 4 * SWATCH
     columns = max(1, int((room + SWATCH) / pitch))
@@ -260,14 +260,14 @@ def _foot(page: _Page, foot: Foot, x: float, y: float, room: float) -> tuple[flo
     return x, -(-len(foot) // columns) * ROW
 
 
-def _named(page: _Page, x: float, y: float, name: str, color: str) -> None:
+def _named(page: _Canvas, x: float, y: float, name: str, color: str) -> None:
     """Draw a colour with its name."""
     box = (x, y + (ROW - SWATCH) / 2, SWATCH, SWATCH)
     page.paint(box, (*to_rgb(color), 0.8), ec=color, lw=1)
     page.write(x + 1.6 * SWATCH, y + ROW / 2, name)
 
 
-def _ramp(page: _Page, ramp: Ramp, x: float, y: float) -> float:
+def _ramp(page: _Canvas, ramp: Ramp, x: float, y: float) -> float:
     """Draw the colours of numbers, what they stand for and their ends."""
     axes = page.axes((x, y + ROW / 2 - 0.06, RAMP, 0.12), f"scale of {ramp.name}")
     axes.imshow(painted(np.linspace(0, 1, 256)[None], ramp.colors), aspect="auto")
@@ -276,7 +276,7 @@ def _ramp(page: _Page, ramp: Ramp, x: float, y: float) -> float:
     return page.write(x + RAMP + 0.1, y + ROW / 2, f"{ends}   {fitted(ramp.name, 4, TEXT)}")
 
 
-def _table(page: _Page, table: Table, x: float, y: float, room: float) -> float:
+def _table(page: _Canvas, table: Table, x: float, y: float, room: float) -> float:
     """Draw colours with their names, and their numbers or shares beside them."""
     count = len(table.head) - 1
     shares = any(isinstance(cell, float) for _, _, cells in table.rows for cell in cells)
@@ -299,19 +299,19 @@ def _table(page: _Page, table: Table, x: float, y: float, room: float) -> float:
     return x + names + count * wide
 
 
-def _histogram(page: _Page, histogram: Histogram, box: Box) -> float:
+def _bar_chart(page: _Canvas, chart: BarChart, box: Box) -> float:
     """Draw counts over an extent, named below."""
     left, top, wide, high = box
-    axes = page.axes((left, top, wide, high), histogram.name)
-    edges = np.linspace(0, 1, len(histogram.counts) + 1)
-    axes.stairs(histogram.counts, edges, fill=True, color=HEAT[-3])
-    axes.set(xlim=(0, 1), ylim=(0, 1.08 * histogram.highest), yticks=[], facecolor="none")
+    axes = page.axes((left, top, wide, high), chart.name)
+    edges = np.linspace(0, 1, len(chart.counts) + 1)
+    axes.stairs(chart.counts, edges, fill=True, color=HEAT[-3])
+    axes.set(xlim=(0, 1), ylim=(0, 1.08 * chart.highest), yticks=[], facecolor="none")
     axes.set_xticks([0, 0.5, 1], ["0", "½", "1"])
     axes.tick_params(colors=MUTED, labelsize=8, length=2)
     axes.spines[:].set(visible=False)
     axes.spines["bottom"].set(color=FRAME, visible=True)
     place = (left + wide / 2, top + high + 1.5 * ROW)
-    page.write(*place, f"centre {histogram.name}, of the extent", color=MUTED, ha="center")
+    page.write(*place, f"centre {chart.name}, of the extent", color=MUTED, ha="center")
     return left + wide
 
 

@@ -15,7 +15,7 @@ from volflow.report.colors import class_numbers
 from volflow.sampling.cases.cases import Case
 
 __all__ = [
-    "Patch",
+    "DrawnPatch",
     "PatchCounts",
     "each_patch",
     "facts_text",
@@ -34,7 +34,7 @@ TABLE = 2**16  # class numbers up to here are counted in a table
 
 
 @dataclass(frozen=True)
-class Patch:
+class DrawnPatch:
     """One patch: its arrays, ``czyx``, in the memory of this process; its case and first voxel."""
 
     arrays: Mapping[str, Array]
@@ -52,7 +52,7 @@ class Patch:
         return tuple(p // 2 for p in self.shape)
 
 
-def each_patch(samples: Iterable[Mapping[str, Any]]) -> Iterator[Patch]:
+def each_patch(samples: Iterable[Mapping[str, Any]]) -> Iterator[DrawnPatch]:
     """The patches of samples or of batches, one at a time.
 
     Examples
@@ -66,11 +66,11 @@ def each_patch(samples: Iterable[Mapping[str, Any]]) -> Iterator[Patch]:
         arrays = {key: _array(value) for key, value in sample.items() if key not in BESIDE}
         location = _array(sample["location"])
         if location.ndim == 1:
-            yield Patch(arrays, sample["case"], tuple(location[:3].tolist()))
+            yield DrawnPatch(arrays, sample["case"], tuple(location[:3].tolist()))
             continue
         for n, (case, place) in enumerate(zip(sample["case"], location, strict=True)):
             one = {key: value[n] for key, value in arrays.items()}
-            yield Patch(one, case, tuple(place[:3].tolist()))
+            yield DrawnPatch(one, case, tuple(place[:3].tolist()))
 
 
 @dataclass
@@ -90,7 +90,7 @@ class PatchCounts:
     >>> labels = np.zeros((8, 8, 8), "uint8")
     >>> labels[4:] = 1
     >>> counts = PatchCounts({c.name: c for c in open_cases({"label": labels})}, "label")
-    >>> counts.add(Patch({"label": labels[None, 2:6]}, "case0", (2, 0, 0)))
+    >>> counts.add(DrawnPatch({"label": labels[None, 2:6]}, "case0", (2, 0, 0)))
     >>> counts.facts()["classes"][1]
     {'class': 1, 'voxels': 0.5, 'centres': 1.0, 'patches': 1}
     """
@@ -105,7 +105,7 @@ class PatchCounts:
     holding: Counter[int] = field(default_factory=Counter)
     last: tuple[int, ...] = ()
 
-    def add(self, patch: Patch) -> None:
+    def add(self, patch: DrawnPatch) -> None:
         """Count a patch; of its voxels those inside the volume."""
         self.last = patch.shape
         shape = self.cases[patch.case].shape

@@ -25,12 +25,17 @@ from volflow.report.pictures.layers import (
     grey_window,
     painted,
 )
-from volflow.report.pictures.patch_counts import Patch, PatchCounts, each_patch, leading_classes
+from volflow.report.pictures.patch_counts import (
+    DrawnPatch,
+    PatchCounts,
+    each_patch,
+    leading_classes,
+)
 from volflow.report.pictures.patch_subject import PatchSubject, by, open_patches, said, title
 from volflow.report.pictures.scene import (
     SMALL_GAP,
+    BarChart,
     Foot,
-    Histogram,
     Panel,
     Scene,
     Table,
@@ -39,7 +44,7 @@ from volflow.report.pictures.scene import (
     tile_panels,
 )
 from volflow.report.pictures.slices import Cut
-from volflow.report.pictures.stack import Look, drawing, feet_of
+from volflow.report.pictures.stack import Display, drawing, feet_of
 from volflow.report.pictures.subject import Names, is_whole, view_across
 from volflow.store.meta import Meta
 
@@ -112,7 +117,7 @@ def patch_sheet(  # noqa: PLR0913 - each says what to show
     draw = drawing()
     if not is_whole(tiles) or not 1 <= tiles <= MOST_TILES:
         raise InvalidInput(f"tiles must be 1 to {MOST_TILES}, given {tiles!r}")
-    look = Look(None, classes, percentiles, MOST_PIXELS)
+    display = Display(None, classes, percentiles, MOST_PIXELS)
     shown = open_patches(samples, cases, image, label, channel)
     view = view_across(axis, shown.grid.orientation)
     counts = PatchCounts(shown.cases, shown.label)
@@ -133,7 +138,7 @@ def patch_sheet(  # noqa: PLR0913 - each says what to show
     shape = counts.shape
     size = tuple(n * s for n, s in zip(shape, shown.grid.spacing, strict=True))
     columns = best_columns(len(captions), (size[view.columns], size[view.rows]))
-    layers = _layers(images, labels, shown, look)
+    layers = _layers(images, labels, shown, display)
     texts = [(case, ", ".join(map(str, start))) for case, start in captions]
     return draw(
         Scene(
@@ -198,7 +203,7 @@ def patch_stats(
     [0, 0, 1, 0, 0, 0, 1, 0]
     """
     draw = drawing()
-    Look(None, classes, (0, 100), MOST_PIXELS)  # refuses classes that are no names
+    Display(None, classes, (0, 100), MOST_PIXELS)  # refuses classes that are no names
     shown = open_patches(samples, cases, None, label, 0)
     counts = PatchCounts(shown.cases, shown.label)
     for patch in islice(each_patch(samples), patches):
@@ -211,7 +216,7 @@ def patch_stats(
     layer = Layer(tuple(_places(counts, view, size, highest) for view in planes), smooth=False)
     along = {axis: counts.histogram(n).tolist() for n, axis in enumerate("zyx")}
     most = max(max(numbers) for numbers in along.values())
-    histograms = [[Histogram(f"along {axis}", along[axis], most)] for axis in "zyx"]
+    histograms = [[BarChart(f"along {axis}", along[axis], most)] for axis in "zyx"]
     scale = Ramp("patches by where their centre falls", 0, highest, HEAT)
     return draw(
         Scene(
@@ -254,7 +259,7 @@ def _table(counts: PatchCounts, shown: PatchSubject, classes: Names) -> list[Foo
     return [Table(head, tuple(rows))]
 
 
-def _middle(patch: Patch, name: str, channel: int, view: View, grid: Meta) -> Cut:
+def _middle(patch: DrawnPatch, name: str, channel: int, view: View, grid: Meta) -> Cut:
     """The middle slice of an array of a patch, copied so that the patch can go."""
     place: list[Any] = [slice(None)] * 3
     place[view.normal] = patch.middle[view.normal]
@@ -265,19 +270,19 @@ def _middle(patch: Patch, name: str, channel: int, view: View, grid: Meta) -> Cu
 
 
 def _layers(
-    images: Sequence[tuple[str, Cut]], labels: Sequence[Cut], shown: PatchSubject, look: Look
+    images: Sequence[tuple[str, Cut]], labels: Sequence[Cut], shown: PatchSubject, display: Display
 ) -> tuple[Layer, ...]:
     """The image in grey, each case with its own window; the classes above."""
     layers = []
     if images:
         windows = {
-            name: grey_window([cut for case, cut in images if case == name], look.percentiles)
+            name: grey_window([cut for case, cut in images if case == name], display.percentiles)
             for name in {case for case, _ in images}
         }
         white = DIMMED if labels else 1.0
         greys = [grey_layer([cut], windows[case], white).pictures[0] for case, cut in images]
         layers.append(Layer(tuple(greys)))
     if labels:
-        names, fill = shown.class_names(look.classes), OVER_SCAN if images else ALONE
+        names, fill = shown.class_names(display.classes), OVER_SCAN if images else ALONE
         layers.append(class_layer(labels, names, shown.label_meta.colors, fill=fill))
     return tuple(layers)

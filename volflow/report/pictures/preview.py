@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from volflow.errors import InvalidInput
 from volflow.report.pictures.scene import Scene, beside, plane_panels
 from volflow.report.pictures.slices import Slice
-from volflow.report.pictures.stack import Look, drawing, feet_of, open_both, stack
+from volflow.report.pictures.stack import Display, drawing, feet_of, open_both, stack
 from volflow.report.pictures.subject import Names, Subject
 
 if TYPE_CHECKING:
@@ -80,12 +80,12 @@ def preview(
     ['xy', 'xz', 'yz']
     """
     draw = drawing()
-    look = Look(level, classes, percentiles, LONGEST)
+    display = Display(level, classes, percentiles, LONGEST)
     top, under = open_both(volume, over, channel)
     if at is None:
         at = "center" if under is None else "content"
     slices = top.slices(at)
-    shown = stack(top, under, slices, look)
+    shown = stack(top, under, slices, display)
     return draw(
         Scene(
             title=titled(top, under),

@@ -18,8 +18,8 @@ __all__ = [
     "MARGIN",
     "SMALL_GAP",
     "WIDTH",
+    "BarChart",
     "Foot",
-    "Histogram",
     "Panel",
     "Places",
     "Scene",
@@ -88,7 +88,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Histogram:
+class BarChart:
     """Counts over equal parts of an extent, drawn to a common ``highest`` count."""
 
     name: str
@@ -97,7 +97,7 @@ class Histogram:
 
 
 # A line of text, a legend of names and colours, or one of the above.
-Foot = str | tuple[tuple[str, str], ...] | Ramp | Table | Histogram
+Foot = str | tuple[tuple[str, str], ...] | Ramp | Table | BarChart
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from volflow.report.pictures.scene import (
     tile_panels,
 )
 from volflow.report.pictures.slices import Slice
-from volflow.report.pictures.stack import Look, drawing, feet_of, open_both, stack
+from volflow.report.pictures.stack import Display, drawing, feet_of, open_both, stack
 from volflow.report.pictures.subject import Names, Subject, is_whole, view_across
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def contact_sheet(
     columns = best_columns(count, (top.size[view.columns], top.size[view.rows]))
     pixels = max(64, int(SHARP * (WIDTH - 2 * MARGIN) / columns))
     shown = stack(
-        top, under, slices, Look(level, classes, percentiles, pixels, (view.rows, view.columns))
+        top, under, slices, Display(level, classes, percentiles, pixels, (view.rows, view.columns))
     )
     captions = [_caption(top, one) for one in slices]
     return draw(

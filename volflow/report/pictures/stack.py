@@ -25,11 +25,11 @@ from volflow.report.pictures.subject import Names, Subject, open_subject, same_b
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Look", "Stack", "drawing", "feet_of", "ground", "open_both", "stack"]
+__all__ = ["Display", "Stack", "drawing", "feet_of", "ground", "open_both", "stack"]
 
 
 @dataclass(frozen=True)
-class Look:
+class Display:
     """How volumes are to be shown.
 
     Parameters
@@ -114,41 +114,41 @@ def open_both(volume: Any, over: Any, channel: int | None) -> tuple[Subject, Sub
     return top, under
 
 
-def stack(top: Subject, under: Subject | None, slices: Sequence[Slice], look: Look) -> Stack:
+def stack(top: Subject, under: Subject | None, slices: Sequence[Slice], display: Display) -> Stack:
     """Read slices of a volume, and of the scan underneath, and give them their colours."""
-    read = top.at_level(look.level, look.pixels, look.axes)
+    read = top.at_level(display.level, display.pixels, display.axes)
     guess = under is not None
-    average = not top.may_be_classes(look.classes, guess)
-    cuts = top.cut(read, slices, look.pixels, average=average)
+    average = not top.may_be_classes(display.classes, guess)
+    cuts = top.cut(read, slices, display.pixels, average=average)
     layers: list[Layer] = []
-    said = [read.shown(look.pixels, average)]
+    said = [read.shown(display.pixels, average)]
     if under is not None:
-        below, told = ground(under, read, slices, look, DIMMED)
+        below, told = ground(under, read, slices, display, DIMMED)
         layers += below
         said.append(told)
-    if top.are_classes(cuts, look.classes, guess):
-        names = top.class_names(look.classes)
+    if top.are_classes(cuts, display.classes, guess):
+        names = top.class_names(display.classes)
         fill = ALONE if under is None else OVER_SCAN
         layers.append(class_layer(cuts, names, top.finest.meta.colors, fill=fill))
     elif under is not None:
         layers.append(heat_layer(cuts, top.channel_name(), heat_window(cuts)))
     else:
-        layers.append(grey_layer(cuts, grey_window(cuts, look.percentiles)))
+        layers.append(grey_layer(cuts, grey_window(cuts, display.percentiles)))
     return Stack(tuple(layers), read, "; ".join(filter(None, said)))
 
 
 def ground(
-    under: Subject, read: Subject, slices: Sequence[Slice], look: Look, *whites: float
+    under: Subject, read: Subject, slices: Sequence[Slice], display: Display, *whites: float
 ) -> tuple[tuple[Layer, ...], str]:
     """The scan underneath, at the level that fits; where one was asked for, at the nearest.
 
     One layer for each of ``whites``, which dim it; and what is shown of it, as `Subject.shown`.
     """
-    chosen = look.level is not None
-    level = under.like(read) if chosen else under.at_level(None, look.pixels, look.axes)
-    cuts: list[Cut] = under.cut(level, slices, look.pixels, average=True)
-    window = grey_window(cuts, look.percentiles)
-    said = level.shown(look.pixels, average=True)
+    chosen = display.level is not None
+    level = under.like(read) if chosen else under.at_level(None, display.pixels, display.axes)
+    cuts: list[Cut] = under.cut(level, slices, display.pixels, average=True)
+    window = grey_window(cuts, display.percentiles)
+    said = level.shown(display.pixels, average=True)
     layers = tuple(grey_layer(cuts, window, white) for white in whites)
     return layers, f"{under.name} {said}" if said else ""
 

@@ -120,7 +120,7 @@ class VolumeServer:
         for n, folder in enumerate(volumes):
             routes.append((rf"/volumes/{n}/(.*)", _Files, {"path": str(folder)}))
         for n, page in (names or {}).items():
-            routes.append((rf"/names/{n}/info", _Page, {"page": page}))
+            routes.append((rf"/names/{n}/info", _Names, {"page": page}))
         if client is not None:
             options = {"path": str(client), "default_filename": "index.html"}
             routes.append((rf"{CLIENT_PATH}/(.*)", _Files, options))
@@ -229,7 +229,7 @@ class _Home(_Answer):
     head = get
 
 
-class _Page(_Answer):
+class _Names(_Answer):
     def initialize(self, page: str) -> None:
         """Take the JSON to serve."""
         self.page = page

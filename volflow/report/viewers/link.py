@@ -13,12 +13,12 @@ from volflow.report.viewers.appearance import appearances
 from volflow.report.viewers.file_server import CLIENT_PATH, PUBLIC_CLIENT, VolumeServer
 from volflow.report.viewers.neuroglancer import class_names, fragment, viewer_state
 
-__all__ = ["View", "view"]
+__all__ = ["ViewerLink", "view"]
 
 PORT = 8642  # tried first, so that links and tunnels last
 
 
-class View:
+class ViewerLink:
     """Volumes that are being served to a viewer, until `close` or the end of the process.
 
     Made by `view`; a context manager.
@@ -56,14 +56,14 @@ class View:
         """Stop serving."""
         self._server.close()
 
-    def __enter__(self) -> View:
+    def __enter__(self) -> ViewerLink:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
-        return f"View({self.url})"
+        return f"ViewerLink({self.url})"
 
     def _repr_html_(self) -> str:
         return f'<a href="{self.url}" target="_blank">{self.url}</a>'
@@ -71,7 +71,7 @@ class View:
 
 def view(
     *volumes: Any, host: str = "127.0.0.1", port: int | None = None, open_browser: bool = False
-) -> View:
+) -> ViewerLink:
     """Serve volumes to Neuroglancer, the first as the ground, later ones over it.
 
     A scan is shown in grey, scores as colours that add up, classes in their colours with their
@@ -93,7 +93,7 @@ def view(
 
     Returns
     -------
-    View
+    ViewerLink
         Has the link as ``url``; serves until its ``close()``, or the end of a ``with`` block.
 
     Raises
@@ -126,7 +126,7 @@ def view(
         client=client,
     )
     state = viewer_state(shown, server.address)
-    started = View(server, state, PUBLIC_CLIENT if client is None else "installed")
+    started = ViewerLink(server, state, PUBLIC_CLIENT if client is None else "installed")
     if open_browser:
         webbrowser.open(started.url)
     return started

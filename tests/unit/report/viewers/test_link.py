@@ -121,7 +121,7 @@ def test_the_installed_client_is_served(scan):
 
 def test_without_the_package_the_public_client_is_linked(scan, monkeypatch, capsys):
     monkeypatch.setattr(module, "_installed_client", lambda: None)
-    monkeypatch.setattr(module.View, "wait", lambda self: None)
+    monkeypatch.setattr(module.ViewerLink, "wait", lambda self: None)
     with vf.view(scan, port=0) as shown:
         assert shown.client == PUBLIC_CLIENT
         assert home(shown.url).startswith(f"{PUBLIC_CLIENT}/#!%7B")
@@ -211,7 +211,7 @@ def test_the_command_says_it_in_one_line_for_machines(scan):
 
 
 def test_others_being_able_to_read_is_said(scan, monkeypatch, capsys):
-    monkeypatch.setattr(module.View, "wait", lambda self: None)
+    monkeypatch.setattr(module.ViewerLink, "wait", lambda self: None)
     assert run(["view", scan, "--host", "0.0.0.0", "--port", "0"]) == 0
     err = capsys.readouterr().err
     assert err.startswith("volflow: anyone who reaches http://")
