@@ -90,8 +90,7 @@ def cut_into(monkeypatch):
 
 
 @pytest.mark.parametrize("blend", BLENDS)
-@pytest.mark.parametrize("output", ["scores", "classes"])
-@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize(("output", "skip"), [("scores", False), ("classes", True)])
 def test_same_bits_for_every_cut(client, tmp_path, cut_into, blend, output, skip):
     scan, net = scan_of((27, 29, 31)), random_net(channels_out=3)
     scan[:16, :, :16] = 0
@@ -117,7 +116,7 @@ def test_same_bits_for_every_cut(client, tmp_path, cut_into, blend, output, skip
 
 @pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
 def test_activation_bits_do_not_depend_on_the_cut(client, tmp_path, cut_into, activation):
-    scan = 20 * scan_of((2, 30, 33, 35)) - 10
+    scan = 20 * scan_of((2, 14, 17, 35)) - 10
     volume = stored(tmp_path / "scan.zarr", scan)
     results = []
     for n, block in enumerate([(8, 40, 40), (8, 8, 8), (8, 40, 8)]):
@@ -131,7 +130,9 @@ def test_activation_bits_do_not_depend_on_the_cut(client, tmp_path, cut_into, ac
     assert np.array_equal(results[0], results[2])
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    "workers", [2, pytest.param(1, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)]
+)
 def test_same_bits_for_every_number_of_processes(tmp_path, workers):
     scan, net = scan_of((40, 20, 20)), random_net()
     volume = stored(tmp_path / "scan.zarr", scan, shard=8)
@@ -191,7 +192,7 @@ def back(copy: np.ndarray, orientation: str) -> np.ndarray:
 
 def test_all_48_orientations_give_the_same_anatomy(client, tmp_path):
     assert len(set(ORIENTATIONS)) == 48
-    scan, net = scan_of((21, 18, 15)), random_net()
+    scan, net = scan_of((13, 11, 9)), random_net()
     expected = None
     for orientation in ORIENTATIONS:
         volume = stored(
