@@ -73,14 +73,22 @@ def stopped(run, counted):
     return after
 
 
+@pytest.fixture(scope="module")
+def uninterrupted():
+    """What `expected` gives, once a test has made it: it is the same for all."""
+    return []
+
+
 @pytest.fixture
-def expected(run, counted, tmp_path):
+def expected(run, counted, tmp_path, uninterrupted):
     """The files of an uninterrupted run, and how many blocks it computed, all and of the last."""
-    run("whole.zarr")
-    blocks, _ = counted
-    total, last = len(blocks), blocks.count("last")
-    blocks.clear()
-    return files(tmp_path / "whole.zarr"), total, last
+    if not uninterrupted:
+        run("whole.zarr")
+        blocks, _ = counted
+        total, last = len(blocks), blocks.count("last")
+        blocks.clear()
+        uninterrupted.append((files(tmp_path / "whole.zarr"), total, last))
+    return uninterrupted[0]
 
 
 def passes(tmp_path):
