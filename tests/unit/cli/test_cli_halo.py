@@ -71,7 +71,7 @@ def test_on_a_volume(bundle, scan, tmp_path, capsys):
 
 def test_without_an_exact_rule(scan, tmp_path, capsys):
     pytest.importorskip("matplotlib", reason="extra report")
-    model = "tests.unit.test_cli_halo:sorting"
+    model = "tests.unit.cli.test_cli_halo:sorting"
     assert "sort" in refused(capsys, model)
     out = str(tmp_path / "s.svg")
     words = ["--on", scan, "--patch", "8", "--overlap", "0.25", "--regions", "1", "-q", "-o", out]
