@@ -1,0 +1,77 @@
+"""Laws of the driver, over random schedules of what goes wrong on a cluster, in virtual time."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+from hypothesis import given, note
+from hypothesis import strategies as st
+
+from tests.virtual_cluster import REFUSALS, Scenario, Simulation, bytes_of, scenario
+from volflow.errors import RunFailed, Unreadable
+
+
+def check_laws(chosen: Scenario) -> str:
+    """Run a scenario, whose simulation asserts what holds on the way; returns how it ended."""
+    simulation = Simulation(chosen)
+    error = simulation.run().error
+    driver = simulation.driver
+    # What the driver took for a block's result is what the journal holds of it.
+    assert driver.results.keys() == simulation.answered <= simulation.journal.keys()
+    assert driver.results == {block: bytes_of(block) for block in driver.results}
+    # A block is written again only where a worker that was given up worked on.
+    most = simulation.begun if not chosen.gentle else dict.fromkeys(chosen.blocks, 1)
+    assert all(times <= most[block] for block, times in simulation.writes.items())
+    if error is None:
+        assert driver.results == simulation.journal
+        assert driver.results.keys() == chosen.blocks
+        return "done"
+    if error in REFUSALS:
+        return "refused"
+    if "had no worker" in str(error):
+        return "no worker"
+    check_what_is_given_up(chosen, simulation, error)
+    return "given up"
+
+
+def check_what_is_given_up(chosen: Scenario, simulation: Simulation, error: Exception) -> None:
+    """It is given up after its retries, alone, with the error that says so."""
+    given_up, failing = simulation.driver.given_up, chosen.failing()
+    assert given_up.keys() | simulation.driver.results.keys() == chosen.blocks
+    assert not given_up.keys() & simulation.driver.results.keys()
+    assert all(simulation.tried[block] > chosen.retries for block in given_up)
+    blocks = ", ".join(str(block) for block in sorted(given_up)[:8])
+    assert str(error).startswith(
+        f"{len(given_up)} of {len(chosen.blocks)} blocks failed after {chosen.retries} retries"
+        f" (blocks {blocks}); what is done is kept"
+    )
+    if chosen.gentle:
+        assert given_up.keys() == failing.keys()
+        assert type(error) is (Unreadable if "is damaged" in failing.values() else RunFailed)
+
+
+@given(st.randoms(use_true_random=False))
+def test_laws_on_schedules_that_shrink(random):
+    chosen = scenario(random)
+    note(repr(chosen))
+    check_laws(chosen)
+
+
+def run_seeds(seeds: range) -> set[str]:
+    endings = set()
+    for seed in seeds:
+        try:
+            endings.add(check_laws(scenario(Random(seed))))
+        except Exception as error:
+            raise AssertionError(f"seed {seed}: {scenario(Random(seed))}") from error
+    return endings
+
+
+def test_laws_on_a_thousand_schedules():
+    assert run_seeds(range(1_000)) == {"done", "given up", "refused", "no worker"}
+
+
+@pytest.mark.nightly
+def test_laws_on_ten_thousand_schedules():
+    assert run_seeds(range(10_000)) == {"done", "given up", "refused", "no worker"}

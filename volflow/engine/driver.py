@@ -1,0 +1,224 @@
+"""The decisions of one run as a pure state machine: events in, actions out.
+
+It knows neither Dask nor a clock, and it does no I/O. An adapter (`volflow.engine.run`) hands in
+what the scheduler says of its workers, what became of each attempt, and the time; what comes back is
+plain data, to be performed in order. So its laws are tested in virtual time.
+
+A block that is not done is in one place: in a run that waits, in one attempt in flight, or given up.
+`Driver.slots` alone decides how many attempts a worker may hold. A worker that should get no more,
+because it is short of memory or about to leave, is `paused`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from volflow.engine.messages import (
+    Action,
+    HoldOffers,
+    Outcome,
+    Stop,
+    Submit,
+    TakeBack,
+    WorkerReading,
+)
+from volflow.engine.roster import Patience, Roster
+from volflow.errors import RunFailed, Unreadable, VolflowError
+from volflow.geometry.budget import format_bytes
+
+if TYPE_CHECKING:
+    from volflow.engine.plan import Plan
+
+__all__ = ["Driver"]
+
+# An adaptive cluster grows by what it is offered; more at once would only load the scheduler.
+MOST_OFFERS = 16
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A run of blocks that waits for a worker or is with one; how often its first block failed."""
+
+    blocks: tuple[int, ...]
+    failures: int = 0
+    worker: str = ""
+
+    def left(self, done: Mapping[int, Any]) -> Attempt:
+        """Return what is left to do; behind another first block the failures count anew."""
+        blocks = tuple(block for block in self.blocks if block not in done)
+        return Attempt(blocks, self.failures if blocks[:1] == self.blocks[:1] else 0)
+
+
+@dataclass
+class Driver:
+    """What waits, what is in flight, what is done and what was given up, and the rules between.
+
+    Parameters
+    ----------
+    plan
+        What is run.
+    retries
+        How often a failing block is tried again before it is given up.
+    patience
+        How long to wait where nobody works.
+    cluster
+        What errors call the cluster: the address of its scheduler.
+
+    Examples
+    --------
+    >>> from volflow.engine.plan import Plan
+    >>> plan = Plan("double", print, None, ((0, 1), (2,)), units=3, unit="voxels",
+    ...             peak_bytes=10, memory_bytes=100)
+    >>> driver = Driver(plan)
+    >>> driver.on_workers({"a": WorkerReading(threads=1)}, now_s=0)
+    [Submit(number=1, blocks=(0, 1), worker='a'), HoldOffers(count=1)]
+    >>> driver.on_completed(1, Outcome({0: "zero", 1: "two"}))
+    [Submit(number=2, blocks=(2,), worker='a'), HoldOffers(count=0)]
+    >>> driver.on_completed(2, Outcome({2: "four"}))
+    [Stop(error=None)]
+    """
+
+    plan: Plan
+    retries: int = 2
+    patience: Patience = field(default_factory=Patience)
+    cluster: str = ""
+    roster: Roster = field(default_factory=Roster)
+    waiting: deque[Attempt] = field(init=False)
+    in_flight: dict[int, Attempt] = field(default_factory=dict)
+    results: dict[int, Any] = field(default_factory=dict)
+    given_up: dict[int, VolflowError] = field(default_factory=dict)
+    submitted: int = 0
+    retried: int = 0
+    offered: int = 0
+    stopped: bool = False
+
+    def __post_init__(self) -> None:
+        self.waiting = deque(Attempt(blocks) for blocks in self.plan.runs)
+
+    def on_workers(self, reading: Mapping[str, WorkerReading], now_s: float) -> list[Action]:
+        """Account for a reading of the scheduler: workers by address."""
+        if self.stopped:
+            return []
+        actions: list[Action] = [*self.roster.read(reading, now_s), *self._take_back()]
+        return actions + self._wait(now_s) + self._proceed()
+
+    def on_completed(self, number: int, outcome: Outcome) -> list[Action]:
+        """Account for an attempt that ended, be it that it was taken back before."""
+        if self.stopped:
+            return []
+        attempt = self.in_flight.pop(number, None)
+        for block, result in outcome.results.items():
+            self.results.setdefault(block, result)
+            self.given_up.pop(block, None)
+        if attempt is None:  # what it did counts, how it ended does not
+            self._drop_done()
+            return self._proceed()
+        error = outcome.error
+        if isinstance(error, VolflowError) and type(error) not in (RunFailed, Unreadable):
+            return self._stop(error)
+        if isinstance(error, VolflowError):
+            self._retry(attempt, error)
+        else:
+            reason = f"{error or 'its task ended without doing it'}\n{outcome.trace}"
+            self._retry(attempt, RunFailed(reason.strip()))
+        return self._proceed()
+
+    def on_failed(self, number: int, reason: str) -> list[Action]:
+        """Account for an attempt that brought nothing back, as when Dask lost it."""
+        return self.on_completed(number, Outcome({}, RunFailed(reason)))
+
+    def slots(self, worker: WorkerReading) -> int:
+        """Attempts that a worker may hold at once, within its memory and the plan's."""
+        memory_bytes = self.plan.memory_bytes
+        if worker.memory_bytes is not None:
+            if worker.memory_bytes < self.plan.peak_bytes:
+                return 0
+            memory_bytes = min(memory_bytes, worker.memory_bytes)
+        if self.plan.exclusive:
+            return 1
+        return max(1, min(worker.threads, memory_bytes // max(1, self.plan.peak_bytes)))
+
+    def _proceed(self) -> list[Action]:
+        """Fill the free slots, offer what is left over, and stop where nothing is left."""
+        if self.stopped:
+            return []
+        if not self.waiting and not self.in_flight:
+            return self._stop(self._failure())
+        actions: list[Action] = []
+        load = self._load()
+        for address, worker in self.roster.live.items():
+            free = 0 if worker.paused else self.slots(worker) - load[address]
+            while self.waiting and free > 0:
+                free -= 1
+                self.submitted += 1
+                waiting = self.waiting.popleft()
+                attempt = Attempt(waiting.blocks, waiting.failures, address)
+                self.in_flight[self.submitted] = attempt
+                actions.append(Submit(self.submitted, attempt.blocks, address))
+        offers = min(len(self.waiting), MOST_OFFERS)
+        if offers != self.offered:
+            self.offered = offers
+            actions.append(HoldOffers(offers))
+        return actions
+
+    def _load(self) -> Counter[str]:
+        return Counter(attempt.worker for attempt in self.in_flight.values())
+
+    def _take_back(self) -> list[Action]:
+        """Queue again what lost workers hold."""
+        lost = self.roster.take_lost()
+        numbers = [n for n, attempt in self.in_flight.items() if attempt.worker in lost]
+        for number in numbers:
+            self._retry(self.in_flight.pop(number), RunFailed("its worker died"))
+        return [TakeBack(number) for number in numbers]
+
+    def _wait(self, now_s: float) -> list[Action]:
+        """Wait where no worker works and none can be given a block; give up after long."""
+        live, load = self.roster.live, self._load()
+        fitting = {a: worker for a, worker in live.items() if self.slots(worker)}
+        if any(load[a] or not worker.paused for a, worker in fitting.items()):
+            self.patience.worker_seen()
+            return []
+        lacks = ""
+        if live:
+            need = format_bytes(self.plan.peak_bytes)
+            lacks = " that is not paused" if fitting else f" with {need} of memory"
+        actions = self.patience.none_seen(self.cluster, now_s, lacks)
+        self.stopped = any(isinstance(action, Stop) for action in actions)
+        return actions
+
+    def _retry(self, attempt: Attempt, error: VolflowError) -> None:
+        """Queue what is left of a run again, or give up its first block and go on behind it."""
+        left = attempt.left(self.results)
+        if not left.blocks:
+            return
+        self.retried += 1
+        if left.failures < self.retries:
+            self.waiting.append(Attempt(left.blocks, left.failures + 1))
+            return
+        self.given_up[left.blocks[0]] = error
+        if left.blocks[1:]:
+            self.waiting.append(Attempt(left.blocks[1:]))
+
+    def _drop_done(self) -> None:
+        """Leave blocks that are done out of the runs that wait."""
+        left = [attempt.left(self.results) for attempt in self.waiting]
+        self.waiting = deque(attempt for attempt in left if attempt.blocks)
+
+    def _failure(self) -> VolflowError | None:
+        if not self.given_up:
+            return None
+        damaged = any(isinstance(error, Unreadable) for error in self.given_up.values())
+        blocks = ", ".join(str(block) for block in sorted(self.given_up)[:8])
+        return (Unreadable if damaged else RunFailed)(
+            f"{len(self.given_up)} of {self.plan.blocks} blocks failed after {self.retries} retries"
+            f" (blocks {blocks}); what is done is kept, run the same command again to resume."
+            f" First error: {next(iter(self.given_up.values()))}"
+        )
+
+    def _stop(self, error: VolflowError | None) -> list[Action]:
+        self.stopped = True
+        return [Stop(error)]

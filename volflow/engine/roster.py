@@ -1,0 +1,102 @@
+"""Who works, by several readings of the scheduler, and how long to wait where nobody does.
+
+One reading is no evidence: a worker counts as lost when it has been missing from several in a row.
+The time is handed in.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from volflow.engine.messages import Action, Log, Stop, WorkerReading
+from volflow.errors import RunFailed
+
+__all__ = ["Patience", "Roster"]
+
+# A worker is lost when it was missing for so long, and from so many readings in a row.
+LOST_AFTER_S = 3.0
+LOST_AFTER_READINGS = 3
+# A wait is announced when it is more than a hiccup, and then now and again.
+ANNOUNCE_AFTER_S = 2.0
+ANNOUNCE_EVERY_S = 60.0
+
+
+@dataclass
+class Roster:
+    """Which workers live, by readings of the scheduler.
+
+    Examples
+    --------
+    >>> roster, a, b = Roster(), WorkerReading(1), WorkerReading(2)
+    >>> for now_s, reading in enumerate([{"a": a, "b": b}, {"b": b}, {"b": b}, {"b": b}]):
+    ...     _ = roster.read(reading, now_s)
+    >>> list(roster.live), sorted(roster.take_lost())
+    (['b'], [])
+    >>> roster.read({"b": b}, now_s=4), sorted(roster.take_lost())
+    ([], ['a'])
+    """
+
+    live: dict[str, WorkerReading] = field(default_factory=dict)
+    missing: dict[str, list[float]] = field(default_factory=dict)
+
+    def read(self, reading: Mapping[str, WorkerReading], now_s: float) -> list[Log]:
+        """Account for a reading; a false alarm costs a line of the log."""
+        logs = []
+        for address in {*self.live, *self.missing} - reading.keys():
+            self.missing.setdefault(address, []).append(now_s)
+        for address in sorted(self.missing.keys() & reading.keys()):
+            times = self.missing.pop(address)
+            level = logging.INFO if len(times) == 1 else logging.WARNING
+            text = f"worker {address} was out of sight for {now_s - times[0]:.0f} s"
+            logs.append(Log(level, text))
+        self.live = dict(reading)
+        return logs
+
+    def take_lost(self) -> set[str]:
+        """Return the workers that were missing long enough to be dead, and forget them."""
+        lost = {
+            address
+            for address, times in self.missing.items()
+            if len(times) >= LOST_AFTER_READINGS and times[-1] - times[0] >= LOST_AFTER_S
+        }
+        for address in lost:
+            del self.missing[address]
+        return lost
+
+
+@dataclass
+class Patience:
+    """How long to wait while a cluster has no worker, and what is said meanwhile.
+
+    Parameters
+    ----------
+    wait_s
+        Seconds; None waits for ever.
+    """
+
+    wait_s: float | None = None
+    since_s: float | None = None
+    said_s: float | None = None
+
+    def worker_seen(self) -> None:
+        """Account for a worker: the wait is over."""
+        self.since_s = self.said_s = None
+
+    def none_seen(self, cluster: str, now_s: float, lacks: str = "") -> list[Action]:
+        """Account for a reading without a worker, or without one that has what the run needs."""
+        self.since_s = now_s if self.since_s is None else self.since_s
+        waited_s = now_s - self.since_s
+        if self.wait_s is not None and waited_s >= self.wait_s:
+            text = (
+                f"the Dask cluster at {cluster} had no worker{lacks} for {self.wait_s:g} s; start"
+                " workers, or wait longer (wait=, --wait), and run the same command again"
+            )
+            return [Stop(RunFailed(text))]
+        if waited_s < (ANNOUNCE_AFTER_S if self.said_s is None else self.said_s):
+            return []
+        self.said_s = waited_s + ANNOUNCE_EVERY_S
+        limit = "" if self.wait_s is None else f", for {self.wait_s:g} s at most"
+        text = f"waiting for a worker: the Dask cluster at {cluster} has none{lacks}{limit}"
+        return [Log(logging.WARNING, text)]
