@@ -17,23 +17,15 @@ from typing import Any
 
 from distributed import Status, Worker, get_worker
 
+from volflow.engine.messages import Outcome
 from volflow.engine.task import Context, Step, Task, run_task
-from volflow.errors import VolflowError
+from volflow.errors import Superseded, VolflowError
 from volflow.store.journal.journal import Journal
 
-__all__ = ["Outcome", "Session", "execute"]
+__all__ = ["Session", "execute"]
 
 # A waiting task looks this often whether it is still wanted itself.
 LOOK_EVERY_S = 0.5
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of one task: finished blocks, and the error that stopped it, if one did."""
-
-    results: dict[int, Any]
-    error: BaseException | None = None
-    trace: str = ""
 
 
 _at_work: set[tuple[str, int]] = set()  # (run, block) of the tasks of this process
@@ -113,6 +105,8 @@ def execute(task: Task, job: Any, blocks: tuple[int, ...], topic: str, session: 
                     if not wanted():
                         break
     except Exception as error:
+        if isinstance(error, Superseded) and not wanted():  # by its worker, not by another driver
+            return Outcome(results)
         return Outcome(results, _portable(error), traceback.format_exc(limit=-4))
     return Outcome(results)
 

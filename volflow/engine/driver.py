@@ -1,12 +1,12 @@
 """The decisions of one run as a pure state machine: events in, actions out.
 
 It knows neither Dask nor a clock, and it does no I/O. An adapter (`volflow.engine.run`) hands in
-what the scheduler says of its workers, what became of each attempt, and the time; what comes back is
-plain data, to be performed in order. So its laws are tested in virtual time.
+what the scheduler says of its workers, what became of each attempt, and the time. What comes back
+is plain data, to be performed in order. So its laws are tested in virtual time.
 
-A block that is not done is in one place: in a run that waits, in one attempt in flight, or given up.
-`Driver.slots` alone decides how many attempts a worker may hold. A worker that should get no more,
-because it is short of memory or about to leave, is `paused`.
+A block that is not done is in one place: in a run that waits, in one attempt in flight, or given
+up. `Driver.slots` alone decides how many attempts a worker may hold. A worker that should get no
+more, because it is short of memory or about to leave, is `paused`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from volflow.engine.messages import (
     Action,
     HoldOffers,
+    Log,
     Outcome,
     Stop,
     Submit,
@@ -102,8 +103,8 @@ class Driver:
         """Account for a reading of the scheduler: workers by address."""
         if self.stopped:
             return []
-        actions: list[Action] = [*self.roster.read(reading, now_s), *self._take_back()]
-        return actions + self._wait(now_s) + self._proceed()
+        logs, taken = self.roster.read(reading, now_s), self._take_back()
+        return [*logs, *taken, *self._wait(now_s), *self._proceed()]
 
     def on_completed(self, number: int, outcome: Outcome) -> list[Action]:
         """Account for an attempt that ended, be it that it was taken back before."""
@@ -167,7 +168,7 @@ class Driver:
     def _load(self) -> Counter[str]:
         return Counter(attempt.worker for attempt in self.in_flight.values())
 
-    def _take_back(self) -> list[Action]:
+    def _take_back(self) -> list[TakeBack]:
         """Queue again what lost workers hold."""
         lost = self.roster.take_lost()
         numbers = [n for n, attempt in self.in_flight.items() if attempt.worker in lost]
@@ -175,7 +176,7 @@ class Driver:
             self._retry(self.in_flight.pop(number), RunFailed("its worker died"))
         return [TakeBack(number) for number in numbers]
 
-    def _wait(self, now_s: float) -> list[Action]:
+    def _wait(self, now_s: float) -> list[Log | Stop]:
         """Wait where no worker works and none can be given a block; give up after long."""
         live, load = self.roster.live, self._load()
         fitting = {a: worker for a, worker in live.items() if self.slots(worker)}

@@ -12,7 +12,7 @@ from distributed import Client, SchedulerPlugin, WorkerPlugin
 
 from volflow.engine.workers import is_embedded
 
-__all__ = ["on_workers"]
+__all__ = ["with_plugin"]
 
 log = logging.getLogger("volflow")
 
@@ -54,7 +54,7 @@ class Departure(SchedulerPlugin):
 
 
 @contextmanager
-def on_workers(client: Client, plugin: WorkerPlugin | None) -> Iterator[None]:
+def with_plugin(client: Client, plugin: WorkerPlugin | None) -> Iterator[None]:
     """Have a plugin on every worker, those that join later too.
 
     Where the workers are threads of this process its methods are called directly. Elsewhere the

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from volflow.engine.messages import Action, Log, Stop, WorkerReading
+from volflow.engine.messages import Log, Stop, WorkerReading
 from volflow.errors import RunFailed
 
 __all__ = ["Patience", "Roster"]
@@ -84,7 +84,7 @@ class Patience:
         """Account for a worker: the wait is over."""
         self.since_s = self.said_s = None
 
-    def none_seen(self, cluster: str, now_s: float, lacks: str = "") -> list[Action]:
+    def none_seen(self, cluster: str, now_s: float, lacks: str = "") -> list[Log | Stop]:
         """Account for a reading without a worker, or without one that has what the run needs."""
         self.since_s = now_s if self.since_s is None else self.since_s
         waited_s = now_s - self.since_s

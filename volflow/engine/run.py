@@ -1,16 +1,14 @@
-"""The one driver: a bounded window of runs of blocks, on any Dask client.
+"""Run a plan on any Dask client: a bounded window of runs of blocks.
 
-The driver keeps one task per slot in flight and releases each result at once, so that neither the
-scheduler nor the client grows with the volume. Tasks report through Dask's event topics. A task
-that fails is submitted again; what it had finished is in the journal, which it reads first.
-A run that keeps failing loses the one block that fails and goes on behind it.
+The driver (`volflow.engine.driver`) decides what is submitted where, and what is done when
+something goes wrong; here its decisions meet Dask. Results are released at once, so that neither
+the scheduler nor the client grows with the volume. Tasks report through Dask's event topics.
 """
 
 from __future__ import annotations
 
 import time
 import uuid
-from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -19,25 +17,27 @@ from typing import Any
 
 from distributed import Client, Future
 
-from volflow.engine.attempt import Outcome, Session, execute
+from volflow.engine.attempt import Session, execute
 from volflow.engine.cluster import Cluster, connect
+from volflow.engine.driver import Driver
 from volflow.engine.events import State, reporter
+from volflow.engine.messages import Action, HoldOffers, Log, Outcome, Stop, Submit, TakeBack
 from volflow.engine.plan import Plan
-from volflow.engine.plugins import on_workers
+from volflow.engine.plugins import with_plugin
 from volflow.engine.workers import (
-    Patience,
-    Roster,
+    Offers,
     address_of,
     offers,
     patience,
+    read_workers,
     scheduler_gone,
-    workers,
+    tell,
 )
-from volflow.errors import RunFailed, Unreadable, VolflowError
 
 __all__ = ["RunReport", "run"]
 
-POLL_S = 1.0
+# The scheduler is asked for its workers at most this often; a query costs it 0.6 ms.
+READ_EVERY_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -51,149 +51,101 @@ class RunReport:
 
 
 @dataclass
-class Attempt:
-    """A run of blocks waiting for or holding a slot."""
-
-    blocks: tuple[int, ...]
-    worker: str = ""
-    failures: int = 0
-
-
-@dataclass
-class Driver:
-    """The state of one run: what waits, what is in flight, what is done, what failed."""
+class Adapter:
+    """Does with a Dask client what the driver decides, and tells the driver what comes of it."""
 
     client: Client
     plan: Plan
+    session: Session
+    driver: Driver
     state: State
     topic: str
-    retries: int
-    session: Session = field(default_factory=Session)
-    waiting: deque[Attempt] = field(default_factory=deque)
-    flying: dict[Future[Outcome], Attempt] = field(default_factory=dict)
-    results: dict[int, Any] = field(default_factory=dict)
-    failed: dict[int, str] = field(default_factory=dict)
-    damage: bool = False
-    roster: Roster = field(default_factory=Roster)
-    patience: Patience = field(default_factory=patience)
-    landed: SimpleQueue[Future[Outcome]] = field(default_factory=SimpleQueue)
+    futures: dict[int, Future[Outcome]] = field(default_factory=dict)
+    ended: SimpleQueue[int] = field(default_factory=SimpleQueue)
 
-    def slots(self, threads: int) -> int:
-        """Tasks that one worker may run at once within its memory."""
-        if self.plan.exclusive:
-            return 1
-        return max(1, min(threads, self.plan.memory_bytes // max(1, self.plan.peak_bytes)))
+    def loop(self) -> None:
+        """Read who works each second and take what has ended in between, until the driver stops."""
+        due_s = time.monotonic()
+        with offers(self.client) as offered:
+            while not self.driver.stopped:
+                now_s = time.monotonic()
+                if now_s < due_s:
+                    actions = self.collect(due_s - now_s)
+                else:
+                    due_s = now_s + READ_EVERY_S
+                    actions = self.driver.on_workers(read_workers(self.client), now_s)
+                self.state.retries = self.driver.retried
+                for action in actions:
+                    self.perform(action, offered)
 
-    def read_workers(self) -> None:
-        """Ask who works, if that is due; give up where nobody does for long."""
-        now_s = time.monotonic()
-        if not self.roster.due(now_s):
-            return
-        self.roster.read(workers(self.client), now_s)
-        if self.roster.live:
-            self.patience.worker_seen()
-        else:
-            self.patience.none_seen(self.client, now_s)
+    def perform(self, action: Action, offered: Offers) -> None:
+        """Do one thing that the driver decided."""
+        match action:
+            case Submit():
+                self.submit(action)
+            case TakeBack(number):
+                # One that has ended meanwhile stays: its late answer counts.
+                if not self.futures[number].done():
+                    self.futures.pop(number).cancel()
+            case HoldOffers(count):
+                offered.hold(count)
+            case Log() | Stop():
+                tell(action)
 
-    def submit(self) -> None:
-        """Fill the free slots of the live workers."""
-        load = Counter(attempt.worker for attempt in self.flying.values())
-        for address, threads in self.roster.live.items():
-            while self.waiting and load[address] < self.slots(threads):
-                attempt = self.waiting.popleft()
-                attempt.worker = address
-                job = self.plan.job_of(attempt.blocks) if self.plan.job_of else self.plan.job
-                load[address] += 1
-                future = self.client.submit(
-                    execute,
-                    self.plan.task,
-                    job,
-                    attempt.blocks,
-                    self.topic,
-                    self.session,
-                    workers=[address],
-                    pure=False,
-                    key=f"{self.plan.operation}-{attempt.blocks[0]}-{uuid.uuid4().hex[:8]}",
-                )
-                self.flying[future] = attempt
-                future.add_done_callback(self.landed.put)
+    def submit(self, given: Submit) -> None:
+        """Give an attempt to its worker."""
+        future = self.client.submit(
+            execute,
+            self.plan.task,
+            self.plan.job_of(given.blocks) if self.plan.job_of else self.plan.job,
+            given.blocks,
+            self.topic,
+            self.session,
+            workers=[given.worker],
+            pure=False,
+            key=f"{self.plan.operation}-{given.blocks[0]}-{uuid.uuid4().hex[:8]}",
+        )
+        self.futures[given.number] = future
+        self.watch(given.number, future)
 
-    def take_back(self) -> None:
-        """Queue again what lost workers held."""
-        lost = self.roster.lost()
-        for future, attempt in list(self.flying.items()):
-            if attempt.worker in lost and not future.done():
-                del self.flying[future]
-                future.cancel()
-                self.retry(attempt, "its worker died")
-        for address in lost:
-            self.roster.forget(address)
+    def watch(self, number: int, future: Future[Outcome]) -> None:
+        """Have the number of an attempt queued when it has ended."""
+        future.add_done_callback(lambda _: self.ended.put(number))
 
-    def retry(self, attempt: Attempt, reason: str, *, damaged: bool = False) -> None:
-        """Queue what is left of a run again, or give up its first block."""
-        left = tuple(b for b in attempt.blocks if b not in self.results)
-        if not left:
-            return
-        self.state.retries += 1
-        if attempt.failures < self.retries:
-            self.waiting.append(Attempt(left, failures=attempt.failures + 1))
-            return
-        self.failed[left[0]] = reason
-        self.damage |= damaged
-        if left[1:]:
-            self.waiting.append(Attempt(left[1:]))
-
-    def collect(self) -> None:
-        """Take what has finished, waiting at most a moment for it."""
+    def collect(self, most_s: float) -> list[Action]:
+        """Take one attempt that has ended, waiting a moment for it."""
         try:
-            future = self.landed.get(timeout=POLL_S)
-        except Empty:
-            return
-        attempt = self.flying.pop(future, None)
-        if attempt is None:  # taken back when its worker died
-            return
-        if future.status == "finished":
-            outcome: Outcome = future.result()
-        elif future.status == "error":
-            error = future.exception()
-            outcome = Outcome({}, RuntimeError(f"{type(error).__name__}: {error}"))
-        else:
-            self.await_scheduler()
-            outcome = Outcome({}, RuntimeError("the scheduler lost its task"))
+            number = self.ended.get(timeout=most_s)
+            future = self.futures.pop(number)
+        except (Empty, KeyError):  # none has, or it was taken back
+            return []
+        try:
+            ending = self.ending(future)
+        except TimeoutError:  # lost with its worker: Dask does it again, or it is taken back
+            self.futures[number] = future
+            self.watch(number, future)
+            return []
         future.release()
-        self.results.update(outcome.results)
-        reason = f"{outcome.error or 'its task ended without doing it'}\n{outcome.trace}"
-        if isinstance(outcome.error, VolflowError):
-            if type(outcome.error) not in (RunFailed, Unreadable):
-                raise outcome.error
-            reason = str(outcome.error)
-        damaged = isinstance(outcome.error, Unreadable)
-        self.retry(attempt, reason.strip(), damaged=damaged)
+        if isinstance(ending, str):
+            return self.driver.on_failed(number, ending)
+        return self.driver.on_completed(number, ending)
+
+    def ending(self, future: Future[Outcome]) -> Outcome | str:
+        """Return what an attempt brought back, or why it brought nothing."""
+        if future.status == "finished":
+            return future.result(timeout=READ_EVERY_S)
+        if future.status == "error":
+            error = future.exception()
+            return f"{type(error).__name__}: {error}"
+        self.await_scheduler()
+        return "the scheduler lost its task"
 
     def await_scheduler(self) -> None:
         """Wait while the client tries to find a lost scheduler again, as long as Dask tries."""
         while self.client.status == "connecting":
-            time.sleep(POLL_S / 10)
+            time.sleep(READ_EVERY_S / 10)
         if self.client.status != "running":
             raise scheduler_gone()
-
-    def loop(self) -> None:
-        """Submit and collect until nothing is left."""
-        self.waiting.extend(Attempt(blocks) for blocks in self.plan.runs)
-        with offers(self.client) as offered:
-            while self.waiting or self.flying:
-                self.read_workers()
-                self.take_back()
-                self.submit()
-                offered.hold(len(self.waiting))
-                self.collect()
-        if self.failed:
-            blocks = ", ".join(str(b) for b in sorted(self.failed)[:8])
-            raise (Unreadable if self.damage else RunFailed)(
-                f"{len(self.failed)} of {self.state.total_blocks} blocks failed after"
-                f" {self.retries} retries (blocks {blocks}); what is done is kept, run the same"
-                f" command again to resume. First error: {next(iter(self.failed.values()))}"
-            )
 
 
 def run(
@@ -236,7 +188,7 @@ def run(
     with _session(plan) as session:
         if not plan.runs:
             return RunReport({}, {}, 0.0, 0)
-        with connect(cluster) as client, on_workers(client, plan.plugin):
+        with connect(cluster) as client, with_plugin(client, plan.plugin):
             return _drive(client, plan, session, progress, retries)
 
 
@@ -270,10 +222,11 @@ def _drive(
         shown.update(state)
 
     address = address_of(client)
-    driver = Driver(client, plan, state, topic, retries, session)
+    driver = Driver(plan, retries, patience(), address)
+    adapter = Adapter(client, plan, session, driver, state, topic)
     client.subscribe_topic(topic, on_event)
     try:
-        driver.loop()
+        adapter.loop()
         state.units, state.blocks = plan.units, plan.blocks  # the last events may lag behind
     except BaseException as error:
         if session.journal is not None:
@@ -284,7 +237,7 @@ def _drive(
     finally:
         if client.status == "running":  # else the scheduler has forgotten them all
             with suppress(OSError, RuntimeError):
-                client.cancel(list(driver.flying))
+                client.cancel(list(adapter.futures.values()))
                 client.unsubscribe_topic(topic)
         shown.close(state)
     return RunReport(driver.results, dict(state.stages), state.elapsed_s, state.retries)

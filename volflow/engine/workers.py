@@ -1,8 +1,7 @@
 """Who works for a Dask client: asked of the scheduler itself, awaited where nobody is there yet.
 
 `distributed.Client.scheduler_info` answers from a cache that a timer of Dask's overwrites without
-workers, so its answer is no evidence. Nor is one reading of the scheduler: a worker counts as lost
-when it has been missing from several readings in a row.
+workers, so its answer is no evidence.
 """
 
 from __future__ import annotations
@@ -14,40 +13,33 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from typing import Any
 
 from dask.utils import parse_timedelta
 from distributed import Client, Future
 
+from volflow.engine.messages import Log, Stop, WorkerReading
+from volflow.engine.roster import Patience
 from volflow.errors import InvalidInput, RunFailed
 
 __all__ = [
-    "Patience",
-    "Roster",
     "address_of",
     "await_workers",
     "is_embedded",
     "offers",
     "patience",
     "patient",
+    "read_workers",
     "scheduler_gone",
+    "tell",
     "worker_records",
     "workers",
 ]
 
 log = logging.getLogger("volflow")
 
-# The scheduler is asked for its workers at most this often; a query costs it 0.6 ms.
-READ_EVERY_S = 1.0
-# A worker is lost when it was missing for so long, and from so many readings in a row.
-LOST_AFTER_S = 3.0
-LOST_AFTER_READINGS = 3
-# A wait is announced when it is more than a hiccup, and then now and again.
-ANNOUNCE_AFTER_S = 2.0
-ANNOUNCE_EVERY_S = 60.0
-# An adaptive cluster grows by what it is offered; more at once would only load the scheduler.
-MOST_OFFERS = 16
+# A cluster without workers is asked again so soon.
+LOOK_EVERY_S = 0.25
 # No worker has it: a task that asks for it stays with the scheduler and counts as work to come.
 OFFER = {"volflow-offer": 1}
 
@@ -89,95 +81,22 @@ def worker_records(client: Client) -> dict[str, Mapping[str, Any]]:
 
 def workers(client: Client) -> dict[str, int]:
     """Return the addresses of the live workers with their threads."""
-    return {address: int(w["nthreads"]) for address, w in worker_records(client).items()}
+    return {address: worker.threads for address, worker in read_workers(client).items()}
 
 
-@dataclass
-class Roster:
-    """Which workers live, by readings of the scheduler; the time is handed in.
+def read_workers(client: Client) -> dict[str, WorkerReading]:
+    """Return what a driver needs to know of the live workers, by address.
 
-    Examples
-    --------
-    >>> roster = Roster()
-    >>> roster.read({"a": 1, "b": 2}, now_s=0)
-    >>> roster.read({"b": 2}, now_s=1)
-    >>> roster.live, sorted(roster.lost())
-    ({'b': 2}, [])
-    >>> roster.read({"b": 2}, now_s=3), roster.read({"b": 2}, now_s=4)
-    (None, None)
-    >>> sorted(roster.lost())
-    ['a']
+    A worker that Dask runs nothing new on is paused: it is short of memory, or about to leave.
     """
-
-    live: dict[str, int] = field(default_factory=dict)
-    read_s: float | None = None
-    missing: dict[str, list[float]] = field(default_factory=dict)
-
-    def due(self, now_s: float) -> bool:
-        """Return True where it is time for another reading."""
-        return self.read_s is None or now_s - self.read_s >= READ_EVERY_S
-
-    def read(self, reading: Mapping[str, int], now_s: float) -> None:
-        """Account for a reading: addresses of workers with their threads."""
-        known = {*self.live, *self.missing}
-        for address in known - reading.keys():
-            self.missing.setdefault(address, []).append(now_s)
-        for address in self.missing.keys() & reading.keys():
-            times = self.missing.pop(address)
-            level = logging.INFO if len(times) == 1 else logging.WARNING
-            log.log(level, "worker %s was out of sight for %.0f s", address, now_s - times[0])
-        self.live, self.read_s = dict(reading), now_s
-
-    def lost(self) -> set[str]:
-        """Return the workers that were missing long enough to be dead."""
-        return {
-            address
-            for address, times in self.missing.items()
-            if len(times) >= LOST_AFTER_READINGS and times[-1] - times[0] >= LOST_AFTER_S
-        }
-
-    def forget(self, address: str) -> None:
-        """Forget a lost worker, once what it held was taken back."""
-        self.missing.pop(address, None)
-
-
-@dataclass
-class Patience:
-    """How long to wait where a cluster has no worker, and what is said meanwhile.
-
-    Parameters
-    ----------
-    wait_s
-        Seconds; None waits for ever.
-    """
-
-    wait_s: float | None
-    since_s: float | None = None
-    said_s: float | None = None
-
-    def worker_seen(self) -> None:
-        """Account for a worker: the wait is over."""
-        self.since_s = self.said_s = None
-
-    def none_seen(self, client: Client, now_s: float) -> None:
-        """Account for a reading without workers.
-
-        Raises
-        ------
-        RunFailed
-            Where the wait has been long enough.
-        """
-        self.since_s = now_s if self.since_s is None else self.since_s
-        waited_s, address = now_s - self.since_s, address_of(client)
-        if self.wait_s is not None and waited_s >= self.wait_s:
-            raise RunFailed(
-                f"the Dask cluster at {address} had no worker for {self.wait_s:g} s; start workers,"
-                " or wait longer (wait=, --wait), and run the same command again"
-            )
-        if waited_s >= (ANNOUNCE_AFTER_S if self.said_s is None else self.said_s):
-            self.said_s = waited_s + ANNOUNCE_EVERY_S
-            limit = "" if self.wait_s is None else f", for {self.wait_s:g} s at most"
-            log.warning("waiting for a worker: the Dask cluster at %s has none%s", address, limit)
+    return {
+        address: WorkerReading(
+            threads=int(record["nthreads"]),
+            memory_bytes=record["memory_limit"] or None,
+            paused=record["status"] != "running",
+        )
+        for address, record in worker_records(client).items()
+    }
 
 
 _patience: ContextVar[float | None] = ContextVar("volflow_patience", default=None)
@@ -232,8 +151,7 @@ class Offers:
         self.futures: list[Future[None]] = []
 
     def hold(self, count: int) -> None:
-        """Let so many tasks wait, up to a bound."""
-        count = min(count, MOST_OFFERS)
+        """Let so many tasks wait."""
         while len(self.futures) < count:
             key = f"volflow-offer-{uuid.uuid4().hex[:8]}"
             self.futures.append(self.client.submit(_nothing, key=key, resources=OFFER))
@@ -266,5 +184,14 @@ def await_workers(client: Client) -> None:
     """
     waiting = patience()
     while not worker_records(client):
-        waiting.none_seen(client, time.monotonic())
-        time.sleep(READ_EVERY_S / 4)
+        for action in waiting.none_seen(address_of(client), time.monotonic()):
+            tell(action)
+        time.sleep(LOOK_EVERY_S)
+
+
+def tell(action: Log | Stop) -> None:
+    """Write a line to the log, or raise the error that a run ends with, if there is one."""
+    if isinstance(action, Log):
+        log.log(action.level, action.text)
+    elif action.error is not None:
+        raise action.error

@@ -15,7 +15,7 @@ from distributed import LocalCluster, WorkerPlugin, get_worker
 
 from volflow.engine.cluster import connect
 from volflow.engine.plan import Plan, split_runs
-from volflow.engine.run import Driver, run
+from volflow.engine.run import Adapter, run
 from volflow.engine.task import Step
 from volflow.engine.workers import patient
 from volflow.errors import InvalidInput, RunFailed, StoreFull, Unreadable
@@ -189,19 +189,6 @@ class TestDone:
 
 
 class TestSlots:
-    def slots(self, threads: int, **changes) -> int:
-        driver = Driver(None, plan_of(square, **changes), None, "", 0)
-        return driver.slots(threads)
-
-    def test_as_many_tasks_as_fit_in_memory(self):
-        assert self.slots(8, peak_bytes=30, memory_bytes=100) == 3
-        assert self.slots(2, peak_bytes=30, memory_bytes=100) == 2
-        assert self.slots(8, peak_bytes=101, memory_bytes=100) == 1
-        assert self.slots(8, peak_bytes=0, memory_bytes=100) == 8
-
-    def test_one_where_the_task_uses_all_cores_itself(self):
-        assert self.slots(8, exclusive=True) == 1
-
     @pytest.mark.parametrize(
         ("changes", "most"),
         [({"peak_bytes": 40}, 2), ({"peak_bytes": 100}, 1), ({"exclusive": True}, 1), ({}, 4)],
@@ -214,18 +201,6 @@ class TestSlots:
             plan = plan_of(counts_itself, blocks=16, pieces=16, **changes)
             run(plan, cluster=cluster, progress=False)
         assert 1 <= seen["most"] <= most
-
-    def test_the_window_is_bounded(self, client, monkeypatch):
-        widest = [0]
-        collect = Driver.collect
-
-        def watched(driver):
-            widest[0] = max(widest[0], len(driver.flying))
-            collect(driver)
-
-        monkeypatch.setattr(Driver, "collect", watched)
-        run(plan_of(square, blocks=60, pieces=60, memory_bytes=2), cluster=client, progress=False)
-        assert widest[0] == 2
 
 
 class TestFailures:
@@ -291,11 +266,11 @@ class TestFailures:
 
 class TestStopping:
     def test_ctrl_c_stops_the_tasks(self, client, monkeypatch):
-        def interrupted(driver):
+        def interrupted(adapter, most_s):
             assert going.wait(30)
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(Driver, "collect", interrupted)
+        monkeypatch.setattr(Adapter, "collect", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(plan_of(waits), cluster=client, progress=False)
         assert stopping.wait(30)

@@ -14,15 +14,14 @@ import pytest
 import torch
 from distributed import Client, LocalCluster
 from distributed.comm.core import CommClosedError
-from hypothesis import given
-from hypothesis import strategies as st
 
 import volflow as vf
 from volflow.engine.cluster import connect
 from volflow.engine.plan import Plan
+from volflow.engine.roster import Patience
 from volflow.engine.run import run
 from volflow.engine.task import Step
-from volflow.engine.workers import Patience, Roster, patience, patient, workers
+from volflow.engine.workers import patience, patient, workers
 from volflow.errors import InvalidInput, RunFailed
 
 
@@ -43,32 +42,6 @@ def squares(job, blocks, context):
 def plan_of(count: int) -> Plan:
     runs = tuple((n,) for n in range(count))
     return Plan("square", squares, None, runs, count, "voxels", peak_bytes=1, memory_bytes=100)
-
-
-class TestRoster:
-    @given(st.lists(st.booleans(), min_size=1, max_size=40), st.floats(1, 2))
-    def test_a_worker_is_lost_only_after_several_readings_in_a_row(self, seen, every_s):
-        roster, row = Roster({"a": 1}), 0
-        for number, there in enumerate(seen):
-            roster.read({"a": 1} if there else {}, now_s=number * every_s)
-            row = 0 if there else row + 1
-            assert ("a" in roster.lost()) == (row >= 3 and (row - 1) * every_s >= 3)
-            assert ("a" in roster.live) == there
-
-    def test_a_false_alarm_costs_a_line(self, caplog):
-        roster = Roster({"a": 1})
-        for now_s in (1, 2):
-            roster.read({}, now_s)
-        roster.read({"a": 1}, now_s=3)
-        assert caplog.messages == ["worker a was out of sight for 2 s"]
-        assert not roster.lost()
-
-    def test_the_scheduler_is_asked_once_a_second(self):
-        roster = Roster()
-        assert roster.due(0)
-        roster.read({}, now_s=10)
-        assert not roster.due(10.9)
-        assert roster.due(11)
 
 
 class TestReading:

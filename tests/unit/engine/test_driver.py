@@ -1,0 +1,177 @@
+"""The driver's rules, one by one; its laws are in the property tests."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from volflow.engine.driver import Driver
+from volflow.engine.messages import HoldOffers, Log, Outcome, Stop, Submit, TakeBack, WorkerReading
+from volflow.engine.plan import Plan
+from volflow.engine.roster import Patience, Roster
+from volflow.errors import RunFailed
+
+ONE, PAUSED = WorkerReading(threads=1), WorkerReading(threads=1, paused=True)
+
+
+def driver_of(runs, *, peak_bytes=1, memory_bytes=100, exclusive=False, **options) -> Driver:
+    blocks = sum(len(run) for run in runs)
+    plan = Plan("test", print, None, runs, blocks, "voxels", peak_bytes, memory_bytes, exclusive)
+    return Driver(plan, **options)
+
+
+def kinds(actions, *kept):
+    return [action for action in actions if isinstance(action, kept)]
+
+
+class TestRoster:
+    @given(st.lists(st.booleans(), min_size=1, max_size=40), st.floats(1, 2))
+    def test_a_worker_is_lost_only_after_several_readings_in_a_row(self, seen, every_s):
+        roster, row = Roster({"a": ONE}), 0
+        for number, there in enumerate(seen):
+            roster.read({"a": ONE} if there else {}, now_s=number * every_s)
+            row = 0 if there else row + 1
+            lost = row >= 3 and (row - 1) * every_s >= 3
+            assert roster.take_lost() == ({"a"} if lost else set())
+            assert ("a" in roster.live) == there
+            if lost:  # it is forgotten until it is seen again
+                roster, row = Roster({"a": ONE}), 0
+
+    def test_a_false_alarm_costs_a_line(self):
+        driver = driver_of(((0, 1),))
+        driver.on_workers({"a": ONE}, now_s=0)
+        assert driver.on_workers({}, now_s=1) == driver.on_workers({}, now_s=2) == []
+        text = "worker a was out of sight for 2 s"
+        assert driver.on_workers({"a": ONE}, now_s=3) == [Log(logging.WARNING, text)]
+        assert driver.on_workers({}, now_s=4) == []
+        assert driver.retried == 0
+
+
+class TestSlots:
+    def slots(self, threads: int, limit_bytes: int | None = None, **changes) -> int:
+        return driver_of((), **changes).slots(WorkerReading(threads, limit_bytes))
+
+    def test_as_many_tasks_as_fit_in_memory(self):
+        assert self.slots(8, peak_bytes=30, memory_bytes=100) == 3
+        assert self.slots(2, peak_bytes=30, memory_bytes=100) == 2
+        assert self.slots(8, peak_bytes=101, memory_bytes=100) == 1
+        assert self.slots(8, peak_bytes=0, memory_bytes=100) == 8
+
+    def test_one_where_the_task_uses_all_cores_itself(self):
+        assert self.slots(8, exclusive=True) == 1
+
+    def test_a_worker_whose_limit_is_lower_gets_what_fits_into_that(self):
+        assert self.slots(8, 70, peak_bytes=30, memory_bytes=100) == 2
+        assert self.slots(8, 29, peak_bytes=30, memory_bytes=100) == 0
+        assert self.slots(8, 29, peak_bytes=30, memory_bytes=100, exclusive=True) == 0
+
+    def test_the_window_is_bounded(self):
+        driver = driver_of(tuple((n,) for n in range(60)), memory_bytes=2)
+        assert len(kinds(driver.on_workers({"a": WorkerReading(8)}, now_s=0), Submit)) == 2
+        for number in range(1, 59):
+            submitted = kinds(driver.on_completed(number, Outcome({number - 1: None})), Submit)
+            assert submitted == [Submit(number + 2, (number + 1,), "a")]
+
+
+class TestPaused:
+    def test_it_keeps_what_it_holds_and_gets_nothing_new(self):
+        driver = driver_of(((0,), (1,), (2,)))
+        driver.on_workers({"a": ONE}, now_s=0)
+        assert driver.on_workers({"a": PAUSED}, now_s=1) == []
+        assert kinds(driver.on_completed(1, Outcome({0: None})), Submit) == []
+        assert kinds(driver.on_workers({"a": ONE}, now_s=2), Submit) == [Submit(2, (1,), "a")]
+
+    def test_one_that_holds_nothing_is_waited_for_saying_so(self):
+        driver = driver_of(((0,),), patience=Patience(60), cluster="tcp://x")
+        assert kinds(driver.on_workers({"a": PAUSED}, now_s=0), Log) == []
+        (log,) = driver.on_workers({"a": PAUSED}, now_s=2)
+        assert log.text == (
+            "waiting for a worker: the Dask cluster at tcp://x has none that is not paused,"
+            " for 60 s at most"
+        )
+        (stop,) = driver.on_workers({"a": PAUSED}, now_s=60)
+        assert str(stop.error) == (
+            "the Dask cluster at tcp://x had no worker that is not paused for 60 s; start workers,"
+            " or wait longer (wait=, --wait), and run the same command again"
+        )
+
+    def test_workers_that_are_too_small_are_no_help(self):
+        driver = driver_of(((0,),), peak_bytes=2**30, patience=Patience(0), cluster="tcp://x")
+        (stop,) = driver.on_workers({"a": WorkerReading(1, 2**20)}, now_s=0)
+        assert "had no worker with 1 GiB of memory for 0 s" in str(stop.error)
+
+
+class TestLost:
+    def lose(self, driver, from_s):
+        for second in range(3):
+            assert kinds(driver.on_workers({"b": ONE}, now_s=from_s + second), TakeBack) == []
+        return driver.on_workers({"b": ONE}, now_s=from_s + 3)
+
+    def test_another_worker_gets_what_it_held(self):
+        driver = driver_of(((0, 1),))
+        driver.on_workers({"a": ONE}, now_s=0)
+        assert self.lose(driver, 1) == [TakeBack(1), Submit(2, (0, 1), "b")]
+
+    def test_a_late_answer_counts_once_and_shortens_what_waits(self):
+        driver = driver_of(((0, 1, 2), (3,)))
+        driver.on_workers({"a": ONE}, now_s=0)
+        driver.on_workers({"a": ONE, "b": ONE}, now_s=0.5)
+        assert TakeBack(1) in self.lose(driver, 1)  # and b works on block 3
+        late = Outcome({0: "zero"}, RuntimeError("its end is of no interest any more"))
+        assert driver.on_completed(1, late) == []
+        actions = driver.on_completed(2, Outcome({3: "three"}))
+        assert Submit(3, (1, 2), "b") in actions
+        assert driver.on_completed(3, Outcome({1: "one", 2: "two"})) == [Stop()]
+        assert driver.results == {0: "zero", 1: "one", 2: "two", 3: "three"}
+
+    def test_what_came_too_late_for_its_retries_is_not_given_up(self):
+        driver = driver_of(((0,), (1,)), retries=0)
+        driver.on_workers({"a": ONE, "b": ONE}, now_s=0)
+        assert TakeBack(1) in self.lose(driver, 1)
+        assert list(driver.given_up) == [0]
+        assert driver.on_completed(1, Outcome({0: None})) == []
+        assert driver.on_completed(2, Outcome({1: None})) == [Stop()]
+
+    def test_a_worker_that_restarts_at_its_address_keeps_its_attempt(self):
+        """Dask itself runs the task again there."""
+        driver = driver_of(((0,),))
+        driver.on_workers({"a": ONE}, now_s=0)
+        driver.on_workers({}, now_s=1)
+        assert kinds(driver.on_workers({"a": ONE}, now_s=2), TakeBack, Submit) == []
+        assert driver.on_completed(1, Outcome({0: None})) == [Stop()]
+
+
+class TestRetries:
+    def test_they_count_anew_behind_a_block_that_was_done(self):
+        """Three blocks that each fail twice at first are not given up."""
+        driver = driver_of(((0, 1, 2),))
+        driver.on_workers({"a": ONE}, now_s=0)
+        for done in ({}, {}, {0: None}, {}, {1: None}, {}):
+            failed = Outcome(done, RuntimeError("it did not work"))
+            assert kinds(driver.on_completed(driver.submitted, failed), Submit)
+        assert driver.on_completed(driver.submitted, Outcome({2: None})) == [Stop()]
+
+    def test_what_dask_lost_is_tried_again(self):
+        driver = driver_of(((0,),), retries=1)
+        driver.on_workers({"a": ONE}, now_s=0)
+        assert driver.on_failed(1, "KilledWorker: a died") == [Submit(2, (0,), "a")]
+        (stop,) = driver.on_failed(2, "KilledWorker: a died")
+        assert isinstance(stop.error, RunFailed)
+        assert str(stop.error).endswith("First error: KilledWorker: a died")
+
+    def test_nothing_follows_the_end(self):
+        driver = driver_of(((0,),))
+        driver.on_workers({"a": ONE}, now_s=0)
+        assert driver.on_completed(1, Outcome({0: None})) == [Stop()]
+        assert driver.on_workers({"a": ONE}, now_s=1) == []
+        assert driver.on_failed(1, "late") == []
+
+
+@pytest.mark.parametrize(("runs", "most"), [(1, 0), (5, 4), (40, 16)])
+def test_what_waits_is_offered_up_to_a_bound(runs, most):
+    driver = driver_of(tuple((n,) for n in range(runs)))
+    offers = kinds(driver.on_workers({"a": ONE}, now_s=0), HoldOffers)
+    assert [offer.count for offer in offers] == ([most] if most else [])
