@@ -18,7 +18,7 @@ from distributed import Client, LocalCluster
 
 import volflow as vf
 from volflow.engine.plan import Plan
-from volflow.engine.run import run
+from volflow.engine.run import Adapter, run
 from volflow.engine.task import Step
 
 pytestmark = pytest.mark.chaos
@@ -172,4 +172,34 @@ def test_a_worker_given_up_while_it_lives_does_no_block_beside_the_next():
         thread.join()
     assert report.results == {n: n for n in range(4)}
     assert set(most.values()) == {1}
+    assert report.retries == 1
+
+
+def doubles(job, blocks, context):
+    for block in blocks:
+        yield Step(block, 1, result=2 * block)
+
+
+def test_a_result_that_dies_with_its_worker_is_computed_by_another(monkeypatch):
+    """The worker ends after the task and before the driver has fetched what it brought back."""
+    ending, lost = Adapter.ending, []
+    with LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=False, memory_limit=None,
+        dashboard_address=None, worker_dashboard_address="127.0.0.1:0",
+        scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
+    ) as local:  # fmt: skip
+
+        def loses_the_first(adapter, future):
+            if not lost:
+                (address,) = local.scheduler.tasks[future.key].who_has
+                lost.append(address.address)
+                local.sync(local.scheduler.remove_worker, lost[0], stimulus_id="test", close=True)
+                wait_for(lambda: future.status != "finished")
+                future._state.status = "finished"  # as it was when the driver looked
+            return ending(adapter, future)
+
+        monkeypatch.setattr(Adapter, "ending", loses_the_first)
+        plan = Plan("double", doubles, None, ((0,), (1,), (2,)), 3, "voxels", 1, 100)
+        report = run(plan, cluster=local, progress=False)
+    assert report.results == {0: 0, 1: 2, 2: 4}
     assert report.retries == 1

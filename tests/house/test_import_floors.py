@@ -58,6 +58,7 @@ def test_import_loads_only(statement, allowed, fresh_python):
         ("room.py", "", "A floor imports"),  # a module that no floor holds
         ("engine/extra.py", "import torch\n", "torch belongs"),
         ("store/extra.py", "def f():\n    import dask.array\n", "dask belongs"),
+        ("engine/driver.py", "import volflow.engine.plan\n", "the driver decides without Dask"),
         ("geometry/extra.py", "import zarr\n", "geometry is pure"),
     ],
 )

@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, Status, get_worker
 from distributed.comm.core import CommClosedError
 
 import volflow as vf
@@ -21,7 +21,7 @@ from volflow.engine.plan import Plan
 from volflow.engine.roster import Patience
 from volflow.engine.run import run
 from volflow.engine.task import Step
-from volflow.engine.workers import patience, patient, workers
+from volflow.engine.workers import patience, patient, read_workers, workers
 from volflow.errors import InvalidInput, RunFailed
 
 
@@ -55,6 +55,26 @@ class TestReading:
             report = run(plan_of(400), cluster=client, progress=False)
             assert report.retries == 0
             assert all(len(workers(client)) == 1 for _ in range(400))
+
+
+def whereabouts(job, blocks, context):
+    for block in blocks:
+        yield Step(block, 1, result=get_worker().name)
+
+
+class TestPaused:
+    def test_a_paused_worker_gets_nothing_until_it_goes_on(self):
+        with empty_cluster(processes=False) as cluster, Client(cluster) as client:
+            cluster.scale(2)
+            client.wait_for_workers(2)
+            first, second = (worker for worker in cluster.workers.values())
+            first.status = Status.paused
+            while not read_workers(client)[first.address].paused:
+                threading.Event().wait(0.01)
+            plan = Plan("where", whereabouts, None, tuple((n,) for n in range(20)), 20, "", 1, 100)
+            results = run(plan, cluster=client, progress=False).results
+            assert set(results.values()) == {second.name}
+            first.status = Status.running
 
 
 class TestWaiting:
