@@ -64,7 +64,9 @@ def whereabouts(job, blocks, context):
 
 class TestPaused:
     def test_a_paused_worker_gets_nothing_until_it_goes_on(self):
-        with empty_cluster(processes=False) as cluster, Client(cluster) as client:
+        # Without a limit of memory nothing but this test pauses and resumes a worker.
+        local = empty_cluster(processes=False, memory_limit=None)
+        with local as cluster, Client(cluster) as client:
             cluster.scale(2)
             client.wait_for_workers(2)
             first, second = (worker for worker in cluster.workers.values())
