@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import base64
 import math
-import os
 import struct
 import zlib
-from collections.abc import Sequence
 from html import escape
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +21,19 @@ from volflow.geometry.budget import format_bytes
 from volflow.geometry.units import unit_sign
 from volflow.geometry.views import View, views
 from volflow.report.colors import class_color, class_numbers, shades, tinted, window
+from volflow.report.facts.grid_facts import (
+    counted,
+    file_sizes,
+    grid_facts,
+    lengths,
+    short_name,
+    times,
+)
 
 if TYPE_CHECKING:
     from volflow.store.volume import Volume
 
-__all__ = ["decoded_bytes", "png", "short_name", "thumbnail", "volume_html"]
+__all__ = ["decoded_bytes", "png", "thumbnail", "volume_html"]
 
 Array = npt.NDArray[Any]
 
@@ -75,51 +82,30 @@ def volume_html(volume: Volume) -> str:
     return html.encode("utf-8", "replace").decode()  # names of files may hold anything
 
 
-def short_name(path: str) -> str:
-    """What to call a volume: its store, and its place inside one.
-
-    Examples
-    --------
-    >>> short_name("/data/scan.zarr"), short_name("/data/cell.zarr/labels/0")
-    ('scan.zarr', 'cell.zarr/labels/0')
-    """
-    parts = Path(path).parts
-    stores = [n for n, part in enumerate(parts) if part.endswith(".zarr")]
-    return "/".join(parts[stores[0] if stores else -1 :])
-
-
 def _facts(volume: Volume) -> list[tuple[str, str]]:
     """Names and values, the values as HTML."""
-    unit = unit_sign(volume.unit)
+    facts = grid_facts(volume.shape, volume.dtype, volume.meta)
     box = [n * s for n, s in zip(volume.spatial_shape, volume.spacing, strict=True)]
-    shape = " × ".join(f"{axis} {n}" for axis, n in zip(volume.axes, volume.shape, strict=True))
-    return [
-        ("shape", _text(shape)),
-        ("dtype", _text(volume.dtype)),
-        ("voxel", _text(f"{_by(volume.spacing)} {unit}")),
-        ("box", _text(f"{_by(box)} {unit}")),
-        ("orientation", _text(volume.orientation or "")),
-        ("level", _text(_levels(volume, unit))),
-        ("chunks", _text(_pieces(volume, volume.chunks))),
-        ("shards", _text(_pieces(volume, volume.shards))),
-        ("size", _text(_size(volume))),
-        ("classes" if volume.meta.kind == "classes" else "channels", _names(volume)),
-    ]
+    levels = "; ".join(times(level.scale) for level in volume.levels)
+    rows = {
+        "shape": " × ".join(f"{a} {n}" for a, n in zip(facts["axes"], facts["shape"], strict=True)),
+        "dtype": facts["dtype"],
+        "voxel": lengths(facts["spacing"], facts["unit"]),
+        "box": lengths(box, facts["unit"]),
+        "orientation": facts["orientation"] or "",
+        "level": f"{volume.level} of {len(volume.levels)}: {levels} {unit_sign(facts['unit'])}"
+        if len(volume.levels) > 1
+        else "",
+        "chunks": _pieces(volume, volume.chunks),
+        "shards": _pieces(volume, volume.shards),
+        "size": f"{format_bytes(facts['raw_bytes'])} in memory{_stored(volume)}",
+    }
+    names = "classes" if facts["kind"] == "classes" else "channels"
+    return [*((name, _text(value)) for name, value in rows.items()), (names, _names(volume))]
 
 
 def _text(value: object) -> str:
     return escape(str(value).strip(), quote=True)
-
-
-def _by(sizes: Sequence[float]) -> str:
-    return " × ".join(f"{size:.5g}" for size in sizes)
-
-
-def _levels(volume: Volume, unit: str) -> str:
-    if len(volume.levels) < 2:
-        return ""
-    voxels = "; ".join(_by(level.scale) for level in volume.levels)
-    return f"{volume.level} of {len(volume.levels)}: {voxels} {unit}"
 
 
 def _pieces(volume: Volume, sizes: tuple[int, ...] | None) -> str:
@@ -128,38 +114,21 @@ def _pieces(volume: Volume, sizes: tuple[int, ...] | None) -> str:
         return ""
     count = math.prod(-(-n // size) for n, size in zip(volume.shape, sizes, strict=True))
     each = format_bytes(math.prod(sizes) * volume.dtype.itemsize)
-    number = f"{count:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
-    return f"{number} of {_by(sizes)}, {each} each"
-
-
-def _size(volume: Volume) -> str:
-    raw = math.prod(volume.shape) * volume.dtype.itemsize
-    text = f"{format_bytes(raw)} in memory"
-    try:
-        stored = _stored(volume)
-    except OSError:
-        stored = "cannot be counted"
-    return f"{text}, {stored}" if stored else text
+    return f"{counted(count)} of {times(sizes)}, {each} each"
 
 
 def _stored(volume: Volume) -> str:
     """Bytes and files of all levels; "" where the volume is not local."""
     if volume.path is None or not Path(volume.path).is_dir():
         return ""
-    size = count = 0
-    pending = [volume.path]
-    while pending:
-        with os.scandir(pending.pop()) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    pending.append(entry.path)
-                    continue
-                count += 1
-                size += entry.stat(follow_symlinks=False).st_size
-                if count > MOST_FILES:
-                    return f"more than {MOST_FILES} files stored, not counted"
+    try:
+        sizes = list(islice(file_sizes(volume.path), MOST_FILES + 1))
+    except OSError:
+        return ", cannot be counted"
+    if len(sizes) > MOST_FILES:
+        return f", more than {MOST_FILES} files stored, not counted"
     levels = f" of {len(volume.levels)} levels" if len(volume.levels) > 1 else ""
-    return f"{format_bytes(size)} stored in {count} files{levels}"
+    return f", {format_bytes(sum(sizes))} stored in {len(sizes)} files{levels}"
 
 
 def _names(volume: Volume) -> str:

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from volflow.errors import InvalidInput
 from volflow.geometry.budget import format_bytes
-from volflow.geometry.units import unit_sign
+from volflow.report.facts.grid_facts import file_sizes, grid_facts, lengths, times
 from volflow.report.facts.label_hint import label_hint
 from volflow.report.facts.run_state import run_facts, run_line
 from volflow.store.formats.sources import Source, open_source
 from volflow.store.journal.journal import Journal, journal_dir
 from volflow.store.journal.levels import place_of
-from volflow.store.meta import Meta
 from volflow.store.volume import Volume, open_volume
 
 __all__ = ["facts_of", "facts_text", "volume_facts"]
@@ -50,7 +46,7 @@ def facts_of(path: str | os.PathLike[str]) -> dict[str, Any]:
     source = open_source(text)
     return {
         "path": text,
-        **_grid(source.shape, source.dtype, source.meta),
+        **grid_facts(source.shape, source.dtype, source.meta),
         **_hinted(source, f"volflow convert --labels {text} OUT"),
         "read": "front to back" if source.sequential else "anywhere",
         "stored_bytes": Path(text).stat().st_size,
@@ -61,31 +57,18 @@ def volume_facts(volume: Volume) -> dict[str, Any]:
     """Facts of an open volume."""
     facts = {
         "path": volume.path,
-        **_grid(volume.shape, volume.dtype, volume.meta),
+        **grid_facts(volume.shape, volume.dtype, volume.meta),
         **_hinted(volume, _marking(volume)),
         "chunks": list(volume.chunks),
         "shards": None if volume.shards is None else list(volume.shards),
         "levels": [{"path": level.path, "spacing": list(level.scale)} for level in volume.levels],
     }
     if volume.path is not None and Path(volume.path).is_dir():
-        facts["stored_bytes"], facts["objects"] = _stored(Path(volume.path))
+        sizes = list(file_sizes(volume.path))
+        facts |= {"stored_bytes": sum(sizes), "objects": len(sizes)}
         if Journal(journal_dir(volume.path)).recorded() is not None:
             facts["run"] = run_facts(volume.path)
     return facts
-
-
-def _grid(shape: tuple[int, ...], dtype: Any, meta: Meta) -> dict[str, Any]:
-    return {
-        "shape": list(shape),
-        "dtype": str(np.dtype(dtype)),
-        "axes": "".join(meta.axes),
-        "spacing": list(meta.spacing),
-        "unit": meta.unit,
-        "orientation": meta.orientation,
-        "kind": meta.kind,
-        "channels": list(meta.channels),
-        "raw_bytes": math.prod(shape) * np.dtype(dtype).itemsize,
-    }
 
 
 def _hinted(image: Source | Volume, remedy: str) -> dict[str, Any]:
@@ -108,15 +91,6 @@ def _marking(volume: Volume) -> str:
     return f"volflow info --labels {path}" if ours else f"volflow convert --labels {path} OUT"
 
 
-def _stored(root: Path) -> tuple[int, int]:
-    """Bytes and number of the files below a directory."""
-    size = count = 0
-    for folder, _, files in os.walk(root):
-        size += sum((Path(folder) / name).lstat().st_size for name in files)
-        count += len(files)
-    return size, count
-
-
 def facts_text(facts: Mapping[str, Any]) -> str:
     """Facts for people.
 
@@ -132,16 +106,17 @@ def facts_text(facts: Mapping[str, Any]) -> str:
       chunks       10 × 10 × 10
       raw          58.6 KiB
     """
-    unit = unit_sign(facts["unit"])
+    unit = facts["unit"]
+    spacings = [lengths(level["spacing"], unit) for level in facts.get("levels", ())]
     rows = {
         "kind": _kind(facts),
-        "shape": f"{_by(facts['shape'])} ({facts['axes']}) {facts['dtype']}",
-        "spacing": f"{_by(facts['spacing'])} {unit}".rstrip(),
+        "shape": f"{times(facts['shape'])} ({facts['axes']}) {facts['dtype']}",
+        "spacing": lengths(facts["spacing"], unit),
         "orientation": f"{facts['orientation']} for zyx" if facts["orientation"] else "",
         "classes" if facts["kind"] == "classes" else "channels": ", ".join(facts["channels"]),
-        "chunks": _by(facts.get("chunks") or ()),
-        "shards": _by(facts.get("shards") or ()),
-        "levels": _levels(facts.get("levels", ()), unit),
+        "chunks": times(facts.get("chunks") or ()),
+        "shards": times(facts.get("shards") or ()),
+        "levels": f"{len(spacings)}: {', '.join(spacings)}" if len(spacings) > 1 else "",
         "read": facts.get("read", ""),
         "raw": format_bytes(facts["raw_bytes"]),
         "stored": _stored_text(facts),
@@ -154,17 +129,6 @@ def facts_text(facts: Mapping[str, Any]) -> str:
 def _kind(facts: Mapping[str, Any]) -> str:
     kind = "label map" if facts["kind"] == "classes" else "image"
     return f"{kind}, though {facts['hint']}" if "hint" in facts else kind
-
-
-def _by(sizes: Any) -> str:
-    return " × ".join(f"{size:.6g}" for size in sizes)
-
-
-def _levels(levels: Any, unit: str) -> str:
-    if len(levels) < 2:
-        return ""
-    spacings = ", ".join(f"{_by(level['spacing'])} {unit}".rstrip() for level in levels)
-    return f"{len(levels)}: {spacings}"
 
 
 def _stored_text(facts: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 
 from volflow.errors import InvalidInput
 from volflow.report.colors import class_color, class_numbers
+from volflow.report.facts.grid_facts import counted
 from volflow.report.pictures.difference import (
     AGREED,
     ONLY_A,
@@ -221,7 +222,7 @@ def _classes(
 
     counts = {kind: sum(int((plane == kind).sum()) for plane in maps) for kind in UNLIKE_NAMES}
     legend = tuple(
-        (f"{UNLIKE_NAMES[kind]}   {_count(count)}", UNLIKE_COLORS[kind])
+        (f"{UNLIKE_NAMES[kind]}   {counted(count)}", UNLIKE_COLORS[kind])
         for kind, count in counts.items()
         if count
     )
@@ -231,7 +232,7 @@ def _classes(
         (
             names.get(one.value) or f"class {one.value}",
             class_color(one.value, colors),
-            (f"{one.dice:.4f}", _count(one.a), _count(one.b)),
+            (f"{one.dice:.4f}", counted(one.a), counted(one.b)),
         )
         for one in sorted(most, key=lambda one: one.value)
     )
@@ -283,7 +284,7 @@ def _agreed(found: Agreement) -> str:
     if found.equal == found.total:
         return "the same in these planes"
     share = 100 * found.equal / found.total
-    return f"{share:.4g} % of {_count(found.total)} voxels shown agree"
+    return f"{share:.4g} % of {counted(found.total)} voxels shown agree"
 
 
 def _deviates(found: Deviation) -> str:
@@ -292,8 +293,3 @@ def _deviates(found: Deviation) -> str:
     if found.largest == 0:
         return "the same in these planes"
     return f"|A − B| in these planes: mean {found.mean:.3g}, largest {found.largest:.3g}"
-
-
-def _count(number: int) -> str:
-    """A count with thin spaces between thousands."""
-    return f"{number:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")

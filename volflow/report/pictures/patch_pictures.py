@@ -11,6 +11,7 @@ import numpy as np
 from volflow.errors import InvalidInput
 from volflow.geometry.views import View, views
 from volflow.report.colors import class_color
+from volflow.report.facts.grid_facts import times
 from volflow.report.pictures.layers import (
     ALONE,
     DIMMED,
@@ -31,7 +32,7 @@ from volflow.report.pictures.patch_counts import (
     each_patch,
     leading_classes,
 )
-from volflow.report.pictures.patch_subject import PatchSubject, by, open_patches, said, title
+from volflow.report.pictures.patch_subject import PatchSubject, open_patches, said, title
 from volflow.report.pictures.scene import (
     SMALL_GAP,
     BarChart,
@@ -128,7 +129,8 @@ def patch_sheet(  # noqa: PLR0913 - each says what to show
         counts.add(patch)
         if not view.is_area(patch.shape):
             raise InvalidInput(
-                f"patches of {by(patch.shape)} voxels are a line across {axis}; choose another axis"
+                f"patches of {times(patch.shape)} voxels are a line across {axis}; choose another"
+                " axis"
             )
         if shown.image is not None:
             images.append((patch.case, _middle(patch, shown.image, channel, view, shown.grid)))

@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from volflow.errors import InvalidInput
+from volflow.report.facts.grid_facts import times
 from volflow.report.pictures.patch_counts import PatchCounts, from_cases
 from volflow.report.pictures.subject import Names, class_names, is_whole
 from volflow.sampling.cases.cases import Case, open_cases
 from volflow.store.meta import Meta
 
-__all__ = ["PatchSubject", "by", "open_patches", "said", "title"]
+__all__ = ["PatchSubject", "open_patches", "said", "title"]
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def title(counts: PatchCounts, patch: Sequence[int]) -> tuple[str, ...]:
     part = f"{came} of " if came < len(cases) else ""
     origin = cases[0] if len(cases) == 1 else f"{part}{len(cases)} cases"
     number = "1 patch" if counts.total == 1 else f"{counts.total} patches"
-    return (f"{number} of {by(patch)} voxels", " from ", origin)
+    return (f"{number} of {times(patch)} voxels", " from ", origin)
 
 
 def said(samples: Any, counts: PatchCounts, *more: str) -> str:
@@ -139,8 +140,3 @@ def _law(sampler: Any) -> list[str]:
         if field.name != "patch" and value not in (field.default, field.name, (0, 0, 0)):
             words.append(f"{field.name} {value}")
     return [", ".join(words)]
-
-
-def by(sizes: Sequence[int]) -> str:
-    """Sizes as people write them."""
-    return " × ".join(map(str, sizes))

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from volflow.geometry.views import View, views
 from volflow.infer.seams.certificate import Certificate, Seams, percent
-from volflow.report.facts.card import short_name
+from volflow.report.facts.grid_facts import short_name, times
 from volflow.report.pictures.difference import deviation
 from volflow.report.pictures.layers import (
     HEAT,
@@ -167,4 +167,4 @@ def _subtitle(certificate: Certificate, view: View) -> str:
 
 
 def _by(sides: tuple[int, ...]) -> str:
-    return f"{sides[0]}³" if len(set(sides)) == 1 else " × ".join(map(str, sides))
+    return f"{sides[0]}³" if len(set(sides)) == 1 else times(sides)

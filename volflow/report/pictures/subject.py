@@ -13,9 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from volflow.errors import InvalidInput
-from volflow.geometry.units import unit_sign
 from volflow.geometry.views import View, views
-from volflow.report.facts.card import short_name
+from volflow.report.facts.grid_facts import lengths, short_name, times
 from volflow.report.level_choice import at_level, fitting_level, level_like, low_edge
 from volflow.report.pictures.content import busiest, class_maps, scan
 from volflow.report.pictures.slices import Cut, Slice, cut
@@ -207,13 +206,12 @@ class Subject:
     @property
     def voxel(self) -> str:
         """The size of its voxels, in words."""
-        return _lengths(self.finest.meta.spacing, self.finest.meta.unit)
+        return lengths(self.finest.meta.spacing, self.finest.meta.unit)
 
     def facts(self) -> str:
         """Shape, voxel size, orientation and dtype in one line."""
         meta = self.finest.meta
-        shape = " × ".join(str(n) for n in self.finest.shape)
-        facts = [f"{shape} voxels", self.voxel, meta.orientation or ""]
+        facts = [f"{times(self.finest.shape)} voxels", self.voxel, meta.orientation or ""]
         return "   ·   ".join(fact for fact in [*facts, str(self.finest.dtype)] if fact)
 
     def shown(self, pixels: int, average: bool = False) -> str:
@@ -229,7 +227,7 @@ class Subject:
             said.append(f"level {volume.level}" + (f", {self.voxel}" if volume.level else ""))
         step = steps(volume, pixels)
         if max(step) > 1:
-            voxels = " × ".join(map(str, step)) + " voxels"
+            voxels = f"{times(step)} voxels"
             said.append(f"mean of {voxels}" if average else f"one of {voxels}")
         return ", ".join(said)
 
@@ -322,7 +320,7 @@ def same_box(a: Subject, b: Subject) -> None:
             )
     voxel = np.maximum(first.spacing, second.spacing)
     if np.any(np.abs(np.subtract(a.size, b.size)) > voxel):
-        boxes = " and ".join(" × ".join(f"{n:.4g}" for n in one.size) for one in (a, b))
+        boxes = " and ".join(times(one.size) for one in (a, b))
         raise InvalidInput(
             f"{a.name} and {b.name} must cover the same box to be shown as one; got {boxes};"
             " give volumes of one scan"
@@ -343,7 +341,3 @@ def _open(x: VolumeLike) -> Readable:
 
     source = open_input(x)
     return source.volume if isinstance(source, VolumeSource) else source
-
-
-def _lengths(sizes: Sequence[float], unit: str | None) -> str:
-    return f"{' × '.join(f'{s:.4g}' for s in sizes)} {unit_sign(unit)}".rstrip()
