@@ -1,1 +1,1 @@
-"""What the seams of patches do to a result, measured."""
+"""Measure what the seams of patches do to a result."""

@@ -1,22 +1,77 @@
-"""Which regions of a volume are looked at: as large as memory allows, where most is to be seen."""
+"""Which regions of a volume are measured: as large as memory allows, with the most structure."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import torch
 
-from volflow.errors import MemoryRefused
+from volflow.errors import MemoryRefused, NoExactRule
 from volflow.geometry.budget import format_bytes
 from volflow.geometry.grid import PatchGrid
 from volflow.geometry.roi import Roi
+from volflow.infer.exact.plan import dropped_axis
+from volflow.infer.request import Request
+from volflow.model.forward import probe
+from volflow.model.resident import ModelPlugin, lent
+from volflow.partition.reach import Halo, halo_of
 from volflow.volumes.framed import FramedImage
 
-__all__ = ["busy_regions", "fitting_sides"]
+__all__ = ["busy_regions", "fitting_sides", "memory_of", "seen"]
 
 SIDES = (256, 192, 160, 128, 96, 64, 48, 32, 16)
-CANDIDATES = 32  # regions whose structure is looked at
+CANDIDATES = 32  # regions whose structure is measured
 PLANES = 3  # of each
+# Beside tensors alive: copies that fast convolutions make of them.
+WORKSPACE = 1.5
+
+
+def seen(request: Request, sides: Sequence[int]) -> list[int]:
+    """Return values per frame axis without the axis that a network of slices does not see."""
+    dropped = dropped_axis(request)
+    return [n for axis, n in enumerate(sides) if axis != dropped]
+
+
+def memory_of(
+    request: Request, runs: int
+) -> tuple[Callable[[tuple[int, ...]], int], Halo | None, str]:
+    """Return the bytes that a region takes by its sides, and the network's halo or why it has none.
+
+    Parameters
+    ----------
+    request
+        The volume and the network.
+    runs
+        Results whose differences are held.
+    """
+    module, channels = request.model.module, request.inputs.channels
+    forward = request.forward("cpu", "float32")
+    itemsize, patch = (8 if forward.dtype == "float64" else 4), request.options.sides
+    halo, why = None, ""
+    try:
+        halo = halo_of(module, channels, seen(request, patch))
+        depth = sum(halo.graph.nodes[n].depth for n in {*halo.graph.outputs.values()})
+    except NoExactRule as error:
+        why = str(error)
+        with lent(ModelPlugin(module, request.model.digest)):
+            tried = probe(forward, 1, 2**62, torch.get_num_threads())
+        depth = sum(output.channels for output in tried.outputs)
+        # Of a small patch nothing may be seen.
+        least = itemsize * (channels + 2 * depth) * math.prod(patch)
+        per_voxel = max(tried.peak_bytes, least) / math.prod(patch)
+    # The image, the scores, those that they are compared with, and the differences.
+    values = channels + 2 * depth + runs
+
+    def needed(sides: tuple[int, ...]) -> int:
+        if halo is None:
+            at_once = per_voxel * math.prod(seen(request, sides))
+        else:
+            at_once = halo_of(module, channels, seen(request, sides)).activation_bytes(max(sides))
+        return int(WORKSPACE * at_once + itemsize * values * math.prod(sides))
+
+    return needed, halo, why
 
 
 def fitting_sides(
@@ -25,18 +80,16 @@ def fitting_sides(
     needed: Callable[[tuple[int, ...]], int],
     memory_bytes: int,
 ) -> tuple[int, ...]:
-    """The sides of the largest region that memory allows.
+    """Return the sides of the largest region that memory allows.
 
     Parameters
     ----------
-    shape
-        Of the volume.
-    most
-        Sides that are large enough.
+    shape, most
+        Sides of the volume, and sides that are large enough.
     needed
-        What a region of some sides takes.
+        Bytes that a region of some sides takes.
     memory_bytes
-        What there is.
+        Bytes that there are.
 
     Raises
     ------
@@ -64,20 +117,23 @@ def fitting_sides(
 def busy_regions(
     inputs: FramedImage, dtype: str, sides: Sequence[int], count: int, seed: int
 ) -> list[Roi]:
-    """Boxes with the most structure, in frame coordinates; fewer where they would be the same.
+    """Return the boxes with the most structure; fewer where they would be the same.
 
     Structure is the mean step from voxel to voxel in a few planes. Of many boxes some are drawn.
 
     Parameters
     ----------
     inputs, dtype
-        What is read, and as what.
-    sides
-        Of the boxes.
-    count
-        How many are wanted.
+        The image, and the dtype in which it is read.
+    sides, count
+        Sides of the boxes, and how many are wanted.
     seed
         Of the draw.
+
+    Returns
+    -------
+    list of Roi
+        In frame coordinates.
     """
     boxes = list(PatchGrid(inputs.shape, tuple(sides), tuple(sides)))
     if len(boxes) > CANDIDATES:
@@ -94,12 +150,11 @@ def busy_regions(
 
 
 def _structure(inputs: FramedImage, dtype: str, box: Roi) -> float:
-    """Mean absolute step between neighbours in a few planes of a box."""
+    """Return the mean absolute step between neighbours in a few planes of a box."""
     steps = []
     for n in range(PLANES):
         at = box.start[0] + (2 * n + 1) * box.shape[0] // (2 * PLANES)
-        plane = Roi((at, *box.start[1:]), (at + 1, *box.stop[1:]))
-        image = inputs.read(plane, dtype)
+        image = inputs.read(Roi((at, *box.start[1:]), (at + 1, *box.stop[1:])), dtype)
         steps += [np.abs(np.diff(image, axis=axis)).ravel() for axis in (-1, -2)]
     together = np.concatenate(steps)
     return float(together.mean()) if together.size else 0.0
