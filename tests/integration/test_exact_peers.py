@@ -15,7 +15,7 @@ from torch import nn
 import volflow as vf
 from volflow.engine.cluster import connect
 from volflow.errors import NoExactRule
-from volflow.infer.patches.tiling import SLACK_BYTES
+from volflow.infer.method import SLACK_BYTES
 from volflow.infer.predict import plan_predict
 
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore:::monai")]

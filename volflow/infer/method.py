@@ -32,6 +32,8 @@ from volflow.store.volume import Volume
 from volflow.volumes.framed import FramedImage
 
 __all__ = [
+    "SLACK_BYTES",
+    "TRIALS_DIFFER",
     "BoxFunction",
     "Hull",
     "Method",
@@ -45,6 +47,10 @@ __all__ = [
 ]
 
 MOST_SIDE = 2**31  # of what a journal may say
+# What a worker takes beside tensors: allocator slack, compressed chunks in flight, Python objects.
+SLACK_BYTES = 48 * 2**20
+# The next trial on a worker may seem to take a little more.
+TRIALS_DIFFER = 1.05
 
 # Finished rows by output, CZYX or ZYX in the frame, and where they begin along its first axis.
 Rows = tuple[int, dict[str, npt.NDArray[Any]]]

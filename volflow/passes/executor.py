@@ -26,7 +26,7 @@ import numpy.typing as npt
 import torch
 from distributed import Client
 
-from volflow.engine.cluster import memory_per_worker, workers
+from volflow.engine.cluster import workers
 from volflow.engine.events import State
 from volflow.engine.plan import Plan, split_runs
 from volflow.engine.run import run
@@ -202,7 +202,7 @@ class Passes:
 def run_passes(
     passes: Passes,
     client: Client,
-    memory: Any,
+    memory_bytes: int,
     progress: bool | Callable[[State], object] | None,
 ) -> None:
     """Run what is left of the passes before the last; to be called under the output's lock.
@@ -211,8 +211,8 @@ def run_passes(
     ----------
     passes
         The passes.
-    client, memory, progress
-        As in `volflow.predict`.
+    client, memory_bytes, progress
+        The cluster, the budget of a worker, and as in `volflow.engine.run.run`.
     """
     for number, wanted in passes.todo():
         journal = passes.journal(number)
@@ -223,9 +223,8 @@ def run_passes(
         stores = {node: passes.store(node) for node in wanted}
         for store in stores.values():
             store.open()
-        record = Record("pass", {**passes.fingerprint}, {"grid": [len(passes.grid(number))]})
-        plan = _plan(passes, number, left, stores, client, memory)
-        run(replace(plan, journal=journal, record=record), cluster=client, progress=progress)
+        plan = _plan(passes, number, left, stores, max(1, len(workers(client))), memory_bytes)
+        run(plan, cluster=client, progress=progress)
         passes.merge(number)
         passes.drop(number)
 
@@ -235,24 +234,21 @@ def _plan(
     number: int,
     left: list[int],
     stores: dict[int, ActivationStore],
-    client: Client,
-    memory: Any,
+    count: int,
+    memory_bytes: int,
 ) -> Plan:
-    step = passes.steps[number]
+    """Return the plan of a pass for the blocks that are left, on so many workers."""
+    step, grid = passes.steps[number], passes.grid(number)
     # Statistics that are known already are not measured again.
     known = passes.statistics(number) is not None
-    step = replace(step, statistics=() if known else step.statistics)
-    memory_bytes = memory_per_worker(client, memory)
     job = PassJob(
         passes.inputs_of(number),
-        step,
+        replace(step, statistics=()) if known else step,
         stores,
         passes.partials(number),
         passes.threads,
         passes.peak_bytes(number),
     )
-    grid = passes.grid(number)
-    count = max(1, len(workers(client)))
     return Plan(
         f"pass {number + 1} of {len(passes.steps)}",
         pass_blocks,
@@ -264,4 +260,6 @@ def _plan(
         memory_bytes=memory_bytes,
         exclusive=True,
         plugin=passes.model,
+        journal=passes.journal(number),
+        record=Record("pass", {**passes.fingerprint}, {"grid": [len(grid)]}),
     )

@@ -20,7 +20,7 @@ from tests import nets
 from tests.nets import Counted, Greedy, Named, Paired, random_net, slice_net
 from tests.oracle import sliding_window
 from volflow.errors import InvalidInput, RunFailed
-from volflow.infer.patches.tiling import SLACK_BYTES
+from volflow.infer.method import SLACK_BYTES
 from volflow.infer.predict import plan_predict
 from volflow.model.unet import UNet
 from volflow.store.journal.journal import Journal, journal_dir

@@ -10,8 +10,8 @@ from distributed import Client
 
 from volflow.engine.plan import Plan
 from volflow.errors import InvalidInput
-from volflow.infer.exact.plan import ExactSettings, decide, passes_of, plan
-from volflow.infer.exact.window import exact_window
+from volflow.infer.exact.exact_boxes import exact_boxes
+from volflow.infer.exact.plan import ExactSettings, decide, last_pass, passes_of
 from volflow.infer.method import BoxFunction, Hull, Target, out_blocks
 from volflow.infer.options import PredictOptions
 from volflow.infer.request import Request
@@ -46,6 +46,19 @@ def read(saved: Mapping[str, Any]) -> ExactSettings | None:
     return ExactSettings.from_dict(saved, {name: exact[name] for name in ("sizes", "passes")})
 
 
+def plan(
+    request: Request,
+    settings: ExactSettings,
+    client: Client,
+    memory_bytes: int,
+    targets: tuple[Target, ...] = (),
+    done: frozenset[int] = frozenset(),
+) -> Plan:
+    """Return the plan of the last pass, with what is known of those before it."""
+    passes = passes_of(request, settings)
+    return last_pass(passes, request, settings, client, memory_bytes, targets, done)
+
+
 def plans(
     request: Request,
     settings: ExactSettings,
@@ -54,14 +67,14 @@ def plans(
     targets: tuple[Target, ...],
     done: frozenset[int],
 ) -> Iterator[Plan]:
-    """The last pass, once what it reads of those before it is there."""
+    """Run the passes before the last, then yield the plan of that one."""
     passes = passes_of(request, settings)
     if len(done) < len(out_blocks(request, settings)):
         run_passes(passes, client, memory_bytes, request.options.progress)
-    yield plan(request, settings, client, memory_bytes, targets, done)
+    yield last_pass(passes, request, settings, client, memory_bytes, targets, done)
     passes.drop(len(passes.steps) - 1)
 
 
 def boxes(request: Request, *, computed: bool) -> tuple[BoxFunction, Hull]:
     """Each box from its own margin; statistics of a stored volume are measured now."""
-    return exact_window(request, measurable=not computed)
+    return exact_boxes(request, measurable=not computed)

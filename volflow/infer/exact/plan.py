@@ -16,10 +16,17 @@ from volflow.engine.cluster import workers
 from volflow.engine.plan import Plan, split_runs
 from volflow.errors import MemoryRefused, ResumeRefused
 from volflow.geometry.budget import format_bytes
-from volflow.infer.exact.blocks import Layout, Result
 from volflow.infer.exact.output import ExactOutput, OutputJob, exact_outputs
-from volflow.infer.method import Settings, Target, facts_of, out_blocks, threads_per_worker
-from volflow.infer.patches.tiling import SLACK_BYTES, TRIALS_DIFFER
+from volflow.infer.exact.result_blocks import BlockLayout, ResultBlocks
+from volflow.infer.method import (
+    SLACK_BYTES,
+    TRIALS_DIFFER,
+    Settings,
+    Target,
+    facts_of,
+    out_blocks,
+    threads_per_worker,
+)
 from volflow.infer.request import Request, check_classes
 from volflow.model.forward import Output
 from volflow.model.resident import ModelPlugin
@@ -43,9 +50,9 @@ __all__ = [
     "dropped_axis",
     "exact_image",
     "exact_outputs_of",
+    "last_pass",
     "network_of",
     "passes_of",
-    "plan",
     "slack_bytes",
 ]
 
@@ -125,7 +132,7 @@ def decide(request: Request, client: Client, memory_bytes: int) -> ExactSettings
     check_classes(request.options, outputs)
     threads = threads_per_worker(client)
     found = profile_ops(_network(request, sizes), module, client, threads, memory_bytes)
-    result = Result(request, outputs, found.network.dtype, tuple(seen), sizes)
+    result = ResultBlocks(request, outputs, found.network.dtype, tuple(seen), sizes)
     planner = _planner(request, graph, outputs, found, client, memory_bytes)
     choose = _of_volumes if dropped is None else _of_slices
     passes, layout = choose(planner, result)
@@ -212,7 +219,7 @@ def _planner(
     return Planner(costs, alignment_of(graph), int(budget), scratch)
 
 
-def _of_volumes(planner: Planner, result: Result) -> tuple[tuple[Pass, ...], Layout]:
+def _of_volumes(planner: Planner, result: ResultBlocks) -> tuple[tuple[Pass, ...], BlockLayout]:
     """The passes of a network of volumes, and the layout of what they write."""
     layouts = result.layouts()
     try:
@@ -222,7 +229,7 @@ def _of_volumes(planner: Planner, result: Result) -> tuple[tuple[Pass, ...], Lay
     return passes, layouts[passes[-1].block]
 
 
-def _of_slices(planner: Planner, result: Result) -> tuple[tuple[Pass, ...], Layout]:
+def _of_slices(planner: Planner, result: ResultBlocks) -> tuple[tuple[Pass, ...], BlockLayout]:
     """The pass of a network of slices: as many whole ones as fit, or parts of a few.
 
     Nothing is kept, and statistics are those of whole slices.
@@ -299,20 +306,21 @@ def _check_nodes(passes: Sequence[Pass], graph: Graph, request: Request) -> None
             )
 
 
-def plan(
+def last_pass(
+    passes: Passes,
     request: Request,
     settings: ExactSettings,
     client: Client,
     memory_bytes: int,
-    targets: tuple[Target, ...] = (),
-    done: frozenset[int] = frozenset(),
+    targets: tuple[Target, ...],
+    done: frozenset[int],
 ) -> Plan:
     """Return the plan of the last pass, which tells of those before it as well.
 
     Parameters
     ----------
-    request, settings
-        The prediction, and what was decided for it.
+    passes, request, settings
+        The passes, the prediction, and what was decided for it.
     client, memory_bytes
         The cluster, and the budget of a worker.
     targets
@@ -320,7 +328,6 @@ def plan(
     done
         Blocks that need not be done.
     """
-    passes = passes_of(request, settings)
     last = len(passes.steps) - 1
     inputs, options, scale = request.inputs, request.options, settings.outputs[0].scale
     blocks = out_blocks(request, settings)

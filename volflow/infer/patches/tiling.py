@@ -15,14 +15,10 @@ from volflow.errors import MemoryRefused
 from volflow.geometry.budget import format_bytes
 from volflow.geometry.frame import Frame
 from volflow.geometry.grid import BlockGrid, PatchGrid
+from volflow.infer.method import SLACK_BYTES, TRIALS_DIFFER
 from volflow.infer.patches.sliding import FINISH_ROWS
 
 __all__ = ["Demand", "Tiling", "choose_tiling", "patch_count", "runs_of"]
-
-# Allocator slack, compressed chunks in flight, Python objects.
-SLACK_BYTES = 48 * 2**20
-# The next trial forward may seem to take a little more.
-TRIALS_DIFFER = 1.05
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,7 @@ class Bench:
 
 
 def certify(  # noqa: PLR0913 - a public journey takes flat options
-    volume: VolumeLike | dict[str, VolumeLike],
+    volume: VolumeLike | Mapping[str, VolumeLike],
     model: Any,
     *,
     patch: int | tuple[int, int, int] | None = None,

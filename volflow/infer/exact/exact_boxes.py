@@ -34,13 +34,13 @@ from volflow.passes.executor import Passes, run_passes
 from volflow.passes.network import Network
 from volflow.volumes.framed import FramedImage
 
-__all__ = ["ExactWindow", "exact_window"]
+__all__ = ["ExactBoxes", "exact_boxes"]
 
 Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
-class ExactWindow:
+class ExactBoxes:
     """Everything that decides the voxels of an exact prediction; small and picklable.
 
     Parameters
@@ -80,11 +80,11 @@ class ExactWindow:
         """What decides the voxels beside the request."""
         return "exact", self.network.device, self.network.precision
 
-    def resolve_device(self) -> ExactWindow:
+    def resolve_device(self) -> ExactBoxes:
         """The same on the device that "auto" means on this machine."""
         return replace(self, network=self.network.resolved())
 
-    def with_inputs(self, inputs: FramedImage) -> ExactWindow:
+    def with_inputs(self, inputs: FramedImage) -> ExactBoxes:
         """The same of other inputs."""
         return replace(self, inputs=inputs)
 
@@ -98,7 +98,7 @@ class ExactWindow:
         yield tile.start[0], output.rows(blockwise, graph, tile)
 
 
-def exact_window(request: Request, *, measurable: bool) -> tuple[ExactWindow, Hull]:
+def exact_boxes(request: Request, *, measurable: bool) -> tuple[ExactBoxes, Hull]:
     """The block function of an exact prediction, and which voxels a range of it is computed from.
 
     Parameters
@@ -131,7 +131,7 @@ def exact_window(request: Request, *, measurable: bool) -> tuple[ExactWindow, Hu
                 " blend='gaussian'"
             )
         statistics = _measured(request)
-    window = ExactWindow(
+    window = ExactBoxes(
         inputs,
         replace(network, device=request.options.device),
         dropped,

@@ -12,11 +12,11 @@ from volflow.model.forward import Output
 from volflow.passes.schedule import SIDES
 from volflow.store.layout import resolve_layout
 
-__all__ = ["Layout", "Result"]
+__all__ = ["BlockLayout", "ResultBlocks"]
 
 
 @dataclass(frozen=True)
-class Layout:
+class BlockLayout:
     """A block of the result and how it is stored: stored axes, output voxels."""
 
     block: tuple[int, ...]
@@ -25,7 +25,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Result:
+class ResultBlocks:
     """What is written: how it may be cut into blocks of whole shards.
 
     Parameters
@@ -68,13 +68,13 @@ class Result:
             return (shard,)
         return (chunk, *(side for side in (*SIDES, 4, 2, 1) if side < chunk))
 
-    def layouts(self, thickness: int | None = None) -> dict[tuple[int, ...], Layout]:
+    def layouts(self, thickness: int | None = None) -> dict[tuple[int, ...], BlockLayout]:
         """Blocks as the network sees them, largest first, and how the result is stored in each."""
         chunk, shard = self.stored
         frame, scale = self.request.inputs.frame, self.outputs[0].scale
         fixed = self.request.options.shard is not None
         chunked = self.request.options.chunk is not None
-        found: dict[tuple[int, ...], Layout] = {}
+        found: dict[tuple[int, ...], BlockLayout] = {}
         for side in (max(self.shape), *SIDES):
             sides = [side] * 3
             if thickness is not None:
@@ -98,7 +98,7 @@ def _layout(
     stored: tuple[Sequence[int], Sequence[int]],
     fixed: bool,
     chunked: bool,
-) -> Layout:
+) -> BlockLayout:
     """A block of about some sides, of whole shards; these shrink with it unless asked for."""
     block, chunks, shards = [], [], []
     for n, side, c, s in zip(shape, sides, *stored, strict=True):
@@ -110,4 +110,4 @@ def _layout(
         block.append(b)
         shards.append(kept)
         chunks.append(kept if kept < c else math.gcd(c, kept))
-    return Layout(tuple(block), tuple(chunks), tuple(shards))
+    return BlockLayout(tuple(block), tuple(chunks), tuple(shards))
