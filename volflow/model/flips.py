@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from volflow.partition.outputs import named_outputs
+from volflow.partition.output_names import named_outputs
 
 __all__ = ["Flipped", "mirrored_outputs"]
 

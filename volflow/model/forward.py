@@ -19,7 +19,7 @@ from volflow.errors import InvalidInput
 from volflow.model.flips import mirrored_outputs
 from volflow.model.precision import explaining_half, resolve_precision
 from volflow.model.resident import forward_lock, resident
-from volflow.partition.outputs import named_outputs
+from volflow.partition.output_names import named_outputs
 from volflow.store.slabs import refuse_complex
 
 __all__ = [
