@@ -50,8 +50,8 @@ sys.path.insert(0, str(HERE))
 from machine import describe, file_result  # noqa: E402
 
 import volflow as vf  # noqa: E402
-from volflow.geometry import superchunks  # noqa: E402
 from volflow.model.unet import UNet  # noqa: E402
+from volflow.sampling.epoch import superchunks  # noqa: E402
 
 PATCH, BATCH, LOOKS, CLASSES = 16, 8, 10, 3
 VALIDATION = 256  # patches

@@ -26,7 +26,7 @@ from volflow.report.facts.run_state import run_facts, run_text
 from volflow.report.viewers.appearance import appearances
 from volflow.report.viewers.napari import napari_snippet
 from volflow.report.viewers.neuroglancer import fragment, viewer_state
-from volflow.sampling.counts.counts import count_classes
+from volflow.sampling.counts.per_cell import count_classes
 from volflow.store.formats.sources import open_source
 from volflow.store.journal.complete import open_complete
 from volflow.store.verify import verify

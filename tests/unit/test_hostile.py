@@ -19,7 +19,7 @@ from volflow.errors import Unreadable
 from volflow.geometry.roi import Roi
 from volflow.report.viewers.appearance import appearances
 from volflow.report.viewers.neuroglancer import viewer_state
-from volflow.sampling.counts.counts import count_classes
+from volflow.sampling.counts.per_cell import count_classes
 from volflow.store.formats.sources import open_source
 from volflow.store.volume import open_volume
 from volflow.volumes.statistics import statistics

@@ -129,7 +129,7 @@ def _beside(on: Sequence[str]) -> Path:
     """The picture where none is named: beside the first volume, here for one that is remote."""
     named = inputs(on)
     path = Path(next(iter(named.values())) if isinstance(named, dict) else named)
-    from volflow.sampling.cases.folders import stem
+    from volflow.sampling.cases.open_cases import stem
 
     name = f"{stem(path.name or path.absolute().name)}-seams.png"
     return (Path() if "://" in str(on[0]) else path.parent) / name

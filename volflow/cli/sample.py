@@ -89,22 +89,22 @@ def sample(  # noqa: PLR0913  one parameter per option that people type
     target = Path(out) if out else _beside(cases[0], stats)
     if not plan:
         check_target(target, dpi)
-    from volflow.sampling.cases.cases import open_cases
+    from volflow.sampling.cases.open_cases import open_cases
     from volflow.sampling.samplers import GridSampler
     from volflow.sampling.stream import PatchStream
+    from volflow.sampling.stream_options import StreamOptions
 
     opened = open_cases(_named(cases))
     label = label or next((name for name in opened[0].sources if name in opened[0].classes), None)
     chosen = _sampler(sampler, per_axis("patch", patch), typed, label)
     number = count or (COUNTED if stats else SHOWN)
-    stream = PatchStream(
-        opened,
+    options = StreamOptions(
         chosen,
         None if isinstance(chosen, GridSampler) else number,
         seed=seed,
         reuse=REUSE if stats else SPREAD,
-        progress=progress(quiet),
     )
+    stream = PatchStream.from_options(opened, options, progress=progress(quiet))
     if plan:
         counts = stream.case_counts()
         planned = {"sampler": repr(chosen), "cases": counts, "peak_bytes": stream.plan.peak_bytes}
@@ -198,7 +198,7 @@ def _beside(case: str, stats: bool) -> Path:
     """The picture where none is named: beside the first case, here for one that is remote."""
     one = inputs([case]) if "=" in case else case
     path = Path(next(iter(one.values())) if isinstance(one, dict) else one)
-    from volflow.sampling.cases.folders import stem
+    from volflow.sampling.cases.open_cases import stem
 
     name = f"{stem(path.name or path.absolute().name)}-{'centres' if stats else 'patches'}.png"
     return (Path() if "://" in str(path) else path.parent) / name

@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from volflow.errors import InvalidInput
-from volflow.sampling.stream_checks import whole
+from volflow.sampling.stream_options import check_whole
 
 if TYPE_CHECKING:
     from volflow.sampling.stream import PatchStream
@@ -44,8 +44,10 @@ class Loader:
     drop_last: bool = False
 
     def __post_init__(self) -> None:
-        size = whole(self.batch_size, "batch_size must be a positive number")
-        workers = whole(self.num_workers, "num_workers must be a number of processes from 0 on", 0)
+        size = check_whole(self.batch_size, "batch_size must be a positive number")
+        workers = check_whole(
+            self.num_workers, "num_workers must be a number of processes from 0 on", 0
+        )
         object.__setattr__(self, "batch_size", size)
         object.__setattr__(self, "num_workers", workers)
         object.__setattr__(self, "device", _numbered(self.device))
@@ -62,7 +64,7 @@ class Loader:
         return whole + (rest > 0 and not self.drop_last)
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches of an epoch, or of what is left of it."""
+        """Iterate over the batches of an epoch, or of what is left of it."""
         stream = self.stream
         epoch, begin = stream.begin()
         ready: Queue[tuple[Batch, list[int], Any] | BaseException | None] = Queue(WAITING)
@@ -115,7 +117,11 @@ class Loader:
 
     def _batches(self, epoch: int, begin: int) -> Iterator[Batch]:
         """Collated samples in their stored dtype."""
-        samples = self._from_workers(epoch, begin) if self.num_workers else self._own(epoch, begin)
+        samples: Iterator[Mapping[str, Any]] = (
+            self._from_workers(epoch, begin)
+            if self.num_workers
+            else self.stream.take(epoch, begin, self.stream.share)
+        )
         on_cpu = self.device.type == "cpu"
         cast = self._dtypes() if on_cpu else {}  # no device to send less to: cast on the way
         batch = _Collator(self.batch_size, cast, pinned=self.device.type == "cuda")
@@ -126,9 +132,6 @@ class Loader:
                 yield batch.take()
         if batch.count and not self.drop_last:
             yield batch.take()
-
-    def _own(self, epoch: int, begin: int) -> Iterator[Mapping[str, Any]]:
-        return (patch.sample() for patch in self.stream.take(epoch, begin, self.stream.share))
 
     def _from_workers(self, epoch: int, begin: int) -> Iterator[Mapping[str, Any]]:
         workers: DataLoader[Any] = DataLoader(
@@ -150,7 +153,7 @@ class Loader:
         }
 
     def _check_classes(self, sample: Mapping[str, Any]) -> None:
-        """Refuse floats that are no classes: the cast would cut them, and make numbers of NaN."""
+        """Refuse floats that are not whole: the cast to classes would cut them, and hide NaN."""
         for name in self.stream.cases[0].classes:
             voxels = sample[name]
             if voxels.dtype.kind == "f" and not np.array_equal(voxels, np.trunc(voxels)):
@@ -177,7 +180,7 @@ class Loader:
 
 
 def _numbered(device: torch.device) -> torch.device:
-    """The device with its number: in the thread that makes batches "cuda" would be the first."""
+    """Return the device with its number: in another thread "cuda" would be the first one."""
     if device != torch.device("cuda"):
         return device
     if not torch.cuda.is_available():
@@ -196,7 +199,7 @@ class _Collator:
         self.others: dict[str, list[Any]] = {}
 
     def add(self, sample: Mapping[str, Any]) -> None:
-        """The next sample."""
+        """Copy the next sample into the batch."""
         for name, value in sample.items():
             if isinstance(value, np.ndarray):
                 if name not in self.tensors:
@@ -210,7 +213,7 @@ class _Collator:
         self.count += 1
 
     def take(self) -> Batch:
-        """The batch so far; the next begins empty."""
+        """Return the batch so far; the next begins empty."""
         batch: Batch = {name: tensor[: self.count] for name, tensor in self.tensors.items()}
         for name, values in self.others.items():
             whole = all(isinstance(value, int) for value in values)

@@ -1,4 +1,4 @@
-"""What a stream has done so far, in figures."""
+"""Figures of a stream: stalls, decoding, reuse, memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Metrics"]
 
 @dataclass
 class Metrics:
-    """Figures of a stream since it was made; other processes' are not among them.
+    """Figures of this process's part of a stream, since the stream was made.
 
     Examples
     --------
@@ -38,11 +38,11 @@ class Metrics:
         return 0.0 if self.began_s is None else time.perf_counter() - self.began_s
 
     def begin(self) -> None:
-        """The first patch is asked for."""
+        """Note that the first patch is asked for."""
         self.began_s = time.perf_counter() if self.began_s is None else self.began_s
 
     def emit(self, voxels: int) -> None:
-        """A patch is the trainer's now."""
+        """Note that a patch is the trainer's now."""
         self.patches += 1
         self.emitted_voxels += voxels
 

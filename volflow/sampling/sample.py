@@ -1,4 +1,4 @@
-"""`vf.sample`: patches as a Dask array, one task for those that share storage."""
+"""`vf.sample`: patches as a Dask array, one task for those that share a superchunk."""
 
 from __future__ import annotations
 
@@ -14,24 +14,23 @@ from dask.base import tokenize
 from volflow.engine.cluster import Cluster
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
-from volflow.sampling.cases.cases import open_cases
-from volflow.sampling.epoch.draw import draw, looks_at
-from volflow.sampling.epoch.field import Field, GridField
-from volflow.sampling.epoch.open_field import open_field
+from volflow.sampling.cases.open_cases import open_cases
+from volflow.sampling.epoch.catalog import GridCatalog, PatchCatalog, open_catalog
+from volflow.sampling.epoch.cutting import draw_positions, guide_of
+from volflow.sampling.epoch.order import Visits
 from volflow.sampling.samplers import Sampler
-from volflow.sampling.stream_checks import seed_of, whole
+from volflow.sampling.stream_options import check_seed, check_whole
 from volflow.volumes.arrays.graphs import carried
 
 __all__ = ["sample"]
 
 
 @dataclass(frozen=True, eq=False)
-class Groups:
+class _PatchGroups:
     """Patches of one array, in groups that are cut from one superchunk each."""
 
-    field: Field
-    superchunks: npt.NDArray[np.int64]
-    quotas: npt.NDArray[np.int64]
+    catalog: PatchCatalog
+    visits: Visits
     array: str
     seed: int
     token: str
@@ -63,9 +62,9 @@ def sample(
     sampler
         Which patches.
     n
-        How many; of a `GridSampler` all there are.
+        How many patches; a `GridSampler` gives all there are.
     seed
-        Of all randomness.
+        The seed of all randomness.
     array
         Which array of the case; by default the first.
     classes, cluster
@@ -79,7 +78,7 @@ def sample(
     Raises
     ------
     InvalidInput
-        For cases, samplers or numbers that do not fit together.
+        If cases, sampler and numbers do not fit together.
 
     Examples
     --------
@@ -89,27 +88,26 @@ def sample(
     >>> patches.shape, np.diff(patches[3, 0, 0, 0].compute()).tolist()
     ((32, 1, 1, 8, 8), [1, 1, 1, 1, 1, 1, 1])
     """
-    cases, seed = open_cases(x, classes=classes), seed_of(seed)
+    cases, seed = open_cases(x, classes=classes), check_seed(seed)
     name = array or cases[0].lead
     if name not in cases[0].sources:
         raise InvalidInput(f'there is no array "{name}"; the cases have {list(cases[0].sources)}')
-    field = open_field(cases, sampler, cluster=cluster)
-    if isinstance(field, GridField):
+    catalog = open_catalog(cases, sampler, cluster=cluster)
+    if isinstance(catalog, GridCatalog):
         if n is not None:
             raise InvalidInput("a GridSampler gives all its patches; leave out n")
-        visits = field.line
+        visits = catalog.all_visits
     else:
-        n = whole(n, "n must be a positive number of patches")
-        visits = field.visits((n,), 1, seed, 0, split=False)
-    shape, dtype = (cases[0].channels(name), *field.patch), cases[0].dtype(name)
+        n = check_whole(n, "n must be a positive number of patches")
+        visits = catalog.visits((n,), 1, seed, 0, split=False)
+    shape, dtype = (cases[0].channels(name), *catalog.patch), cases[0].dtype(name)
     token = tokenize([case.identity() for case in cases], sampler, n, seed, name)
-    quotas = np.asarray(visits.quota)
-    groups = Groups(field, np.asarray(visits.superchunk), quotas, name, seed, token)
+    groups = _PatchGroups(catalog, visits, name, seed, token)
     patches: da.Array = da.map_blocks(
-        _cut,
+        _cut_group,
         carried(groups, f"groups-{token}"),
         name=f"sample-{token}",
-        chunks=(tuple(quotas.tolist()), *((n,) for n in shape)),
+        chunks=(tuple(visits.quota.tolist()), *((side,) for side in shape)),
         new_axis=list(range(1 + len(shape))),
         dtype=dtype,
         meta=np.empty((0,) * (1 + len(shape)), dtype),
@@ -117,21 +115,20 @@ def sample(
     return patches
 
 
-def _cut(carrier: npt.NDArray[Any], block_id: tuple[int, ...]) -> npt.NDArray[Any]:
-    """The patches of one group."""
+def _cut_group(carrier: npt.NDArray[Any], block_id: tuple[int, ...]) -> npt.NDArray[Any]:
+    """Cut the patches of one group, ``(patches, C, z, y, x)``."""
     groups, visit = carrier.item(), block_id[0]
-    field = groups.field
-    superchunk, quota = int(groups.superchunks[visit]), int(groups.quotas[visit])
-    case = field.cases[field.locate(superchunk)[0]]
-    roi = field.reads(superchunk)
-    looked_at = {name: case.read(name, roi) for name in looks_at(field)}
-    draws = draw(field, superchunk, quota, looked_at, (groups.seed, 0, visit))
-    first = draws.starts.min(axis=0)
+    catalog = groups.catalog
+    superchunk, quota = int(groups.visits.superchunk[visit]), int(groups.visits.quota[visit])
+    case, guide = catalog.case_of(superchunk), guide_of(catalog.sampler)
+    arrays = {} if guide is None else {guide: case.read(guide, catalog.reads(superchunk))}
+    starts, _ = draw_positions(catalog, superchunk, quota, arrays, (groups.seed, 0, visit))
+    first = starts.min(axis=0)
     # Few patches lie in a small part of the superchunk: no more is read.
-    hull = Roi(tuple(first.tolist()), tuple((draws.starts.max(axis=0) + field.patch).tolist()))
+    hull = Roi(tuple(first.tolist()), tuple((starts.max(axis=0) + catalog.patch).tolist()))
     voxels = case.read(groups.array, hull)
-    patches = np.empty((quota, len(voxels), *field.patch), voxels.dtype)
-    for patch, low in zip(patches, draws.starts - first, strict=True):
-        box = (slice(a, a + p) for a, p in zip(low.tolist(), field.patch, strict=True))
+    patches = np.empty((quota, len(voxels), *catalog.patch), voxels.dtype)
+    for patch, low in zip(patches, starts - first, strict=True):
+        box = (slice(a, a + p) for a, p in zip(low.tolist(), catalog.patch, strict=True))
         patch[...] = voxels[(slice(None), *box)]
     return patches

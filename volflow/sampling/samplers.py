@@ -20,15 +20,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from volflow.errors import InvalidInput
 from volflow.geometry.grid import PatchGrid, per_axis, stride_of
-from volflow.sampling.superchunks import Border
 
 __all__ = [
+    "Border",
     "GridSampler",
     "LabelSampler",
     "RandomSampler",
@@ -38,6 +38,7 @@ __all__ = [
 ]
 
 Size = int | Sequence[int]
+Border = Literal["inside", "pad"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class UniformSampler:
     Raises
     ------
     InvalidInput
-        Where patch or border are none.
+        If the patch is not positive, or the border is not one of these.
 
     Examples
     --------
@@ -120,7 +121,7 @@ class LabelSampler:
     Raises
     ------
     InvalidInput
-        Where a weight is negative or not finite, or none is above zero.
+        If a weight is negative or not finite, or none is above zero.
 
     Examples
     --------
@@ -203,7 +204,7 @@ class GridSampler:
         object.__setattr__(self, "padding", tuple(int(v) for v in padding))
 
     def grid(self, x: Any) -> PatchGrid:
-        """The patches over a volume: boxes that may reach outside, in lexicographic order.
+        """Return the patches over a volume: boxes that may reach outside, in lexicographic order.
 
         Parameters
         ----------

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -15,32 +15,27 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from volflow.engine.cluster import Cluster
 from volflow.errors import InvalidInput, ResumeRefused
-from volflow.sampling.cases.cases import open_cases
-from volflow.sampling.epoch.cutting import Order, Patch, cut
-from volflow.sampling.epoch.feeds import open_feed
-from volflow.sampling.epoch.field import GridField
-from volflow.sampling.epoch.open_field import open_field
-from volflow.sampling.epoch.shares import Share, refuse_fork, this_share
-from volflow.sampling.epoch.visits import Visits
-from volflow.sampling.epoch.window import Window
+from volflow.sampling.cases.open_cases import open_cases
+from volflow.sampling.epoch.catalog import GridCatalog, open_catalog
+from volflow.sampling.epoch.cutting import cut_patches
+from volflow.sampling.epoch.order import Visits
+from volflow.sampling.epoch.reading import open_window
+from volflow.sampling.epoch.shares import ProcessShare, refuse_fork, this_share
 from volflow.sampling.loader import Loader
 from volflow.sampling.metrics import Metrics
-from volflow.sampling.samplers import GridSampler, Sampler
-from volflow.sampling.stream_checks import (
-    check_names,
-    count_of,
-    patch_totals,
-    positive,
-    seed_of,
-    whole,
+from volflow.sampling.samplers import Sampler
+from volflow.sampling.stream_options import (
+    SAMPLE_FIELDS,
+    BatchTransform,
+    StreamOptions,
+    check_whole,
 )
 from volflow.sampling.stream_plan import StreamPlan, plan_stream
 
 __all__ = ["PatchStream"]
 
 FORMAT = 1
-
-Augment = Callable[[dict[str, Any]], dict[str, Any]]
+Progress = bool | Callable[..., object] | None
 
 
 class PatchStream(IterableDataset[dict[str, Any]]):
@@ -63,7 +58,7 @@ class PatchStream(IterableDataset[dict[str, Any]]):
     ----------
     cases
         A volume, mappings like ``{"image": …, "label": …}``, or a folder with ``images/`` and
-        ``labels/``; see `volflow.sampling.cases.cases.open_cases`.
+        ``labels/``; see `volflow.sampling.cases.open_cases.open_cases`.
     sampler
         Which patches, e.g. ``UniformSampler(64)``.
     patches_per_epoch
@@ -77,7 +72,7 @@ class PatchStream(IterableDataset[dict[str, Any]]):
         What the stream may add to this process; by default a share of what is free. The window does
         not shrink to fit: too little is refused, saying what would do.
     seed
-        Of all randomness.
+        The seed of all randomness.
     lanes
         Superchunks that are mixed at a time; part of the order; 8, and of a grid one per rank.
         Ranks and worker processes share them, so their number must divide it. Fewer than patches
@@ -94,16 +89,16 @@ class PatchStream(IterableDataset[dict[str, Any]]):
     threads
         That read in this process; by default one per core, at most 4.
     classes
-        Names of the arrays that hold classes; see `volflow.sampling.cases.cases.open_cases`.
+        Names of the arrays that hold classes; see `volflow.sampling.cases.open_cases.open_cases`.
     progress
         Of the pass that counts labels or weights where they are not known yet.
 
     Raises
     ------
     InvalidInput
-        For cases, samplers or numbers that do not fit together; nothing is read then.
+        If cases, sampler and numbers do not fit together; nothing is read then.
     MemoryRefused
-        Where the window does not fit.
+        If the window does not fit.
 
     Examples
     --------
@@ -128,61 +123,86 @@ class PatchStream(IterableDataset[dict[str, Any]]):
         memory: str | int | None = None,
         seed: int = 0,
         lanes: int | None = None,
-        augment: Augment | Sequence[Augment] | None = None,
+        augment: BatchTransform | Sequence[BatchTransform] | None = None,
         rank: int | None = None,
         world_size: int | None = None,
         cluster: Cluster = None,
         threads: int | None = None,
         classes: Sequence[str] | None = None,
-        progress: bool | Callable[..., object] | None = None,
+        progress: Progress = None,
     ) -> None:
-        self.cases = open_cases(cases, classes=classes)
-        check_names(self.cases[0])
-        self.sampler = sampler
-        self.share = this_share(rank, world_size)
-        grid = isinstance(sampler, GridSampler)
-        usual = self.share.stride if grid else 8
-        self.lanes = usual if lanes is None else count_of(lanes, "lanes")
-        self.share.check_lanes(self.lanes)
-        self.seed, self.reuse, self.cluster = seed_of(seed), positive(reuse, "reuse"), cluster
-        self.threads = None if threads is None else count_of(threads, "threads")
-        self.augment = _augments(augment)
-        self.totals = () if grid else patch_totals(self.cases, patches_per_epoch, patches_per_case)
-        if grid and (patches_per_epoch is not None or patches_per_case is not None):
-            raise InvalidInput("a GridSampler gives all its patches; leave out how many")
-        self.field = open_field(
-            self.cases,
+        options = StreamOptions(
             sampler,
-            per_case=None if patches_per_case is None else self.totals,
+            patches_per_epoch,
+            patches_per_case,
+            reuse,
+            memory,
+            seed,
+            lanes,
+            augment,
+            rank,
+            world_size,
+            threads,
+            classes,
+        )
+        self._open(cases, options, cluster, progress)
+
+    @classmethod
+    def from_options(
+        cls,
+        cases: Any,
+        options: StreamOptions,
+        *,
+        cluster: Cluster = None,
+        progress: Progress = None,
+    ) -> PatchStream:
+        """Make the stream of options that a command or a file was read into."""
+        stream = cls.__new__(cls)
+        stream._open(cases, options, cluster, progress)
+        return stream
+
+    def _open(
+        self, cases: Any, options: StreamOptions, cluster: Cluster, progress: Progress
+    ) -> None:
+        self.options, self.sampler, self.cluster = options, options.sampler, cluster
+        self.cases = open_cases(cases, classes=options.classes)
+        _check_names(self.cases[0].sources)
+        self.share = this_share(options.rank, options.world_size)
+        self.lanes = options.lanes or self.share.stride
+        self.share.check_lanes(self.lanes)
+        self.totals = options.totals(self.cases)
+        self.catalog = open_catalog(
+            self.cases,
+            self.sampler,
+            per_case=None if options.patches_per_case is None else self.totals,
             cluster=cluster,
-            memory=memory,
+            memory=options.memory,
             progress=progress,
         )
-        self.patches = sum(self.totals)
-        if isinstance(self.field, GridField):
-            self.patches = int(self.field.line.quota.sum())
+        if isinstance(self.catalog, GridCatalog):
+            self.patches = int(self.catalog.all_visits.quota.sum())
         else:
+            self.patches = sum(self.totals)
             self.share.check_patches(self.patches)
         self.plan: StreamPlan = plan_stream(
-            self.field,
-            self.patches,
-            self.lanes,
-            self.share.stride,
-            reuse=self.reuse,
-            memory=memory,
-            threads=self.threads,
+            self.catalog, self.patches, self.lanes, self.share.stride, options
         )
         self.metrics = Metrics()
         self.epoch, self._index, self._begun = 0, 0, False
 
     @property
+    def augment(self) -> tuple[BatchTransform, ...]:
+        """The callables that change batches, in their order."""
+        return self.options.transforms
+
+    @property
     def rank(self) -> int:
-        """Of this process."""
+        """Rank of this process."""
         return self.share.offset
 
     @property
     def world_size(self) -> int:
-        """Processes that train."""
+        """Number of processes that train."""
         return self.share.stride
 
     def __len__(self) -> int:
@@ -190,14 +210,14 @@ class PatchStream(IterableDataset[dict[str, Any]]):
         return self.share.count(self.patches)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """The samples of an epoch, or of what is left of it."""
+        """Iterate over the samples of an epoch, or of what is left of it."""
         share = self._my_share()
         epoch, begin = self.begin()
-        for patch in self.take(epoch, begin, share, stalls=True):
-            self.delivered(share, patch.index)
+        for sample in self.take(epoch, begin, share, stalls=True):
+            self.delivered(share, sample["index"])
             yield {
                 name: torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
-                for name, value in patch.sample().items()
+                for name, value in sample.items()
             }
         self.end(epoch)
 
@@ -209,7 +229,7 @@ class PatchStream(IterableDataset[dict[str, Any]]):
         num_workers: int = 0,
         drop_last: bool = False,
     ) -> Loader:
-        """Batches of an epoch, made ahead of the trainer.
+        """Return an iterable of the batches of an epoch, made ahead of the trainer.
 
         Arrays are collated in their stored dtype, sent to the device (through pinned memory to
         a GPU) and cast there: classes to int64, all else to float32. Then they are augmented.
@@ -228,17 +248,17 @@ class PatchStream(IterableDataset[dict[str, Any]]):
         Raises
         ------
         InvalidInput
-            Where the batch size is no positive number, or lanes do not divide among the workers.
+            If the batch size is not a positive number, or workers cannot share the lanes.
         """
         return Loader(self, batch_size, torch.device(device), num_workers, drop_last)
 
     def set_epoch(self, epoch: int) -> None:
         """Begin with this epoch the next time, at its first patch."""
-        number = whole(epoch, "an epoch must be a whole number from 0 on", 0)
+        number = check_whole(epoch, "an epoch must be a whole number from 0 on", 0)
         self.epoch, self._index, self._begun = number, 0, False
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream stands, as a few numbers; the same on all ranks in step."""
+        """Return where the stream stands, as a few numbers; the same on all ranks in step."""
         return {
             "format": FORMAT,
             "configuration": self.configuration,
@@ -252,8 +272,8 @@ class PatchStream(IterableDataset[dict[str, Any]]):
         Raises
         ------
         ResumeRefused
-            Where the state belongs to other cases, another sampler, seed or number, or where the
-            patches given so far do not divide among these ranks.
+            If the state belongs to other cases, another sampler, seed or number, or the patches
+            given so far do not divide among these ranks.
         """
         if state.get("format") != FORMAT or state.get("configuration") != self.configuration:
             raise ResumeRefused(
@@ -274,70 +294,73 @@ class PatchStream(IterableDataset[dict[str, Any]]):
 
     @cached_property
     def configuration(self) -> str:
-        """A hash of what the order of patches follows from."""
-        what = (self.sampler, self.totals, self.reuse, self.seed, self.lanes)
+        """Hash of all that the order of patches follows from."""
+        options = self.options
+        what = (self.sampler, self.totals, options.reuse, options.seed, self.lanes)
         digest = hashlib.sha256(repr(what).encode())
         for case in self.cases:
             digest.update(f"{case.chunk} {case.identity()}".encode())
         return digest.hexdigest()
 
     def visits(self, epoch: int) -> Visits:
-        """Which superchunk gives how many patches in an epoch."""
-        if isinstance(self.field, GridField):
-            return self.field.line
-        return self.field.visits(self.totals, self.plan.per_visit, self.seed, epoch)
+        """Return which superchunk gives how many patches in an epoch."""
+        if isinstance(self.catalog, GridCatalog):
+            return self.catalog.all_visits
+        return self.catalog.visits(self.totals, self.plan.per_visit, self.options.seed, epoch)
 
     def case_counts(self, epoch: int | None = None) -> dict[str, int]:
-        """Patches that each case gives in an epoch, by default the present one; nothing is read."""
+        """Count the patches of each case in an epoch, by default the present one."""
         visits = self.visits(self.epoch if epoch is None else epoch)
-        cases = np.searchsorted(self.field.first, visits.superchunk, "right") - 1
+        cases = np.searchsorted(self.catalog.first, visits.superchunk, "right") - 1
         counts = np.bincount(cases, visits.quota, len(self.cases))
         return {case.name: int(n) for case, n in zip(self.cases, counts, strict=True)}
 
     # What follows is for `Loader`, which runs ahead of what it has delivered.
 
     def begin(self) -> tuple[int, int]:
-        """The epoch that a loop goes through now, and its first place."""
+        """Begin a loop; return its epoch and the first place in it."""
         if self._begun:
             self.epoch, self._index = self.epoch + 1, 0
         self._begun = True
         self.metrics.begin()
         return self.epoch, self._index
 
-    def delivered(self, share: Share, index: int) -> None:
-        """The sample at this place is the trainer's now."""
+    def delivered(self, share: ProcessShare, index: int) -> None:
+        """Note that the sample at this place is the trainer's now."""
         self._index = index - share.offset + share.stride
         self.metrics.emit(self.plan.patch_voxels)
 
     def end(self, epoch: int) -> None:
-        """An epoch is complete."""
+        """Note that an epoch is complete."""
         self.set_epoch(epoch + 1)
 
     def at(self, epoch: int, index: int) -> PatchStream:
-        """The same stream for worker processes, set to a place in the order."""
+        """Return the same stream for worker processes, set to a place in the order."""
         other = copy.copy(self)
         other.epoch, other._index, other._begun = epoch, index, False
-        other.augment = ()  # batches are made here; what augments them need not pickle
+        # Batches are made here; what augments them need not pickle.
+        other.options = replace(self.options, augment=None)
         return other
 
     def take(
-        self, epoch: int, begin: int, share: Share, *, stalls: bool = False
-    ) -> Iterator[Patch]:
-        """The patches of a share of an epoch, from place ``begin`` on."""
+        self, epoch: int, begin: int, share: ProcessShare, *, stalls: bool = False
+    ) -> Iterator[dict[str, Any]]:
+        """Iterate over the samples of a share of an epoch from place ``begin`` on."""
         share.check_lanes(self.lanes)
-        order = Order(self.visits(epoch), self.lanes, self.seed, epoch)
-        names = tuple(self.cases[0].sources)
-        voxels = math.prod(self.plan.superchunk)
-        sizes = {name: voxels * self.cases[0].voxel_bytes(name) for name in names}
-        with open_feed(self.cluster, names, sizes, self.plan.threads) as feed:
-            window = Window(self.field, feed, self.metrics, self.plan.ahead, stalls=stalls)
-            try:
-                yield from cut(order, window, share, begin)
-            finally:
-                window.close()
+        visits, plan = self.visits(epoch), self.plan
+        with open_window(
+            self.catalog,
+            self.metrics,
+            self.cluster,
+            threads=plan.threads,
+            ahead=plan.ahead,
+            stalls=stalls,
+        ) as window:
+            place = (self.options.seed, epoch)
+            yield from cut_patches(window, visits, self.lanes, share, begin, place)
 
-    def _my_share(self) -> Share:
-        """Of this rank, or of this worker process of a `torch.utils.data.DataLoader`."""
+    def _my_share(self) -> ProcessShare:
+        """Return the share of this rank, or of this worker of a `torch.utils.data.DataLoader`."""
         worker = get_worker_info()
         if worker is None:
             return self.share
@@ -345,14 +368,11 @@ class PatchStream(IterableDataset[dict[str, Any]]):
         return self.share.part(worker.id, worker.num_workers)
 
 
-def _augments(augment: Any) -> tuple[Augment, ...]:
-    several = isinstance(augment, Sequence) and not isinstance(augment, str)
-    given = augment if several else [augment]
-    augments = tuple(one for one in given if one is not None)
-    wrong = [one for one in augments if not callable(one)]
-    if wrong:
+def _check_names(names: Iterable[str]) -> None:
+    """Refuse arrays whose names a sample needs for other things."""
+    taken = [name for name in names if name in SAMPLE_FIELDS]
+    if taken:
         raise InvalidInput(
-            "augment must be a callable that takes a batch and returns one, or several; got"
-            f" {wrong[0]!r}"
+            f"a sample says its {', '.join(SAMPLE_FIELDS)} under these names, which the case gives"
+            f" to arrays: {', '.join(taken)}; name them otherwise"
         )
-    return augments

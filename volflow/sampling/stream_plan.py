@@ -1,19 +1,21 @@
-"""What a stream will hold and how fast it may run, before a voxel is read."""
+"""The plan of a stream: its memory and speed, projected before a voxel is read."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from volflow.engine.cluster import DEFAULT_SHARE, cores, free_memory_bytes
 from volflow.errors import MemoryRefused
 from volflow.geometry.budget import format_bytes, parse_bytes
-from volflow.sampling import superchunks
-from volflow.sampling.cases.cases import READ_BYTES, Case
-from volflow.sampling.epoch.field import Field, RandomField
+from volflow.sampling.cases.named_arrays import READ_BYTES, Case
+from volflow.sampling.epoch import superchunks
+from volflow.sampling.epoch.catalog import GridCatalog, PatchCatalog
+from volflow.sampling.stream_options import StreamOptions
 from volflow.volumes.arrays.inputs import chunk_of
 
 __all__ = ["StreamPlan", "plan_stream"]
@@ -97,7 +99,7 @@ class StreamPlan:
 
     @cached_property
     def seconds_per_patch(self) -> dict[str, float]:
-        """Of decoding and of copying, with all threads."""
+        """Seconds per patch of decoding and of copying, with all threads."""
         patch_bytes = self.patch_voxels * self.voxel_bytes
         decoded_bytes = self.decoded_voxels * self.voxel_bytes / self.per_decoding
         return {
@@ -112,13 +114,8 @@ class StreamPlan:
 
     @property
     def limiter(self) -> str:
-        """What limits it."""
+        """The stage that limits the speed."""
         return max(self.seconds_per_patch, key=self.seconds_per_patch.__getitem__)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for machines."""
-        names = ("reuse", "peak_bytes", "patches_per_s", "limiter")
-        return {**asdict(self), **{name: getattr(self, name) for name in names}}
 
     def __str__(self) -> str:
         by = "×".join(map(str, self.superchunk))
@@ -137,65 +134,58 @@ class StreamPlan:
 
 
 def plan_stream(
-    field: Field,
-    patches: int,
-    lanes: int,
-    sharing: int,
-    *,
-    reuse: float,
-    memory: str | int | None,
-    threads: int | None,
+    catalog: PatchCatalog, patches: int, lanes: int, processes: int, options: StreamOptions
 ) -> StreamPlan:
     """Size the window of a stream; only what is read ahead depends on memory, never the order.
 
     Parameters
     ----------
-    field
+    catalog
         Where patches come from.
     patches, lanes
         Of an epoch.
-    sharing
-        Processes that share the lanes.
-    reuse, memory, threads
-        As asked for.
+    processes
+        That share the lanes.
+    options
+        Of the stream: reuse, memory and threads count here.
 
     Raises
     ------
     MemoryRefused
-        Where the window does not fit, saying what would.
+        If the window does not fit, saying what would.
     """
-    budget = int(free_memory_bytes() * DEFAULT_SHARE) if memory is None else parse_bytes(memory)
-    threads = threads or min(4, cores())
-    case = field.cases[0]
+    free = int(free_memory_bytes() * DEFAULT_SHARE)
+    budget = free if options.memory is None else parse_bytes(options.memory)
+    case, side, voxels = catalog.cases[0], catalog.held[0], math.prod(catalog.patch)
     voxel_bytes = sum(map(case.voxel_bytes, case.sources))
-    size = math.prod(field.held) * voxel_bytes
+    size = math.prod(catalog.held) * voxel_bytes
     # Whole layers of chunks are read at once, but no more than there is.
-    layer = size // field.held[0] * min(field.held[0], max(case.chunk[0] for case in field.cases))
-    decoded = max(_decoded_bytes(case, field.held) for case in field.cases)
-    there = int(field.first[-1])
-    held = min(max(1, lanes // sharing), there)
+    layer = size // side * min(side, max(case.chunk[0] for case in catalog.cases))
+    decoded = max(_decoded_bytes(case, catalog.held) for case in catalog.cases)
+    there = int(catalog.first[-1])
+    held = min(max(1, lanes // processes), there)
     plan = StreamPlan(
-        patches,
-        lanes,
-        there,
-        sharing,
-        held,
-        min(AHEAD, there - held),
-        field.held,
-        size,
-        field.mean_decoded,
-        _per_visit(field, patches, lanes, reuse),
-        math.prod(field.patch),
-        voxel_bytes,
-        budget,
-        READ_COPIES * min(max(READ_BYTES, layer), decoded),
-        threads,
-        min(BATCHED * math.prod(field.patch) * _batched_bytes(case), BATCHED_BYTES),
+        patches=patches,
+        lanes=lanes,
+        superchunks=there,
+        processes=processes,
+        held_lanes=held,
+        ahead=min(AHEAD, there - held),
+        superchunk=catalog.held,
+        superchunk_bytes=size,
+        decoded_voxels=catalog.mean_decoded,
+        per_visit=_per_visit(catalog, patches, lanes, options.reuse),
+        patch_voxels=voxels,
+        voxel_bytes=voxel_bytes,
+        memory_bytes=budget,
+        read_bytes=READ_COPIES * min(max(READ_BYTES, layer), decoded),
+        threads=options.threads or min(4, cores()),
+        batch_bytes=min(BATCHED * voxels * _batched_bytes(case), BATCHED_BYTES),
     )
     while plan.ahead > 1 and plan.peak_bytes > budget:
         plan = replace(plan, ahead=plan.ahead - 1)
     if plan.peak_bytes > budget:
-        raise MemoryRefused(_remedy(plan, field.patch, case.chunk))
+        raise MemoryRefused(_remedy(plan, catalog.patch, case.chunk))
     return plan
 
 
@@ -203,19 +193,19 @@ def _count(number: int, one: str, many: str) -> str:
     return f"{number:,} {one if number == 1 else many}"
 
 
-def _per_visit(field: Field, patches: int, lanes: int, reuse: float) -> float:
+def _per_visit(catalog: PatchCatalog, patches: int, lanes: int, reuse: float) -> float:
     """Patches to cut from a decoded superchunk, so that its voxels are used ``reuse`` times.
 
     A short epoch is spread over as many superchunks as there are lanes.
     """
-    if not isinstance(field, RandomField):
-        return patches / len(field.line)
-    wanted = reuse * field.mean_decoded / math.prod(field.patch)
+    if isinstance(catalog, GridCatalog):
+        return patches / len(catalog.all_visits)
+    wanted = reuse * catalog.mean_decoded / math.prod(catalog.patch)
     return max(1.0, min(wanted, patches / lanes))
 
 
 def _decoded_bytes(case: Case, held: Sequence[int]) -> int:
-    """What is decoded at most to read the arrays of a superchunk: all chunks that it touches."""
+    """Bytes that are decoded at most to read a superchunk: those of all chunks that it touches."""
     total = 0
     for name, source in case.sources.items():
         chunks = chunk_of(source)
@@ -228,51 +218,40 @@ def _decoded_bytes(case: Case, held: Sequence[int]) -> int:
 
 
 def _batched_bytes(case: Case) -> int:
-    """A voxel in a batch: classes are int64, all else is float32."""
+    """Bytes of a voxel in a batch: classes are int64, all else is float32."""
     return sum(case.channels(name) * (8 if name in case.classes else 4) for name in case.sources)
 
 
 def _remedy(plan: StreamPlan, patch: Sequence[int], chunk: Sequence[int]) -> str:
-    """What was refused, and what helps: more memory, or the settings with which it fits."""
-    size, budget = plan.superchunk_bytes, plan.memory_bytes
-    window = f"{_count(plan.held_lanes, 'superchunk', 'superchunks')} of {format_bytes(size)}"
+    """Say what was refused, and what helps: more memory, or settings with which it fits."""
+
+    def fits(**changes: Any) -> bool:
+        return replace(plan, **changes).peak_bytes <= plan.memory_bytes
+
+    held = _count(plan.held_lanes, "superchunk", "superchunks")
     reading = min(plan.threads, plan.held_lanes + plan.ahead)
-    text = (
-        f"a window of {window} and {plan.ahead} read ahead,"
+    ways = [
+        f"a window of {held} of {format_bytes(plan.superchunk_bytes)} and {plan.ahead} read ahead,"
         f" {_count(reading, 'reading thread', 'reading threads')} and batches need"
-        f" {format_bytes(plan.peak_bytes)}, but memory is {format_bytes(budget)}; give it"
-        f" memory={format_bytes(math.ceil(plan.peak_bytes * 1.01)).replace(' ', '')!r}"
-    )
-    ways = [f"use {setting}" for setting in _settings_that_fit(plan)]
-    if _small_chunks_fit(plan, patch, chunk):
-        ways.append("convert the volumes to chunks of half a patch")
-    return ", or ".join([text, *ways])
-
-
-def _small_chunks_fit(plan: StreamPlan, patch: Sequence[int], chunk: Sequence[int]) -> bool:
-    """Whether superchunks are as large as they are because of their chunks, and it fits without."""
-    smaller = (
-        max(superchunks.HELD_VOXELS, math.prod(p // 2 + p - 1 for p in patch)) * plan.voxel_bytes
-    )
-    if smaller >= plan.superchunk_bytes or all(c <= p for c, p in zip(chunk, patch, strict=True)):
-        return False
-    converted = replace(
-        plan,
-        held_lanes=max(1, plan.lanes // plan.processes),
-        ahead=1,
-        superchunk_bytes=smaller,
-        read_bytes=READ_COPIES * max(READ_BYTES, smaller // 2),
-    )
-    return converted.peak_bytes <= plan.memory_bytes
-
-
-def _settings_that_fit(plan: StreamPlan) -> Iterator[str]:
-    """Fewer threads where that is enough, fewer lanes where it is not."""
-    single = replace(plan, threads=1)
-    if plan.threads > 1 and single.peak_bytes <= plan.memory_bytes:
-        yield "threads=1"
+        f" {format_bytes(plan.peak_bytes)}, but memory is {format_bytes(plan.memory_bytes)}; give"
+        f" it memory={format_bytes(math.ceil(plan.peak_bytes * 1.01)).replace(' ', '')!r}"
+    ]
+    if plan.threads > 1 and fits(threads=1):
+        ways.append("use threads=1")
     for lanes in (n for n in (64, 32, 16, 8, 4, 2, 1) if n < plan.held_lanes):
-        fewer = replace(plan, held_lanes=lanes, ahead=min(1, plan.superchunks - lanes))
-        if fewer.peak_bytes <= plan.memory_bytes:
-            yield f"lanes={lanes * plan.processes}"
-            return
+        if fits(held_lanes=lanes, ahead=min(1, plan.superchunks - lanes)):
+            ways.append(f"use lanes={lanes * plan.processes}")
+            break
+    # Superchunks of smaller chunks, where only the stored ones make them as large as they are.
+    sides = math.prod(p // 2 + p - 1 for p in patch)
+    smaller = max(superchunks.HELD_VOXELS, sides) * plan.voxel_bytes
+    large = smaller < plan.superchunk_bytes and any(map(operator.gt, chunk, patch))
+    converted = {
+        "held_lanes": max(1, plan.lanes // plan.processes),
+        "ahead": 1,
+        "superchunk_bytes": smaller,
+        "read_bytes": READ_COPIES * max(READ_BYTES, smaller // 2),
+    }
+    if large and fits(**converted):
+        ways.append("convert the volumes to chunks of half a patch")
+    return ", or ".join(ways)

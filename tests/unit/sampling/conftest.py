@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.stores import store
+from volflow.sampling.epoch import superchunks
 
 
 @pytest.fixture
@@ -13,8 +14,7 @@ def small_superchunks(monkeypatch):
     """Volumes of a few thousand voxels then have many superchunks, as large ones do."""
 
     def set_to(voxels):
-        monkeypatch.setattr("volflow.sampling.superchunks.HELD_VOXELS", voxels)
-        monkeypatch.setattr("volflow.sampling.epoch.field.HELD_VOXELS", voxels)
+        monkeypatch.setattr(superchunks, "HELD_VOXELS", voxels)
 
     set_to(24**3)
     return set_to

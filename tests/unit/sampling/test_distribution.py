@@ -13,7 +13,7 @@ from volflow.errors import RunFailed
 
 def starts_in(stream):
     """Starts of an epoch, without their voxels."""
-    return np.array([patch.start for patch in stream.take(0, 0, stream.share)])
+    return np.array([sample["location"][:3] for sample in stream.take(0, 0, stream.share)])
 
 
 def check(counts, expected):
@@ -78,7 +78,7 @@ class TestQuotas:
         small_superchunks(1)
         volume = zarr.create_array({}, shape=(5, 6, 7), chunks=(2, 2, 2), dtype="u1")
         stream = vf.PatchStream(volume, vf.UniformSampler(2), 1000, reuse=1)
-        (tiles,) = stream.field.tiles
+        (tiles,) = stream.catalog.tilings
         visits = stream.visits(0)
         counts = np.bincount(visits.superchunk, visits.quota, len(tiles))
         assert np.abs(counts - tiles.sizes()[0] / (4 * 5 * 6) * 1000).max() < 1

@@ -33,7 +33,7 @@ def test_patches_are_boxes_of_the_volume(image):
 
 
 def test_one_task_for_those_that_share_storage(image):
-    superchunks = len(vf.PatchStream(image, vf.UniformSampler(8), 8).field.mass)
+    superchunks = len(vf.PatchStream(image, vf.UniformSampler(8), 8).catalog.probability)
     many = vf.sample(image, vf.UniformSampler(8), n=5000)
     assert many.numblocks[0] == superchunks
     assert len(many.__dask_graph__()) <= 3 * superchunks
@@ -45,7 +45,7 @@ def test_numbers_are_exact_per_superchunk(image):
     stream = vf.PatchStream(image, vf.UniformSampler(8), 4000, reuse=0.01, seed=2)
     patches = vf.sample(image, vf.UniformSampler(8), n=4000, seed=2)
     counts = np.array(sorted(patches.chunks[0]))
-    shares = np.sort(stream.field.mass * 4000)
+    shares = np.sort(stream.catalog.probability * 4000)
     assert np.abs(counts - shares).max() < 1
 
 

@@ -195,7 +195,7 @@ class TestOrder:
         stream = stream_of(cases, sampler, lanes=8)
         begin = min(begin, len(stream) - 1)
         parts = [stream.take(0, begin, stream.share.part(worker, 4)) for worker in range(4)]
-        found = [patch.key for turn in itertools.zip_longest(*parts) for patch in turn if patch]
+        found = [one["key"] for turn in itertools.zip_longest(*parts) for one in turn if one]
         assert found == [sample["key"] for sample in stream][begin:]
 
     def test_does_not_depend_on_the_type_of_numbers(self, cases):

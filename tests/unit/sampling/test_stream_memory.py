@@ -11,7 +11,7 @@ pytestmark = pytest.mark.slow
 
 MIB = 2**20
 MEASURED = """
-from volflow.sampling import superchunks
+from volflow.sampling.epoch import superchunks
 
 superchunks.HELD_VOXELS = 128**3
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from volflow.errors import InvalidInput
 from volflow.report.colors import class_numbers
-from volflow.sampling.cases.cases import Case
+from volflow.sampling.cases.named_arrays import Case
 
 __all__ = [
     "DrawnPatch",
@@ -86,7 +86,7 @@ class PatchCounts:
 
     Examples
     --------
-    >>> from volflow.sampling.cases.cases import open_cases
+    >>> from volflow.sampling.cases.open_cases import open_cases
     >>> labels = np.zeros((8, 8, 8), "uint8")
     >>> labels[4:] = 1
     >>> counts = PatchCounts({c.name: c for c in open_cases({"label": labels})}, "label")

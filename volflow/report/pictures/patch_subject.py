@@ -11,7 +11,8 @@ from volflow.errors import InvalidInput
 from volflow.report.facts.grid_facts import times
 from volflow.report.pictures.patch_counts import PatchCounts, from_cases
 from volflow.report.pictures.subject import Names, class_names, is_whole
-from volflow.sampling.cases.cases import Case, open_cases
+from volflow.sampling.cases.named_arrays import Case
+from volflow.sampling.cases.open_cases import open_cases
 from volflow.store.meta import Meta
 
 __all__ = ["PatchSubject", "open_patches", "said", "title"]

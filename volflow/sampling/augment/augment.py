@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from volflow.sampling.augment.augment_checks import (
-    amount,
-    check_elastic,
-    check_images,
-    check_outside,
-    check_turn,
-    keys_of,
-    probabilities,
-    shared_patch,
-)
+from volflow.errors import InvalidInput
 from volflow.sampling.augment.intensity import CHANGES
 from volflow.sampling.augment.separable import points
 from volflow.sampling.augment.warp import Motion, Outside, affine, move, signed_turn, sources
@@ -28,6 +19,7 @@ __all__ = ["Augment"]
 
 Array = npt.NDArray[np.float64]
 PerAxis = float | Sequence[float] | None
+Amount = float | tuple[float, ...]
 
 # A family's place is the number of its random stream: append, never reorder.
 _FAMILIES = (
@@ -35,6 +27,29 @@ _FAMILIES = (
     "gamma", "contrast", "brightness", "bias", "blur", "noise",
 )  # fmt: skip
 _BENDS = _FAMILIES[2:7]
+
+# What each is and the largest that makes sense; others need only be finite.
+_LIMITS = {
+    "flip": ("a probability from 0 to 1", 1.0),
+    "turn": ("a probability from 0 to 1", 1.0),
+    "probability": ("from 0 to 1", 1.0),
+    "rotate": ("degrees from 0 to 180", 180.0),
+    "scale": ("a fraction from 0 to 0.9", 0.9),
+    "shear": ("a slope from 0 to 1", 1.0),
+    "contrast": ("a fraction from 0 to 1", 1.0),
+    "gamma": ("the logarithm of a power, from 0 to 3", 3.0),
+    "bias": ("the logarithm of a factor, from 0 to 3", 3.0),
+    "spacing": ("a voxel size above 0", np.finfo(np.float32).max),
+    "elastic_spacing": ("voxels, at least 2", np.finfo(np.float32).max),
+}
+_OTHERS = ("a finite number from 0", np.finfo(np.float32).max)
+_LEAST = {"spacing": np.finfo(np.float32).tiny, "elastic_spacing": 2.0}
+_ONE_NUMBER = ("gamma", "contrast", "brightness", "bias", "noise", "probability")
+
+# Control points of a cubic B-spline that move by less than this share of their distance cannot
+# fold a volume: Choi and Lee, Injectivity conditions of 2D and 3D uniform cubic B-spline
+# functions, Graphical Models 62 (2000).
+_NO_FOLD = 1 / 2.479472335
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,15 +152,24 @@ class Augment:
 
     def __post_init__(self) -> None:
         checked = {
-            name: amount(name, getattr(self, name))
+            name: _amount(name, getattr(self, name))
             for name in (*_FAMILIES, "elastic_spacing", "spacing")
         }
         names = (self.images,) if isinstance(self.images, str) else tuple(self.images)
-        chances = probabilities(self.probability, _FAMILIES[2:])
+        chances = _probabilities(self.probability, _FAMILIES[2:])
         for name, value in {**checked, "images": names, "probability": chances}.items():
             object.__setattr__(self, name, value)
-        check_outside(self.outside)
-        check_elastic(self._three("elastic"), self._three("elastic_spacing"))
+        if self.outside not in get_args(Outside):
+            raise InvalidInput(
+                f"outside must be one of {', '.join(get_args(Outside))}; got {self.outside!r}"
+            )
+        elastic, step = self._three("elastic"), self._three("elastic_spacing")
+        if (elastic > _NO_FOLD * step).any():
+            raise InvalidInput(
+                f"elastic must be at most 0.4 of elastic_spacing, or tissue could fold: got "
+                f"{elastic.tolist()} with control points {step.tolist()} voxels apart; "
+                f"widen elastic_spacing"
+            )
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Augment a batch.
@@ -157,11 +181,11 @@ class Augment:
             handed on.
         """
         arrays = {k: v for k, v in batch.items() if isinstance(v, torch.Tensor) and v.ndim == 5}
-        patch = shared_patch(arrays)
-        check_turn(self.turn, self._square(patch), patch, self.spacing)
+        patch = _shared_patch(arrays)
+        _check_turn(self.turn, self._square(patch), patch, self.spacing)
         if any(self._three(family).any() for family in CHANGES):
-            check_images(self.images, arrays)
-        keys = keys_of(batch, len(next(iter(arrays.values()))))
+            _check_images(self.images, arrays)
+        keys = _keys_of(batch, len(next(iter(arrays.values()))))
         moved = {name: torch.empty_like(array) for name, array in arrays.items()}
         with torch.no_grad(), torch.autocast(_device(arrays).type, enabled=False):
             for place, key in enumerate(keys):
@@ -232,12 +256,12 @@ class Augment:
         return signed_turn(quarters, flips)
 
     def _square(self, patch: Sequence[int]) -> npt.NDArray[np.bool_]:
-        """Whether the plane across each axis looks the same after a quarter turn."""
+        """Say of the plane across each axis whether it looks the same after a quarter turn."""
         sides = np.array([patch, self._three("spacing")])
         return np.array([np.ptp(np.delete(sides, i, 1), axis=1).max() == 0 for i in range(3)])
 
     def _stream(self, family: str, key: int) -> np.random.Generator | None:
-        """The random stream of a family for a sample; None where it does not act."""
+        """Return the random stream of a family for a sample; None where it does not act."""
         if not self._three(family).any():
             return None
         words = np.array([key % 2**64, _FAMILIES.index(family)], np.uint64)
@@ -254,3 +278,98 @@ class Augment:
 
 def _device(arrays: Mapping[str, torch.Tensor]) -> torch.device:
     return next(iter(arrays.values())).device
+
+
+def _amount(name: str, given: Any) -> Amount:
+    """Return a number, or where an axis is meant maybe three, within the limits of its name.
+
+    Examples
+    --------
+    >>> _amount("rotate", [10, 0, 0]), _amount("noise", None)
+    ((10.0, 0.0, 0.0), 0.0)
+    """
+    meaning, most = _LIMITS.get(name, _OTHERS)
+    shapes = [()] if name in _ONE_NUMBER else [(), (3,)]
+    try:
+        amounts = np.asarray(0 if given is None else given, float)
+    except (TypeError, ValueError):
+        amounts = np.array(np.nan)
+    within = (amounts >= _LEAST.get(name, 0)) & (amounts <= most)
+    if amounts.shape not in shapes or not within.all():
+        three = "" if name in _ONE_NUMBER else "; one number or three (z, y, x)"
+        raise InvalidInput(f"{name} must be {meaning}{three}, got {given!r}")
+    return tuple(amounts.tolist()) if amounts.ndim else float(amounts)
+
+
+def _probabilities(given: Any, families: Collection[str]) -> float | dict[str, float]:
+    """Return one probability, or one for each family named."""
+    if not isinstance(given, Mapping):
+        return float(np.asarray(_amount("probability", given)))
+    for name in given:
+        if name not in families:
+            raise InvalidInput(f"probability names {name!r}; it may name {', '.join(families)}")
+    return {name: float(np.asarray(_amount("probability", p))) for name, p in given.items()}
+
+
+def _check_turn(turn: Any, square: npt.NDArray[np.bool_], patch: Any, spacing: Any) -> None:
+    """Refuse quarter turns of planes that do not look the same afterwards.
+
+    One number for ``turn`` means every plane that can be turned, three are meant as they are;
+    ``square`` says of the planes across z, y and x whether they can be turned.
+    """
+    asked = np.broadcast_to(np.asarray(turn) > 0, 3)
+    refused = not square.any() if np.ndim(turn) == 0 else (asked & ~square).any()
+    if asked.any() and refused:
+        raise InvalidInput(
+            f"turn needs planes of equal sides and spacing; the patch is {tuple(patch)}, the "
+            f"spacing {spacing}: switch turn off, or give 0 for those planes (across z, y, x)"
+        )
+
+
+def _check_images(images: Sequence[str], arrays: Mapping[str, torch.Tensor]) -> None:
+    """Refuse to change the values of arrays that are not images."""
+    for name in images:
+        if name not in arrays:
+            raise InvalidInput(
+                f"images names {name!r}, and the 5-D arrays of the batch are {', '.join(arrays)}"
+            )
+        if not arrays[name].is_floating_point():
+            raise InvalidInput(
+                f"images names {name!r}, whose values are classes ({arrays[name].dtype}): "
+                f"make it floating, or leave it out"
+            )
+
+
+def _shared_patch(arrays: Mapping[str, torch.Tensor]) -> tuple[int, int, int]:
+    """Return the voxels along z, y and x of all arrays ``(B, C, z, y, x)``."""
+    if not arrays:
+        raise InvalidInput(
+            "the batch holds no 5-D tensor (B, C, z, y, x); a slice has one voxel on an axis"
+        )
+    kinds = {(len(a), *a.shape[2:], a.device, a.is_complex()) for a in arrays.values()}
+    if len(kinds) > 1 or next(iter(kinds))[-1]:
+        given = ", ".join(
+            f"{k} {tuple(v.shape)} {v.dtype} on {v.device}" for k, v in arrays.items()
+        )
+        raise InvalidInput(
+            f"the 5-D arrays of a batch must be real and agree in batch size, patch and device; "
+            f"got {given}"
+        )
+    _, z, y, x, _, _ = kinds.pop()
+    return z, y, x
+
+
+def _keys_of(batch: Mapping[str, Any], count: int) -> list[int]:
+    """Return the key of each sample."""
+    if "key" not in batch:
+        raise InvalidInput(
+            "the batch has no 'key': give a whole number for each sample, from which follows all "
+            "that is drawn for it"
+        )
+    keys = torch.as_tensor(batch["key"])
+    if keys.is_floating_point() or keys.shape != (count,):
+        raise InvalidInput(
+            f"'key' must hold {count} whole numbers, one for each sample; got {keys.dtype} of "
+            f"shape {tuple(keys.shape)}"
+        )
+    return [int(key) for key in keys.tolist()]

@@ -1,4 +1,4 @@
-"""A matrix along each axis: splines over a coarse grid of control points, Gaussian blur."""
+"""Matrices along each axis: splines over a coarse grid of control points, and Gaussian blur."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Matrix = npt.NDArray[np.float64]
 
 
 def as_tensor(array: npt.NDArray[Any], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """A copy on a device, whose work is not waited for."""
+    """Copy an array to a device, whose work is not waited for."""
     # A copy by torch lies aligned: what the last bits of a product may depend on.
     return torch.tensor(array, dtype=dtype).to(device, non_blocking=True)
 
@@ -46,7 +46,7 @@ def along_axes(values: torch.Tensor, matrices: Sequence[Matrix]) -> torch.Tensor
 
 
 def points(side: int, step: float) -> int:
-    """Control points that a spline over ``side`` voxels needs.
+    """Return the number of control points that a spline over ``side`` voxels needs.
 
     Examples
     --------
@@ -57,7 +57,7 @@ def points(side: int, step: float) -> int:
 
 
 def spline(side: int, step: float) -> Matrix:
-    """Weights ``(side, points)`` of the uniform cubic B-spline.
+    """Return the weights ``(side, points)`` of the uniform cubic B-spline.
 
     Control point ``k`` lies at voxel ``(k − 1) · step``. The weights of a voxel are at least 0
     and add up to 1, so values stay between those of the control points; values that are linear
@@ -74,7 +74,7 @@ def spline(side: int, step: float) -> Matrix:
 
 
 def gaussian(side: int, sigma: npt.ArrayLike) -> npt.NDArray[Any]:
-    """Weights ``(…, side, side)`` of Gaussian blur; what lies outside does not count.
+    """Return the weights ``(…, side, side)`` of Gaussian blur; what lies outside does not count.
 
     Parameters
     ----------

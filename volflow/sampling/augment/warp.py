@@ -1,4 +1,4 @@
-"""Where the voxels of a moved patch come from, and moving it: at most one resampling."""
+"""Move a patch: each voxel of the result comes from one place, by at most one resampling."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 @dataclass(frozen=True, eq=False)
 class Motion:
-    """Where the voxels of a patch come from: matrix · (voxel + displacement − shift), centred.
+    """The place that each voxel comes from: matrix · (voxel + displacement − shift), centred.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ class Motion:
 
 
 def signed_turn(quarters: npt.ArrayLike, flips: npt.ArrayLike) -> npt.NDArray[np.int64]:
-    """Quarter turns about z, y and x, then flips of these axes, as a signed permutation.
+    """Return quarter turns about z, y and x, then flips of these axes, as a signed permutation.
 
     Examples
     --------
@@ -66,7 +66,9 @@ def signed_turn(quarters: npt.ArrayLike, flips: npt.ArrayLike) -> npt.NDArray[np
 
 
 def affine(angles: npt.ArrayLike, factors: npt.ArrayLike, shears: npt.ArrayLike) -> Array:
-    """Scaling, then shear, then rotation, in world units: where a point goes, from the centre.
+    """Return the matrix ``(3, 3)`` of scaling, then shear, then rotation, in world units.
+
+    It takes a point, counted from the centre in order z, y, x, to where it goes.
 
     Parameters
     ----------
@@ -98,11 +100,11 @@ def affine(angles: npt.ArrayLike, factors: npt.ArrayLike, shears: npt.ArrayLike)
 def sources(
     motion: Motion, patch: Sequence[int], device: torch.device, dtype: torch.dtype
 ) -> torch.Tensor | None:
-    """Where each voxel comes from: ``(3, z, y, x)``, the places' x first, patch from −1 to 1.
+    """Return the place that each voxel comes from: ``(3, z, y, x)``, x first, from −1 to 1.
 
     As `torch.nn.functional.grid_sample` takes them with ``align_corners=False``: −1 and 1 are the
     outer faces of the outer voxels, which holds on an axis of one voxel too; such an axis is never
-    left. None where there is nothing to interpolate.
+    left. None if there is nothing to interpolate.
     """
     if motion.matrix is None:
         return None

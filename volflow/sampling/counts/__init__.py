@@ -1,1 +1,1 @@
-"""How much of each class or weight lies where, counted once and kept."""
+"""Classes and weights per cell of a volume, counted once and kept."""

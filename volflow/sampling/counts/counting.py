@@ -1,12 +1,13 @@
-"""One pass over boxes of a source: what its cells hold, piece by piece, on any Dask client."""
+"""Count classes or sum weights in boxes of a source, piece by piece, on any Dask cluster."""
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate
 from pathlib import Path
 
@@ -27,39 +28,30 @@ from volflow.store.slabs import Array
 from volflow.volumes.arrays.computed import DaskSource
 from volflow.volumes.fold import fold, in_memory
 
-__all__ = [
-    "CLASSES",
-    "WEIGHTS",
-    "Kind",
-    "MassJob",
-    "measure",
-    "path_of",
-    "plan_mass",
-    "tally_pieces",
-]
+__all__ = ["CLASSES", "WEIGHTS", "CountJob", "Tally", "measure", "path_of", "plan_counts"]
 
 TASKS = 256
 MOST_CELLS = 2**27  # some numbers each; 35 TB of labels have as many of 64³ voxels
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A kind of mass: what it is called, who tallies it, which columns that gives."""
+class Tally:
+    """What is counted per cell: its name, the function that counts it, and the table's columns."""
 
     name: str
     operation: str
-    tally: Callable[[Array, Roi, Cell, Cell, str], Entries]
+    count: Callable[[Array, Roi, Cell, Cell, str], Entries]
     columns: tuple[tuple[str, str], ...]
 
     def join(self, parts: Sequence[Entries]) -> Entries:
-        """Tables one below the other; one without rows where there are none."""
+        """Put tables one below the other; no tables give one without rows."""
         return {
             key: np.concatenate([np.empty(0, dtype), *(part[key] for part in parts)])
             for key, dtype in self.columns
         }
 
     def fits(self, table: Entries, cells: Cell) -> bool:
-        """Whether a table that was kept can be one of these: its columns, within the cells."""
+        """Return True if a table that was kept can be one of these: by its columns and values."""
         columns = {name: (values.dtype.str[1:], values.ndim) for name, values in table.items()}
         if columns != {name: (dtype, 1) for name, dtype in self.columns}:
             return False
@@ -70,21 +62,22 @@ class Kind:
         return bool(right.all())
 
 
-CLASSES = Kind(
+CLASSES = Tally(
     "classes", "class counts", tally_classes, (("cell", "i8"), ("value", "i8"), ("count", "i8"))
 )
-WEIGHTS = Kind("weights", "weight sums", tally_weights, (("cell", "i8"), ("sum", "f8")))
+WEIGHTS = Tally("weights", "weight sums", tally_weights, (("cell", "i8"), ("sum", "f8")))
 
 
 @dataclass(frozen=True)
-class MassJob:
-    """What a task needs: the source, what to tally, and the boxes to read, cut into pieces.
+class CountJob:
+    """What a task needs: the source, what to count, and the boxes to read, cut into pieces.
 
     Pieces are whole cells, but for the cells that a box cuts: each cell of a box lies in one piece.
+    Boxes and sizes are in order z, y, x.
     """
 
     source: Source
-    kind: Kind
+    tally: Tally
     cell: Cell
     boxes: tuple[Roi, ...]
 
@@ -101,7 +94,7 @@ class MassJob:
 
     @cached_property
     def piece(self) -> tuple[int, ...]:
-        """What is read at once, counted from voxel 0."""
+        """Voxels per axis that are read at once, counted from voxel 0."""
         source = self.source
         return piece_of_cells(self.cell, _units(source), source.shape[-3:], source.dtype)
 
@@ -124,21 +117,21 @@ class MassJob:
         return self.firsts[-1]
 
     def roi(self, piece: int) -> Roi:
-        """The box of a piece, z, y, x."""
+        """Return the box of a piece."""
         number = bisect_right(self.firsts, piece) - 1
         low, grid = self.grids[number]
         return grid[piece - self.firsts[number]].write_roi.shift(low).intersect(self.boxes[number])
 
 
 def path_of(source: Source) -> str | None:
-    """Where a source lies; None in memory and for what Dask computes."""
+    """Return where a source lies; None in memory and for what Dask computes."""
     if isinstance(source, VolumeSource):
         return source.volume.path
     return getattr(source, "path", None)
 
 
 def _units(source: Source) -> list[tuple[int, ...]]:
-    """What is read without waste, z, y, x: stored objects, planes and rows of a file."""
+    """Boxes that are read without waste, z, y, x: stored objects, planes and rows of a file."""
     if isinstance(source, VolumeSource):
         found = (source.volume.shards, source.volume.chunks)
         return [unit[-3:] for unit in found if unit is not None]
@@ -148,16 +141,16 @@ def _units(source: Source) -> list[tuple[int, ...]]:
     return [(1, y, x), (1, 1, x)]
 
 
-def tally_pieces(job: MassJob, pieces: tuple[int, ...], context: Context) -> Iterator[Step]:
-    """The tables of some pieces."""
+def count_pieces(job: CountJob, pieces: tuple[int, ...], context: Context) -> Iterator[Step]:
+    """Yield the tables of some pieces."""
     for piece in pieces:
         context.check()
-        table = _tally_piece(job, job.roi(piece), context)
+        table = _count_piece(job, job.roi(piece), context)
         yield Step(piece, job.roi(piece).size, table)
 
 
-def _tally_piece(job: MassJob, roi: Roi, context: Context) -> Entries:
-    """The table of one piece. Its voxels end here."""
+def _count_piece(job: CountJob, roi: Roi, context: Context) -> Entries:
+    """Return the table of one piece, whose voxels are freed with this call."""
     channel = (0,) * (len(job.source.shape) - 3)
     with context.stage("read"):
         box = Roi((*channel, *roi.start), (*(1 for _ in channel), *roi.stop))
@@ -165,17 +158,18 @@ def _tally_piece(job: MassJob, roi: Roi, context: Context) -> Entries:
     with context.stage("count"):
         path = path_of(job.source)
         name = "the array" if path is None else Path(path).name
-        return job.kind.tally(voxels, roi, job.cell, job.cells, name)
+        return job.tally.count(voxels, roi, job.cell, job.cells, name)
 
 
-def plan_mass(job: MassJob, memory_bytes: int) -> Plan:
-    """What `measure` does; no voxel is read.
+def plan_counts(job: CountJob, source: Source, memory_bytes: int) -> Plan:
+    """Plan the counting of a job whose source travels as it is given; no voxel is read.
 
     Raises
     ------
     MemoryRefused
-        Where one task does not fit.
+        If one task does not fit.
     """
+    job = replace(job, source=source)
     shape, dtype = job.source.shape[-3:], job.source.dtype
     edges = zip(job.piece, _units(job.source)[-1], shape, strict=True)
     decoded = math.prod(min(p + (u if p % u else 0), -(-n // u) * u) for p, u, n in edges)
@@ -184,8 +178,8 @@ def plan_mass(job: MassJob, memory_bytes: int) -> Plan:
     layer = math.prod(map(min, job.cell[1:], shape[1:]))
     peak = 3 * decoded * dtype.itemsize + 64 * max(GROUP_VOXELS, layer)
     plan = Plan(
-        job.kind.operation,
-        tally_pieces,
+        job.tally.operation,
+        count_pieces,
         job,
         split_runs(range(len(job)), TASKS),
         units=sum(box.size for box in job.boxes),
@@ -203,42 +197,40 @@ def plan_mass(job: MassJob, memory_bytes: int) -> Plan:
 
 
 def measure(
-    jobs: Sequence[MassJob],
+    jobs: Sequence[CountJob],
     *,
     cluster: Cluster = None,
     memory: str | int | None = None,
     progress: bool | Callable[[State], object] | None = None,
 ) -> list[Entries]:
-    """The table of each of some jobs over one source.
+    """Return the table of each of some jobs over one source.
 
     Parameters
     ----------
     jobs
-        What to measure.
+        What to count.
     cluster, memory, progress
-        As in `predict`; an array in memory is measured in this thread.
+        As in `predict`; an array in memory is counted in this thread.
 
     Raises
     ------
     InvalidInput
-        Where a voxel breaks the rule of its kind, naming it and its place.
+        If a voxel is neither a class nor a weight, naming it and its place.
     MemoryRefused
-        Where one task does not fit into ``memory``, saying what would.
+        If one task does not fit into ``memory``, saying what would.
     RunFailed
-        Where the source cannot be read.
+        If the source cannot be read.
     """
-
-    def measured(job: MassJob, cluster: Cluster) -> Entries:
-        return fold(
-            lambda source, memory_bytes: plan_mass(replace(job, source=source), memory_bytes),
-            job.source,
-            job.kind.join,
-            cluster=cluster,
-            memory=memory,
-            progress=progress,
-        )
-
-    if all(in_memory(job.source) for job in jobs):
-        return [measured(job, None) for job in jobs]
-    with connect(cluster) as client:
-        return [measured(job, client) for job in jobs]
+    in_place = all(in_memory(job.source) for job in jobs)
+    with nullcontext() if in_place else connect(cluster) as client:
+        return [
+            fold(
+                partial(plan_counts, job),
+                job.source,
+                job.tally.join,
+                cluster=client,
+                memory=memory,
+                progress=progress,
+            )
+            for job in jobs
+        ]

@@ -1,4 +1,4 @@
-"""What a box of voxels holds, cell by cell: how many of each class, how much weight.
+"""Count the classes, or sum the weights, in each cell of a box of voxels.
 
 Cells tile the volume from voxel 0. A cell is always summed up in the same order, whatever box it
 was read with, so that the sums do not depend on how the volume was cut.
@@ -35,7 +35,7 @@ GROUP_VOXELS = 2**16  # counted at once: their bin numbers stay in the cache
 
 
 def tally_classes(voxels: Array, box: Roi, cell: Cell, cells: Cell, name: str) -> Entries:
-    """How many voxels of each value every cell of a box holds.
+    """Count the voxels of each value in every cell of a box.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ def tally_classes(voxels: Array, box: Roi, cell: Cell, cells: Cell, name: str) -
     Raises
     ------
     InvalidInput
-        Where a voxel is no whole number of 64 bits.
+        If a voxel is not a whole number of 64 bits.
 
     Examples
     --------
@@ -80,7 +80,7 @@ def tally_classes(voxels: Array, box: Roi, cell: Cell, cells: Cell, name: str) -
 
 
 def tally_weights(voxels: Array, box: Roi, cell: Cell, cells: Cell, name: str) -> Entries:
-    """The sum of the weights of every cell of a box.
+    """Sum the weights in every cell of a box.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ def tally_weights(voxels: Array, box: Roi, cell: Cell, cells: Cell, name: str) -
     Raises
     ------
     InvalidInput
-        Where a weight is negative, NaN or infinite.
+        If a weight is negative, NaN or infinite.
 
     Examples
     --------
@@ -121,7 +121,7 @@ def tally_weights(voxels: Array, box: Roi, cell: Cell, cells: Cell, name: str) -
 
 
 def cell_rows(voxels: Array, box: Roi, cell: Cell, cells: Cell) -> Iterator[tuple[Int64s, Array]]:
-    """The voxels of a box by cell, some cells at a time; large cells in parts along z.
+    """Yield the voxels of a box by cell, some cells at a time; large cells in parts along z.
 
     Yields
     ------
@@ -158,7 +158,7 @@ def cell_rows(voxels: Array, box: Roi, cell: Cell, cells: Cell) -> Iterator[tupl
 
 
 def _even_parts(low: int, high: int, step: int) -> list[range]:
-    """An interval cut where cells end, as runs of equal lengths.
+    """Cut an interval where cells end, into runs of equal lengths.
 
     Examples
     --------
@@ -172,7 +172,7 @@ def _even_parts(low: int, high: int, step: int) -> list[range]:
 
 
 def _count_values(rows: Array) -> tuple[Int64s, Int64s, Int64s]:
-    """Row, value and number of every value of every row of integers."""
+    """Return row, value and number of every value in rows of integers."""
     low, high = int(rows.min()), int(rows.max())
     if low == high:  # most of a large volume
         row = np.arange(len(rows))
@@ -190,7 +190,7 @@ def _count_values(rows: Array) -> tuple[Int64s, Int64s, Int64s]:
 
 
 def _merged(cell: Int64s, value: Int64s, count: Int64s) -> Entries:
-    """Entries sorted by value and cell, those of one cell and value added up."""
+    """Return entries sorted by value and cell, those of one cell and value added up."""
     order = np.lexsort((cell, value))
     cell, value, count = cell[order], value[order], count[order]
     new = np.ones(len(cell), bool)
@@ -211,7 +211,7 @@ def _as_int64(values: Array) -> Int64s:
 def _refuse(
     voxels: Array, box: Roi, wrong: Callable[[Array], Any], rule: str, name: str, remedy: str
 ) -> None:
-    """Say which voxel breaks the rule, the first in C order."""
+    """Refuse voxels, naming the first that breaks the rule in C order."""
     for z, plane in enumerate(voxels, start=box.start[0]):
         places = np.argwhere(wrong(plane))
         if len(places):

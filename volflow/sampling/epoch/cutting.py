@@ -1,113 +1,218 @@
-"""Cut patches out of superchunks, in the order of the epoch."""
+"""The patches of a visit: drawn once its superchunk is in memory, and cut out of it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from volflow.sampling.epoch.draw import Draws, draw
-from volflow.sampling.epoch.field import Ints
-from volflow.sampling.epoch.shares import Share
-from volflow.sampling.epoch.visits import Visits, weave
-from volflow.sampling.epoch.window import Window, schedule
+from volflow.errors import RunFailed
+from volflow.sampling.epoch.catalog import GridCatalog, PatchCatalog, RandomCatalog
+from volflow.sampling.epoch.order import POSITIONS, Visits, generator, interleave, remaining
+from volflow.sampling.epoch.reading import SuperchunkWindow
+from volflow.sampling.epoch.shares import ProcessShare
+from volflow.sampling.samplers import LabelSampler, Sampler, WeightedSampler
 
-__all__ = ["Order", "Patch", "cut"]
+__all__ = ["cut_patches", "draw_positions", "guide_of"]
 
 Array = npt.NDArray[Any]
+Ints = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, eq=False)
-class Order:
-    """The order of one epoch."""
+def cut_patches(
+    window: SuperchunkWindow,
+    visits: Visits,
+    lanes: int,
+    share: ProcessShare,
+    begin: int,
+    epoch: tuple[int, int],
+) -> Iterator[dict[str, Any]]:
+    """Cut the samples of a share of the epoch, from place ``begin`` on.
 
-    visits: Visits
-    lanes: int
-    seed: int
-    epoch: int
+    Parameters
+    ----------
+    window
+        Through which superchunks are read.
+    visits, lanes
+        The order of the epoch.
+    share, begin
+        Which of its samples are wanted.
+    epoch
+        The seed, and the epoch's number.
 
-
-@dataclass(frozen=True, eq=False)
-class Patch:
-    """A patch in memory: views of its arrays ``czyx``, valid until the next is taken."""
-
-    arrays: Mapping[str, Array]
-    case: str
-    start: Ints
-    stop: Ints
-    index: int
-    key: int
-
-    def sample(self) -> dict[str, Any]:
-        """What a sample of the stream holds, its arrays still views."""
-        return {
-            **self.arrays,
-            "location": np.concatenate([self.start, self.stop]),
-            "case": self.case,
-            "index": self.index,
-            "key": self.key,
-        }
-
-
-@dataclass(frozen=True, eq=False)
-class _Piece:
-    """A piece of a visit: its draws from ``low`` on, at ``begin`` to ``end`` of its lane."""
-
-    superchunk: int
-    case: str
-    origin: Ints
-    arrays: Mapping[str, Array]
-    draws: Draws
-    low: int
-    begin: int
-    end: int
-
-    def cut(self, position: int, patch: Ints, index: int) -> Patch:
-        """The patch at a position of the lane."""
-        number = position - self.begin + self.low
-        start = self.draws.starts[number]
-        low = start - self.origin
-        box = tuple(slice(a, b) for a, b in zip(low.tolist(), (low + patch).tolist(), strict=True))
-        views = {name: array[(slice(None), *box)] for name, array in self.arrays.items()}
-        key = int(self.draws.keys[number])
-        return Patch(views, self.case, start, start + patch, index, key)
-
-
-def cut(order: Order, window: Window, share: Share, begin: int) -> Iterator[Patch]:
-    """The patches of a share of the epoch, from place ``begin`` on."""
-    visits, field = order.visits, window.field
+    Yields
+    ------
+    dict
+        The arrays ``czyx``, which are views that are valid until the next sample is taken;
+        ``"location"`` (int64 z0, y0, x0, z1, y1, x1), ``"case"``, ``"index"`` and ``"key"``.
+    """
     first, total = begin + share.offset, int(visits.quota.sum())
     # Not from the offset on: another number of worker processes may have come as far as this.
-    numbers = range(first % share.stride, order.lanes, share.stride)
-    line = schedule(weave(visits.quota, order.lanes), numbers, first)
-    patch = np.array(field.patch)
-    window.expect(visits.superchunk[line.visit], len(numbers))
-    left = {lane: iter(np.flatnonzero(line.lane == lane).tolist()) for lane in numbers}
-    at: dict[int, _Piece] = {}
+    mine = range(first % share.stride, lanes, share.stride)
+    segments = remaining(interleave(visits.quota, lanes), lanes, mine, first)
+    window.expect(visits.superchunk[segments.visit], len(mine))
+    places = {lane: itertools.count(first + (lane - first) % lanes, lanes) for lane in mine}
+    strands = {
+        lane: _cut_lane(window, visits, segments.of(lane), places[lane], epoch) for lane in mine
+    }
     for index in range(first, total, share.stride):
-        lane, position = index % order.lanes, index // order.lanes
-        piece = at.get(lane)
-        if piece is None or position >= piece.end:
-            if piece is not None:
-                window.drop(piece.superchunk)
-            number = next(left[lane])
-            visit = int(line.visit[number])
-            superchunk, quota = int(visits.superchunk[visit]), int(visits.quota[visit])
-            arrays = window.take(superchunk).arrays
-            draws = draw(field, superchunk, quota, arrays, (order.seed, order.epoch, visit))
-            low, high = int(line.low[number]), int(line.high[number])
-            start = int(line.begins[number])
-            piece = at[lane] = _Piece(
-                superchunk,
-                field.cases[field.locate(superchunk)[0]].name,
-                np.array(field.reads(superchunk).start),
-                arrays,
-                draws,
-                low,
-                start,
-                start + high - low,
-            )
-        yield piece.cut(position, patch, index)
+        yield next(strands[index % lanes])
+
+
+def _cut_lane(
+    window: SuperchunkWindow,
+    visits: Visits,
+    segments: Ints,
+    places: Iterator[int],
+    epoch: tuple[int, int],
+) -> Iterator[dict[str, Any]]:
+    """Cut the samples of a lane, whose places in the epoch are given.
+
+    Each row of ``segments`` holds a visit and the first and last of its patches.
+    """
+    catalog = window.catalog
+    patch = np.array(catalog.patch)
+    for visit, low, high in segments.tolist():
+        superchunk, quota = int(visits.superchunk[visit]), int(visits.quota[visit])
+        arrays = window.take(superchunk)
+        starts, keys = draw_positions(catalog, superchunk, quota, arrays, (*epoch, visit))
+        case, corner = catalog.case_of(superchunk).name, np.array(catalog.reads(superchunk).start)
+        for start, key in zip(starts[low:high], keys[low:high].tolist(), strict=True):
+            at = start - corner
+            box = itertools.starmap(slice, zip(at.tolist(), (at + patch).tolist(), strict=True))
+            cut = (slice(None), *box)
+            yield {
+                **{name: array[cut] for name, array in arrays.items()},
+                "location": np.concatenate([start, start + patch]),
+                "case": case,
+                "index": next(places),
+                "key": key,
+            }
+        window.drop(superchunk)
+
+
+def guide_of(sampler: Sampler) -> str | None:
+    """Name of the array whose voxels decide where patches lie; None where none does."""
+    if isinstance(sampler, LabelSampler):
+        return sampler.label
+    return sampler.weight if isinstance(sampler, WeightedSampler) else None
+
+
+def draw_positions(
+    catalog: PatchCatalog,
+    superchunk: int,
+    quota: int,
+    arrays: Mapping[str, Array],
+    place: tuple[int, int, int],
+) -> tuple[Ints, Ints]:
+    """Draw the patches of a visit: a pure function of where it stands in the order.
+
+    Parameters
+    ----------
+    catalog, superchunk, quota
+        Where patches may lie, which superchunk is visited, and for how many of them.
+    arrays
+        Voxels ``czyx`` of the box that the superchunk reads; only the array that `guide_of` names
+        is needed.
+    place
+        Seed, epoch and number of the visit.
+
+    Returns
+    -------
+    starts
+        First voxels in order z, y, x: int64 of shape ``(quota, 3)``.
+    keys
+        A number of each patch's own: int64 of shape ``(quota,)``.
+
+    Raises
+    ------
+    RunFailed
+        If labels or weights are not those that were counted.
+    """
+    seed, epoch, visit = place
+    rng = generator(seed, epoch, POSITIONS, visit)
+    keys = rng.integers(0, 2**63 - 1, quota)
+    if isinstance(catalog, GridCatalog):
+        return catalog.patches(superchunk), keys
+    owned = catalog.starts(superchunk)
+    guide = guide_of(catalog.sampler)
+    if guide is None:
+        return rng.integers(owned.start, owned.stop, (quota, 3)), keys
+    # The voxels at the centres of the patches that the superchunk owns.
+    sizes = zip(catalog.patch, owned.shape, strict=True)
+    core = arrays[guide][0][tuple(slice(p // 2, p // 2 + n) for p, n in sizes)]
+    if isinstance(catalog.sampler, LabelSampler):
+        return _by_class(catalog, superchunk, quota, core, rng) + owned.start, keys
+    return _by_weight(core, quota, rng) + owned.start, keys
+
+
+def _by_class(
+    catalog: RandomCatalog, superchunk: int, quota: int, core: Array, rng: np.random.Generator
+) -> Ints:
+    """Voxels ``(quota, 3)`` of the core: how many of each class, evenly, then which."""
+    assert catalog.class_counts is not None
+    assert catalog.voxel_probability is not None
+    counts = catalog.class_counts[superchunk]
+    case, _ = catalog.locate(superchunk)
+    line = np.cumsum(counts * catalog.voxel_probability[case])
+    marks = (np.arange(quota) + rng.random()) / quota * line[-1]
+    which = np.minimum(np.searchsorted(line, marks, side="right"), np.flatnonzero(counts)[-1])
+    which = rng.permutation(which)
+    ranks = rng.random(quota)
+    found = np.empty((quota, 3), np.int64)
+    for column in np.unique(which):
+        mine = which == column
+        value = catalog.classes[column] if catalog.classes else None
+        rank = np.minimum((ranks[mine] * counts[column]).astype(np.int64), counts[column] - 1)
+        found[mine] = _ranked(core, value, rank, int(counts[column]))
+    return found
+
+
+def _ranked(core: Array, value: int | None, rank: Ints, expected: int) -> Ints:
+    """Places ``(ranks, 3)`` of the voxels of a class that have these ranks in C order."""
+
+    def is_class(plane: Array) -> npt.NDArray[np.bool_]:
+        return cast(npt.NDArray[np.bool_], plane > 0 if value is None else plane == value)
+
+    ends = np.cumsum([np.count_nonzero(is_class(plane)) for plane in core])
+    if ends[-1] != expected:
+        raise RunFailed(
+            f"{ends[-1]} voxels of class {'> 0' if value is None else value} were found where "
+            f"{expected} had been counted: the labels changed; make the stream anew"
+        )
+    # A rank is found plane by plane: a list of all voxels would take eight bytes for each.
+    return _in_planes(core, ends, rank, lambda plane, ranks: np.flatnonzero(is_class(plane))[ranks])
+
+
+def _by_weight(core: Array, quota: int, rng: np.random.Generator) -> Ints:
+    """Voxels ``(quota, 3)`` of the core, in proportion to their weight."""
+    ends = np.cumsum([plane.sum(dtype=np.float64) for plane in core])
+    if not ends[-1] > 0:
+        raise RunFailed("weights are zero where some had been counted; make the stream anew")
+
+    def voxels(plane: Array, marks: npt.NDArray[np.float64]) -> Ints:
+        line = np.cumsum(plane, dtype=np.float64)
+        last = np.flatnonzero(plane)[-1]
+        return cast(Ints, np.minimum(np.searchsorted(line, marks, side="right"), last))
+
+    return _in_planes(core, ends, rng.random(quota) * ends[-1], voxels)
+
+
+def _in_planes(
+    core: Array, ends: Array, marks: Array, voxels: Callable[[Array, Array], Ints]
+) -> Ints:
+    """Marks ``(n,)`` on the line of all voxels as voxels ``(n, 3)``: the plane, then its voxel."""
+    planes = np.searchsorted(ends, marks, side="right")
+    # A mark at the very end belongs to the last plane that holds anything.
+    planes = np.minimum(planes, np.searchsorted(ends, ends[-1], side="left"))
+    found = np.empty((len(marks), 3), np.int64)
+    for z in np.unique(planes):
+        mine = planes == z
+        before = ends[z - 1] if z else ends[-1] * 0
+        flat = voxels(core[z], marks[mine] - before)
+        found[mine, 0] = z
+        found[mine, 1], found[mine, 2] = np.divmod(flat, core.shape[2])
+    return found

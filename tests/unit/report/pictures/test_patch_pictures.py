@@ -12,7 +12,7 @@ from volflow.geometry.roi import Roi
 from volflow.report.colors import class_color
 from volflow.report.pictures.patch_counts import BINS, PatchCounts, each_patch, facts_text
 from volflow.report.pictures.patch_pictures import patch_sheet, patch_stats
-from volflow.sampling.cases.cases import open_cases
+from volflow.sampling.cases.open_cases import open_cases
 from volflow.sampling.samplers import GridSampler, LabelSampler, UniformSampler
 from volflow.sampling.stream import PatchStream
 

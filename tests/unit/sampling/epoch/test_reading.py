@@ -18,7 +18,7 @@ import volflow as vf
 from tests.stores import store
 from volflow.engine.cluster import connect
 from volflow.errors import Damaged, RunFailed
-from volflow.sampling.cases.cases import Case
+from volflow.sampling.cases.named_arrays import Case
 
 SAMPLER = vf.UniformSampler(8)
 

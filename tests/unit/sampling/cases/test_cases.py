@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 from tests.stores import store
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
-from volflow.sampling.cases import cases as module
-from volflow.sampling.cases.cases import open_cases
-from volflow.sampling.cases.folders import stem
+from volflow.sampling.cases import named_arrays as module
+from volflow.sampling.cases.open_cases import open_cases, stem
 from volflow.store.volume import open_volume
 
 SHAPE = (20, 33, 40)

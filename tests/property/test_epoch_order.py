@@ -7,8 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from volflow.sampling.epoch.visits import count_out, deal, plan_visits, weave
-from volflow.sampling.epoch.window import schedule
+from volflow.sampling.epoch.order import (
+    deal,
+    interleave,
+    plan_visits,
+    remaining,
+    systematic_round,
+)
 
 masses = st.lists(st.floats(0, 100, width=16), min_size=1, max_size=40).filter(any)
 seeds = st.integers(0, 2**32)
@@ -35,7 +40,7 @@ class TestQuotas:
     @given(st.lists(st.floats(0.01, 5), min_size=1), st.integers(0, 1000), st.floats(0, 0.999))
     def test_counting_out_is_off_by_less_than_one(self, shares, total, offset):
         shares = np.array(shares)
-        counts = count_out(shares, total, offset)
+        counts = systematic_round(shares, total, offset)
         assert counts.sum() == total
         assert (np.abs(counts - shares / shares.sum() * total) < 1 + 1e-6).all()
 
@@ -61,18 +66,20 @@ class TestQuotas:
 class TestLanes:
     @given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.sampled_from([1, 2, 5, 8, 32]))
     def test_hold_every_draw_once(self, quota, lanes):
-        woven = weave(quota, lanes)
+        segments = interleave(quota, lanes)
         seen = [np.zeros(n, int) for n in quota]
-        for lane in woven:
-            for visit, low, high in zip(lane.visit, lane.low, lane.high, strict=True):
+        lengths = np.zeros(lanes, int)
+        for lane in range(lanes):
+            for visit, low, high in segments.of(lane):
                 assert low < high
                 seen[visit][low:high] += 1
+                lengths[lane] += high - low
         assert all((n == 1).all() for n in seen)
-        lengths = [int((lane.high - lane.low).sum()) for lane in woven]
-        assert lengths == np.diff(deal(sum(quota), lanes)).tolist()
+        assert lengths.tolist() == np.diff(deal(sum(quota), lanes)).tolist()
 
     def test_come_to_their_next_superchunk_one_after_the_other(self):
-        firsts = [int(lane.ends[0]) for lane in weave([100] * 80, 8)]
+        segments = interleave([100] * 80, 8)
+        firsts = [int(np.ptp(segments.of(lane)[0, 1:])) for lane in range(8)]
         assert sorted(firsts) == [12, 25, 38, 50, 62, 75, 88, 100]
 
     @given(
@@ -80,22 +87,25 @@ class TestLanes:
         st.sampled_from([1, 2, 4, 8]),
         st.data(),
     )
-    def test_a_schedule_is_the_rest_of_the_epoch(self, quota, lanes, data):
-        """In the order of first need, whatever was given already."""
-        woven, total = weave(quota, lanes), sum(quota)
+    def test_what_remains_is_the_rest_of_the_epoch(self, quota, lanes, data):
+        """Lane by lane the last patches, and all of them in the order of first need."""
+        segments, total = interleave(quota, lanes), sum(quota)
         begin = data.draw(st.integers(0, total))
-        line = schedule(woven, range(lanes), begin)
-        assert (np.diff(line.first) >= 0).all()
-        assert (line.first >= begin).all()
-        left = 0
-        for lane, low, high, begins, first in zip(
-            line.lane, line.low, line.high, line.begins, line.first, strict=True
-        ):
-            position = first // lanes
-            assert first % lanes == lane
-            assert begins <= position < begins + high - low
-            left += begins + high - low - position
-        assert left == total - begin
+        rest = remaining(segments, lanes, range(lanes), begin)
+        first, lengths = {}, np.diff(deal(total, lanes))
+        for lane in range(lanes):
+            whole = [(v, n) for v, low, high in segments.of(lane) for n in range(low, high)]
+            left = [(v, n) for v, low, high in rest.of(lane) for n in range(low, high)]
+            assert len(left) == len(range(begin + (lane - begin) % lanes, total, lanes))
+            assert left == whole[len(whole) - len(left) :]
+            first[lane] = lengths[lane] - len(left)
+        needed = []
+        for lane, low, high in zip(rest.lane.tolist(), rest.low, rest.high, strict=True):
+            needed.append(first[lane] * lanes + lane)
+            first[lane] += high - low
+        assert needed == sorted(needed)
+        some = remaining(segments, lanes, range(0, lanes, 2), begin)
+        assert some.lane.tolist() == [lane for lane in rest.lane.tolist() if lane % 2 == 0]
 
 
 @pytest.mark.parametrize("total", [0, 1, 7, 8, 1000])

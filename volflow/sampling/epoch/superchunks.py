@@ -3,6 +3,7 @@
 A superchunk owns a box of starts, its *core*, and reads every voxel that a patch starting there
 needs. Cores tile the starts without overlap, so each start has one owner and none is out of reach.
 Their size follows from patch and stored chunk alone, never from memory: it is part of the order.
+All boxes and sizes are in order z, y, x.
 """
 
 from __future__ import annotations
@@ -17,28 +18,30 @@ import numpy as np
 import numpy.typing as npt
 
 from volflow.errors import InvalidInput
+from volflow.geometry.grid import PatchGrid
 from volflow.geometry.roi import Roi
+from volflow.sampling.samplers import Border
 
-__all__ = ["HELD_VOXELS", "Border", "Superchunks", "centres_of", "starts_of", "whole_chunks"]
+__all__ = ["HELD_VOXELS", "GridGroups", "Superchunks", "centres_of", "starts_of", "whole_chunks"]
 
 # Voxels that a superchunk holds, if its chunks allow: 66 MB of uint16. Larger ones waste less on
 # their halo, smaller ones leave more of them in the window.
 HELD_VOXELS = 320**3
 
-Border = Literal["inside", "pad"]
 Axes = tuple[int, ...]
+Ints = npt.NDArray[np.int64]
 
 
 def starts_of(shape: Sequence[int], patch: Sequence[int], border: Border) -> Roi:
-    """Where patches may start.
+    """Return the box of all possible starts of patches in a volume.
 
-    ``"inside"``: where the patch lies in the volume. ``"pad"``: where its centre, which is
-    start + patch // 2, lies in the volume.
+    ``"inside"``: the patch lies in the volume. ``"pad"``: its centre, which is start + patch // 2,
+    lies in the volume.
 
     Raises
     ------
     InvalidInput
-        Where no patch lies inside, or the border is neither.
+        If no patch lies inside.
 
     Examples
     --------
@@ -47,8 +50,6 @@ def starts_of(shape: Sequence[int], patch: Sequence[int], border: Border) -> Roi
     >>> starts_of((100, 64, 64), (32, 64, 1), "pad")
     Roi(start=(-16, -32, 0), stop=(84, 32, 64))
     """
-    if border not in ("inside", "pad"):
-        raise InvalidInput(f'border must be "inside" or "pad"; got {border!r}')
     if border == "pad":
         start = tuple(-(p // 2) for p in patch)
         return Roi(start, tuple(n + a for n, a in zip(shape, start, strict=True)))
@@ -62,12 +63,12 @@ def starts_of(shape: Sequence[int], patch: Sequence[int], border: Border) -> Roi
 
 
 def centres_of(starts: Roi, patch: Sequence[int]) -> Roi:
-    """The centres of patches that start in a box."""
+    """Return the box of the centres of patches that start in a box."""
     return starts.shift([p // 2 for p in patch])
 
 
 def whole_chunks(roi: Roi, chunk: Sequence[int], shape: Sequence[int]) -> Roi:
-    """The chunks that are decoded to read a box; nothing where it lies outside.
+    """Return the box of the chunks that are decoded to read a box; empty if it lies outside.
 
     Examples
     --------
@@ -84,7 +85,7 @@ def whole_chunks(roi: Roi, chunk: Sequence[int], shape: Sequence[int]) -> Roi:
 
 @dataclass(frozen=True)
 class Superchunks:
-    """A tiling of the starts of one volume.
+    """The superchunks of random patches of one volume: a tiling of its starts.
 
     Parameters
     ----------
@@ -113,20 +114,13 @@ class Superchunks:
 
     @cached_property
     def reach(self) -> Roi:
-        """All starts."""
+        """Box of all starts."""
         return starts_of(self.shape, self.patch, self.border)
 
     @cached_property
     def origin(self) -> Axes:
         """The start that belongs to voxel 0 of the grid of cores."""
         return tuple(-(p // 2) if self.anchor == "centre" else 0 for p in self.patch)
-
-    @cached_property
-    def first(self) -> Axes:
-        """Number of the first core per axis, counted from `origin`."""
-        return tuple(
-            (a - o) // c for a, o, c in zip(self.reach.start, self.origin, self.core, strict=True)
-        )
 
     @cached_property
     def cell(self) -> Axes:
@@ -161,28 +155,30 @@ class Superchunks:
         return tuple(n * c for n, c in zip(self.chunks_per_core, self.cell, strict=True))
 
     @cached_property
+    def edges(self) -> tuple[Ints, ...]:
+        """Along each axis the starts at which cores begin, and the end of the last."""
+        edges = []
+        for (low, high), o, c in zip(self.reach, self.origin, self.core, strict=True):
+            numbers = np.arange((low - o) // c, -(-(high - o) // c) + 1, dtype=np.int64)
+            edges.append(np.clip(o + c * numbers, low, high))
+        return tuple(edges)
+
+    @cached_property
     def counts(self) -> Axes:
         """Superchunks per axis."""
-        return tuple(
-            -(-(b - o) // c) - f
-            for b, o, c, f in zip(self.reach.stop, self.origin, self.core, self.first, strict=True)
-        )
+        return tuple(len(edges) - 1 for edges in self.edges)
 
     def __len__(self) -> int:
         return math.prod(self.counts)
 
     def starts(self, number: int) -> Roi:
-        """The core of a superchunk."""
+        """Return the core of a superchunk: the box of the starts that it owns."""
         index = np.unravel_index(number, self.counts)
-        start = tuple(
-            o + (f + int(i)) * c
-            for o, f, i, c in zip(self.origin, self.first, index, self.core, strict=True)
-        )
-        stop = tuple(a + c for a, c in zip(start, self.core, strict=True))
-        return Roi(start, stop).intersect(self.reach)
+        ends = [edges[i : i + 2].tolist() for edges, i in zip(self.edges, index, strict=True)]
+        return Roi(*zip(*ends, strict=True))
 
     def reads(self, number: int) -> Roi:
-        """The voxels that its patches cover; outside of the volume, too, with ``border="pad"``."""
+        """Return the box that its patches cover; with ``border="pad"`` it may reach outside."""
         return self.starts(number).grow((0, 0, 0), [p - 1 for p in self.patch])
 
     @cached_property
@@ -192,33 +188,113 @@ class Superchunks:
         return tuple(min(c, n) + p - 1 for c, n, p in sizes)
 
     def inner(self, per_box: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """What is known per box of ``chunks_per_core`` chunks, for the superchunks that there are.
+        """Pick what belongs to superchunks from values per box of ``chunks_per_core`` chunks.
 
-        Centred cores tile the volume's chunks as such boxes do; those without a start are left out.
+        Centred cores tile the volume's chunks as such boxes do; boxes without a start are left out.
+
+        Parameters
+        ----------
+        per_box
+            ``(boxes,)`` or ``(boxes, columns)``, boxes of the whole volume in C order.
+
+        Returns
+        -------
+        numpy.ndarray
+            ``(superchunks,)`` or ``(superchunks, columns)``.
         """
         boxes = tuple(-(-n // c) for n, c in zip(self.shape, self.core, strict=True))
-        kept = tuple(slice(f, f + n) for f, n in zip(self.first, self.counts, strict=True))
-        return per_box.reshape(boxes)[kept].ravel()
+        first = [
+            (low - o) // c
+            for low, o, c in zip(self.reach.start, self.origin, self.core, strict=True)
+        ]
+        kept = tuple(slice(f, f + n) for f, n in zip(first, self.counts, strict=True))
+        rest = per_box.shape[1:]
+        return np.ascontiguousarray(per_box.reshape(boxes + rest)[kept].reshape(-1, *rest))
 
-    def sizes(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Per superchunk, how many starts it owns and how many voxels of whole chunks it reads."""
+    def sizes(self) -> tuple[Ints, Ints]:
+        """Return the starts that each superchunk owns, and the voxels of chunks that it reads.
+
+        Both are int64 of shape ``(superchunks,)``.
+        """
         owned, decoded = [], []
-        for axis in range(3):
-            grid = self.origin[axis] + self.core[axis] * (
-                self.first[axis] + np.arange(self.counts[axis] + 1, dtype=np.int64)
-            )
-            low = np.maximum(grid[:-1], self.reach.start[axis])
-            high = np.minimum(grid[1:], self.reach.stop[axis])
-            n, chunk = self.shape[axis], self.cell[axis]
-            begin = np.maximum(low, 0) // chunk * chunk
-            end = np.minimum(high + self.patch[axis] - 1, n)
-            end = np.minimum(-(-end // chunk) * chunk, n)
-            owned.append(high - low)
+        for edges, p, c, n in zip(self.edges, self.patch, self.cell, self.shape, strict=True):
+            begin = np.maximum(edges[:-1], 0) // c * c
+            end = np.minimum(-(-np.minimum(edges[1:] + p - 1, n) // c) * c, n)
+            owned.append(np.diff(edges))
             decoded.append(np.maximum(end - begin, 0))
         return _outer(owned), _outer(decoded)
 
 
-def _outer(axes: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
+@dataclass(frozen=True)
+class GridGroups:
+    """The superchunks of a grid of patches: groups of neighbours that are read together.
+
+    Whole rows are grouped first, then whole layers, up to `HELD_VOXELS`. Groups follow each other
+    in C order, and so do the patches of a group.
+
+    Examples
+    --------
+    >>> groups = GridGroups(PatchGrid((500, 500, 500), (64, 64, 64), (64, 64, 64)))
+    >>> groups.group, len(groups), groups.reads(0).shape
+    ((2, 8, 8), 4, (128, 500, 500))
+    """
+
+    grid: PatchGrid
+
+    @cached_property
+    def group(self) -> Axes:
+        """Patches per axis that are read together; at the border fewer."""
+        group = [1, 1, 1]
+        for axis in (2, 1, 0):
+            for count in range(2, self.grid.counts[axis] + 1):
+                larger = [*group[:axis], count, *group[axis + 1 :]]
+                if math.prod(self._covered(larger)) > HELD_VOXELS:
+                    return tuple(group)
+                group = larger
+        return tuple(group)
+
+    @cached_property
+    def counts(self) -> Axes:
+        """Groups per axis."""
+        return tuple(-(-n // g) for n, g in zip(self.grid.counts, self.group, strict=True))
+
+    def __len__(self) -> int:
+        return math.prod(self.counts)
+
+    @cached_property
+    def held(self) -> Axes:
+        """Voxels per axis of the largest group."""
+        return self._covered(self.group)
+
+    def patches(self, number: int) -> Ints:
+        """Return the first voxels of a group's patches, int64 of shape ``(patches, 3)``."""
+        index = np.unravel_index(number, self.counts)
+        axes = [
+            starts[int(i) * g : (int(i) + 1) * g]
+            for starts, i, g in zip(self.grid.starts, index, self.group, strict=True)
+        ]
+        return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
+
+    def reads(self, number: int) -> Roi:
+        """Return the box that a group's patches cover; it may reach outside of the volume."""
+        starts = self.patches(number)
+        return Roi(tuple(starts[0]), tuple(starts[-1] + self.grid.patch))
+
+    def sizes(self) -> Ints:
+        """Patches of each group, int64 of shape ``(groups,)``."""
+        axes = zip(self.grid.counts, self.group, strict=True)
+        return _outer([np.minimum(g, n - np.arange(0, n, g, dtype=np.int64)) for n, g in axes])
+
+    def _covered(self, group: Sequence[int]) -> Axes:
+        """Voxels per axis that the first patches of the grid cover, so many per axis."""
+        return tuple(
+            int(starts[count - 1] - starts[0]) + p
+            for starts, count, p in zip(self.grid.starts, group, self.grid.patch, strict=True)
+        )
+
+
+def _outer(axes: Sequence[Ints]) -> Ints:
+    """Products of one number per axis, in C order."""
     z, y, x = axes
-    product: npt.NDArray[np.int64] = z[:, None, None] * y[:, None] * x
+    product: Ints = z[:, None, None] * y[:, None] * x
     return product.ravel()

@@ -1,40 +1,37 @@
-"""Where classes and weights lie in a volume: their mass per cell, measured once and kept.
+"""Classes and weights per cell of a volume, counted once and kept.
 
 A sampler draws a cell before it draws a voxel, so that no draw needs the whole volume. What a
 cell holds depends on the patch only where the box of possible centres (``reach``) cuts it: the
-whole volume is measured once, and for another patch only the cells at the border.
+whole volume is counted once, and for another patch only the cells at the border.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from volflow.engine.cluster import Cluster
-from volflow.engine.events import State
 from volflow.errors import InvalidInput
 from volflow.geometry.grid import per_axis
 from volflow.geometry.roi import Roi
-from volflow.sampling.counts.counting import CLASSES, WEIGHTS, Kind, MassJob, measure, path_of
+from volflow.sampling.counts.counting import CLASSES, WEIGHTS, CountJob, Tally, measure, path_of
 from volflow.sampling.counts.tally import Cell, Entries, Int64s
 from volflow.store.formats.sources import Source, VolumeSource
 from volflow.store.sidecars import load_arrays, part_of, save_arrays, sidecar_paths
 
-__all__ = ["ClassMass", "WeightMass", "count_classes", "sum_weights"]
+__all__ = ["ClassCounts", "WeightSums", "count_classes", "sum_weights"]
 
 FORMAT = 1
-Measure = Callable[[Sequence[MassJob]], list[Entries]]
 
 
 @dataclass(frozen=True, eq=False)
-class ClassMass:
-    """How many possible centres of each class every cell of a volume holds.
+class ClassCounts:
+    """Possible centres of each class in every cell of a volume.
 
     Parameters
     ----------
@@ -57,7 +54,7 @@ class ClassMass:
     count: Int64s
 
     def boxes(self, per_box: Sequence[int], classes: Sequence[int] | None = None) -> Int64s:
-        """How many centres of each class boxes of cells hold.
+        """Return how many centres of each class boxes of cells hold.
 
         Parameters
         ----------
@@ -88,8 +85,8 @@ class ClassMass:
 
 
 @dataclass(frozen=True, eq=False)
-class WeightMass:
-    """How much weight the possible centres in every cell of a volume have.
+class WeightSums:
+    """Weights of the possible centres in every cell of a volume.
 
     Parameters
     ----------
@@ -106,7 +103,7 @@ class WeightMass:
     sums: npt.NDArray[np.float64]
 
     def boxes(self, per_box: Sequence[int]) -> npt.NDArray[np.float64]:
-        """The weight in boxes of cells.
+        """Return the weight in boxes of cells.
 
         Parameters
         ----------
@@ -125,14 +122,8 @@ class WeightMass:
 
 
 def count_classes(
-    source: Source,
-    cell: int | Sequence[int],
-    reach: Roi,
-    *,
-    cluster: Cluster = None,
-    memory: str | int | None = None,
-    progress: bool | Callable[[State], object] | None = None,
-) -> ClassMass:
+    source: Source, cell: int | Sequence[int], reach: Roi, **options: Any
+) -> ClassCounts:
     """Count the voxels of each class in every cell, within the box of possible centres.
 
     The counts of a source that has a path are kept beside it, in ``<path>.volflow/``, or in the
@@ -146,44 +137,35 @@ def count_classes(
         Voxels per cell, z, y, x; cells are counted from voxel 0.
     reach
         Which voxels may be centres, z, y, x; what lies outside of the volume does not count.
-    cluster, memory, progress
-        As in `predict`; an array in memory is counted where it is.
+    **options
+        ``cluster``, ``memory`` and ``progress``, as in `measure`.
 
     Raises
     ------
     InvalidInput
-        Where there are several channels, or a voxel anywhere is no whole number, naming its place.
-    MemoryRefused
-        Where one task does not fit into ``memory``, saying what would.
-    RunFailed
-        Where the source cannot be read.
+        If there are several channels, or a voxel anywhere is not a whole number, naming its place.
+    MemoryRefused, RunFailed
+        As `measure`.
 
     Examples
     --------
     >>> from volflow.store.formats.sources import open_source
     >>> labels = np.zeros((4, 4, 4), "uint8")
     >>> labels[1:, 3] = 2
-    >>> mass = count_classes(open_source(labels), 2, Roi((0, 0, 0), (4, 4, 3)))
-    >>> mass.values.tolist(), mass.boxes((1, 2, 2), [0, 2]).tolist()
+    >>> counts = count_classes(open_source(labels), 2, Roi((0, 0, 0), (4, 4, 3)))
+    >>> counts.values.tolist(), counts.boxes((1, 2, 2), [0, 2]).tolist()
     ([0, 2], [[21, 3], [18, 6]])
     """
-    run = partial(measure, cluster=cluster, memory=memory, progress=progress)
-    job, table = _mass(CLASSES, source, cell, reach, run)
+    job, table = _count(CLASSES, source, cell, reach, options)
     values, column = np.unique(table["value"], return_inverse=True)
     order = np.lexsort((table["cell"], column))
     number, count = table["cell"][order], table["count"][order]
-    return ClassMass(job.cells, job.cell, values, number, column[order], count)
+    return ClassCounts(job.cells, job.cell, values, number, column[order], count)
 
 
 def sum_weights(
-    source: Source,
-    cell: int | Sequence[int],
-    reach: Roi,
-    *,
-    cluster: Cluster = None,
-    memory: str | int | None = None,
-    progress: bool | Callable[[State], object] | None = None,
-) -> WeightMass:
+    source: Source, cell: int | Sequence[int], reach: Roi, **options: Any
+) -> WeightSums:
     """Sum the weights in every cell, within the box of possible centres.
 
     They are kept as `count_classes` keeps its counts. Each cell is summed in the same order
@@ -193,13 +175,13 @@ def sum_weights(
     ----------
     source
         Weights, ``zyx`` or one channel of ``czyx``: finite and not negative, of any dtype.
-    cell, reach, cluster, memory, progress
+    cell, reach, **options
         As in `count_classes`.
 
     Raises
     ------
     InvalidInput
-        Where there are several channels, or a weight anywhere is negative, NaN or infinite,
+        If there are several channels, or a weight anywhere is negative, NaN or infinite,
         naming its place.
     MemoryRefused, RunFailed
         As `count_classes`.
@@ -207,90 +189,90 @@ def sum_weights(
     Examples
     --------
     >>> from volflow.store.formats.sources import open_source
-    >>> mass = sum_weights(open_source(np.full((2, 2, 3), 0.5)), 2, Roi((0, 0, 0), (2, 2, 3)))
-    >>> mass.sums.tolist(), mass.boxes((1, 1, 2)).tolist()
+    >>> weights = sum_weights(open_source(np.full((2, 2, 3), 0.5)), 2, Roi((0, 0, 0), (2, 2, 3)))
+    >>> weights.sums.tolist(), weights.boxes((1, 1, 2)).tolist()
     ([[[4.0, 2.0]]], [6.0])
     """
-    run = partial(measure, cluster=cluster, memory=memory, progress=progress)
-    job, table = _mass(WEIGHTS, source, cell, reach, run)
+    job, table = _count(WEIGHTS, source, cell, reach, options)
     sums = np.zeros(job.cells)
     sums.ravel()[table["cell"]] = table["sum"]
-    return WeightMass(job.cells, job.cell, sums)
+    return WeightSums(job.cells, job.cell, sums)
 
 
-def _mass(
-    kind: Kind, source: Source, cell: int | Sequence[int], reach: Roi, run: Measure
-) -> tuple[MassJob, Entries]:
-    """What the cells hold within reach, and the job that measures the whole."""
+def _count(
+    tally: Tally, source: Source, cell: int | Sequence[int], reach: Roi, options: Mapping[str, Any]
+) -> tuple[CountJob, Entries]:
+    """Return the table of the cells within reach, and the job that counts the whole."""
     if len(source.shape) == 4 and source.shape[0] > 1:
         raise InvalidInput(
-            f"{kind.name} must be one number per voxel, given {source.shape[0]} channels; store"
+            f"{tally.name} must be one number per voxel, given {source.shape[0]} channels; store"
             " them as one array z, y, x"
         )
     z, y, x = per_axis(cell, "cell")
-    shape = source.shape[-3:]
-    everything = Roi.full(shape)
-    whole = MassJob(source, kind, (z, y, x), (everything,))
-    reach = reach.clip(shape)
+    everything = Roi.full(source.shape[-3:])
+    whole = CountJob(source, tally, (z, y, x), (everything,))
+    reach = reach.clip(everything.stop)
     if path_of(source) is None:
         # The rest is read too: whether voxels are refused must not depend on the patch.
         parts = ((reach,) if reach.size else (), _shell(everything, reach))
-        table, _ = run([replace(whole, boxes=boxes) for boxes in parts])
+        table, _ = measure([replace(whole, boxes=boxes) for boxes in parts], **options)
         return whole, table
-    inner = _whole_cells(whole, reach)
-    voxels = Roi(*(_voxels(ends, whole) for ends in (inner.start, inner.stop)))
+    inner, voxels = _whole_cells(whole, reach)
     jobs = {"": whole}
     border = _shell(reach, voxels)
     if border:
         jobs[f"-reach-{_text(reach.start)}-{_text(reach.stop)}"] = replace(whole, boxes=border)
-    table, *cut = _kept(jobs, run)
+    table, *cut = _kept(jobs, options)
     index = np.unravel_index(table["cell"], whole.cells)
     inside = np.logical_and.reduce(
         [(a <= i) & (i < b) for (a, b), i in zip(inner, index, strict=True)]
     )
-    return whole, kind.join([{key: column[inside] for key, column in table.items()}, *cut])
+    return whole, tally.join([{key: column[inside] for key, column in table.items()}, *cut])
 
 
-def _kept(jobs: Mapping[str, MassJob], run: Measure) -> list[Entries]:
-    """The tables of jobs over one source, by the ends of their names: those kept, or measured."""
+def _kept(jobs: Mapping[str, CountJob], options: Mapping[str, Any]) -> list[Entries]:
+    """Return the tables of jobs over one source, by the ends of their files' names.
+
+    They are read from the sidecars, or counted and kept there.
+    """
     whole = jobs[""]
-    source, kind = whole.source, whole.kind
+    source, tally = whole.source, whole.tally
     part = part_of(source.volume) if isinstance(source, VolumeSource) else ""
-    name = f"{kind.name}-{_text(whole.cell)}{part}"
+    name = f"{tally.name}-{_text(whole.cell)}{part}"
 
     def places(end: str) -> Iterator[Path]:
         return sidecar_paths(path_of(source), f"{name}{end}.npz")
 
     def fingerprint() -> str:
-        return f"{kind.name} {FORMAT} {source.identity()}"
+        return f"{tally.name} {FORMAT} {source.identity()}"
 
     state = fingerprint()
     known = {end: load_arrays(places(end), state) for end in jobs}
     missing = [
-        end for end, table in known.items() if table is None or not kind.fits(table, whole.cells)
+        end for end, table in known.items() if table is None or not tally.fits(table, whole.cells)
     ]
     if missing:
-        measured = dict(zip(missing, run([jobs[end] for end in missing]), strict=True))
-        if fingerprint() == state:  # else it was being written: these fit neither state
-            for end, table in measured.items():
+        tables = measure([jobs[end] for end in missing], **options)
+        unchanged = fingerprint() == state  # else it was being written: these fit neither state
+        for end, table in zip(missing, tables, strict=True):
+            if unchanged:
                 save_arrays(places(end), state, table)
-        known |= measured
+            known[end] = table
     return [table for table in known.values() if table is not None]
 
 
-def _whole_cells(job: MassJob, reach: Roi) -> Roi:
-    """The cells that lie wholly in reach; the last of an axis ends with the volume."""
-    start, stop = [], []
+def _whole_cells(job: CountJob, reach: Roi) -> tuple[Roi, Roi]:
+    """Return the cells that lie wholly in reach: their numbers per axis, and their voxels.
+
+    The last cell of an axis ends with the volume.
+    """
+    cells, voxels = [], []
     for (a, b), size, end in zip(reach, job.cell, job.source.shape[-3:], strict=True):
-        start.append(-(-a // size))
-        stop.append(max(start[-1], -(-b // size) if b == end else b // size))
-    return Roi(tuple(start), tuple(stop))
-
-
-def _voxels(index: Sequence[int], job: MassJob) -> tuple[int, ...]:
-    """Where cells begin; what lies behind the last begins with the end of the volume."""
-    axes = zip(index, job.cell, job.source.shape[-3:], strict=True)
-    return tuple(min(i * size, end) for i, size, end in axes)
+        first = -(-a // size)
+        last = max(first, -(-b // size) if b == end else b // size)
+        cells.append((first, last))
+        voxels.append((min(first * size, end), min(last * size, end)))
+    return Roi(*zip(*cells, strict=True)), Roi(*zip(*voxels, strict=True))
 
 
 def _text(sizes: Sequence[int]) -> str:
@@ -298,7 +280,7 @@ def _text(sizes: Sequence[int]) -> str:
 
 
 def _shell(outer: Roi, inner: Roi) -> tuple[Roi, ...]:
-    """What the outer box has beyond the inner one, as boxes.
+    """Return what the outer box has beyond the inner one, as boxes.
 
     Examples
     --------

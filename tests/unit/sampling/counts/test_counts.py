@@ -18,10 +18,15 @@ from hypothesis.extra import numpy as hnp
 from volflow.engine.task import Context
 from volflow.errors import Damaged, InvalidInput, MemoryRefused, Superseded
 from volflow.geometry.roi import Roi
-from volflow.sampling.counts import counting as mass_pass
-from volflow.sampling.counts import tally
-from volflow.sampling.counts.counting import CLASSES, WEIGHTS, MassJob, plan_mass, tally_pieces
-from volflow.sampling.counts.counts import count_classes, sum_weights
+from volflow.sampling.counts import counting, tally
+from volflow.sampling.counts.counting import (
+    CLASSES,
+    WEIGHTS,
+    CountJob,
+    count_pieces,
+    plan_counts,
+)
+from volflow.sampling.counts.per_cell import count_classes, sum_weights
 from volflow.store.formats.sources import ArraySource, open_source
 from volflow.store.volume import Volume, open_volume
 from volflow.volumes import fold as fold_module
@@ -125,15 +130,15 @@ def test_class_counts_are_numpys(question, data):
     shape, cell, per_box, reach = question
     dtype = data.draw(st.sampled_from(sorted(VALUES)))
     voxels = data.draw(hnp.arrays(dtype, shape, elements=VALUES[dtype]))
-    mass = count_classes(open_source(voxels), cell, reach)
+    found = count_classes(open_source(voxels), cell, reach)
     expected = list(oracle(voxels, cell, per_box, reach))
-    assert mass.values.tolist() == sorted({int(v) for part in expected for v in part})
-    assert mass.values.dtype == mass.count.dtype == np.int64
-    classes = [*mass.values.tolist(), 77]
-    table = mass.boxes(per_box, classes[::-1])
+    assert found.values.tolist() == sorted({int(v) for part in expected for v in part})
+    assert found.values.dtype == found.count.dtype == np.int64
+    classes = [*found.values.tolist(), 77]
+    table = found.boxes(per_box, classes[::-1])
     assert table.dtype == np.int64
     assert table[:, ::-1].tolist() == [[int((p == v).sum()) for v in classes] for p in expected]
-    assert mass.boxes(per_box).tolist() == [[int((part > 0).sum())] for part in expected]
+    assert found.boxes(per_box).tolist() == [[int((part > 0).sum())] for part in expected]
 
 
 @given(questions(), st.data())
@@ -141,10 +146,10 @@ def test_weight_sums_are_numpys(question, data):
     shape, cell, per_box, reach = question
     dtype = data.draw(st.sampled_from(["uint8", "uint16", "bool", "float32", "float64"]))
     voxels = (RNG.integers(0, 2**16, shape) * RNG.integers(0, 2, shape)).astype(dtype)
-    mass = sum_weights(open_source(voxels), cell, reach)
-    assert mass.sums.shape == mass.cells
+    found = sum_weights(open_source(voxels), cell, reach)
+    assert found.sums.shape == found.cells
     expected = [part.sum(dtype=float) for part in oracle(voxels, cell, per_box, reach)]
-    assert mass.boxes(per_box).tolist() == expected  # whole numbers: exact
+    assert found.boxes(per_box).tolist() == expected  # whole numbers: exact
 
 
 @given(questions(), st.sampled_from([1, 5, 2**16]))
@@ -170,15 +175,15 @@ def test_the_border_measured_apart_changes_no_bit(tmp_path_factory, question, gr
 @pytest.mark.parametrize("kind", [CLASSES, WEIGHTS])
 def test_the_result_does_not_depend_on_the_cut(kind, monkeypatch):
     data = RNG.integers(0, 9, (40, 30, 36)) if kind is CLASSES else RNG.random((40, 30, 36))
-    job = MassJob(open_source(data), kind, (7, 5, 9), (Roi((3, 0, 2), (39, 30, 30)),))
-    (whole,) = mass_pass.measure([job])
+    job = CountJob(open_source(data), kind, (7, 5, 9), (Roi((3, 0, 2), (39, 30, 30)),))
+    (whole,) = counting.measure([job])
     assert len(job) == 1
-    monkeypatch.setattr(mass_pass, "piece_of_cells", lambda *args: (14, 15, 9))
+    monkeypatch.setattr(counting, "piece_of_cells", lambda *args: (14, 15, 9))
     job = replace(job)
     assert len(job) == 3 * 2 * 4
     steps = {
         step.block: step.result
-        for step in tally_pieces(job, tuple(range(len(job)))[::-1], Context())
+        for step in count_pieces(job, tuple(range(len(job)))[::-1], Context())
     }
     cut = kind.join([steps[piece] for piece in sorted(steps)])
     order = [
@@ -189,7 +194,7 @@ def test_the_result_does_not_depend_on_the_cut(kind, monkeypatch):
 
 
 def test_pieces_cover_each_box_once():
-    job = MassJob(
+    job = CountJob(
         open_source(np.zeros((40, 30, 36), "u1")),
         CLASSES, (4, 4, 4),
         (Roi((2, 3, 4), (5, 29, 36)), Roi((30, 0, 0), (40, 30, 1))),
@@ -223,12 +228,12 @@ def test_another_reach_reads_the_border_only(labels, client, reads):
     count_classes(source, 8, everything(source), cluster=client, progress=False)
     reads.clear()
     reach = Roi((4, 4, 4), (37, 27, 33))
-    mass = count_classes(source, 8, reach, cluster=client, progress=False)
+    found = count_classes(source, 8, reach, cluster=client, progress=False)
     inner = Roi((8, 8, 8), (32, 24, 32))
     assert sum(roi.size for roi in reads) == reach.size - inner.size
     assert all(roi.intersect(inner).size == 0 for roi in reads)
     (expected,) = oracle(data, (8, 8, 8), (9, 9, 9), reach)
-    assert mass.boxes((9, 9, 9), [0, 250]).tolist() == [
+    assert found.boxes((9, 9, 9), [0, 250]).tolist() == [
         [(expected == 0).sum(), (expected == 250).sum()]
     ]
     reads.clear()
@@ -238,8 +243,8 @@ def test_another_reach_reads_the_border_only(labels, client, reads):
 
 
 def test_both_are_measured_in_one_go_on_one_cluster(labels, client, monkeypatch):
-    opened, plain = [], mass_pass.connect
-    monkeypatch.setattr(mass_pass, "connect", lambda c: opened.append(c) or plain(c))
+    opened, plain = [], counting.connect
+    monkeypatch.setattr(counting, "connect", lambda c: opened.append(c) or plain(c))
     count_classes(labels[0], 8, Roi((1, 1, 1), (39, 29, 35)), cluster=client, progress=False)
     assert opened == [client]
 
@@ -248,9 +253,9 @@ def test_what_changed_is_measured_anew(labels, client):
     source, _ = labels
     count_classes(source, 8, everything(source), cluster=client, progress=False)
     zarr.open_array(source.volume.path)[0, 0, 0] = 99
-    mass = count_classes(source, 8, everything(source), cluster=client, progress=False)
-    assert 99 in mass.values
-    assert mass.boxes((1, 1, 1), [99])[0] == 1
+    found = count_classes(source, 8, everything(source), cluster=client, progress=False)
+    assert 99 in found.values
+    assert found.boxes((1, 1, 1), [99])[0] == 1
 
 
 def test_a_volume_written_meanwhile_is_not_kept(labels, client, monkeypatch):
@@ -310,8 +315,8 @@ def test_levels_and_timepoints_are_kept_apart(tmp_path, client):
     zarr.create_array(path, data=data, chunks=(1, 4, 4, 4), dimension_names=["t", "z", "y", "x"])
     for t in (0, 1):
         source = open_source(open_volume(path, timepoint=t))
-        mass = count_classes(source, 4, everything(source), cluster=client, progress=False)
-        assert mass.values.tolist() == [t]
+        found = count_classes(source, 4, everything(source), cluster=client, progress=False)
+        assert found.values.tolist() == [t]
     assert list(files(source)) == ["classes-4x4x4-t1.npz", "classes-4x4x4.npz"]
 
 
@@ -323,8 +328,8 @@ def test_arrays_without_a_path_are_measured_every_time(client, tmp_path, monkeyp
     in_zarr = open_source(zarr.array(data, chunks=(8, 8, 8)))
     computed = open_input(da.from_array(data, chunks=(7, 20, 9)) * 1)
     for source in (in_zarr, computed, open_source(data[None])):
-        mass = count_classes(source, 8, reach, cluster=client, progress=False)
-        assert mass.boxes((1, 1, 1), [2]).tolist() == expected
+        found = count_classes(source, 8, reach, cluster=client, progress=False)
+        assert found.boxes((1, 1, 1), [2]).tolist() == expected
     assert list(tmp_path.iterdir()) == []
 
 
@@ -332,8 +337,8 @@ def test_npy_files_are_read_in_planes(tmp_path, client):
     data = RNG.random((20, 21, 22))
     np.save(tmp_path / "w.npy", data)
     source = open_source(tmp_path / "w.npy")
-    mass = sum_weights(source, 4, everything(source), cluster=client, progress=False)
-    assert mass.sums.sum() == pytest.approx(data.sum(), rel=1e-12)
+    found = sum_weights(source, 4, everything(source), cluster=client, progress=False)
+    assert found.sums.sum() == pytest.approx(data.sum(), rel=1e-12)
     assert (tmp_path / "w.npy.volflow" / "weights-4x4x4.npz").is_file()
 
 
@@ -414,8 +419,8 @@ def test_too_little_memory_is_refused_saying_what_would_do(labels, client):
         count_classes(source, 8, everything(source), cluster=client, memory=1000)
     enough = str(refusal.value).rsplit("at least ", 1)[1]
     reach = everything(source)
-    mass = count_classes(source, 8, reach, cluster=client, memory=enough, progress=False)
-    assert mass.count.sum() == data.size
+    found = count_classes(source, 8, reach, cluster=client, memory=enough, progress=False)
+    assert found.count.sum() == data.size
 
 
 def test_a_damaged_volume_fails_in_one_line_and_keeps_nothing(labels, client):
@@ -428,16 +433,16 @@ def test_a_damaged_volume_fails_in_one_line_and_keeps_nothing(labels, client):
 
 def test_a_task_outliving_its_driver_stops(labels):
     source, _ = labels
-    job = MassJob(source, CLASSES, (8, 8, 8), (everything(source),))
+    job = CountJob(source, CLASSES, (8, 8, 8), (everything(source),))
     with pytest.raises(Superseded):
-        next(tally_pieces(job, (0,), Context(wanted=lambda: False)))
+        next(count_pieces(job, (0,), Context(wanted=lambda: False)))
 
 
 def test_a_plan_names_the_piece_and_progress_ends_at_all_voxels(labels, client):
     source, data = labels
-    job = MassJob(source, WEIGHTS, (8, 8, 8), (everything(source),))
-    assert "weight sums" in plan_mass(job, 10**9).describe()
-    assert "(64, 32, 64) voxels" in plan_mass(job, 10**9).describe()
+    job = CountJob(source, WEIGHTS, (8, 8, 8), (everything(source),))
+    assert "weight sums" in plan_counts(job, source, 10**9).describe()
+    assert "(64, 32, 64) voxels" in plan_counts(job, source, 10**9).describe()
     seen = []
     sum_weights(source, 8, everything(source), cluster=client, progress=seen.append)
     assert seen[-1].units == data.size
@@ -448,9 +453,9 @@ def test_a_plan_names_the_piece_and_progress_ends_at_all_voxels(labels, client):
 def test_processes_give_the_same(labels):
     source, data = labels
     reach = Roi((4, 4, 4), (37, 27, 33))
-    mass = count_classes(source, 8, reach, cluster="2", progress=False)
+    found = count_classes(source, 8, reach, cluster="2", progress=False)
     there = count_classes(open_source(data), 8, reach)
-    assert mass.boxes((1, 1, 1), [0, 1, 2, 250]).tolist() == (
+    assert found.boxes((1, 1, 1), [0, 1, 2, 250]).tolist() == (
         there.boxes((1, 1, 1), [0, 1, 2, 250]).tolist()
     )
 
@@ -463,11 +468,11 @@ def test_long_sides_and_many_voxels_of_which_one_chunk_is_stored(tmp_path, clien
     array[tuple(slice(a, None) for a in last)] = 3
     source = open_source(tmp_path / "a.zarr")
     there = math.prod(n - a for n, a in zip(shape, last, strict=True))
-    mass = count_classes(source, chunk, everything(source), cluster=client, progress=False)
-    cells = math.prod(mass.cells)
-    assert mass.values.tolist() == [0, 3]
-    assert mass.boxes((1, 1, 1), [3]).ravel().tolist() == [0] * (cells - 1) + [there]
-    assert mass.boxes(mass.cells, [0, 3]).tolist() == [[math.prod(shape) - there, there]]
+    found = count_classes(source, chunk, everything(source), cluster=client, progress=False)
+    cells = math.prod(found.cells)
+    assert found.values.tolist() == [0, 3]
+    assert found.boxes((1, 1, 1), [3]).ravel().tolist() == [0] * (cells - 1) + [there]
+    assert found.boxes(found.cells, [0, 3]).tolist() == [[math.prod(shape) - there, there]]
     weights = sum_weights(source, chunk, everything(source), cluster=client, progress=False)
     assert weights.boxes((1, 1, 1)).tolist() == [0.0] * (cells - 1) + [3.0 * there]
     assert max(files(source).values()) < 20_000

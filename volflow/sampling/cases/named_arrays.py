@@ -1,0 +1,238 @@
+"""A case: named arrays on one grid, whatever they are stored in, read box by box."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from volflow.errors import InvalidInput
+from volflow.geometry.roi import Roi
+from volflow.geometry.units import unit_sign
+from volflow.store.formats.sources import Source
+from volflow.store.meta import Meta, Vector
+from volflow.store.slabs import Array
+from volflow.volumes.arrays.inputs import chunk_of, refuse_sequential
+
+__all__ = ["READ_BYTES", "Case", "channels_of"]
+
+# zarr needs three times what is read at once: whole chunk layers, this many bytes or one.
+READ_BYTES = 2**24
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One subject: named arrays on one spatial grid, the first of which leads.
+
+    It holds no voxels of files and pickles, so that workers read for themselves. Made by
+    `open_cases`.
+
+    Parameters
+    ----------
+    name
+        Name of the case.
+    sources
+        The arrays by name, each ``zyx`` or ``czyx``; the first leads.
+    classes
+        Names of the arrays whose voxels are classes.
+    dtypes
+        The dtype of arrays that are read in another than their own, which holds it without loss.
+
+    Raises
+    ------
+    InvalidInput
+        If the arrays do not lie on one grid, or one can only be read from front to back.
+
+    Examples
+    --------
+    >>> from volflow.sampling.cases.open_cases import open_cases
+    >>> scan = np.arange(24, dtype="int16").reshape(2, 3, 4)
+    >>> (case,) = open_cases({"image": scan, "label": scan > 9})
+    >>> case.shape, case.channels("image"), sorted(case.classes)
+    ((2, 3, 4), 1, ['label'])
+    >>> case.read("image", Roi((1, 1, 2), (2, 2, 6)))
+    array([[[[18, 19,  0,  0]]]], dtype=int16)
+    """
+
+    name: str
+    sources: Mapping[str, Source]
+    classes: frozenset[str] = frozenset()
+    dtypes: Mapping[str, np.dtype[Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, source in self.sources.items():
+            refuse_sequential(source, labels=name in self.classes)
+        _check_grid(self.name, self.sources)
+
+    @property
+    def lead(self) -> str:
+        """Name of the first array."""
+        return next(iter(self.sources))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels along z, y, x."""
+        z, y, x = self.sources[self.lead].shape[-3:]
+        return z, y, x
+
+    @property
+    def meta(self) -> Meta:
+        """Metadata of the grid, axes z, y, x: the lead's; what it does not know is the others'."""
+        metas = [source.meta for source in self.sources.values()]
+        placed = next((m for m in metas if m.orientation), metas[0])
+        grid = next(filter(_knows_spacing, metas), placed)
+        placed = placed if placed.orientation else grid
+        return replace(
+            grid,
+            axes=("z", "y", "x"),
+            orientation=placed.orientation,
+            affine=placed.affine,
+            channels=(),
+            kind="image",
+            colors=(),
+        )
+
+    @property
+    def spacing(self) -> Vector:
+        """Voxel size along z, y, x."""
+        return self.meta.spacing
+
+    @property
+    def unit(self) -> str | None:
+        """Unit of the spacing, None where unknown."""
+        return self.meta.unit
+
+    @property
+    def chunk(self) -> tuple[int, int, int]:
+        """Smallest piece of the lead that is read at once, along z, y, x."""
+        return chunk_of(self.sources[self.lead])
+
+    def channels(self, name: str) -> int:
+        """Channels of an array; 1 where it has no axis for them."""
+        return channels_of(self.sources[name])
+
+    def dtype(self, name: str) -> np.dtype[Any]:
+        """Dtype that the voxels of an array are read in."""
+        return self.dtypes.get(name, self.sources[name].dtype)
+
+    def voxel_bytes(self, name: str) -> int:
+        """Bytes of a voxel of an array, in all its channels."""
+        return self.channels(name) * self.dtype(name).itemsize
+
+    def read(self, name: str, roi: Roi, out: Array | None = None) -> Array:
+        """Read the voxels of a box, with zeros outside of the volume.
+
+        Parameters
+        ----------
+        name
+            Name of the array.
+        roi
+            The box in order z, y, x; it may reach outside.
+        out
+            Array to write into, of the shape and dtype that is returned.
+
+        Returns
+        -------
+        numpy.ndarray
+            ``czyx``, in the array's `dtype`.
+
+        Raises
+        ------
+        InvalidInput
+            If ``out`` does not fit.
+        """
+        source, dtype = self.sources[name], self.dtype(name)
+        shape = (self.channels(name), *roi.shape)
+        if out is None:
+            out = np.empty(shape, dtype)
+        elif out.shape != shape or out.dtype != dtype:
+            raise InvalidInput(
+                f"out must be {dtype} {shape} to hold this box, given {out.dtype} {out.shape}"
+            )
+        inside = roi.clip(self.shape)
+        if inside.shape != roi.shape:
+            out[...] = 0
+        if not inside.size:
+            return out
+        chunk = chunk_of(source)[0]
+        depth = chunk * max(1, READ_BYTES // max(1, out[:, 0].nbytes * chunk))
+        low, high = inside.start[0], inside.stop[0]
+        for z in range(low // depth * depth, high, depth):
+            box = Roi((max(z, low), *inside.start[1:]), (min(z + depth, high), *inside.stop[1:]))
+            whole = box if len(source.shape) == 3 else Roi((0, *box.start), (shape[0], *box.stop))
+            out[:, *box.relative_to(roi.start).slices()] = source.read(whole)
+        return out
+
+    def identity(self) -> str:
+        """Return a hash that changes when the voxels do: of names, sizes and times of files.
+
+        Arrays in memory are hashed; of those that Dask computes the name counts.
+        """
+        digest = hashlib.sha256(self.name.encode())
+        for name, source in self.sources.items():
+            kind = (name, source.shape, str(self.dtype(name)), name in self.classes)
+            digest.update(f"\n{kind} {source.identity()}".encode())
+        return digest.hexdigest()
+
+    def __repr__(self) -> str:
+        arrays = ", ".join(
+            f"{name} {self.dtype(name)}" + (f" ×{n}" if (n := self.channels(name)) > 1 else "")
+            for name in self.sources
+        )
+        size = "×".join(f"{n}" for n in self.shape)
+        return f"Case({self.name}, {size}, {arrays})"
+
+
+def channels_of(source: Source) -> int:
+    """Channels of an array; 1 where it has no axis for them."""
+    return source.shape[0] if len(source.shape) == 4 else 1
+
+
+def _check_grid(case: str, sources: Mapping[str, Source]) -> None:
+    """Refuse arrays that differ in shape, spacing or orientation; unknown ones fit any."""
+    (lead, first), *others = sources.items()
+    for name, source in others:
+        if source.shape[-3:] != first.shape[-3:]:
+            raise InvalidInput(
+                f'arrays of a case share one grid, but in "{case}" {lead} has shape'
+                f" {first.shape[-3:]} and {name} {source.shape[-3:]}; crop or resample one, or make"
+                ' them cases of their own: [{"image": …}, {"image": …}]'
+            )
+    metas = [(name, source.meta) for name, source in sources.items()]
+    spaced = [(name, meta, _length(meta)) for name, meta in metas if _knows_spacing(meta)]
+    turned = [(name, meta, meta.orientation) for name, meta in metas if meta.orientation]
+    for what, agree, known in (
+        ("spacing", _same_spacing, spaced),
+        ("orientation", _same_orientation, turned),
+    ):
+        for name, meta, text in known[1:]:
+            if not agree(known[0][1], meta):
+                raise InvalidInput(
+                    f'arrays of a case share one grid, but in "{case}" {known[0][0]} has {what}'
+                    f" {known[0][2]} and {name} {text}; resample one onto the other's grid or mend"
+                    " its metadata"
+                )
+
+
+def _knows_spacing(meta: Meta) -> bool:
+    """Return True if the spacing is known, not the default of a bare array."""
+    return meta.unit is not None or meta.spacing != Meta().spacing
+
+
+def _same_spacing(a: Meta, b: Meta) -> bool:
+    known = a.unit is not None and b.unit is not None
+    return (not known or a.unit == b.unit) and all(
+        math.isclose(s, t, rel_tol=1e-3) for s, t in zip(a.spacing, b.spacing, strict=True)
+    )
+
+
+def _same_orientation(a: Meta, b: Meta) -> bool:
+    return a.orientation == b.orientation
+
+
+def _length(meta: Meta) -> str:
+    return "×".join(f"{s:.6g}" for s in meta.spacing) + f" {unit_sign(meta.unit)}".rstrip()

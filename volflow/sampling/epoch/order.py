@@ -1,0 +1,270 @@
+"""The order of an epoch: which superchunk gives how many patches, and in which lane they come.
+
+An epoch's patches are counted out along one line of *visits*. A visit is one decoding of a
+superchunk and the patches cut from it then. The line is cut into *lanes* of equal length which are
+dealt out in turn: sample ``i`` comes from lane ``i % lanes``. So as many superchunks as there are
+lanes are mixed at any time, each rank can take some of the lanes, and the order is the same for
+every number of ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = [
+    "POSITIONS",
+    "VISITS",
+    "Segments",
+    "Visits",
+    "deal",
+    "generator",
+    "interleave",
+    "plan_visits",
+    "remaining",
+    "systematic_round",
+]
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+# What a generator decides: the visits of an epoch, the positions of a visit. Part of the order.
+VISITS, POSITIONS = 1, 2
+_WORD = 2**64
+
+
+def generator(seed: int, epoch: int, purpose: int, index: int = 0) -> np.random.Generator:
+    """Return the random generator for one purpose in one epoch.
+
+    Its numbers are a pure function of these arguments: never of workers, threads or time. It is
+    counter-based (Philox; Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011), so
+    that any of them is made at once, without those before it.
+
+    Parameters
+    ----------
+    seed, epoch
+        Of the stream; below 2^64 and 2^48.
+    purpose
+        Which decision it is for, below 2^16.
+    index
+        Which of the things that are decided.
+
+    Examples
+    --------
+    >>> generator(0, 1, 2, 3).integers(0, 100, 4).tolist()
+    [91, 86, 43, 91]
+    """
+    key = [int(seed) % _WORD, (int(epoch) * 2**16 + purpose) % _WORD]
+    counter = [0, 0, int(index) % _WORD, 0]
+    # As uint64: a list with a number from 2^63 on would pass through floats and lose its last bits.
+    philox = np.random.Philox(key=np.array(key, np.uint64), counter=np.array(counter, np.uint64))
+    return np.random.Generator(philox)
+
+
+@dataclass(frozen=True, eq=False)
+class Visits:
+    """The visits of an epoch in their order: the superchunk of each, and how many patches it gives.
+
+    Both arrays are int64 of shape ``(visits,)``.
+    """
+
+    superchunk: Ints
+    quota: Ints
+
+    def __len__(self) -> int:
+        return len(self.superchunk)
+
+
+def systematic_round(shares: Floats, total: int, offset: float) -> Ints:
+    """Round shares to whole numbers that add up to a total, each less than one away from its share.
+
+    Systematic sampling (Madow, "On the theory of systematic sampling", 1949): unbiased where
+    ``offset`` is uniform in [0, 1).
+
+    Parameters
+    ----------
+    shares
+        ``(n,)``, not negative, not all zero, of any scale.
+    total
+        What the result adds up to.
+    offset
+        Where on the line of shares rounding begins.
+
+    Returns
+    -------
+    numpy.ndarray
+        int64 of shape ``(n,)``.
+
+    Examples
+    --------
+    >>> systematic_round(np.array([1.0, 2.0, 1.0]), 6, 0.5).tolist()
+    [2, 3, 1]
+    """
+    line = np.cumsum(shares)
+    # Scaled by its own end, so that the last mark is the total itself whatever was rounded.
+    marks = np.floor(line / line[-1] * total + offset).astype(np.int64)
+    marks[-1] = total
+    counts: Ints = np.diff(marks, prepend=np.int64(0))
+    return counts
+
+
+def plan_visits(
+    probability: Floats,
+    total: int,
+    per_visit: float,
+    rng: np.random.Generator,
+    *,
+    split: bool = True,
+) -> Visits:
+    """Plan visits that give ``total`` patches, in proportion to the probability of superchunks.
+
+    A superchunk whose share is worth at least one visit is visited as often as it is worth, and
+    gives its share to less than one patch. The others are too many to visit each: some are drawn,
+    in proportion to their probability, to give one visit's patches each. Either way the expected
+    number of patches of each superchunk is its share exactly; those of probability 0 give none.
+
+    Parameters
+    ----------
+    probability
+        Of each superchunk, ``(superchunks,)``: not negative, not all zero, of any scale.
+    total
+        Patches of the epoch.
+    per_visit
+        Patches that are worth a visit.
+    rng
+        Decides which superchunks, how many patches, and in which order.
+    split
+        False: a superchunk is visited once, however many patches it gives.
+
+    Examples
+    --------
+    >>> visits = plan_visits(np.array([0.0, 3.0, 1.0]), 8, 2, np.random.default_rng(0))
+    >>> len(visits), np.bincount(visits.superchunk, visits.quota).tolist()
+    (4, [0.0, 6.0, 2.0])
+    """
+    offset, pick = rng.random(2)
+    order = rng.permutation(np.flatnonzero(probability))
+    share = probability[order] / probability[order].sum() * total
+    large = share >= per_visit
+    chosen, shares = order[large], share[large]
+    rest, rest_share = order[~large], share[~large]
+    if len(rest):
+        line = np.cumsum(rest_share)
+        visits = max(1, round(line[-1] / per_visit))
+        marks = (np.arange(visits) + pick) * (line[-1] / visits)
+        places = np.minimum(np.searchsorted(line, marks, side="right"), len(rest) - 1)
+        places, times = np.unique(places, return_counts=True)
+        chosen = np.concatenate([chosen, rest[places]])
+        shares = np.concatenate([shares, times * (line[-1] / visits)])
+    quota = systematic_round(shares, total, offset)
+    if split:
+        repeats = np.maximum(1, np.rint(quota / per_visit).astype(np.int64))
+        part = np.concatenate([np.arange(n) for n in repeats])
+        chosen = np.repeat(chosen, repeats)
+        whole, times = np.repeat(quota, repeats), np.repeat(repeats, repeats)
+        quota = whole * (part + 1) // times - whole * part // times
+    line_order = rng.permutation(np.flatnonzero(quota))
+    return Visits(chosen[line_order].astype(np.int64), quota[line_order])
+
+
+@dataclass(frozen=True, eq=False)
+class Segments:
+    """Parts of visits, as lanes give them: patches ``low`` to ``high`` of a visit, in a lane.
+
+    All arrays are int64 of shape ``(segments,)``.
+    """
+
+    lane: Ints
+    visit: Ints
+    low: Ints
+    high: Ints
+
+    def of(self, lane: int) -> Ints:
+        """Visit, low and high of a lane's segments, ``(segments, 3)``."""
+        table = np.stack([self.visit, self.low, self.high], axis=1)
+        return cast(Ints, table[self.lane == lane])
+
+
+def deal(total: int, lanes: int) -> Ints:
+    """Return where each lane begins on the line of samples, and the end: ``(lanes + 1,)``.
+
+    Sample ``i`` belongs to lane ``i % lanes``.
+
+    Examples
+    --------
+    >>> deal(10, 4).tolist()
+    [0, 3, 6, 8, 10]
+    """
+    lane = np.arange(lanes + 1, dtype=np.int64)
+    return total // lanes * lane + np.minimum(lane, total % lanes)
+
+
+def interleave(quota: Sequence[int] | Ints, lanes: int) -> Segments:
+    """Cut the line of visits into lanes, one lane's segments after the other's.
+
+    Each lane is turned on itself so that lanes come to their next superchunk one after the other,
+    not all at once: a reader that is a little ahead then never keeps the trainer waiting.
+
+    Parameters
+    ----------
+    quota
+        Patches of each visit, ``(visits,)``, at least one each.
+    lanes
+        How many there are.
+
+    Examples
+    --------
+    >>> segments = interleave([3, 3, 2], 2)
+    >>> segments.lane.tolist(), segments.visit.tolist()
+    ([0, 0, 1, 1], [0, 1, 1, 2])
+    """
+    ends = np.cumsum(np.asarray(quota, np.int64))
+    marks = deal(int(ends[-1]), lanes)
+    cuts = np.union1d(ends, marks)
+    visit = np.searchsorted(ends, cuts[:-1], "right")
+    lane = np.searchsorted(marks, cuts[:-1], "right") - 1
+    begin = (ends - quota)[visit]
+    table = np.stack([lane, visit, cuts[:-1] - begin, cuts[1:] - begin])
+    parts = np.split(table, np.searchsorted(lane, np.arange(1, lanes)), axis=1)
+    turned = [_turned(part, (number + 1) / lanes) for number, part in enumerate(parts)]
+    return Segments(*np.concatenate(turned, axis=1))
+
+
+def _turned(lane: Ints, share: float) -> Ints:
+    """Begin a lane with the last ``share`` of its second segment; the rest goes to the end."""
+    if lane.shape[1] < 4 or share == 1:
+        return lane
+    low, high = lane[2:, 1].tolist()
+    cut = high - max(1, round((high - low) * share))
+    turned = np.roll(lane, -1, axis=1)
+    turned[2, 0] = cut
+    rest = lane[:, 1:2].copy()
+    rest[3] = cut
+    return turned if cut == low else np.concatenate([turned, rest], axis=1)
+
+
+def remaining(segments: Segments, lanes: int, wanted: Sequence[int], begin: int) -> Segments:
+    """Return what some lanes still have to give from place ``begin`` on, in order of need.
+
+    Parameters
+    ----------
+    segments, lanes
+        The whole epoch, as `interleave` cut it into so many lanes.
+    wanted
+        Numbers of the lanes that are wanted.
+    begin
+        Place in the epoch; earlier patches have been given.
+    """
+    lane, length = segments.lane, segments.high - segments.low
+    ends = np.cumsum(length) - deal(int(length.sum()), lanes)[lane]
+    # Position in its lane of the first patch whose place, position * lanes + lane, is not given.
+    position = np.maximum(0, -(-(begin - lane) // lanes))
+    first = np.maximum(ends - length, position)
+    kept = np.flatnonzero((ends > position) & np.isin(lane, wanted))
+    order = kept[np.argsort((first * lanes + lane)[kept])]
+    low = segments.high - ends + first
+    return Segments(lane[order], segments.visit[order], low[order], segments.high[order])
