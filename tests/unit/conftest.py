@@ -128,7 +128,7 @@ def predict(client, tmp_path):
 @pytest.fixture
 def scan():
     """A small scan without zeros."""
-    return np.random.default_rng(1).random((22, 19, 25), "float32") + 0.1
+    return np.random.default_rng(1).random((14, 11, 17), "float32") + 0.1
 
 
 @pytest.fixture
