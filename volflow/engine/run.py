@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
@@ -20,10 +20,10 @@ from distributed import Client, Future
 from volflow.engine.attempt import Session, execute
 from volflow.engine.cluster import Cluster, connect
 from volflow.engine.driver import Driver
-from volflow.engine.events import State, reporter
 from volflow.engine.messages import Action, HoldOffers, Log, Outcome, Stop, Submit, TakeBack
 from volflow.engine.plan import Plan
 from volflow.engine.plugins import with_plugin
+from volflow.engine.progress import Progress, RunState, reporter
 from volflow.engine.workers import (
     Offers,
     address_of,
@@ -58,7 +58,7 @@ class Adapter:
     plan: Plan
     session: Session
     driver: Driver
-    state: State
+    state: RunState
     topic: str
     futures: dict[int, Future[Outcome]] = field(default_factory=dict)
     ended: SimpleQueue[int] = field(default_factory=SimpleQueue)
@@ -152,7 +152,7 @@ def run(
     plan: Plan,
     *,
     cluster: Cluster = None,
-    progress: bool | Callable[[State], object] | None = None,
+    progress: Progress = None,
     retries: int = 2,
 ) -> RunReport:
     """Run a plan to its end; one with a journal while its lock is held.
@@ -209,11 +209,11 @@ def _drive(
     client: Client,
     plan: Plan,
     session: Session,
-    progress: bool | Callable[[State], object] | None,
+    progress: Progress,
     retries: int,
 ) -> RunReport:
     """Run a plan on a client."""
-    state = State(plan.operation, plan.unit, plan.units, plan.blocks)
+    state = RunState(plan.operation, plan.unit, plan.units, plan.blocks)
     shown = reporter(progress)
     topic = f"volflow-{uuid.uuid4().hex}"
 

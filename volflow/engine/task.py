@@ -15,14 +15,13 @@ from typing import Any
 
 import numpy.typing as npt
 
-from volflow.engine.clock import Clock
 from volflow.engine.memory import Ceiling
 from volflow.errors import Superseded
 from volflow.geometry.roi import Roi
 from volflow.store.journal.journal import Journal, ShardEntry
 from volflow.store.volume import Volume
 
-__all__ = ["BlockWriter", "Context", "Step", "Task", "run_task"]
+__all__ = ["BlockWriter", "Clock", "Context", "Step", "Task", "run_task"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,47 @@ class Step:
     block: int | None
     units: int
     result: Any = None
+
+
+class Clock:
+    """Seconds per stage: by step for progress, by block for the journal.
+
+    Examples
+    --------
+    >>> clock = Clock()
+    >>> with clock.stage("read"):
+    ...     pass
+    >>> list(clock.take_step()), list(clock.take_step())
+    (['read'], [])
+    """
+
+    def __init__(self) -> None:
+        self.step: dict[str, float] = {}
+        self.block: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Count the seconds of a block of code."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(name, time.perf_counter() - began)
+
+    def add(self, name: str, seconds: float) -> None:
+        """Count seconds that were measured elsewhere, as in another thread."""
+        for stages in (self.step, self.block):
+            stages[name] = stages.get(name, 0.0) + seconds
+
+    def take_step(self) -> dict[str, float]:
+        """The seconds since the last step."""
+        taken, self.step = self.step, {}
+        return taken
+
+    def take_block(self) -> dict[str, float]:
+        """The seconds since the last block."""
+        taken, self.block = self.block, {}
+        return taken
 
 
 @dataclass

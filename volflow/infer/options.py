@@ -11,7 +11,7 @@ from typing import Any, get_args
 import numpy as np
 
 from volflow.engine.cluster import Cluster
-from volflow.engine.events import State
+from volflow.engine.progress import Progress
 from volflow.errors import InvalidInput
 from volflow.geometry.frame import Frame
 from volflow.geometry.grid import per_axis
@@ -21,12 +21,10 @@ from volflow.model.digest import digest_of, identity_of
 from volflow.model.imports import Code
 from volflow.model.spec import Spec
 
-__all__ = ["PredictOptions", "Progress", "merge_options", "order_inputs"]
+__all__ = ["PredictOptions", "merge_options", "order_inputs"]
 
 # Statistics of no channel, to check the name of a normalisation before there are any.
 NOTHING: Any = SimpleNamespace(min=(), max=(), mean=(), std=(), percentile=lambda q: ())
-
-Progress = bool | Callable[[State], object] | None
 
 
 @dataclass(frozen=True)

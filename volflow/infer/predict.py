@@ -12,13 +12,13 @@ import zarr
 from distributed import Client
 
 from volflow.engine.cluster import Cluster, connect, memory_per_worker
-from volflow.engine.events import announce
 from volflow.engine.plan import Plan
+from volflow.engine.progress import Progress, announce
 from volflow.engine.run import run
 from volflow.errors import InvalidInput
 from volflow.infer.method import Settings, Target, adopt, out_blocks
 from volflow.infer.methods import method_of, open_request
-from volflow.infer.options import PredictOptions, Progress
+from volflow.infer.options import PredictOptions
 from volflow.infer.request import Request, convert_inputs, normalized, output_meta
 from volflow.model.bundle import evaluating
 from volflow.model.forward import Output

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,8 @@ import torch
 from distributed import Client
 
 from volflow.engine.cluster import workers
-from volflow.engine.events import State
 from volflow.engine.plan import Plan, split_runs
+from volflow.engine.progress import Progress
 from volflow.engine.run import run
 from volflow.errors import RunFailed
 from volflow.geometry.grid import BlockGrid
@@ -203,7 +203,7 @@ def run_passes(
     passes: Passes,
     client: Client,
     memory_bytes: int,
-    progress: bool | Callable[[State], object] | None,
+    progress: Progress,
 ) -> None:
     """Run what is left of the passes before the last; to be called under the output's lock.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from volflow.engine.cluster import Cluster
+from volflow.engine.progress import Progress
 from volflow.errors import InvalidInput, ResumeRefused
 from volflow.sampling.cases.open_cases import open_cases
 from volflow.sampling.epoch.catalog import GridCatalog, open_catalog
@@ -35,7 +36,6 @@ from volflow.sampling.stream_plan import StreamPlan, plan_stream
 __all__ = ["PatchStream"]
 
 FORMAT = 1
-Progress = bool | Callable[..., object] | None
 
 
 class PatchStream(IterableDataset[dict[str, Any]]):

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from volflow.engine.cluster import Cluster, connect, memory_per_worker
-from volflow.engine.events import announce
 from volflow.engine.plan import Plan
+from volflow.engine.progress import Progress, announce
 from volflow.errors import InvalidInput
 from volflow.store.formats.labels import NotLabels, taken_as
 from volflow.store.formats.sources import ArraySource, Source, VolumeSource, open_source
@@ -25,7 +25,6 @@ from volflow.volumes.arrays.inputs import VolumeLike, open_input
 from volflow.volumes.copying import (
     Copy,
     CopyRun,
-    Progress,
     adopted,
     lay_out,
     make_plan,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from distributed import Client
 
-from volflow.engine.events import State
 from volflow.engine.plan import Plan
+from volflow.engine.progress import Progress
 from volflow.engine.run import run
 from volflow.engine.task import Context, Step
 from volflow.errors import Damaged, InvalidInput, SourceChanged
@@ -40,7 +40,6 @@ __all__ = [
     "COPIES",
     "Copy",
     "CopyJob",
-    "Progress",
     "held_bytes",
     "lay_out",
     "make_plan",
@@ -51,8 +50,6 @@ __all__ = [
 COPY_VERSION = 1
 SLACK_BYTES = 32 * 2**20
 COPIES = 2.5  # of a block that a task holds: its voxels, and shards in flight
-
-Progress = bool | Callable[[State], object] | None
 
 
 class Shaped(Protocol):

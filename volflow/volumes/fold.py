@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from volflow.engine.cluster import Cluster, connect, is_embedded, memory_per_worker
-from volflow.engine.events import State
 from volflow.engine.plan import Plan
+from volflow.engine.progress import Progress
 from volflow.engine.run import run
 from volflow.engine.task import Context
 from volflow.store.formats.sources import ArraySource, Source, VolumeSource
@@ -33,7 +33,7 @@ def fold(
     cluster: Cluster = None,
     wait: float | str | None = None,
     memory: str | int | None = None,
-    progress: bool | Callable[[State], object] | None = None,
+    progress: Progress = None,
 ) -> Merged:
     """Run an unjournalled plan over a source on any cluster, and merge its results.
 

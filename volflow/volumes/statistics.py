@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 from volflow.engine.cluster import Cluster
-from volflow.engine.events import State
 from volflow.engine.plan import Plan
+from volflow.engine.progress import Progress
 from volflow.engine.task import Context, Step
 from volflow.geometry.budget import format_bytes
 from volflow.geometry.grid import BlockGrid
@@ -151,7 +151,7 @@ def statistics(
     cluster: Cluster = None,
     wait: float | str | None = None,
     memory: str | int | None = None,
-    progress: bool | Callable[[State], object] | None = None,
+    progress: Progress = None,
 ) -> Statistics:
     """Count, range, mean, deviation and percentiles of a volume, each voxel read once.
 

@@ -13,7 +13,7 @@ import dask.array as da
 import numpy as np
 
 from volflow.engine.cluster import Cluster, connect, is_embedded, memory_per_worker
-from volflow.engine.events import announce
+from volflow.engine.progress import Progress, announce
 from volflow.errors import InvalidInput, ResumeRefused
 from volflow.geometry.grid import BlockGrid
 from volflow.store.formats.sources import Source, VolumeSource
@@ -29,7 +29,6 @@ from volflow.volumes.copying import (
     COPIES,
     Copy,
     CopyRun,
-    Progress,
     adopted,
     held_bytes,
     lay_out,

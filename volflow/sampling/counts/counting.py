@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from volflow.engine.cluster import Cluster, connect
-from volflow.engine.events import State
 from volflow.engine.plan import Plan, split_runs
+from volflow.engine.progress import Progress
 from volflow.engine.task import Context, Step
 from volflow.errors import InvalidInput
 from volflow.geometry.budget import format_bytes
@@ -201,7 +201,7 @@ def measure(
     *,
     cluster: Cluster = None,
     memory: str | int | None = None,
-    progress: bool | Callable[[State], object] | None = None,
+    progress: Progress = None,
 ) -> list[Entries]:
     """Return the table of each of some jobs over one source.
 

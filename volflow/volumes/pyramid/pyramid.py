@@ -12,6 +12,7 @@ from distributed import Client
 
 from volflow.engine.cluster import Cluster, connect, memory_per_worker, workers
 from volflow.engine.plan import Plan
+from volflow.engine.progress import Progress
 from volflow.engine.run import run
 from volflow.errors import RunFailed, StoreFull
 from volflow.store.aside import sweep
@@ -20,7 +21,6 @@ from volflow.store.journal.levels import Place, list_levels, place_of
 from volflow.store.journal.outputs import begin_anew, discard
 from volflow.store.meta import Level
 from volflow.store.volume import Volume, open_volume
-from volflow.volumes.copying import Progress
 from volflow.volumes.pyramid.plan import Task, tasks_for
 from volflow.volumes.pyramid.task import LevelJob, halve_blocks
 

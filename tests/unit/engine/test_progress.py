@@ -6,12 +6,12 @@ import time
 import pytest
 from rich.console import Console
 
-from volflow.engine import events
-from volflow.engine.events import Bar, Callback, Lines, Silent, State, reporter
+from volflow.engine import progress
+from volflow.engine.progress import Bar, Callback, Lines, RunState, Silent, reporter
 
 
-def state(**changes) -> State:
-    begun = State("predict", "voxels", total_units=1000, total_blocks=4)
+def state(**changes) -> RunState:
+    begun = RunState("predict", "voxels", total_units=1000, total_blocks=4)
     for name, value in changes.items():
         setattr(begun, name, value)
     return begun
@@ -40,7 +40,7 @@ class TestState:
         assert "limited by" not in state().line()
 
     def test_no_work_is_done(self):
-        assert State("predict", "voxels", 0, 0).fraction == 1.0
+        assert RunState("predict", "voxels", 0, 0).fraction == 1.0
 
     def test_the_time_left_follows_the_mean_rate(self):
         one = state(began_s=time.monotonic() - 30, units=250)
@@ -59,7 +59,7 @@ class TestState:
          (4e12, "4 Tv")],
     )  # fmt: skip
     def test_rates_have_prefixes(self, rate, text):
-        one = State("p", "v", int(1000 * rate), 1, units=int(1000 * rate))
+        one = RunState("p", "v", int(1000 * rate), 1, units=int(1000 * rate))
         one.began_s = time.monotonic() - 1000
         assert f" {text}/s " in one.line()
 
@@ -108,7 +108,7 @@ class TestReporter:
     def console(self, monkeypatch):
         def fake(**features):
             monkeypatch.setattr(
-                events, "Console", lambda stderr: Console(file=io.StringIO(), **features)
+                progress, "Console", lambda stderr: Console(file=io.StringIO(), **features)
             )
 
         return fake

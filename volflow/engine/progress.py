@@ -8,19 +8,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from rich import progress as bars
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-__all__ = ["Reporter", "State", "reporter"]
+__all__ = ["Progress", "Reporter", "RunState", "announce", "reporter"]
 
 
 @dataclass
-class State:
+class RunState:
     """How far a run has come.
 
     Examples
     --------
-    >>> state = State("predict", "voxels", total_units=10, total_blocks=2)
+    >>> state = RunState("predict", "voxels", total_units=10, total_blocks=2)
     >>> state.add(units=5, blocks=1, stages={"read": 1.0, "model": 3.0})
     >>> state.fraction, state.bottleneck()
     (0.5, 'model 75%')
@@ -99,37 +99,41 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
+# What a caller may ask to see of a run; see `reporter`.
+Progress = bool | Callable[[RunState], object] | None
+
+
 class Reporter(Protocol):
     """Shows the state of a run."""
 
-    def update(self, state: State) -> None:
+    def update(self, state: RunState) -> None:
         """Show the state; called often, from one thread."""
 
-    def close(self, state: State) -> None:
+    def close(self, state: RunState) -> None:
         """Show the last state and leave."""
 
 
 class Silent:
     """Shows nothing."""
 
-    def update(self, state: State) -> None:
+    def update(self, state: RunState) -> None:
         """Show nothing."""
 
-    def close(self, state: State) -> None:
+    def close(self, state: RunState) -> None:
         """Show nothing."""
 
 
 class Callback:
     """Hands each state to a function."""
 
-    def __init__(self, function: Callable[[State], object]) -> None:
+    def __init__(self, function: Callable[[RunState], object]) -> None:
         self.function = function
 
-    def update(self, state: State) -> None:
+    def update(self, state: RunState) -> None:
         """Call the function."""
         self.function(state)
 
-    def close(self, state: State) -> None:
+    def close(self, state: RunState) -> None:
         """Call the function a last time."""
         self.function(state)
 
@@ -142,17 +146,17 @@ class Lines:
     def __init__(self) -> None:
         self.last_s = time.monotonic()
 
-    def _print(self, state: State) -> None:
+    def _print(self, state: RunState) -> None:
         sys.stderr.write(f"{state.operation}: {state.fraction:4.0%} · {state.line()}\n")
         sys.stderr.flush()
 
-    def update(self, state: State) -> None:
+    def update(self, state: RunState) -> None:
         """Print a line if the last is old enough."""
         if time.monotonic() - self.last_s >= self.every_s:
             self.last_s = time.monotonic()
             self._print(state)
 
-    def close(self, state: State) -> None:
+    def close(self, state: RunState) -> None:
         """Print the last line."""
         self._print(state)
 
@@ -161,43 +165,43 @@ class Bar:
     """A bar on a terminal, or a notebook's."""
 
     def __init__(self, console: Console) -> None:
-        self.progress = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.percentage:3.0f}% · {task.fields[line]}"),
+        self.progress = bars.Progress(
+            bars.TextColumn("[bold]{task.description}"),
+            bars.BarColumn(bar_width=24),
+            bars.TextColumn("{task.percentage:3.0f}% · {task.fields[line]}"),
             console=console,
             transient=False,
         )
-        self.task: TaskID | None = None
+        self.task: bars.TaskID | None = None
 
-    def update(self, state: State) -> None:
+    def update(self, state: RunState) -> None:
         """Redraw the bar."""
         if self.task is None:
             self.progress.start()
             self.task = self.progress.add_task(state.operation, total=1.0, line="")
         self.progress.update(self.task, completed=state.fraction, line=state.line())
 
-    def close(self, state: State) -> None:
+    def close(self, state: RunState) -> None:
         """Draw the bar a last time."""
         self.update(state)
         self.progress.stop()
 
 
-def announce(line: str, progress: bool | Callable[[State], object] | None) -> None:
+def announce(line: str, progress: Progress) -> None:
     """Say what a user should know of a run, in a line on standard error; nothing where False."""
     if progress is not False:
         sys.stderr.write(f"{line}\n")
         sys.stderr.flush()
 
 
-def reporter(progress: bool | Callable[[State], object] | None) -> Reporter:
+def reporter(progress: Progress) -> Reporter:
     """The reporter for a ``progress`` argument.
 
     Parameters
     ----------
     progress
         None: a bar on a terminal or in a notebook, else plain lines; True: plain lines at least;
-        False: nothing; a function: called with each `State`.
+        False: nothing; a function: called with each `RunState`.
     """
     if progress is False:
         return Silent()
