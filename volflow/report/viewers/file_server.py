@@ -15,6 +15,7 @@ import re
 import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ TYPES = {
     ".map": "application/json",
     ".wasm": "application/wasm",
 }
-METADATA = (".zarray", ".zattrs", ".zgroup", ".zmetadata")
+DATA = "application/octet-stream"
 IDLE_S = 60.0  # after which a silent connection is closed
 ALIVE_S = 15.0  # between signs of life on a connection that is held open
 
@@ -116,17 +117,18 @@ class VolumeServer:
         client
             Folder of a viewer's pages and scripts.
         """
-        routes: list[Any] = [(r"/", _Home, {"home": home}), (EVENTS_PATH, _Events)]
+        routes: list[Any] = [(r"/", _Page, {"send": partial(self._lead_on, home)})]
+        routes += [(EVENTS_PATH, _Events)]
         for n, folder in enumerate(volumes):
             routes.append((rf"/volumes/{n}/(.*)", _Files, {"path": str(folder)}))
-        for n, page in (names or {}).items():
-            routes.append((rf"/names/{n}/info", _Names, {"page": page}))
+        for n, names_of in (names or {}).items():
+            routes.append((rf"/names/{n}/info", _Page, {"send": partial(_send_json, names_of)}))
         if client is not None:
             options = {"path": str(client), "default_filename": "index.html"}
             routes.append((rf"{CLIENT_PATH}/(.*)", _Files, options))
         self._loop, self._end = asyncio.new_event_loop(), asyncio.Event()
         application = Application(
-            routes, default_handler_class=_Nothing, log_function=lambda handler: None,
+            routes, default_handler_class=_Page, log_function=lambda handler: None,
             server=self, end=self._end, streams=set(),
         )  # fmt: skip
         self._thread = threading.Thread(target=self._run, args=(application,), daemon=True)
@@ -140,6 +142,11 @@ class VolumeServer:
             self._loop.call_soon_threadsafe(self._end.set)
             self._thread.join()
         self.closing.set()
+
+    def _lead_on(self, home: Callable[[str], str], page: RequestHandler) -> None:
+        """Lead to the viewer, from where the page was reached."""
+        host = page.request.headers.get("Host")
+        page.redirect(home(f"http://{host}" if host else self.address))
 
     def _run(self, application: Application) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
@@ -165,6 +172,11 @@ def _refusal(host: str, port: int, error: OSError | UnicodeError) -> str:
         f"host must be an address of this machine, given {host!r}"
         f" ({getattr(error, 'strerror', None) or error}); leave it out to serve this machine only"
     )
+
+
+def _send_json(text: str, page: RequestHandler) -> None:
+    page.set_header("Content-Type", TYPES[".json"])
+    page.write(text)
 
 
 class _Answer(RequestHandler):
@@ -208,36 +220,16 @@ class _Answer(RequestHandler):
         """Give no tag: it would read the whole file."""
 
 
-class _Nothing(_Answer):
-    def get(self) -> None:
-        """Answer that nothing is there."""
-        raise HTTPError(404)
-
-    head = get
-
-
-class _Home(_Answer):
-    def initialize(self, home: Callable[[str], str]) -> None:
-        """Take the function that says where the front page leads."""
-        self.home = home
+class _Page(_Answer):
+    def initialize(self, send: Callable[[RequestHandler], object] | None = None) -> None:
+        """Take what sends the page; without it there is nothing here."""
+        self.send = send
 
     def get(self) -> None:
-        """Lead on to the viewer, from where it was reached."""
-        host = self.request.headers.get("Host")
-        self.redirect(self.home(f"http://{host}" if host else self.settings["server"].address))
-
-    head = get
-
-
-class _Names(_Answer):
-    def initialize(self, page: str) -> None:
-        """Take the JSON to serve."""
-        self.page = page
-
-    def get(self) -> None:
-        """Send the JSON."""
-        self.set_header("Content-Type", "application/json")
-        self.write(self.page)
+        """Send the page."""
+        if self.send is None:
+            raise HTTPError(404)
+        self.send(self)
 
     head = get
 
@@ -282,11 +274,9 @@ class _Files(_Answer, StaticFileHandler):
 
     def get_content_type(self) -> str:
         """Return the type of a page or script of a client; what a volume holds is data."""
-        file = Path(str(self.absolute_path))
-        if self.default_filename is None and file.name in METADATA:
-            return TYPES[".json"]
-        known = TYPES if self.default_filename or file.suffix == ".json" else {}
-        return known.get(file.suffix, "application/octet-stream")
+        suffix = Path(str(self.absolute_path)).suffix
+        known = suffix == ".json" or self.default_filename is not None
+        return TYPES.get(suffix, DATA) if known else DATA
 
     def get_cache_time(self, *_: Any) -> int:
         """Let nothing be cached."""

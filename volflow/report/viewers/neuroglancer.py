@@ -144,9 +144,8 @@ def _codecs(metadata: Any) -> set[str]:
     while pending:
         codec = pending.pop()
         names.add(codec["name"])
-        configuration = codec.get("configuration") or {}
-        for inner in ("codecs", "index_codecs"):
-            pending += configuration.get(inner, ())
+        inner = codec.get("configuration") or {}
+        pending += [*inner.get("codecs", ()), *inner.get("index_codecs", ())]
     return names
 
 
@@ -156,13 +155,12 @@ def _dimensions(one: Appearance) -> dict[str, list[Any]]:
     An apostrophe makes a dimension that belongs to one layer alone.
     """
     factor = metres(one.unit)
-    lengths = dict(zip("zyx", one.volume.spacing, strict=True))
+    unit, scale = ("m", factor) if factor else ("", 1.0)
+    sizes = dict(zip("zyx", one.volume.spacing, strict=True))
     return {
-        axis if axis in lengths else f"{axis}'": (
-            [lengths[axis] * factor, "m"]
-            if factor and axis in lengths
-            else [lengths.get(axis, 1.0), ""]
-        )
+        axis if axis in sizes else f"{axis}'": [sizes[axis] * scale, unit]
+        if axis in sizes
+        else [1.0, ""]
         for axis in one.volume.stored_axes
     }
 
@@ -260,13 +258,12 @@ def _source(one: Appearance, url: str) -> State:
 
 def _own_names(volume: Volume) -> list[str]:
     """The names that Neuroglancer gives the axes of an array without a pyramid."""
-    metadata, prefix = volume.array.metadata, "dim_"
-    names = getattr(metadata, "dimension_names", None)
-    if metadata.zarr_format == 2:
+    metadata, count = volume.array.metadata, volume.array.ndim
+    if metadata.zarr_format == 2:  # where anything may stand in the attributes
         prefix, names = "d", volume.array.attrs.asdict().get("_ARRAY_DIMENSIONS")
-    # In Zarr v2 anything may stand there.
-    fits = isinstance(names, list | tuple) and len(names) == volume.array.ndim
-    given = names if fits and names else [None] * volume.array.ndim
+    else:
+        prefix, names = "dim_", metadata.dimension_names
+    given = names if isinstance(names, list | tuple) and len(names) == count else [None] * count
     return [
         name if isinstance(name, str) and name else f"{prefix}{number}"
         for number, name in enumerate(given)
