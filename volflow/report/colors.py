@@ -1,4 +1,4 @@
-"""From voxels to colours: the palette of classes, the window of greys; alike in all pictures."""
+"""Colours of voxels, alike in all pictures: the palette of classes, the window of greys."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ _TO_LAB = np.array(
 
 
 def class_color(value: int, colors: Sequence[str] = ()) -> str:
-    """The colour of a class, the same in every picture; 256 classes have different ones.
+    """Return the colour of a class, the same in every picture; 256 classes have different ones.
 
     Parameters
     ----------
     value
         Number of the class; 0 is the background and left clear by those who draw.
     colors
-        Of the volume's metadata ("RRGGBB"), by class number, or none.
+        The colours of the volume's metadata ("RRGGBB") by class number, or none.
 
     Examples
     --------
@@ -57,7 +57,7 @@ def class_color(value: int, colors: Sequence[str] = ()) -> str:
 
 @cache
 def _palette() -> tuple[str, ...]:
-    """Okabe and Ito's colours, then always the one that is most unlike all before it."""
+    """Return Okabe and Ito's colours, then always the one that differs most from all before it."""
     side = np.arange(0, 256, 17)
     rgb = np.stack(np.meshgrid(side, side, side, indexing="ij"), -1).reshape(-1, 3)
     lab = _oklab(rgb)
@@ -77,7 +77,7 @@ def _palette() -> tuple[str, ...]:
 
 
 def _oklab(rgb: Array) -> Array:
-    """Lightness and two opponent colours, in which distances are as they look.
+    """Return lightness and two opponent colours, (..., 3), in which distances are perceptual.
 
     Ottosson 2020, https://bottosson.github.io/posts/oklab.
     """
@@ -88,19 +88,19 @@ def _oklab(rgb: Array) -> Array:
 
 
 def class_numbers(plane: Array) -> Array:
-    """Voxels as class numbers; what is no number is background."""
+    """Return voxels as class numbers of the same shape; NaN and infinity count as background."""
     if plane.dtype.kind == "f":
         plane = np.nan_to_num(plane, nan=0, posinf=0, neginf=0)
     return plane.astype(np.int64)
 
 
 def tinted(labels: Array, colors: Mapping[int, str]) -> Array:
-    """Classes as red, green and blue; black where no colour is given, as for the background.
+    """Return classes as RGB in uint8, (..., 3); black where no colour is given.
 
     Parameters
     ----------
     labels
-        Class numbers, of any shape.
+        Class numbers, an array of any shape.
     colors
         "#RRGGBB" by class number.
 
@@ -116,7 +116,7 @@ def tinted(labels: Array, colors: Mapping[int, str]) -> Array:
 
 
 def window(voxels: Array, percentiles: tuple[float, float]) -> tuple[float, float]:
-    """The values shown black and white: two percentiles of what is a number.
+    """Return the values shown black and white: two percentiles of the finite voxels.
 
     Examples
     --------
@@ -132,12 +132,12 @@ def window(voxels: Array, percentiles: tuple[float, float]) -> tuple[float, floa
 
 
 def wider(low: float, high: float) -> float:
-    """The upper end of a window that is not empty, however large its numbers are."""
+    """Return the upper end of a window that is not empty, however large its numbers are."""
     return high if high > low else max(low + 1, float(np.nextafter(low, np.inf)))
 
 
 def shades(voxels: Array, low: float, high: float) -> Array:
-    """From 0 at ``low`` or below to 1 at ``high`` or above; 0 where a voxel is no number.
+    """Return voxels scaled from 0 at ``low`` or below to 1 at ``high`` or above; 0 for NaN.
 
     Examples
     --------
@@ -145,5 +145,5 @@ def shades(voxels: Array, low: float, high: float) -> Array:
     [0.0, 0.5, 1.0, 0.0]
     """
     numbers = np.nan_to_num(voxels.astype(np.float64), nan=low, posinf=high, neginf=low)
-    # Halved, as the whole range of floats is no float.
+    # The range of all floats is not a float itself, its half is.
     return np.asarray(np.clip((numbers / 2 - low / 2) / (high / 2 - low / 2), 0, 1))

@@ -1,4 +1,4 @@
-"""From one level of a pyramid to another that fits what is asked of it."""
+"""The choice of a pyramid's level: by number, by what a picture can show, by voxel size."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["at_level", "fitting_level", "level_like", "low_edge"]
 
 
 def at_level(volume: Volume, level: int) -> Volume:
-    """Another level of the same pyramid, for reading; no voxel is read yet.
+    """Open another level of the same pyramid; no voxel is read yet.
 
     Raises
     ------
     InvalidInput
-        Where there is none, or its array is missing or damaged.
+        If there is no such level, or its array is missing or damaged.
     """
     if level == volume.level:
         return volume
@@ -35,14 +35,14 @@ def at_level(volume: Volume, level: int) -> Volume:
 
 
 def fitting_level(volume: Volume, longest: int, axes: Sequence[int] = (0, 1, 2)) -> Volume:
-    """The finest level at most ``longest`` voxels long, else the coarsest.
+    """Return the finest level at most ``longest`` voxels long, or the coarsest if none is.
 
     Parameters
     ----------
     volume
         The finest level to be considered.
     longest
-        Voxels; such as pixels of a picture.
+        A number of voxels, such as the pixels of a picture.
     axes
         Which of z, y, x count.
     """
@@ -54,7 +54,7 @@ def fitting_level(volume: Volume, longest: int, axes: Sequence[int] = (0, 1, 2))
 
 
 def level_like(volume: Volume, spacing: Vector) -> Volume:
-    """The level whose voxels are most nearly of this size."""
+    """Return the level whose voxel size is closest to ``spacing`` on a logarithmic scale."""
     wanted = np.log(spacing)
     unlike = [
         float(np.abs(np.log(level.scale) - wanted).sum()) for level in volume.levels[volume.level :]
@@ -63,7 +63,7 @@ def level_like(volume: Volume, spacing: Vector) -> Volume:
 
 
 def low_edge(volume: Volume) -> Vector:
-    """Where the first voxel begins along z, y, x, in the unit of the volume.
+    """Return where the first voxel begins along z, y, x, in the unit of the volume.
 
     Examples
     --------

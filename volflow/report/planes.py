@@ -28,22 +28,22 @@ class Readable(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """``zyx`` or ``czyx``."""
+        """Voxels along ``zyx`` or ``czyx``."""
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of the voxels."""
+        """Data type of the voxels."""
 
     @property
     def meta(self) -> Meta:
-        """Spacing and orientation."""
+        """Spacing, unit and orientation."""
 
     def read(self, roi: Roi) -> Array:
-        """The voxels of a box with one entry per axis."""
+        """Return the voxels of a box with one entry per axis."""
 
 
 def steps(volume: Readable, pixels: int) -> tuple[int, int, int]:
-    """Voxels per pixel along z, y, x of a picture at most ``pixels`` long."""
+    """Return the voxels per pixel along z, y, x of a picture at most ``pixels`` long."""
     z, y, x = (max(1, -(-n // pixels)) for n in volume.shape[-3:])
     return (z, y, x)
 
@@ -63,19 +63,19 @@ def read_planes(
     volume
         ``zyx`` or ``czyx``.
     planes
-        Of each the axis across it (0 to 2 for z, y, x) and its index there.
+        For each plane the axis across it (0 to 2 for z, y, x) and its index along that axis.
     pixels
         A longer side is thinned out: a pixel stands for `steps` voxels per axis.
     channel
-        Which one; None for the number of the highest, as of scores.
+        The channel to read; None gives the number of the highest channel, as of scores.
     average
-        Whether a pixel is the mean of its voxels; else it is the one in the middle, as classes
-        must not be mixed.
+        Whether a pixel is the mean of its voxels. Otherwise it is the voxel in the middle, because
+        classes must not be mixed.
 
     Returns
     -------
     list of array
-        Per plane its two axes in stored order.
+        One 2-D array per plane, its two axes in stored order.
 
     Examples
     --------
@@ -101,7 +101,7 @@ def read_planes(
 
 
 class _PlaneReader:
-    """One plane as it comes in, piece by piece."""
+    """Collects one plane from the boxes that are read of it."""
 
     def __init__(
         self, volume: Readable, normal: int, index: int, step: Sequence[int], average: bool
@@ -128,7 +128,7 @@ class _PlaneReader:
         self.best: Array | None = None
 
     def take(self, roi: Roi, voxels: Array, channel: int | None) -> None:
-        """What a box of all four axes holds of this plane."""
+        """Take what a box, (c, z, y, x), holds of this plane."""
         box = list(roi)
         low, high = box[1 + self.normal]
         if not low <= self.index < high:
@@ -153,7 +153,7 @@ class _PlaneReader:
             self.values[span[0], span[1]] = part[0]
 
     def _add(self, part: Array, inside: Sequence[tuple[int, int]]) -> None:
-        """Sum the voxels of each pixel."""
+        """Add the voxels of each pixel to its sum."""
         cells = []
         for axis, ((low, high), step) in enumerate(zip(inside, self.step, strict=True)):
             first = low // step
@@ -163,7 +163,7 @@ class _PlaneReader:
         self.values[tuple(cells)] += part
 
     def _compare(self, part: Array, first: int, span: tuple[slice, slice]) -> None:
-        """Keep the number of the highest channel so far; the first of equals."""
+        """Keep the number of the highest channel so far, the first of equal ones."""
         if self.best is None:
             self.best = np.full(self.values.shape, -np.inf)
             self.values = np.zeros(self.values.shape, np.int64)
@@ -173,7 +173,7 @@ class _PlaneReader:
         self.values[span][better] = first + part.argmax(axis=0)[better]
 
     def done(self) -> Array:
-        """The plane; sums become means."""
+        """Return the plane; sums become means."""
         if not self.average:
             return self.values
         rows, columns = (
@@ -185,7 +185,7 @@ class _PlaneReader:
 def _pieces(
     volume: Readable, pictures: Sequence[_PlaneReader], channel: int | None
 ) -> Iterator[tuple[Roi, Array]]:
-    """Boxes that cover planes across one axis: each chunk layer once, a few chunks at a time."""
+    """Read boxes that cover planes across one axis, each chunk layer once, in small pieces."""
     shape = volume.shape[-3:]
     chunks: Sequence[int] = getattr(volume, "chunks", (1, 1, 1))[-3:]
     count = volume.shape[0] if channel is None and len(volume.shape) == 4 else 1
@@ -206,7 +206,7 @@ def _pieces(
 
 
 def _layers(indices: Sequence[int], chunk: int) -> list[tuple[int, int]]:
-    """From the first to behind the last plane wanted of each chunk layer.
+    """Return the first index and the one behind the last that is wanted of each chunk layer.
 
     Examples
     --------
@@ -220,12 +220,12 @@ def _layers(indices: Sequence[int], chunk: int) -> list[tuple[int, int]]:
 
 
 def _whole(length: int, chunk: int, size: int) -> int:
-    """As many whole chunks as fit in a length, at least one, at most the axis."""
+    """Return the length of as many whole chunks as fit, at least one, at most the whole axis."""
     return min(size, max(1, length // chunk) * chunk)
 
 
 def _read(volume: Readable, roi: Roi) -> Array:
-    """A box of all four axes; a volume without channels has one."""
+    """Read a box of all four axes, (c, z, y, x); a volume without channels has one."""
     if len(volume.shape) == 4:
         return volume.read(roi)
     return np.reshape(volume.read(Roi(roi.start[1:], roi.stop[1:])), roi.shape)
@@ -234,7 +234,7 @@ def _read(volume: Readable, roi: Roi) -> Array:
 def _stream(
     source: Any, planes: Sequence[tuple[int, int]], channel: int | None
 ) -> Iterator[tuple[Roi, Array]]:
-    """A file from its front to the last plane that is wanted."""
+    """Read a file from its front to the last plane that is wanted."""
     depth = source.shape[-3]
     last = max(index + 1 if normal == 0 else depth for normal, index in planes)
     for box, slab in source.slabs(STREAM_PLANES):

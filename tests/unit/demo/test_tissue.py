@@ -67,7 +67,7 @@ def regions():
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_materials_are_told_apart(regions, name):
+def test_materials_are_with_distinct_names(regions, name):
     truth, clear, said = regions
     here = (truth == CLASSES.index(name)) & clear
     assert here.sum() > 20_000

@@ -21,7 +21,7 @@ def test_256_classes_have_colours_of_their_own():
 
 
 @pytest.mark.parametrize(("count", "apart"), [(35, 0.09), (104, 0.06), (256, 0.04)])
-def test_colours_can_be_told_apart(count, apart):
+def test_colours_can_be_with_distinct_names(count, apart):
     """By their distance in Oklab, where 0.02 is just noticed side by side."""
     rgb = [list(bytes.fromhex(class_color(value)[1:])) for value in range(1, count + 1)]
     lab = _oklab(np.array(rgb))

@@ -1,4 +1,4 @@
-"""What a notebook shows of a volume: a small picture of its middle, and a table of facts.
+"""The card of a volume in a notebook: a small picture of its middle, and a table of facts.
 
 It is cheap whatever the volume: little is decoded, few files are counted, nothing raises.
 """
@@ -55,7 +55,7 @@ _SWATCH = (
 
 
 def volume_html(volume: Volume) -> str:
-    """A volume as HTML; it reads on light and on dark ground.
+    """Return a volume as HTML that is legible on light and on dark ground.
 
     Examples
     --------
@@ -83,7 +83,7 @@ def volume_html(volume: Volume) -> str:
 
 
 def _facts(volume: Volume) -> list[tuple[str, str]]:
-    """Names and values, the values as HTML."""
+    """Return the names and values of the table, the values as HTML."""
     facts = grid_facts(volume.shape, volume.dtype, volume.meta)
     box = [n * s for n, s in zip(volume.spatial_shape, volume.spacing, strict=True)]
     levels = "; ".join(times(level.scale) for level in volume.levels)
@@ -109,7 +109,7 @@ def _text(value: object) -> str:
 
 
 def _pieces(volume: Volume, sizes: tuple[int, ...] | None) -> str:
-    """Chunks or shards: how large, how many."""
+    """Return how many chunks or shards there are and how large they are."""
     if sizes is None:
         return ""
     count = math.prod(-(-n // size) for n, size in zip(volume.shape, sizes, strict=True))
@@ -118,7 +118,7 @@ def _pieces(volume: Volume, sizes: tuple[int, ...] | None) -> str:
 
 
 def _stored(volume: Volume) -> str:
-    """Bytes and files of all levels; "" where the volume is not local."""
+    """Return the bytes and files of all levels; "" if the volume is not local."""
     if volume.path is None or not Path(volume.path).is_dir():
         return ""
     try:
@@ -132,7 +132,7 @@ def _stored(volume: Volume) -> str:
 
 
 def _names(volume: Volume) -> str:
-    """Names of channels or classes, with the colours that they have."""
+    """Return the names of channels or classes, with their colours."""
     meta = volume.meta
     parts = []
     for number, name in enumerate(meta.channels[:MOST_NAMES]):
@@ -148,7 +148,7 @@ def _names(volume: Volume) -> str:
 
 
 def _picture(volume: Volume) -> str:
-    """The thumbnail with its caption, or why there is none."""
+    """Return the thumbnail with its caption, or the reason why there is none."""
     try:
         found = thumbnail(volume)
     except Exception as error:  # a damaged store still has its facts
@@ -168,7 +168,7 @@ def _picture(volume: Volume) -> str:
 
 
 def thumbnail(volume: Volume) -> tuple[Array, tuple[int, int], str] | str:
-    """The middle plane of the coarsest level that shows enough, or why none is shown.
+    """Return the middle plane of the coarsest level that shows enough, or why there is none.
 
     Returns
     -------
@@ -208,7 +208,7 @@ def thumbnail(volume: Volume) -> tuple[Array, tuple[int, int], str] | str:
 
 
 def _useful_level(volume: Volume, view: View) -> Volume:
-    """The coarsest level that still shows enough; a coarser one where that costs too much."""
+    """Return the coarsest level that still shows enough, or a coarser, cheaper one."""
     from volflow.report.level_choice import at_level
 
     for number in range(volume.level + 1, len(volume.levels)):
@@ -221,7 +221,7 @@ def _useful_level(volume: Volume, view: View) -> Volume:
 
 
 def decoded_bytes(volume: Volume, view: View) -> int:
-    """How much is decoded to read one plane of one channel."""
+    """Return the bytes that are decoded to read one plane of one channel."""
     chunk = volume.chunks[-3:]
     touched = [-(-volume.spatial_shape[a] // chunk[a]) for a in (view.rows, view.columns)]
     # Of the stored chunks, which may hold channels and timepoints too.
@@ -240,7 +240,7 @@ def _grey(plane: Array) -> Array:
 
 
 def png(pixels: Array) -> bytes:
-    """A PNG file (https://www.w3.org/TR/png-3) of rows, columns, red, green and blue as uint8."""
+    """Return a PNG file (https://www.w3.org/TR/png-3) of pixels, (rows, columns, RGB) in uint8."""
     high, wide, _ = pixels.shape
     # Each row begins with its filter, none.
     rows = np.concatenate([np.zeros((high, 1), np.uint8), pixels.reshape(high, -1)], axis=1)

@@ -1,4 +1,4 @@
-"""What ``volflow info`` says of a volume or file: shape, grid, layout, size, state of its run."""
+"""The facts that ``volflow info`` prints: shape, grid, layout, size and state of the run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["facts_of", "facts_text", "volume_facts"]
 
 
 def facts_of(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Facts of a volume or of a file that can be converted.
+    """Return the facts of a volume, or of a file that can be converted.
 
     Few voxels are read, to see whether an image looks like a label map.
 
@@ -38,7 +38,7 @@ def facts_of(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises
     ------
     InvalidInput
-        Where it is neither.
+        If it is neither.
     """
     text = os.fspath(path)
     if "://" in text or not Path(text).is_file():
@@ -54,7 +54,7 @@ def facts_of(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def volume_facts(volume: Volume) -> dict[str, Any]:
-    """Facts of an open volume."""
+    """Return the facts of an open volume as plain values."""
     facts = {
         "path": volume.path,
         **grid_facts(volume.shape, volume.dtype, volume.meta),
@@ -72,7 +72,7 @@ def volume_facts(volume: Volume) -> dict[str, Any]:
 
 
 def _hinted(image: Source | Volume, remedy: str) -> dict[str, Any]:
-    """What speaks for a label map where an image is none, and how to change it."""
+    """Return the signs that an image is a label map, and the command that makes it one."""
     hint = label_hint(image)
     if hint is None:
         return {}
@@ -80,7 +80,7 @@ def _hinted(image: Source | Volume, remedy: str) -> dict[str, Any]:
 
 
 def _marking(volume: Volume) -> str:
-    """The command that makes a label map of a volume; others' volumes and floats are copied."""
+    """Return the command that makes a label map of a volume, by a copy if need be."""
     try:
         place_of(volume)
     except InvalidInput:
@@ -92,7 +92,7 @@ def _marking(volume: Volume) -> str:
 
 
 def facts_text(facts: Mapping[str, Any]) -> str:
-    """Facts for people.
+    """Return facts as lines of text.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Whether an image looks like a label map that does not say so."""
+"""Signs that an image is a label map, although its metadata do not say so."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ STREAM_PLANES = 8  # held at a time of a file that is read from front to back
 
 @dataclass(frozen=True)
 class LabelHint:
-    """How many different values were seen; ``all_read`` where these are all there are."""
+    """The number of different values seen; ``all_read`` if the whole image was read."""
 
     values: int
     all_read: bool
 
     def __str__(self) -> str:
-        """Half a sentence."""
+        """Return the second half of a sentence about the image."""
         if self.values <= FEW_VALUES:
             where = "it holds only" if self.all_read else "what was looked at holds only"
             return f"{where} {self.values} different whole numbers"
@@ -39,10 +39,10 @@ class LabelHint:
 
 
 def label_hint(image: Source | Volume) -> LabelHint | None:
-    """What speaks for classes: few different whole numbers, or large regions of one of them.
+    """Return the signs of classes: few different whole numbers, or large regions of one of them.
 
-    A part of the voxels is read, at most 64 MiB, and of most images much less: it ends where the
-    values are many and unlike. None for an image, and for what is a label map already.
+    At most 64 MiB of the voxels are read, and much less of most images: reading ends when the
+    values are many and unlike. The result is None for an image, and for a declared label map.
 
     Examples
     --------
@@ -67,13 +67,13 @@ def label_hint(image: Source | Volume) -> LabelHint | None:
             read += voxels.size
             if len(values) > FEW_VALUES and alike < FLAT * beside:
                 return None
-    except (VolflowError, OSError):  # damaged: others say so
+    except (VolflowError, OSError):  # damaged, which others report
         return None
     return LabelHint(len(values), read == np.prod(image.shape)) if len(values) > 1 else None
 
 
 def _parts(image: Source | Volume) -> Iterator[Array]:
-    """Voxels of a few places, or of the beginning where a file is read from front to back."""
+    """Yield voxels of a few places, or the beginning of a file that is read from front to back."""
     if isinstance(image, Volume):
         yield from (image.read(box) for box in sample_boxes(image))
         return

@@ -1,4 +1,4 @@
-"""What ``volflow status`` and ``volflow verify`` say of a run."""
+"""The state of a run, as ``volflow status`` and ``volflow verify`` report it."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ __all__ = ["coverage_facts", "run_facts", "run_line", "run_text", "volume_behind
 
 
 def volume_behind(out: str | os.PathLike[str]) -> str:
-    """The volume that a run wrote: the output itself, or that behind an exported file."""
+    """Return the volume that a run wrote: the output itself, or the one behind an exported file."""
     return os.fspath(stored_behind(out) or out)
 
 
 def run_facts(out: str | os.PathLike[str]) -> dict[str, Any]:
-    """How far an output has come, from its journal; no voxel is read.
+    """Return the progress of an output from its journal; no voxel is read.
 
     Parameters
     ----------
     out
-        An output of volflow.
+        The path of an output of volflow.
 
     Returns
     -------
@@ -39,7 +39,7 @@ def run_facts(out: str | os.PathLike[str]) -> dict[str, Any]:
     Raises
     ------
     InvalidInput
-        Where the output has no journal, or a damaged one.
+        If the output has no journal, or a damaged one.
     """
     journal = Journal(journal_dir(out))
     record = journal.recorded()
@@ -69,7 +69,7 @@ def run_facts(out: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def run_line(facts: Mapping[str, Any]) -> str:
-    """The state of a run in a few words.
+    """Return the state of a run in a few words.
 
     Examples
     --------
@@ -84,7 +84,7 @@ def run_line(facts: Mapping[str, Any]) -> str:
 
 
 def run_text(facts: Mapping[str, Any]) -> str:
-    """The state of a run, and where its time went."""
+    """Return the state of a run and the share of each stage in its time."""
     lines = [f"{facts['path']}: {run_line(facts)}"]
     total = sum(facts["stages_s"].values())
     if total and len(facts["stages_s"]) > 1:
@@ -96,7 +96,7 @@ def run_text(facts: Mapping[str, Any]) -> str:
 
 
 def coverage_facts(coverage: Coverage) -> dict[str, Any]:
-    """What was verified, as plain values for JSON."""
+    """Return the result of a verification as plain values for JSON."""
     return {
         "path": coverage.path,
         "ok": coverage.ok,

@@ -1,4 +1,4 @@
-"""Which values a volume holds, told without reading all of it."""
+"""The values of a volume, estimated without reading all of it."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ SAMPLE_SIDE = 3  # chunks per axis
 
 
 def value_counts(volume: Volume) -> list[Histogram | None]:
-    """The values of each channel: as `statistics` left them beside the volume, else of a sample.
+    """Return the values of each channel, as stored by `statistics`, otherwise those of a sample.
 
     The sample is the coarsest level of the pyramid, and of a large one a few chunks spread over
-    it. None where one chunk alone is too much to read.
+    it. A histogram is None if one chunk alone is too much to read.
 
     Raises
     ------
     RunFailed
-        Where the stored bytes are damaged.
+        If the stored bytes are damaged.
     """
     known = _known(volume)
     if known is not None:
@@ -44,7 +44,7 @@ def value_counts(volume: Volume) -> list[Histogram | None]:
 
 
 def _known(volume: Volume) -> Statistics | None:
-    """What is kept of these very voxels."""
+    """Return the stored statistics of exactly these voxels, if there are any."""
     for foreground in (False, True):
         if any(path.is_file() for path in sidecars(volume, foreground)):
             # The identity looks at every file of the volume: only where it is of use.
@@ -55,7 +55,7 @@ def _known(volume: Volume) -> Statistics | None:
 
 
 def sample_boxes(volume: Volume) -> list[Roi]:
-    """The whole of a small volume, a few chunks of another."""
+    """Return the box of a whole small volume, or those of a few chunks of a larger one."""
     shape, chunk = volume.spatial_shape, volume.chunks[-3:]
     voxel_bytes = volume.channels_count * volume.dtype.itemsize
     if math.prod(shape) * voxel_bytes <= SAMPLE_BYTES:
@@ -67,7 +67,7 @@ def sample_boxes(volume: Volume) -> list[Roi]:
 
 
 def _spread(shape: Sequence[int], chunk: Sequence[int]) -> list[Roi]:
-    """Whole chunks spread over a volume, those nearest its middle first."""
+    """Return the boxes of chunks spread over a volume, those nearest its middle first."""
     along = []
     for size, step in zip(shape, chunk, strict=True):
         places = {int((n + 0.5) / SAMPLE_SIDE * size) // step for n in range(SAMPLE_SIDE)}

@@ -42,7 +42,13 @@ from volflow.report.pictures.preview import facts_shown
 from volflow.report.pictures.scene import Foot, Scene, Table, plane_panels
 from volflow.report.pictures.slices import Cut, on_one_grid
 from volflow.report.pictures.stack import Display, drawing, ground
-from volflow.report.pictures.subject import Names, Subject, open_subject, same_box, told_apart
+from volflow.report.pictures.subject import (
+    Names,
+    Subject,
+    open_subject,
+    same_box,
+    with_distinct_names,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,7 +60,7 @@ __all__ = ["compare"]
 PIXELS = 1200  # of a plane: a third of a page shows no more
 MOST_ROWS = 12
 OPAQUE = 0.92
-# Unlike the classes' palette, and told apart by brightness too.
+# Unlike the classes' palette; they differ in brightness, too.
 UNLIKE_COLORS = {ONLY_A: "#D63AFF", ONLY_B: "#45E838", UNLIKE: "#FFFFFF", AGREED: "#3A4450"}
 UNLIKE_NAMES = {
     ONLY_A: "only in A", ONLY_B: "only in B", UNLIKE: "of another class", AGREED: "the same"
@@ -102,7 +108,7 @@ def compare(
     Raises
     ------
     InvalidInput
-        Where one shows classes and the other does not, or as `preview` raises.
+        If one shows classes and the other does not, or as `preview` raises.
 
     Examples
     --------
@@ -115,14 +121,16 @@ def compare(
     """
     draw = drawing()
     display = Display(level, classes, percentiles, PIXELS)
-    pair = told_apart(open_subject(a, channel, merge=True), open_subject(b, channel, merge=True))
+    pair = with_distinct_names(
+        open_subject(a, channel, merge=True), open_subject(b, channel, merge=True)
+    )
     under = None if over is None else open_subject(over)
     for other in (pair[1], under):
         if other is not None:
             same_box(pair[0], other)
     where = "content" if at is None else at
     weights = _weights(pair) if isinstance(where, str) and where == "content" else []
-    # Where they do not differ, where there is most to see.
+    # If they do not differ anywhere, the planes are those with most to see.
     slices = pair[0].slices(where, weights if any(w.any() for w in weights) else None)
 
     read = pair[0].at_level(level, PIXELS)
@@ -132,11 +140,11 @@ def compare(
         pair[0].cut(read, slices, PIXELS, average=average),
         pair[1].cut(like, slices, PIXELS, average=average),
     )
-    said = [f"{letter} {text}".strip() for letter, text in _shown(read, like, average) if text]
+    levels = [f"{letter} {text}".strip() for letter, text in _shown(read, like, average) if text]
     below: tuple[Layer, ...] = ()
     if under is not None:
-        below, told = ground(under, read, slices, display, DIMMED, DIMMED, DARK)
-        said += [told] if told else []
+        below, level_below = ground(under, read, slices, display, DIMMED, DIMMED, DARK)
+        levels += [level_below] if level_below else []
     if _as_classes(pair, cuts, classes):
         last, (layers, feet, found) = "A ≠ B", _classes(pair, cuts, below, classes)
     else:
@@ -144,7 +152,7 @@ def compare(
 
     facts = facts_shown(pair[0], under, read, slices)
     subtitle = [] if under is None else [f"over {under.name}"]
-    subtitle += [pair[0].facts(), *(["shown: " + "; ".join(said)] if said else [])]
+    subtitle += [pair[0].facts(), *(["shown: " + "; ".join(levels)] if levels else [])]
     names = (f"A   {pair[0].name}", f"B   {pair[1].name}", last)
     grounds = (below[:1], below[:1], below[2:])
     columns = [
@@ -169,7 +177,7 @@ Cuts = tuple[list[Cut], list[Cut]]
 
 
 def _shown(read: Subject, like: Subject, average: bool) -> list[tuple[str, str]]:
-    """What is shown of each, told once where it is the same."""
+    """Return which levels are shown of A and B, in one text if it is the same for both."""
     texts = [one.shown(PIXELS, average) for one in (read, like)]
     if read.finest.meta.spacing != like.finest.meta.spacing:
         texts = [
@@ -181,7 +189,7 @@ def _shown(read: Subject, like: Subject, average: bool) -> list[tuple[str, str]]
 
 
 def _weights(pair: Pair) -> list[Any]:
-    """Maps of how much the two differ, of a few planes along z."""
+    """Return maps of how much the two differ, one per plane of a few along z."""
     scans = [one.scan() for one in pair]
     if len(scans[0]) != len(scans[1]):
         return []
@@ -189,7 +197,7 @@ def _weights(pair: Pair) -> list[Any]:
 
 
 def _as_classes(pair: Pair, cuts: Cuts, classes: Names) -> bool:
-    """Whether both show classes; refused where only one can."""
+    """Return True if both show classes; raise InvalidInput if only one of them can."""
     declared = [one.may_be_classes(classes, guess=False) for one in pair]
     possible = [one.may_be_classes(classes, guess=True) for one in pair]
     if any(declared) and not all(possible):
@@ -206,7 +214,7 @@ def _as_classes(pair: Pair, cuts: Cuts, classes: Names) -> bool:
 def _classes(
     pair: Pair, cuts: Cuts, below: tuple[Layer, ...], classes: Names
 ) -> tuple[list[Layer], list[list[Foot]], dict[str, Any]]:
-    """Layers of two results of classes and of where they disagree, what stands below, facts."""
+    """Return layers of two results of classes and of their disagreement, texts below, and facts."""
     names = pair[1].class_names(classes) | pair[0].class_names(classes)
     colors = pair[0].finest.meta.colors or pair[1].finest.meta.colors
     fill = OVER_SCAN if below else ALONE
@@ -262,7 +270,7 @@ def _classes(
 def _numbers(
     pair: Pair, cuts: Cuts, below: tuple[Layer, ...], percentiles: tuple[float, float]
 ) -> tuple[list[Layer], list[list[Foot]], dict[str, Any]]:
-    """Layers of two results of scores or images on one scale and of their difference, and so on."""
+    """Return layers of two results of numbers and of their difference, texts below, and facts."""
     both = [*cuts[0], *cuts[1]]
     if below:
         window = heat_window(both)

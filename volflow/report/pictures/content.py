@@ -1,4 +1,4 @@
-"""Where in a volume there is most to see."""
+"""The place in a volume where there is most to see."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ FOLD = 32  # more classes, as in instances, share this many maps
 
 
 def scan(volume: Readable, channel: int | None) -> list[Array]:
-    """A few planes spread evenly over z; none where they would cost too much.
+    """Read a few planes, (y, x), spread evenly over z; none if they would cost too much.
 
     Parameters
     ----------
     volume
         A coarse level is enough.
     channel
-        Which one; None for the number of the highest.
+        The channel to read; None for the number of the highest one.
     """
     depth, high, wide = volume.shape[-3:]
     decoded = high * wide * getattr(volume, "chunks", (1, 1, 1))[-3]
@@ -42,12 +42,12 @@ def scan(volume: Readable, channel: int | None) -> list[Array]:
 
 
 def busiest(weights: Sequence[Array]) -> tuple[float, float, float]:
-    """Where along z, y, x there is most to see, from 0 to 1; the middle where nothing is.
+    """Return where along z, y, x there is most to see, from 0 to 1; the middle of an empty volume.
 
     Parameters
     ----------
     weights
-        Of planes spread evenly over z: one map per thing of interest, (things, y, x).
+        For planes spread evenly over z: one map per thing of interest, (things, y, x).
 
     Examples
     --------
@@ -68,18 +68,18 @@ def busiest(weights: Sequence[Array]) -> tuple[float, float, float]:
 
 
 def _centred(at: Array) -> Array:
-    """A slight preference for the middle, from 0 (first) to 1 (last)."""
+    """Return weights that prefer the middle slightly, for places from 0 (first) to 1 (last)."""
     return 1 - 0.6 * np.square(at - 0.5)
 
 
 def _busiest_line(weights: Array) -> float:
-    """Where along an axis there is most to see, given (things, positions)."""
+    """Return where along an axis there is most to see, for weights (things, positions)."""
     at = (np.arange(weights.shape[1]) + 0.5) / weights.shape[1]
     return float(at[np.argmax(np.sqrt(weights).sum(axis=0) * _centred(at))])
 
 
 def class_maps(plane: Array) -> Array:
-    """One map per class that occurs in a plane of labels; scores are their own map.
+    """Return one map per class in a plane of labels, (classes, y, x); scores are their own map.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""How two results differ in the planes shown: pure NumPy, no rule of drawing."""
+"""The differences of two results in the planes shown, as numbers; nothing is drawn here."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ __all__ = [
 Array = npt.NDArray[Any]
 Pairs = Sequence[tuple[Array, Array]]
 
-# What a voxel of `disagreement` says: which of the two holds something where the other holds
-# background, or that both do but of different classes, or of the same.
+# The values of `disagreement`: only one of the two holds something where the other holds
+# background, or both do, of different classes or of the same.
 ONLY_A, ONLY_B, UNLIKE, AGREED = 1, 2, 3, 4
 
 
 @dataclass(frozen=True)
 class ClassAgreement:
-    """Voxels of one class: in a, in b, in both."""
+    """Numbers of voxels of one class: in a, in b, in both."""
 
     value: int
     a: int
@@ -50,7 +50,7 @@ class ClassAgreement:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far classes agree: per class but the background, and in how many of all voxels."""
+    """The agreement of classes: of each class but the background, and over all voxels."""
 
     classes: tuple[ClassAgreement, ...]
     equal: int
@@ -59,7 +59,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Deviation:
-    """How far numbers differ, by the size of a − b: its mean and its largest.
+    """The mean and the largest absolute difference of numbers.
 
     ``shown`` is where colours saturate; ``compared`` counts the voxels that are finite in both.
     """
@@ -93,7 +93,7 @@ def agreement(pairs: Pairs) -> Agreement:
 
 
 def disagreement(a: Array, b: Array) -> Array:
-    """Where and how two planes of classes disagree.
+    """Return how two planes of classes disagree, voxel by voxel.
 
     Examples
     --------
@@ -109,7 +109,7 @@ def disagreement(a: Array, b: Array) -> Array:
 
 
 def deviation(differences: Sequence[Array], percentile: float = 99.5) -> Deviation:
-    """Mean and largest deviation of planes of a − b, and up to where it is worth showing.
+    """Return the mean and the largest deviation, and the one at which colours saturate.
 
     Parameters
     ----------
@@ -133,19 +133,19 @@ def deviation(differences: Sequence[Array], percentile: float = 99.5) -> Deviati
 
 
 def signed(a: Array, b: Array) -> Array:
-    """The difference a − b, no number where either is infinite."""
+    """Return a − b in float64; it is finite only where both are."""
     with np.errstate(invalid="ignore", over="ignore"):
         return np.asarray(np.subtract(a, b, dtype=np.float64))
 
 
 def unlike(a: Array, b: Array) -> Array:
-    """How much two planes differ, one map as `volflow.report.pictures.content.busiest` takes it.
+    """Return how much two planes differ, (1, y, x), as weights for `content.busiest`.
 
     Parameters
     ----------
     a, b
-        Of one place; b is read at the nearest pixels where their grids differ. Classes differ or
-        do not, numbers by their distance.
+        Two planes of one place; b is read at the nearest pixels if their grids differ. Classes
+        differ or do not, numbers by their distance.
     """
     rows, columns = (
         np.minimum((np.arange(n) + 0.5) * m / n, m - 1).astype(np.int64)

@@ -1,4 +1,4 @@
-"""From voxels to colours: grey scans, heat, classes, differences; pure NumPy."""
+"""Layers of a picture: scans in grey, scores as heat, classes and differences in colours."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ HEAT = (
     "#fcffa4",
 )  # fmt: skip
 GREYS = ("#000000", "#ffffff")
-# Blue below zero, orange above, told apart with any colour vision; black where nothing differs.
+# Blue below zero, orange above, distinct for any colour vision; black where nothing differs.
 DIVERGING = ("#a6dcff", "#56B4E9", "#0b5d92", "#080808", "#945c00", "#E69F00", "#ffe0a3")
 MANY = "#8b98a9"  # stands for the other classes in a legend
 OVER_SCAN, ALONE, HEAT_ALPHA = 0.36, 0.75, 0.85  # how opaque
@@ -72,7 +72,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Ramp:
-    """The scale of a layer of numbers: what it is, its ends, its colours from low to high."""
+    """The scale of a layer of numbers: its name, its ends, its colours from low to high."""
 
     name: str
     low: float
@@ -82,7 +82,7 @@ class Ramp:
 
 @dataclass(frozen=True)
 class Layer:
-    """One picture per plane, with what the legend says of them.
+    """One picture per plane, with the entries of their legend.
 
     Parameters
     ----------
@@ -106,12 +106,12 @@ class Layer:
 
 
 def grey_window(cuts: Sequence[Cut], percentiles: tuple[float, float]) -> tuple[float, float]:
-    """The values shown black and white: two percentiles of the voxels shown."""
+    """Return the values shown black and white: two percentiles of the voxels shown."""
     return window(np.concatenate([cut.values.ravel() for cut in cuts]), percentiles)
 
 
 def grey_layer(cuts: Sequence[Cut], window: tuple[float, float], white: float = 1.0) -> Layer:
-    """A scan in grey; ``white`` dims it where something lies over it."""
+    """Return a scan in grey; ``white`` below 1 dims it under another layer."""
     pictures = []
     for cut in cuts:
         pixels = np.full((*cut.values.shape, 4), 255, np.uint8)
@@ -121,14 +121,14 @@ def grey_layer(cuts: Sequence[Cut], window: tuple[float, float], white: float = 
 
 
 def heat_window(cuts: Sequence[Cut]) -> tuple[float, float]:
-    """From 0 or below to the highest score shown."""
+    """Return the range of scores shown, from 0 or below to the highest."""
     low, high = grey_window(cuts, (0, 100))
     low = min(0.0, low)
     return low, wider(low, high)
 
 
 def heat_layer(cuts: Sequence[Cut], name: str, window: tuple[float, float]) -> Layer:
-    """Scores as heat: the higher, the brighter and the less transparent."""
+    """Return scores as heat: the higher, the brighter and the less transparent."""
     pictures = []
     for cut in cuts:
         scaled = shades(cut.values, *window)
@@ -138,7 +138,7 @@ def heat_layer(cuts: Sequence[Cut], name: str, window: tuple[float, float]) -> L
 
 
 def difference_layer(cuts: Sequence[Cut], name: str, largest: float) -> Layer:
-    """Signed differences: blue below zero, orange above, clear where there is none."""
+    """Return signed differences: blue below zero, orange above, clear at zero."""
     reach = largest if largest > 0 else 1.0
     pictures = []
     for cut in cuts:
@@ -156,16 +156,16 @@ def class_layer(
     fill: float,
     outlined: bool = True,
 ) -> Layer:
-    """Classes as translucent colours; 0 is left clear.
+    """Return classes as translucent colours; 0 is left clear.
 
     Parameters
     ----------
     cuts
-        Of class numbers.
+        Slices of class numbers.
     names
-        By class number.
+        Names by class number.
     colors
-        Of the volume's metadata by class number, or a mapping that names every class.
+        The colours of the metadata by class number, or a mapping that holds every class.
     fill
         How opaque, from 0 to 1.
     outlined
@@ -196,7 +196,7 @@ def class_layer(
 
 
 def painted(scaled: Array, colors: Sequence[str], alpha: Array | float = 1.0) -> Array:
-    """Colours for numbers from 0 to 1, as RGBA in uint8.
+    """Return colours for numbers from 0 to 1, (..., RGBA) in uint8.
 
     Examples
     --------

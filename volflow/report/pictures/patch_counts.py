@@ -1,4 +1,4 @@
-"""What patches hold and where they fall: counted one by one, in memory that does not grow."""
+"""Counts of what patches hold and where they fall, in memory that does not grow."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ class DrawnPatch:
 
     @property
     def middle(self) -> tuple[int, ...]:
-        """The centre, counted from the patch's first voxel."""
+        """Centre of the patch, counted from its first voxel."""
         return tuple(p // 2 for p in self.shape)
 
 
 def each_patch(samples: Iterable[Mapping[str, Any]]) -> Iterator[DrawnPatch]:
-    """The patches of samples or of batches, one at a time.
+    """Yield the patches of samples or of batches, one at a time.
 
     Examples
     --------
@@ -80,7 +80,7 @@ class PatchCounts:
     Parameters
     ----------
     cases
-        That patches may come from, by name.
+        The cases that patches may come from, by name.
     label
         The array whose classes are counted, or None.
 
@@ -141,20 +141,20 @@ class PatchCounts:
 
     @property
     def total(self) -> int:
-        """Patches counted."""
+        """Number of patches counted."""
         return self.patches.total()
 
     def histogram(self, axis: int) -> Array:
-        """Patches by the place of their centre along an axis, in bins that are not mostly empty."""
+        """Return patches by their centre along an axis, in bins that are not mostly empty."""
         along = self.across[0].sum(axis=axis % 2) if axis else self.across[1].sum(axis=1)
         return _coarser(along, self._bins(self.total / 12))
 
     def projection(self, axis: int) -> Array:
-        """Patches by the place of their centre on the plane across an axis."""
+        """Return patches by their centre on the plane across an axis, a 2-D array."""
         return _coarser(self.across[axis], self._bins((self.total / 3) ** 0.5))
 
     def _bins(self, filled: float) -> int:
-        """How many along an axis: a power of two, no more than voxels or patches can fill."""
+        """Return the bins along an axis: a power of two that voxels and patches can fill."""
         shortest = min((min(self.cases[name].shape) for name in self.patches), default=BINS)
         bins = 8
         while 2 * bins <= min(BINS, filled, shortest / 4):
@@ -162,7 +162,7 @@ class PatchCounts:
         return bins
 
     def facts(self) -> dict[str, Any]:
-        """What was counted, in plain values; shares are parts of one."""
+        """Return the counts as plain values; shares are parts of one."""
         voxels = max(1, self.voxels.total())
         return {
             "patches": self.total,
@@ -181,7 +181,7 @@ class PatchCounts:
 
 
 def facts_text(facts: Mapping[str, Any]) -> str:
-    """What was counted, for people.
+    """Return the counts as lines of text.
 
     Examples
     --------
@@ -205,7 +205,7 @@ def facts_text(facts: Mapping[str, Any]) -> str:
 
 
 def from_cases(cases: Mapping[str, int]) -> str:
-    """How many patches each case gave; of many cases, the least and the most.
+    """Return how many patches each case gave; of many cases, the least and the most.
 
     Examples
     --------
@@ -224,7 +224,7 @@ def from_cases(cases: Mapping[str, int]) -> str:
 
 
 def leading_classes(classes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Those of most centres, then of most voxels, in order of their numbers.
+    """Return the classes of most centres, then of most voxels, in order of their numbers.
 
     Examples
     --------
@@ -237,7 +237,7 @@ def leading_classes(classes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, A
 
 
 def percent(share: float) -> str:
-    """A share in words, with three digits.
+    """Return a share as text with three digits.
 
     Examples
     --------
@@ -256,7 +256,7 @@ def _array(x: Any) -> Array:
 
 
 def _coarser(counts: Array, bins: int) -> Array:
-    """Fewer bins along each axis."""
+    """Return counts in fewer bins along each axis."""
     for axis in range(counts.ndim):
         counts = np.add.reduceat(counts, range(0, BINS, BINS // bins), axis=axis)
     return counts

@@ -32,7 +32,7 @@ from volflow.report.pictures.patch_counts import (
     each_patch,
     leading_classes,
 )
-from volflow.report.pictures.patch_subject import PatchSubject, open_patches, said, title
+from volflow.report.pictures.patch_subject import PatchSubject, open_patches, subtitle, title
 from volflow.report.pictures.scene import (
     SMALL_GAP,
     BarChart,
@@ -89,7 +89,7 @@ def patch_sheet(  # noqa: PLR0913 - each says what to show
     image, label
         Names of the arrays shown in grey and in colours; by default the first of each kind.
     channel
-        Of the image.
+        Channel of the image.
     classes
         Names of the classes by number; by default those of the label's metadata.
     percentiles
@@ -103,7 +103,7 @@ def patch_sheet(  # noqa: PLR0913 - each says what to show
     Raises
     ------
     InvalidInput
-        Where there are no samples or no such array, axis or channel, or matplotlib is missing.
+        If there are no samples or no such array, axis or channel, or matplotlib is missing.
 
     Examples
     --------
@@ -145,7 +145,7 @@ def patch_sheet(  # noqa: PLR0913 - each says what to show
     return draw(
         Scene(
             title=title(counts, shape),
-            subtitle=said(samples, counts, f"middle slices across {view.axis}"),
+            subtitle=subtitle(samples, counts, f"middle slices across {view.axis}"),
             size=size,
             unit=shown.grid.unit,
             facts={
@@ -193,7 +193,7 @@ def patch_stats(
     Raises
     ------
     InvalidInput
-        Where there are no samples or no such array, or matplotlib is missing.
+        If there are no samples or no such array, or matplotlib is missing.
 
     Examples
     --------
@@ -205,7 +205,7 @@ def patch_stats(
     [0, 0, 1, 0, 0, 0, 1, 0]
     """
     draw = drawing()
-    Display(None, classes, (0, 100), MOST_PIXELS)  # refuses classes that are no names
+    Display(None, classes, (0, 100), MOST_PIXELS)  # refuses classes that are not names
     shown = open_patches(samples, cases, None, label, 0)
     counts = PatchCounts(shown.cases, shown.label)
     for patch in islice(each_patch(samples), patches):
@@ -223,7 +223,7 @@ def patch_stats(
     return draw(
         Scene(
             title=title(counts, shape),
-            subtitle=said(samples, counts),
+            subtitle=subtitle(samples, counts),
             size=size,
             unit=shown.grid.unit,
             facts={**counts.facts(), "patch": list(shape), "along": along},
@@ -238,13 +238,13 @@ def patch_stats(
 
 
 def _places(counts: PatchCounts, view: View, size: Sequence[float], highest: int) -> Picture:
-    """Where centres fall on a plane, as heat."""
+    """Return where centres fall on a plane, as heat."""
     pixels = painted(view.turn(counts.projection(view.normal)) / highest, HEAT)
     return Picture(pixels, (0.0, size[view.columns], size[view.rows], 0.0))
 
 
 def _table(counts: PatchCounts, shown: PatchSubject, classes: Names) -> list[Foot]:
-    """The share of each class in voxels, in centres and in patches that hold it."""
+    """Return the share of each class in voxels, in centres and in patches that hold it."""
     every = counts.facts()["classes"]
     leading = leading_classes(every)
     if not leading:
@@ -262,7 +262,7 @@ def _table(counts: PatchCounts, shown: PatchSubject, classes: Names) -> list[Foo
 
 
 def _middle(patch: DrawnPatch, name: str, channel: int, view: View, grid: Meta) -> Cut:
-    """The middle slice of an array of a patch, copied so that the patch can go."""
+    """Return the middle slice of a patch's array, copied so that the patch can be freed."""
     place: list[Any] = [slice(None)] * 3
     place[view.normal] = patch.middle[view.normal]
     step = -(-max(patch.shape) // MOST_PIXELS)
@@ -274,7 +274,7 @@ def _middle(patch: DrawnPatch, name: str, channel: int, view: View, grid: Meta) 
 def _layers(
     images: Sequence[tuple[str, Cut]], labels: Sequence[Cut], shown: PatchSubject, display: Display
 ) -> tuple[Layer, ...]:
-    """The image in grey, each case with its own window; the classes above."""
+    """Return the images in grey, each case with its own window, and the classes over them."""
     layers = []
     if images:
         windows = {

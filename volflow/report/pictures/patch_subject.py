@@ -1,4 +1,4 @@
-"""What a picture of patches shows: which arrays of which cases, on which grid, and its words."""
+"""The subject of a picture of patches: arrays of cases, their grid, and lines of text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from volflow.sampling.cases.named_arrays import Case
 from volflow.sampling.cases.open_cases import open_cases
 from volflow.store.meta import Meta
 
-__all__ = ["PatchSubject", "open_patches", "said", "title"]
+__all__ = ["PatchSubject", "open_patches", "subtitle", "title"]
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class PatchSubject:
 
     @property
     def label_meta(self) -> Meta:
-        """Of the label, which may name classes and colours."""
+        """Metadata of the label, which may name classes and colours."""
         first = next(iter(self.cases.values()))
         return Meta() if self.label is None else first.sources[self.label].meta
 
     def class_names(self, classes: Names) -> dict[int, str]:
-        """Names by class number: those given, else those of the label's metadata."""
+        """Return names by class number: those given, otherwise those of the label's metadata."""
         meta = self.label_meta
         return class_names(classes, meta.channels if meta.kind == "classes" else ())
 
@@ -52,7 +52,7 @@ class PatchSubject:
 def open_patches(
     samples: Any, cases: Any, image: str | None, label: str | None, channel: int
 ) -> PatchSubject:
-    """Choose what to show of samples.
+    """Choose the arrays of samples to show.
 
     Parameters
     ----------
@@ -61,12 +61,12 @@ def open_patches(
     image, label
         Names of arrays; by default the first that holds no classes, and the first that does.
     channel
-        Of the image.
+        Channel of the image.
 
     Raises
     ------
     InvalidInput
-        Where cases are not known, or have no such array or channel.
+        If the cases are not known, or have no such array or channel.
     """
     stream = getattr(samples, "stream", samples)  # of a loader
     known = getattr(stream, "cases", None) if cases is None else open_cases(cases)
@@ -105,7 +105,7 @@ def _shared(cases: Sequence[Case]) -> Meta:
 
 
 def title(counts: PatchCounts, patch: Sequence[int]) -> tuple[str, ...]:
-    """How many patches, of what."""
+    """Return the number of patches and their origin, as the parts of a title."""
     cases, came = list(counts.cases), len(counts.patches)
     part = f"{came} of " if came < len(cases) else ""
     origin = cases[0] if len(cases) == 1 else f"{part}{len(cases)} cases"
@@ -113,15 +113,15 @@ def title(counts: PatchCounts, patch: Sequence[int]) -> tuple[str, ...]:
     return (f"{number} of {times(patch)} voxels", " from ", origin)
 
 
-def said(samples: Any, counts: PatchCounts, *more: str) -> str:
-    """By which law patches were drawn, and how many came from each case."""
+def subtitle(samples: Any, counts: PatchCounts, *more: str) -> str:
+    """Return the sampler that drew the patches, and how many came from each case."""
     law = _law(getattr(getattr(samples, "stream", samples), "sampler", None))
-    told = from_cases({name: counts.patches[name] for name in counts.cases})
-    return "   ·   ".join([*law, *more, *([told] if len(counts.cases) > 1 else [])])
+    origins = from_cases({name: counts.patches[name] for name in counts.cases})
+    return "   ·   ".join([*law, *more, *([origins] if len(counts.cases) > 1 else [])])
 
 
 def _law(sampler: Any) -> list[str]:
-    """A sampler with what was chosen of it; an array that is called as usual is not named.
+    """Return a sampler with its settings; an array with the usual name is left out.
 
     Examples
     --------

@@ -67,7 +67,7 @@ def preview(
     Raises
     ------
     InvalidInput
-        Where the volumes do not cover the same box, the position, level or channel lies outside,
+        If the volumes do not cover the same box, the position, level or channel lies outside,
         or matplotlib is missing.
 
     Examples
@@ -89,7 +89,7 @@ def preview(
     return draw(
         Scene(
             title=titled(top, under),
-            subtitle=top.facts() + (f"   ·   shown: {shown.said}" if shown.said else ""),
+            subtitle=top.facts() + (f"   ·   shown: {shown.levels}" if shown.levels else ""),
             size=top.size,
             unit=top.finest.meta.unit,
             facts=facts_shown(top, under, shown.read, slices),
@@ -100,14 +100,14 @@ def preview(
 
 
 def titled(top: Subject, under: Subject | None) -> tuple[str, ...]:
-    """The names of what is shown."""
+    """Return the names of the volumes shown, as the parts of a title."""
     return (top.name,) if under is None else (top.name, " over ", under.name)
 
 
 def facts_shown(
     top: Subject, under: Subject | None, read: Subject, slices: Sequence[Slice]
 ) -> dict[str, Any]:
-    """What a picture shows, in plain values."""
+    """Return what a picture shows as plain values."""
     meta = read.finest.meta
     return {
         "volume": top.name,
@@ -122,7 +122,7 @@ def facts_shown(
 
 
 def save(figure: Figure, path: str | os.PathLike[str], dpi: int = 150) -> None:
-    """Write a picture, by the name's ending.
+    """Write a picture in the format of its name's ending.
 
     Raises
     ------
@@ -134,12 +134,12 @@ def save(figure: Figure, path: str | os.PathLike[str], dpi: int = 150) -> None:
 
 
 def check_target(path: str | os.PathLike[str], dpi: int = 150) -> None:
-    """Refuse where no picture can be written to, before anything is read for it.
+    """Refuse a path that no picture can be written to, before anything is read for it.
 
     Raises
     ------
     InvalidInput
-        For an ending that is no format of pictures, a folder that does not exist, or so few or
+        For an ending that is not a format of pictures, a missing folder, or so few or so
         many pixels that nothing can be seen or the picture cannot be held.
     """
     if not Path(path).absolute().parent.is_dir():

@@ -121,7 +121,7 @@ class Scene:
         Between columns.
     notes_first
         Whether a caption is shortened in favour of the note beside it. Otherwise all notes are
-        left out where one has no room.
+        left out if one of them has no room.
     scale_bar
         In the first panel, below all panels, or none.
     """
@@ -146,7 +146,7 @@ def plane_panels(
     *,
     captioned: bool = True,
 ) -> list[Panel]:
-    """One panel per slice, with lines where the others lie; the first one carries the heading."""
+    """Return a panel per slice, with lines where the others lie; the first carries the heading."""
     cross = [s / 2 for s in size]
     for one in slices:
         cross[one.view.normal] = one.at
@@ -159,7 +159,7 @@ def plane_panels(
 
 
 def plane_name(view: View, index: str = "") -> str:
-    """Name and index of a plane, and which way its axes run where no letters show it."""
+    """Return name and index of a plane, with the direction of its axes if no letters show it."""
     name = f"{view.name}{index}"
     return name if any(view.edges) else f"{name}   {view.name[0]} →  {view.name[1]} ↓"
 
@@ -167,7 +167,7 @@ def plane_name(view: View, index: str = "") -> str:
 def tile_panels(
     view: View, layers: tuple[Layer, ...], captions: Sequence[tuple[str, str]], columns: int
 ) -> list[Sequence[Panel]]:
-    """Columns of tiles that show planes across one axis, with their captions and notes."""
+    """Return columns of tiles that show planes across one axis, with their captions and notes."""
     outline = 0.5 if len(captions) * len(layers[-1].colors) <= MOST_OUTLINES else 0.0
     tiles = [
         Panel(view, layers, n, caption=caption, note=note, letters=n == 0, outline=outline)
@@ -177,9 +177,9 @@ def tile_panels(
 
 
 def beside(panels: Sequence[Panel], size: Sequence[float]) -> list[Sequence[Panel]]:
-    """Columns of up to three panels: in a row, or the first beside the two others above each other.
+    """Arrange up to three panels in columns: in a row, or the first beside the two others.
 
-    The second arrangement is taken where it makes them much larger, as of thin slabs.
+    The second arrangement is taken if it makes them much larger, as for thin slabs.
     """
     row = [[panel] for panel in panels]
     if len(panels) == 3:
@@ -192,7 +192,7 @@ def beside(panels: Sequence[Panel], size: Sequence[float]) -> list[Sequence[Pane
 
 
 def best_columns(count: int, size: Size) -> int:
-    """In how many columns tiles are largest, given that few places should stay empty.
+    """Return in how many columns tiles are largest; places that stay empty count against it.
 
     Examples
     --------
@@ -252,7 +252,7 @@ def _sizes(columns: Sequence[Sequence[Panel]], size: Sequence[float]) -> list[li
 
 
 def _fit(sizes: Sequence[Sequence[Size]], above: Sequence[float], gap: float) -> float:
-    """Inches per unit at which columns of panels fit the page."""
+    """Return the inches per unit at which columns of panels fit the page."""
     tallest = TALLEST if sum(map(len, sizes)) <= 3 else TALLEST_GRID
     across = (WIDTH - 2 * MARGIN - gap * (len(sizes) - 1)) / sum(
         max(w for w, _ in column) for column in sizes

@@ -1,4 +1,4 @@
-"""The picture of a seam certificate: a slice, what the network says of it, where blends differ."""
+"""The picture of a seam certificate: a slice, its result, and the differences of blends."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def seams_figure(certificate: Certificate) -> Figure:
     Raises
     ------
     InvalidInput
-        Where matplotlib is missing.
+        If matplotlib is missing.
 
     Examples
     --------
@@ -96,7 +96,7 @@ def seams_figure(certificate: Certificate) -> Figure:
 def _panels(
     certificate: Certificate, view: View, size: tuple[float, ...]
 ) -> tuple[list[Panel], Ramp]:
-    """The panels in their order, and the scale of the differences."""
+    """Return the panels in their order, and the scale of the differences."""
     plane = certificate.plane
     extent = (0.0, size[view.columns], size[view.rows], 0.0)
 
@@ -107,12 +107,12 @@ def _panels(
     grey = grey_layer([image], grey_window([image], PERCENTILES))
     if plane.whole.dtype.kind in "iu":
         names = dict(enumerate(certificate.classes))
-        result, said = class_layer([whole], names, fill=OVER_SCAN), "classes"
+        result, kind = class_layer([whole], names, fill=OVER_SCAN), "classes"
     else:
-        result, said = heat_layer([whole], "score", heat_window([whole])), "scores"
+        result, kind = heat_layer([whole], "score", heat_window([whole])), "scores"
     panels = [
         Panel(view, (grey,), 0, "image", "as the network sees it"),
-        Panel(view, (grey, result), 0, "whole", f"{said} in one forward", letters=False),
+        Panel(view, (grey, result), 0, "whole", f"{kind} in one forward", letters=False),
     ]
     cuts = [turned(away) for away in plane.differences]
     reach = deviation([cut.values for cut in cuts]).shown or 1.0
@@ -130,7 +130,7 @@ def _panels(
 def _ticks(
     view: View, borders: Sequence[Sequence[int]], spacing: Sequence[float], size: Sequence[float]
 ) -> tuple[list[float], list[float]]:
-    """Where patches begin and end along columns and rows, as displayed."""
+    """Return where patches begin and end along columns and rows, as displayed."""
 
     def places(axis: int, flip: bool) -> list[float]:
         found = [edge * spacing[axis] for edge in borders[axis]]
@@ -144,13 +144,13 @@ def _heading(seams: Seams) -> str:
 
 
 def _line(seams: Seams) -> str:
-    """What is known of the whole region."""
+    """Return the figures of the whole region."""
     figures = f"mean {seams.mean:.2g}, largest {seams.largest:.2g}".replace("e-", "e−")
     return f"{figures}, {percent(seams.changed)} other class"
 
 
 def _subtitle(certificate: Certificate, view: View) -> str:
-    """Where the slice lies, and what is compared."""
+    """Return the place of the slice and the settings that are compared."""
     plane = certificate.plane
     region = certificate.regions[plane.region - 1]
     spans = ", ".join(

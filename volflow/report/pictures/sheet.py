@@ -71,7 +71,7 @@ def contact_sheet(
     Raises
     ------
     InvalidInput
-        Where there is no such axis, the number of tiles cannot be shown, or as `preview` raises.
+        If there is no such axis, the number of tiles cannot be shown, or as `preview` raises.
 
     Examples
     --------
@@ -102,7 +102,9 @@ def contact_sheet(
     return draw(
         Scene(
             title=titled(top, under),
-            subtitle="   ·   ".join([_said(top, view, count), top.facts(), *_shown(shown.said)]),
+            subtitle="   ·   ".join(
+                [_planes_text(top, view, count), top.facts(), *_shown(shown.levels)]
+            ),
             size=top.size,
             unit=top.finest.meta.unit,
             facts=facts_shown(top, under, shown.read, slices),
@@ -114,8 +116,8 @@ def contact_sheet(
     )
 
 
-def _said(top: Subject, view: View, count: int) -> str:
-    """What the tiles are, and which way they run."""
+def _planes_text(top: Subject, view: View, count: int) -> str:
+    """Return the number and name of the tiles' planes, and their direction."""
     orientation = top.finest.meta.orientation
     if orientation is None:
         return f"{count} {view.name} planes, {view.name[0]} →  {view.name[1]} ↓"
@@ -123,12 +125,12 @@ def _said(top: Subject, view: View, count: int) -> str:
     return f"{count} {view.name} planes along {view.axis}, towards {toward}"
 
 
-def _shown(said: str) -> list[str]:
-    return [f"shown: {said}"] if said else []
+def _shown(levels: str) -> list[str]:
+    return [f"shown: {levels}"] if levels else []
 
 
 def _caption(top: Subject, one: Slice) -> tuple[str, str]:
-    """Index of a plane, and where its centre lies in the coordinates of the volume."""
+    """Return the index of a plane, and where its centre lies in the volume's coordinates."""
     meta, axis = top.finest.meta, one.view.normal
     index = f"{one.view.axis} = {one.index}"
     if meta.unit is None:

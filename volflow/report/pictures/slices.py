@@ -1,4 +1,4 @@
-"""Slices of a volume as pictures show them: where they lie, what is read, which way round."""
+"""Slices of a volume as pictures show them: their place, their voxels, their direction."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ class Slice:
 
 @dataclass(frozen=True)
 class Cut:
-    """What was read of a slice, turned for the eye.
+    """The voxels read of a slice, turned as it is displayed.
 
     Parameters
     ----------
     values
-        Rows, columns.
+        A 2-D array, (rows, columns).
     extent
         Left, right, bottom and top edge in the unit of the volume, counted from the left and the
         top of the box as displayed. A coarse level may reach a little beyond its box.
@@ -64,7 +64,7 @@ def cut(
     channel: int | None = 0,
     average: bool = False,
 ) -> list[Cut]:
-    """Read slices and turn them for the eye.
+    """Read slices and turn them as they are displayed.
 
     Parameters
     ----------
@@ -73,9 +73,9 @@ def cut(
     slices
         Where they lie.
     size
-        Of the box along z, y, x.
+        Size of the box along z, y, x.
     pixels, channel, average
-        As `read_planes` takes them.
+        As in `read_planes`.
     shift
         How far the volume's low edge lies inside the box.
     """
@@ -104,14 +104,14 @@ def _edges(
     shift: Sequence[float],
     size: Sequence[float],
 ) -> tuple[float, float]:
-    """Where the first pixel begins and the last ends, along an axis as displayed."""
+    """Return where the first pixel begins and the last ends, along an axis as displayed."""
     low = shift[axis]
     high = low + count * pixel[axis]
     return (size[axis] - high, size[axis] - low) if flip else (low, high)
 
 
 def on_one_grid(a: Cut, b: Cut) -> tuple[Array, Array, tuple[float, float, float, float]]:
-    """The values of two cuts of one slice on the finer of their grids, and its extent.
+    """Return the values of two cuts of one slice on the finer of their grids, and its extent.
 
     A pixel of the coarser cut is the one in which the finer pixel's centre lies; nothing is
     interpolated.
@@ -129,7 +129,7 @@ def on_one_grid(a: Cut, b: Cut) -> tuple[Array, Array, tuple[float, float, float
 
 
 def _sampled(cut: Cut, like: Cut) -> Array:
-    """The values of a cut at the centres of another's pixels."""
+    """Return the values of a cut at the centres of another's pixels."""
     index = []
     for n, (start, stop) in enumerate(((3, 2), (0, 1))):
         count = like.values.shape[n]

@@ -1,4 +1,4 @@
-"""From volumes to layers: the scan underneath in grey, the result above in its colours."""
+"""The layers of volumes: the scan underneath in grey, the result over it in its colours."""
 
 from __future__ import annotations
 
@@ -20,7 +20,13 @@ from volflow.report.pictures.layers import (
 )
 from volflow.report.pictures.scene import Foot, Scene
 from volflow.report.pictures.slices import Cut, Slice
-from volflow.report.pictures.subject import Names, Subject, open_subject, same_box, told_apart
+from volflow.report.pictures.subject import (
+    Names,
+    Subject,
+    open_subject,
+    same_box,
+    with_distinct_names,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,20 +36,20 @@ __all__ = ["Display", "Stack", "drawing", "feet_of", "ground", "open_both", "sta
 
 @dataclass(frozen=True)
 class Display:
-    """How volumes are to be shown.
+    """The options with which volumes are shown.
 
     Parameters
     ----------
     level
-        The one asked for; None for what fits.
+        The chosen level; None for the one that fits.
     classes
         Names given for the classes.
     percentiles
-        Of the voxels shown, black and white in a scan.
+        Percentiles of the voxels shown that are black and white in a scan.
     pixels
-        What a picture can show along an axis.
+        The number of pixels that a picture can show along an axis.
     axes
-        Which of z, y, x it shows.
+        The axes that it shows, of 0, 1, 2 for z, y, x.
     """
 
     level: int | None
@@ -80,11 +86,11 @@ def _are_names(classes: Any) -> bool:
 
 @dataclass(frozen=True)
 class Stack:
-    """The layers of a picture, from the bottom to the top, and what was read for them."""
+    """The layers of a picture, from the bottom to the top, the level read, and a text about it."""
 
     layers: tuple[Layer, ...]
     read: Subject
-    said: str
+    levels: str
 
 
 def drawing() -> Callable[[Scene], Figure]:
@@ -105,11 +111,11 @@ def drawing() -> Callable[[Scene], Figure]:
 
 
 def open_both(volume: Any, over: Any, channel: int | None) -> tuple[Subject, Subject | None]:
-    """A volume, and the scan underneath where one is given; they cover the same box."""
+    """Open a volume, and the scan underneath if one is given; they cover the same box."""
     top = open_subject(volume, channel, merge=over is not None)
     if over is None:
         return top, None
-    top, under = told_apart(top, open_subject(over))
+    top, under = with_distinct_names(top, open_subject(over))
     same_box(top, under)
     return top, under
 
@@ -121,11 +127,11 @@ def stack(top: Subject, under: Subject | None, slices: Sequence[Slice], display:
     average = not top.may_be_classes(display.classes, guess)
     cuts = top.cut(read, slices, display.pixels, average=average)
     layers: list[Layer] = []
-    said = [read.shown(display.pixels, average)]
+    levels = [read.shown(display.pixels, average)]
     if under is not None:
-        below, told = ground(under, read, slices, display, DIMMED)
+        below, level_below = ground(under, read, slices, display, DIMMED)
         layers += below
-        said.append(told)
+        levels.append(level_below)
     if top.are_classes(cuts, display.classes, guess):
         names = top.class_names(display.classes)
         fill = ALONE if under is None else OVER_SCAN
@@ -134,13 +140,13 @@ def stack(top: Subject, under: Subject | None, slices: Sequence[Slice], display:
         layers.append(heat_layer(cuts, top.channel_name(), heat_window(cuts)))
     else:
         layers.append(grey_layer(cuts, grey_window(cuts, display.percentiles)))
-    return Stack(tuple(layers), read, "; ".join(filter(None, said)))
+    return Stack(tuple(layers), read, "; ".join(filter(None, levels)))
 
 
 def ground(
     under: Subject, read: Subject, slices: Sequence[Slice], display: Display, *whites: float
 ) -> tuple[tuple[Layer, ...], str]:
-    """The scan underneath, at the level that fits; where one was asked for, at the nearest.
+    """Return the scan underneath, at the level that fits, or the one nearest to a chosen level.
 
     One layer for each of ``whites``, which dim it; and what is shown of it, as `Subject.shown`.
     """
@@ -148,12 +154,12 @@ def ground(
     level = under.like(read) if chosen else under.at_level(None, display.pixels, display.axes)
     cuts: list[Cut] = under.cut(level, slices, display.pixels, average=True)
     window = grey_window(cuts, display.percentiles)
-    said = level.shown(display.pixels, average=True)
+    shown = level.shown(display.pixels, average=True)
     layers = tuple(grey_layer(cuts, window, white) for white in whites)
-    return layers, f"{under.name} {said}" if said else ""
+    return layers, f"{under.name} {shown}" if shown else ""
 
 
 def feet_of(layers: Sequence[Layer]) -> list[list[list[Foot]]]:
-    """What stands below all panels: the names of the classes on top, or the scale of the scores."""
+    """Return what stands below all panels: the legend of classes, or the scale of scores."""
     top = layers[-1]
     return [[[foot for foot in (top.legend, top.ramp) if foot]]]

@@ -33,8 +33,8 @@ __all__ = [
     "is_whole",
     "open_subject",
     "same_box",
-    "told_apart",
     "view_across",
+    "with_distinct_names",
 ]
 
 Names = Sequence[str] | Mapping[int, str] | None
@@ -51,13 +51,13 @@ class Subject:
     Parameters
     ----------
     name
-        To call it in the picture and in messages.
+        Its name in the picture and in messages.
     finest
         Level 0, or the one that was given; a file or array has no other.
     channel
-        Which one is shown; None for the number of the highest.
+        The channel shown; None for the number of the highest one.
     folder
-        In which it lies, "" where that is not known.
+        The folder in which it lies, "" if that is not known.
     """
 
     name: str
@@ -72,12 +72,12 @@ class Subject:
 
     @property
     def size(self) -> Vector:
-        """Of its box along z, y, x, in its unit."""
+        """Size of its box along z, y, x, in its unit."""
         z, y, x = (n * s for n, s in zip(self.shape, self.finest.meta.spacing, strict=True))
         return (z, y, x)
 
     def at_level(self, level: int | None, pixels: int, axes: Sequence[int] = (0, 1, 2)) -> Subject:
-        """The level asked for; by default the finest that ``pixels`` can show."""
+        """Return the chosen level; by default the finest that ``pixels`` can show."""
         if not is_whole(0 if level is None else level):
             raise InvalidInput(f"level must be a whole number, given {level!r}")
         volume = self.finest
@@ -89,7 +89,7 @@ class Subject:
         return self
 
     def like(self, other: Subject) -> Subject:
-        """The level that is most like another subject's."""
+        """Return the level whose voxels are most like another subject's."""
         if not isinstance(self.finest, Volume):
             return self
         return replace(self, finest=level_like(self.finest, other.finest.meta.spacing))
@@ -97,7 +97,7 @@ class Subject:
     def cut(
         self, level: Subject, slices: Sequence[Slice], pixels: int, *, average: bool = False
     ) -> list[Cut]:
-        """Slices of one of its levels."""
+        """Read slices of one of its levels."""
         shift: tuple[float, ...] = (0.0, 0.0, 0.0)
         if isinstance(self.finest, Volume) and isinstance(level.finest, Volume):
             edges = zip(low_edge(level.finest), low_edge(self.finest), strict=True)
@@ -113,7 +113,7 @@ class Subject:
         )
 
     def scan(self) -> list[Array]:
-        """A few planes along z of the coarsest level that still shows where things are."""
+        """Read a few planes along z of the coarsest level that still shows where things are."""
         volume = self.finest
         if isinstance(volume, Volume):
             for level in range(len(volume.levels) - 1, volume.level, -1):
@@ -125,7 +125,7 @@ class Subject:
     def slices(
         self, at: str | Sequence[int], weights: Sequence[Array] | None = None
     ) -> tuple[Slice, ...]:
-        """Three orthogonal planes; one of a single slice.
+        """Return three orthogonal planes, or the only one of a single slice.
 
         Parameters
         ----------
@@ -144,12 +144,12 @@ class Subject:
         return tuple(self.slice(view, index[view.normal]) for view in planes)
 
     def slice(self, view: View, index: int) -> Slice:
-        """One plane."""
+        """Return one plane."""
         return Slice(view, index, (index + 0.5) * self.finest.meta.spacing[view.normal])
 
     @property
     def views(self) -> tuple[View, View, View]:
-        """Its planes, as they are displayed."""
+        """Its three planes as they are displayed."""
         return views(self.finest.meta.orientation)
 
     def _voxel(self, at: str | Sequence[int], weights: Sequence[Array] | None) -> tuple[int, ...]:
@@ -171,20 +171,20 @@ class Subject:
         return voxel
 
     def may_be_classes(self, classes: Names, guess: bool) -> bool:
-        """Whether what is shown could be classes; their voxels must not be averaged."""
+        """Return True if this could be classes, whose voxels must not be averaged."""
         several = self.channel is None and len(self.finest.shape) == 4
         named = self.finest.meta.kind == "classes" or classes is not None
         return named or several or (guess and self.finest.dtype.kind in "biu")
 
     def are_classes(self, cuts: Sequence[Cut], classes: Names, guess: bool) -> bool:
-        """Whether what was read is classes.
+        """Return True if the voxels read are classes.
 
         Parameters
         ----------
         cuts
             What was read.
         classes
-            Names given for them, if any: then it is.
+            Names given for classes; if there are any, these are classes.
         guess
             Whether few different whole numbers are taken for classes.
         """
@@ -195,52 +195,52 @@ class Subject:
         return len(np.unique(np.concatenate([c.values.ravel() for c in cuts]))) <= FEW_VALUES
 
     def class_names(self, classes: Names) -> dict[int, str]:
-        """Names by class number: those given, else those of the metadata."""
+        """Return names by class number: those given, otherwise those of the metadata."""
         return class_names(classes, self.finest.meta.channels)
 
     def channel_name(self) -> str:
-        """Of the one channel that is shown."""
+        """Return the name of the channel that is shown."""
         names = self.finest.meta.channels
         return names[self.channel or 0] if names else "score"
 
     @property
     def voxel(self) -> str:
-        """The size of its voxels, in words."""
+        """The size of its voxels with its unit, as text."""
         return lengths(self.finest.meta.spacing, self.finest.meta.unit)
 
     def facts(self) -> str:
-        """Shape, voxel size, orientation and dtype in one line."""
+        """Return shape, voxel size, orientation and data type in one line."""
         meta = self.finest.meta
         facts = [f"{times(self.finest.shape)} voxels", self.voxel, meta.orientation or ""]
         return "   ·   ".join(fact for fact in [*facts, str(self.finest.dtype)] if fact)
 
     def shown(self, pixels: int, average: bool = False) -> str:
-        """Which level this is, and how it was thinned; "" for all voxels of the only level.
+        """Return which level this is and how it was thinned; "" for all voxels of the only level.
 
         Examples
         --------
         >>> open_subject(np.zeros((4, 9000, 9000), "u1")).shown(1600)
         'one of 1 × 6 × 6 voxels'
         """
-        volume, said = self.finest, []
+        volume, parts = self.finest, []
         if isinstance(volume, Volume) and len(volume.levels) > 1:
-            said.append(f"level {volume.level}" + (f", {self.voxel}" if volume.level else ""))
+            parts.append(f"level {volume.level}" + (f", {self.voxel}" if volume.level else ""))
         step = steps(volume, pixels)
         if max(step) > 1:
             voxels = f"{times(step)} voxels"
-            said.append(f"mean of {voxels}" if average else f"one of {voxels}")
-        return ", ".join(said)
+            parts.append(f"mean of {voxels}" if average else f"one of {voxels}")
+        return ", ".join(parts)
 
 
 def class_names(classes: Names, known: Sequence[str]) -> dict[int, str]:
-    """Names by class number: those given by a user, else those known."""
+    """Return names by class number: those given by a user, otherwise those known."""
     if isinstance(classes, Mapping):
         return dict(classes)
     return dict(enumerate(known if classes is None else classes))
 
 
 def view_across(axis: str, orientation: str | None) -> View:
-    """The plane across an axis, given by its letter or by the name of the plane.
+    """Return the plane across an axis, given by its letter or by the name of the plane.
 
     Raises
     ------
@@ -256,7 +256,7 @@ def view_across(axis: str, orientation: str | None) -> View:
 
 
 def is_whole(number: object) -> bool:
-    """Whether a number that somebody gave is a whole one, of Python or of NumPy."""
+    """Return True for a whole number of Python or NumPy."""
     return isinstance(number, Integral)
 
 
@@ -276,7 +276,7 @@ def open_subject(x: VolumeLike, channel: int | None = None, *, merge: bool = Fal
     Raises
     ------
     InvalidInput
-        Where it cannot be opened, or has no such channel.
+        If it cannot be opened, or has no such channel.
     """
     finest = _open(x)
     count = finest.shape[0] if len(finest.shape) == 4 else 1
@@ -292,8 +292,8 @@ def open_subject(x: VolumeLike, channel: int | None = None, *, merge: bool = Fal
     return Subject(name, finest, channel, Path(path).absolute().parent.name)
 
 
-def told_apart(a: Subject, b: Subject) -> tuple[Subject, Subject]:
-    """Two subjects whose names differ where their folders do."""
+def with_distinct_names(a: Subject, b: Subject) -> tuple[Subject, Subject]:
+    """Return two subjects whose names differ if their folders do."""
     if a.name != b.name or a.folder == b.folder:
         return a, b
     first, second = (replace(one, name=f"{one.folder}/{one.name}") for one in (a, b))
@@ -328,7 +328,7 @@ def same_box(a: Subject, b: Subject) -> None:
 
 
 def _open(x: VolumeLike) -> Readable:
-    """The finest level of a volume, or a file or array."""
+    """Open the finest level of a volume, or a file or array."""
     if isinstance(x, Volume):
         return x
     if isinstance(x, str | os.PathLike):

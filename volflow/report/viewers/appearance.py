@@ -1,4 +1,4 @@
-"""How viewers show volumes: in grey, in colours or as classes, between which values, at which size.
+"""The appearance of volumes in viewers: grey, colours or classes, and the range of values.
 
 The first volume is the ground, later ones lie over it. What is decided here holds for every
 viewer, so that a result looks alike in all of them.
@@ -91,12 +91,12 @@ class Appearance:
     name
         Unlike that of any other volume shown.
     channels
-        Of an image; () for classes.
+        The channels of an image; () for classes.
     labels, colors
-        Of classes, by number: their names, () where none are known, and "#RRGGBB", () where the
-        viewer chooses. The colour of 0 means nothing: it is clear.
+        Names and colours ("#RRGGBB") of classes by number; () if no names are known, or if the
+        viewer chooses the colours. Class 0 is clear, whatever its colour.
     unit
-        Of the spacing; that of the other volumes where this one says nothing.
+        Unit of the spacing; that of the other volumes if this one has none.
     """
 
     volume: Volume
@@ -108,7 +108,7 @@ class Appearance:
 
 
 def metres(unit: str | None) -> float | None:
-    """The length of a unit, as NGFF or as others spell it, in metres; None where it is not known.
+    """Return the length of a unit in metres, however it is spelled; None if it is not known.
 
     Examples
     --------
@@ -119,7 +119,7 @@ def metres(unit: str | None) -> float | None:
 
 
 def direction(orientation: str, letter: str) -> npt.NDArray[np.float64]:
-    """A direction of the patient along x, y, z of the index.
+    """Return a direction of the patient as a vector along x, y, z of the index.
 
     Parameters
     ----------
@@ -139,7 +139,7 @@ def direction(orientation: str, letter: str) -> npt.NDArray[np.float64]:
 
 
 def appearances(volumes: Sequence[Any]) -> tuple[Appearance, ...]:
-    """How to show volumes together, the first as the ground.
+    """Return how volumes are shown together, the first as the ground.
 
     Of a volume whose statistics are not known a few chunks are read, of its coarsest level.
 
@@ -151,7 +151,7 @@ def appearances(volumes: Sequence[Any]) -> tuple[Appearance, ...]:
     Raises
     ------
     InvalidInput
-        Where there are none, one is no local volume, or their units or orientations differ
+        If there are none, one is not a local volume, or their units or orientations differ
         so that they cannot be laid over each other.
     """
     opened = [_finest(volume) for volume in volumes]
@@ -167,7 +167,7 @@ def appearances(volumes: Sequence[Any]) -> tuple[Appearance, ...]:
 
 
 def _refuse_different(volumes: Sequence[Volume]) -> None:
-    """Refuse volumes whose places in one space cannot be told."""
+    """Refuse volumes that cannot be placed in one space."""
     units = [(volume, volume.unit) for volume in volumes if volume.unit]
     ways = [(volume, volume.orientation) for volume in volumes if volume.orientation]
     lengths = all(metres(unit) for _, unit in units)
@@ -200,7 +200,7 @@ def _finest(volume: Any) -> Volume:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """File names without their endings, numbered where two are the same."""
+    """Return file names without their endings, numbered if two are the same."""
     stems = [path.name.removesuffix(".zarr").removesuffix(".ome") or "volume" for path in paths]
     # Label images and levels of others are mere numbers in a folder.
     stems = [
@@ -235,7 +235,7 @@ def _channels(
     labels: Sequence[str],
     windows: Sequence[tuple[float, float]],
 ) -> tuple[Channel, ...]:
-    """A scan in grey, all else in the colours of its channels, those of scores of their classes."""
+    """Return the channels: a scan in grey, others in their colours, scores in those of classes."""
     own = volume.meta.colors
     if len(windows) == 1:
         grey = not number and not own
@@ -255,7 +255,7 @@ def _channels(
 
 
 def _classes_seen(volume: Volume, values: Sequence[Histogram | None], most: int) -> int:
-    """How many classes whole numbers stand for; 0 where there are more different ones."""
+    """Return how many classes whole numbers stand for; 0 if they have too many values."""
     if volume.dtype.kind == "b":
         return 2
     only = values[0]
@@ -266,7 +266,7 @@ def _classes_seen(volume: Volume, values: Sequence[Histogram | None], most: int)
 
 
 def _window(volume: Volume, channel: Histogram | None, overlay: bool) -> tuple[float, float]:
-    """The values to show darkest and brightest; whole numbers where the voxels are."""
+    """Return the values shown darkest and brightest; whole numbers if the voxels are."""
     real = volume.dtype.kind == "f"
     limits = np.iinfo("u1" if volume.dtype.kind == "b" else volume.dtype) if not real else None
     if channel is None or not channel.count:

@@ -40,12 +40,12 @@ class ViewerLink:
 
     @property
     def url(self) -> str:
-        """The link to open; it leads to the viewer with the state in its address."""
+        """The link to open; it leads to the viewer, with the state in its address."""
         return f"{self._server.address}/"
 
     @property
     def loopback(self) -> bool:
-        """Whether only this machine can read the volumes."""
+        """Return True if only this machine can read the volumes."""
         return self._server.loopback
 
     def wait(self) -> None:
@@ -99,7 +99,7 @@ def view(
     Raises
     ------
     InvalidInput
-        Where there is no volume, one is no local volume or holds what Neuroglancer cannot show,
+        If there is no volume, one is not a local volume or holds what Neuroglancer cannot show,
         their orientations differ, or the port is taken.
 
     Examples
@@ -142,7 +142,7 @@ def _listen(host: str, port: int | None) -> VolumeServer:
 
 
 def _installed_client() -> Path | None:
-    """The folder of Neuroglancer's own pages in its package, found without loading it."""
+    """Return the folder of Neuroglancer's pages in its package, found without importing it."""
     found = importlib.util.find_spec("neuroglancer")
     for place in (found.submodule_search_locations or ()) if found else ():
         folder = (Path(place) / "static" / "client").resolve()

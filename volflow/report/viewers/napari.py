@@ -33,7 +33,7 @@ if __name__ == "__main__":
 
 
 def napari_snippet(*volumes: Any) -> str:
-    """A Python script that opens volumes in napari, the first as the ground, later ones over it.
+    """Return a Python script that opens volumes in napari, the first as the ground.
 
     Each lies where its metadata say, in its true size, with every level of its pyramid; napari
     reads only what it shows. Colours and windows are those of `volflow.view`.
@@ -46,12 +46,12 @@ def napari_snippet(*volumes: Any) -> str:
     Returns
     -------
     str
-        Of its own: it runs wherever napari, volflow and these paths are.
+        A complete script, which runs wherever napari, volflow and these paths are.
 
     Raises
     ------
     InvalidInput
-        Where there is no volume, one is no local volume, or their orientations differ.
+        If there is no volume, one is not a local volume, or their orientations differ.
 
     Examples
     --------
@@ -81,7 +81,7 @@ def napari_snippet(*volumes: Any) -> str:
 
 
 def _upright(orientation: str | None) -> str:
-    """The line that turns the patient's head up, and shows left and right as they are in 3-D."""
+    """Return the line that turns the patient's head up and shows left and right truly in 3-D."""
     if orientation is None:
         return ""
     upwards = orientation[1] in "AS"
@@ -92,7 +92,7 @@ def _upright(orientation: str | None) -> str:
 
 
 def _calls(one: Appearance, unit: str | None, number: int) -> list[str]:
-    """The calls that add a volume's layers."""
+    """Return the calls that add a volume's layers."""
     placed = _placed(one, unit)
     if not one.channels:
         return [_call("add_labels", one, "", {"name": one.name} | placed | _classes(one))]
@@ -114,7 +114,7 @@ def _calls(one: Appearance, unit: str | None, number: int) -> list[str]:
 
 
 def _placed(one: Appearance, unit: str | None) -> dict[str, Any]:
-    """Size of a voxel and place of the first, in the unit of all layers."""
+    """Return the size of a voxel and the place of the first, in the unit of all layers."""
     mine, ours = metres(one.unit), metres(unit)
     factor = mine / ours if mine and ours else 1.0
     placed: dict[str, Any] = {
@@ -126,7 +126,7 @@ def _placed(one: Appearance, unit: str | None) -> dict[str, Any]:
 
 
 def _classes(one: Appearance) -> dict[str, Any]:
-    """Colours and names of classes; what is none of them is grey."""
+    """Return colours and names of classes; other values are grey."""
     options: dict[str, Any] = {"opacity": CLASS_OPACITY}
     if one.colors:
         colors = {None: "gray", 0: "transparent"}
@@ -138,7 +138,7 @@ def _classes(one: Appearance) -> dict[str, Any]:
 
 
 class _Code(str):
-    """Text that stands in the script as it is."""
+    """Code that stands in the script without quotes."""
 
     __slots__ = ()
 

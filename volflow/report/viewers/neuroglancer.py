@@ -45,7 +45,7 @@ OVERLAID = CONTROLS + "void main() {{ emitRGBA(vec4(color, normalized())); }}\n"
 
 
 def viewer_state(shown: Sequence[Appearance], address: str) -> State:
-    """The state that shows volumes over each other, cut through the middle of the first.
+    """Return the state that shows volumes over each other, cut through the middle of the first.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ def viewer_state(shown: Sequence[Appearance], address: str) -> State:
     Raises
     ------
     InvalidInput
-        Where Neuroglancer cannot show a volume.
+        If Neuroglancer cannot show a volume.
     """
     for one in shown:
         _check(one.volume)
@@ -97,7 +97,7 @@ def viewer_state(shown: Sequence[Appearance], address: str) -> State:
 
 
 def fragment(state: State) -> str:
-    """A state as the part of a link after ``#``.
+    """Return a state as the part of a link after ``#``.
 
     Examples
     --------
@@ -109,7 +109,7 @@ def fragment(state: State) -> str:
 
 
 def class_names(one: Appearance) -> State:
-    """Names of classes as Neuroglancer's "segment properties"; the background is left out."""
+    """Return the names of classes, without the background, as Neuroglancer's segment properties."""
     values = [value for value in range(len(one.labels)) if value]
     names = [one.labels[value] for value in values]
     return {
@@ -136,7 +136,7 @@ def _check(volume: Volume) -> None:
 
 
 def _codecs(metadata: Any) -> set[str]:
-    """The names of all codecs in the metadata of an array of either Zarr format."""
+    """Return the names of all codecs in the metadata of an array of either Zarr format."""
     if metadata["zarr_format"] == 2:
         given = [metadata.get("compressor"), *(metadata.get("filters") or ())]
         return {codec["id"] for codec in given if codec}
@@ -150,7 +150,7 @@ def _codecs(metadata: Any) -> set[str]:
 
 
 def _dimensions(one: Appearance) -> dict[str, list[Any]]:
-    """Scale and unit of each stored axis, by the name it has in the viewer.
+    """Return scale and unit of each stored axis, by its name in the viewer.
 
     An apostrophe makes a dimension that belongs to one layer alone.
     """
@@ -166,21 +166,21 @@ def _dimensions(one: Appearance) -> dict[str, list[Any]]:
 
 
 def _corner(volume: Volume) -> dict[str, float]:
-    """Where the first voxel begins, counted in voxels: half of one before its centre."""
+    """Return where the first voxel begins, counted in voxels: half of one before its centre."""
     meta = volume.meta
     places = zip("zyx", meta.translation, meta.spacing, strict=True)
     return {axis: shift / size - 0.5 for axis, shift, size in places}
 
 
 def _middle(volume: Volume) -> dict[str, float]:
-    """The middle of the middle voxel."""
+    """Return the middle of the middle voxel."""
     corner = _corner(volume)
     sizes = zip("zyx", volume.spatial_shape, strict=True)
     return {axis: corner[axis] + size // 2 + 0.5 for axis, size in sizes}
 
 
 def _longest(volume: Volume) -> float:
-    """Length of the longest side, in Neuroglancer's measure: the shortest side of a voxel."""
+    """Return the length of the longest side, counted in shortest sides of a voxel."""
     sides = zip(volume.spatial_shape, volume.spacing, strict=True)
     return max(count * size for count, size in sides) / min(volume.spacing)
 
@@ -228,7 +228,7 @@ def _class_layer(one: Appearance, source: State, names: str) -> State:
 
 
 def _local(volume: Volume, channel: int) -> State:
-    """Which channel and timepoint a layer shows, where the array has such axes."""
+    """Return the channel and timepoint of a layer, if the array has such axes."""
     at = {"c": channel, "t": volume.timepoint or 0}
     axes = [axis for axis in volume.stored_axes if axis in at]
     if not axes:
@@ -240,7 +240,7 @@ def _local(volume: Volume, channel: int) -> State:
 
 
 def _source(one: Appearance, url: str) -> State:
-    """Where a layer's voxels are, and the names and scales of its axes."""
+    """Return the address of a layer's voxels, and the names and scales of its axes."""
     volume = one.volume
     transform: State = {"outputDimensions": _dimensions(one)}
     url = f"zarr{volume.array.metadata.zarr_format}://{url}/"
@@ -257,7 +257,7 @@ def _source(one: Appearance, url: str) -> State:
 
 
 def _own_names(volume: Volume) -> list[str]:
-    """The names that Neuroglancer gives the axes of an array without a pyramid."""
+    """Return the names that Neuroglancer gives the axes of an array without a pyramid."""
     metadata, count = volume.array.metadata, volume.array.ndim
     if metadata.zarr_format == 2:  # where anything may stand in the attributes
         prefix, names = "d", volume.array.attrs.asdict().get("_ARRAY_DIMENSIONS")
@@ -271,7 +271,7 @@ def _own_names(volume: Volume) -> list[str]:
 
 
 def _reads_levels(volume: Volume) -> bool:
-    """Whether Neuroglancer understands the metadata of the pyramid, as others may write them."""
+    """Return True if Neuroglancer understands the metadata of the pyramid."""
     if not volume.levels[0].path or volume.unit not in (None, *NGFF_UNITS):
         return False
     group = zarr.open_group(volume.path, mode="r", use_consolidated=False)
@@ -282,7 +282,7 @@ def _reads_levels(volume: Volume) -> bool:
 
 
 def _turn(orientation: str, *, down: str, away: str) -> list[float]:
-    """The rotation after which the patient's ``down`` runs down the screen, ``away`` into it.
+    """Return the rotation that turns ``down`` to the screen's lower edge and ``away`` into it.
 
     Parameters
     ----------

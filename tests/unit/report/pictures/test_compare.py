@@ -137,7 +137,7 @@ def test_grids_and_levels_may_differ(pyramid, stored, monkeypatch, reads, tmp_pa
     assert figure.facts["difference"]["classes"][0]["dice"] == 1
 
 
-def test_same_names_are_told_apart_by_their_folders(stored, tmp_path, words):
+def test_same_names_are_with_distinct_names_by_their_folders(stored, tmp_path, words):
     labels = np.ones((4, 5, 6), "u1")
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()

@@ -8,7 +8,7 @@ import zarr
 
 from volflow.errors import InvalidInput
 from volflow.report.pictures.slices import Cut
-from volflow.report.pictures.subject import Subject, open_subject, same_box, told_apart
+from volflow.report.pictures.subject import Subject, open_subject, same_box, with_distinct_names
 from volflow.store.formats.sources import ArraySource
 from volflow.store.meta import Level, Meta
 from volflow.store.ngff import write_group
@@ -133,10 +133,10 @@ def test_names(tmp_path):
     assert open_subject(zarr.ones(shape=(2, 2, 2))).name == "volume"
 
 
-def test_equal_names_are_told_apart_by_their_folders(tmp_path):
+def test_equal_names_are_with_distinct_names_by_their_folders(tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "labels").mkdir()
     a, b = (open_subject(pyramid(tmp_path / name / "1.zarr")) for name in ("images", "labels"))
-    assert [one.name for one in told_apart(a, b)] == ["images/1.zarr", "labels/1.zarr"]
-    assert [one.name for one in told_apart(a, a)] == ["1.zarr", "1.zarr"]
-    assert [one.name for one in told_apart(a, subject((2, 2, 2)))] == ["1.zarr", "a"]
+    assert [one.name for one in with_distinct_names(a, b)] == ["images/1.zarr", "labels/1.zarr"]
+    assert [one.name for one in with_distinct_names(a, a)] == ["1.zarr", "1.zarr"]
+    assert [one.name for one in with_distinct_names(a, subject((2, 2, 2)))] == ["1.zarr", "a"]

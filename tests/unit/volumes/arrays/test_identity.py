@@ -172,7 +172,7 @@ class TestUnknown:
             assert identify(array + 1).unknown == f"the function {name}"
         assert identify(da.from_npy_stack(stacked)).unknown == "the function load"
 
-    def test_their_graphs_are_told_apart_all_the_same(self, tmp_path):
+    def test_their_graphs_are_with_distinct_names_all_the_same(self, tmp_path):
         def made(path):
             return identify(da.from_delayed(dask.delayed(read_whole)(path), (8, 8), float)).token
 
