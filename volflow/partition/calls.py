@@ -1,4 +1,4 @@
-"""What a call of a torch function means: its name, whether it works in place, what it computes."""
+"""The meaning of a call of a torch function: its name, its effect in place, what it computes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ WRITES, DROPOUTS, DRAWS = (frozenset(names.split()) for names in (_WRITES, _DROP
 
 
 def name_of(func: Any) -> str:
-    """The bare name of a function, a method, a property or an ATen op."""
+    """Return the bare name of a function, a method, a property or an ATen op."""
     name = str(getattr(func, "__name__", func))
     if name == "__get__":
         return str(func.__self__.__name__)
@@ -40,17 +40,17 @@ def name_of(func: Any) -> str:
 
 
 def changes_first(name: str) -> bool:
-    """Whether a function of this name is there to change its first argument."""
+    """Return whether a function of this name changes its first argument by purpose."""
     return name in OPERATORS_IN_PLACE | WRITES or (name.endswith("_") and not name.endswith("__"))
 
 
 def works_in_place(name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a call changes its first argument."""
+    """Return whether a call changes its first argument."""
     return changes_first(name) or bool(_bound(func, args, kwargs).get("inplace", False))
 
 
 def _bound(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments by name, of a function written in Python."""
+    """Return the arguments by name; none of a function that is not written in Python."""
     if not inspect.isfunction(func):
         return {}
     try:
@@ -62,7 +62,7 @@ def _bound(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str
 def as_called(
     tracer: Tracer, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> OpCall:
-    """The call, as what it computes where it works in place."""
+    """Return the call; where it works in place, the call of what it computes."""
     call = OpCall(tracer, name, func, args, kwargs)
     if name in WRITES:
         raise call.refuse("it writes into a tensor; compute a new one")
@@ -88,7 +88,7 @@ def as_called(
 
 
 def _cast(call: OpCall) -> OpCall:
-    """A cast to a dtype alone: another device would be one of its own for each block."""
+    """Return a cast of the dtype alone; a move to another device is refused."""
     x, *rest = leaves((call.args, call.kwargs))
     device, dtype = call.tracer.device, x.dtype
     if call.name == "cuda":
@@ -108,7 +108,7 @@ def _cast(call: OpCall) -> OpCall:
 
 
 def is_random(call: OpCall) -> bool:
-    """Whether a call draws numbers."""
+    """Return whether a call draws random numbers."""
     if call.name in DRAWS:
         return True
     if call.name not in DROPOUTS:

@@ -1,4 +1,4 @@
-"""A network as a graph of ops: which box of each node a result needs, and computing it.
+"""A network as a graph of ops: which box of each node a result needs, and its computation.
 
 Boxes have one range per axis of the network's image, whatever the dims of a node's tensor: a node
 without an axis (a statistic, a vector per channel) has one voxel along it.
@@ -20,16 +20,16 @@ from volflow.partition.ranges import AxisMap, Range
 
 __all__ = ["Compute", "Graph", "Node", "Window", "compute", "crop", "live_bytes", "needed"]
 
-# Channels that the widest instructions of a processor take at a time.
+# Channels that the widest instructions of a processor handle at once.
 VECTOR = 16
-# Torch unfolds small inputs in float32 too: up to so many channels × voxels along two axes, however
-# long the third is. They are found where blocks end at a border.
+# Torch unfolds small inputs of float32, too: up to so many channels × voxels along two axes,
+# whatever the length of the third. Such inputs occur where blocks end at a border.
 UNFOLDED = 20480
 
 
 @dataclass(frozen=True)
 class Window:
-    """A box of a node's values."""
+    """A box of a node, and its values, whose dims are those of the node."""
 
     values: Tensor
     box: Roi
@@ -39,7 +39,7 @@ class Compute(Protocol):
     """Computes a box of a node from exactly the windows of its inputs that the box reads."""
 
     def __call__(self, windows: Sequence[Window], box: Roi) -> Tensor:
-        """The values of the box."""
+        """Return the values of the box, a tensor with the dims of the node."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,19 +53,19 @@ class Node:
     inputs
         Numbers of the nodes that it reads.
     reads
-        Per input, per axis: which range.
+        Per input and axis, the range of the input that a range of the output depends on.
     compute
-        Its values; None for the network's input.
+        Computes its values; None for the network's input.
     shape
-        Of the whole tensor.
+        Shape of the whole tensor.
     dims
-        Per dim of the tensor: the axis that lies along it, or None.
+        Per dim of the tensor: the axis of the image that lies along it, or None.
     dtype
-        Of the values.
+        Dtype of the values.
     flops
-        Floating-point operations per value, of convolutions.
+        Floating-point operations per value; 0 for all but convolutions.
     statistic
-        Whether its value needs the whole of its input.
+        True if its value depends on the whole of its input.
     """
 
     name: str
@@ -80,7 +80,7 @@ class Node:
     statistic: bool = False
 
     def sizes(self, ndim: int) -> tuple[int, ...]:
-        """Voxels per axis."""
+        """Return the voxels of the node per axis of the image; 1 where it has no such axis."""
         found = dict(zip(self.dims, self.shape, strict=True))
         return tuple(found.get(axis, 1) for axis in range(ndim))
 
@@ -102,13 +102,13 @@ class Graph:
     Parameters
     ----------
     ndim
-        Axes of its image: 1, 2 or 3.
+        Number of axes of its image: 1, 2 or 3.
     nodes
         In the order in which they were called; the first is the input.
     outputs
-        Numbers by name; a lone tensor's name is empty.
+        Node numbers by name; the name of a lone tensor is empty.
     device
-        Where its weights are.
+        Device of the weights.
     """
 
     ndim: int
@@ -117,16 +117,16 @@ class Graph:
     device: torch.device
 
     def sizes(self, number: int) -> tuple[int, ...]:
-        """Voxels per axis of a node."""
+        """Return the voxels of a node per axis."""
         return self.nodes[number].sizes(self.ndim)
 
     @cached_property
     def statistics(self) -> tuple[int, ...]:
-        """Nodes that need the whole of their input, of those that the outputs need."""
+        """Nodes that depend on the whole of their input, among those that the outputs need."""
         return tuple(n for n in self.above(self.outputs.values(), ()) if self.nodes[n].statistic)
 
     def above(self, targets: Iterable[int], stop: Iterable[int]) -> tuple[int, ...]:
-        """Nodes to compute for the targets, in order, where the values of some are at hand."""
+        """Return the nodes to compute for the targets, in order, if those of `stop` are known."""
         stop, wanted, stack = set(stop), set[int](), list(targets)
         while stack:
             number = stack.pop()
@@ -137,7 +137,7 @@ class Graph:
 
 
 def needed(graph: Graph, targets: Mapping[int, Roi], given: Iterable[int]) -> dict[int, Roi]:
-    """Which box of each node must be at hand to compute boxes of some.
+    """Return which box of each node is needed to compute boxes of some nodes.
 
     Parameters
     ----------
@@ -146,12 +146,12 @@ def needed(graph: Graph, targets: Mapping[int, Roi], given: Iterable[int]) -> di
     targets
         The boxes wanted, by node.
     given
-        Nodes whose values are at hand: nothing behind them is needed.
+        Nodes whose values are known: none of their inputs is needed.
 
     Returns
     -------
     dict
-        By node number, descending: what is needed of the given nodes, and what is computed.
+        Boxes by node number, descending: of the given nodes, and of those that are computed.
     """
     boxes = dict(targets)
     given = set(given)
@@ -171,7 +171,7 @@ def needed(graph: Graph, targets: Mapping[int, Roi], given: Iterable[int]) -> di
 
 
 def read_by(maps: Sequence[AxisMap], box: Roi) -> Roi:
-    """The box of an input from which a box of an op's output is computed."""
+    """Return the box of an input from which a box of an op's output is computed."""
     ranges = [axis.reads(low, high) for axis, (low, high) in zip(maps, box, strict=True)]
     return _box(ranges)
 
@@ -190,7 +190,7 @@ def _hull(one: Roi, other: Roi) -> Roi:
 
 
 def crop(window: Window, box: Roi, dims: Sequence[int | None]) -> Window:
-    """The part of a window that a consumer reads."""
+    """Return the part of a window that a consumer reads."""
     if window.box == box:
         return window
     if not box.size:
@@ -207,19 +207,19 @@ def compute(
     given: Iterable[int],
     fetch: Callable[[int, Roi], Tensor],
 ) -> Iterator[tuple[int, Tensor]]:
-    """Compute boxes of some nodes, each op on what is needed of it and no more.
+    """Compute boxes of some nodes, each op on exactly the box that is needed of it.
 
     Parameters
     ----------
     graph, targets, given
         As for `needed`.
     fetch
-        Gives a box of a node whose values are at hand.
+        Returns a box of a node whose values are known.
 
     Yields
     ------
     number, values
-        Of each target as soon as it is there; a tensor is let go after its last use.
+        Of each target as soon as it is computed; a tensor is freed after its last use.
     """
     given = set(given)
     boxes = needed(graph, targets, given)
@@ -228,7 +228,7 @@ def compute(
     windows: dict[int, Window] = {}
 
     def window(number: int) -> Window:
-        """A node that is read: computed before, or fetched now, as late as can be."""
+        """Return a node that is read: computed before, or fetched now, as late as possible."""
         if number not in windows:
             box = boxes[number]
             values = fetch(number, box) if box.size else _nothing(graph, number)
@@ -260,7 +260,7 @@ def _last_use(graph: Graph, order: Sequence[int]) -> dict[int, int]:
 
 
 def _nothing(graph: Graph, number: int) -> Tensor:
-    """Values of an empty box: of what lies in a border's padding alone."""
+    """Return the values of an empty box, which lies in the padding of a border alone."""
     node = graph.nodes[number]
     shape = [n if axis is None else 0 for n, axis in zip(node.shape, node.dims, strict=True)]
     return torch.empty(shape, dtype=node.dtype, device=graph.device)
@@ -272,7 +272,7 @@ def live_bytes(
     given: Iterable[int],
     workspaces: Mapping[int, float] | None = None,
 ) -> int:
-    """The most bytes alive at once while boxes are computed in order, with each op's workspace.
+    """Return the most bytes alive at once while boxes are computed, with each op's workspace.
 
     Parameters
     ----------
@@ -283,7 +283,7 @@ def live_bytes(
     given
         As there.
     workspaces
-        By node, bytes per voxel of it that its op takes beside; an estimate where not known.
+        By node, bytes per voxel that its op takes beside; they are estimated where not given.
     """
     given, known = set(given), workspaces or {}
     order = [number for number in sorted(boxes) if number not in given]
@@ -299,7 +299,7 @@ def live_bytes(
                 alive += sizes[source]
         held.add(number)
         alive += sizes[number]
-        # A library that keeps its workspace for the next call hides it from whoever measures.
+        # A library that keeps its workspace for the next call hides it from measurements.
         tried = int(known.get(number, 0) * boxes[number].size)
         peak = max(peak, alive + max(tried, _workspace(graph, boxes, number)))
         for source in {*node.inputs, number}:
@@ -310,11 +310,10 @@ def live_bytes(
 
 
 def _workspace(graph: Graph, boxes: Mapping[int, Roi], number: int) -> int:
-    """Bytes an op takes beside its input and output.
+    """Estimate the bytes that an op takes beside its input and output.
 
     At a border the input is copied with its padding. Convolutions copy both into a layout of whole
-    vectors of channels; in float64 they unfold the input, so that each output voxel has a column of
-    what it is computed from.
+    vectors of channels; in float64 they unfold the input into one column per output voxel.
     """
     node = graph.nodes[number]
     if not node.flops:

@@ -1,4 +1,4 @@
-"""What a network returns, by name."""
+"""Names of the outputs of a network."""
 
 from __future__ import annotations
 

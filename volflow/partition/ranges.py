@@ -1,7 +1,7 @@
-"""Along one axis: from which input voxels a range of an operation's output is computed.
+"""Ranges along one axis: the input voxels that a range of an op's output depends on.
 
-Every rule of an operation is a product of these, one per axis. Positions are absolute: they count
-from the true border of the whole array, so that a range means the same wherever blocks are cut.
+The rule of an op has one of these per axis. Positions are absolute: they count from the true
+border of the whole array, so that a range means the same wherever blocks are cut.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ EMPTY: Range = (0, 0)
 
 
 class AxisMap(Protocol):
-    """How an operation's output lies over its input along one axis."""
+    """How an op's output lies over its input along one axis."""
 
     def reads(self, low: int, high: int) -> Range:
-        """The input voxels, all inside the array, that outputs ``[low, high)`` depend on."""
+        """Return the range of input voxels, inside the array, that ``[low, high)`` depends on."""
 
 
 @dataclass(frozen=True)
@@ -43,24 +43,24 @@ class Same:
     """Each output voxel is computed from the input voxel at its place."""
 
     def reads(self, low: int, high: int) -> Range:
-        """The range itself."""
+        """Return the range itself."""
         return low, high
 
 
 @dataclass(frozen=True)
 class Whole:
-    """Every output voxel depends on the whole axis: statistics, and what is broadcast.
+    """Every output voxel depends on the whole axis: statistics and broadcast values.
 
     Parameters
     ----------
     size
-        Voxels of the input.
+        Number of input voxels.
     """
 
     size: int
 
     def reads(self, low: int, high: int) -> Range:
-        """All of it."""
+        """Return the whole axis."""
         return 0, self.size
 
 
@@ -73,11 +73,11 @@ class Slide:
     Parameters
     ----------
     kernel, stride, dilation
-        Of the window.
+        Shape and steps of the window.
     padding
-        Before the first voxel.
+        Voxels before the first one.
     size
-        Voxels of the input.
+        Number of input voxels.
 
     Examples
     --------
@@ -92,16 +92,16 @@ class Slide:
     size: int
 
     def span(self, low: int, high: int) -> Range:
-        """The window positions, also outside the array."""
+        """Return the range of window positions, which may exceed the array."""
         reach = (self.kernel - 1) * self.dilation + 1
         return low * self.stride - self.padding, (high - 1) * self.stride - self.padding + reach
 
     def reads(self, low: int, high: int) -> Range:
-        """The part of the span inside the array."""
+        """Return the part of the span inside the array."""
         return _clip(self.span(low, high), self.size)
 
     def overhang(self, low: int, high: int) -> Range:
-        """How far the span reaches beyond what is read, before and behind."""
+        """Return how far the span exceeds what is read, before and behind."""
         (first, last), (start, stop) = self.span(low, high), self.reads(low, high)
         if start == stop:
             return 0, last - first
@@ -120,7 +120,7 @@ class Spread:
     kernel, stride, padding, dilation
         Of the transposed convolution.
     size
-        Voxels of the input.
+        Number of input voxels.
 
     Examples
     --------
@@ -135,14 +135,14 @@ class Spread:
     size: int
 
     def reads(self, low: int, high: int) -> Range:
-        """The inputs whose windows reach into the range."""
+        """Return the inputs whose windows meet the range."""
         reach = (self.kernel - 1) * self.dilation
         first = -((reach - low - self.padding) // self.stride)
         last = (high - 1 + self.padding) // self.stride + 1
         return _clip((first, last), self.size)
 
     def lands(self, low: int, high: int) -> Range:
-        """The outputs that inputs ``[low, high)`` spread over, also outside the array."""
+        """Return the outputs that inputs ``[low, high)`` spread over; they may exceed the array."""
         reach = (self.kernel - 1) * self.dilation + 1
         return low * self.stride - self.padding, (high - 1) * self.stride - self.padding + reach
 
@@ -156,7 +156,7 @@ class Gather:
     positions
         int64, per output voxel: the input voxel, or -1 where a constant stands.
     scale
-        Input voxels per output voxel, which few or repeated positions do not tell.
+        Input voxels per output voxel, which few or repeated positions do not reveal.
 
     Examples
     --------
@@ -168,7 +168,7 @@ class Gather:
     scale: Fraction = Fraction(1)
 
     def reads(self, low: int, high: int) -> Range:
-        """The hull of the positions."""
+        """Return the hull of the positions."""
         inside = self.positions[low:high]
         inside = inside[inside >= 0]
         return (int(inside.min()), int(inside.max()) + 1) if inside.size else EMPTY
@@ -193,7 +193,7 @@ class Lerp:
     weight: npt.NDArray[np.floating]
 
     def reads(self, low: int, high: int) -> Range:
-        """From the first of the first to the second of the last."""
+        """Return the hull of both neighbours of all outputs."""
         return int(self.lower[low:high].min()), int(self.upper[low:high].max()) + 1
 
 
@@ -204,7 +204,7 @@ class Split:
     factor: int
 
     def reads(self, low: int, high: int) -> Range:
-        """The inputs of which a part lies in the range."""
+        """Return the inputs of which a part lies in the range."""
         return low // self.factor, -(-high // self.factor)
 
 
@@ -215,7 +215,7 @@ class Merge:
     factor: int
 
     def reads(self, low: int, high: int) -> Range:
-        """All parts of the range."""
+        """Return all parts of the range."""
         return low * self.factor, high * self.factor
 
 

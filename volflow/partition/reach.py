@@ -1,6 +1,6 @@
-"""What exact inference of a network takes: margin, alignment, statistics, computation, memory.
+"""The reach of a network: the margin, alignment and statistics that its output depends on.
 
-All of it is derived from the network itself, by following it on a tensor without values.
+All of it is derived by tracing the network on a tensor without values.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from volflow.partition.trace import trace
 
 __all__ = ["Halo", "halo_of", "padded_sizes", "scale_of", "trace_any", "work"]
 
-# Sides on which a network is followed when no shape is given: with many powers of 2, then with
-# other factors as well. They cost nothing, and no margin reaches across them.
+# Sides on which a network is traced when no shape is given: with many powers of 2, then with other
+# factors as well. They cost nothing, and no margin exceeds them.
 SIDES = (4096, 15120, 46080)
 BLOCKS = (64, 128, 256, 512)
-# Places at which the margin is looked at: ops such as corner-aligned interpolation drift.
+# Places at which the margin is measured: ops such as corner-aligned interpolation drift.
 PLACES = 33
 
 
 @dataclass(frozen=True)
 class Halo:
-    """What exact inference of a network takes.
+    """Requirements of exact inference with a network.
 
     Parameters
     ----------
@@ -41,10 +41,10 @@ class Halo:
         ``(low, high)`` per axis: voxels of the input beyond an aligned block from which its
         output is computed.
     alignment
-        Per axis, what the sides of blocks are multiples of; a volume is zero-padded at its far
+        Per axis, the number that divides the sides of blocks; a volume is zero-padded at its far
         end to a multiple.
     statistics
-        Layers that need statistics of the whole volume, such as instance norms.
+        Number of layers that need statistics of the whole volume, such as instance norms.
     scale
         Per axis, input voxels per output voxel.
     graph
@@ -67,28 +67,28 @@ class Halo:
     graph: Graph = field(repr=False, compare=False)
 
     def overhead(self, block: int | Sequence[int]) -> float:
-        """Computation of an interior block, relative to its share of the whole volume's.
+        """Return the computation of an interior block relative to its share of the whole volume's.
 
-        Each layer is computed where it is needed only, so that this is less than the volume of
-        block and margin would suggest.
+        Each layer is computed only where it is needed, so this is less than the volume of block
+        and margin would suggest.
 
         Parameters
         ----------
         block
-            Input voxels, one side or one per axis.
+            Sides in input voxels, one or one per axis.
         """
         boxes = self._boxes(block)
         whole = work(self.graph, {n: self._full(n) for n in boxes})
         share = math.prod(self._inside(block)) / math.prod(self.graph.sizes(0))
-        # A network that hands its image on computes nothing.
+        # A network that returns its image computes nothing.
         return work(self.graph, boxes) / (whole * share) if whole else 1.0
 
     def activation_bytes(self, block: int | Sequence[int]) -> int:
-        """Projected peak of the tensors alive at once while an interior block is computed."""
+        """Return the projected bytes of the tensors alive at once in an interior block."""
         return live_bytes(self.graph, self._boxes(block), self._given)
 
     def to_dict(self, blocks: Sequence[int] = BLOCKS) -> dict[str, Any]:
-        """Plain values, for machines."""
+        """Return plain values, for machines."""
         return {
             "margin": [list(sides) for sides in self.margin],
             "alignment": list(self.alignment),
@@ -106,7 +106,7 @@ class Halo:
         }
 
     def describe(self, blocks: Sequence[int] = BLOCKS) -> str:
-        """The same for people."""
+        """Return the same as text for people."""
         axes = "zyx"[-len(self.margin) :]
 
         def by_axis(values: Sequence[Any]) -> str:
@@ -145,7 +145,7 @@ class Halo:
         )
 
     def _boxes(self, block: int | Sequence[int]) -> dict[int, Roi]:
-        """What is needed of every node for a block in the middle."""
+        """Return the boxes of all nodes that a block in the middle needs."""
         sides = self._inside(block)
         start = [
             (n - side) // 2 // a * a
@@ -159,7 +159,7 @@ class Halo:
 
 
 def work(graph: Graph, boxes: dict[int, Roi]) -> float:
-    """Floating-point operations on boxes, or values where a network has no convolution."""
+    """Return floating-point operations on boxes, or values where there is no convolution."""
     if not any(node.flops for node in graph.nodes):
         return float(sum(graph.nodes[n].depth * box.size for n, box in boxes.items() if n))
     return float(
@@ -168,22 +168,22 @@ def work(graph: Graph, boxes: dict[int, Roi]) -> float:
 
 
 def halo_of(module: nn.Module, channels: int = 1, shape: Sequence[int] | None = None) -> Halo:
-    """Derive the halo of a network, and what exact inference with it takes.
+    """Derive the requirements of exact inference with a network.
 
     Parameters
     ----------
     module
         In eval mode; on any device, in any dtype.
     channels
-        Of its input.
+        Channels of its input.
     shape
-        Of the volume, voxels per axis of the model. Where left out the network is followed on a
-        very large one, of three axes, or two if it takes images.
+        Sides of the volume per axis of the model. By default the network is traced on a very large
+        volume of three axes, or of two if it takes images.
 
     Returns
     -------
     Halo
-        Margin, alignment, and number of statistics; overhead and memory by block.
+        Margin, alignment and number of statistics; overhead and memory by block.
 
     Raises
     ------
@@ -206,16 +206,16 @@ def halo_of(module: nn.Module, channels: int = 1, shape: Sequence[int] | None = 
 
 
 def padded_sizes(module: nn.Module, channels: int, shape: Sequence[int]) -> tuple[int, ...]:
-    """The sides of a volume padded to the network's alignment.
+    """Return the sides of a volume padded to the network's alignment.
 
-    A network that takes its volume as it is may still have an alignment, of which no side need be
-    a multiple; it is padded all the same, so that a result does not depend on luck.
+    A network may accept a volume whose sides are not multiples of its alignment; that volume is
+    padded all the same, so that the result does not depend on which sides it accepts.
     """
     try:
         graph = _followed(module, channels, len(shape))
         alignment = alignment_of(graph)
         twice = trace_any(module, channels, [2 * n for n in graph.sizes(0)])
-    except VolflowError:  # it may take this shape alone
+    except VolflowError:  # it may accept this shape alone
         return tuple(shape)
     if alignment_of(twice) != alignment:  # it makes as many voxels of any volume
         return tuple(shape)
@@ -225,7 +225,7 @@ def padded_sizes(module: nn.Module, channels: int, shape: Sequence[int]) -> tupl
 def trace_any(
     module: nn.Module, channels: int, sizes: Sequence[int], dtype: torch.dtype | None = None
 ) -> Graph:
-    """As `trace`, but whatever a module raises is a refusal in one line."""
+    """Trace a module as `trace` does; whatever it raises becomes InvalidInput in one line."""
     try:
         with torch.no_grad():
             return trace(module, channels, sizes, dtype)
@@ -255,12 +255,12 @@ def _followed(module: nn.Module, channels: int, ndim: int | None = None) -> Grap
 
 
 def scale_of(graph: Graph) -> tuple[int, ...]:
-    """Input voxels per output voxel; the same for all outputs.
+    """Return the input voxels per output voxel per axis, which all outputs share.
 
     Raises
     ------
     InvalidInput
-        Where outputs differ, are finer than the input, or lose voxels at the border.
+        Where outputs differ in scale, are finer than the input, or lose voxels at the border.
     """
     scales = scales_of(graph)
     found = {tuple(scales[n]) for n in graph.outputs.values()}
@@ -287,7 +287,7 @@ def scale_of(graph: Graph) -> tuple[int, ...]:
 def _margin(
     graph: Graph, alignment: Sequence[int], scale: Sequence[int]
 ) -> tuple[tuple[int, int], ...]:
-    """The farthest that the smallest aligned blocks reach, at places all over the volume."""
+    """Return the largest margin of the smallest aligned blocks, at places all over the volume."""
     sizes = graph.sizes(0)
     given = (0, *graph.statistics)
     reach = [(0, 0)] * graph.ndim

@@ -1,4 +1,4 @@
-"""How finely each node of a graph lies over the input, and what blocks must be multiples of."""
+"""The scale of each node of a graph over its input, and the alignment of blocks."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ __all__ = ["alignment_of", "scales_of"]
 
 
 def scales_of(graph: Graph) -> tuple[tuple[Fraction, ...], ...]:
-    """Input voxels per voxel of each node, per axis; 1 where it has no such axis."""
+    """Return the input voxels per voxel of each node, per axis; 1 where it has no such axis."""
     one = (Fraction(1),) * graph.ndim
     scales = [one]
     for number, node in enumerate(graph.nodes[1:], start=1):
         found = list(one)
         for source, maps in zip(node.inputs, node.reads, strict=True):
             for axis, each in enumerate(maps):
-                # An axis of one voxel is an axis too; what has none is broadcast.
+                # An axis of one voxel is an axis, too; a tensor without it is broadcast.
                 if axis in graph.nodes[source].dims and axis in graph.nodes[number].dims:
                     sizes = graph.sizes(source)[axis], graph.sizes(number)[axis]
                     found[axis] = scales[source][axis] * _step(each, *sizes)
@@ -28,7 +28,7 @@ def scales_of(graph: Graph) -> tuple[tuple[Fraction, ...], ...]:
 
 
 def _step(each: AxisMap, size: int, outputs: int) -> Fraction:
-    """Input voxels per output voxel of one op."""
+    """Return the input voxels per output voxel of one op."""
     if isinstance(each, Slide):
         return Fraction(each.stride)
     if isinstance(each, Spread):
@@ -45,9 +45,9 @@ def _step(each: AxisMap, size: int, outputs: int) -> Fraction:
 
 
 def alignment_of(graph: Graph) -> tuple[int, ...]:
-    """What the sides of blocks and of the padded volume are multiples of, per axis.
+    """Return the number that divides the sides of blocks and of the padded volume, per axis.
 
-    Where they are, every node's share of a block begins and ends with a voxel of its own.
+    Every node's share of an aligned block then begins and ends with a whole voxel.
     """
     scales = scales_of(graph)
     return tuple(

@@ -37,23 +37,23 @@ _FACTORIES = frozenset(
 def trace(
     module: nn.Module, channels: int, sizes: Sequence[int], dtype: torch.dtype | None = None
 ) -> Graph:
-    """The graph of a module for a volume of one shape; computes nothing.
+    """Trace the graph of a module for a volume of one shape; nothing is computed.
 
     Parameters
     ----------
     module
-        In eval mode, its weights in place.
+        In eval mode, with its weights.
     channels, sizes
-        Of its input ``(1, channels, *sizes)``: one, two or three axes.
+        Channels and sides of its input ``(1, channels, *sizes)``: one, two or three axes.
     dtype
-        Of the input; that of the weights by default.
+        Dtype of the input; that of the weights by default.
 
     Raises
     ------
     NoExactRule
         Where an op cannot be cut into blocks, naming it and its module.
     Exception
-        Whatever the module raises for an input of this shape.
+        Any error that the module raises for an input of this shape.
 
     Examples
     --------
@@ -75,7 +75,7 @@ def trace(
 
 
 def _eager(module: nn.Module, seen: dict[nn.Module, nn.Module]) -> nn.Module:
-    """The module without torch.compile, in whole or in parts; itself where there is none."""
+    """Return the module without torch.compile, in whole or in parts; itself where unused."""
     if module not in seen:
         wrapped = getattr(module, "_orig_mod", None)
         seen[module] = module if wrapped is None else _eager(wrapped, seen)
@@ -92,7 +92,7 @@ def _eager(module: nn.Module, seen: dict[nn.Module, nn.Module]) -> nn.Module:
 
 @contextmanager
 def _forgetting(module: nn.Module) -> Iterator[None]:
-    """Take back what a module keeps of its image in attributes, such as outputs on the way."""
+    """Restore attributes in which a module keeps traced tensors, such as intermediate outputs."""
     dicts = [vars(one) for one in module.modules()]
     lists = [x for each in dicts for x in each.values() if isinstance(x, list)]
     before = [each.copy() for each in dicts], [each.copy() for each in lists]
@@ -115,7 +115,7 @@ def _holds_traced(value: Any) -> bool:
 
 
 def _outputs(raw: Any) -> Mapping[str, int]:
-    """Numbers by name, as patches' outputs are named."""
+    """Return node numbers of the outputs by name."""
     named = named_outputs(raw)
     if not named or not all(isinstance(x, Traced) for x in named.values()):
         kind = type(raw).__name__ if not named else "one that does not depend on its input"
@@ -132,7 +132,7 @@ def _outputs(raw: Any) -> Mapping[str, int]:
 
 
 class _Aside(TorchFunctionMode):
-    """Refuses what a module does beside its input: large constants, changes of its own state."""
+    """Refuses what a module does apart from its input: large constants, changes of its state."""
 
     def __init__(self, tracer: Tracer, module: nn.Module) -> None:
         super().__init__()
@@ -177,7 +177,7 @@ def record(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, A
 
 
 def _replace(call: OpCall, result: Any) -> Traced:
-    """Let the tensor that is changed in place stand for the result."""
+    """Make the tensor that is changed in place stand for the result."""
     target = next(leaves((call.args, call.kwargs)))
     if not isinstance(target, Traced):
         raise call.refuse("it writes what depends on the image into another tensor")
@@ -214,7 +214,7 @@ def _as_any(call: OpCall) -> Any:
 
 
 def _answer(call: OpCall) -> Any:
-    """What torch says on meta tensors; whoever asks for values is refused."""
+    """Return torch's answer on meta tensors; a call that needs values is refused."""
     try:
         return call.metas()
     except (RuntimeError, TypeError) as error:

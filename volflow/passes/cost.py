@@ -15,45 +15,33 @@ from volflow.geometry.grid import BlockGrid
 from volflow.geometry.roi import Roi
 from volflow.partition.graph import Graph, live_bytes, needed
 
-__all__ = ["Cost", "Costs", "Pass", "Rates", "core", "targets_of"]
+__all__ = ["Cost", "Costs", "Pass", "core", "targets_of"]
 
-# What a pass costs before its first block, and each of its blocks: tasks, files, entries.
+# Overhead of a pass before its first block, and of each block: tasks, files, journal entries.
 PASS_S = 0.3
 BLOCK_S = 0.01
+# Rates of convolutions, and of all other ops, reading and writing: where no op was timed.
+FLOPS_PER_S = 6e10
+MEMORY_BYTES_PER_S = 4e9
+# Rates of writing and reading kept activations.
+STORE_BYTES_PER_S = 1e9
+FETCH_BYTES_PER_S = 2e9
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What an op costs per voxel of its output (of its input, for a statistic).
+    """Cost of an op per voxel of its output (of its input, for a statistic).
 
     Parameters
     ----------
     seconds
-        Of one worker.
+        Time on one worker.
     workspace_bytes
-        Beside its input and output, while it runs.
+        Memory beside its input and output while it runs.
     """
 
     seconds: float
     workspace_bytes: float
-
-
-@dataclass(frozen=True)
-class Rates:
-    """How fast things go: what the choice of passes rests on.
-
-    Parameters
-    ----------
-    flops_per_s, memory_bytes_per_s
-        Of convolutions, and of all other ops, reading and writing: where no op was timed.
-    store_bytes_per_s, fetch_bytes_per_s
-        Of nodes kept in scratch space.
-    """
-
-    flops_per_s: float = 6e10
-    memory_bytes_per_s: float = 4e9
-    store_bytes_per_s: float = 1e9
-    fetch_bytes_per_s: float = 2e9
 
 
 @dataclass(frozen=True)
@@ -63,15 +51,16 @@ class Pass:
     Parameters
     ----------
     given
-        Nodes that it reads: the input, and what earlier passes stored.
+        Nodes that it reads: the input, and those that earlier passes stored.
     stores
         Nodes that it stores; in the last pass the outputs.
     statistics
-        What it measures.
+        Statistics that it measures.
     block
-        Voxels of the input, per axis.
+        Sides of a block in voxels of the input, per axis.
     peak_bytes, seconds, flops
-        Projected: of one block; of all, shared by the workers; of all.
+        Projected memory of one block, time of all blocks shared by the workers, and floating-point
+        operations of all blocks.
     """
 
     given: tuple[int, ...]
@@ -83,12 +72,12 @@ class Pass:
     flops: float = 0.0
 
     def grid(self, graph: Graph) -> BlockGrid:
-        """Its blocks, boxes of the input."""
+        """Return the blocks, boxes of the input."""
         return BlockGrid(graph.sizes(0), self.block)
 
 
 def core(graph: Graph, number: int, box: Roi) -> Roi:
-    """A node's share of a box of the input: shares of blocks tile the node."""
+    """Return a node's share of a box of the input; the shares of all blocks tile the node."""
     whole, sizes = graph.sizes(0), graph.sizes(number)
     return Roi(
         tuple(a * m // n for a, m, n in zip(box.start, sizes, whole, strict=True)),
@@ -97,7 +86,7 @@ def core(graph: Graph, number: int, box: Roi) -> Roi:
 
 
 def targets_of(graph: Graph, step: Pass, box: Roi) -> dict[int, Roi]:
-    """What a block computes: its share of what is stored, and of what is measured."""
+    """Return the boxes that a block computes by node: its shares of what is stored or measured."""
     numbers = {*step.stores, *(graph.nodes[s].inputs[0] for s in step.statistics)}
     return {number: core(graph, number, box) for number in numbers}
 
@@ -110,33 +99,30 @@ class Costs:
     ----------
     graph
         The network.
-    rates
-        How fast things go.
     input_bytes, output_bytes
         Per voxel of the input as it is read, and of the outputs as they are finished and written.
     ops
-        What ops cost, by node, where they were tried.
+        Measured costs of ops, by node.
     workers
-        That share the blocks of a pass.
+        Number of workers that share the blocks of a pass.
     """
 
     graph: Graph
-    rates: Rates = field(default_factory=Rates)
     input_bytes: int = 4
     output_bytes: int = 4
     ops: Mapping[int, Cost] = field(default_factory=dict)
     workers: int = 1
 
     def seconds_of(self, number: int) -> float:
-        """Of one voxel of a node."""
+        """Return the seconds that one voxel of a node takes."""
         if number in self.ops:
             return self.ops[number].seconds
-        node, rates = self.graph.nodes[number], self.rates
-        moved = 2 * node.value_bytes / rates.memory_bytes_per_s
-        return node.flops * node.depth / rates.flops_per_s + moved
+        node = self.graph.nodes[number]
+        moved = 2 * node.value_bytes / MEMORY_BYTES_PER_S
+        return node.flops * node.depth / FLOPS_PER_S + moved
 
     def measured(self, step: Pass, known: frozenset[int], limit_bytes: int) -> Pass | None:
-        """A pass with its projected memory and time; None where it does not fit."""
+        """Return a pass with its projected memory and time; None where it does not fit."""
         graph = self.graph
         given = (*step.given, *known)
         # The largest block is one in the middle; if none is, the first.
@@ -152,7 +138,7 @@ class Costs:
         return replace(step, peak_bytes=peak, seconds=seconds, flops=flops)
 
     def _buffers(self, step: Pass, boxes: Mapping[int, Roi], box: Roi) -> int:
-        """Bytes beside the tensors: what is read, and what is written."""
+        """Return the bytes of a block beside its tensors: as it is read, and as it is written."""
         read = boxes[0].size * self.input_bytes if 0 in boxes else 0
         ends = set(self.graph.outputs.values())
         write = sum(
@@ -163,7 +149,7 @@ class Costs:
         return read + write
 
     def _cost(self, step: Pass, given: Sequence[int]) -> tuple[float, float]:
-        """Seconds and flops of all blocks."""
+        """Return seconds and floating-point operations of all blocks."""
         graph, grid = self.graph, step.grid(self.graph)
         totals: dict[int, list[float]] = {}
         for picks, weights in _diagonal(grid.counts):
@@ -182,7 +168,7 @@ class Costs:
         )
 
     def _seconds(self, step: Pass, volumes: Mapping[int, float], given: Sequence[int]) -> float:
-        nodes, rates = self.graph.nodes, self.rates
+        nodes = self.graph.nodes
         fetched = sum(nodes[n].value_bytes * v for n, v in volumes.items() if n in given)
         computed = sum(self.seconds_of(n) * v for n, v in volumes.items() if n not in given)
         measured = sum(
@@ -191,7 +177,7 @@ class Costs:
         )
         ends = set(self.graph.outputs.values())
         stored = self.kept_bytes(n for n in step.stores if n not in ends)
-        moved = fetched / rates.fetch_bytes_per_s + stored / rates.store_bytes_per_s
+        moved = fetched / FETCH_BYTES_PER_S + stored / STORE_BYTES_PER_S
         count = len(step.grid(self.graph))
         rounds = -(-count // self.workers) / count  # of all blocks, when no worker waits
         return PASS_S + rounds * (computed + measured + moved + BLOCK_S * count)
@@ -201,16 +187,16 @@ class Costs:
         return {number: cost.workspace_bytes for number, cost in self.ops.items()}
 
     def kept_bytes(self, kept: Iterable[int]) -> int:
-        """Bytes of whole nodes."""
+        """Return the bytes of whole nodes."""
         return sum(
             self.graph.nodes[n].value_bytes * math.prod(self.graph.sizes(n)) for n in kept if n
         )
 
 
 def _diagonal(counts: Sequence[int]) -> Iterable[tuple[tuple[int, ...], tuple[float, ...]]]:
-    """Blocks to look at along all axes at once, and how many of each axis each one stands for.
+    """Yield blocks along the diagonal, and how many blocks of each axis each one stands for.
 
-    Those near both borders are looked at one by one, the others are alike.
+    Those near both borders stand for themselves, the others are alike.
     """
     most = 4
     rows = []

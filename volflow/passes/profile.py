@@ -59,7 +59,7 @@ class OpProfile:
 
 @dataclass(frozen=True)
 class ProfileJob:
-    """What the profiling task needs to know."""
+    """The network to profile, with torch threads and the budget of the worker."""
 
     network: Network
     threads: int

@@ -1,7 +1,7 @@
-"""In which passes over the blocks a network is computed, and what is kept between them.
+"""Choose the passes over the blocks in which a network is computed, and what each one keeps.
 
 A pass computes some nodes in every block: it measures statistics, stores nodes in scratch space,
-or makes the outputs. Statistics of the whole volume end a pass, since what depends on them must
+or makes the outputs. Statistics of the whole volume end a pass, since all that depends on them must
 wait. Behind each pass there is a choice: keep what was computed (the next pass reads it, with a
 small margin), or keep nothing and compute it again from the input. The cheapest path through these
 choices is found among cuts behind the costly ops, by their computation, the bytes that are kept,
@@ -17,16 +17,16 @@ from functools import cached_property
 from volflow.errors import MemoryRefused
 from volflow.geometry.budget import format_bytes
 from volflow.partition.graph import Graph
-from volflow.passes.cost import Costs, Pass
+from volflow.passes.cost import FETCH_BYTES_PER_S, STORE_BYTES_PER_S, Costs, Pass
 
 __all__ = ["SIDES", "Planner"]
 
-# Sides that blocks are tried with, besides the whole volume.
+# Sides of blocks that are tried, besides the whole volume.
 SIDES = (
     1024, 768, 640, 512, 448, 384, 320, 256, 224, 192, 160, 128, 112, 96, 80, 64, 48, 32, 24, 16, 8,
 )  # fmt: skip
 WHOLE = 2**62
-# Cuts that are looked at; a network with more costly ops is cut behind some of them.
+# Cuts that are considered; a network with more costly ops is cut behind some of them.
 MOST_CUTS = 26
 
 
@@ -37,15 +37,15 @@ class Planner:
     Parameters
     ----------
     costs
-        What passes cost, of which network.
+        Projects memory and time of passes over the graph.
     alignment
-        Of its blocks.
+        Divides the sides of blocks, per axis.
     memory_bytes
-        What tensors and buffers of one block may take.
+        Budget of the tensors and buffers of one block.
     scratch_bytes
-        What may be kept at a time.
+        Budget of what is kept at a time.
     sides
-        That blocks are tried with, largest first.
+        Sides of blocks that are tried, largest first.
     """
 
     costs: Costs
@@ -57,22 +57,22 @@ class Planner:
 
     @property
     def graph(self) -> Graph:
-        """The network."""
+        """The graph of the network."""
         return self.costs.graph
 
     def choose(self, blocks: Sequence[tuple[int, ...]] | None = None) -> tuple[Pass, ...]:
-        """The passes with the least estimated time.
+        """Return the passes with the least estimated time.
 
         Parameters
         ----------
         blocks
-            Those that the last pass may use, largest first, as the layout of the output wants
-            them; any by default.
+            Blocks that the last pass may use, largest first, as the layout of the output allows;
+            any by default.
 
         Raises
         ------
         MemoryRefused
-            Where not even the smallest blocks fit, saying what they take.
+            Where not even the smallest blocks fit, naming the memory that they take.
         """
         outputs = tuple(sorted(set(self.graph.outputs.values())))
         alone = self._whole(outputs)
@@ -88,7 +88,7 @@ class Planner:
         return found[1]
 
     def least_bytes(self, blocks: Sequence[tuple[int, ...]] | None = None) -> int:
-        """What the smallest blocks take, in the passes that take least.
+        """Return the memory of the smallest blocks, in the passes that take least.
 
         Parameters
         ----------
@@ -108,7 +108,7 @@ class Planner:
         blocks: Sequence[tuple[int, ...]] | None,
         value: Callable[[float, list[Pass]], float],
     ) -> tuple[float, tuple[Pass, ...]] | None:
-        """The passes of least value; None where none fit."""
+        """Return the passes of least value, and that value; None where none fit."""
         cuts = self.cuts
         best: list[tuple[float, tuple[Pass, ...]] | None] = [None] * len(cuts)
         best[0] = (0.0, ())
@@ -151,15 +151,15 @@ class Planner:
         return (-1, *found, len(nodes) - 1)
 
     def _costly(self, number: int) -> bool:
-        """Whether a node's values are dearer to compute than to keep and read."""
-        node, rates = self.graph.nodes[number], self.costs.rates
+        """Return whether a node's values cost more to compute than to keep and read."""
+        node = self.graph.nodes[number]
         if not node.flops or node.dims[:2] != (None, None) or None in node.dims[2:]:
             return False
-        keep = 1 / rates.store_bytes_per_s + 1.5 / rates.fetch_bytes_per_s
+        keep = 1 / STORE_BYTES_PER_S + 1.5 / FETCH_BYTES_PER_S
         return self.costs.seconds_of(number) > keep * node.value_bytes
 
     def _kept(self, cut: int) -> frozenset[int]:
-        """What must be kept at a cut so that nothing before it is computed again.
+        """Return the nodes to keep at a cut so that no costly op before it is computed again.
 
         Cheap ops are computed again from the costly ones before them.
         """
@@ -185,7 +185,7 @@ class Planner:
     def _between(
         self, first: int, last: int, blocks: Sequence[tuple[int, ...]] | None
     ) -> list[Pass] | None:
-        """The passes from one cut to another; None where they do not fit."""
+        """Return the passes from one cut to another; None where they do not fit."""
         end = last == len(self.graph.nodes) - 1
         given = self._kept(first)
         if end:
@@ -215,7 +215,7 @@ class Planner:
         return steps
 
     def _depends(self, statistic: int) -> set[int]:
-        """The other statistics that one is computed with."""
+        """Return the other statistics that one depends on."""
         return self._above[statistic]
 
     @cached_property
@@ -231,12 +231,12 @@ class Planner:
         return found
 
     def _all_known(self, targets: Iterable[int], given: frozenset[int], known: set[int]) -> bool:
-        """Whether targets can be computed from what is kept with the statistics known."""
+        """Return whether targets follow from what is kept and the statistics known."""
         above = self.graph.above(targets, given | known)
         return not any(self.graph.nodes[n].statistic for n in above)
 
     def _whole(self, outputs: tuple[int, ...]) -> Pass | None:
-        """Everything in one block, statistics included, if it fits."""
+        """Return one pass of one block, statistics included; None where that does not fit."""
         return self.costs.measured(
             Pass((0,), outputs, (), self.graph.sizes(0)), frozenset(), self.memory_bytes
         )
@@ -249,7 +249,7 @@ class Planner:
         known: frozenset[int],
         blocks: Sequence[tuple[int, ...]] | None,
     ) -> Pass | None:
-        """The pass with the largest block that fits, or smaller ones that keep workers busy."""
+        """Return the pass with the largest block that fits, or one that keeps more workers busy."""
         key = (given, stores, statistics, known, blocks is None)
         if key not in self._known:
             read = self._read(given, stores, statistics, known)
@@ -274,7 +274,7 @@ class Planner:
         statistics: tuple[int, ...],
         known: frozenset[int],
     ) -> tuple[int, ...]:
-        """Which of the nodes that were kept a pass reads."""
+        """Return which of the nodes that were kept a pass reads."""
         targets = [*stores, *(self.graph.nodes[s].inputs[0] for s in statistics)]
         stop = set(given) | set(known)
         above = self.graph.above(targets, stop)
@@ -305,6 +305,6 @@ class Planner:
 
 
 def _even(size: int, side: int, step: int) -> int:
-    """A side near the one given, a multiple of the step, that cuts the axis into equal parts."""
+    """Return a multiple of the step, near the given side, that cuts the axis into equal parts."""
     count = max(1, -(-size // side))
     return min(size, -(-size // count // step) * step or step)

@@ -1,7 +1,7 @@
-"""An exact prediction as the block function of `map_model`: each block from its own margin.
+"""Boxes of an exact prediction on demand, each computed from its own margin.
 
-A region costs its blocks only. Nothing is kept between blocks, so a whole volume goes faster
-through ``predict``. Statistics of the whole volume are measured once, when the array is made.
+A region costs its own boxes only. Nothing is kept between boxes, so a whole volume goes faster
+through ``predict``. Statistics of the whole volume are measured once, before the first box.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ class ExactBoxes:
     Parameters
     ----------
     inputs, network
-        The image, and the model as a graph.
+        The image and the network.
     dropped
         The frame's axis that a network of slices does not see.
     shape
-        Voxels of the image, per frame axis.
+        Sides of the image, per frame axis.
     outputs, finish
-        What the network returns, and what becomes of it.
+        The outputs of the network, and their conversion to stored voxels.
     statistics
-        What was measured of the whole volume, by node.
+        Merged statistics of the whole volume, by node.
     """
 
     inputs: FramedImage
@@ -72,24 +72,24 @@ class ExactBoxes:
 
     @property
     def out_shape(self) -> tuple[int, ...]:
-        """Voxels of the output, per frame axis."""
+        """Sides of the output, per frame axis."""
         return tuple(-(-n // s) for n, s in zip(self.shape, self.scale, strict=True))
 
     @property
     def cache_key(self) -> tuple[object, ...]:
-        """What decides the voxels beside the request."""
+        """Values that decide the voxels beside the request."""
         return "exact", self.network.device, self.network.precision
 
     def resolve_device(self) -> ExactBoxes:
-        """The same on the device that "auto" means on this machine."""
+        """Return the same on the device that "auto" means on this machine."""
         return replace(self, network=self.network.resolved())
 
     def with_inputs(self, inputs: FramedImage) -> ExactBoxes:
-        """The same of other inputs."""
+        """Return the same for other inputs."""
         return replace(self, inputs=inputs)
 
     def rows(self, tile: Roi) -> Iterator[Rows]:
-        """A box of the output, at once."""
+        """Yield a box of the output at once, in frame coordinates and output voxels."""
         graph = self.network.graph()
         frame = self.inputs.frame
         image = partial(self.inputs.read, dtype=self.network.dtype)
@@ -99,7 +99,7 @@ class ExactBoxes:
 
 
 def exact_boxes(request: Request, *, measurable: bool) -> tuple[ExactBoxes, Hull]:
-    """The block function of an exact prediction, and which voxels a range of it is computed from.
+    """Return what computes boxes of an exact prediction, and which voxels a range depends on.
 
     Parameters
     ----------
@@ -156,7 +156,7 @@ def exact_boxes(request: Request, *, measurable: bool) -> tuple[ExactBoxes, Hull
 
 
 def _measured(request: Request) -> dict[int, Array]:
-    """Statistics of the whole volume, measured as `predict` does."""
+    """Return statistics of the whole volume by node, measured as `predict` does."""
     model = ModelPlugin(request.model.module, request.model.digest)
     with tempfile.TemporaryDirectory() as folder, connect(None) as client, lent(model):
         placed = replace(request, out=Path(folder) / "out.zarr")
@@ -170,7 +170,7 @@ def _measured(request: Request) -> dict[int, Array]:
 
 
 def _of_whole(passes: Passes) -> dict[int, Array]:
-    """Statistics of a volume that fits in memory as one block."""
+    """Return statistics by node of a volume that fits in memory as one block."""
     network = passes.blockwise.network
     graph, found = network.graph(), dict[int, Array]()
     measuring = Pass((0,), (), graph.statistics, graph.sizes(0))

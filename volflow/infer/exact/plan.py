@@ -35,7 +35,7 @@ from volflow.partition.reach import padded_sizes, scale_of
 from volflow.partition.scale import alignment_of
 from volflow.passes.activations import free_bytes
 from volflow.passes.blockwise import Blockwise, ImageReader
-from volflow.passes.cost import Costs, Pass, Rates
+from volflow.passes.cost import Costs, Pass
 from volflow.passes.describe import pass_facts
 from volflow.passes.executor import Passes
 from volflow.passes.network import Network
@@ -56,12 +56,12 @@ __all__ = [
     "slack_bytes",
 ]
 
-# Of what is free, what may be kept between passes, and what a device's memory is used up to.
+# Share of the free disk that may be kept between passes, and of a device's free memory.
 SCRATCH_SHARE = 0.8
 DEVICE_SHARE = 0.7
-# What allocators take beyond the tensors that are alive.
+# Factor by which allocators exceed the tensors that are alive.
 ALLOCATED = 1.15
-# What a library of convolutions keeps for each shape that it has met: code, above all.
+# Code, above all, that a library of convolutions keeps for each shape that it has met.
 KEPT_CODE_BYTES = 64 * 2**20
 
 
@@ -87,7 +87,7 @@ class ExactSettings(Settings):
 
 
 def dropped_axis(request: Request) -> int | None:
-    """The axis of the frame that a network of slices does not see: where the patch is 1."""
+    """Return the axis of the frame that a network of slices does not see: where the patch is 1."""
     if request.options.patch is None:
         return None
     sides = request.options.sides
@@ -95,7 +95,7 @@ def dropped_axis(request: Request) -> int | None:
 
 
 def network_of(request: Request, sizes: tuple[int, ...], device: str, precision: str) -> Network:
-    """The model as a graph for the padded image."""
+    """Return the model as a network for the padded image, on a device in a precision."""
     forward, dropped = request.forward(device, precision), dropped_axis(request)
     seen = [axis for axis in range(3) if axis != dropped]
     return Network(
@@ -115,9 +115,9 @@ def decide(request: Request, client: Client, memory_bytes: int) -> ExactSettings
     Raises
     ------
     NoExactRule
-        Where an op of the model has none.
+        Where an op of the model has no rule.
     MemoryRefused
-        Where no schedule fits.
+        Where no schedule fits, naming the memory that would.
     InvalidInput
         Where the model does not take such an image.
     """
@@ -152,7 +152,7 @@ def decide(request: Request, client: Client, memory_bytes: int) -> ExactSettings
 
 
 def exact_outputs_of(graph: Graph, dropped: int | None) -> tuple[Output, ...]:
-    """What a network returns, as patches' outputs are described; refuses complex numbers."""
+    """Return the outputs of a network, as those of patches; refuses complex numbers."""
     for name, number in graph.outputs.items():
         value = torch.empty(0, dtype=graph.nodes[number].dtype)
         refuse_complex(value, f"the model's output {name}".rstrip())
@@ -163,7 +163,7 @@ def exact_outputs_of(graph: Graph, dropped: int | None) -> tuple[Output, ...]:
 
 
 def _in_space(values: Sequence[int], dropped: int | None) -> tuple[int, int, int]:
-    """Values per axis that the network sees, with 1 where it sees none."""
+    """Return values per frame axis, with 1 along the axis that the network does not see."""
     full = list(values)
     if dropped is not None:
         full.insert(dropped, 1)
@@ -171,20 +171,20 @@ def _in_space(values: Sequence[int], dropped: int | None) -> tuple[int, int, int
 
 
 def _network(request: Request, sizes: tuple[int, ...]) -> Network:
-    """The network as it was asked for; bfloat16 is no exact result, so who wants it says so."""
+    """Return the network in the requested precision; "auto" is float32, as bfloat16 is inexact."""
     options = request.options
     precision = "float32" if options.precision == "auto" else options.precision
     return network_of(request, sizes, options.device, precision)
 
 
 def slack_bytes(dtype: str) -> int:
-    """What a worker takes beside tensors and buffers, in a network of a dtype."""
-    # In float64 torch convolves by itself.
+    """Return the memory of a worker beside tensors and buffers, for a network of a dtype."""
+    # In float64 torch itself convolves, without such a library.
     return SLACK_BYTES if dtype == "float64" else SLACK_BYTES + KEPT_CODE_BYTES
 
 
 def _budget(graph: Graph, peak_bytes: int) -> int:
-    """What a worker may take where tensors and buffers take so much."""
+    """Return the memory of a worker whose tensors and buffers take so much."""
     dtype = "float64" if graph.nodes[0].dtype == torch.float64 else "float32"
     return math.ceil(ALLOCATED * peak_bytes) + slack_bytes(dtype)
 
@@ -209,7 +209,6 @@ def _planner(
         budget = DEVICE_SHARE * found.free_bytes
     costs = Costs(
         graph,
-        Rates(),
         input_bytes=2 * read + score_bytes * request.inputs.channels,
         output_bytes=written,
         ops=found.costs,
@@ -220,7 +219,7 @@ def _planner(
 
 
 def _of_volumes(planner: Planner, result: ResultBlocks) -> tuple[tuple[Pass, ...], BlockLayout]:
-    """The passes of a network of volumes, and the layout of what they write."""
+    """Return the passes of a network of volumes, and the layout of their result."""
     layouts = result.layouts()
     try:
         passes = planner.choose(tuple(layouts))
@@ -230,7 +229,7 @@ def _of_volumes(planner: Planner, result: ResultBlocks) -> tuple[tuple[Pass, ...
 
 
 def _of_slices(planner: Planner, result: ResultBlocks) -> tuple[tuple[Pass, ...], BlockLayout]:
-    """The pass of a network of slices: as many whole ones as fit, or parts of a few.
+    """Return the pass of a network of slices: as many whole ones as fit, or parts of a few.
 
     Nothing is kept, and statistics are those of whole slices.
     """
@@ -256,7 +255,7 @@ def _of_slices(planner: Planner, result: ResultBlocks) -> tuple[tuple[Pass, ...]
 
 
 def _refused(planner: Planner, what: str, least_bytes: int) -> MemoryRefused:
-    # What ops take is measured anew by each look.
+    # What ops take is measured anew by each profile.
     enough = math.ceil(TRIALS_DIFFER * _budget(planner.graph, least_bytes) / 2**20)
     return MemoryRefused(
         f"exact inference in the smallest {what} needs {enough} MiB per worker but memory is"

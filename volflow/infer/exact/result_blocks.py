@@ -17,7 +17,7 @@ __all__ = ["BlockLayout", "ResultBlocks"]
 
 @dataclass(frozen=True)
 class BlockLayout:
-    """A block of the result and how it is stored: stored axes, output voxels."""
+    """Sides of a block, chunk and shard of the result: stored axes, output voxels."""
 
     block: tuple[int, ...]
     chunk: tuple[int, ...]
@@ -26,14 +26,14 @@ class BlockLayout:
 
 @dataclass(frozen=True)
 class ResultBlocks:
-    """What is written: how it may be cut into blocks of whole shards.
+    """The ways in which a result can be cut into blocks of whole shards.
 
     Parameters
     ----------
     request, outputs, computed
-        The prediction, what the model returns, in which dtype.
+        The prediction, the outputs of the model, and the dtype in which it computes.
     seen, sizes
-        The axes of the frame that the network sees, and its padded image along them.
+        The axes of the frame that the network sees, and the sides of its padded image along them.
     """
 
     request: Request
@@ -44,12 +44,12 @@ class ResultBlocks:
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
-        """Voxels along the stored axes."""
+        """Sides of the result along the stored axes."""
         return self.request.out_shape(self.outputs[0].scale)
 
     @cached_property
     def stored(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Chunk and shard of a large block."""
+        """Sides of chunk and shard in a large block."""
         options = self.request.options
         spacing = output_meta(self.request, self.outputs[0]).spacing
         dtype = options.stored_dtype(self.computed)
@@ -62,14 +62,14 @@ class ResultBlocks:
         return axis
 
     def thicknesses(self) -> tuple[int, ...]:
-        """How many slices a block may hold, largest first: a chunk is read once for all of them."""
+        """Return how many slices a block may hold, largest first; a chunk is read once for all."""
         chunk, shard = (sides[self.dropped] for sides in self.stored)
         if self.request.options.shard is not None:
             return (shard,)
         return (chunk, *(side for side in (*SIDES, 4, 2, 1) if side < chunk))
 
     def layouts(self, thickness: int | None = None) -> dict[tuple[int, ...], BlockLayout]:
-        """Blocks as the network sees them, largest first, and how the result is stored in each."""
+        """Return layouts of the result by the block that the network sees, largest first."""
         chunk, shard = self.stored
         frame, scale = self.request.inputs.frame, self.outputs[0].scale
         fixed = self.request.options.shard is not None
@@ -99,7 +99,7 @@ def _layout(
     fixed: bool,
     chunked: bool,
 ) -> BlockLayout:
-    """A block of about some sides, of whole shards; these shrink with it unless asked for."""
+    """Return a block of about some sides and of whole shards, which shrink with it unless fixed."""
     block, chunks, shards = [], [], []
     for n, side, c, s in zip(shape, sides, *stored, strict=True):
         unit = s if fixed or side >= n else c if chunked else min(c, side)

@@ -1,4 +1,4 @@
-"""What the seams of patches do to a result, measured: plain data, and the same in words."""
+"""The effect of patch seams on a result, as plain data and as text."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class Plane:
 
 @dataclass(frozen=True)
 class Certificate:
-    """How far blended patches lie from the network run on the whole, on regions of a volume.
+    """Differences of blended patches from the network run on the whole, on regions of a volume.
 
     Parameters
     ----------
@@ -156,13 +156,13 @@ class Certificate:
     plane: Plane = field(repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for machines; the picture's plane is left out."""
+        """Return plain values, for machines; the plane of the picture is left out."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
         del values["plane"]
         return {**values, "regions": [asdict(region) for region in self.regions]}
 
     def describe(self) -> str:
-        """The same for people: a table for each region, and what it means."""
+        """Return the same as text for people: a table for each region, and remarks."""
         lines = [
             f"volume      {self.volume}, {_by(self.shape)} voxels",
             f"model       {self.model}, patch {_by(self.patch)}"
@@ -177,7 +177,7 @@ class Certificate:
         return "\n".join([*lines, "", *self.notes()])
 
     def notes(self) -> list[str]:
-        """What a reader of the figures must know."""
+        """Return remarks that the figures cannot be read without."""
         notes = []
         if self.margin is not None:
             reach = max(max(sides) for sides in self.margin)
@@ -219,7 +219,7 @@ def _times(seconds: float, base: float) -> str:
 
 
 def percent(share: float) -> str:
-    """A share of voxels.
+    """Return a share of voxels as text.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""What the seams of patches do to a result: predictions of regions beside the network run whole."""
+"""Measure the effect of patch seams: predictions of regions beside the network run whole."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ SHARES = (1 / 8, 1 / 4, 1 / 2)
 
 @dataclass(frozen=True)
 class Bench:
-    """What all runs on a volume share.
+    """The settings that all runs on a volume share.
 
     Parameters
     ----------
@@ -111,7 +111,7 @@ def certify(  # noqa: PLR0913 - a public journey takes flat options
     seed: int = 0,
     progress: Callable[[str], object] | None = None,
 ) -> Certificate:
-    """Measure what the seams of patches do to a result, on regions of a volume.
+    """Measure the effect of patch seams on a result, on regions of a volume.
 
     Each region is treated as a volume of its own: the network is run on it whole, by the exact
     blend in small blocks, and by each blend at each overlap, as `predict` does it. Everything is

@@ -1,4 +1,4 @@
-"""Which regions of a volume are measured: as large as memory allows, with the most structure."""
+"""Regions of a volume to measure: as large as memory allows, with the most structure."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Which range of its inputs a range of each op reads, and how it is computed."""
+"""Rules of ops: the ranges of its inputs that a range of an op depends on, and its computation."""

@@ -1,7 +1,7 @@
-"""What each kind of op computes on a box: padding only where the true border lies.
+"""Computation of each kind of op on a box, with padding only at the true border.
 
-A rule is given exactly the windows that its `AxisMap` reads, and returns exactly the box. What
-hangs over the border is padded here, as the op itself would have done for the whole array.
+A kernel is given exactly the windows that its `AxisMap` reads, and returns exactly the box. The
+part of a window beyond the border is padded here, as the op itself pads the whole array.
 """
 
 from __future__ import annotations
@@ -268,7 +268,7 @@ def _padded(x: Tensor, overhang: Sequence[tuple[int, int]], value: float) -> Ten
 
 
 def _constant(bias: Tensor | None, like: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """What a convolution makes of zeros."""
+    """Return the result of a convolution of zeros."""
     if bias is None:
         return like.new_zeros(shape)
     return bias.reshape(1, -1, *(1,) * (len(shape) - 2)).expand(shape)

@@ -84,7 +84,7 @@ def pad(call: OpCall) -> Traced:
 
 
 def _padded(size: int, low: int, high: int, mode: str) -> Positions:
-    """Where torch takes each voxel from: it is asked itself, on one axis."""
+    """Return the source of each voxel along one axis, found by calling torch itself."""
     line = torch.arange(size, dtype=torch.float64).reshape(1, 1, -1)
     padded = F.pad(line, (low, high), mode, -1.0 if mode == "constant" else None)
     return padded.flatten().numpy().astype(np.int64)
@@ -214,7 +214,7 @@ def _scales(given: dict[str, Any], ndim: int) -> Sequence[float | None]:
 
 
 def _nearest(call: OpCall, dim: int, outputs: int, scale: float | None, mode: str) -> Positions:
-    """Where torch takes each voxel from: it is asked itself, on a line along one dim.
+    """Return the source of each voxel, found by calling torch itself on a line along one dim.
 
     It rounds in the tensor's precision, and not alike for planes and volumes or on all devices.
     """

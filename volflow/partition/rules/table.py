@@ -1,4 +1,4 @@
-"""Which op has which rule: the table of `rules`, by the names of torch's functions.
+"""The table of rules by the names of torch's functions.
 
 An op that is not in it, or is called in a way for which no rule is known, raises `NoExactRule`:
 nothing falls back to an approximation.

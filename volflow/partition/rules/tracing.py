@@ -22,7 +22,7 @@ RecordCall = Callable[["Tracer", Any, tuple[Any, ...], dict[str, Any]], Any]
 
 
 class Memory:
-    """What views of one another share; counts how often it was changed in place."""
+    """Memory that views of one another share; counts how often it was changed in place."""
 
     def __init__(self) -> None:
         self.changes = 0
@@ -39,7 +39,7 @@ class Traced(Tensor):
 
     @property
     def stale(self) -> bool:
-        """Whether it was changed through another view, so that its node is no longer it."""
+        """True if it was changed through another view, so that its node no longer describes it."""
         return self.seen != self.memory.changes
 
     def become(self, other: Traced) -> None:
@@ -130,7 +130,7 @@ class OpCall:
         return values
 
     def metas(self) -> Any:
-        """What torch says of the result: tensors on the meta device."""
+        """Return torch's result on the meta device."""
         if self._metas is None:
             self._metas = self.tracer.infer(self)
         return self._metas
