@@ -15,12 +15,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from volflow.errors import InvalidInput
-from volflow.sampling.stream_options import check_whole
 
 if TYPE_CHECKING:
     from volflow.sampling.stream import PatchStream
 
-__all__ = ["Loader"]
+__all__ = ["Loader", "numbered_device"]
 
 Batch = dict[str, Any]
 
@@ -40,23 +39,8 @@ class Loader:
     stream: PatchStream
     batch_size: int
     device: torch.device
-    num_workers: int = 0
-    drop_last: bool = False
-
-    def __post_init__(self) -> None:
-        size = check_whole(self.batch_size, "batch_size must be a positive number")
-        workers = check_whole(
-            self.num_workers, "num_workers must be a number of processes from 0 on", 0
-        )
-        object.__setattr__(self, "batch_size", size)
-        object.__setattr__(self, "num_workers", workers)
-        object.__setattr__(self, "device", _numbered(self.device))
-        if workers:
-            if self.stream.cluster is not None:
-                raise InvalidInput(
-                    "the workers of a cluster read for this stream already; leave out num_workers"
-                )
-            self.stream.share.part(0, self.num_workers).check_lanes(self.stream.lanes)
+    num_workers: int
+    drop_last: bool
 
     def __len__(self) -> int:
         """Batches of an epoch for this rank."""
@@ -99,7 +83,7 @@ class Loader:
             with torch.cuda.stream(side) if side else nullcontext():
                 for samples in self._batches(epoch, begin):
                     indices = samples["index"].tolist()  # which an augmentation may drop
-                    batch = self._augmented(self._cast(samples))
+                    batch = self._finish(samples)
                     if not _put(ready, (batch, indices, side and side.record_event()), stop):
                         return
             _put(ready, None, stop)
@@ -116,7 +100,7 @@ class Loader:
                     value.record_stream(current)
 
     def _batches(self, epoch: int, begin: int) -> Iterator[Batch]:
-        """Collated samples in their stored dtype."""
+        """Yield collated samples in their stored dtype; on a CPU, cast."""
         samples: Iterator[Mapping[str, Any]] = (
             self._from_workers(epoch, begin)
             if self.num_workers
@@ -163,12 +147,10 @@ class Loader:
                     " or name the arrays of classes: PatchStream(…, classes=[…])"
                 )
 
-    def _cast(self, batch: Batch) -> Batch:
+    def _finish(self, batch: Batch) -> Batch:
+        """Send a batch to the device, cast it there and augment it."""
         for name, dtype in self._dtypes().items():
             batch[name] = batch[name].to(self.device, non_blocking=True).to(dtype)
-        return batch
-
-    def _augmented(self, batch: Batch) -> Batch:
         for augment in self.stream.augment:
             batch = augment(batch)
             if not isinstance(batch, dict):
@@ -177,15 +159,6 @@ class Loader:
                     f"{augment!r}"
                 )
         return batch
-
-
-def _numbered(device: torch.device) -> torch.device:
-    """Return the device with its number: in another thread "cuda" would be the first one."""
-    if device != torch.device("cuda"):
-        return device
-    if not torch.cuda.is_available():
-        raise InvalidInput('there is no device "cuda" here; use device="cpu"')
-    return torch.device("cuda", torch.cuda.current_device())
 
 
 class _Collator:
@@ -231,3 +204,19 @@ def _put(ready: Queue[Any], item: Any, stop: threading.Event) -> bool:
             continue
         return True
     return False
+
+
+def numbered_device(name: str | torch.device) -> torch.device:
+    """Return a device with its number: in another thread "cuda" would be the first one.
+
+    Raises
+    ------
+    InvalidInput
+        If it is not there.
+    """
+    device = torch.device(name)
+    if device != torch.device("cuda"):
+        return device
+    if not torch.cuda.is_available():
+        raise InvalidInput('there is no device "cuda" here; use device="cpu"')
+    return torch.device("cuda", torch.cuda.current_device())

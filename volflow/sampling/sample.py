@@ -14,7 +14,7 @@ from dask.base import tokenize
 from volflow.engine.cluster import Cluster
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
-from volflow.sampling.cases.open_cases import open_cases
+from volflow.sampling.cases.open_cases import CasesLike, open_cases
 from volflow.sampling.epoch.catalog import GridCatalog, PatchCatalog, open_catalog
 from volflow.sampling.epoch.cutting import draw_positions, guide_of
 from volflow.sampling.epoch.order import Visits
@@ -40,7 +40,7 @@ class _PatchGroups:
 
 
 def sample(
-    x: Any,
+    x: CasesLike,
     sampler: Sampler,
     n: int | None = None,
     *,

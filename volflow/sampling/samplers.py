@@ -20,12 +20,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from volflow.errors import InvalidInput
 from volflow.geometry.grid import PatchGrid, per_axis, stride_of
+
+if TYPE_CHECKING:
+    from volflow.sampling.cases.named_arrays import Case
+    from volflow.store.volume import Volume
 
 __all__ = [
     "Border",
@@ -203,7 +207,7 @@ class GridSampler:
         object.__setattr__(self, "patch", patch)
         object.__setattr__(self, "padding", tuple(int(v) for v in padding))
 
-    def grid(self, x: Any) -> PatchGrid:
+    def grid(self, x: Volume | Case | Sequence[int]) -> PatchGrid:
         """Return the patches over a volume: boxes that may reach outside, in lexicographic order.
 
         Parameters
@@ -211,7 +215,8 @@ class GridSampler:
         x
             A `Volume`, a case, or a shape; the last three axes count.
         """
-        shape = tuple(int(n) for n in getattr(x, "shape", x)[-3:])
+        given: Any = getattr(x, "shape", x)
+        shape = tuple(int(n) for n in given[-3:])
         patch = per_axis(self.patch, "patch")
         padding = tuple(self.padding) if isinstance(self.padding, Sequence) else ()
         return PatchGrid(shape, patch, stride_of(patch, self.overlap), padding=padding)

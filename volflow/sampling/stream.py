@@ -16,13 +16,13 @@ from torch.utils.data import IterableDataset, get_worker_info
 from volflow.engine.cluster import Cluster
 from volflow.engine.progress import Progress
 from volflow.errors import InvalidInput, ResumeRefused
-from volflow.sampling.cases.open_cases import open_cases
+from volflow.sampling.cases.open_cases import CasesLike, open_cases
 from volflow.sampling.epoch.catalog import GridCatalog, open_catalog
 from volflow.sampling.epoch.cutting import cut_patches
 from volflow.sampling.epoch.order import Visits
 from volflow.sampling.epoch.reading import open_window
 from volflow.sampling.epoch.shares import ProcessShare, refuse_fork, this_share
-from volflow.sampling.loader import Loader
+from volflow.sampling.loader import Loader, numbered_device
 from volflow.sampling.metrics import Metrics
 from volflow.sampling.samplers import Sampler
 from volflow.sampling.stream_options import (
@@ -114,7 +114,7 @@ class PatchStream(IterableDataset[dict[str, Any]]):
 
     def __init__(  # noqa: PLR0913 - what people type; kept apart by name
         self,
-        cases: Any,
+        cases: CasesLike,
         sampler: Sampler,
         patches_per_epoch: int | None = None,
         *,
@@ -150,7 +150,7 @@ class PatchStream(IterableDataset[dict[str, Any]]):
     @classmethod
     def from_options(
         cls,
-        cases: Any,
+        cases: CasesLike,
         options: StreamOptions,
         *,
         cluster: Cluster = None,
@@ -162,7 +162,7 @@ class PatchStream(IterableDataset[dict[str, Any]]):
         return stream
 
     def _open(
-        self, cases: Any, options: StreamOptions, cluster: Cluster, progress: Progress
+        self, cases: CasesLike, options: StreamOptions, cluster: Cluster, progress: Progress
     ) -> None:
         self.options, self.sampler, self.cluster = options, options.sampler, cluster
         self.cases = open_cases(cases, classes=options.classes)
@@ -250,7 +250,15 @@ class PatchStream(IterableDataset[dict[str, Any]]):
         InvalidInput
             If the batch size is not a positive number, or workers cannot share the lanes.
         """
-        return Loader(self, batch_size, torch.device(device), num_workers, drop_last)
+        size = check_whole(batch_size, "batch_size must be a positive number")
+        rule = "num_workers must be a number of processes from 0 on"
+        workers = check_whole(num_workers, rule, 0)
+        if workers and self.cluster is not None:
+            raise InvalidInput(
+                "the workers of a cluster read for this stream already; leave out num_workers"
+            )
+        self.share.part(0, max(1, workers)).check_lanes(self.lanes)
+        return Loader(self, size, numbered_device(device), workers, drop_last)
 
     def set_epoch(self, epoch: int) -> None:
         """Begin with this epoch the next time, at its first patch."""

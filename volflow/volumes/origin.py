@@ -9,7 +9,7 @@ from pathlib import Path
 
 from volflow.errors import SourceChanged
 from volflow.store.atomic import read_json, write_json
-from volflow.store.formats.sources import Source, VolumeSource
+from volflow.store.formats.sources import Source, VolumeSource, path_of
 from volflow.store.journal.journal import Journal
 
 __all__ = ["Origin", "origin_of"]
@@ -85,5 +85,5 @@ class Origin:
 
 def origin_of(source: Source) -> Origin | None:
     """The state of what lies on a disk; None for an array in memory, which has no place."""
-    path = source.volume.path if isinstance(source, VolumeSource) else getattr(source, "path", None)
+    path = path_of(source)
     return None if path is None else Origin(source, str(path), source.identity())

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 import volflow as vf
 from tests.stores import store
 from volflow.errors import InvalidInput, MemoryRefused, ResumeRefused
+from volflow.sampling.stream_options import StreamOptions
 
 SAMPLERS = {
     "uniform": vf.UniformSampler(9),
@@ -570,6 +571,29 @@ class TestRefusals:
         for wrong in ({0: -1, 1: 1}, {0: 0}, {}, {0: np.inf}, {0.5: 1}, {"a": 1}, [1, 3]):
             with pytest.raises(InvalidInput, match="probabilities must be finite, not negative"):
                 vf.LabelSampler(4, probabilities=wrong)
+
+
+class TestOptions:
+    def test_are_one_object_from_which_the_stream_is_made(self, cases):
+        """Whoever reads options from a file or a command line gets the stream of the flat call."""
+        sampler = vf.LabelSampler(9)
+        options = StreamOptions(sampler, 60, seed=3, reuse=2, lanes=4, threads=1, memory="1GiB")
+        made = vf.PatchStream.from_options(cases, options)
+        flat = vf.PatchStream(
+            cases, sampler, 60, seed=3, reuse=2, lanes=4, threads=1, memory="1GiB"
+        )
+        assert made.options == flat.options == options
+        assert fingerprint(made) == fingerprint(flat)
+        assert made.state_dict() == flat.state_dict()
+
+    def test_do_not_depend_on_the_type_of_numbers(self):
+        sampler = vf.UniformSampler(4)
+        typed = StreamOptions(sampler, 8, seed=np.uint8(3), reuse=np.float32(2), lanes=np.int8(4))
+        assert repr(typed) == repr(StreamOptions(sampler, 8, seed=3, reuse=2.0, lanes=4))
+
+    def test_are_refused_before_anything_is_opened(self):
+        with pytest.raises(InvalidInput, match="lanes must be positive and whole; got 0"):
+            vf.PatchStream("nowhere.zarr", vf.UniformSampler(4), 8, lanes=0)
 
 
 def test_the_plan_is_printed(cases):

@@ -13,11 +13,13 @@ import numpy as np
 
 from volflow.errors import InvalidInput
 from volflow.sampling.cases.named_arrays import Case, channels_of
-from volflow.store.formats.sources import Source, VolumeSource
+from volflow.store.formats.sources import Source, path_of
 from volflow.store.opening import is_url, is_zarr
-from volflow.volumes.arrays.inputs import open_input
+from volflow.volumes.arrays.inputs import VolumeLike, open_input
 
-__all__ = ["open_cases", "stem"]
+__all__ = ["CasesLike", "open_cases", "stem"]
+
+CasesLike = VolumeLike | Case | Mapping[str, Any] | Sequence[Any]
 
 CLASS_PREFIXES = ("label", "mask", "seg")
 _SUFFIX = re.compile(r"(\.ome)?\.zarr$|\.nii(\.gz)?$|\.npy$", re.IGNORECASE)
@@ -32,7 +34,7 @@ class _Draft:
     classes: frozenset[str] | None = None  # known of a case that is open already
 
 
-def open_cases(x: Any, *, classes: Iterable[str] | None = None) -> tuple[Case, ...]:
+def open_cases(x: CasesLike, *, classes: Iterable[str] | None = None) -> tuple[Case, ...]:
     """Open the cases that patches are taken from; no voxel is read.
 
     Parameters
@@ -72,7 +74,8 @@ def open_cases(x: Any, *, classes: Iterable[str] | None = None) -> tuple[Case, .
     names, opened = [], []
     for number, draft in enumerate(drafts):
         sources = {name: open_input(array) for name, array in draft.arrays.items()}
-        names.append(draft.name or _file_stem(sources) or f"case{number}")
+        path = path_of(next(iter(sources.values())))
+        names.append(draft.name or (stem(Path(path).name) if path else f"case{number}"))
         opened.append(sources)
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
@@ -162,13 +165,6 @@ def _check_alike(
                 f"cases must agree in channels to share a batch, but {key} holds {here} channels in"
                 f' "{first}" and {there} channels in "{name}"; pick the same ones'
             )
-
-
-def _file_stem(sources: Mapping[str, Source]) -> str | None:
-    """Name of the lead's file; None in memory."""
-    lead = next(iter(sources.values()))
-    path = lead.volume.path if isinstance(lead, VolumeSource) else getattr(lead, "path", None)
-    return stem(Path(path).name) if path else None
 
 
 def stem(name: str) -> str:

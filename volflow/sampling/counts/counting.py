@@ -22,13 +22,13 @@ from volflow.geometry.budget import format_bytes
 from volflow.geometry.grid import BlockGrid
 from volflow.geometry.roi import Roi
 from volflow.sampling.counts.tally import GROUP_VOXELS, Cell, Entries, tally_classes, tally_weights
-from volflow.store.formats.sources import Source, VolumeSource
+from volflow.store.formats.sources import Source, VolumeSource, path_of
 from volflow.store.layout import piece_of_cells
 from volflow.store.slabs import Array
 from volflow.volumes.arrays.computed import DaskSource
 from volflow.volumes.fold import fold, in_memory
 
-__all__ = ["CLASSES", "WEIGHTS", "CountJob", "Tally", "measure", "path_of", "plan_counts"]
+__all__ = ["CLASSES", "WEIGHTS", "CountJob", "Tally", "measure", "plan_counts"]
 
 TASKS = 256
 MOST_CELLS = 2**27  # some numbers each; 35 TB of labels have as many of 64³ voxels
@@ -121,13 +121,6 @@ class CountJob:
         number = bisect_right(self.firsts, piece) - 1
         low, grid = self.grids[number]
         return grid[piece - self.firsts[number]].write_roi.shift(low).intersect(self.boxes[number])
-
-
-def path_of(source: Source) -> str | None:
-    """Return where a source lies; None in memory and for what Dask computes."""
-    if isinstance(source, VolumeSource):
-        return source.volume.path
-    return getattr(source, "path", None)
 
 
 def _units(source: Source) -> list[tuple[int, ...]]:

@@ -19,9 +19,9 @@ import numpy.typing as npt
 from volflow.errors import InvalidInput
 from volflow.geometry.grid import per_axis
 from volflow.geometry.roi import Roi
-from volflow.sampling.counts.counting import CLASSES, WEIGHTS, CountJob, Tally, measure, path_of
+from volflow.sampling.counts.counting import CLASSES, WEIGHTS, CountJob, Tally, measure
 from volflow.sampling.counts.tally import Cell, Entries, Int64s
-from volflow.store.formats.sources import Source, VolumeSource
+from volflow.store.formats.sources import Source, VolumeSource, path_of
 from volflow.store.sidecars import load_arrays, part_of, save_arrays, sidecar_paths
 
 __all__ = ["ClassCounts", "WeightSums", "count_classes", "sum_weights"]

@@ -20,7 +20,7 @@ from volflow.store.opening import is_url
 from volflow.store.slabs import Array, check_dtype, file_identity, slab_rois
 from volflow.store.volume import Volume
 
-__all__ = ["ArraySource", "NpySource", "Source", "VolumeSource", "open_source"]
+__all__ = ["ArraySource", "NpySource", "Source", "VolumeSource", "open_source", "path_of"]
 
 MOST_HEADER = 2**16  # of a .npy file
 FORMATS = ".npy, .nii, .nii.gz, OME-Zarr and Zarr v2 or v3"
@@ -196,6 +196,13 @@ def open_source(x: Any) -> Source:
     if name.endswith(".npy"):
         return _open_npy(str(path))
     raise InvalidInput(f"{path.name} is of a format that cannot be read; {FORMATS} can")
+
+
+def path_of(source: Source) -> str | None:
+    """Return where a source lies; None in memory and for what Dask computes."""
+    if isinstance(source, VolumeSource):
+        return source.volume.path
+    return getattr(source, "path", None)
 
 
 def _open_npy(path: str) -> NpySource:
