@@ -142,9 +142,9 @@ class Loader:
             voxels = sample[name]
             if voxels.dtype.kind == "f" and not np.array_equal(voxels, np.trunc(voxels)):
                 raise InvalidInput(
-                    f'array "{name}" holds classes, but values that are no whole numbers in a patch'
-                    f" of case {sample['case']} at {sample['location'][:3].tolist()}; round them,"
-                    " or name the arrays of classes: PatchStream(…, classes=[…])"
+                    f'array "{name}" holds classes, but values that are not whole numbers in a'
+                    f" patch of case {sample['case']} at {sample['location'][:3].tolist()}; round"
+                    " them, or name the arrays of classes: PatchStream(…, classes=[…])"
                 )
 
     def _finish(self, batch: Batch) -> Batch:

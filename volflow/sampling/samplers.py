@@ -117,8 +117,8 @@ class LabelSampler:
     label
         Name of the case's array of classes.
     probabilities
-        Of each class, as ``{class: weight}``; weights need not add up to one. By default all
-        voxels above 0 are equally likely.
+        Weights of the classes, as ``{class: weight}``; they need not add up to one. By default
+        all voxels above 0 are equally likely.
     border
         As in `WeightedSampler`.
 

@@ -69,8 +69,8 @@ class PatchStream(IterableDataset[dict[str, Any]]):
         Voxels emitted per voxel decoded. More is faster, and the patches of an epoch are less
         diverse. A short epoch is spread over more superchunks, with less reuse.
     memory
-        What the stream may add to this process; by default a share of what is free. The window does
-        not shrink to fit: too little is refused, saying what would do.
+        Memory that the stream may add to this process; by default a share of what is free. The
+        window does not shrink to fit: too little is refused, saying what would do.
     seed
         The seed of all randomness.
     lanes
@@ -82,16 +82,16 @@ class PatchStream(IterableDataset[dict[str, Any]]):
         made for one sample (MONAI, TorchIO) must be mapped over the batch: they would take samples
         for channels.
     rank, world_size
-        Of this process among those that train; by default as ``torch.distributed`` says.
+        Rank of this process among those that train; by default as ``torch.distributed`` says.
     cluster
         None: threads of this process read; else workers of a Dask cluster read and preprocess,
         with few results under way at a time.
     threads
-        That read in this process; by default one per core, at most 4.
+        Number of threads that read in this process; by default one per core, at most 4.
     classes
         Names of the arrays that hold classes; see `volflow.sampling.cases.open_cases.open_cases`.
     progress
-        Of the pass that counts labels or weights where they are not known yet.
+        Progress of the pass that counts labels or weights where they are not known yet.
 
     Raises
     ------
@@ -132,38 +132,19 @@ class PatchStream(IterableDataset[dict[str, Any]]):
         progress: Progress = None,
     ) -> None:
         options = StreamOptions(
-            sampler,
-            patches_per_epoch,
-            patches_per_case,
-            reuse,
-            memory,
-            seed,
-            lanes,
-            augment,
-            rank,
-            world_size,
-            threads,
-            classes,
+            sampler=sampler,
+            patches_per_epoch=patches_per_epoch,
+            patches_per_case=patches_per_case,
+            reuse=reuse,
+            memory=memory,
+            seed=seed,
+            lanes=lanes,
+            augment=augment,
+            rank=rank,
+            world_size=world_size,
+            threads=threads,
+            classes=classes,
         )
-        self._open(cases, options, cluster, progress)
-
-    @classmethod
-    def from_options(
-        cls,
-        cases: CasesLike,
-        options: StreamOptions,
-        *,
-        cluster: Cluster = None,
-        progress: Progress = None,
-    ) -> PatchStream:
-        """Make the stream of options that a command or a file was read into."""
-        stream = cls.__new__(cls)
-        stream._open(cases, options, cluster, progress)
-        return stream
-
-    def _open(
-        self, cases: CasesLike, options: StreamOptions, cluster: Cluster, progress: Progress
-    ) -> None:
         self.options, self.sampler, self.cluster = options, options.sampler, cluster
         self.cases = open_cases(cases, classes=options.classes)
         _check_names(self.cases[0].sources)
@@ -189,6 +170,18 @@ class PatchStream(IterableDataset[dict[str, Any]]):
         )
         self.metrics = Metrics()
         self.epoch, self._index, self._begun = 0, 0, False
+
+    @classmethod
+    def from_options(
+        cls,
+        cases: CasesLike,
+        options: StreamOptions,
+        *,
+        cluster: Cluster = None,
+        progress: Progress = None,
+    ) -> PatchStream:
+        """Make the stream of options that a command line or a file was read into."""
+        return cls(cases, **vars(options), cluster=cluster, progress=progress)
 
     @property
     def augment(self) -> tuple[BatchTransform, ...]:
@@ -239,7 +232,7 @@ class PatchStream(IterableDataset[dict[str, Any]]):
         batch_size
             Patches per batch of this rank.
         device
-            Where batches are needed.
+            Device that batches are sent to.
         num_workers
             Processes that read; by default threads of this process do, which is as fast for most.
         drop_last
@@ -286,7 +279,8 @@ class PatchStream(IterableDataset[dict[str, Any]]):
         if state.get("format") != FORMAT or state.get("configuration") != self.configuration:
             raise ResumeRefused(
                 "the state was taken from a stream of other cases, sampler, seed, patches, reuse "
-                "or lanes, whose order differs; make the stream as it was, or begin anew"
+                "or lanes, whose order differs; make the stream as it was, or start again without "
+                "the state"
             )
         index = int(state["index"])
         if index % self.share.stride:

@@ -110,9 +110,9 @@ def check_whole(value: Any, rule: str, low: int = 1, below: float = math.inf) ->
     Parameters
     ----------
     value
-        As given.
+        The number as given.
     rule
-        Says what it must be, for the message.
+        The rule that it must keep, for the message.
     low, below
         Its bounds.
 

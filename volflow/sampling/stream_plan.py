@@ -41,24 +41,24 @@ class StreamPlan:
     Parameters
     ----------
     patches, lanes, superchunks
-        Of an epoch: how many there are.
+        Numbers of them in an epoch.
     processes
-        That share the lanes.
+        Number of processes that share the lanes.
     held_lanes, ahead
-        Superchunks held at a time by this process: one per lane that is its own, and those read
-        before they are needed.
+        Superchunks that this process holds: one per lane of its own, and those read before they
+        are needed.
     superchunk, superchunk_bytes
-        The largest: voxels per axis, and bytes of all arrays.
+        The largest superchunk: voxels along z, y, x, and bytes of all its arrays.
     decoded_voxels, per_visit
-        Decoded for a visit on average, and the patches cut then.
+        Voxels decoded for a visit on average, and patches cut then.
     patch_voxels, voxel_bytes
-        Of a patch; of a voxel in all arrays with their channels.
+        Voxels of a patch; bytes of a voxel in all arrays with their channels.
     memory_bytes
-        What may be added to this process.
+        Memory that may be added to this process.
     read_bytes, threads
-        What a thread that reads takes beside the superchunks, and how many read.
+        Memory of a reading thread beside the superchunks, and the number of these threads.
     batch_bytes
-        What batches take.
+        Memory of batches.
     """
 
     patches: int
@@ -109,7 +109,7 @@ class StreamPlan:
 
     @property
     def patches_per_s(self) -> float:
-        """Predicted for one process; half or double is no surprise."""
+        """Patches per second that one process is predicted to give, within a factor of two."""
         return 1 / max(self.seconds_per_patch.values())
 
     @property
@@ -141,13 +141,13 @@ def plan_stream(
     Parameters
     ----------
     catalog
-        Where patches come from.
+        The catalog of superchunks.
     patches, lanes
-        Of an epoch.
+        Numbers of them in an epoch.
     processes
-        That share the lanes.
+        Number of processes that share the lanes.
     options
-        Of the stream: reuse, memory and threads count here.
+        Options of the stream: reuse, memory and threads count here.
 
     Raises
     ------

@@ -96,7 +96,7 @@ class Augment:
     spacing
         Voxel size, so that rotations, scalings and shears are those of the world.
     outside
-        What comes in from outside the patch: ``"zeros"``, or ``"edge"`` for its outermost voxels.
+        Values from outside the patch: ``"zeros"``, or ``"edge"`` for its outermost voxels.
     gamma
         Logarithm of the power, within ±gamma, within the channel's range.
     contrast
@@ -110,8 +110,8 @@ class Augment:
     noise
         Standard deviation of Gaussian noise, as a share of the channel's, uniform from 0 to noise.
     probability
-        Of each family but flip and turn to act on a sample: one number, or by family; a family
-        that is not named always acts.
+        Probability of each family but flip and turn to act on a sample: one number, or by family;
+        a family that is not named always acts.
     images
         Arrays whose values are changed; floating.
 
@@ -177,7 +177,7 @@ class Augment:
         Parameters
         ----------
         batch
-            Holds ``"key"``, a whole number for each sample; entries that are no 5-D tensors are
+            Holds ``"key"``, a whole number for each sample; entries that are not 5-D tensors are
             handed on.
         """
         arrays = {k: v for k, v in batch.items() if isinstance(v, torch.Tensor) and v.ndim == 5}

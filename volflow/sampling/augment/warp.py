@@ -36,7 +36,7 @@ class Motion:
     shift
         In voxels.
     displacement
-        Of control points, in voxels: ``(3, z, y, x)``, or None.
+        Displacements of control points in voxels, ``(3, z, y, x)``, or None.
     step
         Voxels between control points, per axis.
     """
@@ -136,16 +136,16 @@ def move(
         ``(C, z, y, x)``. Floating values are interpolated linearly, in their own dtype; others are
         classes: each voxel takes the nearest.
     motion
-        Where voxels come from.
+        The place that each voxel comes from.
     grid
         The same, from `sources`; None where the motion is no more than a turn.
     outside
-        What lies outside the patch: zeros, or its outermost voxels.
+        The values outside the patch: zeros, or its outermost voxels.
 
     Returns
     -------
     torch.Tensor
-        Of the same shape and dtype, maybe a view of the given one.
+        A tensor of the same shape and dtype, maybe a view of the given one.
     """
     if grid is None:
         order = np.abs(motion.turn).argmax(axis=0)

@@ -201,7 +201,7 @@ def measure(
     Parameters
     ----------
     jobs
-        What to count.
+        Source, cells and boxes of each.
     cluster, memory, progress
         As in `predict`; an array in memory is counted in this thread.
 

@@ -136,7 +136,7 @@ def count_classes(
     cell
         Voxels per cell, z, y, x; cells are counted from voxel 0.
     reach
-        Which voxels may be centres, z, y, x; what lies outside of the volume does not count.
+        The box of voxels that may be centres, z, y, x; none outside of the volume counts.
     **options
         ``cluster``, ``memory`` and ``progress``, as in `measure`.
 
@@ -145,7 +145,7 @@ def count_classes(
     InvalidInput
         If there are several channels, or a voxel anywhere is not a whole number, naming its place.
     MemoryRefused, RunFailed
-        As `measure`.
+        As in `measure`.
 
     Examples
     --------
@@ -184,7 +184,7 @@ def sum_weights(
         If there are several channels, or a weight anywhere is negative, NaN or infinite,
         naming its place.
     MemoryRefused, RunFailed
-        As `count_classes`.
+        As in `count_classes`.
 
     Examples
     --------

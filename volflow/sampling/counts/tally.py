@@ -40,13 +40,13 @@ def tally_classes(voxels: Array, box: Roi, cell: Cell, cells: Cell, name: str) -
     Parameters
     ----------
     voxels
-        Of the box, ``zyx``.
+        Voxels of the box, ``zyx``.
     box
-        Where they lie; each cell that it touches must end in it or be cut by it on purpose.
+        The box; each cell that it touches must end in it or be cut by it on purpose.
     cell, cells
         Voxels per cell, cells per axis.
     name
-        Of the array, for messages.
+        Name of the array, for messages.
 
     Returns
     -------
@@ -85,7 +85,7 @@ def tally_weights(voxels: Array, box: Roi, cell: Cell, cells: Cell, name: str) -
     Parameters
     ----------
     voxels, box, cell, cells, name
-        As of `tally_classes`.
+        As in `tally_classes`.
 
     Returns
     -------
@@ -126,9 +126,9 @@ def cell_rows(voxels: Array, box: Roi, cell: Cell, cells: Cell) -> Iterator[tupl
     Yields
     ------
     numbers
-        Of the cells, (cells,).
+        Numbers of the cells, ``(cells,)``.
     rows
-        Their voxels, (cells, voxels of a cell), contiguous.
+        Their voxels, ``(cells, voxels of a cell)``, contiguous.
 
     Examples
     --------

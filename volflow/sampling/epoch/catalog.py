@@ -96,18 +96,18 @@ class RandomCatalog(_Numbered):
     Parameters
     ----------
     cases, sampler
-        As given.
+        The cases, and the law of their patches.
     tilings
         Superchunks of each case.
     probability
-        That a patch comes from a superchunk, float64 of shape ``(superchunks,)``. With patches per
-        case it adds up to one for each case that gives any.
+        Probability that a patch comes from each superchunk, float64 of shape ``(superchunks,)``.
+        With patches per case it adds up to one for each case that gives any.
     class_counts
-        Of `LabelSampler`: voxels that can be centres, int64 of shape ``(superchunks, classes)``.
+        For `LabelSampler`: voxels that can be centres, int64 of shape ``(superchunks, classes)``.
     classes
-        Of `LabelSampler`: the classes; empty where all above 0 are one.
+        For `LabelSampler`: the classes; empty where all above 0 are one.
     voxel_probability
-        Of `LabelSampler`: of one such voxel, float64 of shape ``(cases, classes)``.
+        For `LabelSampler`: probability of one such voxel, float64 of shape ``(cases, classes)``.
     """
 
     tilings: tuple[Superchunks, ...]
@@ -140,7 +140,7 @@ class RandomCatalog(_Numbered):
         per_visit, split
             As in `plan_visits`.
         seed, epoch
-            What the visits are a function of.
+            Seed of the stream and number of the epoch.
         """
         groups = [np.arange(len(self.probability))]
         if len(totals) > 1:
@@ -199,11 +199,11 @@ def open_catalog(
     Parameters
     ----------
     cases, sampler
-        What to cut, and how.
+        The cases, and the law of their patches.
     per_case
         Patches of each case, where each gives a number of its own.
     cluster, **options
-        Where labels or weights are counted, with which ``memory`` and ``progress``.
+        The cluster that counts labels or weights, and its ``memory`` and ``progress``.
 
     Raises
     ------

@@ -35,11 +35,11 @@ def cut_patches(
     Parameters
     ----------
     window
-        Through which superchunks are read.
+        The window through which superchunks are read.
     visits, lanes
         The order of the epoch.
     share, begin
-        Which of its samples are wanted.
+        The samples of it that are wanted: those of a process, from a place on.
     epoch
         The seed, and the epoch's number.
 
@@ -95,7 +95,7 @@ def _cut_lane(
 
 
 def guide_of(sampler: Sampler) -> str | None:
-    """Name of the array whose voxels decide where patches lie; None where none does."""
+    """Return the name of the array that decides where patches lie; None where none does."""
     if isinstance(sampler, LabelSampler):
         return sampler.label
     return sampler.weight if isinstance(sampler, WeightedSampler) else None
@@ -113,7 +113,7 @@ def draw_positions(
     Parameters
     ----------
     catalog, superchunk, quota
-        Where patches may lie, which superchunk is visited, and for how many of them.
+        The catalog of possible patches, the superchunk visited, and how many patches it gives.
     arrays
         Voxels ``czyx`` of the box that the superchunk reads; only the array that `guide_of` names
         is needed.
@@ -181,7 +181,7 @@ def _ranked(core: Array, value: int | None, rank: Ints, expected: int) -> Ints:
     if ends[-1] != expected:
         raise RunFailed(
             f"{ends[-1]} voxels of class {'> 0' if value is None else value} were found where "
-            f"{expected} had been counted: the labels changed; make the stream anew"
+            f"{expected} had been counted: the labels changed; make the stream again"
         )
     # A rank is found plane by plane: a list of all voxels would take eight bytes for each.
     return _in_planes(core, ends, rank, lambda plane, ranks: np.flatnonzero(is_class(plane))[ranks])
@@ -191,7 +191,7 @@ def _by_weight(core: Array, quota: int, rng: np.random.Generator) -> Ints:
     """Voxels ``(quota, 3)`` of the core, in proportion to their weight."""
     ends = np.cumsum([plane.sum(dtype=np.float64) for plane in core])
     if not ends[-1] > 0:
-        raise RunFailed("weights are zero where some had been counted; make the stream anew")
+        raise RunFailed("weights are zero where some had been counted; make the stream again")
 
     def voxels(plane: Array, marks: npt.NDArray[np.float64]) -> Ints:
         line = np.cumsum(plane, dtype=np.float64)

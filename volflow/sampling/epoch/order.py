@@ -47,11 +47,11 @@ def generator(seed: int, epoch: int, purpose: int, index: int = 0) -> np.random.
     Parameters
     ----------
     seed, epoch
-        Of the stream; below 2^64 and 2^48.
+        Seed of the stream, below 2^64, and number of the epoch, below 2^48.
     purpose
-        Which decision it is for, below 2^16.
+        Number of the decision that it is for, below 2^16.
     index
-        Which of the things that are decided.
+        Number of the thing that is decided, such as a visit.
 
     Examples
     --------
@@ -90,9 +90,9 @@ def systematic_round(shares: Floats, total: int, offset: float) -> Ints:
     shares
         ``(n,)``, not negative, not all zero, of any scale.
     total
-        What the result adds up to.
+        The sum of the result.
     offset
-        Where on the line of shares rounding begins.
+        Place on the line of shares at which rounding begins, in [0, 1).
 
     Returns
     -------
@@ -136,7 +136,7 @@ def plan_visits(
     per_visit
         Patches that are worth a visit.
     rng
-        Decides which superchunks, how many patches, and in which order.
+        Generator that decides which superchunks, how many patches, and in which order.
     split
         False: a superchunk is visited once, however many patches it gives.
 
@@ -214,7 +214,7 @@ def interleave(quota: Sequence[int] | Ints, lanes: int) -> Segments:
     quota
         Patches of each visit, ``(visits,)``, at least one each.
     lanes
-        How many there are.
+        Number of lanes.
 
     Examples
     --------

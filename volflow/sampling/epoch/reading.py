@@ -1,4 +1,4 @@
-"""Superchunks in memory, those that lanes are at and those read ahead, and who reads them.
+"""Superchunks in memory, those that lanes are at and those read ahead, and their readers.
 
 All readers give the same voxels in the same order.
 
@@ -230,15 +230,15 @@ def open_window(
     Parameters
     ----------
     catalog, metrics
-        What superchunks are, and where figures go.
+        The superchunks, and the figures that reading adds to.
     cluster
-        Who reads. None: threads of this process; else as in `volflow.engine.cluster.connect`.
+        None: threads of this process read; else as in `volflow.engine.cluster.connect`.
     threads
-        That read at a time in this process.
+        Number of threads that read in this process.
     ahead
-        How many superchunks are held or on their way beside those that lanes are at.
+        Number of superchunks held or on their way beside those that lanes are at.
     stalls
-        Whether it is the trainer itself that waits here.
+        True if the trainer itself waits here, so that waiting counts as a stall.
     """
     with ExitStack() as stack:
         reader: SuperchunkReader
