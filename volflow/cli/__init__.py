@@ -8,23 +8,18 @@ on standard error; ``--debug``, anywhere, shows where an error came from, and ho
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
-from volflow.cli.halo import halo
-from volflow.cli.predict import predict
-from volflow.cli.pyramid import pyramid
-from volflow.cli.runs import demo, status, verify
-from volflow.cli.sample import sample
-from volflow.cli.view import view
-from volflow.cli.volumes import convert, export, info, preview, statistics
+from volflow import __version__
 from volflow.engine.pages import prepare_allocators
 from volflow.errors import VolflowError
 
@@ -32,30 +27,58 @@ __all__ = ["main", "run"]
 
 DEBUG = "--debug"
 
-# Each command with the example that its help shows.
-COMMANDS: tuple[tuple[Callable[..., None], str], ...] = (
-    (demo, "volflow demo --out demo-output"),
-    (convert, "volflow convert scan.nii.gz scan.zarr"),
-    (info, "volflow info scan.nii.gz"),
-    (statistics, "volflow statistics scan.zarr --foreground nonzero"),
-    (sample, "volflow sample cases/ --sampler label --patch 64 -o sheet.png"),
-    (predict, "volflow predict scan.nii.gz seg.nii.gz --model bundle/ --memory 4GiB"),
-    (halo, "volflow halo bundle/ --on scan.zarr --overlap 0 --overlap 0.5"),
-    (pyramid, "volflow pyramid out.zarr"),
-    (verify, "volflow verify out.zarr"),
-    (status, "volflow status out.zarr"),
-    (export, "volflow export seg.zarr seg.nii.gz"),
-    (preview, "volflow preview seg.zarr --over scan.zarr -o seg.png"),
-    (view, "volflow view scan.zarr seg.zarr"),
-)
+# Each command: the module that holds its function, and the example that its help shows.
+COMMANDS = {
+    "demo": ("runs", "volflow demo --out demo-output"),
+    "convert": ("volumes", "volflow convert scan.nii.gz scan.zarr"),
+    "info": ("volumes", "volflow info scan.nii.gz"),
+    "statistics": ("volumes", "volflow statistics scan.zarr --foreground nonzero"),
+    "sample": ("sample", "volflow sample cases/ --sampler label --patch 64 -o sheet.png"),
+    "predict": (
+        "predict",
+        "volflow predict scan.nii.gz seg.nii.gz --model bundle/ --memory 4GiB",
+    ),
+    "halo": ("halo", "volflow halo bundle/ --on scan.zarr --overlap 0 --overlap 0.5"),
+    "pyramid": ("pyramid", "volflow pyramid out.zarr"),
+    "verify": ("runs", "volflow verify out.zarr"),
+    "status": ("runs", "volflow status out.zarr"),
+    "export": ("volumes", "volflow export seg.zarr seg.nii.gz"),
+    "preview": ("volumes", "volflow preview seg.zarr --over scan.zarr -o seg.png"),
+    "view": ("view", "volflow view scan.zarr seg.zarr"),
+}
 
 
 class Interrupted(Exception):
     """Ctrl-C, or the signal by which schedulers end a job."""
 
 
+class OnDemand(Mapping[str, Any]):
+    """The commands by name; the module of a command is imported when the command is asked for."""
+
+    def __getitem__(self, name: str) -> Any:
+        module, example = COMMANDS[name]
+        function = getattr(importlib.import_module(f"volflow.cli.{module}"), name)
+        alone = typer.Typer(add_completion=False, rich_markup_mode="rich")
+        alone.command(name, epilog=f"Example: {example}")(function)
+        return typer.main.get_command(alone)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(COMMANDS)
+
+    def __len__(self) -> int:
+        return len(COMMANDS)
+
+
 class Commands(TyperGroup):
-    """The group of commands; keeps an interruption from being taken for an answer."""
+    """The group of commands; an interruption is never taken for an answer to a question."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands: Any = OnDemand()
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names of all commands without importing one."""
+        return list(self.commands)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
@@ -72,8 +95,12 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command, _example in COMMANDS:
-    app.command(epilog=f"Example: {_example}")(_command)
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"volflow {__version__}")
+        raise typer.Exit
 
 
 @app.callback()
@@ -81,6 +108,10 @@ def volflow(
     debug: Annotated[
         bool,
         typer.Option(DEBUG, help="Show where an error came from, and more; works after a command."),
+    ] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version."),
     ] = False,
 ) -> None:
     """Run networks over 3-D volumes of any size: convert, sample, predict, verify, look."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from volflow.cli.values import Json, Memory, Quiet, given, inputs, per_axis, say
+from volflow.cli.values import Json, Memory, Quiet, beside, given, inputs, per_axis, say
 from volflow.errors import InvalidInput
 
 __all__ = ["halo"]
@@ -83,14 +82,16 @@ def halo(  # noqa: PLR0913  one parameter per option that people type
     from volflow.report.pictures.preview import check_target, save
     from volflow.report.pictures.stack import drawing
 
-    target = Path(out) if out else _beside(on)
+    named = inputs(on)
+    first = named if isinstance(named, str) else next(iter(named.values()))
+    target = Path(out) if out else beside(first, "-seams")
     check_target(target)
     drawing()  # refuses before minutes of work
     from volflow.infer.seams.certify import certify
     from volflow.report.pictures.seams_figure import seams_figure
 
     told = None if quiet else partial(typer.echo, err=True)
-    certificate = certify(inputs(on), model, weights=weights, trust=trust, progress=told, **typed)
+    certificate = certify(named, model, weights=weights, trust=trust, progress=told, **typed)
     save(seams_figure(certificate), target)
     facts = {"path": str(target), **certificate.to_dict()}
     say(facts, as_json, f"{certificate.describe()}\n{target}")
@@ -123,13 +124,3 @@ def _sides(text: str | None) -> tuple[int, ...] | None:
             " example 512,512,300"
         )
     return tuple(int(part) for part in parts)
-
-
-def _beside(on: Sequence[str]) -> Path:
-    """The picture where none is named: beside the first volume, here for one that is remote."""
-    named = inputs(on)
-    path = Path(next(iter(named.values())) if isinstance(named, dict) else named)
-    from volflow.sampling.cases.open_cases import stem
-
-    name = f"{stem(path.name or path.absolute().name)}-seams.png"
-    return (Path() if "://" in str(on[0]) else path.parent) / name

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from volflow.cli.values import Json, PlanOnly, Quiet, given, inputs, per_axis, progress, say
+from volflow.cli.values import (
+    Json,
+    PlanOnly,
+    Quiet,
+    beside,
+    given,
+    inputs,
+    per_axis,
+    progress,
+    say,
+)
 from volflow.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -86,7 +96,9 @@ def sample(  # noqa: PLR0913  one parameter per option that people type
     _check_picture(stats, axis, count)
     from volflow.report.pictures.preview import check_target, save
 
-    target = Path(out) if out else _beside(cases[0], stats)
+    one = inputs(cases[:1]) if "=" in cases[0] else cases[0]
+    first = one if isinstance(one, str) else next(iter(one.values()))
+    target = Path(out) if out else beside(first, "-centres" if stats else "-patches")
     if not plan:
         check_target(target, dpi)
     from volflow.sampling.cases.open_cases import open_cases
@@ -192,13 +204,3 @@ def _probabilities(text: str | None) -> dict[int, float] | None:
             f" {text!r}"
         )
     return weights
-
-
-def _beside(case: str, stats: bool) -> Path:
-    """The picture where none is named: beside the first case, here for one that is remote."""
-    one = inputs([case]) if "=" in case else case
-    path = Path(next(iter(one.values())) if isinstance(one, dict) else one)
-    from volflow.sampling.cases.open_cases import stem
-
-    name = f"{stem(path.name or path.absolute().name)}-{'centres' if stats else 'patches'}.png"
-    return (Path() if "://" in str(path) else path.parent) / name

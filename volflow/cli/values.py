@@ -20,6 +20,7 @@ __all__ = [
     "PlanOnly",
     "Quiet",
     "Wait",
+    "beside",
     "given",
     "inputs",
     "number_or_word",
@@ -133,6 +134,21 @@ def number_or_word(text: str | None) -> int | str | None:
     (4, 'auto')
     """
     return int(text) if text is not None and text.isdecimal() else text
+
+
+def beside(volume: str, suffix: str) -> Path:
+    """Return the path of a picture that was not named: beside its volume, here for a URL.
+
+    Examples
+    --------
+    >>> str(beside("scans/p01.nii.gz", "-seams")), str(beside("https://host/p01.zarr", ""))
+    ('scans/p01-seams.png', 'p01.png')
+    """
+    from volflow.sampling.cases.open_cases import stem
+
+    path = Path(volume)
+    folder = Path() if "://" in volume else path.parent
+    return folder / f"{stem(path.name or path.absolute().name)}{suffix}.png"
 
 
 def say(facts: Mapping[str, Any], as_json: bool, text: str) -> None:

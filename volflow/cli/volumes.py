@@ -15,6 +15,7 @@ from volflow.cli.values import (
     PlanOnly,
     Quiet,
     Wait,
+    beside,
     given,
     per_axis,
     progress,
@@ -201,7 +202,7 @@ def preview(  # noqa: PLR0913  one parameter per option that people type
     from volflow.report.pictures.preview import check_target, save
 
     _check_picture(sheet, tiles, against, at)
-    target = Path(out) if out else _beside(volume, sheet, against)
+    target = Path(out) if out else beside(volume, _suffix(sheet, against))
     check_target(target, dpi)
     options: dict[str, Any] = {
         "level": level,
@@ -237,24 +238,12 @@ def _check_picture(
         raise InvalidInput("--at places three planes, --sheet shows many; leave one out")
 
 
-def _beside(volume: str, sheet: str | None, against: str | None) -> Path:
-    """The picture where none is named: beside the volume, here for one that is remote."""
-    path = Path(volume)
-    name = _stem(path.name or path.absolute().name)
-    if sheet is not None:
-        name += f"-{sheet}"
-    if against is not None:
-        name += f"-against-{_stem(Path(against).name)}"
-    folder = Path() if "://" in volume else path.parent
-    return folder / f"{name}.png"
+def _suffix(sheet: str | None, against: str | None) -> str:
+    """What the name of a picture adds to the name of its volume."""
+    from volflow.sampling.cases.open_cases import stem
 
-
-def _stem(name: str) -> str:
-    """The name of a volume without its ending."""
-    for ending in (".nii.gz", ".ome.zarr", ".zarr", ".nii", ".npy"):
-        if name.lower().endswith(ending):
-            return name[: -len(ending)]
-    return name
+    axis = "" if sheet is None else f"-{sheet}"
+    return axis if against is None else f"{axis}-against-{stem(Path(against).name)}"
 
 
 def _foreground(text: str | None) -> bool | float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import volflow
 from volflow.cli import COMMANDS, main, run
 from volflow.cli.values import inputs, per_axis
 from volflow.errors import (
@@ -60,15 +62,30 @@ def called(monkeypatch, volume):
 
 
 def test_commands_are_exactly_these():
-    assert [command.__name__ for command, _ in COMMANDS] == NAMES
+    assert list(COMMANDS) == NAMES
 
 
-@pytest.mark.parametrize(("command", "example"), COMMANDS, ids=NAMES)
-def test_help_of_every_command_has_an_example(command, example, capsys):
-    assert run([command.__name__, "--help"]) == 0
+@pytest.mark.parametrize("name", NAMES)
+def test_help_of_every_command_has_an_example(name, capsys):
+    module, example = COMMANDS[name]
+    command = getattr(importlib.import_module(f"volflow.cli.{module}"), name)
+    assert run([name, "--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert f"Example: {example}" in text
     assert " ".join(command.__doc__.split(".")[0].split()) in text
+
+
+def test_help_lists_every_command_with_what_it_does(capsys):
+    assert run(["--help"]) == 0
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for name, (module, _) in COMMANDS.items():
+        command = getattr(importlib.import_module(f"volflow.cli.{module}"), name)
+        assert f"{name} {' '.join(command.__doc__.splitlines()[0].split())}" in text
+
+
+def test_version_is_that_of_the_package(capsys):
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == f"volflow {volflow.__version__}\n"
 
 
 def test_no_command_shows_help(capsys):
