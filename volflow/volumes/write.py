@@ -7,9 +7,8 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import dask.array as da
 import numpy as np
 
 from volflow.engine.cluster import Cluster, connect, is_embedded, memory_per_worker
@@ -35,6 +34,9 @@ from volflow.volumes.copying import (
     make_record,
     run_copy,
 )
+
+if TYPE_CHECKING:
+    import dask.array as da
 
 __all__ = ["grid_of", "write"]
 

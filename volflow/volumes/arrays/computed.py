@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
-import dask.array as da
 import numpy as np
 from dask.threaded import get as get_threaded
 from distributed import futures_of
@@ -25,7 +25,10 @@ from volflow.volumes.arrays.held import Held, Keeping, hold
 from volflow.volumes.arrays.identity import identify
 from volflow.volumes.arrays.pieces import gathered, identities_of, packed, piece_of
 
-__all__ = ["DaskSource", "at_hand", "refuse_masked"]
+if TYPE_CHECKING:
+    import dask.array as da
+
+__all__ = ["DaskSource", "at_hand", "is_dask_array", "refuse_masked"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,6 +140,12 @@ def at_hand(source: Source, *, here: bool) -> Iterator[tuple[Source, Keeping | N
         yield replace(source, held=held), Keeping({held.key: content})
 
 
+def is_dask_array(x: Any) -> TypeGuard[da.Array]:
+    """Return True for a Dask array; `dask.array` is not imported for what cannot be one."""
+    dask_array: Any = sys.modules.get("dask.array")
+    return dask_array is not None and isinstance(x, dask_array.Array)
+
+
 def refuse_masked(x: Any) -> None:
     """Refuse a NumPy or Dask array with a mask, which would be lost where voxels are stored.
 
@@ -150,7 +159,7 @@ def refuse_masked(x: Any) -> None:
             "the array is masked, and a volume has no mask; say what masked voxels hold:"
             " array.filled(value)"
         )
-    if isinstance(x, da.Array) and isinstance(x._meta, np.ma.MaskedArray):
+    if is_dask_array(x) and isinstance(x._meta, np.ma.MaskedArray):
         raise InvalidInput(
             "the Dask array is masked, and a volume has no mask; say what masked voxels hold:"
             " dask.array.ma.filled(array, value)"

@@ -10,9 +10,8 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Mapping
 from graphlib import TopologicalSorter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import dask.array as da
 import numpy as np
 from dask._task_spec import (
     Alias,
@@ -24,17 +23,16 @@ from dask._task_spec import (
     _execute_subgraph,
     convert_legacy_graph,
 )
-from dask.array.chunk import getitem
-from dask.array.core import getter, getter_inline, getter_nofancy
 from dask.typing import Key
 
 from volflow.volumes.arrays.leaves import mapped
 
+if TYPE_CHECKING:
+    import dask.array as da
+
 __all__ = ["Key", "Nodes", "carried", "cut", "in_order", "nodes_of", "reached"]
 
 Nodes = dict[Key, GraphNode]
-
-_GETTERS = (getter, getter_nofancy, getter_inline)
 
 
 def carried(thing: Any, name: str) -> da.Array:
@@ -43,6 +41,8 @@ def carried(thing: Any, name: str) -> da.Array:
     It is one object of the graph, which travels once to each worker and is not lost with one.
     Functions of `dask.array.map_blocks` get it by ``.item()``.
     """
+    import dask.array as da
+
     array = np.empty((), object)
     array[()] = thing
     carrier: da.Array = da.from_array(array, chunks=(), name=name)
@@ -129,12 +129,16 @@ def cut(nodes: Mapping[Any, GraphNode]) -> Nodes:
 
 def _cutting(node: GraphNode, found: Nodes) -> tuple[Any, Any, bool] | None:
     """Array, index and whether a plain array is asked for, of a task that cuts out a box."""
-    if not isinstance(node, Task) or node.func not in (*_GETTERS, getitem, operator.getitem):
+    from dask.array.chunk import getitem
+    from dask.array.core import getter, getter_inline, getter_nofancy
+
+    getters = (getter, getter_nofancy, getter_inline)
+    if not isinstance(node, Task) or node.func not in (*getters, getitem, operator.getitem):
         return None
     array, index, *rest = (_literal(_followed(x, found)) for x in node.args)
     if not isinstance(array, np.ndarray) or isinstance(index, GraphNode | TaskRef):
         return None
-    asarray = rest[0] if rest else node.kwargs.get("asarray", node.func in _GETTERS)
+    asarray = rest[0] if rest else node.kwargs.get("asarray", node.func in getters)
     return array, index, bool(_literal(asarray))
 
 

@@ -15,10 +15,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import CodeType, ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cloudpickle
-import dask.array as da
 import numpy as np
 from dask._task_spec import Alias, DataNode, GraphNode, Task, TaskRef
 from dask.core import flatten
@@ -26,6 +25,9 @@ from dask.core import flatten
 from volflow.model.imports import code_of
 from volflow.volumes.arrays.graphs import Key, in_order, nodes_of, reached
 from volflow.volumes.arrays.leaves import called, identity_of, is_leaf, is_lock, is_voxels
+
+if TYPE_CHECKING:
+    import dask.array as da
 
 __all__ = ["Identity", "identify"]
 
@@ -64,6 +66,7 @@ def identify(array: da.Array, results: Mapping[Key, str] | None = None) -> Ident
 
     Examples
     --------
+    >>> import dask.array as da
     >>> x = da.from_array(np.arange(8), chunks=4)
     >>> identify(x * 2) == identify(x * 2), identify(x * 2) == identify(x * 3)
     (True, False)

@@ -10,10 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
-import dask.array as da
 import numpy as np
 import zarr
-from dask.array.core import getter, getter_nofancy
 
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
@@ -24,11 +22,12 @@ from volflow.store.meta import Meta, SourceInfo, VolumeSpec
 from volflow.store.slabs import Array, check_dtype
 from volflow.store.volume import Volume
 from volflow.store.xarrays import from_xarray
-from volflow.volumes.arrays.computed import DaskSource, refuse_masked
+from volflow.volumes.arrays.computed import DaskSource, is_dask_array, refuse_masked
 from volflow.volumes.arrays.leaves import Mapped, identity_of, mapped
 from volflow.volumes.arrays.pieces import settled
 
 if TYPE_CHECKING:
+    import dask.array as da
     import torch
     import xarray
 
@@ -132,6 +131,7 @@ def open_input(x: VolumeLike | Source) -> Source:
 
     Examples
     --------
+    >>> import dask.array as da
     >>> source = open_input(da.ones((4, 30, 40), dtype="int16") * 2)
     >>> source.read(Roi((0, 0, 0), (1, 1, 3)))
     array([[[2, 2, 2]]], dtype=int16)
@@ -139,7 +139,7 @@ def open_input(x: VolumeLike | Source) -> Source:
     if hasattr(x, "slabs"):
         return open_source(x)
     array, meta = as_array(x)
-    if isinstance(array, da.Array):
+    if is_dask_array(array):
         return _open_dask(array, meta)
     if not isinstance(array, str | os.PathLike | Volume | zarr.Array | zarr.Group | np.ndarray):
         raise InvalidInput(
@@ -208,6 +208,8 @@ def lazy_array(source: Source) -> da.Array:
     """
     if isinstance(source, DaskSource):
         return source.array
+    import dask.array as da
+
     array: da.Array
     if isinstance(source, VolumeSource):
         array = source.volume.dask()
@@ -270,6 +272,8 @@ def chunk_of(source: Source) -> tuple[int, int, int]:
 
 def stored_in(x: da.Array) -> Volume | zarr.Array[Any] | Mapped | None:
     """What a Dask array reads as it is; None where it computes anything."""
+    from dask.array.core import getter, getter_nofancy
+
     source, get = _planned_source(x) if hasattr(x, "expr") else _layered_source(x)
     if get not in (None, getter, getter_nofancy):  # from_array(getitem=…)
         return None

@@ -14,10 +14,9 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cloudpickle
-import dask.array as da
 import numpy as np
 from dask._task_spec import DataNode, GraphNode, Task, TaskRef
 from dask.base import optimize
@@ -31,6 +30,9 @@ from volflow.volumes.arrays.graphs import Key, Nodes, cut, nodes_of, reached
 from volflow.volumes.arrays.held import Held, Keeping, hold
 from volflow.volumes.arrays.identity import Identity, identify
 from volflow.volumes.arrays.leaves import identity_of, reopening
+
+if TYPE_CHECKING:
+    import dask.array as da
 
 __all__ = [
     "Parcel",
