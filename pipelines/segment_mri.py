@@ -21,8 +21,6 @@ import numpy as np
 from scipy import ndimage
 
 import volflow as vf
-from volflow.demo.data import BUNDLE
-from volflow.engine.cluster import connect
 
 
 def scaled_and_smooth(block: np.ndarray, low: float, high: float, sigma: float) -> np.ndarray:
@@ -54,7 +52,7 @@ def segmented(image: da.Array, scan: vf.Volume, model: str, tissue: str, least: 
 
 def run(args: argparse.Namespace) -> None:
     """The whole journey, or with ``--plan`` only its graph."""
-    with connect(args.cluster) as client:
+    with vf.connect(args.cluster) as client:
         options = {"cluster": client, "memory": args.memory}
         if Path(args.scan).is_file() and not args.plan:
             # Smaller shards than by default, or a scan would be a single block.
@@ -98,7 +96,7 @@ def main() -> None:
     add = parser.add_argument
     add("scan", help="a volume, or a NIfTI file, which is converted first")
     add("out", help="the OME-Zarr volume to write: 1 where the tissue is")
-    add("--model", default=str(BUNDLE), help="a bundle; default: the demo's")
+    add("--model", default=str(vf.demo.BUNDLE), help="a bundle; default: the demo's")
     add("--tissue", default="white matter", help="a class of the model")
     add("--threshold", type=number, default=0.5, help="a score, 0 to 1")
     add("--percentiles", type=number, nargs=2, default=[0, 100], help="scaled to 0 and 1")

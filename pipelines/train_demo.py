@@ -20,22 +20,16 @@ from nibabel.nifti1 import Nifti1Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from volflow.demo.data import (
-    CLASSES,
-    HELD_OUT_Y,
-    TRAINED_Y,
-    held_out_dice,
-    load_mni,
-    true_classes,
-)
-from volflow.model.bundle import save_model
-from volflow.model.unet import UNet
+import volflow as vf
+from volflow import demo
 
 PATCH = 48  # in training; more different ones for the same work than of the 64 in use
 DESCRIPTION = (
     "Grey and white matter on skull-stripped T1 brain scans of 1 mm; a demonstration, not a medical"
-    f" device. Trained by pipelines/train_demo.py on the voxels y < {TRAINED_Y} of the ICBM 2009a"
-    f" nonlinear symmetric template (as in nilearn), to be tested on y >= {HELD_OUT_Y}. Template:"
+    " device. Trained by pipelines/train_demo.py on the voxels"
+    f" y < {demo.TRAINED_Y} of the ICBM 2009a"
+    " nonlinear symmetric template (as in nilearn), to be tested on"
+    f" y >= {demo.HELD_OUT_Y}. Template:"
     " Copyright (C) 1993-2009 Louis Collins, McConnell Brain Imaging Centre, Montreal Neurological"
     " Institute, McGill University."
 )
@@ -43,10 +37,10 @@ DESCRIPTION = (
 
 def read_template(directory: Path | None) -> tuple[Tensor, Tensor]:
     """Image in 0..1 and classes, both in the file's own axes (x, y, z), which are RAS."""
-    mni = load_mni(directory)
+    mni = demo.load_mni(directory)
     image = np.asarray(Nifti1Image.from_filename(mni.t1).dataobj).astype(np.float32)
     image = (image - image.min()) / (image.max() - image.min())  # normalize="minmax"
-    classes = true_classes(mni).transpose(2, 1, 0).astype(np.int64)
+    classes = demo.true_classes(mni).transpose(2, 1, 0).astype(np.int64)
     return torch.from_numpy(image), torch.from_numpy(classes)
 
 
@@ -66,7 +60,7 @@ def draw_patch(image: Tensor, classes: Tensor, rng: np.random.Generator) -> tupl
     return patch + torch.from_numpy(noise.astype(np.float32)), target
 
 
-def whole(net: UNet, image: Tensor) -> Tensor:
+def whole(net: vf.UNet, image: Tensor) -> Tensor:
     """Classes of the whole image in one forward, padded at the far end to the net's alignment."""
     pad = [side for n in reversed(image.shape) for side in (0, -n % net.alignment)]
     with torch.inference_mode():
@@ -94,10 +88,10 @@ def main(
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     image, classes = read_template(data)
-    seen = image[:, :TRAINED_Y], classes[:, :TRAINED_Y]
+    seen = image[:, : demo.TRAINED_Y], classes[:, : demo.TRAINED_Y]
     # No normalisation inside: statistics of small batches would blur the absolute intensities
     # that minmax provides, and those tell the tissues apart.
-    net = UNet(1, len(CLASSES), features=(8, 16, 32), norm="none")
+    net = vf.UNet(1, len(demo.CLASSES), features=(8, 16, 32), norm="none")
     for layer in net.modules():
         if isinstance(layer, nn.Conv3d):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -119,16 +113,16 @@ def main(
             elapsed_s = time.monotonic() - began
             typer.echo(f"step {step}/{steps}  loss {loss.item():.4f}  {elapsed_s:.0f} s")
     net.eval()
-    dice = held_out_dice(whole(net, image).numpy(), classes.numpy())
-    typer.echo(f"Dice on the held-out front (y >= {HELD_OUT_Y}):")
+    dice = demo.held_out_dice(whole(net, image).numpy(), classes.numpy())
+    typer.echo(f"Dice on the held-out front (y >= {demo.HELD_OUT_Y}):")
     for name, score in dice.items():
         typer.echo(f"  {name}: {score:.3f}")
-    saved = save_model(
+    saved = vf.save_model(
         net,
         out,
         overwrite=True,
         channels=["t1"],
-        classes=CLASSES,
+        classes=demo.CLASSES,
         patch=64,
         overlap=0.25,
         blend="gaussian",

@@ -94,6 +94,7 @@ def test_every_module_names_what_it_offers():
             for node in tree.body
             if isinstance(node, ast.Assign)
             and any(isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets)
+            and isinstance(node.value, ast.List)  # the package's own is read from its stub
         ]
         if public and offered != [sorted(set(chain.from_iterable(offered)), key=_ruff_order)]:
             wrong.append(_id(path))

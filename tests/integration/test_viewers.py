@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 import volflow as vf
-from volflow.demo.data import CLASSES, load_mni, true_classes
+from volflow.demo import CLASSES, load_mni, true_classes
 from volflow.geometry.roi import Roi
 from volflow.report.colors import class_color
 from volflow.report.viewers.appearance import CLASS_OPACITY, SCORE_OPACITY

@@ -87,11 +87,11 @@ def halo(  # noqa: PLR0913  one parameter per option that people type
     target = Path(out) if out else beside(first, "-seams")
     check_target(target)
     drawing()  # refuses before minutes of work
-    from volflow.infer.seams.certify import certify
+    from volflow.infer.seams.certify import certify_seams
     from volflow.report.pictures.seams_figure import seams_figure
 
     told = None if quiet else partial(typer.echo, err=True)
-    certificate = certify(named, model, weights=weights, trust=trust, progress=told, **typed)
+    certificate = certify_seams(named, model, weights=weights, trust=trust, progress=told, **typed)
     save(seams_figure(certificate), target)
     facts = {"path": str(target), **certificate.to_dict()}
     say(facts, as_json, f"{certificate.describe()}\n{target}")

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from volflow.demo.data import BUNDLE, HELD_OUT_Y, held_out_dice, load_mni, true_classes
+from volflow.demo import BUNDLE, HELD_OUT_Y, held_out_dice, load_mni, true_classes
 from volflow.demo.steps import INDENT, folder_for, say
 from volflow.errors import RunFailed
 from volflow.infer.predict import predict

@@ -21,6 +21,7 @@ from distributed import (
     WorkerPlugin,
     default_client,
 )
+from distributed.deploy.cluster import Cluster as DaskCluster
 
 from volflow.engine.pages import prepare_allocators
 from volflow.engine.quiet import quieten
@@ -46,7 +47,7 @@ __all__ = [
     "workers",
 ]
 
-Cluster = str | int | Client | Any | None
+Cluster = str | int | Client | DaskCluster | None
 
 # A process shares its memory with the allocator's slack, the page tables and Dask itself.
 DEFAULT_SHARE = 0.6

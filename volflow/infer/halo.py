@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from volflow.errors import InvalidInput
-from volflow.model.bundle import evaluating, load_model
+from volflow.model.bundle import ModelLike, evaluating, load_model
 from volflow.model.spec import Spec
 from volflow.partition.reach import Halo, halo_of
 
@@ -15,7 +15,7 @@ __all__ = ["halo"]
 
 
 def halo(
-    model: Any,
+    model: ModelLike,
     channels: int | None = None,
     shape: Sequence[int] | None = None,
     *,

@@ -20,7 +20,7 @@ from volflow.infer.method import Settings, Target, adopt, out_blocks
 from volflow.infer.methods import method_of, open_request
 from volflow.infer.options import PredictOptions
 from volflow.infer.request import Request, convert_inputs, normalized, output_meta
-from volflow.model.bundle import evaluating
+from volflow.model.bundle import ModelLike, evaluating
 from volflow.model.forward import Output
 from volflow.store.aside import sweep
 from volflow.store.create import check_target, create
@@ -45,7 +45,7 @@ MOVE = (
 
 def predict(  # noqa: PLR0913 - a public journey takes flat options
     volume: VolumeLike | Mapping[str, VolumeLike],
-    model: Any,
+    model: ModelLike,
     out: str | os.PathLike[str],
     *,
     patch: int | tuple[int, int, int] | None = None,
@@ -189,8 +189,13 @@ def predict(  # noqa: PLR0913 - a public journey takes flat options
     return result
 
 
-def plan_predict(volume: Any, model: Any, out: str | os.PathLike[str], **options: Any) -> Plan:
-    """What `predict` would do, with its projected memory; nothing is written.
+def plan_predict(
+    volume: VolumeLike | Mapping[str, VolumeLike],
+    model: ModelLike,
+    out: str | os.PathLike[str],
+    **options: Any,
+) -> Plan:
+    """Return the plan of `predict` with its projected memory; nothing is written.
 
     Parameters
     ----------

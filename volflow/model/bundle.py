@@ -44,7 +44,7 @@ from volflow.model.unet import UNet
 from volflow.store.aside import folder_aside, replace_folder, sweep
 from volflow.store.atomic import read_json
 
-__all__ = ["Model", "Spec", "evaluating", "load_model", "save_model"]
+__all__ = ["Model", "ModelLike", "Spec", "evaluating", "load_model", "save_model"]
 
 VERSION = 1
 CARD = "bundle.json"
@@ -52,9 +52,16 @@ WEIGHTS = "weights.safetensors"
 
 _IMPORT = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
+ModelLike = Model | nn.Module | Callable[..., Any] | str | os.PathLike[str]
+"""A network as every function takes it.
+
+A `Model` from `load_model`, a ``torch.nn.Module``, a function of one tensor, the path of a bundle
+or of a ``torch.export`` archive, or ``"package.module:callable"``.
+"""
+
 
 def load_model(
-    model: Model | nn.Module | Callable[..., Any] | str | os.PathLike[str],
+    model: ModelLike,
     weights: str | os.PathLike[str] | None = None,
     *,
     trust: bool = False,

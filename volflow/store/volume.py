@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import google_crc32c
 import numpy as np
@@ -32,6 +32,10 @@ from volflow.store.opening import (
     spatial_meta,
     stored_objects,
 )
+
+if TYPE_CHECKING:
+    import dask.array as da
+    import xarray
 
 __all__ = ["ShardSum", "Volume", "open_volume", "shard_rois"]
 
@@ -231,7 +235,7 @@ class Volume:
         """The whole volume in memory, for ``np.asarray(vol)``."""
         return self.read(Roi.full(self.shape)).astype(dtype or self.dtype, copy=False)
 
-    def dask(self, chunks: Sequence[int | Sequence[int]] | None = None) -> Any:
+    def dask(self, chunks: Sequence[int | Sequence[int]] | None = None) -> da.Array:
         """The volume as a Dask array, one task per shard (or chunk, where unsharded).
 
         Parameters
@@ -243,16 +247,14 @@ class Volume:
         from dask.base import tokenize
 
         pieces = tuple(chunks or self.shards or self.chunks)
-        return da.from_array(
-            self,
-            chunks=pieces,
-            # The name follows the stored bytes and the pieces, so that Dask never takes old results
-            # for new, nor one cut for another.
-            name=f"volume-{tokenize(self.identity(), pieces)}",
-            meta=np.empty((0,) * self.ndim, self.dtype),
-        )
+        # The name follows the stored bytes and the pieces, so that Dask never takes old results
+        # for new, nor one cut for another.
+        name = f"volume-{tokenize(self.identity(), pieces)}"
+        meta = np.empty((0,) * self.ndim, self.dtype)
+        array: da.Array = da.from_array(self, chunks=pieces, name=name, meta=meta)
+        return array
 
-    def xarray(self) -> Any:
+    def xarray(self) -> xarray.DataArray:
         """The volume as an ``xarray.DataArray`` over `dask`, on coordinates in its own unit."""
         from volflow.store.xarrays import to_xarray
 
@@ -337,7 +339,12 @@ def shard_rois(volume: Volume, roi: Roi) -> list[Roi]:
     return split(roi, volume.shape, volume.shards or volume.chunks, volume.axes)
 
 
-def open_volume(x: Any, level: int = 0, *, timepoint: int | None = None) -> Volume:
+def open_volume(
+    x: str | os.PathLike[str] | Volume | zarr.Array[Any] | zarr.Group,
+    level: int = 0,
+    *,
+    timepoint: int | None = None,
+) -> Volume:
     """Open a volume; no voxel is read.
 
     Parameters
@@ -385,12 +392,6 @@ def open_volume(x: Any, level: int = 0, *, timepoint: int | None = None) -> Volu
         raise InvalidInput(f"level must be 0 to {len(levels) - 1}, given {level}")
     array = x if isinstance(x, zarr.Array) else level_array(x, levels[level].path)
     at = check_array(array, meta.axes, timepoint)
-    return Volume(
-        array,
-        spatial_meta(meta, levels, level),
-        path or local_path(x),
-        level,
-        levels,
-        at,
-        "".join(meta.axes),
-    )
+    place = path or local_path(x)
+    axes = "".join(meta.axes)
+    return Volume(array, spatial_meta(meta, levels, level), place, level, levels, at, axes)

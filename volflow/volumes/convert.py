@@ -74,7 +74,7 @@ class Import:
 
 
 def plan_convert(  # noqa: PLR0913 - as convert
-    source: Any,
+    source: VolumeLike | Source,
     out: str | os.PathLike[str],
     *,
     chunk: int | Sequence[int] | None = None,
@@ -85,7 +85,18 @@ def plan_convert(  # noqa: PLR0913 - as convert
     memory: str | int | None = None,
     overwrite: bool = False,
 ) -> Plan:
-    """What `convert` would do; nothing is written."""
+    """Return the plan of `convert` with its projected memory; nothing is written.
+
+    Parameters
+    ----------
+    source, out, chunk, shard, labels, cluster, wait, memory, overwrite
+        As in `convert`.
+
+    Returns
+    -------
+    Plan
+        `describe()` prints it, `to_dict()` gives it as plain values.
+    """
     asked = Import.of(source, out, (chunk, shard), labels, overwrite)
     with connect(cluster, wait=wait) as client:
         memory_bytes = memory_per_worker(client, memory)

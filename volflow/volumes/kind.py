@@ -54,7 +54,7 @@ def set_kind(volume: Any, kind: str) -> Volume:
     """
     opened = open_volume(volume)
     place = place_of(opened)
-    finest = open_volume(opened.path)
+    finest = open_volume(str(opened.path))
     if finest.meta.kind == kind:
         return finest
     if kind == "classes" and finest.dtype.kind == "f":
@@ -69,4 +69,4 @@ def set_kind(volume: Any, kind: str) -> Volume:
         for level in place.surplus(0):
             discard(place.path(level), place.journal(level))
             shutil.rmtree(place.journal(level).directory, ignore_errors=True)
-    return open_volume(finest.path)
+    return open_volume(str(finest.path))

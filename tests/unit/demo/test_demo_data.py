@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from volflow.demo.data import (
+from volflow.demo import (
     BUNDLE,
     CLASSES,
     HELD_OUT_Y,
@@ -24,7 +24,7 @@ from volflow.model.bundle import load_model
 def test_template_is_found_without_importing_nilearn():
     pytest.importorskip("nilearn")
     code = (
-        "import sys; from volflow.demo.data import load_mni; m = load_mni();"
+        "import sys; from volflow.demo import load_mni; m = load_mni();"
         "assert m.t1.is_file() and m.gm.is_file() and m.wm.is_file();"
         "assert not {'nilearn', 'nibabel', 'torch'} & set(sys.modules)"
     )

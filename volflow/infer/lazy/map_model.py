@@ -23,7 +23,7 @@ from volflow.infer.method import BoxFunction, Hull
 from volflow.infer.methods import checked_options, method_of
 from volflow.infer.options import PredictOptions, order_inputs
 from volflow.infer.request import Request, check_classes, check_weights, framed_image, normalized
-from volflow.model.bundle import load_model
+from volflow.model.bundle import ModelLike, load_model
 from volflow.model.spec import Model
 from volflow.store.formats.sources import Source, VolumeSource
 from volflow.store.journal.complete import open_complete
@@ -38,7 +38,7 @@ __all__ = ["map_model"]
 
 def map_model(  # noqa: PLR0913 - the options of predict
     x: VolumeLike | Mapping[str, VolumeLike],
-    model: Any,
+    model: ModelLike,
     *,
     patch: int | tuple[int, int, int] | None = None,
     overlap: float | tuple[float, float, float] | None = None,
@@ -52,7 +52,7 @@ def map_model(  # noqa: PLR0913 - the options of predict
     device: str = "auto",
     precision: str = "auto",
     flips: str = "",
-    mask: Any = None,
+    mask: VolumeLike | None = None,
     skip_below: float | None = None,
     fill: float | None = None,
     weights: str | os.PathLike[str] | None = None,

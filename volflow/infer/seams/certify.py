@@ -28,7 +28,7 @@ from volflow.infer.request import Request, convert_inputs, normalized
 from volflow.infer.seams.certificate import Certificate, Plane, Region, Seams
 from volflow.infer.seams.regions import busy_regions, fitting_sides, memory_of
 from volflow.infer.seams.whole_run import WholeRun, run_whole
-from volflow.model.bundle import evaluating
+from volflow.model.bundle import ModelLike, evaluating
 from volflow.model.forward import pick_device
 from volflow.store.create import create
 from volflow.store.journal.journal import Journal, journal_dir
@@ -36,7 +36,7 @@ from volflow.store.meta import Meta
 from volflow.store.volume import Volume
 from volflow.volumes.arrays.inputs import VolumeLike
 
-__all__ = ["certify"]
+__all__ = ["certify_seams"]
 
 Array = npt.NDArray[Any]
 Variant = tuple[str, Any]
@@ -93,12 +93,12 @@ class Bench:
         }
 
 
-def certify(  # noqa: PLR0913 - a public journey takes flat options
+def certify_seams(  # noqa: PLR0913 - a public journey takes flat options
     volume: VolumeLike | Mapping[str, VolumeLike],
-    model: Any,
+    model: ModelLike,
     *,
     patch: int | tuple[int, int, int] | None = None,
-    overlaps: Sequence[Any] = (0, 0.25, 0.5),
+    overlaps: Sequence[float | tuple[float, float, float]] = (0, 0.25, 0.5),
     blends: Sequence[str] = ("gaussian",),
     regions: int = 2,
     frame: str | None = None,
@@ -147,7 +147,7 @@ def certify(  # noqa: PLR0913 - a public journey takes flat options
     Examples
     --------
     >>> scan = np.random.default_rng(0).random((12, 12, 12), "float32")
-    >>> found = certify(scan, torch.nn.Conv3d(1, 2, 3, padding=1), patch=6, overlaps=[0])
+    >>> found = certify_seams(scan, torch.nn.Conv3d(1, 2, 3, padding=1), patch=6, overlaps=[0])
     >>> exact, blended = found.regions[0].exact, found.regions[0].blends[0]
     >>> exact.largest < 1e-5 < blended.largest
     True

@@ -52,6 +52,8 @@ from volflow.store.meta import Meta
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from volflow.sampling.cases.open_cases import CasesLike
+
 __all__ = ["patch_sheet", "patch_stats"]
 
 MOST_TILES = 200
@@ -61,7 +63,7 @@ MOST_PIXELS = 512  # of a tile; no page shows more
 def patch_sheet(  # noqa: PLR0913 - each says what to show
     samples: Iterable[Mapping[str, Any]],
     *,
-    cases: Any = None,
+    cases: CasesLike | None = None,
     tiles: int = 32,
     axis: str = "z",
     image: str | None = None,
@@ -166,7 +168,7 @@ def patch_sheet(  # noqa: PLR0913 - each says what to show
 def patch_stats(
     samples: Iterable[Mapping[str, Any]],
     *,
-    cases: Any = None,
+    cases: CasesLike | None = None,
     patches: int | None = None,
     label: str | None = None,
     classes: Names = None,

@@ -49,7 +49,7 @@ def seams_figure(certificate: Certificate) -> Figure:
     Parameters
     ----------
     certificate
-        From `volflow.infer.seams.certify.certify`.
+        From `volflow.infer.seams.certify.certify_seams`.
 
     Returns
     -------
@@ -64,10 +64,10 @@ def seams_figure(certificate: Certificate) -> Figure:
     Examples
     --------
     >>> import torch
-    >>> from volflow.infer.seams.certify import certify
+    >>> from volflow.infer.seams.certify import certify_seams
     >>> scan = np.random.default_rng(0).random((12, 12, 12), "float32")
     >>> net = torch.nn.Conv3d(1, 2, 3, padding=1)
-    >>> figure = seams_figure(certify(scan, net, patch=6, overlaps=[0, 0.5]))
+    >>> figure = seams_figure(certify_seams(scan, net, patch=6, overlaps=[0, 0.5]))
     >>> [axes.get_label() for axes in figure.axes]
     ['xy', 'xy', 'xy', 'xy', 'scale of difference of scores from the whole run']
     """

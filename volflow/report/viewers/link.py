@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import webbrowser
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from volflow.errors import InvalidInput
 from volflow.report.viewers.appearance import appearances
 from volflow.report.viewers.file_server import CLIENT_PATH, PUBLIC_CLIENT, VolumeServer
 from volflow.report.viewers.neuroglancer import class_names, fragment, viewer_state
+from volflow.store.volume import Volume
 
 __all__ = ["ViewerLink", "view"]
 
@@ -70,7 +72,10 @@ class ViewerLink:
 
 
 def view(
-    *volumes: Any, host: str = "127.0.0.1", port: int | None = None, open_browser: bool = False
+    *volumes: str | os.PathLike[str] | Volume,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    open_browser: bool = False,
 ) -> ViewerLink:
     """Serve volumes to Neuroglancer, the first as the ground, later ones over it.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from volflow.report.viewers.appearance import (
     direction,
     metres,
 )
+from volflow.store.volume import Volume
 
 __all__ = ["napari_snippet"]
 
@@ -32,7 +34,7 @@ if __name__ == "__main__":
 """
 
 
-def napari_snippet(*volumes: Any) -> str:
+def napari_snippet(*volumes: str | os.PathLike[str] | Volume) -> str:
     """Return a Python script that opens volumes in napari, the first as the ground.
 
     Each lies where its metadata say, in its true size, with every level of its pyramid; napari

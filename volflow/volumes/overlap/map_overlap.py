@@ -7,7 +7,7 @@ between workers, thin chunks merged silently. Here each block reads itself and i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,14 @@ from volflow.errors import InvalidInput
 from volflow.store.formats.sources import VolumeSource
 from volflow.store.layout import piece_of
 from volflow.store.volume import Volume, open_volume
-from volflow.volumes.arrays.inputs import Sliced, as_array, open_input, refuse_sequential, stored_in
+from volflow.volumes.arrays.inputs import (
+    Sliced,
+    VolumeLike,
+    as_array,
+    open_input,
+    refuse_sequential,
+    stored_in,
+)
 from volflow.volumes.arrays.leaves import Mapped, identity_of, mapped
 from volflow.volumes.overlap.depth import check_chunks, check_constants, is_whole, padded_axes
 from volflow.volumes.overlap.padding import PaddedAxis, padded_block
@@ -30,13 +37,16 @@ __all__ = ["Stored", "as_lazy", "map_overlap"]
 
 Chunks = tuple[tuple[int, ...], ...]
 Block = int | Sequence[int] | None
+# One for all axes, one per axis (those of a mapping only), or a list of these, one per source.
+Depth = int | Sequence[object] | Mapping[int, object] | None
+Boundary = str | float | Sequence[object] | Mapping[int, object] | None
 
 
 def map_overlap(
     func: Callable[..., Any],
-    *sources: Any,
-    depth: Any = None,
-    boundary: Any = None,
+    *sources: VolumeLike,
+    depth: Depth = None,
+    boundary: Boundary = None,
     trim: bool = True,
     align_arrays: bool = True,
     allow_rechunk: bool = False,

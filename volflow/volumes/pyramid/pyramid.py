@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 from dataclasses import replace
 from typing import Any
@@ -28,7 +29,7 @@ __all__ = ["plan_pyramid", "pyramid"]
 
 
 def pyramid(
-    volume: Any,
+    volume: str | os.PathLike[str] | Volume,
     *,
     levels: int | None = None,
     cluster: Cluster = None,
@@ -89,7 +90,7 @@ def pyramid(
         memory_bytes = memory_per_worker(client, memory)
         with place.run.lock():
             sweep(place.store)
-            finest = open_volume(finest.path)  # as the last driver left it
+            finest = open_volume(str(finest.path))  # as the last driver left it
             tasks = tasks_for(finest, place, levels, memory_bytes, overwrite)
             try:
                 _execute(finest, place, tasks, client, progress)
@@ -99,13 +100,13 @@ def pyramid(
                     f"levels of {finest.path} cannot be written: {error.strerror or error}; what"
                     " is done is kept, put it right and run the same command again"
                 ) from error
-    return open_volume(finest.path)
+    return open_volume(str(finest.path))
 
 
 def _finest(volume: Any) -> tuple[Volume, Place]:
     opened = open_volume(volume)
     place = place_of(opened)
-    return open_volume(opened.path), place
+    return open_volume(str(opened.path)), place
 
 
 def _execute(
@@ -116,7 +117,7 @@ def _execute(
     kept = next((n for n, task in enumerate(tasks) if not task.begun), len(tasks))
     if len(finest.levels) > kept + 1:  # what is made anew or removed is listed no more
         list_levels(finest, wanted[: kept + 1])
-        finest = open_volume(finest.path)
+        finest = open_volume(str(finest.path))
     for level in place.surplus(len(tasks)):
         discard(place.path(level), place.journal(level))
         shutil.rmtree(place.journal(level).directory, ignore_errors=True)
@@ -163,7 +164,7 @@ def _make(
 
 
 def plan_pyramid(
-    volume: Any,
+    volume: str | os.PathLike[str] | Volume,
     *,
     levels: int | None = None,
     cluster: Cluster = None,
@@ -171,7 +172,7 @@ def plan_pyramid(
     memory: str | int | None = None,
     overwrite: bool = False,
 ) -> Plan:
-    """What `pyramid` would do, with its projected memory; nothing is written.
+    """Return the plan of `pyramid` with its projected memory; nothing is written.
 
     Parameters
     ----------

@@ -15,7 +15,7 @@ from tests.stores import store
 from volflow.errors import InvalidInput, MemoryRefused
 from volflow.geometry.frame import Frame
 from volflow.geometry.roi import Roi
-from volflow.infer.seams.certify import certify
+from volflow.infer.seams.certify import certify_seams
 from volflow.infer.seams.regions import busy_regions, fitting_sides
 from volflow.model.unet import UNet
 from volflow.store.volume import open_volume
@@ -42,7 +42,7 @@ def path(tmp_path_factory):
 @pytest.fixture(scope="module")
 def certified(path):
     """With a frame, a normalisation and an activation."""
-    return certify(
+    return certify_seams(
         path, network(), patch=8, overlaps=OVERLAPS, blends=["gaussian", "crop"], frame="RAS",
         normalize="minmax", activation="softmax",
     )  # fmt: skip
@@ -135,7 +135,7 @@ def test_an_exact_run_that_is_refused_gets_more_memory(path, monkeypatch):
         return run(*args, **options)
 
     monkeypatch.setattr(seams, "predict", predict)
-    found = certify(path, network(), patch=16, overlaps=[0])
+    found = certify_seams(path, network(), patch=16, overlaps=[0])
     assert given == sorted(given)
     assert len(given) >= 3
     assert found.regions[0].exact.largest < 1e-5
@@ -143,7 +143,7 @@ def test_an_exact_run_that_is_refused_gets_more_memory(path, monkeypatch):
 
 def test_statistics_are_told(path):
     net = nn.Sequential(nn.Conv3d(1, 2, 3, padding=1), nn.InstanceNorm3d(2))
-    found = certify(path, net, patch=12, overlaps=[0.25], memory="600MB")
+    found = certify_seams(path, net, patch=12, overlaps=[0.25], memory="600MB")
     assert found.statistics == 1
     assert found.regions[0].exact.largest < 1e-5 < found.regions[0].blends[0].largest
     assert "statistics of the whole volume are needed by 1 of its layers" in found.describe()
@@ -160,7 +160,7 @@ class Sorted(nn.Module):
 
 def test_without_an_exact_rule_blends_are_measured(path):
     said = []
-    found = certify(path, Sorted(), patch=8, overlaps=[0], progress=said.append)
+    found = certify_seams(path, Sorted(), patch=8, overlaps=[0], progress=said.append)
     (region,) = found.regions
     assert region.exact is None
     assert region.padded == (24, 24, 24)
@@ -172,12 +172,12 @@ def test_without_an_exact_rule_blends_are_measured(path):
 
 
 def test_slices(path):
-    found = certify(path, nets.slice_net(), patch=(1, 8, 8), overlaps=[0])
+    found = certify_seams(path, nets.slice_net(), patch=(1, 8, 8), overlaps=[0])
     assert found.regions[0].padded == (20, 23)
     assert found.regions[0].exact.largest < 1e-5 < found.regions[0].blends[0].largest
     assert found.plane.axis == 0
     assert found.plane.borders[0][0] == ()
-    covered = certify(path, nets.slice_net(), patch=(1, 64, 64), overlaps=[0])
+    covered = certify_seams(path, nets.slice_net(), patch=(1, 64, 64), overlaps=[0])
     assert "one patch covers a region" in covered.describe()
 
 
@@ -199,13 +199,13 @@ def test_slices(path):
 def test_what_is_refused_before_any_run(path, options, message):
     said = []
     with pytest.raises(InvalidInput, match=message):
-        certify(path, network(), **{"patch": 8, "progress": said.append, **options})
+        certify_seams(path, network(), **{"patch": 8, "progress": said.append, **options})
     assert said == []
 
 
 def test_too_little_memory_for_any_region(path):
     with pytest.raises(MemoryRefused, match=r"a region of 16×16×16 voxels run whole takes"):
-        certify(path, network(), patch=8, memory="100kB")
+        certify_seams(path, network(), patch=8, memory="100kB")
 
 
 def test_a_module_that_takes_no_region_whole(path):
@@ -215,7 +215,7 @@ def test_a_module_that_takes_no_region_whole(path):
             return image.sort(-1).values
 
     with pytest.raises(InvalidInput, match=r"cannot be run on a region of .* whole: patches of 8"):
-        certify(path, OnlyPatches(), patch=8)
+        certify_seams(path, OnlyPatches(), patch=8)
 
 
 def test_sides_shrink_to_memory():
