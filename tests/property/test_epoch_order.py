@@ -15,25 +15,25 @@ from volflow.sampling.epoch.order import (
     systematic_round,
 )
 
-masses = st.lists(st.floats(0, 100, width=16), min_size=1, max_size=40).filter(any)
+probabilities = st.lists(st.floats(0, 100, width=16), min_size=1, max_size=40).filter(any)
 seeds = st.integers(0, 2**32)
 
 
 class TestQuotas:
-    @given(masses, st.integers(1, 5000), st.floats(1, 300), seeds, st.booleans())
-    def test_add_up_and_keep_to_their_shares(self, mass, total, per_visit, seed, split):
-        mass = np.array(mass)
+    @given(probabilities, st.integers(1, 5000), st.floats(1, 300), seeds, st.booleans())
+    def test_add_up_and_keep_to_their_shares(self, probability, total, per_visit, seed, split):
+        probability = np.array(probability)
         rng = np.random.default_rng(seed)
-        visits = plan_visits(mass, total, per_visit, rng, split=split)
+        visits = plan_visits(probability, total, per_visit, rng, split=split)
         assert visits.quota.sum() == total
         assert (visits.quota > 0).all()
-        assert (mass[visits.superchunk] > 0).all()
-        got = np.bincount(visits.superchunk, visits.quota, len(mass))
-        share = mass / mass.sum() * total
+        assert (probability[visits.superchunk] > 0).all()
+        got = np.bincount(visits.superchunk, visits.quota, len(probability))
+        share = probability / probability.sum() * total
         large = share >= per_visit
         assert (np.abs(got - share)[large] < 1 + 1e-6).all()
         # Those too small for a visit give what one visit gives, or nothing; the rest is rounding.
-        small = mass[~large].sum() / mass.sum() * total
+        small = probability[~large].sum() / probability.sum() * total
         visits_there = max(1, round(small / per_visit))
         assert (got[~large] <= 2 * small / visits_there + 1).all()
 
@@ -46,13 +46,13 @@ class TestQuotas:
 
     def test_expected_numbers_are_the_shares(self):
         """Also of superchunks that are too small to be visited in each epoch."""
-        mass = np.array([0.5, 0.2, 0.1, 0.1, 0.05, 0.05])
+        probability = np.array([0.5, 0.2, 0.1, 0.1, 0.05, 0.05])
         got = np.zeros(6)
         epochs = 4000
         for seed in range(epochs):
-            visits = plan_visits(mass, 20, 5, np.random.default_rng(seed))
+            visits = plan_visits(probability, 20, 5, np.random.default_rng(seed))
             got += np.bincount(visits.superchunk, visits.quota, 6)
-        error = got / epochs - mass * 20
+        error = got / epochs - probability * 20
         assert np.abs(error).max() < 5 * 5 / np.sqrt(epochs)  # five standard deviations of 5
 
     def test_one_superchunk_is_visited_as_often_as_it_is_worth(self):

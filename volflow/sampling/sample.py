@@ -51,7 +51,7 @@ def sample(
 ) -> da.Array:
     """Patches of a volume or of cases as a Dask array, for notebooks and for work on patches.
 
-    The law is that of `PatchStream`: how many patches come from where is counted out exactly, and
+    The law is that of `PatchStream`: how many patches come from each superchunk is exact, and
     which they are is a pure function of the seed. Patches come in groups that share storage, one
     task each; with few patches of a large volume each has a place of its own.
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from volflow.errors import InvalidInput
 from volflow.report.colors import class_numbers
 from volflow.sampling.cases.named_arrays import Case
+from volflow.sampling.stream_options import SAMPLE_FIELDS
 
 __all__ = [
     "DrawnPatch",
@@ -27,7 +28,6 @@ __all__ = [
 Array = npt.NDArray[Any]
 
 BINS = 64  # along each axis
-BESIDE = ("location", "case", "index", "key")  # what a sample holds beside its arrays
 MOST_CASES = 5  # that are named
 MOST_CLASSES = 16  # that have a line of their own
 TABLE = 2**16  # class numbers up to here are counted in a table
@@ -63,7 +63,7 @@ def each_patch(samples: Iterable[Mapping[str, Any]]) -> Iterator[DrawnPatch]:
     [('a', (0, 0, 0)), ('b', (1, 2, 3))]
     """
     for sample in samples:
-        arrays = {key: _array(value) for key, value in sample.items() if key not in BESIDE}
+        arrays = {key: _array(value) for key, value in sample.items() if key not in SAMPLE_FIELDS}
         location = _array(sample["location"])
         if location.ndim == 1:
             yield DrawnPatch(arrays, sample["case"], tuple(location[:3].tolist()))

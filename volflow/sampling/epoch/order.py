@@ -1,6 +1,6 @@
 """The order of an epoch: which superchunk gives how many patches, and in which lane they come.
 
-An epoch's patches are counted out along one line of *visits*. A visit is one decoding of a
+An epoch's patches are shared out along one line of *visits*. A visit is one decoding of a
 superchunk and the patches cut from it then. The line is cut into *lanes* of equal length which are
 dealt out in turn: sample ``i`` comes from lane ``i % lanes``. So as many superchunks as there are
 lanes are mixed at any time, each rank can take some of the lanes, and the order is the same for
