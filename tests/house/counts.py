@@ -21,8 +21,8 @@ files
 types, files in tasks
     In other threads than the caller's: reading, computing and writing blocks, but not planning.
 returns
-    Calls from one file of the package into another that had been entered before; each pair of
-    functions counts once, so that the figure does not grow with the number of blocks.
+    Calls into a file, from another of the package or from outside, beyond the first of each file.
+    Each pair of functions counts once, so that the figure does not grow with the blocks.
 
 What acts only now and then, such as waiting for a worker, makes figures differ by one or two.
 
