@@ -18,8 +18,8 @@ import numpy.typing as npt
 from volflow.engine.memory import Ceiling
 from volflow.errors import Superseded
 from volflow.geometry.roi import Roi
-from volflow.store.journal.journal import Journal, ShardEntry
-from volflow.store.volume import Volume
+from volflow.store.journal.journal import Journal
+from volflow.store.volume import ShardEntry, Volume
 
 __all__ = ["BlockWriter", "Clock", "Context", "Step", "Task", "run_task"]
 
@@ -109,8 +109,7 @@ class BlockWriter:
         """
         self.context.check()
         began = time.perf_counter()
-        for shard in volume.write(roi, voxels):
-            self.entries.append(ShardEntry(array, shard.start, shard.stop, shard.crc32c))
+        self.entries += volume.write(roi, voxels, array)
         self.seconds += time.perf_counter() - began
 
 

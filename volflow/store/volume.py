@@ -37,15 +37,16 @@ if TYPE_CHECKING:
     import dask.array as da
     import xarray
 
-__all__ = ["ShardSum", "Volume", "open_volume", "shard_rois"]
+__all__ = ["ShardEntry", "Volume", "open_volume", "shard_rois"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True)
-class ShardSum:
-    """Box and checksum of a stored object: crc32c of its decoded bytes in C order."""
+class ShardEntry:
+    """One stored object: its array in the output, its box, crc32c of its decoded C-order bytes."""
 
+    array: str
     start: tuple[int, ...]
     stop: tuple[int, ...]
     crc32c: int
@@ -171,7 +172,7 @@ class Volume:
         data = cast(Array, read_stored(self.array, index, roi, self.path))
         return data.reshape(roi.shape).astype(self.dtype, copy=False)
 
-    def write(self, roi: Roi, data: Array) -> tuple[ShardSum, ...]:
+    def write(self, roi: Roi, data: Array, array: str = "0") -> tuple[ShardEntry, ...]:
         """Write whole shards, one after the other.
 
         Parameters
@@ -180,10 +181,12 @@ class Volume:
             A box that owns every shard (or chunk, where unsharded) it touches.
         data
             Of the box's shape, and of a dtype that the volume's holds without loss.
+        array
+            The volume's array in the output, as the journal names it.
 
         Returns
         -------
-        tuple of ShardSum
+        tuple of ShardEntry
             One per shard, for the journal.
 
         Raises
@@ -204,7 +207,7 @@ class Volume:
                 f"data must be {self.dtype} {roi.shape} to be written there, given {data.dtype} "
                 f"{data.shape}; cast or crop it first"
             )
-        sums = []
+        entries = []
         for piece in shard_rois(self, roi):
             part = data[piece.relative_to(roi.start).slices()]
             voxels = np.ascontiguousarray(part, dtype=self.dtype)
@@ -223,8 +226,9 @@ class Volume:
                 if not discard_object(self.array, piece.start):
                     raise
                 self.array.set_basic_selection(piece.slices(), voxels)
-            sums.append(ShardSum(piece.start, piece.stop, google_crc32c.value(voxels)))
-        return tuple(sums)
+            crc32c = google_crc32c.value(voxels)
+            entries.append(ShardEntry(array, piece.start, piece.stop, crc32c))
+        return tuple(entries)
 
     def __getitem__(self, key: Any) -> Array:
         """Read with integers, slices and ``...``, as from a NumPy array."""

@@ -9,7 +9,7 @@ import math
 from collections import deque
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from volflow.infer.method import Target
 from volflow.infer.patches.rolling import RollingBlend
 from volflow.infer.patches.sliding import FINISH_ROWS
 from volflow.infer.patches.tiling import limit_depth
-from volflow.infer.patches.write_behind import Writer
+from volflow.infer.patches.writer import Writer
 from volflow.store.aside import folder_aside, sweep
 from volflow.store.create import check_target, create
 from volflow.store.journal.journal import Journal, Record, journal_dir
@@ -88,23 +88,6 @@ class Manner:
         return chunk, (depth, *shard[1:])
 
 
-@dataclass(frozen=True)
-class WholeJob:
-    """Layers of shards of one volume."""
-
-    blocks: BlockGrid
-    targets: tuple[Target, ...]
-    frame: Frame = field(default_factory=Frame)
-
-    def roi(self, block: int) -> Roi:
-        """The box of a layer."""
-        return self.blocks[block].write_roi
-
-    def tile(self, blocks: tuple[int, ...]) -> Roi:
-        """The box of some layers that follow each other."""
-        return Roi(self.roi(blocks[0]).start, self.roi(blocks[-1]).stop)
-
-
 class CaseBlend:
     """The open rows of one case, its early patches, and its growing volume.
 
@@ -148,10 +131,12 @@ class CaseBlend:
             self.aside = folder.enter_context(folder_aside(out)) / out.name
             volume = create(self.aside, shape, manner.finish.dtype, meta, chunk=chunk, shard=shard)
             self.folder = folder.pop_all()
-        blocks = BlockGrid(grid.shape, (shard[0], *grid.shape[1:]))
-        self.job = WholeJob(blocks, (Target("", "0", manner.channels, volume),))
+        self.blocks = BlockGrid(grid.shape, (shard[0], *grid.shape[1:]))  # layers of shards
+        targets = (Target("", "0", manner.channels, volume),)
         self.context = Context()  # the journal begins when the volume is whole
-        self.writer = Writer(self.job, tuple(range(len(blocks))), self.context, empty=scratch.zeros)
+        self.writer = Writer(
+            self.blocks, Frame(), targets, range(len(self.blocks)), self.context, scratch.zeros
+        )
 
     @property
     def complete(self) -> bool:
@@ -219,7 +204,7 @@ class CaseBlend:
         """Make the hidden directory the output, with a journal that vouches for its shards."""
         journal, grid = Journal(journal_dir(self.out)), self.grid
         geometry = {"patch": grid.patch, "stride": grid.stride, "padding": grid.padding}
-        settings = {"grid": self.job.blocks.counts, "coverage": self.coverage}
+        settings = {"grid": self.blocks.counts, "coverage": self.coverage}
         record = Record("aggregate", {**self.manner.said, **geometry, "version": VERSION}, settings)
         with journal.lock():
             check_target(self.out, overwrite=self.manner.overwrite)  # it may have been made since

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -28,10 +28,9 @@ from volflow.infer.method import (
     threads_per_worker,
 )
 from volflow.infer.options import PredictOptions
-from volflow.infer.patches.job import PredictJob
 from volflow.infer.patches.rows import rows_at_once
 from volflow.infer.patches.sliding import SlidingWindow, read_hull
-from volflow.infer.patches.task import predict_blocks
+from volflow.infer.patches.task import PredictJob, predict_blocks
 from volflow.infer.patches.tiling import Demand, choose_tiling, limit_depth, patch_count, runs_of
 from volflow.infer.request import Request, check_classes, output_meta
 from volflow.model.forward import Forward, Output, Probe, output_shapes, probe, usual_batch
@@ -85,20 +84,11 @@ def decide(request: Request, client: Client, memory_bytes: int) -> PatchSettings
         found = _probed(request, client, memory_bytes, threads, found.batch_size // 2)
 
 
-@dataclass(frozen=True)
-class ProbeJob:
-    """A trial forward, as a job."""
-
-    forward: Forward
-    batch_size: int | None
-    memory_bytes: int
-    threads: int
-
-
-def probe_block(job: ProbeJob, blocks: tuple[int, ...], context: Context) -> Iterator[Step]:
+def probe_block(
+    job: Callable[[], Probe], blocks: tuple[int, ...], context: Context
+) -> Iterator[Step]:
     """Run the trial forward on a worker."""
-    found = probe(job.forward, job.batch_size, job.memory_bytes, job.threads)
-    yield Step(blocks[0], 1, found)
+    yield Step(blocks[0], 1, job())
 
 
 def _probed(
@@ -106,7 +96,7 @@ def _probed(
 ) -> Probe:
     options = request.options
     forward = request.forward(options.device, options.precision)
-    job = ProbeJob(forward, batch, memory_bytes, threads)
+    job = partial(probe, forward, batch, memory_bytes, threads)
     plugin = ModelPlugin(request.model.module, request.model.digest)
     trial = Plan(
         "trial forward", probe_block, job, ((0,),), 1, "forward", 1, memory_bytes, True, (), plugin
@@ -212,7 +202,7 @@ def plan(
     forward = request.forward(settings.device, settings.precision)
     job = PredictJob(
         window=_window(request, settings.outputs, forward, settings.batch_size),
-        blocks=blocks,
+        grid=blocks,
         targets=targets,
         threads=settings.threads,
     )
@@ -246,7 +236,7 @@ def _facts(
 
 def _calls(job: PredictJob, run: tuple[int, ...]) -> int:
     """Forwards of a run of blocks."""
-    tile = [[side] for side in job.tile(run)]
+    tile = [[side] for side in job.tile(*run)]
     window = job.window
     return patch_count(window.grid.reduced(window.scale), tile, window.blend == "crop")
 

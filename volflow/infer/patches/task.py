@@ -9,16 +9,45 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 
 import torch
 
 from volflow.engine.task import Context, Step
-from volflow.infer.patches.job import PredictJob
-from volflow.infer.patches.sliding import slide
-from volflow.infer.patches.write_behind import Writer
+from volflow.geometry.grid import BlockGrid
+from volflow.geometry.roi import Roi
+from volflow.infer.method import Target
+from volflow.infer.patches.sliding import SlidingWindow, slide
+from volflow.infer.patches.writer import Writer, tile_of
 from volflow.model.forward import torch_threads
 
-__all__ = ["predict_blocks"]
+__all__ = ["PredictJob", "predict_blocks"]
+
+
+@dataclass(frozen=True)
+class PredictJob:
+    """Everything a task needs to know; small and picklable.
+
+    Parameters
+    ----------
+    window
+        What decides the voxels.
+    grid
+        The tiling of the outputs, in output voxels and stored axis order.
+    targets
+        Where they are written.
+    threads
+        Of torch.
+    """
+
+    window: SlidingWindow
+    grid: BlockGrid
+    targets: tuple[Target, ...]
+    threads: int
+
+    def tile(self, *blocks: int) -> Roi:
+        """The box of a run of blocks in frame coordinates, in output voxels."""
+        return tile_of(self.grid, self.window.inputs.frame, blocks)
 
 
 def predict_blocks(job: PredictJob, blocks: tuple[int, ...], context: Context) -> Iterator[Step]:
@@ -33,7 +62,7 @@ def _neighbours(job: PredictJob, blocks: Sequence[int]) -> Iterator[tuple[int, .
     """Cut a sequence of blocks where the next does not begin where the last ended."""
     run: list[int] = []
     for number in blocks:
-        if run and job.roi(run[-1]).stop[0] != job.roi(number).start[0]:
+        if run and job.tile(run[-1]).stop[0] != job.tile(number).start[0]:
             yield tuple(run)
             run = []
         run.append(number)
@@ -42,9 +71,9 @@ def _neighbours(job: PredictJob, blocks: Sequence[int]) -> Iterator[tuple[int, .
 
 
 def _run(job: PredictJob, blocks: tuple[int, ...], context: Context) -> Iterator[Step]:
-    tile = job.tile(blocks)
+    tile, frame = job.tile(*blocks), job.window.inputs.frame
     with (
-        closing(Writer(job, blocks, context)) as writer,
+        closing(Writer(job.grid, frame, job.targets, blocks, context)) as writer,
         closing(slide(job.window, tile, context)) as sliding,
     ):
         for first, rows in sliding:

@@ -39,13 +39,13 @@ from volflow.store.atomic import parse_json, plain, read_json, write_json
 from volflow.store.journal.records import (
     FORMAT,
     Record,
-    ShardEntry,
     as_entries,
     as_record,
     change_between,
 )
+from volflow.store.volume import ShardEntry
 
-__all__ = ["Journal", "Record", "ShardEntry", "journal_dir"]
+__all__ = ["Journal", "Record", "journal_dir"]
 
 
 def journal_dir(out: str | os.PathLike[str]) -> Path:

@@ -11,8 +11,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from volflow.geometry.grid import MOST_BLOCKS
 from volflow.store.atomic import differences
+from volflow.store.volume import ShardEntry
 
-__all__ = ["FORMAT", "Record", "ShardEntry", "as_entries", "as_record", "change_between", "typed"]
+__all__ = ["FORMAT", "Record", "as_entries", "as_record", "change_between", "typed"]
 
 FORMAT = 1
 T = TypeVar("T")
@@ -36,16 +37,6 @@ class Record:
     operation: str
     fingerprint: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class ShardEntry:
-    """One stored object that a block wrote: array in the output, box, checksum."""
-
-    array: str
-    start: tuple[int, ...]
-    stop: tuple[int, ...]
-    crc32c: int
 
 
 def change_between(before: Record, given: Record) -> str:

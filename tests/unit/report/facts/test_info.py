@@ -18,9 +18,10 @@ from volflow.report.facts.run_state import (
     volume_behind,
 )
 from volflow.store.create import create
-from volflow.store.journal.journal import Journal, Record, ShardEntry, journal_dir
+from volflow.store.journal.journal import Journal, Record, journal_dir
 from volflow.store.meta import Meta
 from volflow.store.verify import verify
+from volflow.store.volume import ShardEntry
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ import pytest
 
 from volflow.errors import InvalidInput, Locked, ResumeRefused, RunFailed, Superseded
 from volflow.store.atomic import differences, plain, write_json
-from volflow.store.journal.journal import Journal, Record, ShardEntry, journal_dir
+from volflow.store.journal.journal import Journal, Record, journal_dir
+from volflow.store.volume import ShardEntry
 
 RECORD = Record(
     "predict",

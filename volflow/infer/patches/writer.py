@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,33 +17,25 @@ from volflow.geometry.roi import Roi
 from volflow.infer.method import Target
 from volflow.store.volume import shard_rois
 
-__all__ = ["WriteJob", "Writer"]
+__all__ = ["Writer", "tile_of"]
 
 
-class WriteJob(Protocol):
-    """What a writer needs to know: where rows go."""
+def tile_of(grid: BlockGrid, frame: Frame, blocks: Sequence[int]) -> Roi:
+    """The box, in frame coordinates, of blocks that follow each other along the frame's first axis.
 
-    @property
-    def blocks(self) -> BlockGrid:
-        """The tiling of the outputs, in stored axis order."""
-
-    @property
-    def targets(self) -> tuple[Target, ...]:
-        """Where they are written."""
-
-    @property
-    def frame(self) -> Frame:
-        """That of the rows."""
-
-    def roi(self, block: int) -> Roi:
-        """A block's box in frame coordinates."""
-
-    def tile(self, blocks: tuple[int, ...]) -> Roi:
-        """The box of a run of blocks in frame coordinates."""
+    Parameters
+    ----------
+    grid
+        The tiling of the outputs, in stored axis order.
+    frame, blocks
+        The frame, and numbers of blocks.
+    """
+    first, last = (frame.roi(grid[n].write_roi, grid.shape) for n in (blocks[0], blocks[-1]))
+    return Roi(first.start, last.stop)
 
 
 @dataclass(frozen=True)
-class Piece:
+class OpenShard:
     """One shard of a block being filled: which, where in the frame, and its voxels as stored."""
 
     target: Target
@@ -57,50 +49,66 @@ class Writer:
     """Collects finished rows into shards, and writes each block behind the next one's back.
 
     Buffers are handed on from block to block: fresh memory costs more than the copy into it.
+
+    Parameters
+    ----------
+    grid, frame, targets
+        The tiling of the outputs in stored axis order, the frame of the rows, and where outputs go.
+    blocks
+        Numbers of blocks that follow each other along the frame's first axis.
+    context
+        Writes and records them.
+    empty
+        Makes the buffers.
     """
 
-    job: WriteJob
-    blocks: tuple[int, ...]
+    grid: BlockGrid
+    frame: Frame
+    targets: tuple[Target, ...]
+    blocks: Sequence[int]
     context: Context
-    pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
-    pieces: list[Piece] = field(default_factory=list)
-    spare: list[npt.NDArray[Any]] = field(default_factory=list)
-    pending: Future[tuple[int, list[Piece]]] | None = None
-    position: int = 0
     empty: Callable[[tuple[int, ...], np.dtype[Any]], npt.NDArray[Any]] = np.empty
+    pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
+    shards: list[OpenShard] = field(default_factory=list)
+    spare: list[npt.NDArray[Any]] = field(default_factory=list)
+    pending: Future[tuple[int, list[OpenShard]]] | None = None
+    position: int = 0
 
     def put(self, row: int, rows: dict[str, npt.NDArray[Any]]) -> Iterator[int]:
         """Take rows from ``row`` on, of every target; yields blocks that are on the store."""
         last = row + next(iter(rows.values())).shape[-3]
         while row < last:
             number = self.blocks[self.position]
-            stop = min(last, self.job.roi(number).stop[0])
-            if not self.pieces:
-                self.pieces = list(self._open(number))
+            end = tile_of(self.grid, self.frame, (number,)).stop[0]
+            stop = min(last, end)
+            if not self.shards:
+                self.shards = list(self._open(number))
             for name, values in rows.items():
                 part = values[..., row - last : stop - last or None, :, :]
-                for piece in self.pieces:
-                    if piece.target.name == name:
-                        self._copy(piece, row, part)
+                for one in self.shards:
+                    if one.target.name == name:
+                        self._copy(one, row, part)
             row = stop
-            if row == self.job.roi(number).stop[0]:
+            if row == end:
                 yield from self.flush()
-                full, self.pieces = self.pieces, []
+                full, self.shards = self.shards, []
                 self.pending = self.pool.submit(
                     write_block, self.context, number, full, self.context.clock.take_block()
                 )
                 self.position += 1
 
-    def _open(self, number: int) -> Iterator[Piece]:
-        job = self.job
-        for target in job.targets:
-            block = job.blocks[number].write_roi
+    def _open(self, number: int) -> Iterator[OpenShard]:
+        block = self.grid[number].write_roi
+        for target in self.targets:
+            box = block
             if target.volume.ndim == 4:
-                block = Roi((0, *block.start), (target.channels, *block.stop))
-            for shard in shard_rois(target.volume, block):
+                box = Roi((0, *block.start), (target.channels, *block.stop))
+            for shard in shard_rois(target.volume, box):
                 space = Roi(shard.start[-3:], shard.stop[-3:])
-                place = job.frame.roi(space, job.blocks.shape)
-                yield Piece(target, shard, place, self._buffer(shard.shape, target.volume.dtype))
+                place = self.frame.roi(space, self.grid.shape)
+                yield OpenShard(
+                    target, shard, place, self._buffer(shard.shape, target.volume.dtype)
+                )
 
     def _buffer(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         for n, spare in enumerate(self.spare):
@@ -108,27 +116,27 @@ class Writer:
                 return self.spare.pop(n)
         return self.empty(shape, dtype)
 
-    def _copy(self, piece: Piece, row: int, rows: npt.NDArray[Any]) -> None:
+    def _copy(self, one: OpenShard, row: int, rows: npt.NDArray[Any]) -> None:
         """Copy what belongs to a shard out of rows of the tile that begin at ``row``."""
-        tile = self.job.tile(self.blocks)
+        tile = tile_of(self.grid, self.frame, self.blocks)
         corner = (row, *tile.start[1:])
-        both = piece.place.intersect(Roi.full(rows.shape[-3:]).shift(corner))
+        both = one.place.intersect(Roi.full(rows.shape[-3:]).shift(corner))
         if not both.size:
             return
         if rows.ndim == 4:
-            rows = rows[piece.shard.start[0] : piece.shard.stop[0]]
+            rows = rows[one.shard.start[0] : one.shard.stop[0]]
         z, y, x = both.relative_to(corner).slices()
         here = rows[..., z, y, x]
-        z, y, x = both.relative_to(piece.place.start).slices()
-        self.job.frame.show(piece.voxels)[..., z, y, x] = here
+        z, y, x = both.relative_to(one.place.start).slices()
+        self.frame.show(one.voxels)[..., z, y, x] = here
 
     def flush(self) -> Iterator[int]:
         """Wait for the block being written, if there is one."""
         if self.pending is not None:
             pending, self.pending = self.pending, None
             with self.context.stage("write"):
-                number, pieces = pending.result()
-            self.spare = [piece.voxels for piece in pieces]
+                number, shards = pending.result()
+            self.spare = [one.voxels for one in shards]
             yield number
 
     def close(self) -> None:
@@ -137,11 +145,11 @@ class Writer:
 
 
 def write_block(
-    context: Context, number: int, pieces: list[Piece], stages: dict[str, float]
-) -> tuple[int, list[Piece]]:
+    context: Context, number: int, shards: list[OpenShard], stages: dict[str, float]
+) -> tuple[int, list[OpenShard]]:
     """Write the shards of a block, and record it with the seconds it took."""
     with context.block(number, stages) as block:
-        for piece in pieces:
-            target = piece.target
-            block.write(target.volume, piece.shard, piece.voxels, target.array)
-    return number, pieces
+        for one in shards:
+            target = one.target
+            block.write(target.volume, one.shard, one.voxels, target.array)
+    return number, shards
