@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,14 @@ import numpy as np
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
 
-__all__ = ["default_layout", "piece_of", "piece_of_cells", "resolve_layout", "split"]
+__all__ = [
+    "default_layout",
+    "piece_of",
+    "piece_of_cells",
+    "resolve_layout",
+    "shrinking",
+    "split",
+]
 
 Shape = tuple[int, ...]
 
@@ -164,6 +171,39 @@ def piece_of_cells(
         if math.prod(map(min, whole, shape)) <= most:
             break
     return _grow(whole, tuple(shape), (1.0,) * len(whole), most)
+
+
+def shrinking(
+    shard: Sequence[int], chunk: Sequence[int], weights: Sequence[int]
+) -> Iterator[Shape]:
+    """Yield a shard and ever smaller ones, for what must fit into memory.
+
+    Parameters
+    ----------
+    shard, chunk
+        Per axis; the smaller ones are of whole chunks.
+    weights
+        Per axis, what a chunk counts: the axis that counts most is halved. Along an axis of
+        weight 0 the shard stays as it is.
+
+    Examples
+    --------
+    >>> list(shrinking((64, 64, 96), (32, 32, 32), (1, 1, 1)))
+    [(64, 64, 96), (64, 64, 64), (32, 64, 64), (32, 32, 64), (32, 32, 32)]
+    >>> list(shrinking((96, 64, 64), (32, 32, 32), (1, 0, 0)))
+    [(96, 64, 64), (64, 64, 64), (32, 64, 64)]
+    """
+    sides = tuple(shard)
+    yield sides
+    while True:
+        counts = [-(-s // c) for s, c in zip(sides, chunk, strict=True)]
+        lengths = [n * w if n > 1 else 0 for n, w in zip(counts, weights, strict=True)]
+        if not any(lengths):
+            return
+        axis = lengths.index(max(lengths))
+        half = -(-counts[axis] // 2) * chunk[axis]
+        sides = (*sides[:axis], half, *sides[axis + 1 :])
+        yield sides
 
 
 def split(roi: Roi, shape: Sequence[int], unit: Sequence[int], axes: Sequence[str]) -> list[Roi]:

@@ -28,7 +28,7 @@ from volflow.store.formats.sources import Source, open_source
 from volflow.store.journal.journal import Journal, Record, journal_dir
 from volflow.store.journal.outputs import discard
 from volflow.store.journal.records import typed
-from volflow.store.layout import resolve_layout
+from volflow.store.layout import resolve_layout, shrinking
 from volflow.store.meta import Meta
 from volflow.store.volume import Volume, open_volume
 from volflow.volumes.arrays.computed import refuse_masked
@@ -214,11 +214,11 @@ def lay_out(source: Shaped, path: str, chunk: Any, shard: Any, memory_bytes: int
         # The slab, its successor where one is read ahead, shards in flight.
         return block, held_bytes(block, dtype, 3.5 if source.sequential else COPIES)
 
-    blocks, peak = sized(outer)
-    while peak > memory_bytes and shard is None and outer[-3] > inner[-3]:
-        halves = -(-(outer[-3] // inner[-3]) // 2)
-        outer = (*outer[:-3], inner[-3] * halves, *outer[-2:])
+    smaller = shrinking(outer, inner, (*(0,) * len(front), 1, 0, 0)) if shard is None else (outer,)
+    for outer in smaller:
         blocks, peak = sized(outer)
+        if peak <= memory_bytes:
+            break
     return Copy(path, source.meta, shape, dtype, inner, outer, blocks, source.sequential, peak)
 
 

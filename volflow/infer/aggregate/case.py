@@ -32,7 +32,7 @@ from volflow.store.aside import folder_aside, sweep
 from volflow.store.create import check_target, create
 from volflow.store.journal.journal import Journal, Record, journal_dir
 from volflow.store.journal.outputs import discard
-from volflow.store.layout import resolve_layout
+from volflow.store.layout import resolve_layout, shrinking
 from volflow.store.meta import Meta
 from volflow.store.volume import Volume, open_volume
 
@@ -81,11 +81,12 @@ class Manner:
         )
         if self.shard is not None:
             return chunk, shard
-        depth = limit_depth(shard, chunk, shape[-3:], 0)[0]
+        limited = limit_depth(shard, chunk, shape[-3:], 0)
         plane_bytes = math.prod(shape[:-3]) * shape[-2] * shape[-1] * dtype.itemsize
-        while 2 * depth * plane_bytes > SHARDS_SHARE * budget_bytes and depth > chunk[0]:
-            depth = chunk[0] * -(-depth // chunk[0] // 2)
-        return chunk, (depth, *shard[1:])
+        for shard in shrinking(limited, chunk, (1, 0, 0)):
+            if 2 * shard[0] * plane_bytes <= SHARDS_SHARE * budget_bytes:
+                break
+        return chunk, shard
 
 
 class CaseBlend:

@@ -17,6 +17,7 @@ from volflow.geometry.frame import Frame
 from volflow.geometry.grid import BlockGrid, PatchGrid
 from volflow.infer.method import SLACK_BYTES, TRIALS_DIFFER
 from volflow.infer.patches.sliding import FINISH_ROWS
+from volflow.store.layout import shrinking
 
 __all__ = ["Demand", "Tiling", "choose_tiling", "patch_count", "runs_of"]
 
@@ -154,11 +155,11 @@ def choose_tiling(
     """
     out = demand.grid.reduced(demand.scale)
     shape = demand.frame.restore(out.shape)
-    shard = tuple(shard)
-    while True:
+    smallest = tuple(shard)
+    for smallest in shrinking(shard, chunk, chunk):
         best: tuple[int, int, Tiling] | None = None
-        for block in _candidates(shape, shard, demand.frame):
-            peak = demand.peak_bytes(_clip(block, shape), _clip(shard, shape))
+        for block in _candidates(shape, smallest, demand.frame):
+            peak = demand.peak_bytes(_clip(block, shape), _clip(smallest, shape))
             if peak > memory_bytes:
                 continue
             sides = demand.frame.reorder(block)
@@ -167,19 +168,16 @@ def choose_tiling(
             ]
             calls = patch_count(out, tiles, demand.crop)
             if best is None or (calls, peak) < best[:2]:
-                best = calls, peak, Tiling(block, shard, peak)
+                best = calls, peak, Tiling(block, smallest, peak)
         if best is not None:
             return best[2]
-        smaller = _halve(shard, chunk)
-        if smaller is None:
-            needed = demand.peak_bytes(_clip(shard, shape), _clip(shard, shape))
-            enough = math.ceil(needed * TRIALS_DIFFER / 2**20)
-            raise MemoryRefused(
-                f"predict with patch {demand.grid.patch} needs at least {format_bytes(needed)} per"
-                f" worker but memory is {format_bytes(memory_bytes)}; use"
-                f' memory="{enough}MiB" or more, a smaller patch, or a smaller batch_size'
-            )
-        shard = smaller
+    needed = demand.peak_bytes(_clip(smallest, shape), _clip(smallest, shape))
+    enough = math.ceil(needed * TRIALS_DIFFER / 2**20)
+    raise MemoryRefused(
+        f"predict with patch {demand.grid.patch} needs at least {format_bytes(needed)} per"
+        f" worker but memory is {format_bytes(memory_bytes)}; use"
+        f' memory="{enough}MiB" or more, a smaller patch, or a smaller batch_size'
+    )
 
 
 def limit_depth(
@@ -199,16 +197,6 @@ def limit_depth(
 
 def _clip(sides: Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(min(s, n) for s, n in zip(sides, shape, strict=True))
-
-
-def _halve(shard: tuple[int, ...], chunk: Sequence[int]) -> tuple[int, ...] | None:
-    """The shard cut in two along its longest axis that still holds several chunks."""
-    axes = [a for a in range(3) if shard[a] > chunk[a]]
-    if not axes:
-        return None
-    axis = max(axes, key=lambda a: (shard[a], -a))
-    halves = -(-shard[axis] // chunk[axis] // 2)
-    return tuple(chunk[a] * halves if a == axis else s for a, s in enumerate(shard))
 
 
 def runs_of(

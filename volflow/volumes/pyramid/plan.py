@@ -16,6 +16,7 @@ from volflow.geometry.grid import BlockGrid
 from volflow.store.journal.complete import require_complete
 from volflow.store.journal.journal import Record
 from volflow.store.journal.levels import Place
+from volflow.store.layout import shrinking
 from volflow.store.meta import Level, Meta
 from volflow.store.volume import Volume
 from volflow.volumes.pyramid.halving import Factors, halved, halvings
@@ -92,14 +93,13 @@ class Layout:
         return 3 * shard + 4 * self._read_bytes(self.piece) + SLACK_BYTES
 
     def within_memory(self) -> Layout:
-        """The same with smaller shards, as far as memory demands."""
-        chunks = [s // c for s, c in zip(self.shard, self.chunk, strict=True)]
-        if self.peak_bytes <= self.memory_bytes or max(chunks) == 1:
-            return self
-        axis = chunks.index(max(chunks))  # along z first: rows stay whole
-        half = -(-chunks[axis] // 2) * self.chunk[axis]
-        shard = (*self.shard[:axis], half, *self.shard[axis + 1 :])
-        return replace(self, shard=shard).within_memory()
+        """The same with smaller shards, as far as memory demands; rows stay whole longest."""
+        layout = self
+        for shard in shrinking(self.shard, self.chunk, (1,) * len(self.shard)):
+            layout = replace(self, shard=shard)
+            if layout.peak_bytes <= self.memory_bytes:
+                break
+        return layout
 
     def require_memory(self) -> None:
         """Refuse a level that no task can make, saying what would do."""
