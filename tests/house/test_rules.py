@@ -33,7 +33,7 @@ PARALLEL = {"__init__", "method", "plan", "job", "task"}
 # Names that still mean two things. Both sets only ever shrink: a name that has become unique, or
 # that is new here, fails the test.
 CLASSES_OF_TWO_MEANINGS = {
-    "Piece", "_Pickler",
+    "_Pickler",
 }  # fmt: skip
 MODULES_OF_TWO_MEANINGS = {"run"}
 

@@ -10,8 +10,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from volflow.engine.cluster import Cluster
-from volflow.engine.progress import Progress
+from volflow.engine.cluster import RunOptions
 from volflow.errors import InvalidInput
 from volflow.geometry.frame import Frame
 from volflow.geometry.grid import per_axis
@@ -28,7 +27,7 @@ NOTHING: Any = SimpleNamespace(min=(), max=(), mean=(), std=(), percentile=lambd
 
 
 @dataclass(frozen=True)
-class PredictOptions:
+class PredictOptions(RunOptions):
     """The options of `predict` as one object, which all that runs it receives; see there."""
 
     patch: Any = None
@@ -51,12 +50,6 @@ class PredictOptions:
     levels: bool = False
     weights: str | os.PathLike[str] | None = None
     trust: bool = False
-    cluster: Cluster = None
-    wait: float | str | None = None
-    memory: str | int | None = None
-    overwrite: bool = False
-    resume: bool = False
-    progress: Progress = None
 
     @property
     def sides(self) -> tuple[int, int, int]:

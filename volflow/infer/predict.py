@@ -167,8 +167,9 @@ def predict(  # noqa: PLR0913 - a public journey takes flat options
     """
     options = PredictOptions(
         patch, overlap, blend, frame, normalize, activation, output, dtype, batch_size, device,
-        precision, flips, mask, skip_below, fill, chunk, shard, levels, weights, trust, cluster,
-        wait, memory, overwrite, resume, progress,
+        precision, flips, mask, skip_below, fill, chunk, shard, levels, weights, trust,
+        cluster=cluster, wait=wait, memory=memory, overwrite=overwrite, resume=resume,
+        progress=progress,
     )  # fmt: skip
     _check_levels(levels, out)
     request = open_request(volume, model, out, options)

@@ -226,8 +226,7 @@ class Volume:
                 if not discard_object(self.array, piece.start):
                     raise
                 self.array.set_basic_selection(piece.slices(), voxels)
-            crc32c = google_crc32c.value(voxels)
-            entries.append(ShardEntry(array, piece.start, piece.stop, crc32c))
+            entries.append(ShardEntry(array, piece.start, piece.stop, google_crc32c.value(voxels)))
         return tuple(entries)
 
     def __getitem__(self, key: Any) -> Array:

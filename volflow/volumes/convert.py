@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from volflow.engine.cluster import Cluster, connect, memory_per_worker
+from volflow.engine.cluster import Cluster, RunOptions, connect, memory_per_worker
 from volflow.engine.plan import Plan
 from volflow.engine.progress import Progress, announce
 from volflow.errors import InvalidInput
@@ -24,7 +24,6 @@ from volflow.volumes.arrays.held import hold
 from volflow.volumes.arrays.inputs import VolumeLike, open_input
 from volflow.volumes.copying import (
     Copy,
-    CopyRun,
     adopted,
     lay_out,
     make_plan,
@@ -34,38 +33,44 @@ from volflow.volumes.copying import (
 )
 from volflow.volumes.kind import set_kind
 from volflow.volumes.origin import Origin, origin_of
-from volflow.volumes.write import write
+from volflow.volumes.write import WriteOptions, write_source
 
-__all__ = ["convert", "plan_convert"]
+__all__ = ["ConvertOptions", "convert", "plan_convert"]
+
+
+@dataclass(frozen=True)
+class ConvertOptions(RunOptions):
+    """The options of `convert` as one object; see there."""
+
+    chunk: int | Sequence[int] | None = None
+    shard: int | Sequence[int] | None = None
+    labels: bool | None = None
 
 
 @dataclass(frozen=True)
 class Import:
-    """What is imported where, in which layout as it was asked for."""
+    """What is imported where; an unfinished one is begun anew for a reason, if there is one."""
 
     source: Any
     out: str | os.PathLike[str]
-    chunk: Any
-    shard: Any
-    labels: bool | None
+    options: ConvertOptions
     origin: Origin | None
-    anew: str  # why an unfinished one is not resumed
-    overwrite: bool
+    anew: str
 
     @classmethod
-    def of(
-        cls, source: Any, out: Any, layout: tuple[Any, Any], labels: bool | None, overwrite: bool
-    ) -> Import:
+    def of(cls, source: Any, out: Any, options: ConvertOptions) -> Import:
         """Look at the source, then at what was begun at the place."""
         check_apart(out, source)
         journal, origin = Journal(journal_dir(out)), origin_of(open_source(source))
-        anew = "" if overwrite or origin is None else origin.begins_anew(journal)
-        return cls(source, out, *layout, labels, origin, anew, overwrite or bool(anew))
+        anew = "" if options.overwrite or origin is None else origin.begins_anew(journal)
+        options = replace(options, overwrite=options.overwrite or bool(anew))
+        return cls(source, out, options, origin, anew)
 
     def copy(self, memory_bytes: int) -> Copy:
         """The copy; the source is opened after its state was noted, lest it change between."""
-        opened = taken_as(open_source(self.source), self.labels)
-        layout = adopted(self.out, self.chunk, self.shard, overwrite=self.overwrite)
+        options = self.options
+        opened = taken_as(open_source(self.source), options.labels)
+        layout = adopted(self.out, options.chunk, options.shard, overwrite=options.overwrite)
         copy = lay_out(opened, os.fspath(self.out), *layout, memory_bytes)
         named = isinstance(self.source, str | os.PathLike)
         name = os.fspath(self.source) if named else type(self.source).__name__
@@ -73,23 +78,12 @@ class Import:
         return replace(copy, what=what, origin=self.origin)
 
 
-def plan_convert(  # noqa: PLR0913 - as convert
-    source: VolumeLike | Source,
-    out: str | os.PathLike[str],
-    *,
-    chunk: int | Sequence[int] | None = None,
-    shard: int | Sequence[int] | None = None,
-    labels: bool | None = None,
-    cluster: Cluster = None,
-    wait: float | str | None = None,
-    memory: str | int | None = None,
-    overwrite: bool = False,
-) -> Plan:
+def plan_convert(source: VolumeLike | Source, out: str | os.PathLike[str], **options: Any) -> Plan:
     """Return the plan of `convert` with its projected memory; nothing is written.
 
     Parameters
     ----------
-    source, out, chunk, shard, labels, cluster, wait, memory, overwrite
+    source, out, **options
         As in `convert`.
 
     Returns
@@ -97,13 +91,13 @@ def plan_convert(  # noqa: PLR0913 - as convert
     Plan
         `describe()` prints it, `to_dict()` gives it as plain values.
     """
-    asked = Import.of(source, out, (chunk, shard), labels, overwrite)
-    with connect(cluster, wait=wait) as client:
-        memory_bytes = memory_per_worker(client, memory)
+    asked = Import.of(source, out, ConvertOptions(**options))
+    with connect(asked.options.cluster, wait=asked.options.wait) as client:
+        memory_bytes = memory_per_worker(client, asked.options.memory)
     copy = asked.copy(memory_bytes)
-    resuming = resumes(out, overwrite=asked.overwrite)
+    resuming = resumes(out, overwrite=asked.options.overwrite)
     done = frozenset(Journal(journal_dir(out)).done() if resuming else ())
-    plan = make_plan(copy, None, done, memory_bytes)
+    plan = make_plan(copy, None, done)
     plan.require_memory(copy.remedy())
     return replace(plan, facts=(*plan.facts, ("anew", asked.anew))) if asked.anew else plan
 
@@ -169,38 +163,43 @@ def convert(  # noqa: PLR0913 - a public journey takes flat options
     ...     volume.shape
     (8, 9, 10)
     """
-    given: Any = source
-    if not isinstance(source, str | os.PathLike):
-        given = open_input(source)
-        if isinstance(given, DaskSource):
-            computed = _computed_as(given, labels)
-            volume = write(
-                computed, out, chunk=chunk, shard=shard, cluster=cluster,
-                wait=wait, memory=memory, overwrite=overwrite, resume=resume, progress=progress,
-            )  # fmt: skip
-            return volume if labels is None else set_kind(volume, computed.meta.kind)
-        given = given.volume if isinstance(given, VolumeSource) else given
+    run: dict[str, Any] = {
+        "cluster": cluster, "wait": wait, "memory": memory, "overwrite": overwrite,
+        "resume": resume, "progress": progress,
+    }  # fmt: skip
+    options = ConvertOptions(chunk, shard, labels, **run)
+    if isinstance(source, str | os.PathLike):
+        return _copied(os.fspath(source), out, options)
+    opened = open_input(source)
+    if isinstance(opened, DaskSource):
+        computed = _computed_as(opened, labels)
+        layout = WriteOptions(chunk=chunk, shard=shard, **run)
+        volume = write_source(computed, out, layout)
+        return volume if labels is None else set_kind(volume, computed.meta.kind)
+    return _copied(opened.volume if isinstance(opened, VolumeSource) else opened, out, options)
+
+
+def _copied(given: Any, out: str | os.PathLike[str], options: ConvertOptions) -> Volume:
+    """A file, a stored volume or an array in memory, copied."""
+    asked, labels = Import.of(given, out, options), options.labels
     here = isinstance(given, ArraySource)
-    asked = Import.of(given, out, (chunk, shard), labels, overwrite)
     if asked.anew:
-        announce(f"convert: {asked.anew}", progress)
-    with connect("threads" if here else cluster, wait=wait) as client, hold(given) as held:
-        memory_bytes = memory_per_worker(client, memory)
-        copy = asked.copy(memory_bytes)
+        announce(f"convert: {asked.anew}", options.progress)
+    cluster = "threads" if here else options.cluster
+    with connect(cluster, wait=options.wait) as client, hold(given) as held:
+        copy = asked.copy(memory_per_worker(client, options.memory))
         plain = open_source(given)
         state = asked.origin.identity if asked.origin else plain.identity()
         # Other voxels than those of the file; what merely counts as labels can be changed later.
         whole = {} if copy.dtype == plain.dtype else {"labels": True}
-        run = CopyRun(client, memory_bytes, asked.overwrite, progress)
-        named = os.fspath(given) if isinstance(given, str | os.PathLike) else given
         try:
             record = make_record(state, copy, **whole)
-            volume = run_copy(copy, record, run, held if here else named)
+            volume = run_copy(copy, record, held if here else given, client, asked.options)
         except NotLabels as error:
             journal = Journal(journal_dir(out))
             with journal.lock():
                 discard(Path(out), journal)
-            name = named if isinstance(named, str) else "the array"
+            name = given if isinstance(given, str) else "the array"
             raise InvalidInput(f"{name}: {error}") from error
     return volume if labels is None else set_kind(volume, copy.meta.kind)
 

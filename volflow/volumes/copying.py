@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from distributed import Client
 
+from volflow.engine.cluster import RunOptions
 from volflow.engine.plan import Plan
-from volflow.engine.progress import Progress
 from volflow.engine.run import run
 from volflow.engine.task import Context, Step
 from volflow.errors import Damaged, InvalidInput, SourceChanged
@@ -176,6 +176,7 @@ class Copy:
     blocks: BlockGrid
     sequential: bool
     peak_bytes: int
+    memory_bytes: int
     what: str = ""
     origin: Origin | None = None
 
@@ -219,7 +220,9 @@ def lay_out(source: Shaped, path: str, chunk: Any, shard: Any, memory_bytes: int
         blocks, peak = sized(outer)
         if peak <= memory_bytes:
             break
-    return Copy(path, source.meta, shape, dtype, inner, outer, blocks, source.sequential, peak)
+    return Copy(
+        path, source.meta, shape, dtype, inner, outer, blocks, source.sequential, peak, memory_bytes
+    )
 
 
 def adopted(
@@ -247,7 +250,7 @@ class _Layout:
     shard: tuple[int, ...]
 
 
-def make_plan(copy: Copy, job: Any, done: frozenset[int], memory_bytes: int) -> Plan:
+def make_plan(copy: Copy, job: Any, done: frozenset[int]) -> Plan:
     """The plan for the blocks that are left."""
     left = tuple(n for n in range(len(copy.blocks)) if n not in done)
     return Plan(
@@ -258,7 +261,7 @@ def make_plan(copy: Copy, job: Any, done: frozenset[int], memory_bytes: int) -> 
         units=sum(copy.blocks[n].write_roi.size for n in left),
         unit="voxels",
         peak_bytes=copy.peak_bytes,
-        memory_bytes=memory_bytes,
+        memory_bytes=copy.memory_bytes,
         exclusive=copy.sequential,
         facts=(
             ("input", copy.what),
@@ -276,34 +279,30 @@ def make_record(identity: str, copy: Copy, **more: Any) -> Record:
     )
 
 
-@dataclass(frozen=True)
-class CopyRun:
-    """How a copy is run: on which client, within which memory, replacing what, showing what."""
-
-    client: Client
-    memory_bytes: int
-    overwrite: bool = False
-    progress: Progress = None
-
-
 def run_copy(
-    copy: Copy, record: Record, how: CopyRun, source: str | Held | Volume | Pieces | None
+    copy: Copy,
+    record: Record,
+    source: str | Held | Volume | Pieces | None,
+    client: Client,
+    options: RunOptions,
 ) -> Volume:
     """Make the volume, or open the one begun, and copy what is left.
 
     Parameters
     ----------
-    copy, record, how
-        What is copied, its record, and how.
+    copy, record
+        What is copied, and its record.
     source
         What tasks open, or the pieces of a Dask array that they compute.
+    client, options
+        Where it runs; whether what is there is replaced, and what is shown.
     """
     journal = Journal(journal_dir(copy.path))
-    make_plan(copy, None, frozenset(), how.memory_bytes).require_memory(copy.remedy())
-    resumes(copy.path, overwrite=how.overwrite)  # refuses before the lock leaves its file
+    make_plan(copy, None, frozenset()).require_memory(copy.remedy())
+    resumes(copy.path, overwrite=options.overwrite)  # refuses before the lock leaves its file
     with journal.lock():
         sweep(Path(copy.path))
-        if resumes(copy.path, overwrite=how.overwrite):
+        if resumes(copy.path, overwrite=options.overwrite):
             journal.compare(record)
             volume = open_volume(copy.path)
         else:
@@ -314,12 +313,12 @@ def run_copy(
             volume = copy.volume()
         file = copy.origin if copy.origin is not None and copy.origin.is_file else None
         job = CopyJob(source, volume, copy.blocks, file)
-        plan = make_plan(copy, job, frozenset(journal.done()), how.memory_bytes)
+        plan = make_plan(copy, job, frozenset(journal.done()))
         with source.held() if isinstance(source, Pieces) else nullcontext() as held:
             if isinstance(source, Pieces):
                 plan = _computing(plan, job, source, held)
             plan = replace(plan, journal=journal, record=record)
-            run(plan, cluster=how.client, progress=how.progress)
+            run(plan, cluster=client, progress=options.progress)
         if copy.origin is not None and plan.runs:
             try:
                 copy.origin.check()

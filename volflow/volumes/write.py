@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from volflow.engine.cluster import Cluster, connect, is_embedded, memory_per_worker
+from volflow.engine.cluster import Cluster, RunOptions, connect, is_embedded, memory_per_worker
 from volflow.engine.progress import Progress, announce
 from volflow.errors import InvalidInput, ResumeRefused
 from volflow.geometry.grid import BlockGrid
@@ -27,7 +27,6 @@ from volflow.volumes.arrays.pieces import Pieces
 from volflow.volumes.copying import (
     COPIES,
     Copy,
-    CopyRun,
     adopted,
     held_bytes,
     lay_out,
@@ -38,7 +37,7 @@ from volflow.volumes.copying import (
 if TYPE_CHECKING:
     import dask.array as da
 
-__all__ = ["grid_of", "write"]
+__all__ = ["WriteOptions", "grid_of", "write", "write_source"]
 
 
 TOKEN_LENGTH = 32  # of the hashes that are Dask's
@@ -58,7 +57,7 @@ def _largest_chunk(array: da.Array) -> int:
     return int(math.prod(max(sizes) for sizes in array.chunks) * array.dtype.itemsize)
 
 
-def _in_blocks(array: da.Array, copy: Copy, memory_bytes: int, overwrite: bool) -> Copy:
+def _in_blocks(array: da.Array, copy: Copy, overwrite: bool) -> Copy:
     """Blocks of as many shards as the array's chunks span, so that each is computed once.
 
     Where memory does not hold them blocks stay single shards, and chunks are computed again for
@@ -71,7 +70,7 @@ def _in_blocks(array: da.Array, copy: Copy, memory_bytes: int, overwrite: bool) 
     whole = held_bytes(large, copy.dtype, COPIES) + 4 * _largest_chunk(array)
     pieces = copy.peak_bytes + 4 * _largest_chunk(array)
     before = None if overwrite else Journal(journal_dir(copy.path)).recorded()
-    fits = whole <= memory_bytes
+    fits = whole <= copy.memory_bytes
     if before is not None:
         fits = before.settings.get("grid") == list(large.counts)
     if fits:
@@ -100,6 +99,16 @@ def grid_of(like: VolumeLike, shape: Sequence[int]) -> Source:
             " it out, or give a volume on the array's grid"
         )
     return source
+
+
+@dataclass(frozen=True)
+class WriteOptions(RunOptions):
+    """The options of `write` as one object; see there."""
+
+    like: VolumeLike | None = None
+    meta: Meta | None = None
+    chunk: int | Sequence[int] | None = None
+    shard: int | Sequence[int] | None = None
 
 
 def write(  # noqa: PLR0913 - a public journey takes flat options
@@ -149,8 +158,18 @@ def write(  # noqa: PLR0913 - a public journey takes flat options
     ...     float(volume[:].sum())
     512.0
     """
+    options = WriteOptions(
+        like, meta, chunk, shard, cluster=cluster, wait=wait, memory=memory, overwrite=overwrite,
+        resume=resume, progress=progress,
+    )  # fmt: skip
     source = open_input(array)
     check_apart(out, array, like)
+    return write_source(source, out, options)
+
+
+def write_source(source: Source, out: str | os.PathLike[str], options: WriteOptions) -> Volume:
+    """Store a source as `write` does."""
+    like, meta, chunk, shard = options.like, options.meta, options.chunk, options.shard
     array = lazy_array(source)
     grid = None if like is None else grid_of(like, array.shape)
     axes = ("z", "y", "x") if array.ndim == 3 else ("c", "z", "y", "x")
@@ -163,14 +182,14 @@ def write(  # noqa: PLR0913 - a public journey takes flat options
         chunk = stored.chunks[-3:] if chunk is None else chunk
         shard = (stored.shards or stored.chunks)[-3:] if shard is None else shard
     shaped = ArrayShape(array.shape, array.dtype, meta)
-    chunk, shard = adopted(out, chunk, shard, overwrite=overwrite)
-    with connect(cluster, wait=wait) as client:
-        memory_bytes = memory_per_worker(client, memory)
+    chunk, shard = adopted(out, chunk, shard, overwrite=options.overwrite)
+    with connect(options.cluster, wait=options.wait) as client:
+        memory_bytes = memory_per_worker(client, options.memory)
         copy = lay_out(shaped, os.fspath(out), chunk, shard, memory_bytes)
         copy = replace(
             copy, what=f"Dask array {array.shape} in {math.prod(array.numblocks)} chunks"
         )
-        copy = _in_blocks(array, copy, memory_bytes, overwrite)
+        copy = _in_blocks(array, copy, options.overwrite)
 
         pieces = Pieces.of(array, client, is_embedded(client))
         identity = pieces.identity()
@@ -178,17 +197,18 @@ def write(  # noqa: PLR0913 - a public journey takes flat options
         pieces = pieces.shared(rois)
         copy = replace(copy, peak_bytes=copy.peak_bytes + pieces.kept_bytes)
         record = make_record(identity.token, copy)
+        overwrite = options.overwrite
         if not overwrite:
             _refuse_older(copy)
-            overwrite = not resume and _begins_anew(copy, record, identity)
+            overwrite = not options.resume and _begins_anew(copy, record, identity)
             if overwrite:
                 announce(
                     f"write: {copy.path} is computed anew: the array depends on"
                     f" {identity.unknown}, which may read something else by now; resume=True"
                     " trusts that it does not",
-                    progress,
+                    options.progress,
                 )
-        return run_copy(copy, record, CopyRun(client, memory_bytes, overwrite, progress), pieces)
+        return run_copy(copy, record, pieces, client, replace(options, overwrite=overwrite))
 
 
 def _refuse_older(copy: Copy) -> None:

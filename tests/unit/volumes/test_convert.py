@@ -179,11 +179,11 @@ class TestResume:
         """Writing fails after so many blocks; returns a switch to mend it."""
         write, left = Volume.write, [3]
 
-        def failing(volume, roi, data):
+        def failing(volume, roi, data, *array):
             if left[0] == 0:
                 raise OSError(28, "No space left on device")
             left[0] -= 1
-            return write(volume, roi, data)
+            return write(volume, roi, data, *array)
 
         monkeypatch.setattr(Volume, "write", failing)
         return lambda: monkeypatch.setattr(Volume, "write", write)

@@ -124,11 +124,11 @@ class TestChangedSince:
     def test_its_shape_too(self, nifti, tmp_path, client, monkeypatch):
         write, left = Volume.write, [2]
 
-        def failing(volume, roi, data):
+        def failing(volume, roi, data, *array):
             left[0] -= 1
             if left[0] < 0:
                 raise OSError(28, "No space left on device")
-            return write(volume, roi, data)
+            return write(volume, roi, data, *array)
 
         source, out = nifti("a.nii"), tmp_path / "out.zarr"
         with monkeypatch.context() as patch:
@@ -191,11 +191,11 @@ class TestChangedMeanwhile:
         save(SCAN)
         write, calls = Volume.write, []
 
-        def meanwhile(volume, roi, data):
+        def meanwhile(volume, roi, data, *array):
             calls.append(roi)
             if len(calls) == 2:
                 save(SCAN + 1)
-            return write(volume, roi, data)
+            return write(volume, roi, data, *array)
 
         with monkeypatch.context() as patch:
             patch.setattr(Volume, "write", meanwhile)

@@ -5,13 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import zarr
 from distributed import Client
 
-from volflow.engine.cluster import Cluster, connect, memory_per_worker, workers
+from volflow.engine.cluster import (
+    Cluster,
+    RunOptions,
+    connect,
+    memory_per_worker,
+    workers,
+)
 from volflow.engine.plan import Plan
 from volflow.engine.progress import Progress
 from volflow.engine.run import run
@@ -25,7 +31,14 @@ from volflow.store.volume import Volume, open_volume
 from volflow.volumes.pyramid.plan import Task, tasks_for
 from volflow.volumes.pyramid.task import LevelJob, halve_blocks
 
-__all__ = ["plan_pyramid", "pyramid"]
+__all__ = ["PyramidOptions", "plan_pyramid", "pyramid"]
+
+
+@dataclass(frozen=True)
+class PyramidOptions(RunOptions):
+    """The options of `pyramid` as one object; see there."""
+
+    levels: int | None = None
 
 
 def pyramid(
@@ -85,9 +98,12 @@ def pyramid(
     (70, 80, 90)
     [(1.0, 1.0, 1.0), (2.0, 2.0, 2.0)]
     """
+    options = PyramidOptions(
+        levels, cluster=cluster, wait=wait, memory=memory, overwrite=overwrite, progress=progress
+    )
     finest, place = _finest(volume)
-    with connect(cluster, wait=wait) as client:
-        memory_bytes = memory_per_worker(client, memory)
+    with connect(options.cluster, wait=options.wait) as client:
+        memory_bytes = memory_per_worker(client, options.memory)
         with place.run.lock():
             sweep(place.store)
             finest = open_volume(str(finest.path))  # as the last driver left it
@@ -163,27 +179,20 @@ def _make(
     return target
 
 
-def plan_pyramid(
-    volume: str | os.PathLike[str] | Volume,
-    *,
-    levels: int | None = None,
-    cluster: Cluster = None,
-    wait: float | str | None = None,
-    memory: str | int | None = None,
-    overwrite: bool = False,
-) -> Plan:
+def plan_pyramid(volume: str | os.PathLike[str] | Volume, **options: Any) -> Plan:
     """Return the plan of `pyramid` with its projected memory; nothing is written.
 
     Parameters
     ----------
-    volume, levels, cluster, wait, memory, overwrite
+    volume, **options
         As in `pyramid`.
     """
+    asked = PyramidOptions(**options)
     finest, place = _finest(volume)
-    with connect(cluster, wait=wait) as client:
-        memory_bytes = memory_per_worker(client, memory)
+    with connect(asked.cluster, wait=asked.wait) as client:
+        memory_bytes = memory_per_worker(client, asked.memory)
         threads = max(1, sum(workers(client).values()))
-    tasks = tasks_for(finest, place, levels, memory_bytes, overwrite)
+    tasks = tasks_for(finest, place, asked.levels, memory_bytes, asked.overwrite)
     plans = [task.layout.plan(task.left, threads) for task in tasks]
     return Plan(
         "pyramid",
