@@ -23,6 +23,7 @@ from distributed import (
     default_client,
 )
 from distributed.deploy.cluster import Cluster as DaskCluster
+from psutil import virtual_memory
 
 from volflow.engine.pages import prepare_allocators
 from volflow.engine.progress import Progress
@@ -249,18 +250,8 @@ def memory_per_worker(client: Client, memory: str | int | None) -> int:
 
 def free_memory_bytes() -> int:
     """Memory this process could still take on this machine."""
-    candidates = [_machine_free(), _cgroup_free(), _slurm_limit()]
+    candidates: list[int | None] = [virtual_memory().available, _cgroup_free(), _slurm_limit()]
     return min(c for c in candidates if c is not None)
-
-
-def _machine_free() -> int:
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:  # not Linux
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    return 4 * 1024**3
 
 
 def _cgroup_free() -> int | None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from volflow.engine.memory import Ceiling
+from volflow.engine.memory import MemoryGuard
 from volflow.errors import Superseded
 from volflow.geometry.roi import Roi
 from volflow.store.journal.journal import Journal
@@ -144,7 +144,7 @@ class Context:
     wanted: Callable[[], bool] = lambda: True
     clock: Clock = field(default_factory=Clock)
     written: dict[int, tuple[list[ShardEntry], dict[str, float]]] = field(default_factory=dict)
-    _ceiling: Ceiling | None = None
+    _guard: MemoryGuard | None = None
 
     def left(self, blocks: Sequence[int]) -> tuple[int, ...]:
         """Return the blocks that the journal does not hold as done, in their order."""
@@ -213,9 +213,9 @@ class Context:
         """
         if self.memory_bytes is None:
             return
-        if self._ceiling is None:
-            self._ceiling = Ceiling(self.memory_bytes)
-        self._ceiling.keep(next_bytes)
+        if self._guard is None:
+            self._guard = MemoryGuard(self.memory_bytes)
+        self._guard.trim(next_bytes)
 
 
 Task = Callable[[Any, tuple[int, ...], Context], Iterator[Step]]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import warnings
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 from distributed import Client, LocalCluster
@@ -130,7 +131,8 @@ class TestMemory:
         """What the machine, the cgroup and SLURM say."""
 
         def say(free, cgroup=None, slurm=None):
-            monkeypatch.setattr(cluster_module, "_machine_free", lambda: free)
+            memory = SimpleNamespace(available=free)
+            monkeypatch.setattr(cluster_module, "virtual_memory", lambda: memory)
             monkeypatch.setattr(cluster_module, "_cgroup_free", lambda: cgroup)
             monkeypatch.setattr(cluster_module, "_slurm_limit", lambda: slurm)
 
