@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -9,13 +10,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["PALETTE", "class_color", "class_numbers", "shades", "tinted", "wider", "window"]
+__all__ = [
+    "PALETTE",
+    "class_color",
+    "class_counts",
+    "class_numbers",
+    "shades",
+    "tinted",
+    "wider",
+    "window",
+]
 
 Array = npt.NDArray[Any]
 
 # Okabe and Ito's palette (https://jfly.uni-koeln.de/color), told apart with any colour vision;
 # first what shows best on grey.
 PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0072B2")
+TABLE = 2**16  # class numbers up to here are counted in a table
 MOST_COLORS = 256  # of classes; their numbers go round after that
 # Of further colours, in Oklab: no grey, nothing that is lost on black or white.
 _LIGHTNESS, _LEAST_CHROMA = (0.5, 0.93), 0.07
@@ -92,6 +103,21 @@ def class_numbers(plane: Array) -> Array:
     if plane.dtype.kind == "f":
         plane = np.nan_to_num(plane, nan=0, posinf=0, neginf=0)
     return plane.astype(np.int64)
+
+
+def class_counts(numbers: Array) -> Counter[int]:
+    """Return how many voxels each class number has.
+
+    Examples
+    --------
+    >>> sorted(class_counts(np.array([[0, 3], [3, 3]])).items())
+    [(0, 1), (3, 3)]
+    """
+    if numbers.size and numbers.min() >= 0 and numbers.max() < TABLE:
+        found = np.bincount(numbers.ravel())
+        return Counter({int(value): int(found[value]) for value in found.nonzero()[0]})
+    values, counts = np.unique(numbers, return_counts=True)
+    return Counter(dict(zip(values.tolist(), counts.tolist(), strict=True)))
 
 
 def tinted(labels: Array, colors: Mapping[int, str]) -> Array:

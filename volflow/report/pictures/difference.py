@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from volflow.report.colors import class_counts
+
 __all__ = [
     "AGREED",
     "ONLY_A",
@@ -82,11 +84,10 @@ def agreement(pairs: Pairs) -> Agreement:
     in_a, in_b, in_both = Counter[int](), Counter[int](), Counter[int]()
     for a, b in pairs:
         for counter, values in ((in_a, a), (in_b, b), (in_both, a[a == b])):
-            found, count = np.unique(values, return_counts=True)
-            counter.update(dict(zip(found.tolist(), count.tolist(), strict=True)))
+            counter.update(class_counts(values))
     present = sorted((in_a.keys() | in_b.keys()) - {0})
     return Agreement(
-        tuple(ClassAgreement(int(v), in_a[v], in_b[v], in_both[v]) for v in present),
+        tuple(ClassAgreement(v, in_a[v], in_b[v], in_both[v]) for v in present),
         in_both.total(),
         in_a.total(),
     )

@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from volflow.report.colors import class_color, class_numbers, shades, tinted, wider, window
+from volflow.report.colors import (
+    class_color,
+    class_counts,
+    class_numbers,
+    shades,
+    tinted,
+    wider,
+    window,
+)
 from volflow.report.pictures.slices import Cut
 
 __all__ = [
@@ -153,7 +161,7 @@ def class_layer(
     names: Mapping[int, str],
     colors: Mapping[int, str] | Sequence[str] = (),
     *,
-    fill: float,
+    fill: float = ALONE,
     outlined: bool = True,
 ) -> Layer:
     """Return classes as translucent colours; 0 is left clear.
@@ -172,10 +180,7 @@ def class_layer(
         Whether outlines may be drawn around few classes.
     """
     labels = [class_numbers(cut.values) for cut in cuts]
-    shown = Counter[int]()
-    for plane in labels:
-        values, counts = np.unique(plane[plane != 0], return_counts=True)
-        shown.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+    shown = sum((class_counts(plane[plane != 0]) for plane in labels), Counter[int]())
     present = sorted(shown)
     chosen = {
         value: colors[value] if isinstance(colors, Mapping) else class_color(value, colors)

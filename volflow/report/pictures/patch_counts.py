@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from volflow.errors import InvalidInput
-from volflow.report.colors import class_numbers
+from volflow.report.colors import class_counts, class_numbers
 from volflow.sampling.cases.named_arrays import Case
 from volflow.sampling.stream_options import SAMPLE_FIELDS
 
@@ -30,7 +30,6 @@ Array = npt.NDArray[Any]
 BINS = 64  # along each axis
 MOST_CASES = 5  # that are named
 MOST_CLASSES = 16  # that have a line of their own
-TABLE = 2**16  # class numbers up to here are counted in a table
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ class PatchCounts:
         inside = labels[
             tuple(slice(max(0, -s), max(0, n - s)) for s, n in zip(patch.start, shape, strict=True))
         ]
-        found = _class_counts(inside)
+        found = class_counts(class_numbers(inside))
         self.voxels.update(found)
         self.holding.update(found.keys())
         self.centres[int(class_numbers(labels[patch.middle]))] += 1
@@ -168,6 +167,7 @@ class PatchCounts:
             "patches": self.total,
             "cases": {name: self.patches[name] for name in self.cases},
             "label": self.label,
+            "patch": list(self.shape),
             "classes": [
                 {
                     "class": value,
@@ -260,12 +260,3 @@ def _coarser(counts: Array, bins: int) -> Array:
     for axis in range(counts.ndim):
         counts = np.add.reduceat(counts, range(0, BINS, BINS // bins), axis=axis)
     return counts
-
-
-def _class_counts(labels: Array) -> dict[int, int]:
-    numbers = class_numbers(labels).ravel()
-    if numbers.size and numbers.min() >= 0 and numbers.max() < TABLE:
-        table = np.bincount(numbers)
-        return {int(value): int(table[value]) for value in table.nonzero()[0]}
-    values, counts = np.unique(numbers, return_counts=True)
-    return dict(zip(values.tolist(), counts.tolist(), strict=True))

@@ -139,23 +139,18 @@ def patch_sheet(  # noqa: PLR0913 - each says what to show
         if shown.label is not None:
             labels.append(_middle(patch, shown.label, 0, view, shown.grid))
         captions.append((patch.case if len(shown.cases) > 1 else "", patch.start))
-    shape = counts.shape
-    size = tuple(n * s for n, s in zip(shape, shown.grid.spacing, strict=True))
+    size = tuple(n * s for n, s in zip(counts.shape, shown.grid.spacing, strict=True))
     columns = best_columns(len(captions), (size[view.columns], size[view.rows]))
     layers = _layers(images, labels, shown, display)
     texts = [(case, ", ".join(map(str, start))) for case, start in captions]
+    locations = [list(start) for _, start in captions]
     return draw(
         Scene(
-            title=title(counts, shape),
+            title=title(counts),
             subtitle=subtitle(samples, counts, f"middle slices across {view.axis}"),
             size=size,
             unit=shown.grid.unit,
-            facts={
-                **counts.facts(),
-                "patch": list(shape),
-                "axis": view.axis,
-                "locations": [list(start) for _, start in captions],
-            },
+            facts=counts.facts() | {"axis": view.axis, "locations": locations},
             columns=tile_panels(view, layers, texts, columns),
             feet=feet_of(layers),
             scale_bar="below",
@@ -212,7 +207,7 @@ def patch_stats(
     counts = PatchCounts(shown.cases, shown.label)
     for patch in islice(each_patch(samples), patches):
         counts.add(patch)
-    shape = counts.shape
+    facts = counts.facts()
     largest = max((case.shape for case in shown.cases.values()), key=np.prod)
     size = tuple(n * s for n, s in zip(largest, shown.grid.spacing, strict=True))
     planes = views(shown.grid.orientation)
@@ -224,17 +219,17 @@ def patch_stats(
     scale = Ramp("patches by where their centre falls", 0, highest, HEAT)
     return draw(
         Scene(
-            title=title(counts, shape),
+            title=title(counts),
             subtitle=subtitle(samples, counts),
             size=size,
             unit=shown.grid.unit,
-            facts={**counts.facts(), "patch": list(shape), "along": along},
+            facts=facts | {"along": along},
             columns=[
                 [Panel(view, (layer,), n, caption=plane_name(view))]
                 for n, view in enumerate(planes)
             ],
             scale_bar="none",
-            feet=[[[scale], [], []], histograms, [_table(counts, shown, classes), [], []]],
+            feet=[[[scale], [], []], histograms, [_table(facts, shown, classes), [], []]],
         )
     )
 
@@ -245,20 +240,24 @@ def _places(counts: PatchCounts, view: View, size: Sequence[float], highest: int
     return Picture(pixels, (0.0, size[view.columns], size[view.rows], 0.0))
 
 
-def _table(counts: PatchCounts, shown: PatchSubject, classes: Names) -> list[Foot]:
+def _table(facts: Mapping[str, Any], shown: PatchSubject, classes: Names) -> list[Foot]:
     """Return the share of each class in voxels, in centres and in patches that hold it."""
-    every = counts.facts()["classes"]
-    leading = leading_classes(every)
+    every, leading = facts["classes"], leading_classes(facts["classes"])
     if not leading:
         return []
     more = f": {len(leading)} of {len(every)} classes" if len(every) > len(leading) else ""
-    head = (f"{counts.label}{more}", "share of voxels", "share of centres", "patches that hold it")
+    head = (
+        f"{facts['label']}{more}",
+        "share of voxels",
+        "share of centres",
+        "patches that hold it",
+    )
     names, colors = shown.class_names(classes), shown.label_meta.colors
     rows = []
     for one in leading:
         value = one["class"]
         name = names.get(value) or (f"class {value}" if value else "background")
-        shares = (one["voxels"], one["centres"], one["patches"] / counts.total)
+        shares = (one["voxels"], one["centres"], one["patches"] / facts["patches"])
         rows.append((name, class_color(value, colors) if value else MANY, shares))
     return [Table(head, tuple(rows))]
 

@@ -104,13 +104,13 @@ def _shared(cases: Sequence[Case]) -> Meta:
     return cases[0].meta
 
 
-def title(counts: PatchCounts, patch: Sequence[int]) -> tuple[str, ...]:
+def title(counts: PatchCounts) -> tuple[str, ...]:
     """Return the number of patches and their origin, as the parts of a title."""
     cases, came = list(counts.cases), len(counts.patches)
     part = f"{came} of " if came < len(cases) else ""
     origin = cases[0] if len(cases) == 1 else f"{part}{len(cases)} cases"
     number = "1 patch" if counts.total == 1 else f"{counts.total} patches"
-    return (f"{number} of {times(patch)} voxels", " from ", origin)
+    return (f"{number} of {times(counts.shape)} voxels", " from ", origin)
 
 
 def subtitle(samples: Any, counts: PatchCounts, *more: str) -> str:

@@ -20,6 +20,7 @@ import zarr
 
 from volflow.errors import InvalidInput
 from volflow.geometry.histogram import Histogram
+from volflow.geometry.units import unit_name
 from volflow.report.colors import class_color
 from volflow.report.facts.value_counts import value_counts
 from volflow.store.opening import is_url
@@ -52,10 +53,6 @@ NGFF_UNITS = {
     "angstrom": 1e-10, "inch": 0.0254, "foot": 0.3048, "yard": 0.9144, "mile": 1609.344,
     "parsec": 3.0856775814913673e16,
 } | {f"{prefix}meter": 10.0**power for prefix, power in _PREFIXES.items()}  # fmt: skip
-_OTHER_UNITS = {
-    "m": 1.0, "cm": 1e-2, "mm": 1e-3, "µm": 1e-6, "μm": 1e-6, "um": 1e-6, "micron": 1e-6,
-    "nm": 1e-9, "Å": 1e-10,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -115,7 +112,7 @@ def metres(unit: str | None) -> float | None:
     >>> metres("millimeter"), metres("angstrom"), metres("pixel")
     (0.001, 1e-10, None)
     """
-    return (NGFF_UNITS | _OTHER_UNITS).get(unit or "")
+    return NGFF_UNITS.get(unit_name(unit) or "")
 
 
 def direction(orientation: str, letter: str) -> npt.NDArray[np.float64]:
