@@ -24,11 +24,7 @@ from volflow.report.pictures.difference import (
     unlike,
 )
 from volflow.report.pictures.layers import (
-    ALONE,
-    DARK,
-    DIMMED,
     GREYS,
-    OVER_SCAN,
     Layer,
     Ramp,
     class_layer,
@@ -38,10 +34,9 @@ from volflow.report.pictures.layers import (
     heat_layer,
     heat_window,
 )
-from volflow.report.pictures.preview import facts_shown
 from volflow.report.pictures.scene import Foot, Scene, Table, plane_panels
 from volflow.report.pictures.slices import Cut, on_one_grid
-from volflow.report.pictures.stack import Display, drawing, ground
+from volflow.report.pictures.stack import Display, drawing, facts_shown, ground
 from volflow.report.pictures.subject import (
     Names,
     Subject,
@@ -59,7 +54,6 @@ __all__ = ["compare"]
 
 PIXELS = 1200  # of a plane: a third of a page shows no more
 MOST_ROWS = 12
-OPAQUE = 0.92
 # Unlike the classes' palette; they differ in brightness, too.
 UNLIKE_COLORS = {ONLY_A: "#D63AFF", ONLY_B: "#45E838", UNLIKE: "#FFFFFF", AGREED: "#3A4450"}
 UNLIKE_NAMES = {
@@ -143,7 +137,7 @@ def compare(
     levels = [f"{letter} {text}".strip() for letter, text in _shown(read, like, average) if text]
     below: tuple[Layer, ...] = ()
     if under is not None:
-        below, level_below = ground(under, read, slices, display, DIMMED, DIMMED, DARK)
+        below, level_below = ground(under, read, slices, display)
         levels += [level_below] if level_below else []
     if _as_classes(pair, cuts, classes):
         last, (layers, feet, found) = "A ≠ B", _classes(pair, cuts, below, classes)
@@ -154,7 +148,7 @@ def compare(
     subtitle = [] if under is None else [f"over {under.name}"]
     subtitle += [pair[0].facts(), *(["shown: " + "; ".join(levels)] if levels else [])]
     names = (f"A   {pair[0].name}", f"B   {pair[1].name}", last)
-    grounds = (below[:1], below[:1], below[2:])
+    grounds = (below[:1], below[:1], below[1:])
     columns = [
         plane_panels(slices, (*ground, top), pair[0].size, name, captioned=name == names[0])
         for ground, top, name in zip(grounds, layers, names, strict=True)
@@ -217,7 +211,6 @@ def _classes(
     """Return layers of two results of classes and of their disagreement, texts below, and facts."""
     names = pair[1].class_names(classes) | pair[0].class_names(classes)
     colors = pair[0].finest.meta.colors or pair[1].finest.meta.colors
-    fill = OVER_SCAN if below else ALONE
     common = [on_one_grid(mine, theirs) for mine, theirs in zip(*cuts, strict=True)]
     pairs = [(class_numbers(mine), class_numbers(theirs)) for mine, theirs, _ in common]
     found = agreement(pairs)
@@ -225,8 +218,8 @@ def _classes(
     if below:  # the scan shows the place; without it what agrees does
         maps = [np.where(plane == AGREED, 0, plane) for plane in maps]
     shown = [Cut(plane, extent) for plane, (*_, extent) in zip(maps, common, strict=True)]
-    layers = [class_layer(cut, names, colors, fill=fill) for cut in cuts]
-    layers.append(class_layer(shown, UNLIKE_NAMES, UNLIKE_COLORS, fill=OPAQUE, outlined=False))
+    layers = [class_layer(cut, names, colors, over_scan=bool(below)) for cut in cuts]
+    layers.append(class_layer(shown, UNLIKE_NAMES, UNLIKE_COLORS, outlined=False))
 
     counts = {kind: sum(int((plane == kind).sum()) for plane in maps) for kind in UNLIKE_NAMES}
     legend = tuple(

@@ -22,14 +22,9 @@ from volflow.report.colors import (
 from volflow.report.pictures.slices import Cut
 
 __all__ = [
-    "ALONE",
-    "DARK",
-    "DIMMED",
     "DIVERGING",
     "GREYS",
     "HEAT",
-    "MANY_CLASSES",
-    "OVER_SCAN",
     "Layer",
     "Picture",
     "Ramp",
@@ -55,8 +50,7 @@ GREYS = ("#000000", "#ffffff")
 # Blue below zero, orange above, distinct for any colour vision; black where nothing differs.
 DIVERGING = ("#a6dcff", "#56B4E9", "#0b5d92", "#080808", "#945c00", "#E69F00", "#ffe0a3")
 MANY = "#8b98a9"  # stands for the other classes in a legend
-OVER_SCAN, ALONE, HEAT_ALPHA = 0.36, 0.75, 0.85  # how opaque
-DIMMED, DARK = 0.8, 0.5  # how white a scan is under a result, under a difference
+OVER_SCAN, ALONE, OPAQUE, HEAT_ALPHA = 0.36, 0.75, 0.92, 0.85  # how opaque
 
 
 @dataclass(frozen=True)
@@ -118,8 +112,9 @@ def grey_window(cuts: Sequence[Cut], percentiles: tuple[float, float]) -> tuple[
     return window(np.concatenate([cut.values.ravel() for cut in cuts]), percentiles)
 
 
-def grey_layer(cuts: Sequence[Cut], window: tuple[float, float], white: float = 1.0) -> Layer:
-    """Return a scan in grey; ``white`` below 1 dims it under another layer."""
+def grey_layer(cuts: Sequence[Cut], window: tuple[float, float], under: str = "") -> Layer:
+    """Return a scan in grey, dimmed ``under`` a "result" or a "difference"."""
+    white = {"result": 0.8, "difference": 0.5}.get(under, 1.0)
     pictures = []
     for cut in cuts:
         pixels = np.full((*cut.values.shape, 4), 255, np.uint8)
@@ -161,7 +156,7 @@ def class_layer(
     names: Mapping[int, str],
     colors: Mapping[int, str] | Sequence[str] = (),
     *,
-    fill: float = ALONE,
+    over_scan: bool = False,
     outlined: bool = True,
 ) -> Layer:
     """Return classes as translucent colours; 0 is left clear.
@@ -174,8 +169,8 @@ def class_layer(
         Names by class number.
     colors
         The colours of the metadata by class number, or a mapping that holds every class.
-    fill
-        How opaque, from 0 to 1.
+    over_scan
+        Whether a scan underneath must be seen through the colours.
     outlined
         Whether outlines may be drawn around few classes.
     """
@@ -187,7 +182,8 @@ def class_layer(
         for value in present
     }
     few = len(present) <= MANY_CLASSES
-    fill = fill if few else min(1.0, fill + 0.25)  # no outline tells them from the ground
+    fill = (OVER_SCAN if over_scan else ALONE) if outlined else OPAQUE
+    fill = fill if few else min(1.0, fill + 0.25)  # without outlines to set them off
     pictures = []
     for plane, cut in zip(labels, cuts, strict=True):
         alpha = np.where(plane != 0, round(255 * fill), 0).astype(np.uint8)

@@ -13,11 +13,8 @@ from volflow.geometry.views import View, views
 from volflow.report.colors import class_color
 from volflow.report.facts.grid_facts import times
 from volflow.report.pictures.layers import (
-    ALONE,
-    DIMMED,
     HEAT,
     MANY,
-    OVER_SCAN,
     Layer,
     Picture,
     Ramp,
@@ -282,10 +279,10 @@ def _layers(
             name: grey_window([cut for case, cut in images if case == name], display.percentiles)
             for name in {case for case, _ in images}
         }
-        white = DIMMED if labels else 1.0
-        greys = [grey_layer([cut], windows[case], white).pictures[0] for case, cut in images]
+        under = "result" if labels else ""
+        greys = [grey_layer([cut], windows[case], under).pictures[0] for case, cut in images]
         layers.append(Layer(tuple(greys)))
     if labels:
-        names, fill = shown.class_names(display.classes), OVER_SCAN if images else ALONE
-        layers.append(class_layer(labels, names, shown.label_meta.colors, fill=fill))
+        names, colors = shown.class_names(display.classes), shown.label_meta.colors
+        layers.append(class_layer(labels, names, colors, over_scan=bool(images)))
     return tuple(layers)

@@ -5,20 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from volflow.errors import InvalidInput
-from volflow.report.pictures.scene import Scene, beside, plane_panels
-from volflow.report.pictures.slices import Slice
-from volflow.report.pictures.stack import Display, drawing, feet_of, open_both, stack
-from volflow.report.pictures.subject import Names, Subject
+from volflow.report.pictures.scene import beside, plane_panels
+from volflow.report.pictures.stack import Display, drawing, open_both, scene_of, stack
+from volflow.report.pictures.subject import Names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from volflow.volumes.arrays.inputs import VolumeLike
 
-__all__ = ["check_target", "facts_shown", "preview", "save", "titled"]
+__all__ = ["check_target", "preview", "save"]
 
 LONGEST = 1600  # pixels of a plane; no picture shows more
 ENDINGS = (".png", ".pdf", ".svg", ".jpg", ".jpeg")
@@ -86,39 +85,8 @@ def preview(
         at = "center" if under is None else "content"
     slices = top.slices(at)
     shown = stack(top, under, slices, display)
-    return draw(
-        Scene(
-            title=titled(top, under),
-            subtitle=top.facts() + (f"   ·   shown: {shown.levels}" if shown.levels else ""),
-            size=top.size,
-            unit=top.finest.meta.unit,
-            facts=facts_shown(top, under, shown.read, slices),
-            columns=beside(plane_panels(slices, shown.layers, top.size), top.size),
-            feet=feet_of(shown.layers),
-        )
-    )
-
-
-def titled(top: Subject, under: Subject | None) -> tuple[str, ...]:
-    """Return the names of the volumes shown, as the parts of a title."""
-    return (top.name,) if under is None else (top.name, " over ", under.name)
-
-
-def facts_shown(
-    top: Subject, under: Subject | None, read: Subject, slices: Sequence[Slice]
-) -> dict[str, Any]:
-    """Return what a picture shows as plain values."""
-    meta = read.finest.meta
-    return {
-        "volume": top.name,
-        "over": None if under is None else under.name,
-        "level": getattr(read.finest, "level", 0),
-        "spacing": list(meta.spacing),
-        "unit": meta.unit,
-        "planes": [
-            {"name": one.view.name, "axis": one.view.axis, "index": one.index} for one in slices
-        ],
-    }
+    columns = beside(plane_panels(slices, shown.layers, top.size), top.size)
+    return draw(scene_of(top, under, shown, slices, columns))
 
 
 def save(figure: Figure, path: str | os.PathLike[str], dpi: int = 150) -> None:

@@ -14,7 +14,6 @@ from volflow.report.facts.grid_facts import short_name, times
 from volflow.report.pictures.difference import deviation
 from volflow.report.pictures.layers import (
     HEAT,
-    OVER_SCAN,
     Layer,
     Picture,
     Ramp,
@@ -107,7 +106,7 @@ def _panels(
     grey = grey_layer([image], grey_window([image], PERCENTILES))
     if plane.whole.dtype.kind in "iu":
         names = dict(enumerate(certificate.classes))
-        result, kind = class_layer([whole], names, fill=OVER_SCAN), "classes"
+        result, kind = class_layer([whole], names, over_scan=True), "classes"
     else:
         result, kind = heat_layer([whole], "score", heat_window([whole])), "scores"
     panels = [

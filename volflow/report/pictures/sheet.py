@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from volflow.errors import InvalidInput
 from volflow.geometry.units import unit_sign
 from volflow.geometry.views import View
-from volflow.report.pictures.preview import facts_shown, titled
 from volflow.report.pictures.scene import (
     MARGIN,
     SMALL_GAP,
     WIDTH,
-    Scene,
     best_columns,
     tile_panels,
 )
 from volflow.report.pictures.slices import Slice
-from volflow.report.pictures.stack import Display, drawing, feet_of, open_both, stack
+from volflow.report.pictures.stack import Display, drawing, open_both, scene_of, stack
 from volflow.report.pictures.subject import Names, Subject, is_whole, view_across
 
 if TYPE_CHECKING:
@@ -99,21 +98,9 @@ def contact_sheet(
         top, under, slices, Display(level, classes, percentiles, pixels, (view.rows, view.columns))
     )
     captions = [_caption(top, one) for one in slices]
-    return draw(
-        Scene(
-            title=titled(top, under),
-            subtitle="   ·   ".join(
-                [_planes_text(top, view, count), top.facts(), *_shown(shown.levels)]
-            ),
-            size=top.size,
-            unit=top.finest.meta.unit,
-            facts=facts_shown(top, under, shown.read, slices),
-            columns=tile_panels(view, shown.layers, captions, columns),
-            feet=feet_of(shown.layers),
-            scale_bar="below",
-            gap=SMALL_GAP,
-        )
-    )
+    scene = scene_of(top, under, shown, slices, tile_panels(view, shown.layers, captions, columns))
+    subtitle = f"{_planes_text(top, view, count)}   ·   {scene.subtitle}"
+    return draw(replace(scene, subtitle=subtitle, scale_bar="below", gap=SMALL_GAP))
 
 
 def _planes_text(top: Subject, view: View, count: int) -> str:
@@ -123,10 +110,6 @@ def _planes_text(top: Subject, view: View, count: int) -> str:
         return f"{count} {view.name} planes, {view.name[0]} →  {view.name[1]} ↓"
     toward = orientation[view.normal]
     return f"{count} {view.name} planes along {view.axis}, towards {toward}"
-
-
-def _shown(levels: str) -> list[str]:
-    return [f"shown: {levels}"] if levels else []
 
 
 def _caption(top: Subject, one: Slice) -> tuple[str, str]:

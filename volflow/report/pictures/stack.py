@@ -8,9 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from volflow.errors import InvalidInput
 from volflow.report.pictures.layers import (
-    ALONE,
-    DIMMED,
-    OVER_SCAN,
     Layer,
     class_layer,
     grey_layer,
@@ -18,7 +15,7 @@ from volflow.report.pictures.layers import (
     heat_layer,
     heat_window,
 )
-from volflow.report.pictures.scene import Foot, Scene
+from volflow.report.pictures.scene import Foot, Panel, Scene
 from volflow.report.pictures.slices import Cut, Slice
 from volflow.report.pictures.subject import (
     Names,
@@ -31,7 +28,17 @@ from volflow.report.pictures.subject import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Display", "Stack", "drawing", "feet_of", "ground", "open_both", "stack"]
+__all__ = [
+    "Display",
+    "Stack",
+    "drawing",
+    "facts_shown",
+    "feet_of",
+    "ground",
+    "open_both",
+    "scene_of",
+    "stack",
+]
 
 
 @dataclass(frozen=True)
@@ -129,13 +136,12 @@ def stack(top: Subject, under: Subject | None, slices: Sequence[Slice], display:
     layers: list[Layer] = []
     levels = [read.shown(display.pixels, average)]
     if under is not None:
-        below, level_below = ground(under, read, slices, display, DIMMED)
-        layers += below
+        (dimmed, _), level_below = ground(under, read, slices, display)
+        layers.append(dimmed)
         levels.append(level_below)
     if top.are_classes(cuts, display.classes, guess):
         names = top.class_names(display.classes)
-        fill = ALONE if under is None else OVER_SCAN
-        layers.append(class_layer(cuts, names, top.finest.meta.colors, fill=fill))
+        layers.append(class_layer(cuts, names, top.finest.meta.colors, over_scan=guess))
     elif under is not None:
         layers.append(heat_layer(cuts, top.channel_name(), heat_window(cuts)))
     else:
@@ -144,19 +150,56 @@ def stack(top: Subject, under: Subject | None, slices: Sequence[Slice], display:
 
 
 def ground(
-    under: Subject, read: Subject, slices: Sequence[Slice], display: Display, *whites: float
-) -> tuple[tuple[Layer, ...], str]:
+    under: Subject, read: Subject, slices: Sequence[Slice], display: Display
+) -> tuple[tuple[Layer, Layer], str]:
     """Return the scan underneath, at the level that fits, or the one nearest to a chosen level.
 
-    One layer for each of ``whites``, which dim it; and what is shown of it, as `Subject.shown`.
+    The layers are those under a result and under a difference; the text is `Subject.shown`.
     """
     chosen = display.level is not None
     level = under.like(read) if chosen else under.at_level(None, display.pixels, display.axes)
     cuts: list[Cut] = under.cut(level, slices, display.pixels, average=True)
     window = grey_window(cuts, display.percentiles)
     shown = level.shown(display.pixels, average=True)
-    layers = tuple(grey_layer(cuts, window, white) for white in whites)
+    layers = grey_layer(cuts, window, "result"), grey_layer(cuts, window, "difference")
     return layers, f"{under.name} {shown}" if shown else ""
+
+
+def scene_of(
+    top: Subject,
+    under: Subject | None,
+    shown: Stack,
+    slices: Sequence[Slice],
+    columns: Sequence[Sequence[Panel]],
+) -> Scene:
+    """Return the scene of a volume over a scan, or alone."""
+    levels = [f"shown: {shown.levels}"] if shown.levels else []
+    return Scene(
+        title=(top.name,) if under is None else (top.name, " over ", under.name),
+        subtitle="   ·   ".join([top.facts(), *levels]),
+        size=top.size,
+        unit=top.finest.meta.unit,
+        facts=facts_shown(top, under, shown.read, slices),
+        columns=columns,
+        feet=feet_of(shown.layers),
+    )
+
+
+def facts_shown(
+    top: Subject, under: Subject | None, read: Subject, slices: Sequence[Slice]
+) -> dict[str, Any]:
+    """Return what a picture shows as plain values."""
+    meta = read.finest.meta
+    return {
+        "volume": top.name,
+        "over": None if under is None else under.name,
+        "level": getattr(read.finest, "level", 0),
+        "spacing": list(meta.spacing),
+        "unit": meta.unit,
+        "planes": [
+            {"name": one.view.name, "axis": one.view.axis, "index": one.index} for one in slices
+        ],
+    }
 
 
 def feet_of(layers: Sequence[Layer]) -> list[list[list[Foot]]]:

@@ -38,7 +38,7 @@ def test_one_grey_window_holds_for_all_planes():
         [[0, 127]],
         [[127, 255]],
     ]
-    dim = grey_layer(cuts, window, white=0.5).pictures[1].pixels
+    dim = grey_layer(cuts, window, "difference").pictures[1].pixels
     assert dim.tolist() == [[[63, 63, 63, 255], [127, 127, 127, 255]]]
 
 
@@ -68,10 +68,10 @@ def test_heat_grows_brighter_and_less_transparent():
 
 
 def test_classes_keep_their_colour_whatever_else_is_shown():
-    both = class_layer([cut([0, 1, 2]), cut([2, 2, 0])], {1: "liver"}, fill=0.4)
-    alone = class_layer([cut([0, 2, 2])], {}, fill=0.4)
+    both = class_layer([cut([0, 1, 2]), cut([2, 2, 0])], {1: "liver"}, over_scan=True)
+    alone = class_layer([cut([0, 2, 2])], {}, over_scan=True)
     first, second = (picture.pixels[0].tolist() for picture in both.pictures)
-    assert first == [[0, 0, 0, 0], [*rgb(class_color(1)), 102], [*rgb(class_color(2)), 102]]
+    assert first == [[0, 0, 0, 0], [*rgb(class_color(1)), 92], [*rgb(class_color(2)), 92]]
     assert second[0] == second[1] == first[2] == alone.pictures[0].pixels[0, 1].tolist()
     assert both.legend == (("liver", class_color(1)), ("class 2", class_color(2)))
     assert not both.smooth
@@ -79,10 +79,10 @@ def test_classes_keep_their_colour_whatever_else_is_shown():
 
 
 def test_classes_take_the_colours_of_the_metadata():
-    layer = class_layer([cut([1, 2])], {}, ("000000", "123456"), fill=1)
+    layer = class_layer([cut([1, 2])], {}, ("000000", "123456"))
     assert layer.pictures[0].pixels[0].tolist() == [
-        [*rgb("#123456"), 255],
-        [*rgb(class_color(2)), 255],
+        [*rgb("#123456"), 191],
+        [*rgb(class_color(2)), 191],
     ]
 
 
@@ -91,7 +91,7 @@ def test_classes_take_the_colours_of_the_metadata():
     [[-3, 0, 7], [2**62, 1, 0], [0.0, 1.0, 2.0], [np.nan, np.inf, 1], [False, True, True]],
 )
 def test_any_numbers_can_be_classes(values):
-    pixels = class_layer([cut(values)], {}, fill=1).pictures[0].pixels
+    pixels = class_layer([cut(values)], {}).pictures[0].pixels
     shown = np.nan_to_num(np.asarray(values, "f8"), posinf=0).astype(np.int64)
     assert (pixels[0, :, 3] > 0).tolist() == (shown != 0).tolist()
     for value, pixel in zip(shown, pixels[0], strict=True):
@@ -100,7 +100,7 @@ def test_any_numbers_can_be_classes(values):
 
 def test_of_many_classes_those_of_which_most_is_shown_are_named():
     values = np.repeat(np.arange(1, 121), np.where(np.arange(1, 121) % 4 == 0, 5, 1))
-    layer = class_layer([cut(values), cut(np.full(9, 7))], {8: "liver"}, fill=1)
+    layer = class_layer([cut(values), cut(np.full(9, 7))], {8: "liver"})
     names = [name for name, _ in layer.legend]
     # Of 120 classes 30 fill more than a voxel, and 7 does in another plane.
     assert names[:3] == ["class 1", "class 4", "class 7"]
@@ -112,7 +112,7 @@ def test_of_many_classes_those_of_which_most_is_shown_are_named():
 
 
 def test_nothing_but_background():
-    layer = class_layer([cut([0, 0])], {0: "background"}, fill=1)
+    layer = class_layer([cut([0, 0])], {0: "background"})
     assert not layer.pictures[0].pixels.any()
     assert layer.legend == ()
 
