@@ -167,7 +167,6 @@ class PatchCounts:
             "patches": self.total,
             "cases": {name: self.patches[name] for name in self.cases},
             "label": self.label,
-            "patch": list(self.shape),
             "classes": [
                 {
                     "class": value,
@@ -177,6 +176,7 @@ class PatchCounts:
                 }
                 for value in sorted(self.voxels | self.centres)
             ],
+            "patch": list(self.shape),
         }
 
 
