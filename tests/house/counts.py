@@ -6,7 +6,7 @@
     python tests/house/counts.py --names              # also which types and files
 
 Read from the source: lines of code (without docstrings, comments and blanks) per wing, files per
-folder (``__init__.py`` included), classes and dataclasses.
+folder (``__init__.py`` and stubs included), classes and dataclasses.
 
 Counted by ``sys.setprofile`` in all threads, from the call of ``vf.predict`` until it returns, for
 a tiny blended prediction of a stored volume and a tiny exact one in several passes:
@@ -96,7 +96,7 @@ def source_counts(package: Path) -> Counts:
     lines: Counter[str] = Counter()
     folders: Counter[str] = Counter()
     classes = records = 0
-    for path in sorted(package.rglob("*.py")):
+    for path in sorted((*package.rglob("*.py"), *package.rglob("*.pyi"))):
         place = path.relative_to(package)
         text = path.read_text()
         lines[place.parts[0] if len(place.parts) > 1 else "(root)"] += code_lines(text)
