@@ -19,14 +19,14 @@ from volflow.engine.cluster import connect, memory_per_worker
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
 from volflow.infer.exact.output import ExactOutput
-from volflow.infer.exact.plan import decide, dropped_axis, exact_outputs_of, network_of, passes_of
+from volflow.infer.exact.plan import decide, passes_of
+from volflow.infer.exact.seen import dropped_axis, network_of, seen_axes, traced
 from volflow.infer.finish import Finish
 from volflow.infer.method import Hull, Rows
 from volflow.infer.request import Request
 from volflow.model.forward import Output
 from volflow.model.resident import ModelPlugin, lent
 from volflow.partition.graph import needed
-from volflow.partition.reach import padded_sizes
 from volflow.partition.reductions import partials_of, statistic_of
 from volflow.passes.blockwise import Blockwise
 from volflow.passes.cost import Pass, targets_of
@@ -115,13 +115,10 @@ def exact_boxes(request: Request, *, measurable: bool) -> tuple[ExactBoxes, Hull
     InvalidInput
         Where statistics of an array are needed that is yet to be computed.
     """
-    inputs, module = request.inputs, request.model.module
-    dropped = dropped_axis(request)
-    seen = [axis for axis in range(3) if axis != dropped]
-    sizes = padded_sizes(module, inputs.channels, [inputs.shape[axis] for axis in seen])
-    network = network_of(request, sizes, "cpu", request.options.precision)
-    graph = network.graph(module)
-    outputs = exact_outputs_of(graph, dropped)
+    inputs, options = request.inputs, request.options
+    dropped, seen = dropped_axis(request), seen_axes(request)
+    sizes, graph, outputs = traced(request)
+    network = network_of(request, sizes, options.device, options.precision)
     statistics: Mapping[int, Array] = {}
     if graph.statistics and dropped is None:
         if not measurable:
@@ -131,9 +128,9 @@ def exact_boxes(request: Request, *, measurable: bool) -> tuple[ExactBoxes, Hull
                 " blend='gaussian'"
             )
         statistics = _measured(request)
-    window = ExactBoxes(
+    boxes = ExactBoxes(
         inputs,
-        replace(network, device=request.options.device),
+        network,
         dropped,
         inputs.shape,
         outputs,
@@ -152,7 +149,7 @@ def exact_boxes(request: Request, *, measurable: bool) -> tuple[ExactBoxes, Hull
         low, high = tuple(needed(graph, targets, (0, *statistics))[0])[at]
         return low, min(high, inputs.shape[axis])
 
-    return window, hull
+    return boxes, hull
 
 
 def _measured(request: Request) -> dict[int, Array]:

@@ -18,6 +18,7 @@ from volflow.errors import MemoryRefused, ResumeRefused
 from volflow.geometry.budget import format_bytes
 from volflow.infer.exact.output import ExactOutput, OutputJob, exact_outputs
 from volflow.infer.exact.result_blocks import BlockLayout, ResultBlocks
+from volflow.infer.exact.seen import dropped_axis, network_of, seen_axes, traced
 from volflow.infer.method import (
     SLACK_BYTES,
     TRIALS_DIFFER,
@@ -31,30 +32,17 @@ from volflow.infer.request import Request, check_classes
 from volflow.model.forward import Output
 from volflow.model.resident import ModelPlugin
 from volflow.partition.graph import Graph
-from volflow.partition.reach import padded_sizes, scale_of
 from volflow.partition.scale import alignment_of
 from volflow.passes.activations import free_bytes
-from volflow.passes.blockwise import Blockwise, ImageReader
+from volflow.passes.blockwise import Blockwise
 from volflow.passes.cost import Costs, Pass
 from volflow.passes.describe import pass_facts
 from volflow.passes.executor import Passes
-from volflow.passes.network import Network
 from volflow.passes.profile import OpProfile, profile_ops
 from volflow.passes.schedule import Planner
 from volflow.store.journal.journal import Journal, journal_dir
-from volflow.store.slabs import refuse_complex
 
-__all__ = [
-    "ExactSettings",
-    "decide",
-    "dropped_axis",
-    "exact_image",
-    "exact_outputs_of",
-    "last_pass",
-    "network_of",
-    "passes_of",
-    "slack_bytes",
-]
+__all__ = ["ExactSettings", "decide", "last_pass", "passes_of", "slack_bytes"]
 
 # Share of the free disk that may be kept between passes, and of a device's free memory.
 SCRATCH_SHARE = 0.8
@@ -86,29 +74,6 @@ class ExactSettings(Settings):
         return {"batch_size": 1, "exact": {"sizes": list(self.sizes), "passes": passes}}
 
 
-def dropped_axis(request: Request) -> int | None:
-    """Return the axis of the frame that a network of slices does not see: where the patch is 1."""
-    if request.options.patch is None:
-        return None
-    sides = request.options.sides
-    return sides.index(1) if 1 in sides else None
-
-
-def network_of(request: Request, sizes: tuple[int, ...], device: str, precision: str) -> Network:
-    """Return the model as a network for the padded image, on a device in a precision."""
-    forward, dropped = request.forward(device, precision), dropped_axis(request)
-    seen = [axis for axis in range(3) if axis != dropped]
-    return Network(
-        request.model.digest,
-        request.inputs.channels,
-        sizes,
-        device,
-        precision,
-        forward.dtype,
-        tuple(seen.index(axis) for axis in forward.flips if axis in seen),
-    )
-
-
 def decide(request: Request, client: Client, memory_bytes: int) -> ExactSettings:
     """Choose the passes and blocks of an exact run.
 
@@ -121,26 +86,22 @@ def decide(request: Request, client: Client, memory_bytes: int) -> ExactSettings
     InvalidInput
         Where the model does not take such an image.
     """
-    inputs, module = request.inputs, request.model.module
-    dropped = dropped_axis(request)
-    seen = [a for a in range(3) if a != dropped]
-    shape = [inputs.shape[a] for a in seen]
-    sizes = padded_sizes(module, inputs.channels, shape)
-    # Refused before a worker is asked.
-    graph = network_of(request, sizes, "cpu", "float32").graph(module)
-    outputs = exact_outputs_of(graph, dropped)
-    check_classes(request.options, outputs)
+    options, seen = request.options, seen_axes(request)
+    sizes, graph, outputs = traced(request)
+    check_classes(options, outputs)
+    # All that can be refused without a worker is refused by now.
     threads = threads_per_worker(client)
-    found = profile_ops(_network(request, sizes), module, client, threads, memory_bytes)
-    result = ResultBlocks(request, outputs, found.network.dtype, tuple(seen), sizes)
+    network = network_of(request, sizes, options.device, options.precision)
+    found = profile_ops(network, request.model.module, client, threads, memory_bytes)
+    network = found.network
+    result = ResultBlocks(request, outputs, network.dtype, seen, sizes)
     planner = _planner(request, graph, outputs, found, client, memory_bytes)
-    choose = _of_volumes if dropped is None else _of_slices
-    passes, layout = choose(planner, result)
+    passes, layout = (_of_volumes if len(seen) == 3 else _of_slices)(planner, result)
     return ExactSettings(
         outputs=outputs,
-        dtype=found.network.dtype,
-        precision=found.network.precision,
-        device=found.network.device,
+        dtype=network.dtype,
+        precision=network.precision,
+        device=network.device,
         threads=threads,
         block=layout.block,
         chunk=layout.chunk,
@@ -149,32 +110,6 @@ def decide(request: Request, client: Client, memory_bytes: int) -> ExactSettings
         sizes=sizes,
         passes=passes,
     )
-
-
-def exact_outputs_of(graph: Graph, dropped: int | None) -> tuple[Output, ...]:
-    """Return the outputs of a network, as those of patches; refuses complex numbers."""
-    for name, number in graph.outputs.items():
-        value = torch.empty(0, dtype=graph.nodes[number].dtype)
-        refuse_complex(value, f"the model's output {name}".rstrip())
-    scale = _in_space(scale_of(graph), dropped)
-    return tuple(
-        Output(name, graph.nodes[number].shape[1], scale) for name, number in graph.outputs.items()
-    )
-
-
-def _in_space(values: Sequence[int], dropped: int | None) -> tuple[int, int, int]:
-    """Return values per frame axis, with 1 along the axis that the network does not see."""
-    full = list(values)
-    if dropped is not None:
-        full.insert(dropped, 1)
-    return full[0], full[1], full[2]
-
-
-def _network(request: Request, sizes: tuple[int, ...]) -> Network:
-    """Return the network in the requested precision; "auto" is float32, as bfloat16 is inexact."""
-    options = request.options
-    precision = "float32" if options.precision == "auto" else options.precision
-    return network_of(request, sizes, options.device, precision)
 
 
 def slack_bytes(dtype: str) -> int:
@@ -197,15 +132,14 @@ def _planner(
     client: Client,
     memory_bytes: int,
 ) -> Planner:
-    score_bytes = 8 if graph.nodes[0].dtype == torch.float64 else 4
-    channels = sum(output.channels for output in outputs)
-    stored = np.dtype(request.options.stored_dtype("float64" if score_bytes == 8 else "float32"))
+    dtype = found.network.dtype
+    score_bytes, channels = np.dtype(dtype).itemsize, sum(output.channels for output in outputs)
+    stored = np.dtype(request.options.stored_dtype(dtype))
     classes = request.options.output == "classes"
     written = channels * score_bytes + stored.itemsize * (len(outputs) if classes else channels)
     read = max(spec.voxel_bytes for spec in request.inputs.specs)
-    cuda = found.network.device.startswith("cuda")
-    budget = (memory_bytes - slack_bytes(found.network.dtype)) / ALLOCATED
-    if cuda:
+    budget = (memory_bytes - slack_bytes(dtype)) / ALLOCATED
+    if found.network.device.startswith("cuda"):
         budget = DEVICE_SHARE * found.free_bytes
     costs = Costs(
         graph,
@@ -264,11 +198,6 @@ def _refused(planner: Planner, what: str, least_bytes: int) -> MemoryRefused:
     )
 
 
-def exact_image(request: Request, dtype: str) -> ImageReader:
-    """Return what reads boxes of the image as the network sees it."""
-    return partial(request.inputs.read, dtype=dtype)
-
-
 def passes_of(request: Request, settings: ExactSettings) -> Passes:
     """Return the passes of a run with these settings.
 
@@ -283,7 +212,7 @@ def passes_of(request: Request, settings: ExactSettings) -> Passes:
     return Passes(
         settings.passes,
         graph,
-        Blockwise(network, exact_image(request, network.dtype)),
+        Blockwise(network, partial(request.inputs.read, dtype=network.dtype)),
         ModelPlugin(request.model.module, request.model.digest),
         Journal(journal_dir(request.out)).passes,
         request.fingerprint(),

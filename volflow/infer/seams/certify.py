@@ -20,7 +20,8 @@ from volflow.errors import InvalidInput, MemoryRefused
 from volflow.geometry.grid import PatchGrid, stride_of
 from volflow.geometry.roi import Roi
 from volflow.geometry.views import views
-from volflow.infer.exact.plan import dropped_axis, slack_bytes
+from volflow.infer.exact.plan import slack_bytes
+from volflow.infer.exact.seen import dropped_axis
 from volflow.infer.methods import checked_options, open_request
 from volflow.infer.options import PredictOptions
 from volflow.infer.predict import plan_predict, predict

@@ -12,7 +12,7 @@ from volflow.errors import MemoryRefused, NoExactRule
 from volflow.geometry.budget import format_bytes
 from volflow.geometry.grid import PatchGrid
 from volflow.geometry.roi import Roi
-from volflow.infer.exact.plan import dropped_axis
+from volflow.infer.exact.seen import seen_axes
 from volflow.infer.request import Request
 from volflow.model.forward import probe
 from volflow.model.resident import ModelPlugin, lent
@@ -30,8 +30,7 @@ WORKSPACE = 1.5
 
 def seen(request: Request, sides: Sequence[int]) -> list[int]:
     """Return values per frame axis without the axis that a network of slices does not see."""
-    dropped = dropped_axis(request)
-    return [n for axis, n in enumerate(sides) if axis != dropped]
+    return [sides[axis] for axis in seen_axes(request)]
 
 
 def memory_of(

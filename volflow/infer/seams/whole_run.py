@@ -13,7 +13,7 @@ import torch
 
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
-from volflow.infer.exact.plan import dropped_axis
+from volflow.infer.exact.seen import dropped_axis
 from volflow.infer.finish import Finish
 from volflow.infer.request import Request
 from volflow.infer.seams.regions import seen
