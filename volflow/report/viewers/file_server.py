@@ -41,6 +41,7 @@ TYPES = {
     ".wasm": "application/wasm",
 }
 DATA = "application/octet-stream"
+MOST_BODY = 2**16  # bytes that a request may bring; none is of use
 IDLE_S = 60.0  # after which a silent connection is closed
 ALIVE_S = 15.0  # between signs of life on a connection that is held open
 
@@ -153,7 +154,7 @@ class VolumeServer:
             runner.run(self._serve(application))
 
     async def _serve(self, application: Application) -> None:
-        server = HTTPServer(application, idle_connection_timeout=IDLE_S)
+        server = HTTPServer(application, idle_connection_timeout=IDLE_S, max_body_size=MOST_BODY)
         server.add_socket(self._socket)
         await self._end.wait()
         server.stop()
@@ -281,6 +282,9 @@ class _Files(_Answer, StaticFileHandler):
     def get_cache_time(self, *_: Any) -> int:
         """Let nothing be cached."""
         return 0
+
+    def log_exception(self, *_: Any) -> None:
+        """Say nothing of a file that was cut while it was sent; its connection ends."""
 
 
 def file_below(folder: Path, path: str) -> Path | None:

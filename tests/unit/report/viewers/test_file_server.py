@@ -368,6 +368,22 @@ def test_a_viewer_that_goes_away_leaves_no_word(brief, store, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_file_that_is_cut_ends_the_connection_without_a_word(brief, store, capfd):
+    with (store / "large").open("wb") as file:
+        file.truncate(1 << 26)
+        connection = http.client.HTTPConnection("127.0.0.1", brief.port, timeout=20)
+        connection.request("GET", "/volumes/0/large")
+        answer = connection.getresponse()
+        answer.read(1)
+        file.truncate(0)
+    with pytest.raises((http.client.IncompleteRead, ConnectionError)):
+        answer.read()
+    connection.close()
+    assert ask(brief, "/volumes/0/zarr.json").status == 200
+    brief.close()
+    assert capfd.readouterr() == ("", "")
+
+
 def test_events_last_until_the_end(brief):
     connection = http.client.HTTPConnection("127.0.0.1", brief.port, timeout=20)
     connection.request("GET", "/events/0?c=1")
