@@ -40,6 +40,8 @@ log = logging.getLogger("volflow")
 
 # A cluster without workers is asked again so soon.
 LOOK_EVERY_S = 0.25
+# Others are paused, or close; one that starts is running before its first task reaches it.
+STARTED = ("init", "running")
 # No worker has it: a task that asks for it stays with the scheduler and counts as work to come.
 OFFER = {"volflow-offer": 1}
 
@@ -93,7 +95,7 @@ def read_workers(client: Client) -> dict[str, WorkerReading]:
         address: WorkerReading(
             threads=int(record["nthreads"]),
             memory_bytes=record["memory_limit"] or None,
-            paused=record["status"] != "running",
+            paused=record["status"] not in STARTED,
         )
         for address, record in worker_records(client).items()
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from types import SimpleNamespace
 
 import dask
 import dask.array as da
@@ -17,6 +18,7 @@ from distributed.comm.core import CommClosedError
 
 import volflow as vf
 from volflow.engine.cluster import connect
+from volflow.engine.messages import WorkerReading
 from volflow.engine.plan import Plan
 from volflow.engine.roster import Patience
 from volflow.engine.run import run
@@ -55,6 +57,18 @@ class TestReading:
             report = run(plan_of(400), cluster=client, progress=False)
             assert report.retries == 0
             assert all(len(workers(client)) == 1 for _ in range(400))
+
+
+@pytest.mark.parametrize(
+    ("status", "paused"),
+    [("init", False), ("running", False), ("paused", True), ("closing_gracefully", True)],
+)
+def test_a_worker_that_leaves_is_paused_and_one_that_starts_is_not(status, paused):
+    record = {"nthreads": 2, "memory_limit": 0, "status": status}
+    client = SimpleNamespace(
+        scheduler=SimpleNamespace(identity=None), sync=lambda _: {"workers": {"tcp://a": record}}
+    )
+    assert read_workers(client) == {"tcp://a": WorkerReading(2, None, paused)}
 
 
 def whereabouts(job, blocks, context):
