@@ -13,6 +13,7 @@ import dask
 import pytest
 from distributed import LocalCluster, WorkerPlugin, get_worker
 
+from volflow.engine import attempt
 from volflow.engine.cluster import connect
 from volflow.engine.plan import Plan, split_runs
 from volflow.engine.run import Adapter, run
@@ -143,6 +144,12 @@ def waits(job, blocks, context):
         stopping.set()
 
 
+def checks(job, blocks, context):
+    for block in blocks:
+        context.check()
+        yield Step(block, 10, result="checked")
+
+
 def named(job, blocks, context):
     for block in blocks:
         yield Step(block, 1, result=job)
@@ -262,6 +269,18 @@ class TestFailures:
         with pytest.raises(RunFailed, match=r"1 of 6 .* \(blocks 2\).* ended without doing it"):
             run(plan_of(forgets, 2), cluster=client, progress=False)
         assert seen == {b: 3 if b == 2 else 1 for b in range(6)}
+
+    def test_what_a_closing_worker_stops_is_done_again(self, client, monkeypatch):
+        """A task that its worker no longer counts as running is not one of a replaced driver."""
+        looks, wanted = [], attempt._wanted
+
+        def not_for_a_moment(worker, key):
+            looks.append(key)
+            return looks.count(key) < 3 if key == looks[0] else wanted(worker, key)
+
+        monkeypatch.setattr(attempt, "_wanted", not_for_a_moment)
+        report = run(plan_of(checks, blocks=1), cluster=client, progress=False)
+        assert (report.results, report.retries) == ({0: "checked"}, 1)
 
 
 class TestStopping:
