@@ -15,7 +15,6 @@ from volflow.report.pictures.difference import (
     ONLY_A,
     ONLY_B,
     UNLIKE,
-    Agreement,
     Deviation,
     agreement,
     deviation,
@@ -213,7 +212,7 @@ def _classes(
     colors = pair[0].finest.meta.colors or pair[1].finest.meta.colors
     common = [on_one_grid(mine, theirs) for mine, theirs in zip(*cuts, strict=True)]
     pairs = [(class_numbers(mine), class_numbers(theirs)) for mine, theirs, _ in common]
-    found = agreement(pairs)
+    facts = agreement(pairs, names)
     maps = [disagreement(*planes) for planes in pairs]
     if below:  # the scan shows the place; without it what agrees does
         maps = [np.where(plane == AGREED, 0, plane) for plane in maps]
@@ -228,36 +227,22 @@ def _classes(
         if count
     )
     # Those of which most is shown, by their numbers.
-    most = sorted(found.classes, key=lambda one: -max(one.a, one.b))[:MOST_ROWS]
+    most = sorted(facts["classes"], key=lambda one: -max(one["a"], one["b"]))[:MOST_ROWS]
     rows = tuple(
         (
-            names.get(one.value) or f"class {one.value}",
-            class_color(one.value, colors),
-            (f"{one.dice:.4f}", counted(one.a), counted(one.b)),
+            one["name"] or f"class {one['class']}",
+            class_color(one["class"], colors),
+            (f"{one['dice']:.4f}", counted(one["a"]), counted(one["b"])),
         )
-        for one in sorted(most, key=lambda one: one.value)
+        for one in sorted(most, key=lambda one: one["class"])
     )
-    more = len(found.classes) - len(rows)
+    more = len(facts["classes"]) - len(rows)
     table: list[Foot] = [
         "In these planes, not in the volumes:",
         Table(("class", "Dice", "voxels in A", "voxels in B"), rows),
         *([f"… and {more} more classes"] if more else []),
     ]
-    facts = {
-        "equal": found.equal,
-        "total": found.total,
-        "classes": [
-            {
-                "class": one.value,
-                "name": names.get(one.value),
-                "dice": one.dice,
-                "a": one.a,
-                "b": one.b,
-            }
-            for one in found.classes
-        ],
-    }
-    return layers, [table, [], [legend, _agreed(found)]], facts
+    return layers, [table, [], [legend, _agreed(facts["equal"], facts["total"])]], facts
 
 
 def _numbers(
@@ -281,11 +266,10 @@ def _numbers(
     return [*layers, last], [[scale], [], [*reach, _deviates(found)]], facts
 
 
-def _agreed(found: Agreement) -> str:
-    if found.equal == found.total:
+def _agreed(equal: int, total: int) -> str:
+    if equal == total:
         return "the same in these planes"
-    share = 100 * found.equal / found.total
-    return f"{share:.4g} % of {counted(found.total)} voxels shown agree"
+    return f"{100 * equal / total:.4g} % of {counted(total)} voxels shown agree"
 
 
 def _deviates(found: Deviation) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,6 @@ __all__ = [
     "ONLY_A",
     "ONLY_B",
     "UNLIKE",
-    "Agreement",
-    "ClassAgreement",
     "Deviation",
     "agreement",
     "deviation",
@@ -36,30 +34,6 @@ ONLY_A, ONLY_B, UNLIKE, AGREED = 1, 2, 3, 4
 
 
 @dataclass(frozen=True)
-class ClassAgreement:
-    """Numbers of voxels of one class: in a, in b, in both."""
-
-    value: int
-    a: int
-    b: int
-    both: int
-
-    @property
-    def dice(self) -> float:
-        """2 |A ∩ B| / (|A| + |B|) (Dice 1945, https://doi.org/10.2307/1932409)."""
-        return 2 * self.both / (self.a + self.b)
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """The agreement of classes: of each class but the background, and over all voxels."""
-
-    classes: tuple[ClassAgreement, ...]
-    equal: int
-    total: int
-
-
-@dataclass(frozen=True)
 class Deviation:
     """The mean and the largest absolute difference of numbers.
 
@@ -72,25 +46,38 @@ class Deviation:
     compared: int
 
 
-def agreement(pairs: Pairs) -> Agreement:
-    """Count the voxels of each class in pairs of planes.
+def agreement(pairs: Pairs, names: Mapping[int, str]) -> dict[str, Any]:
+    """Count voxels in pairs of planes of classes, as plain values.
+
+    Parameters
+    ----------
+    pairs
+        Of planes of class numbers of one shape.
+    names
+        Of classes by number.
+
+    Returns
+    -------
+    dict
+        ``equal`` of ``total`` voxels; for each class but the background its voxels in ``a`` and
+        in ``b`` and their Dice 2 |A ∩ B| / (|A| + |B|) (1945, https://doi.org/10.2307/1932409).
 
     Examples
     --------
-    >>> found = agreement([(np.array([[0, 1, 1, 2]]), np.array([[0, 1, 2, 2]]))])
-    >>> [(one.value, one.a, one.b, one.both) for one in found.classes], found.equal, found.total
-    ([(1, 2, 1, 1), (2, 1, 2, 1)], 3, 4)
+    >>> found = agreement([(np.array([[0, 1, 1, 2]]), np.array([[0, 1, 2, 2]]))], {1: "one"})
+    >>> found["equal"], found["total"], found["classes"][0]
+    (3, 4, {'class': 1, 'name': 'one', 'dice': 0.6666666666666666, 'a': 2, 'b': 1})
     """
     in_a, in_b, in_both = Counter[int](), Counter[int](), Counter[int]()
     for a, b in pairs:
         for counter, values in ((in_a, a), (in_b, b), (in_both, a[a == b])):
             counter.update(class_counts(values))
-    present = sorted((in_a.keys() | in_b.keys()) - {0})
-    return Agreement(
-        tuple(ClassAgreement(v, in_a[v], in_b[v], in_both[v]) for v in present),
-        in_both.total(),
-        in_a.total(),
-    )
+    dice = {n: 2 * in_both[n] / (in_a[n] + in_b[n]) for n in sorted(in_a.keys() | in_b.keys()) if n}
+    classes = [
+        {"class": n, "name": names.get(n), "dice": dice[n], "a": in_a[n], "b": in_b[n]}
+        for n in dice
+    ]
+    return {"equal": in_both.total(), "total": in_a.total(), "classes": classes}
 
 
 def disagreement(a: Array, b: Array) -> Array:

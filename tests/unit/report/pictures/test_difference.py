@@ -26,13 +26,14 @@ PLANE = arrays.arrays(np.int16, (5, 6), elements=st.integers(-2, 4))
 @given(st.lists(st.tuples(PLANE, PLANE), min_size=1, max_size=3))
 def test_classes_are_counted(pairs):
     a, b = (np.concatenate([pair[n].ravel() for pair in pairs]) for n in (0, 1))
-    found = agreement(pairs)
-    assert [one.value for one in found.classes] == sorted((set(a) | set(b)) - {0})
-    for one in found.classes:
-        mine, theirs = a == one.value, b == one.value
-        assert (one.a, one.b, one.both) == (mine.sum(), theirs.sum(), (mine & theirs).sum())
-        assert one.dice == pytest.approx(2 * one.both / (mine.sum() + theirs.sum()))
-    assert (found.equal, found.total) == ((a == b).sum(), a.size)
+    found = agreement(pairs, {1: "one"})
+    assert [one["class"] for one in found["classes"]] == sorted((set(a) | set(b)) - {0})
+    for one in found["classes"]:
+        mine, theirs = a == one["class"], b == one["class"]
+        assert (one["a"], one["b"]) == (mine.sum(), theirs.sum())
+        assert one["dice"] == pytest.approx(2 * (mine & theirs).sum() / (mine.sum() + theirs.sum()))
+        assert one["name"] == ("one" if one["class"] == 1 else None)
+    assert (found["equal"], found["total"]) == ((a == b).sum(), a.size)
     kinds = np.concatenate([disagreement(*pair).ravel() for pair in pairs])
     for x, y, kind in zip(a, b, kinds, strict=True):
         want = (0 if x == 0 else AGREED) if x == y else UNLIKE
