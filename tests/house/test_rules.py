@@ -148,6 +148,13 @@ def test_every_suppression_has_a_reason():
     ] == []
 
 
+def test_no_constant_is_set_by_a_path_in_words():
+    """A module's constant is set on the module, so that whoever moves it finds the test."""
+    by_path = re.compile(r"setattr\(\s*[\"']volflow[\w.]*\.[A-Z_]+[\"']")
+    tests = sorted((ROOT / "tests").rglob("*.py"))
+    assert [_id(path) for path in tests if by_path.search(path.read_text())] == []
+
+
 def test_constraints_pin_every_direct_dependency(pyproject):
     """A fresh machine gets the versions that were tested, on every Python that is supported."""
     project = pyproject["project"]
