@@ -22,7 +22,7 @@ needs_torchio = pytest.mark.skipif(
     importlib.util.find_spec("torchio") is None, reason="TorchIO comes with the extra peers"
 )
 
-SHAPES = [(30, 33, 37), (16, 40, 21), (9, 30, 30)]
+SHAPES = [(22, 25, 19), (16, 40, 21), (9, 30, 30)]
 
 
 def scan_of(shape: tuple[int, ...]) -> np.ndarray:
