@@ -13,7 +13,6 @@ import pytest
 import zarr
 
 import volflow as vf
-from volflow.engine import run as run_module
 from volflow.errors import InvalidInput, MemoryRefused, ResumeRefused, RunFailed
 from volflow.store.journal.journal import Journal, journal_dir
 from volflow.store.meta import Meta
@@ -281,7 +280,6 @@ class TestSequential:
             store(job, number, voxels, context)
 
         monkeypatch.setattr(copying.CopyJob, "store", once)
-        monkeypatch.setattr(run_module, "POLL_S", 0.05)
         source = nifti(scan, "a.nii.gz")
         assert np.array_equal(convert(source, shard=8)[:], scan)
         assert written == [0, 1, 2, 3, 4]
