@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -50,19 +50,6 @@ __all__ = [
 COPY_VERSION = 1
 SLACK_BYTES = 32 * 2**20
 COPIES = 2.5  # of a block that a task holds: its voxels, and shards in flight
-
-
-class Shaped(Protocol):
-    """What a layout depends on."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    @property
-    def dtype(self) -> np.dtype[Any]: ...
-    @property
-    def meta(self) -> Meta: ...
-    @property
-    def sequential(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -203,7 +190,7 @@ def held_bytes(block: BlockGrid, dtype: np.dtype[Any], copies: float) -> int:
     return int(voxels * dtype.itemsize * copies) + SLACK_BYTES
 
 
-def lay_out(source: Shaped, path: str, chunk: Any, shard: Any, memory_bytes: int) -> Copy:
+def lay_out(source: Source, path: str, chunk: Any, shard: Any, memory_bytes: int) -> Copy:
     """Choose the layout and blocks of a copy; shards shrink along z where memory is short."""
     shape, dtype = tuple(source.shape), np.dtype(source.dtype)
     inner, outer = resolve_layout(shape, source.meta.spacing, dtype, chunk, shard)

@@ -7,9 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from volflow.engine.cluster import Cluster, RunOptions, connect, is_embedded, memory_per_worker
 from volflow.engine.progress import Progress, announce
@@ -41,16 +39,6 @@ __all__ = ["WriteOptions", "grid_of", "write", "write_source"]
 
 
 TOKEN_LENGTH = 32  # of the hashes that are Dask's
-
-
-@dataclass(frozen=True)
-class ArrayShape:
-    """What a layout needs to know of an array."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    meta: Meta
-    sequential: bool = False
 
 
 def _largest_chunk(array: da.Array) -> int:
@@ -181,11 +169,10 @@ def write_source(source: Source, out: str | os.PathLike[str], options: WriteOpti
         stored = grid.volume
         chunk = stored.chunks[-3:] if chunk is None else chunk
         shard = (stored.shards or stored.chunks)[-3:] if shard is None else shard
-    shaped = ArrayShape(array.shape, array.dtype, meta)
     chunk, shard = adopted(out, chunk, shard, overwrite=options.overwrite)
     with connect(options.cluster, wait=options.wait) as client:
         memory_bytes = memory_per_worker(client, options.memory)
-        copy = lay_out(shaped, os.fspath(out), chunk, shard, memory_bytes)
+        copy = lay_out(DaskSource(array, meta), os.fspath(out), chunk, shard, memory_bytes)
         copy = replace(
             copy, what=f"Dask array {array.shape} in {math.prod(array.numblocks)} chunks"
         )

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
 
 from volflow.errors import InvalidInput
 from volflow.geometry.grid import PatchGrid
+from volflow.sampling.cases.named_arrays import Case
+from volflow.sampling.stream import PatchStream
 from volflow.store.create import check_target
 from volflow.store.journal.journal import journal_dir
 from volflow.store.journal.outputs import check_apart
@@ -16,42 +17,10 @@ from volflow.store.meta import Meta
 from volflow.volumes.arrays.inputs import VolumeLike
 from volflow.volumes.write import grid_of
 
-__all__ = ["GridCase", "GridStream", "grids_of", "metas_of", "targets_of"]
+__all__ = ["grids_of", "metas_of", "targets_of"]
 
 
-class GridCase(Protocol):
-    """What is asked of a case."""
-
-    @property
-    def name(self) -> str:
-        """In batches, and in the path of the result."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Voxels along z, y, x."""
-
-    @property
-    def meta(self) -> Meta:
-        """Spacing, unit, orientation, affine."""
-
-
-class GridStream(Protocol):
-    """What is asked of the stream whose batches are added."""
-
-    @property
-    def cases(self) -> Sequence[GridCase]:
-        """All of them."""
-
-    @property
-    def sampler(self) -> Any:
-        """A ``GridSampler``."""
-
-    @property
-    def world_size(self) -> int | None:
-        """Processes that share its patches."""
-
-
-def grids_of(stream: GridStream) -> dict[str, PatchGrid]:
+def grids_of(stream: PatchStream) -> dict[str, PatchGrid]:
     """The grid of each case, by name.
 
     Raises
@@ -76,7 +45,7 @@ def grids_of(stream: GridStream) -> dict[str, PatchGrid]:
 
 
 def metas_of(
-    cases: Sequence[GridCase], like: VolumeLike | Mapping[str, VolumeLike] | None
+    cases: Sequence[Case], like: VolumeLike | Mapping[str, VolumeLike] | None
 ) -> dict[str, Meta]:
     """Spacing, orientation and origin of each case, by name.
 
@@ -107,7 +76,7 @@ def metas_of(
     return metas
 
 
-def targets_of(template: str, cases: Sequence[GridCase], *, overwrite: bool) -> dict[str, Path]:
+def targets_of(template: str, cases: Sequence[Case], *, overwrite: bool) -> dict[str, Path]:
     """Where the volume of each case goes, by name; nothing is changed.
 
     Raises

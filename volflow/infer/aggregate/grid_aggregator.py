@@ -21,11 +21,12 @@ from volflow.infer.aggregate.batch import (
     places_of,
 )
 from volflow.infer.aggregate.case import CaseBlend, Manner
-from volflow.infer.aggregate.from_stream import GridStream, grids_of, metas_of, targets_of
+from volflow.infer.aggregate.from_stream import grids_of, metas_of, targets_of
 from volflow.infer.aggregate.scratch import Parked, Scratch
 from volflow.infer.finish import Finish
 from volflow.infer.options import PredictOptions, merge_options
 from volflow.model.spec import Spec
+from volflow.sampling.stream import PatchStream
 from volflow.store.layout import resolve_layout
 from volflow.store.volume import Volume
 from volflow.volumes.arrays.inputs import VolumeLike
@@ -120,7 +121,7 @@ class GridAggregator:
     def __init__(  # noqa: PLR0913 - a public journey takes flat options
         self,
         out: str | os.PathLike[str],
-        stream: GridStream,
+        stream: PatchStream,
         blend: str = "gaussian",
         *,
         activation: str | Callable[[Any], Any] | None = None,
