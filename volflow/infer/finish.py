@@ -23,7 +23,7 @@ Activation = str | Callable[[torch.Tensor], torch.Tensor] | None
 
 @dataclass(frozen=True)
 class Finish:
-    """How rows of scores become rows of the output.
+    """Turns rows of scores into rows of the output: activation, classes, dtype, background.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ class Finish:
     fill: float = 0
 
     def __call__(self, scores_CZYX: Any, covered_ZYX: Any = None) -> npt.NDArray[Any]:
-        """Rows to store, ``CZYX`` scores or ``ZYX`` classes, perhaps in the given scores' place."""
+        """Return rows to store, ``CZYX`` scores or ``ZYX`` classes; may overwrite what is given."""
         with np.errstate(over="ignore", invalid="ignore"):  # the sum of large scores, of ±inf
             total = float(scores_CZYX.sum())
         if not np.isfinite(total) and not bool((abs(scores_CZYX) < float("inf")).all()):

@@ -22,7 +22,7 @@ def halo(
     weights: str | os.PathLike[str] | None = None,
     trust: bool = False,
 ) -> Halo:
-    """Tell what exact inference of a model takes: margin, alignment, statistics, cost.
+    """Return what exact inference of a model needs: margin, alignment, statistics, cost.
 
     Nothing is computed: the model is followed on a tensor without values.
 
@@ -69,7 +69,7 @@ def halo(
 
 
 def _sides(shape: Any, spec: Spec) -> tuple[int, ...]:
-    """The sides that the network sees."""
+    """Return the sides of the image that the network sees."""
     sides = tuple(shape) if isinstance(shape, Sequence) and not isinstance(shape, str) else ()
     if len(sides) not in (2, 3) or not all(map(_is_positive, sides)):
         raise InvalidInput(

@@ -60,7 +60,7 @@ Hull = Callable[[int, int, int], tuple[int, int]]
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run decides once and a resumed run adopts; each method adds its own.
+    """Settings that a run decides once and a resumed run adopts; each method adds its own.
 
     Parameters
     ----------
@@ -85,18 +85,18 @@ class Settings:
     peak_bytes: int
 
     def own(self) -> dict[str, Any]:
-        """What the method adds, as plain values for the journal."""
+        """Return what the method adds, as plain values for the journal."""
         return {}
 
     def to_dict(self, grid: tuple[int, ...]) -> dict[str, Any]:
-        """Plain values, for the journal."""
+        """Return plain values for the journal."""
         common = {field.name: getattr(self, field.name) for field in fields(Settings)}
         outputs = [[o.name, o.channels, list(o.scale)] for o in self.outputs]
         return {"grid": list(grid), **common, "outputs": outputs, **self.own()}
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any], own: Mapping[str, Any]) -> Self:
-        """The settings of a journal.
+        """Return the settings that a journal holds.
 
         Parameters
         ----------
@@ -128,7 +128,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Target:
-    """Where one output of the model goes: its name there, its array below the output, a volume."""
+    """Destination of one output of the model."""
 
     name: str
     array: str
@@ -137,19 +137,19 @@ class Target:
 
 
 class BoxFunction(Protocol):
-    """Computes boxes of a prediction, small and picklable; everything that decides its voxels."""
+    """Computes boxes of a prediction; small, picklable, and holds all that decides their voxels."""
 
     @property
     def inputs(self) -> FramedImage:
-        """What is read."""
+        """The image that is read."""
 
     @property
     def outputs(self) -> tuple[Output, ...]:
-        """What the network returns."""
+        """Outputs of the network."""
 
     @property
     def finish(self) -> Finish:
-        """What becomes of it."""
+        """Activation, classes and dtype of what is stored."""
 
     @property
     def scale(self) -> tuple[int, ...]:
@@ -165,16 +165,16 @@ class BoxFunction(Protocol):
 
     @property
     def cache_key(self) -> tuple[object, ...]:
-        """What decides the voxels beside the request."""
+        """Values that decide the voxels beside the request's fingerprint."""
 
     def resolve_device(self) -> BoxFunction:
-        """The same on the device that "auto" means on this machine."""
+        """Return the same on the device that "auto" means on this machine."""
 
     def with_inputs(self, inputs: FramedImage) -> BoxFunction:
-        """The same of other inputs."""
+        """Return the same with other inputs."""
 
     def rows(self, tile: Roi) -> Iterator[Rows]:
-        """A box of the output, some rows at a time; the model must be resident."""
+        """Yield a box of the output, some rows at a time; the model must be resident."""
 
 
 S = TypeVar("S", bound=Settings)
@@ -198,7 +198,7 @@ class Method(Protocol[S]):
         """
 
     def read(self, saved: Mapping[str, Any]) -> S | None:
-        """The settings of a journal; None where another method wrote it.
+        """Return the settings of a journal; None where another method wrote it.
 
         Raises
         ------
@@ -207,7 +207,7 @@ class Method(Protocol[S]):
         """
 
     def decide(self, request: Request, client: Client, memory_bytes: int) -> S:
-        """Settings for a first run, from a trial on a worker and the budget.
+        """Return settings for a first run, from a trial on a worker and the budget.
 
         Raises
         ------
@@ -224,7 +224,7 @@ class Method(Protocol[S]):
         targets: tuple[Target, ...] = (),
         done: frozenset[int] = frozenset(),
     ) -> Plan:
-        """The plan that writes the result, for the blocks that are not done.
+        """Return the plan that writes the result, for the blocks that are not done.
 
         Parameters
         ----------
@@ -245,7 +245,7 @@ class Method(Protocol[S]):
         targets: tuple[Target, ...],
         done: frozenset[int],
     ) -> Iterator[Plan]:
-        """All plans of a run in order, the last as `plan`; each was run when the next is asked for.
+        """Yield the plans of a run, the last as `plan`; each is run before the next is taken.
 
         Parameters
         ----------
@@ -254,7 +254,7 @@ class Method(Protocol[S]):
         """
 
     def boxes(self, request: Request, *, computed: bool) -> tuple[BoxFunction, Hull]:
-        """What computes boxes of the result, and from which voxels.
+        """Return the function that computes boxes of the result, and its hull.
 
         Parameters
         ----------
@@ -267,7 +267,7 @@ class Method(Protocol[S]):
 
 
 def adopt(method: Method[S], request: Request, record: Record) -> S:
-    """Settings of the run that is resumed, which the options may not contradict.
+    """Return the settings of the run that is resumed; the options may not contradict them.
 
     Raises
     ------
@@ -303,12 +303,12 @@ def adopt(method: Method[S], request: Request, record: Record) -> S:
 
 
 def out_blocks(request: Request, settings: Settings) -> BlockGrid:
-    """The tiling of the outputs, stored axes, output voxels."""
+    """Return the tiling of the outputs, in output voxels along the stored axes."""
     return BlockGrid(request.out_shape(settings.outputs[0].scale), settings.block)
 
 
 def threads_per_worker(client: Client) -> int:
-    """Torch threads per worker, so that the workers of a machine share its cores."""
+    """Return the torch threads of a worker, so that the workers of a machine share its cores."""
     if is_embedded(client):
         return min(torch.get_num_threads(), cores())  # torch knows nothing of a cgroup's quota
     hosts = [w.get("host") for w in worker_records(client).values()]
@@ -318,7 +318,7 @@ def threads_per_worker(client: Client) -> int:
 def facts_of(
     request: Request, settings: Settings, own: Sequence[tuple[str, str]]
 ) -> tuple[tuple[str, str], ...]:
-    """Lines of a plan for people.
+    """Return the lines of a plan that people read: name and value.
 
     Parameters
     ----------

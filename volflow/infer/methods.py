@@ -18,12 +18,12 @@ METHODS: dict[str, Method[Any]] = {"exact": exact}
 
 
 def method_of(options: PredictOptions) -> Method[Any]:
-    """The method behind a blend: its own, or that of patches."""
+    """Return the method of a blend: its own, or that of patches."""
     return METHODS.get(options.blend or "", patches)
 
 
 def checked_options(given: PredictOptions, spec: Spec) -> PredictOptions:
-    """Options merged with what a model says of itself, and checked.
+    """Return the options merged with those of the model, checked by the method that they name.
 
     Raises
     ------

@@ -28,7 +28,7 @@ NOTHING: Any = SimpleNamespace(min=(), max=(), mean=(), std=(), percentile=lambd
 
 @dataclass(frozen=True)
 class PredictOptions(RunOptions):
-    """The options of `predict` as one object, which all that runs it receives; see there."""
+    """The options of `predict` as one object; see there."""
 
     patch: Any = None
     overlap: Any = None
@@ -53,26 +53,26 @@ class PredictOptions(RunOptions):
 
     @property
     def sides(self) -> tuple[int, int, int]:
-        """The patch, one side per axis of the frame."""
+        """Return the patch, one side per axis of the frame."""
         z, y, x = per_axis(self.patch, "patch")
         return z, y, x
 
     @property
     def blending(self) -> Blend:
-        """The blend, checked."""
+        """Return the blend; refuses an unknown one."""
         return check_blend(self.blend or "")
 
     @property
     def flip_axes(self) -> tuple[int, ...]:
-        """Axes of the model's view, counted from 0."""
+        """Return the axes that are mirrored, counted from 0 in the frame."""
         return tuple("zyx".index(letter) for letter in self.flips)
 
     def stored_dtype(self, computed: str) -> str:
-        """The dtype of the output: what was asked for, else what the model computes in."""
+        """Return the dtype of the output: the one asked for, else that of the model's scores."""
         return self.dtype or computed
 
     def settings(self) -> dict[str, Any]:
-        """What decides the result, for the fingerprint."""
+        """Return the options that decide the result, for the fingerprint."""
         named = {
             name: getattr(self, name)
             for name in (
@@ -94,7 +94,7 @@ class PredictOptions(RunOptions):
         }
 
     def code(self) -> Code:
-        """The code that functions among the options run."""
+        """Return the code that functions among the options run."""
         functions = [f for f in (self.normalize, self.activation) if callable(f)]
         return Code().joined(*(identity_of(function)[1] for function in functions))
 
@@ -186,7 +186,7 @@ def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
 
 
 def order_inputs(volume: Any, spec: Spec) -> dict[str, Any]:
-    """Volumes by name in the order the model wants them."""
+    """Return the volumes by name, in the order in which the model takes them."""
     if not isinstance(volume, Mapping):
         return {"": volume}
     if not volume:

@@ -233,7 +233,7 @@ def _check_levels(levels: Any, out: Any) -> None:
 
 @dataclass(frozen=True)
 class Decided:
-    """What a run will do, before anything is written.
+    """Decisions of a run, before anything is written.
 
     Parameters
     ----------
@@ -281,7 +281,7 @@ def _decide(request: Request, client: Client) -> Decided:
 
 
 def _recorded(out: Path, overwrite: bool) -> Record | None:
-    """The record of the run to resume; None where a new one begins, for which there is a place."""
+    """Return the record of the run to resume; None where a new one begins and its place is free."""
     try:
         before = Journal(journal_dir(out)).recorded()
     except InvalidInput:  # damaged, which is no obstacle to a new beginning
@@ -295,7 +295,7 @@ def _recorded(out: Path, overwrite: bool) -> Record | None:
 
 
 def _levels(request: Request, settings: Settings, memory_bytes: int) -> tuple[Layout, ...]:
-    """The coarser levels of the outputs."""
+    """Return the layouts of the coarser levels of the outputs."""
     dtype = request.options.stored_dtype(settings.dtype)
     found: list[Layout] = []
     for output in settings.outputs:
@@ -369,7 +369,7 @@ def _execute(request: Request, decided: Decided, client: Client, *, again: bool)
 
 
 def _targets(request: Request, settings: Settings) -> tuple[Target, ...]:
-    """The volumes that take the outputs: those of an interrupted run, the others made anew."""
+    """Return where the outputs go: volumes of an interrupted run, and new ones for the others."""
     named = len(settings.outputs) > 1 or settings.outputs[0].name != ""
     if named:
         zarr.open_group(request.out, mode="a")

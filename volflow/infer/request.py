@@ -73,11 +73,11 @@ class Request:
 
     @property
     def sidecar(self) -> Path:
-        """The folder beside what the user named, where inputs are converted to."""
+        """The folder beside the output that the user named, where inputs are converted to."""
         return journal_dir(self.file or self.out)
 
     def named(self) -> str:
-        """The inputs as they were handed over, for people."""
+        """Return the inputs as they were handed over, for people."""
         shown = {
             name: os.fspath(x) if isinstance(x, str | os.PathLike) else type(x).__name__
             for name, x in (self.given or {}).items()
@@ -85,12 +85,12 @@ class Request:
         return ", ".join(f"{name}={x}" if name else x for name, x in shown.items())
 
     def out_shape(self, scale: tuple[int, ...]) -> tuple[int, ...]:
-        """Voxels of the output along the stored axes, of ``scale`` input voxels in the frame."""
+        """Return the output's voxels along the stored axes; ``scale`` counts along the frame's."""
         sides = (-(-n // s) for n, s in zip(self.inputs.shape, scale, strict=True))
         return self.inputs.frame.restore(tuple(sides))
 
     def forward(self, device: str, precision: str) -> Forward:
-        """How patches go through the model on a device."""
+        """Return the forward of a patch through the model on a device."""
         return Forward(
             self.model.digest,
             (0, 0, 0) if self.options.patch is None else self.options.sides,
@@ -102,7 +102,7 @@ class Request:
         )
 
     def finish(self, computed: str) -> Finish:
-        """What becomes of scores of a dtype."""
+        """Return the finish of scores of a dtype."""
         options = self.options
         return Finish(
             options.output or "scores",
@@ -112,7 +112,7 @@ class Request:
         )
 
     def fingerprint(self) -> dict[str, Any]:
-        """What decides the voxels of the result, by part."""
+        """Return what decides the voxels of the result, by part."""
         volumes: Any = self.inputs.volumes
         mask: Any = self.inputs.mask
         code = self.model.code.joined(self.options.code())
@@ -318,7 +318,7 @@ def convert_inputs(request: Request, overwrite: bool, **options: Any) -> tuple[R
 
 
 def _begun(volume: Path) -> int | None:
-    """When the run that makes a volume was recorded first; None where none was."""
+    """Return when the run that makes a volume was first recorded; None where none was."""
     try:
         return (journal_dir(volume) / "plan.json").stat().st_mtime_ns
     except OSError:
@@ -336,7 +336,7 @@ def check_classes(options: PredictOptions, outputs: tuple[Output, ...]) -> None:
 
 
 def normalized(request: Request, **options: Any) -> Request:
-    """The request with its normalisation turned into constants of the whole volume.
+    """Return the request with its normalisation as constants of the whole volume.
 
     Parameters
     ----------
@@ -357,7 +357,7 @@ def normalized(request: Request, **options: Any) -> Request:
 
 
 def output_meta(request: Request, output: Output) -> Meta:
-    """Axes, spacing, origin and names of an output."""
+    """Return the metadata of an output: axes, spacing, origin, names."""
     inputs, options, spec = request.inputs, request.options, request.model.spec
     meta, frame = inputs.specs[0].meta, inputs.frame
     offsets = []

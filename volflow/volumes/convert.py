@@ -49,7 +49,7 @@ class ConvertOptions(RunOptions):
 
 @dataclass(frozen=True)
 class Import:
-    """What is imported where; an unfinished one is begun anew for a reason, if there is one."""
+    """A source, its destination, and why an unfinished copy of it is begun anew, if it is."""
 
     source: Any
     out: str | os.PathLike[str]
@@ -67,7 +67,7 @@ class Import:
         return cls(source, out, options, origin, anew)
 
     def copy(self, memory_bytes: int) -> Copy:
-        """The copy; the source is opened after its state was noted, lest it change between."""
+        """Return the copy; the source is opened after its state was noted."""
         options = self.options
         opened = taken_as(open_source(self.source), options.labels)
         layout = adopted(self.out, options.chunk, options.shard, overwrite=options.overwrite)
@@ -180,7 +180,7 @@ def convert(  # noqa: PLR0913 - a public journey takes flat options
 
 
 def _copied(given: Any, out: str | os.PathLike[str], options: ConvertOptions) -> Volume:
-    """A file, a stored volume or an array in memory, copied."""
+    """Copy a file, a stored volume or an array in memory."""
     asked, labels = Import.of(given, out, options), options.labels
     here = isinstance(given, ArraySource)
     if asked.anew:
@@ -205,7 +205,7 @@ def _copied(given: Any, out: str | os.PathLike[str], options: ConvertOptions) ->
 
 
 def _computed_as(source: DaskSource, labels: bool | None) -> DaskSource:
-    """What Dask computes, taken for a label map or for an image."""
+    """Return a computed source as a label map or as an image."""
     if labels is None:
         return source
     if labels and source.dtype.kind == "f":

@@ -32,7 +32,7 @@ from volflow.store.layout import resolve_layout, shrinking
 from volflow.store.meta import Meta
 from volflow.store.volume import Volume, open_volume
 from volflow.volumes.arrays.computed import refuse_masked
-from volflow.volumes.arrays.held import Held
+from volflow.volumes.arrays.held import InProcess
 from volflow.volumes.arrays.pieces import Parcel, Pieces
 from volflow.volumes.origin import Origin
 
@@ -80,8 +80,10 @@ class CopyJob:
                 self.origin.check()
 
     def open(self) -> Source:
-        """The source, opened on this worker; floats are whole numbers where integers are kept."""
-        opened = open_source(self.source.get() if isinstance(self.source, Held) else self.source)
+        """Open the source on this worker; whole floats become the integers that are stored."""
+        opened = open_source(
+            self.source.get() if isinstance(self.source, InProcess) else self.source
+        )
         whole = opened.dtype.kind == "f" and self.volume.dtype.kind == "i"
         return taken_as(opened, True) if whole else opened
 
@@ -152,7 +154,7 @@ def _stream_blocks(job: CopyJob, blocks: tuple[int, ...], context: Context) -> I
 
 @dataclass(frozen=True)
 class Copy:
-    """A conversion ready to run: where to, in which layout, and how it is cut."""
+    """A conversion ready to run: its destination, layout and blocks."""
 
     path: str
     meta: Meta
@@ -168,7 +170,7 @@ class Copy:
     origin: Origin | None = None
 
     def remedy(self) -> str:
-        """What would make the copy fit."""
+        """Return what would make the copy fit."""
         least = math.ceil(self.peak_bytes / 2**20)
         return f'use memory="{least}MiB" or more, or a smaller shard'
 
@@ -185,7 +187,7 @@ class Copy:
 
 
 def held_bytes(block: BlockGrid, dtype: np.dtype[Any], copies: float) -> int:
-    """Projected peak of a task that holds so many copies of a block."""
+    """Return the projected peak of a task that holds so many copies of a block."""
     voxels = math.prod(min(b, n) for b, n in zip(block.block, block.shape, strict=True))
     return int(voxels * dtype.itemsize * copies) + SLACK_BYTES
 
@@ -215,7 +217,7 @@ def lay_out(source: Source, path: str, chunk: Any, shard: Any, memory_bytes: int
 def adopted(
     out: str | os.PathLike[str], chunk: Any, shard: Any, *, overwrite: bool
 ) -> tuple[Any, Any]:
-    """Chunk and shard of the run to resume where none are asked for: memory may differ now."""
+    """Return chunk and shard of the run to resume, unless asked for: memory may differ now."""
     before = None if overwrite or "://" in os.fspath(out) else Journal(journal_dir(out)).recorded()
     if before is None or chunk is not None or shard is not None:
         return chunk, shard
@@ -231,14 +233,14 @@ def adopted(
 
 @dataclass(frozen=True)
 class _Layout:
-    """What the journal of a copy says of its layout."""
+    """The layout of a copy in its journal."""
 
     chunk: tuple[int, ...]
     shard: tuple[int, ...]
 
 
 def make_plan(copy: Copy, job: Any, done: frozenset[int]) -> Plan:
-    """The plan for the blocks that are left."""
+    """Return the plan for the blocks that are left."""
     left = tuple(n for n in range(len(copy.blocks)) if n not in done)
     return Plan(
         "convert",
@@ -269,7 +271,7 @@ def make_record(identity: str, copy: Copy, **more: Any) -> Record:
 def run_copy(
     copy: Copy,
     record: Record,
-    source: str | Held | Volume | Pieces | None,
+    source: str | InProcess | Volume | Pieces | None,
     client: Client,
     options: RunOptions,
 ) -> Volume:
@@ -315,8 +317,8 @@ def run_copy(
     return volume
 
 
-def _computing(plan: Plan, job: CopyJob, pieces: Pieces, held: Held | None) -> Plan:
-    """The plan with a job of its own for each run of blocks: what they are computed from."""
+def _computing(plan: Plan, job: CopyJob, pieces: Pieces, held: InProcess | None) -> Plan:
+    """Return the plan with a job for each run of blocks: what they are computed from."""
 
     def job_of(blocks: tuple[int, ...]) -> Any:
         parcels: dict[int, Parcel] = {}
@@ -330,7 +332,7 @@ def _computing(plan: Plan, job: CopyJob, pieces: Pieces, held: Held | None) -> P
 
 
 def resumes(out: str | os.PathLike[str], *, overwrite: bool) -> bool:
-    """Whether there is a run to resume; where there is none, the place must be free."""
+    """Return True if there is a run to resume; where there is none, the place must be free."""
     journal = Journal(journal_dir(out))
     if not overwrite and Path(out).exists() and journal.recorded() is not None:
         return True

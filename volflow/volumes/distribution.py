@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Statistics:
-    """What the voxels of a volume are like; every figure has one entry per channel.
+    """Histograms and moments of a volume's voxels; every figure has one entry per channel.
 
     Parameters
     ----------
@@ -116,7 +116,7 @@ class Statistics:
 
 
 def check_foreground(foreground: object) -> Foreground:
-    """False, True or a finite number.
+    """Return the foreground as False, True or a finite number.
 
     Raises
     ------
@@ -134,7 +134,7 @@ def check_foreground(foreground: object) -> Foreground:
 
 
 def load_statistics(volume: Volume, identity: str, foreground: Foreground) -> Statistics | None:
-    """What was kept for the volume of that identity; None where there is nothing."""
+    """Return the statistics kept for the volume of that identity; None where there are none."""
     for path in sidecars(volume, foreground):
         try:
             saved = read_json(path, MOST_BYTES)
@@ -192,7 +192,7 @@ def _histogram(saved: dict[str, Any]) -> Histogram:
 
 
 def sidecars(volume: Volume, foreground: Foreground) -> Iterator[Path]:
-    """Where the statistics may lie: beside the volume, in the user's cache."""
+    """Yield the paths where statistics may lie: beside the volume, in the user's cache."""
     if isinstance(foreground, bool):
         name = "statistics-nonzero" if foreground else "statistics-all"
     else:

@@ -26,7 +26,7 @@ class BoxReader(Protocol):
     """Voxels that can be read box by box: a volume, a source, a part of an array."""
 
     def read(self, roi: Roi) -> Array:
-        """The voxels of a box along z, y, x, all channels."""
+        """Return the voxels of a box along z, y, x: ``zyx``, or ``czyx`` of all channels."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class FramedImage:
 
     @property
     def skipping(self) -> bool:
-        """Whether some patches may be left out."""
+        """Return True if some patches may be left out."""
         return self.mask is not None or self.skip_below is not None
 
     def read(self, box: Roi, dtype: str) -> Array:
@@ -142,7 +142,7 @@ class FramedImage:
 
 
 def _apply(normalize: Callable[[Array], Array], raw: Array) -> Array:
-    """Scale voxels with a user's function; refuses one that changes their shape."""
+    """Scale voxels ``czyx`` with a user's function; refuses one that changes their shape."""
     values = np.asarray(normalize(raw))
     refuse_complex(values, "what normalize returns")
     values = values.astype(raw.dtype, copy=False)

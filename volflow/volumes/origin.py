@@ -37,7 +37,7 @@ class Origin:
 
     @property
     def is_file(self) -> bool:
-        """Whether it is one file, whose state costs nothing to ask for."""
+        """Return True for a single file, whose state costs nothing to ask for."""
         return not isinstance(self.source, VolumeSource)
 
     def check(self) -> None:
@@ -65,7 +65,7 @@ class Origin:
             write_json(journal.directory / NOTE, value)
 
     def begins_anew(self, journal: Journal) -> str:
-        """Why an unfinished copy of the same source cannot go on; ``""`` where it can.
+        """Return why an unfinished copy of the same source cannot be resumed; ``""`` where it can.
 
         A finished copy, and one of another source, is not begun anew without being asked for.
         """
@@ -84,6 +84,6 @@ class Origin:
 
 
 def origin_of(source: Source) -> Origin | None:
-    """The state of what lies on a disk; None for an array in memory, which has no place."""
+    """Return the state of a source on a disk; None for an array in memory."""
     path = path_of(source)
     return None if path is None else Origin(source, str(path), source.identity())

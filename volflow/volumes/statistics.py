@@ -35,7 +35,7 @@ BLOCKS = 256
 
 @dataclass(frozen=True)
 class StatisticsJob:
-    """What a task needs: the volume, how it is cut, which voxels count.
+    """Data of a task: the volume, its blocks, and which voxels count.
 
     Blocks are runs of pieces; both follow from the stored layout alone, never from memory or
     workers, so that the sums are rounded alike everywhere.
@@ -46,7 +46,7 @@ class StatisticsJob:
 
     @cached_property
     def pieces(self) -> BlockGrid:
-        """What is read at once."""
+        """Boxes that are read at once."""
         return BlockGrid(self.volume.shape, piece_shape(self.volume))
 
     @property
@@ -55,13 +55,13 @@ class StatisticsJob:
         return min(BLOCKS, len(self.pieces))
 
     def pieces_of(self, block: int) -> range:
-        """The pieces of a block."""
+        """Return the numbers of the pieces in a block."""
         count = len(self.pieces)
         return range(count * block // self.blocks, count * (block + 1) // self.blocks)
 
 
 def piece_shape(volume: Volume | Sliced) -> tuple[int, ...]:
-    """Whole shards together, or whole chunks of a large shard: 16 to 64 MiB where that can be.
+    """Return a box of whole shards, or of whole chunks of a large one: 16 to 64 MiB if possible.
 
     Examples
     --------
@@ -113,7 +113,7 @@ def _measure_piece(
 
 
 def plan_statistics(job: StatisticsJob, memory_bytes: int) -> Plan:
-    """What `statistics` does; no voxel is read.
+    """Return the plan of `statistics`; no voxel is read.
 
     Raises
     ------

@@ -46,7 +46,7 @@ def _largest_chunk(array: da.Array) -> int:
 
 
 def _in_blocks(array: da.Array, copy: Copy, overwrite: bool) -> Copy:
-    """Blocks of as many shards as the array's chunks span, so that each is computed once.
+    """Return a copy whose blocks hold the shards that a chunk spans, so that each is computed once.
 
     Where memory does not hold them blocks stay single shards, and chunks are computed again for
     each shard that they reach into. A run that is resumed keeps the blocks it began with.
@@ -67,13 +67,13 @@ def _in_blocks(array: da.Array, copy: Copy, overwrite: bool) -> Copy:
 
 
 def _known_meta(source: Source) -> Meta:
-    """What is known of an array; one that Dask computes is no file to go back to."""
+    """Return the metadata of an array; one that Dask computes has no file to go back to."""
     computed = isinstance(source, DaskSource)
     return replace(source.meta, source=None) if computed else source.meta
 
 
 def grid_of(like: VolumeLike, shape: Sequence[int]) -> Source:
-    """What ``like=`` names, on whose grid an array of a shape lies.
+    """Open the volume that ``like=`` names; refuses one on another grid.
 
     Raises
     ------
@@ -211,7 +211,7 @@ def _refuse_older(copy: Copy) -> None:
 
 
 def _begins_anew(copy: Copy, record: Record, identity: Identity) -> bool:
-    """Whether a run is begun again that would be resumed if its input could be identified."""
+    """Return True if a run is begun anew because its input cannot be identified."""
     journal = Journal(journal_dir(copy.path))
     if not identity.unknown or journal.recorded() is None or not Path(copy.path).exists():
         return False

@@ -26,19 +26,19 @@ WIDE = (torch.int32, torch.int64, torch.uint32, torch.uint64)
 
 @dataclass(frozen=True)
 class Kind:
-    """What outputs have in common: how many channels, of which dtype."""
+    """Number of channels and dtype of the outputs, equal in all batches."""
 
     channels: int
     dtype: torch.dtype
 
     @property
     def integer(self) -> bool:
-        """Whether they are integers or bool."""
+        """Return True for integers and bool."""
         return self.dtype in NARROW + WIDE
 
     @property
     def computed(self) -> torch.dtype:
-        """Of the sums: float32, or float64 for what float32 would round."""
+        """Dtype of the sums: float32, or float64 for what float32 would round."""
         return torch.float64 if self.dtype in (torch.float64, *WIDE) else torch.float32
 
     def __str__(self) -> str:
@@ -46,7 +46,7 @@ class Kind:
 
 
 def kind_of(outputs: torch.Tensor, count: int, patch: Sequence[int], before: Kind | None) -> Kind:
-    """The kind of outputs, which fit the batch and those before.
+    """Return the kind of a batch's outputs, which must fit the batch and earlier ones.
 
     Parameters
     ----------
@@ -124,7 +124,7 @@ def check_finite(
 
 
 def places_of(batch: Mapping[str, Any], grids: Mapping[str, PatchGrid]) -> list[Place]:
-    """Case and number of each patch of a batch.
+    """Return the case and the number of each patch of a batch.
 
     Parameters
     ----------
@@ -165,7 +165,7 @@ def places_of(batch: Mapping[str, Any], grids: Mapping[str, PatchGrid]) -> list[
 
 
 def _number(name: str, grid: PatchGrid, location: Sequence[int]) -> int:
-    """The place of a patch in the order of its grid."""
+    """Return the number of a patch in the order of its grid."""
     index = [int(np.searchsorted(s, a)) for s, a in zip(grid.starts, location[:3], strict=True)]
     inside = all(i < n for i, n in zip(index, grid.counts, strict=True))
     roi = grid.roi(index) if inside else None
@@ -178,5 +178,5 @@ def _number(name: str, grid: PatchGrid, location: Sequence[int]) -> int:
 
 
 def corner_of(grid: PatchGrid, number: int) -> tuple[int, ...]:
-    """The first voxel of a patch."""
+    """Return the first voxel ``(z, y, x)`` of a patch."""
     return grid.roi([int(i) for i in np.unravel_index(number, grid.counts)]).start

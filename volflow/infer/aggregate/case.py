@@ -21,7 +21,7 @@ from volflow.geometry.frame import Frame
 from volflow.geometry.grid import BlockGrid, PatchGrid
 from volflow.geometry.roi import Roi
 from volflow.geometry.windows import Blend
-from volflow.infer.aggregate.scratch import Parked
+from volflow.infer.aggregate.scratch import PendingPatches
 from volflow.infer.finish import Finish
 from volflow.infer.method import Target
 from volflow.infer.patches.rolling import RollingBlend
@@ -73,7 +73,7 @@ class Manner:
     def layout(
         self, shape: tuple[int, ...], meta: Meta, budget_bytes: int
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Chunk and shard; shards get thinner along z where two layers of them are too much."""
+        """Return chunk and shard along z, y, x; two layers of shards fit the budget."""
         dtype = np.dtype(self.finish.dtype)
         chunk, shard = (
             sizes[-3:]
@@ -100,16 +100,22 @@ class CaseBlend:
         Where the volume goes in the end.
     manner
         How outputs become volumes.
-    parked
+    pending
         Takes patches that come before their turn; shared with other cases.
     """
 
     def __init__(
-        self, name: str, grid: PatchGrid, meta: Meta, out: Path, manner: Manner, parked: Parked
+        self,
+        name: str,
+        grid: PatchGrid,
+        meta: Meta,
+        out: Path,
+        manner: Manner,
+        pending: PendingPatches,
     ) -> None:
         self.name, self.grid, self.out, self.manner = name, grid, out, manner
-        self.parked, scratch = parked, parked.scratch
-        self.next = 0  # the first patch that has not been added: what comes later is parked
+        self.pending, scratch = pending, pending.scratch
+        self.next = 0  # the first patch that has not been added: what comes later is kept
         self.layer = 0  # the first layer of patches that is not closed
         self.covered = 0
         self.blend = RollingBlend(
@@ -141,29 +147,29 @@ class CaseBlend:
 
     @property
     def complete(self) -> bool:
-        """Whether all patches were added."""
+        """Return True once all patches were added."""
         return self.next == len(self.grid)
 
     @property
     def coverage(self) -> float:
-        """Share of the voxels, of rows that are closed, that patches covered."""
+        """Share of the volume's voxels that patches covered, in the rows closed so far."""
         return self.covered / Roi.full(self.grid.shape).size
 
     def has(self, number: int) -> bool:
-        """Whether a patch came before."""
-        return number < self.next or (self.name, number) in self.parked
+        """Return True if a patch was added before."""
+        return number < self.next or (self.name, number) in self.pending
 
     def add(self, number: int, scores_CZYX: torch.Tensor) -> None:
-        """Take a patch: its turn has come, or it waits for those before it."""
+        """Add a patch ``CZYX``, or keep it until those before it have come."""
         if number != self.next:
-            self.parked.put((self.name, number), scores_CZYX.numpy())
+            self.pending.put((self.name, number), scores_CZYX.numpy())
             return
         self._sum(number, scores_CZYX)
-        while (self.name, self.next) in self.parked:
+        while (self.name, self.next) in self.pending:
             self._take(self.next)
 
     def _take(self, number: int) -> None:
-        self._sum(number, torch.from_numpy(self.parked.take((self.name, number))))
+        self._sum(number, torch.from_numpy(self.pending.take((self.name, number))))
 
     def _sum(self, number: int, scores_CZYX: torch.Tensor) -> None:
         layers, rows, columns = self.grid.counts
@@ -193,7 +199,7 @@ class CaseBlend:
 
     def finish(self) -> Volume:
         """Close what is open, whatever is missing, and put the volume in its place."""
-        for number in self.parked.numbers(self.name):
+        for number in self.pending.numbers(self.name):
             self._take(number)
         self._close_before(self.grid.counts[0])
         deque(self.writer.flush(), maxlen=0)

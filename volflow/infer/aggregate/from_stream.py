@@ -21,7 +21,7 @@ __all__ = ["grids_of", "metas_of", "targets_of"]
 
 
 def grids_of(stream: PatchStream) -> dict[str, PatchGrid]:
-    """The grid of each case, by name.
+    """Return the grid of patches of each case, by name.
 
     Raises
     ------
@@ -47,7 +47,7 @@ def grids_of(stream: PatchStream) -> dict[str, PatchGrid]:
 def metas_of(
     cases: Sequence[Case], like: VolumeLike | Mapping[str, VolumeLike] | None
 ) -> dict[str, Meta]:
-    """Spacing, orientation and origin of each case, by name.
+    """Return the metadata of each case's grid, by name.
 
     Raises
     ------
@@ -77,7 +77,7 @@ def metas_of(
 
 
 def targets_of(template: str, cases: Sequence[Case], *, overwrite: bool) -> dict[str, Path]:
-    """Where the volume of each case goes, by name; nothing is changed.
+    """Return the path of each case's volume, by name; nothing is changed.
 
     Raises
     ------

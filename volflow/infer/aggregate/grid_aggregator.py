@@ -22,7 +22,7 @@ from volflow.infer.aggregate.batch import (
 )
 from volflow.infer.aggregate.case import CaseBlend, Manner
 from volflow.infer.aggregate.from_stream import grids_of, metas_of, targets_of
-from volflow.infer.aggregate.scratch import Parked, Scratch
+from volflow.infer.aggregate.scratch import PendingPatches, Scratch
 from volflow.infer.finish import Finish
 from volflow.infer.options import PredictOptions, merge_options
 from volflow.model.spec import Spec
@@ -144,7 +144,7 @@ class GridAggregator:
         budget = int(free_memory_bytes() * DEFAULT_SHARE) if memory is None else parse_bytes(memory)
         folder = next(iter(self.targets.values())).parent
         self.scratch = Scratch(folder, budget)
-        self.parked = Parked(self.scratch)
+        self.pending = PendingPatches(self.scratch)
         self.kind: Kind | None = None
         self.open: dict[str, CaseBlend] = {}
         self.results = Aggregated()
@@ -186,7 +186,7 @@ class GridAggregator:
             raise
 
     def close(self, *, partial: bool = False) -> Aggregated:
-        """Finish; again, it returns the same.
+        """Finish all cases; a second call returns the same.
 
         Parameters
         ----------
@@ -245,7 +245,7 @@ class GridAggregator:
         case = self.open.get(name)
         if case is None:
             meta, out = self.metas[name], self.targets[name]
-            case = CaseBlend(name, self.grids[name], meta, out, self._manner(kind), self.parked)
+            case = CaseBlend(name, self.grids[name], meta, out, self._manner(kind), self.pending)
             self.open[name] = case
         case.add(number, scores_CZYX)
         if case.complete:
@@ -262,7 +262,7 @@ class GridAggregator:
         for case in self.open.values():
             case.discard()
         self.open.clear()
-        self.parked.close()
+        self.pending.close()
 
     def _manner(self, kind: Kind) -> Manner:
         options = self.options
@@ -292,11 +292,11 @@ class GridAggregator:
                 )
 
     def _missing(self) -> list[str]:
-        """A line for each case that lacks patches."""
+        """Return a line for each case that lacks patches."""
         lines = []
         for name, grid in self.grids.items():
             first = self.open[name].next if name in self.open else 0
-            early = len(self.parked.numbers(name)) if name in self.open else 0
+            early = len(self.pending.numbers(name)) if name in self.open else 0
             count = 0 if name in self.results else len(grid) - first - early
             if count:
                 were = "patch was" if len(grid) == 1 else "patches were"
@@ -310,7 +310,7 @@ class GridAggregator:
 def _options(
     blend: str, activation: Any, output: str, dtype: str | None, chunk: Any, shard: Any
 ) -> PredictOptions:
-    """The options checked, as `predict` does."""
+    """Return the options after the checks that `predict` makes; raises InvalidInput."""
     if blend == "exact":
         raise InvalidInput(
             "blend 'exact' is a property of the whole network, not of outputs of patches; use crop,"

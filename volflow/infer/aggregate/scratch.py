@@ -20,12 +20,12 @@ import numpy.typing as npt
 from volflow.errors import InvalidInput, StoreFull
 from volflow.geometry.budget import format_bytes
 
-__all__ = ["Parked", "Scratch"]
+__all__ = ["PendingPatches", "Scratch"]
 
 Array = npt.NDArray[Any]
 
-# Parked patches take at most this share of the budget: they wait, while rows are worked on.
-PARKED_SHARE = 0.5
+# PendingPatches patches take at most this share of the budget: they wait, while rows are worked on.
+PENDING_SHARE = 0.5
 
 
 class Scratch:
@@ -52,22 +52,22 @@ class Scratch:
 
     def __init__(self, folder: Path, budget_bytes: int) -> None:
         self.folder, self.budget_bytes = folder, budget_bytes
-        self.parked_bytes = 0
+        self.pending_bytes = 0
         self._held: list[weakref.ref[Array]] = []
         self._filed: list[weakref.ref[Array]] = []
 
     @property
     def held_bytes(self) -> int:
-        """In memory now."""
-        return self.parked_bytes + _alive(self._held)
+        """Bytes in memory now."""
+        return self.pending_bytes + _alive(self._held)
 
     @property
     def filed_bytes(self) -> int:
-        """Of arrays in files now, parked patches not counted."""
+        """Bytes of arrays in files now, pending patches not counted."""
         return _alive(self._filed)
 
     def zeros(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        """An array of zeros, in memory if it fits, else mapped from a file."""
+        """Return an array of zeros, in memory if it fits, else mapped from a file."""
         nbytes = math.prod(shape) * np.dtype(dtype).itemsize
         if self.held_bytes + nbytes <= self.budget_bytes:
             array = np.zeros(shape, dtype)
@@ -80,7 +80,7 @@ class Scratch:
         return array
 
     def file(self, nbytes: int) -> IO[bytes]:
-        """A file without a name, with room for so many bytes.
+        """Open a file without a name that has room for so many bytes.
 
         Raises
         ------
@@ -127,7 +127,7 @@ def _alive(references: list[weakref.ref[Array]]) -> int:
     return sum(array.nbytes for r in references if (array := r()) is not None)
 
 
-class Parked:
+class PendingPatches:
     """Patches that came before their turn, all of one shape: in memory, or in slots of one file.
 
     Parameters
@@ -146,23 +146,23 @@ class Parked:
 
     @cached_property
     def file(self) -> IO[bytes]:
-        """Of the slots; made when memory is short for the first time."""
+        """The file of the slots; made when memory is short for the first time."""
         return self.scratch.file(0)
 
     def __contains__(self, key: tuple[str, int]) -> bool:
         return key in self.places
 
     def numbers(self, case: str) -> list[int]:
-        """The patches of a case that are parked, in order."""
+        """Return the numbers of a case's pending patches, in order."""
         return sorted(number for name, number in self.places if name == case)
 
     def put(self, key: tuple[str, int], patch: Array) -> None:
-        """Park a copy of a patch under the name of its case and its number."""
+        """Keep a copy of a patch under the name of its case and its number."""
         self.shape, self.dtype = patch.shape, patch.dtype
         scratch = self.scratch
-        if scratch.held_bytes + patch.nbytes <= PARKED_SHARE * scratch.budget_bytes:
+        if scratch.held_bytes + patch.nbytes <= PENDING_SHARE * scratch.budget_bytes:
             self.places[key] = patch.copy()
-            scratch.parked_bytes += patch.nbytes
+            scratch.pending_bytes += patch.nbytes
             return
         slot = self.free.pop() if self.free else self.slots
         if slot == self.slots:
@@ -173,10 +173,10 @@ class Parked:
         self.places[key] = slot
 
     def take(self, key: tuple[str, int]) -> Array:
-        """The patch, which is parked no more."""
+        """Return a patch and forget it."""
         place = self.places.pop(key)
         if not isinstance(place, int):
-            self.scratch.parked_bytes -= place.nbytes
+            self.scratch.pending_bytes -= place.nbytes
             return place
         patch = np.empty(self.shape, self.dtype)
         self.file.seek(place * patch.nbytes)
@@ -187,6 +187,6 @@ class Parked:
     def close(self) -> None:
         """Forget all of them."""
         self.places.clear()
-        self.scratch.parked_bytes = 0
+        self.scratch.pending_bytes = 0
         if "file" in self.__dict__:
             self.file.close()

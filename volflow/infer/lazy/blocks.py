@@ -56,12 +56,12 @@ class Blocks:
         return tuple(axis[-1] for axis in self.cuts)
 
     def roi(self, index: tuple[int, ...]) -> Roi:
-        """A block's box in output voxels and stored axes."""
+        """Return a block's box in output voxels along the stored axes."""
         pairs = [(axis[i], axis[i + 1]) for axis, i in zip(self.cuts, index[-3:], strict=True)]
         return Roi(tuple(a for a, _ in pairs), tuple(b for _, b in pairs))
 
     def compute(self, window: BoxFunction, index: tuple[int, ...]) -> npt.NDArray[Any]:
-        """A block's voxels, ``CZYX`` or ``ZYX``."""
+        """Return a block's voxels along the stored axes, ``czyx`` scores or ``zyx`` classes."""
         frame = window.inputs.frame
         box = self.roi(index)
         tile = frame.roi(box, self.out_shape)
@@ -77,18 +77,18 @@ class Blocks:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of an array ``czyx`` in memory, from a voxel on; reads like the whole."""
+    """A part of an array ``czyx`` in memory that begins at a voxel; it is read like the whole."""
 
     voxels: npt.NDArray[Any]
     start: tuple[int, ...]
 
     def read(self, roi: Roi) -> npt.NDArray[Any]:
-        """The voxels of a box of the whole, all channels."""
+        """Return the voxels ``czyx`` of a box of the whole array."""
         return self.voxels[(slice(None), *roi.relative_to(self.start).slices())]
 
 
 def _lazy(blocks: Blocks, request: Request, *arrays: da.Array) -> da.Array:
-    """The Dask array of all blocks."""
+    """Return the Dask array of all blocks, ``czyx`` or ``zyx``."""
     window = blocks.window
     front = () if window.finish.output == "classes" else ((window.outputs[0].channels,),)
     dtype = np.dtype(window.finish.dtype)
@@ -117,7 +117,7 @@ def _lazy(blocks: Blocks, request: Request, *arrays: da.Array) -> da.Array:
 def _compute_block(
     *arrays: npt.NDArray[Any], blocks: Blocks, decided: str, block_id: tuple[int, ...]
 ) -> npt.NDArray[Any]:
-    """A block; with query planning Dask makes its own names, which follow what is decided."""
+    """Compute a block; ``decided`` is an argument because Dask may name tasks by all of them."""
     del decided
     *padded, model = arrays
     window = blocks.window.resolve_device()
@@ -130,7 +130,7 @@ def _compute_block(
 
 
 def over_stored(request: Request, window: BoxFunction, block: Block) -> da.Array:
-    """Blocks that read their voxels from the store."""
+    """Return the array whose blocks read their voxels from the store."""
     out = request.inputs.frame.restore(window.out_shape)
     if block is None:
         spacing = output_meta(request, window.outputs[0]).spacing
@@ -143,7 +143,7 @@ def over_stored(request: Request, window: BoxFunction, block: Block) -> da.Array
 
 
 def over_computed(array: da.Array, request: Request, window: BoxFunction, hull: Hull) -> da.Array:
-    """Blocks that get their voxels from the chunks of a computed array."""
+    """Return the array whose blocks get their voxels from chunks of a computed array ``czyx``."""
     scale = window.inputs.frame.restore(window.scale)
     chunks, merged = (), array.chunks[-3:]
     while merged != chunks:
@@ -169,7 +169,7 @@ def over_computed(array: da.Array, request: Request, window: BoxFunction, hull: 
 
 
 def _depth(frame: Frame, hull: Hull, cuts: Cuts, starts: list[list[int]]) -> tuple[int, ...]:
-    """How far blocks read beyond their own chunks, along the stored axes."""
+    """Return how far blocks read beyond their own chunks, along the stored axes."""
     depth = [0, 0, 0]
     for axis, (stored, flip) in enumerate(zip(frame.axes, frame.flips, strict=True)):
         n_out, n_in = cuts[stored][-1], starts[stored][-1]

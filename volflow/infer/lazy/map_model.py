@@ -149,7 +149,7 @@ def _snapshot(given: Any, loaded: Model) -> Model:
 
 
 def _placed(source: Source, like: VolumeLike) -> Source:
-    """An array on the grid of another volume."""
+    """Return an array with the metadata of a volume on the same grid."""
     if isinstance(source, VolumeSource):
         return source
     meta = replace(grid_of(like, source.shape).meta, axes=source.meta.axes)
@@ -157,14 +157,14 @@ def _placed(source: Source, like: VolumeLike) -> Source:
 
 
 def _stacked(parts: list[da.Array]) -> da.Array:
-    """One array ``czyx`` of all channels, in one chunk along them."""
+    """Return one array ``czyx`` of all channels, in one chunk along them."""
     joined = da.concatenate([part if part.ndim == 4 else part[None] for part in parts])
     array: da.Array = joined.rechunk({0: -1})
     return array
 
 
 def _stacked_image(image: FramedImage, array: da.Array, options: PredictOptions) -> FramedImage:
-    """The inputs as one array of all channels, whose blocks bring their voxels."""
+    """Return the inputs as one image of all channels; each block brings its own voxels."""
     meta = replace(image.specs[0].meta, axes=("c", "z", "y", "x"))
     shape = tuple(int(n) for n in array.shape)
     spec = VolumeSpec(shape, array.dtype, shape, None, meta)
@@ -173,7 +173,7 @@ def _stacked_image(image: FramedImage, array: da.Array, options: PredictOptions)
 
 
 def _boxes(request: Request, *, computed: bool) -> tuple[BoxFunction, Hull]:
-    """What computes boxes, and from which voxels; refuses outputs that an array cannot hold."""
+    """Return the box function and its hull; refuses outputs that one array cannot hold."""
     window, hull = method_of(request.options).boxes(request, computed=computed)
     outputs = window.outputs
     if len(outputs) > 1 or outputs[0].name:

@@ -48,12 +48,12 @@ class PatchSettings(Settings):
     batch_size: int
 
     def own(self) -> dict[str, Any]:
-        """The batch size; and that the run is not exact."""
+        """Return the batch size, and that the run is not exact."""
         return {"batch_size": self.batch_size, "exact": None}
 
 
 def check(given: PredictOptions, options: PredictOptions) -> PredictOptions:
-    """Refuse options without a patch, or with an overlap that it has not."""
+    """Refuse options without a patch, or with an overlap as large as the patch."""
     if options.patch is None:
         raise InvalidInput("patch is needed: this model does not say its own; e.g. patch=96")
     stride_of(options.sides, options.overlap)
@@ -61,7 +61,7 @@ def check(given: PredictOptions, options: PredictOptions) -> PredictOptions:
 
 
 def read(saved: Mapping[str, Any]) -> PatchSettings | None:
-    """The settings of a journal; None where an exact run wrote it."""
+    """Return the settings of a journal; None where an exact run wrote it."""
     if saved.get("exact") is not None:
         return None
     settings = PatchSettings.from_dict(saved, {"batch_size": saved["batch_size"]})
@@ -71,7 +71,7 @@ def read(saved: Mapping[str, Any]) -> PatchSettings | None:
 
 
 def decide(request: Request, client: Client, memory_bytes: int) -> PatchSettings:
-    """Settings for a first run, from a trial forward and the budget."""
+    """Return settings for a first run, from a trial forward and the budget."""
     asked, threads = request.options.batch_size, threads_per_worker(client)
     found = _probed(request, client, memory_bytes, threads, None if asked == "auto" else int(asked))
     while True:
@@ -165,7 +165,7 @@ def _demand(request: Request, found: Probe) -> Demand:
 
 
 def _grid(request: Request, scale: tuple[int, ...]) -> PatchGrid:
-    """The global grid of patches, for a model that reduces its input by ``scale``."""
+    """Return the global grid of patches, for a model that reduces its input by ``scale``."""
     sides = request.options.sides
     stride = stride_of(sides, request.options.overlap, scale)
     return PatchGrid(request.inputs.shape, sides, stride, tuple(s > 1 for s in scale))
@@ -174,7 +174,7 @@ def _grid(request: Request, scale: tuple[int, ...]) -> PatchGrid:
 def _window(
     request: Request, outputs: tuple[Output, ...], forward: Forward, batch_size: int
 ) -> SlidingWindow:
-    """What decides the voxels, once it is known what the model returns."""
+    """Return the box function, once it is known what the model returns."""
     scale = outputs[0].scale
     return SlidingWindow(
         request.inputs,
@@ -196,7 +196,7 @@ def plan(
     targets: tuple[Target, ...] = (),
     done: frozenset[int] = frozenset(),
 ) -> Plan:
-    """The plan for the blocks that are not done, in runs that carry their open seam."""
+    """Return the plan for the blocks that are not done, in runs that carry their open seam."""
     blocks = out_blocks(request, settings)
     runs = runs_of(blocks, request.inputs.frame, done, max(1, len(workers(client))))
     forward = request.forward(settings.device, settings.precision)
@@ -235,7 +235,7 @@ def _facts(
 
 
 def _calls(job: PredictJob, run: tuple[int, ...]) -> int:
-    """Forwards of a run of blocks."""
+    """Return the number of forwards in a run of blocks."""
     tile = [[side] for side in job.tile(*run)]
     window = job.window
     return patch_count(window.grid.reduced(window.scale), tile, window.blend == "crop")
@@ -249,12 +249,12 @@ def plans(
     targets: tuple[Target, ...],
     done: frozenset[int],
 ) -> Iterator[Plan]:
-    """One plan: patches need nothing before it."""
+    """Yield the only plan: patches need nothing before it."""
     yield plan(request, settings, client, memory_bytes, targets, done)
 
 
 def boxes(request: Request, *, computed: bool) -> tuple[BoxFunction, Hull]:
-    """A sliding window over boxes; a computed array does as well as a stored one."""
+    """Return a sliding window, for a stored input as well as for a computed one."""
     options, model = request.options, request.model
     forward = request.forward(options.device, options.precision)
     # Without values a network is not asked whether it takes float32 beside weights of another.

@@ -22,7 +22,7 @@ Rows = tuple[list[npt.NDArray[Any]], npt.NDArray[np.bool_] | None]
 
 
 def rows_at_once(image: FramedImage) -> int:
-    """Rows along the frame's first axis that are read at once: of whole chunks, 32 to 128."""
+    """Return the rows along the frame's first axis to read at once: whole chunks, 32 to 128."""
     axis = image.frame.axes[0]
     chunk = min(max(spec.chunk[axis - 3] for spec in image.specs), image.shape[0])
     if chunk < THIN_ROWS:
@@ -92,7 +92,7 @@ class RowReader:
                 self.image.fill(voxels, patch[:, z, y, x])
 
     def active(self, roi: Roi) -> bool:
-        """Whether a patch has a voxel worth computing."""
+        """Return True if a patch has a voxel worth computing."""
         if not self.image.skipping:
             return True
         for box, read in self.segments:

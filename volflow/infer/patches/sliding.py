@@ -66,19 +66,19 @@ class SlidingWindow:
 
     @property
     def cache_key(self) -> tuple[object, ...]:
-        """What decides the voxels beside the request."""
+        """Values that decide the voxels beside the request's fingerprint."""
         return self.batch_size, self.forward.device, self.forward.precision
 
     def resolve_device(self) -> SlidingWindow:
-        """The same on the device that "auto" means on this machine."""
+        """Return the same on the device that "auto" means on this machine."""
         return replace(self, forward=self.forward.resolve_device())
 
     def with_inputs(self, inputs: FramedImage) -> SlidingWindow:
-        """The same of other inputs."""
+        """Return the same with other inputs."""
         return replace(self, inputs=inputs)
 
     def rows(self, tile: Roi) -> Iterator[Rows]:
-        """A box of the output, some rows at a time."""
+        """Yield a box of the output, some rows at a time."""
         with torch.inference_mode():
             yield from slide(self, tile, Context())
 
@@ -133,7 +133,7 @@ def slide(window: SlidingWindow, tile: Roi, context: Context) -> Generator[Rows,
 
 
 def read_hull(window: SlidingWindow, axis: int, low: int, high: int) -> tuple[int, int]:
-    """The input voxels along a frame axis from which ``[low, high)`` of the output is computed."""
+    """Return the input range, along a frame axis, of ``[low, high)`` of the output."""
     patches = _needed(window, axis, low, high)
     if axis == 2:
         slots = _slots(patches, window.batch_size, window.grid.counts[2])
@@ -142,7 +142,7 @@ def read_hull(window: SlidingWindow, axis: int, low: int, high: int) -> tuple[in
 
 
 def _needed(window: SlidingWindow, axis: int, low: int, high: int) -> range:
-    """The patches along a frame axis that reach into ``[low, high)`` of the output."""
+    """Return the patches along a frame axis that reach into ``[low, high)`` of the output."""
     out = window.grid.reduced(window.scale)
     return out.touching(axis, low, high, owned=window.blend == "crop")
 
@@ -168,7 +168,7 @@ def _top(grid: PatchGrid, layer: int) -> int:
 
 
 def _slots(columns: range, batch_size: int, count: int) -> list[range]:
-    """The batches of a row that hold some of the columns.
+    """Return the batches of a row that hold some of the columns.
 
     A batch is run whole even where a tile needs only some of it: its bits must not depend on how
     the volume was cut.
@@ -197,7 +197,7 @@ def _add(
 def _finish(
     window: SlidingWindow, blends: dict[str, RollingBlend], layer: int, context: Context
 ) -> Iterator[Rows]:
-    """Rows that are final after a layer, a few at a time."""
+    """Yield the rows that are final after a layer, a few at a time."""
     with context.stage("blend"):
         closed = {name: blend.finish(layer) for name, blend in blends.items()}
     first, scores, _ = next(iter(closed.values()))
@@ -237,7 +237,7 @@ class Batches:
     def run(
         self, indices: Sequence[tuple[int, int, int]]
     ) -> list[tuple[tuple[int, int, int], dict[str, torch.Tensor]]]:
-        """Scores of those patches of a batch that are not skipped, in order."""
+        """Return index and scores ``CZYX`` of the patches that are not skipped, in order."""
         grid = self.window.grid
         indices = [i for i in indices if self.reader.active(grid.roi(i))]
         if not indices:

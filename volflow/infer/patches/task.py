@@ -46,7 +46,7 @@ class PredictJob:
     threads: int
 
     def tile(self, *blocks: int) -> Roi:
-        """The box of a run of blocks in frame coordinates, in output voxels."""
+        """Return the box of a run of blocks, in frame coordinates and output voxels."""
         return tile_of(self.grid, self.window.inputs.frame, blocks)
 
 

@@ -24,7 +24,7 @@ __all__ = ["Demand", "Tiling", "choose_tiling", "patch_count", "runs_of"]
 
 @dataclass(frozen=True)
 class Demand:
-    """What memory depends on, apart from the tile.
+    """All that the memory of a task depends on, apart from its tile.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ class Demand:
     skipping: bool = False
 
     def peak_bytes(self, block: Sequence[int], shard: Sequence[int]) -> int:
-        """Projected peak of one task whose blocks have this shape (stored axes, output voxels)."""
+        """Return a task's projected peak for a block in output voxels along the stored axes."""
         out = self.grid.reduced(self.scale)
         depth, height, width = self.frame.reorder(block)
         tile = height * width
@@ -98,7 +98,7 @@ class Tiling:
 
 
 def patch_count(grid: PatchGrid, tiles: Sequence[Sequence[tuple[int, int]]], crop: bool) -> int:
-    """Patches computed when each axis is cut into these intervals (of the grid's voxels).
+    """Return the number of patches computed when each axis is cut into these intervals of voxels.
 
     Examples
     --------
@@ -120,7 +120,7 @@ def _cuts(n: int, step: int, flip: bool) -> list[tuple[int, int]]:
 def _candidates(
     shape: Sequence[int], shard: Sequence[int], frame: Frame
 ) -> Iterator[tuple[int, ...]]:
-    """Blocks of whole shards: one shard along the carry axis, any number along the others."""
+    """Yield blocks of whole shards: one shard along the carry axis, any number along the others."""
     carry = frame.axes[0]
     options = []
     for axis, (n, s) in enumerate(zip(shape, shard, strict=True)):
@@ -136,7 +136,7 @@ def _candidates(
 def choose_tiling(
     demand: Demand, shard: Sequence[int], chunk: Sequence[int], memory_bytes: int
 ) -> Tiling:
-    """The tiling with the fewest forwards that fits the budget.
+    """Return the tiling with the fewest forwards that fits the budget.
 
     Parameters
     ----------
@@ -183,7 +183,7 @@ def choose_tiling(
 def limit_depth(
     shard: Sequence[int], chunk: Sequence[int], shape: Sequence[int], carry: int
 ) -> tuple[int, ...]:
-    """Shards of at most about a quarter of the carry axis: a block is what an interruption costs.
+    """Return shards of at most about a quarter of the carry axis: an interruption costs a block.
 
     Examples
     --------
@@ -202,7 +202,7 @@ def _clip(sides: Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
 def runs_of(
     blocks: BlockGrid, frame: Frame, done: frozenset[int], workers: int
 ) -> tuple[tuple[int, ...], ...]:
-    """Blocks still to do, as runs along the frame's first axis; at least one per worker if need be.
+    """Return the blocks left to do as runs along the frame's first axis, enough for all workers.
 
     Examples
     --------

@@ -21,7 +21,7 @@ __all__ = ["Writer", "tile_of"]
 
 
 def tile_of(grid: BlockGrid, frame: Frame, blocks: Sequence[int]) -> Roi:
-    """The box, in frame coordinates, of blocks that follow each other along the frame's first axis.
+    """Return the box, in frame coordinates, of blocks in a row along the frame's first axis.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ def tile_of(grid: BlockGrid, frame: Frame, blocks: Sequence[int]) -> Roi:
 
 @dataclass(frozen=True)
 class OpenShard:
-    """One shard of a block being filled: which, where in the frame, and its voxels as stored."""
+    """One shard that is being filled: its box as stored and in the frame, and its voxels."""
 
     target: Target
     shard: Roi
@@ -75,7 +75,7 @@ class Writer:
     position: int = 0
 
     def put(self, row: int, rows: dict[str, npt.NDArray[Any]]) -> Iterator[int]:
-        """Take rows from ``row`` on, of every target; yields blocks that are on the store."""
+        """Take rows of every target, from ``row`` on; yields the numbers of stored blocks."""
         last = row + next(iter(rows.values())).shape[-3]
         while row < last:
             number = self.blocks[self.position]

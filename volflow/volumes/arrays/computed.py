@@ -21,7 +21,7 @@ from volflow.geometry.roi import Roi
 from volflow.store.formats.sources import Source
 from volflow.store.meta import Meta
 from volflow.store.slabs import Array, slab_rois
-from volflow.volumes.arrays.held import Held, Keeping, hold
+from volflow.volumes.arrays.held import InProcess, Keeping, hold
 from volflow.volumes.arrays.identity import identify
 from volflow.volumes.arrays.pieces import gathered, identities_of, packed, piece_of
 
@@ -47,7 +47,7 @@ class DaskSource:
     array: da.Array
     meta: Meta
     sequential: bool = False
-    held: Held | None = None
+    held: InProcess | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -97,13 +97,13 @@ class DaskSource:
 class _Elsewhere:
     """A source that this process does not hold: a scheduler, which only passes it on."""
 
-    held: Held
+    held: InProcess
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _found, (self.held,)
 
 
-def _found(held: Held) -> Any:
+def _found(held: InProcess) -> Any:
     try:
         return held.get()
     except KeyError:
@@ -136,7 +136,7 @@ def at_hand(source: Source, *, here: bool) -> Iterator[tuple[Source, Keeping | N
         with hold(source) as held:
             yield replace(source, held=held), None
     else:
-        held, content = Held(uuid.uuid4().hex), pickle.dumps(source)
+        held, content = InProcess(uuid.uuid4().hex), pickle.dumps(source)
         yield replace(source, held=held), Keeping({held.key: content})
 
 

@@ -11,13 +11,13 @@ from typing import Any
 
 from distributed import WorkerPlugin
 
-__all__ = ["Held", "Keeping", "hold"]
+__all__ = ["InProcess", "Keeping", "hold"]
 
 _held: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)
-class Held:
+class InProcess:
     """Something in this process, for tasks that run in it: pickled by name, never copied."""
 
     key: str
@@ -28,12 +28,12 @@ class Held:
 
 
 @contextmanager
-def hold(thing: Any) -> Iterator[Held]:
+def hold(thing: Any) -> Iterator[InProcess]:
     """Make something known to the tasks of this process."""
     key = uuid.uuid4().hex
     _held[key] = thing
     try:
-        yield Held(key)
+        yield InProcess(key)
     finally:
         del _held[key]
 

@@ -27,7 +27,7 @@ from distributed import Client, Future, futures_of, get_client
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
 from volflow.volumes.arrays.graphs import Key, Nodes, cut, nodes_of, reached
-from volflow.volumes.arrays.held import Held, Keeping, hold
+from volflow.volumes.arrays.held import InProcess, Keeping, hold
 from volflow.volumes.arrays.identity import Identity, identify
 from volflow.volumes.arrays.leaves import identity_of, reopening
 
@@ -105,7 +105,7 @@ def piece_of(array: da.Array, roi: Roi) -> Piece:
 class Parcel:
     """A piece on its way to a task: its pickle, or the array by name and the box."""
 
-    content: bytes | tuple[Held, Roi]
+    content: bytes | tuple[InProcess, Roi]
 
     def compute(self, results: Mapping[Key, Any]) -> Any:
         """The voxels of the box, in this thread."""
@@ -204,11 +204,11 @@ class Pieces:
         contents = {name: content for name, (_, content) in self.kept.items()}
         return Keeping(contents) if contents else None
 
-    def held(self) -> AbstractContextManager[Held | None]:
+    def held(self) -> AbstractContextManager[InProcess | None]:
         """Makes the array known to tasks that run in this process."""
         return hold(self.array) if self.here else nullcontext()
 
-    def parcel(self, roi: Roi, held: Held | None) -> tuple[Parcel, dict[Key, Future[Any]]]:
+    def parcel(self, roi: Roi, held: InProcess | None) -> tuple[Parcel, dict[Key, Future[Any]]]:
         """What a task needs for a box, and the results that it waits for."""
         if held is not None and not self.results:
             return Parcel((held, roi)), {}
@@ -378,7 +378,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickle has no 
         if opening is not None:
             return opening
         if id(obj) in self.kept:
-            return Held.get, (Held(self.kept[id(obj)]),)
+            return InProcess.get, (InProcess(self.kept[id(obj)]),)
         if self.met is not None and isinstance(obj, np.ndarray) and obj.nbytes >= LARGE_BYTES:
             self.met[id(obj)] = obj
         return super().reducer_override(obj)

@@ -67,7 +67,7 @@ class Layout:
 
     @property
     def piece(self) -> tuple[int, ...]:
-        """What is made at once: a chunk, and more along x and y while little is read for it."""
+        """Return the box made at once: a chunk, or several while little is read for them."""
         piece = list(self.chunk)
         for axis in (-1, -2, -3):
             while (
@@ -86,14 +86,14 @@ class Layout:
 
     @property
     def peak_bytes(self) -> int:
-        """What a task takes at most."""
+        """Projected peak memory of a task."""
         shard = math.prod(self._clipped(self.shard)) * self.dtype.itemsize
         # The shard being filled, its chunks compressed, and these put together; a piece that is
         # halved, and the next one compressed, decoded and put together.
         return 3 * shard + 4 * self._read_bytes(self.piece) + SLACK_BYTES
 
     def within_memory(self) -> Layout:
-        """The same with smaller shards, as far as memory demands; rows stay whole longest."""
+        """Return the same with smaller shards, as far as memory demands."""
         layout = self
         for shard in shrinking(self.shard, self.chunk, (1,) * len(self.shard)):
             layout = replace(self, shard=shard)
@@ -108,7 +108,7 @@ class Layout:
         )
 
     def plan(self, left: tuple[int, ...] = (), threads: int = 1) -> Plan:
-        """The plan for the blocks that are left, without a job."""
+        """Return the plan for the blocks that are left, without a job."""
         blocks = self.blocks
         voxels = sum(blocks[n].write_roi.size for n in left)
         tasks = max(TASKS_PER_THREAD * threads, voxels * self.dtype.itemsize // RUN_BYTES)
@@ -124,7 +124,7 @@ class Layout:
         )
 
     def describe(self) -> str:
-        """The level in a line."""
+        """Return the level in a line, for people."""
         sides = " × ".join(map(str, self.shape[-3:]))
         spacing = " × ".join(f"{size:.6g}" for size in self.meta.spacing)
         return f"{sides}, spacing {spacing} {self.meta.unit or ''}".rstrip()
@@ -138,7 +138,7 @@ def lay_out(
     levels: int | None,
     memory_bytes: int,
 ) -> list[Layout]:
-    """The levels of a volume of this shape, dtype and metadata, stored in such chunks and shards.
+    """Return the levels of a volume of this shape, dtype and metadata, in such chunks and shards.
 
     Raises
     ------
@@ -162,7 +162,7 @@ def lay_out(
 
 @dataclass(frozen=True)
 class Task:
-    """A level to be made, and what of it there is already."""
+    """A level to be made, and what is left of it."""
 
     layout: Layout
     record: Record
@@ -179,7 +179,7 @@ class Task:
 def tasks_for(
     finest: Volume, place: Place, levels: int | None, memory_bytes: int, overwrite: bool
 ) -> list[Task]:
-    """The levels, with what is left to do of each; nothing is changed."""
+    """Return the levels with what is left to do of each; nothing is changed."""
     require_complete(finest)
     there = len(finest.levels) - 1
     if levels is None and there > len(halvings(finest.spatial_shape, finest.spacing)):
@@ -203,7 +203,7 @@ def _task(layout: Layout, place: Place, identity: str, overwrite: bool) -> Task:
 
 
 def _begun(layout: Layout, place: Place, fingerprint: dict[str, Any]) -> Layout | None:
-    """The layout of a level that can be completed; None where it has to begin anew."""
+    """Return the layout of a level that can be completed; None where it has to begin anew."""
     record = place.journal(layout.level).recorded()
     path = place.path(layout.level)
     if record is None and path.exists():

@@ -24,7 +24,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class LevelJob:
-    """What a task needs to know; small and picklable.
+    """Data of a task; small and picklable.
 
     Parameters
     ----------
@@ -46,13 +46,13 @@ class LevelJob:
     piece: tuple[int, ...]
 
     def pieces(self, number: int) -> list[Roi]:
-        """A block, cut so that each chunk of the source is read once."""
+        """Return the pieces of a block, cut so that each chunk of the source is read once."""
         block = self.blocks[number].write_roi
         grid = BlockGrid(block.shape, self.piece)
         return [piece.write_roi.shift(block.start) for piece in grid]
 
     def read(self, piece: Roi) -> tuple[Array, float]:
-        """The voxels that merge into a piece, without the channel axis, and the seconds it took."""
+        """Read the voxels ``zyx`` that merge into a piece; returns them and the seconds it took."""
         began = time.perf_counter()
         factors = (1,) * (piece.ndim - 3) + self.factors
         low, high = (
@@ -96,7 +96,7 @@ def halve_blocks(job: LevelJob, blocks: tuple[int, ...], context: Context) -> It
 def _read_ahead(
     job: LevelJob, blocks: Sequence[int], pool: ThreadPoolExecutor, context: Context
 ) -> Iterator[tuple[Array, float]]:
-    """The voxels of each piece of some blocks, and the seconds it took; one piece ahead."""
+    """Yield the voxels ``zyx`` of each piece and the seconds it took, reading one piece ahead."""
     pending: Future[tuple[Array, float]] | None = None
     for piece in (piece for number in blocks for piece in job.pieces(number)):
         context.check()
@@ -108,6 +108,6 @@ def _read_ahead(
 
 
 def _spatial(voxels: Array) -> Array:
-    """A view of one channel without the channel axis."""
+    """Return a view of one channel without the channel axis."""
     spatial: Array = voxels[(0,) * (voxels.ndim - 3)]
     return spatial

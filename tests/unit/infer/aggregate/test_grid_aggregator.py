@@ -266,7 +266,7 @@ class TestOrder:
                     most = max(most, aggregator.scratch.held_bytes)
             assert np.array_equal(aggregator.close()["a"][:], expected)
             # Where memory is short patches wait in slots of a file, and nothing of it is left.
-            assert (aggregator.parked.slots > 0) == (memory < 2**30)
+            assert (aggregator.pending.slots > 0) == (memory < 2**30)
             assert most <= memory
             assert leftovers(folder) == ["a.zarr", "a.zarr.volflow"]
 

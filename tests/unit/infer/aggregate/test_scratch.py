@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from volflow.errors import InvalidInput, StoreFull
-from volflow.infer.aggregate.scratch import Parked, Scratch
+from volflow.infer.aggregate.scratch import PendingPatches, Scratch
 
 FLOAT = np.dtype("float32")
 
@@ -38,36 +38,36 @@ def test_what_nobody_refers_to_is_free_again(tmp_path):
 
 def test_patches_come_back_in_any_order_from_slots_that_are_used_again(tmp_path):
     scratch = Scratch(tmp_path, 400)
-    parked = Parked(scratch)
+    pending = PendingPatches(scratch)
     rng = np.random.default_rng(0)
     given = {("a", n): rng.random((2, 5, 5), "float32") for n in range(6)}
     for key, patch in given.items():
-        parked.put(key, patch)
+        pending.put(key, patch)
     assert scratch.held_bytes == 200  # one: others must find room for rows
-    assert parked.slots == 5
-    assert parked.numbers("a") == list(range(6))
+    assert pending.slots == 5
+    assert pending.numbers("a") == list(range(6))
     for n in (4, 0, 2):
-        assert np.array_equal(parked.take(("a", n)), given["a", n])
-    assert ("a", 4) not in parked
+        assert np.array_equal(pending.take(("a", n)), given["a", n])
+    assert ("a", 4) not in pending
     for n in (10, 11, 12):
         given["b", n] = rng.random((2, 5, 5), "float32")
-        parked.put(("b", n), given["b", n])
-    assert parked.slots == 5
-    assert parked.numbers("b") == [10, 11, 12]
+        pending.put(("b", n), given["b", n])
+    assert pending.slots == 5
+    assert pending.numbers("b") == [10, 11, 12]
     for key in [("a", 1), ("b", 12), ("b", 10), ("a", 3), ("b", 11), ("a", 5)]:
-        assert np.array_equal(parked.take(key), given[key])
+        assert np.array_equal(pending.take(key), given[key])
     assert scratch.held_bytes == 0
-    parked.close()
+    pending.close()
 
 
-def test_parked_patches_are_copies(tmp_path):
+def test_pending_patches_are_copies(tmp_path):
     for budget in (1, 10_000):
-        parked = Parked(Scratch(tmp_path, budget))
+        pending = PendingPatches(Scratch(tmp_path, budget))
         patch = np.ones((1, 2, 2), "float64")
-        parked.put(("a", 3), patch)
+        pending.put(("a", 3), patch)
         patch[:] = 7
-        assert (parked.take(("a", 3)) == 1).all()
-        parked.close()
+        assert (pending.take(("a", 3)) == 1).all()
+        pending.close()
 
 
 def test_a_full_disk_and_a_folder_without_access_are_told(tmp_path, monkeypatch):
@@ -80,7 +80,7 @@ def test_a_full_disk_and_a_folder_without_access_are_told(tmp_path, monkeypatch)
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(StoreFull, match=r"36 B beside the output .* memory is 1 B; make room"):
         Scratch(tmp_path, 1).zeros((9,), FLOAT)
-    parked = Parked(Scratch(tmp_path, 1))
+    pending = PendingPatches(Scratch(tmp_path, 1))
     with pytest.raises(StoreFull, match="make room there, or give more memory"):
-        parked.put(("a", 0), np.ones(9, FLOAT))
-    parked.close()
+        pending.put(("a", 0), np.ones(9, FLOAT))
+    pending.close()
