@@ -63,8 +63,6 @@ class Passes:
         Holds the network on the workers.
     folder
         Where journals and activations lie.
-    fingerprint
-        What decides the values, recorded in each journal.
     threads
         Torch threads per worker.
     beside_bytes
@@ -76,7 +74,6 @@ class Passes:
     blockwise: Blockwise
     model: ModelPlugin
     folder: Path
-    fingerprint: Mapping[str, Any]
     threads: int
     beside_bytes: int
 
@@ -201,6 +198,7 @@ class Passes:
 
 def run_passes(
     passes: Passes,
+    fingerprint: Mapping[str, Any],
     client: Client,
     memory_bytes: int,
     progress: Progress,
@@ -211,6 +209,8 @@ def run_passes(
     ----------
     passes
         The passes.
+    fingerprint
+        What decides the values; recorded in each journal, which another one may not resume.
     client, memory_bytes, progress
         The cluster, the budget of a worker, and as in `volflow.engine.run.run`.
     """
@@ -223,8 +223,9 @@ def run_passes(
         stores = {node: passes.store(node) for node in wanted}
         for store in stores.values():
             store.open()
+        record = Record("pass", {**fingerprint}, {"grid": [len(passes.grid(number))]})
         plan = _plan(passes, number, left, stores, max(1, len(workers(client))), memory_bytes)
-        run(plan, cluster=client, progress=progress)
+        run(replace(plan, journal=journal, record=record), cluster=client, progress=progress)
         passes.merge(number)
         passes.drop(number)
 
@@ -260,6 +261,4 @@ def _plan(
         memory_bytes=memory_bytes,
         exclusive=True,
         plugin=passes.model,
-        journal=passes.journal(number),
-        record=Record("pass", {**passes.fingerprint}, {"grid": [len(grid)]}),
     )

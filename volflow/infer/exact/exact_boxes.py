@@ -94,7 +94,7 @@ class ExactBoxes:
         frame = self.inputs.frame
         image = partial(self.inputs.read, dtype=self.network.dtype)
         blockwise = Blockwise(self.network, image, statistics=self.statistics)
-        output = ExactOutput(graph.outputs, self.scale, self.finish, frame, self.dropped)
+        output = ExactOutput(graph.outputs, self.finish, frame, self.dropped)
         yield tile.start[0], output.rows(blockwise, graph, tile)
 
 
@@ -162,7 +162,7 @@ def _measured(request: Request) -> dict[int, Array]:
         passes = passes_of(placed, settings)
         if len(passes.steps) == 1:
             return _of_whole(passes)
-        run_passes(passes, client, memory_bytes, False)
+        run_passes(passes, request.fingerprint(), client, memory_bytes, False)
         return dict(passes.inputs_of(len(passes.steps) - 1).statistics)
 
 

@@ -70,7 +70,7 @@ def plans(
     """Run the passes before the last, then yield the plan of that one."""
     passes = passes_of(request, settings)
     if len(done) < len(out_blocks(request, settings)):
-        run_passes(passes, client, memory_bytes, request.options.progress)
+        run_passes(passes, request.fingerprint(), client, memory_bytes, request.options.progress)
     yield last_pass(passes, request, settings, client, memory_bytes, targets, done)
     passes.drop(len(passes.steps) - 1)
 

@@ -32,18 +32,15 @@ class ExactOutput:
     ----------
     names
         Node number by the output's name.
-    scale
-        Input voxels per output voxel, along the frame's axes.
     finish
-        What becomes of the scores.
+        Turns scores into stored voxels.
     frame
-        Of the network.
+        Frame of the network.
     dropped
         The axis of the frame that a network of slices does not see.
     """
 
     names: Mapping[str, int]
-    scale: tuple[int, ...]
     finish: Finish
     frame: Frame
     dropped: int | None
@@ -56,9 +53,9 @@ class ExactOutput:
         blockwise
             Computes boxes of the network; for a network of slices its image has three axes.
         graph
-            Of the network.
+            The graph of the network.
         box
-            In frame coordinates, output voxels.
+            A box in frame coordinates, output voxels.
 
         Returns
         -------
@@ -85,14 +82,14 @@ class ExactOutput:
 
     def _finished(self, blockwise: Blockwise, graph: Graph, box: Roi) -> dict[str, Array]:
         network = blockwise.network
-        with network.inference():
+        with network.inference():  # an activation of the user's runs outside of it
             values = dict(blockwise.compute(graph, dict.fromkeys(self.names.values(), box)))
-            found = {}
-            for name, number in self.names.items():
-                scores = values[number][0]
-                wide = scores if self.dropped is None else scores.unsqueeze(1 + self.dropped)
-                # In the network's own precision, as scores of patches are.
-                found[name] = self._voxels(wide.to(network.torch_dtype).numpy(force=True))
+        found = {}
+        for name, number in self.names.items():
+            scores = values[number][0]
+            wide = scores if self.dropped is None else scores.unsqueeze(1 + self.dropped)
+            # In the network's own precision, as scores of patches are.
+            found[name] = self._voxels(wide.to(network.torch_dtype).numpy(force=True))
         return found
 
     def _voxels(self, scores: Array) -> Array:

@@ -215,7 +215,6 @@ def passes_of(request: Request, settings: ExactSettings) -> Passes:
         Blockwise(network, partial(request.inputs.read, dtype=network.dtype)),
         ModelPlugin(request.model.module, request.model.digest),
         Journal(journal_dir(request.out)).passes,
-        request.fingerprint(),
         settings.threads,
         settings.peak_bytes - max(step.peak_bytes for step in settings.passes),
     )
@@ -257,15 +256,13 @@ def last_pass(
         Blocks that need not be done.
     """
     last = len(passes.steps) - 1
-    inputs, options, scale = request.inputs, request.options, settings.outputs[0].scale
-    blocks = out_blocks(request, settings)
+    options, blocks = request.options, out_blocks(request, settings)
     left = [number for number in range(len(blocks)) if number not in done]
     count = max(1, len(workers(client)))
-    finish = request.finish(settings.dtype)
-    output = ExactOutput(passes.graph.outputs, scale, finish, inputs.frame, dropped_axis(request))
+    finish, frame = request.finish(settings.dtype), request.inputs.frame
     job = OutputJob(
         blockwise=passes.inputs_of(last),
-        output=output,
+        output=ExactOutput(passes.graph.outputs, finish, frame, dropped_axis(request)),
         blocks=blocks,
         targets=targets,
         threads=settings.threads,

@@ -225,6 +225,11 @@ class TestPlanPredict:
         assert not list((tmp_path / "in.zarr" / "0").rglob("c/*"))
         assert plan(scan=volume).blocks == plan().blocks
 
+    def test_does_not_identify_its_input(self, plan, monkeypatch):
+        """That may mean to read all of it."""
+        monkeypatch.delattr("volflow.infer.request.Request.fingerprint")
+        assert plan().blocks > 1
+
     @pytest.mark.parametrize("shard", [8, (16, 8, 24), None])
     def test_blocks_of_the_last_pass_are_whole_shards(self, plan, shard):
         found = plan("none", shard=shard, memory="50MiB")
