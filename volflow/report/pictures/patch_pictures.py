@@ -43,7 +43,7 @@ from volflow.report.pictures.scene import (
 )
 from volflow.report.pictures.slices import Cut
 from volflow.report.pictures.stack import Display, drawing, feet_of
-from volflow.report.pictures.subject import Names, is_whole, view_across
+from volflow.report.pictures.subject import Names, check_tiles, view_across
 from volflow.store.meta import Meta
 
 if TYPE_CHECKING:
@@ -53,7 +53,6 @@ if TYPE_CHECKING:
 
 __all__ = ["patch_sheet", "patch_stats"]
 
-MOST_TILES = 200
 MOST_PIXELS = 512  # of a tile; no page shows more
 
 
@@ -115,8 +114,7 @@ def patch_sheet(  # noqa: PLR0913 - each says what to show
     ([[0, 0, 0], [0, 0, 0]], {'scan': 2})
     """
     draw = drawing()
-    if not is_whole(tiles) or not 1 <= tiles <= MOST_TILES:
-        raise InvalidInput(f"tiles must be 1 to {MOST_TILES}, given {tiles!r}")
+    check_tiles(tiles)
     display = Display(None, classes, percentiles, MOST_PIXELS)
     shown = open_patches(samples, cases, image, label, channel)
     view = view_across(axis, shown.grid.orientation)

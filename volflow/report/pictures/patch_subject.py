@@ -10,7 +10,7 @@ from typing import Any
 from volflow.errors import InvalidInput
 from volflow.report.facts.grid_facts import times
 from volflow.report.pictures.patch_counts import PatchCounts, from_cases
-from volflow.report.pictures.subject import Names, class_names, is_whole
+from volflow.report.pictures.subject import Names, check_channel, class_names
 from volflow.sampling.cases.named_arrays import Case
 from volflow.sampling.cases.open_cases import open_cases
 from volflow.store.meta import Meta
@@ -83,9 +83,7 @@ def open_patches(
         image = next((name for name in first.sources if name not in first.classes), None)
     if label is None:
         label = next((name for name in first.sources if name in first.classes), None)
-    count = 1 if image is None else first.channels(image)
-    if not is_whole(channel) or not 0 <= channel < count:
-        raise InvalidInput(f"channel must be 0 … {count - 1}, given {channel!r}")
+    check_channel(channel, 1 if image is None else first.channels(image))
     grid = _shared(known)
     if getattr(samples, "stream", None) is not None and stream.augment:
         # A patch that was turned has no left and right of its own.

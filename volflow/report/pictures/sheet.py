@@ -17,7 +17,7 @@ from volflow.report.pictures.scene import (
 )
 from volflow.report.pictures.slices import Slice
 from volflow.report.pictures.stack import Display, drawing, open_both, scene_of, stack
-from volflow.report.pictures.subject import Names, Subject, is_whole, view_across
+from volflow.report.pictures.subject import Names, Subject, check_tiles, view_across
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["contact_sheet"]
 
-MOST_TILES = 200
 SHARP = 300  # pixels per inch at which tiles are read, twice what is commonly written
 
 
@@ -80,8 +79,7 @@ def contact_sheet(
     [2, 6, 10, 14]
     """
     draw = drawing()
-    if not is_whole(tiles) or not 1 <= tiles <= MOST_TILES:
-        raise InvalidInput(f"tiles must be 1 to {MOST_TILES}, given {tiles!r}")
+    check_tiles(tiles)
     top, under = open_both(volume, over, channel)
     view = view_across(axis, top.finest.meta.orientation)
     if not view.is_area(top.shape):

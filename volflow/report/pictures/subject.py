@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 __all__ = [
     "Names",
     "Subject",
+    "check_channel",
+    "check_tiles",
     "class_names",
-    "is_whole",
     "open_subject",
     "same_box",
     "view_across",
@@ -40,6 +41,7 @@ __all__ = [
 Names = Sequence[str] | Mapping[int, str] | None
 Array = npt.NDArray[Any]
 
+MOST_TILES = 200  # of a page
 COARSE = 128  # voxels along the longest side that still show where things are
 FEW_VALUES = 32  # an image of whole numbers with no more is taken for classes
 
@@ -255,6 +257,18 @@ def view_across(axis: str, orientation: str | None) -> View:
     raise InvalidInput(f"axis must be z, y or x, or one of {names}; given {axis!r}")
 
 
+def check_channel(channel: Any, count: int) -> None:
+    """Refuse a channel that is not one of ``count``."""
+    if not is_whole(channel) or not 0 <= channel < count:
+        raise InvalidInput(f"channel must be 0 … {count - 1}, given {channel!r}")
+
+
+def check_tiles(tiles: Any) -> None:
+    """Refuse a number of tiles that no page can show."""
+    if not is_whole(tiles) or not 1 <= tiles <= MOST_TILES:
+        raise InvalidInput(f"tiles must be 1 to {MOST_TILES}, given {tiles!r}")
+
+
 def is_whole(number: object) -> bool:
     """Return True for a whole number of Python or NumPy."""
     return isinstance(number, Integral)
@@ -283,8 +297,8 @@ def open_subject(x: VolumeLike, channel: int | None = None, *, merge: bool = Fal
     if channel is None:
         scores = merge and count > 1 and finest.meta.kind == "image"
         channel = None if scores else 0
-    elif not is_whole(channel) or not 0 <= channel < count:
-        raise InvalidInput(f"channel must be 0 … {count - 1}, given {channel!r}")
+    else:
+        check_channel(channel, count)
     path = finest.path if isinstance(finest, Volume) else x
     if not isinstance(path, str | os.PathLike):
         return Subject("volume" if isinstance(finest, Volume) else "array", finest, channel)
