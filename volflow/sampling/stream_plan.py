@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -116,6 +116,11 @@ class StreamPlan:
     def limiter(self) -> str:
         """The stage that limits the speed."""
         return max(self.seconds_per_patch, key=self.seconds_per_patch.__getitem__)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for machines."""
+        names = ("reuse", "peak_bytes", "patches_per_s", "limiter")
+        return {**asdict(self), **{name: getattr(self, name) for name in names}}
 
     def __str__(self) -> str:
         by = "×".join(map(str, self.superchunk))

@@ -596,7 +596,9 @@ class TestOptions:
 
 
 def test_the_plan_is_printed(cases):
-    text = str(vf.PatchStream(cases, vf.UniformSampler(8), 100, memory="1GiB").plan)
+    plan = vf.PatchStream(cases, vf.UniformSampler(8), 100, memory="1GiB").plan
+    assert plan.to_dict()["peak_bytes"] == plan.peak_bytes < plan.memory_bytes
+    text = str(plan)
     assert "100 patches in 8 lanes" in text
     assert "limited by" in text
     assert "of 1 GiB" in text
