@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from volflow.errors import Damaged, InvalidInput, ResumeRefused
+from volflow.errors import Damaged, InvalidInput, ResumeRefused, SourceChanged
 from volflow.geometry.frame import Frame
 from volflow.geometry.normalize import normalization
 from volflow.infer.finish import Finish
@@ -278,7 +278,12 @@ def convert_inputs(request: Request, overwrite: bool, **options: Any) -> tuple[R
     request
         With volumes on disk only.
     anew
-        Whether a conversion that had been begun was begun anew.
+        True where a conversion that had been begun was begun anew.
+
+    Raises
+    ------
+    SourceChanged
+        Where an input has another shape by now.
     """
     image, anew, given = request.inputs, False, dict(request.given or {})
 
@@ -297,6 +302,11 @@ def convert_inputs(request: Request, overwrite: bool, **options: Any) -> tuple[R
                 raise
             volume = convert(x, keep, labels=labels, overwrite=True, **options)
         anew |= before not in (None, _begun(keep))
+        if volume.shape != tuple(source.shape):
+            raise SourceChanged(
+                f"{name} has shape {volume.shape}, and had {tuple(source.shape)} when the run was"
+                " planned; run the same command again when it is whole"
+            )
         return volume
 
     request.sidecar.mkdir(exist_ok=True)

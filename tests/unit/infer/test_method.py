@@ -10,7 +10,7 @@ import zarr
 
 import volflow as vf
 from tests.nets import random_net
-from volflow.errors import ResumeRefused
+from volflow.errors import ResumeRefused, SourceChanged
 from volflow.infer import methods, request
 from volflow.infer.method import adopt
 from volflow.infer.methods import method_of, open_request
@@ -102,6 +102,23 @@ def test_inputs_are_opened_and_checked_once(tmp_path, predict, monkeypatch):
     predict(tmp_path / "scan.npy", random_net())
     assert opened == [tmp_path / "scan.npy"]
     assert len(checked) == 1
+
+
+def test_an_input_that_changes_behind_the_plan_is_refused(tmp_path, predict, monkeypatch):
+    scan = np.ones((16, 17, 18), "float32")
+    np.save(tmp_path / "scan.npy", scan)
+    decide = methods.patches.decide
+
+    def slowly(*args):
+        settings = decide(*args)
+        np.save(tmp_path / "scan.npy", scan[:12])
+        return settings
+
+    with monkeypatch.context() as patch:
+        patch.setattr(methods.patches, "decide", slowly)
+        with pytest.raises(SourceChanged, match=r"has shape \(12, 17, 18\), and had"):
+            predict(tmp_path / "scan.npy", random_net())
+    assert predict(tmp_path / "scan.npy", random_net()).shape == (2, 12, 17, 18)
 
 
 def test_a_third_method_is_a_line(tmp_path, predict, stored, scan, monkeypatch):
