@@ -178,7 +178,7 @@ def predict(  # noqa: PLR0913 - a public journey takes flat options
         # Everything that can be refused is refused before a long conversion.
         decided = _decide(request, client)
         if decided.before and request.file and not request.file.exists():
-            _tell_of_lost(request)
+            _announce_lost_file(request)
         request, anew = convert_inputs(request, overwrite, resume=resume, **within)
         if anew and not overwrite:
             _check_otherwise(request, decided.settings)
@@ -206,10 +206,7 @@ def plan_predict(
     given = PredictOptions(**options)
     _check_levels(given.levels, out)
     request = open_request(volume, model, out, given)
-    with (
-        evaluating(request.model.module),
-        connect(given.cluster, wait=given.wait) as client,
-    ):
+    with evaluating(request.model.module), connect(given.cluster, wait=given.wait) as client:
         decided = _decide(request, client)
         done = Journal(journal_dir(request.out)).done() if decided.before else ()
         plan = method_of(request.options).plan(
@@ -311,7 +308,7 @@ def _shape(request: Request, settings: Settings, output: Output) -> tuple[int, .
     return (*front, *out_blocks(request, settings).shape)
 
 
-def _tell_of_lost(request: Request) -> None:
+def _announce_lost_file(request: Request) -> None:
     """Say so where only the file is gone that the stored volume is exported to."""
     done, total = count_blocks(request.out)
     if done == total and request.file is not None:
@@ -339,12 +336,8 @@ def _record(request: Request, settings: Settings) -> Record:
 
 def _execute(request: Request, decided: Decided, client: Client, *, again: bool) -> Result:
     """Run what is left of the plans, under the output's lock."""
-    options, method, journal = (
-        request.options,
-        method_of(request.options),
-        Journal(journal_dir(request.out)),
-    )
-    settings, memory_bytes = decided.settings, decided.memory_bytes
+    options, settings, memory_bytes = request.options, decided.settings, decided.memory_bytes
+    method, journal = method_of(options), Journal(journal_dir(request.out))
     with journal.lock():
         sweep(request.out)
         before = _recorded(request.out, again)
