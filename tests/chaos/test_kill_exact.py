@@ -31,7 +31,7 @@ PREDICT = f"""
 import sys, time
 import volflow as vf
 from volflow.infer.exact.output import ExactOutput
-from volflow.passes import pass_task
+from volflow.passes import executor
 from tests.chaos.test_kill_exact import net
 
 def slowly(work):
@@ -40,7 +40,7 @@ def slowly(work):
         return work(*given)
     return slow
 
-pass_task.pass_block = slowly(pass_task.pass_block)
+executor.pass_block = slowly(executor.pass_block)
 ExactOutput.rows = slowly(ExactOutput.rows)
 if __name__ == "__main__":
     vf.predict(sys.argv[1], net(), sys.argv[2], **{OPTIONS})

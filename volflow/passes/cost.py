@@ -1,4 +1,4 @@
-"""One pass over the blocks of a network: what it computes, and what it costs.
+"""One pass over the blocks of a network: what it computes, what it costs, and that in words.
 
 A box is a product of ranges, one per axis, so that the sum over all blocks of its volume is the
 product of the sums over each axis: blocks along the diagonal of the volume show them all.
@@ -11,11 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from volflow.geometry.budget import format_bytes
 from volflow.geometry.grid import BlockGrid
 from volflow.geometry.roi import Roi
 from volflow.partition.graph import Graph, live_bytes, needed
 
-__all__ = ["Cost", "Costs", "Pass", "core", "targets_of"]
+__all__ = ["Cost", "Costs", "Pass", "core", "pass_facts", "targets_of"]
 
 # Overhead of a pass before its first block, and of each block: tasks, files, journal entries.
 PASS_S = 0.3
@@ -209,3 +210,46 @@ def _diagonal(counts: Sequence[int]) -> Iterable[tuple[tuple[int, ...], tuple[fl
     for n in range(max(len(row) for row in rows)):
         picks = [row[n] if n < len(row) else (row[-1][0], 0.0) for row in rows]
         yield tuple(i for i, _ in picks), tuple(weight for _, weight in picks)
+
+
+def pass_facts(graph: Graph, passes: Sequence[Pass]) -> tuple[tuple[str, str], ...]:
+    """Return what a plan says of passes: their number and cost, then a line for each."""
+    seconds = sum(step.seconds for step in passes)
+    whole = sum(
+        node.flops * node.depth * math.prod(graph.sizes(n)) for n, node in enumerate(graph.nodes)
+    )
+    computed = sum(step.flops for step in passes)
+    facts = [
+        (
+            "passes",
+            f"{len(passes)}, computing {computed / whole if whole else 1:.2f}× the network,"
+            f" about {_duration(seconds)}",
+        )
+    ]
+    for number, step in enumerate(passes, start=1):
+        facts.append((f"pass {number}", _describe(graph, step, number == len(passes))))
+    return tuple(facts)
+
+
+def _describe(graph: Graph, step: Pass, last: bool) -> str:
+    text = f"blocks of {'×'.join(map(str, step.block))}"
+    read = [n for n in step.given if n]
+    if read:
+        text += f", reads {format_bytes(_bytes(graph, read))}"
+    if step.statistics:
+        text += f", measures {len(step.statistics)} statistics"
+    if step.stores and not last:
+        text += f", keeps {format_bytes(_bytes(graph, step.stores))}"
+    return text + f", {format_bytes(step.peak_bytes)}, about {_duration(step.seconds)}"
+
+
+def _bytes(graph: Graph, numbers: Sequence[int]) -> int:
+    return sum(graph.nodes[n].value_bytes * math.prod(graph.sizes(n)) for n in numbers)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{max(1, round(seconds))} s"
+    if seconds < 6000:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -11,10 +11,9 @@ from torch import nn
 
 from volflow.model.resident import ModelPlugin, lent
 from volflow.partition.scale import alignment_of
-from volflow.passes.blockwise import Blockwise
 from volflow.passes.cost import Cost, Costs, core, targets_of
 from volflow.passes.executor import Passes, run_passes
-from volflow.passes.network import Network
+from volflow.passes.network import Blockwise, Network
 from volflow.passes.schedule import Planner
 
 DIGEST = "a network of these tests"

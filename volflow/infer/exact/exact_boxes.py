@@ -28,10 +28,9 @@ from volflow.model.forward import Output
 from volflow.model.resident import ModelPlugin, lent
 from volflow.partition.graph import needed
 from volflow.partition.reductions import partials_of, statistic_of
-from volflow.passes.blockwise import Blockwise
 from volflow.passes.cost import Pass, targets_of
 from volflow.passes.executor import Passes, run_passes
-from volflow.passes.network import Network
+from volflow.passes.network import Blockwise, Network
 from volflow.volumes.framed import FramedImage
 
 __all__ = ["ExactBoxes", "exact_boxes"]

@@ -17,7 +17,7 @@ from volflow.infer.finish import Finish
 from volflow.infer.method import Target
 from volflow.model.forward import torch_threads
 from volflow.partition.graph import Graph, needed
-from volflow.passes.blockwise import Blockwise
+from volflow.passes.network import Blockwise
 
 __all__ = ["ExactOutput", "OutputJob", "exact_outputs"]
 

@@ -34,10 +34,9 @@ from volflow.model.resident import ModelPlugin
 from volflow.partition.graph import Graph
 from volflow.partition.scale import alignment_of
 from volflow.passes.activations import free_bytes
-from volflow.passes.blockwise import Blockwise
-from volflow.passes.cost import Costs, Pass
-from volflow.passes.describe import pass_facts
+from volflow.passes.cost import Costs, Pass, pass_facts
 from volflow.passes.executor import Passes
+from volflow.passes.network import Blockwise
 from volflow.passes.profile import OpProfile, profile_ops
 from volflow.passes.schedule import Planner
 from volflow.store.journal.journal import Journal, journal_dir

@@ -17,7 +17,7 @@ from volflow.errors import ResumeRefused, RunFailed, StoreFull
 from volflow.infer.exact.output import ExactOutput
 from volflow.infer.predict import plan_predict
 from volflow.model.unet import UNet
-from volflow.passes import pass_task
+from volflow.passes import executor
 from volflow.passes.activations import ActivationStore
 from volflow.store.journal.journal import Journal, journal_dir
 
@@ -53,7 +53,7 @@ def counted(monkeypatch):
 
         monkeypatch.setattr(owner, inner.__name__, counting)
 
-    count("pass", pass_task, pass_task.pass_block)
+    count("pass", executor, executor.pass_block)
     count("last", ExactOutput, ExactOutput.rows)
     return blocks, most
 
@@ -289,7 +289,7 @@ class TestFullDisk:
 
     def test_of_what_is_measured(self, run, monkeypatch, tmp_path):
         with monkeypatch.context() as patch:
-            patch.setattr(pass_task, "write_file", no_room)
+            patch.setattr(executor, "write_file", no_room)
             with pytest.raises(StoreFull, match=r"no space is left for .* run the same") as f:
                 run()
         assert "\n" not in str(f.value)
