@@ -20,6 +20,7 @@ from volflow.errors import NoExactRule
 from volflow.partition.calls import as_called, changes_first, is_random, name_of, works_in_place
 from volflow.partition.graph import Graph, Node
 from volflow.partition.output_names import named_outputs
+from volflow.partition.rules.results import result_of
 from volflow.partition.rules.table import RULES, SPREADING, VIEWS
 from volflow.partition.rules.tracing import OpCall, Traced, Tracer, leaves, mapped
 
@@ -215,6 +216,7 @@ def _as_any(call: OpCall) -> Any:
 
 def _answer(call: OpCall) -> Any:
     """Return torch's answer on meta tensors; a call that needs values is refused."""
+    call.result = result_of(call)
     try:
         return call.metas()
     except (RuntimeError, TypeError) as error:

@@ -10,7 +10,7 @@ from torch import Tensor
 from volflow.partition.rules.kernels import Local
 from volflow.partition.rules.tracing import OpCall, Traced, leaves
 
-__all__ = ["POINTWISE", "broadcast_dims", "pointwise"]
+__all__ = ["COMPUTED", "POINTWISE", "broadcast_dims", "pointwise"]
 
 _ARITHMETIC = (
     "add sub subtract mul multiply div divide true_divide floor_divide fmod remainder pow rsub"
@@ -34,7 +34,8 @@ _OPERATORS = (
     " __and__ __rand__ __or__ __ror__ __xor__ __rxor__ __invert__"
     " __eq__ __ne__ __lt__ __le__ __gt__ __ge__"
 )
-POINTWISE = frozenset(f"{_ARITHMETIC} {_ACTIVATIONS} {_CASTS} {_OPERATORS}".split())
+COMPUTED = frozenset(f"{_ARITHMETIC} {_ACTIVATIONS} {_OPERATORS}".split())
+POINTWISE = COMPUTED | frozenset(_CASTS.split())
 
 
 def pointwise(call: OpCall) -> Traced:

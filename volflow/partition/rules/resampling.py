@@ -17,9 +17,9 @@ from volflow.partition.rules.kernels import Interpolation, Local, Relocation, Sh
 from volflow.partition.rules.tracing import OpCall, Traced
 from volflow.partition.rules.windowed import WINDOWED
 
-__all__ = ["RESAMPLING"]
+__all__ = ["INTERPOLATE", "RESAMPLING"]
 
-_INTERPOLATE = (
+INTERPOLATE = (
     "input", "size", "scale_factor", "mode", "align_corners", "recompute_scale_factor", "antialias",
 )  # fmt: skip
 
@@ -174,7 +174,7 @@ def spread(call: OpCall, x: Traced, dims: Sequence[int | None]) -> Traced:
 
 def interpolate(call: OpCall) -> Traced:
     """Record an interpolation: nearest, nearest-exact, area, or linear with corners as asked."""
-    x, given = call.inputs[0], call.named(_INTERPOLATE)
+    x, given = call.inputs[0], call.named(INTERPOLATE)
     mode, meta = given.get("mode", "nearest"), call.metas()
     dims, ndim = call.tracer.dims(x), call.tracer.ndim
     if x.ndim == ndim + 2 and set(dims) == {None} and set(x.shape[2:]) == {1}:
@@ -182,7 +182,7 @@ def interpolate(call: OpCall) -> Traced:
     if mode == "area":
         given = {"input": x, "output_size": tuple(meta.shape[2:])}
         same = OpCall(call.tracer, "interpolate", F.interpolate, (x,), given)
-        same._metas = meta
+        same.result = meta
         return WINDOWED[f"adaptive_avg_pool{ndim}d"](same)  # type: ignore[no-any-return]
     if given.get("antialias") or mode in ("bicubic", "lanczos"):
         raise call.refuse(f"mode {mode!r} is not among nearest, linear and area")

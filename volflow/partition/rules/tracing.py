@@ -75,7 +75,7 @@ class OpCall:
     ) -> None:
         self.tracer, self.name, self.func = tracer, name, func
         self.args, self.kwargs = args, kwargs
-        self._metas: Any = None
+        self.result: Any = None
 
     def refuse(self, why: str) -> NoExactRule:
         """The error for an op that cannot be cut into blocks."""
@@ -131,9 +131,9 @@ class OpCall:
 
     def metas(self) -> Any:
         """Return torch's result on the meta device."""
-        if self._metas is None:
-            self._metas = self.tracer.infer(self)
-        return self._metas
+        if self.result is None:
+            self.result = self.tracer.infer(self)
+        return self.result
 
 
 class Tracer:
