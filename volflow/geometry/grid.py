@@ -91,12 +91,11 @@ def stride_of(
 
 @dataclass(frozen=True)
 class Block:
-    """One unit of scheduled work: its number, grid index, and what it reads and writes."""
+    """One unit of scheduled work: its number, grid index, and the box that it writes."""
 
     number: int
     index: tuple[int, ...]
     write_roi: Roi
-    read_roi: Roi
 
 
 @dataclass(frozen=True)
@@ -107,19 +106,16 @@ class BlockGrid:
     ----------
     shape, block
         Voxels per axis.
-    halo
-        Voxels read beyond a block on each side, cut at the volume's border.
 
     Examples
     --------
-    >>> grid = BlockGrid((100, 64, 64), (40, 64, 64), halo=(8, 0, 0))
-    >>> len(grid), grid[2].write_roi.shape, grid[1].read_roi.start
-    (3, (20, 64, 64), (32, 0, 0))
+    >>> grid = BlockGrid((100, 64, 64), (40, 64, 64))
+    >>> len(grid), grid[1].write_roi.start, grid[2].write_roi.shape
+    (3, (40, 0, 0), (20, 64, 64))
     """
 
     shape: tuple[int, ...]
     block: tuple[int, ...]
-    halo: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.block) != len(self.shape) or min(self.block) < 1 or min(self.shape) < 1:
@@ -144,9 +140,7 @@ class BlockGrid:
         index = tuple(int(i) for i in np.unravel_index(number, self.counts))
         start = tuple(i * b for i, b in zip(index, self.block, strict=True))
         write = Roi(start, tuple(a + b for a, b in zip(start, self.block, strict=True)))
-        write = write.clip(self.shape)
-        read = write.grow(self.halo).clip(self.shape) if self.halo else write
-        return Block(number, index, write, read)
+        return Block(number, index, write.clip(self.shape))
 
     def __iter__(self) -> Iterator[Block]:
         return (self[number] for number in range(len(self)))

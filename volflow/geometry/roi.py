@@ -49,11 +49,6 @@ class Roi:
         """The whole of an array of this shape."""
         return cls((0,) * len(shape), tuple(shape))
 
-    @classmethod
-    def from_slices(cls, slices: Sequence[slice]) -> Roi:
-        """The box of plain, bounded slices."""
-        return cls(tuple(s.start for s in slices), tuple(s.stop for s in slices))
-
     @property
     def ndim(self) -> int:
         """Number of axes."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Sequence
@@ -34,10 +33,9 @@ def create(
     *,
     chunk: Sizes = None,
     shard: Sizes = None,
-    fill_value: float = 0,
     overwrite: bool = False,
 ) -> Volume:
-    """Make an OME-Zarr 0.5 volume whose voxels all have the fill value.
+    """Make an OME-Zarr 0.5 volume whose voxels are all 0; shards of zeros take no space.
 
     Level 0 is the array ``"0"`` of the group; a chunk and a shard hold one channel. The store
     appears under its name when it is complete.
@@ -55,8 +53,6 @@ def create(
     chunk, shard
         Voxels per axis; the shard is a multiple of the chunk. By default about 64³ and 256³,
         following the spacing.
-    fill_value
-        Of voxels that nobody writes; shards that hold nothing else take no space.
     overwrite
         Replace the volume that is there. Anything that is no Zarr image is never replaced.
 
@@ -73,13 +69,13 @@ def create(
     Volume(a.zarr, zyx 200×300×300 uint8, spacing 1×1×1 millimeter, chunks 64×64×64,
            shards 128×128×128)
     """
-    sizes, kind = _check_array(shape, dtype, meta, fill_value)
+    sizes, kind = _check_array(shape, dtype, meta)
     chunks, shards = resolve_layout(sizes, meta.spacing, kind, chunk, shard)
     target = check_target(path, overwrite=overwrite)
 
     def fill(place: str) -> None:
         group = zarr.create_group(place, overwrite=overwrite and is_url(place))
-        value = kind.type(fill_value).item()
+        value = kind.type(0).item()
         add_array(group, "0", sizes, kind, (chunks, shards), value, meta.axes)
         write_group(group, meta, [Level("0", meta.spacing, meta.translation)])
 
@@ -178,7 +174,7 @@ def _opens(path: str) -> bool:
 
 
 def _check_array(
-    shape: Sequence[int], dtype: Any, meta: Meta, fill_value: float
+    shape: Sequence[int], dtype: Any, meta: Meta
 ) -> tuple[tuple[int, ...], np.dtype[Any]]:
     sizes = tuple(int(n) for n in shape)
     if len(sizes) != len(meta.axes) or any(n < 1 for n in sizes):
@@ -193,10 +189,4 @@ def _check_array(
         raise InvalidInput(f"dtype must be a NumPy dtype, given {dtype!r}") from None
     if kind.kind not in "biuf" or kind.itemsize > 8:
         raise InvalidInput(f"a volume holds bool, integers or floats up to 64 bits, given {kind}")
-    if kind.kind in "iu" and not (
-        math.isfinite(fill_value)
-        and np.iinfo(kind).min <= fill_value <= np.iinfo(kind).max
-        and fill_value == int(fill_value)
-    ):
-        raise InvalidInput(f"fill_value {fill_value} is no {kind}; give one that it can hold")
     return sizes, kind

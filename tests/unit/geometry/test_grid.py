@@ -74,11 +74,9 @@ class TestBlockGrid:
         assert [b.index for b in grid] == [(z, y, 0) for z in range(3) for y in range(2)]
         assert [grid.number(b.index) for b in grid] == list(range(6))
 
-    def test_the_halo_is_cut_at_the_border(self):
-        grid = BlockGrid((10, 6, 7), (4, 3, 7), halo=(2, 1, 5))
-        assert grid[0].read_roi == Roi((0, 0, 0), (6, 4, 7))
+    def test_blocks_are_cut_at_the_border(self):
+        grid = BlockGrid((10, 6, 7), (4, 3, 7))
         assert grid[5].write_roi == Roi((8, 3, 0), (10, 6, 7))
-        assert grid[5].read_roi == Roi((6, 2, 0), (10, 6, 7))
 
     @pytest.mark.parametrize("number", [-1, 6])
     def test_there_are_no_more(self, number):

@@ -56,8 +56,7 @@ def test_boxes_apart_share_nothing():
     assert Roi((0, 0), (2, 9)).intersect(Roi((5, 3), (6, 4))).size == 0
 
 
-def test_is_made_of_slices_and_of_a_shape():
-    assert Roi.from_slices((slice(1, 3), slice(0, 2))) == Roi((1, 0), (3, 2))
+def test_is_made_of_a_shape():
     assert Roi.full((3, 4)) == Roi((0, 0), (3, 4))
     assert list(Roi((1, 2), (3, 4))) == [(1, 3), (2, 4)]
 
