@@ -48,6 +48,32 @@ def test_import_loads_only(statement, allowed, fresh_python):
     assert loaded <= allowed | ({"xarray"} if "dask" in allowed else set())
 
 
+UNUSED = (
+    "torch._dynamo", "torch._inductor", "matplotlib", "bokeh", "pandas", "scipy.sparse", "xarray",
+    "dask.array", "dask.dataframe", "distributed.dashboard.core",
+)  # fmt: skip
+
+NET = "torch.nn.Sequential(torch.nn.Conv3d(1, 2, 3, padding=1), torch.nn.InstanceNorm3d(2)).eval()"
+SCAN = "numpy.arange(4096, dtype='f4').reshape(16, 16, 16)"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "from volflow.cli import run; run(['--version']); run(['--help'])",
+        f"vf.predict({SCAN}, {NET}, 'out.zarr', patch=8, progress=False)",
+        f"vf.predict({SCAN}, {NET}, 'out.zarr', blend='exact', progress=False)",
+        f"vf.halo({NET})",
+    ],
+    ids=["command", "patches", "exact", "halo"],
+)
+def test_nothing_is_imported_that_takes_seconds_and_is_not_used(statement, fresh_python):
+    """A process that has little to do must not wait for the imports of what it does not do."""
+    code = f"import numpy, volflow as vf\n{'import torch' if 'torch' in statement else ''}"
+    printed = fresh_python(CODE.format(statement=f"{code}\n{statement}", heavy=UNUSED))
+    assert printed.splitlines()[-1] == ""
+
+
 # What breaks each contract, and how import-linter names it.
 BREACHES = [
     ("A floor imports", "geometry/extra.py", "volflow.store.volume"),
