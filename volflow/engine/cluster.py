@@ -117,9 +117,10 @@ def connect(cluster: Cluster = None, *, wait: float | str | None = None) -> Iter
         ``"tcp://host:port"``: a scheduler; a ``distributed.Client`` or cluster object
         (``dask_jobqueue.SLURMCluster``, ``dask_cuda.LocalCUDACluster``, …).
     wait
-        How long to wait where the cluster has no worker, now or later: seconds, or a text such as
-        ``"10 minutes"``; None as long as it takes, or as long as the connection around this one
-        was told. Workers that are started here come within a minute or not at all.
+        How long to wait where the cluster has no worker, now or later, or none that can be given
+        a block (all idle ones paused, or too small): seconds, or a text such as ``"10 minutes"``;
+        None as long as it takes, or as long as the connection around this one was told. Workers
+        that are started here come within a minute or not at all.
 
     Raises
     ------
