@@ -61,6 +61,7 @@ def told_by(code: str, **environment: str) -> str:
 
 @glibc
 @huge
+@pytest.mark.slow
 class TestWorkers:
     def test_ours_keep_what_is_freed_and_ask_for_huge_pages(self):
         with connect(1) as client:

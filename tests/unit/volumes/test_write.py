@@ -69,6 +69,7 @@ def test_chunks_larger_than_shards_are_computed_once(write, chunks):
 
 
 @pytest.mark.layered
+@pytest.mark.slow
 def test_memory_decides_between_large_blocks_and_computing_twice(write):
     array = da.zeros((160, 160, 160), chunks=-1, dtype="uint16")
     array = array.map_blocks(adds_one, dtype="uint16", meta=SCAN[:0, :0, :0])
