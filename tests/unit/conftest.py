@@ -43,6 +43,13 @@ def report_growth(plan, call):
 """
 
 
+@pytest.fixture(autouse=True)
+def _no_trial_is_remembered():
+    """Trial forwards of one test are not those of another, whose peaks may be made up."""
+    if forward := sys.modules.get("volflow.model.forward"):
+        forward._remembered.cache_clear()
+
+
 @pytest.fixture
 def grown(root):
     """Runs a script in a process of its own: its plan, and by how much the process grew."""

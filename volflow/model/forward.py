@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import math
 import re
@@ -314,13 +315,12 @@ def probe(forward: Forward, batch_size: int | None, memory_bytes: int, threads: 
         ):
             batch //= 2
             outputs, peak = _trial(forward, batch)
-    found = tuple(_check_output(forward, name, v, batch) for name, v in outputs.items())
     # A batch that was asked for is kept, as the same call must resume; the run halves it again.
     size = batch_size or batch
-    return Probe(found, forward.dtype, peak, size, str(device), forward.precision, threads)
+    return Probe(outputs, forward.dtype, peak, size, str(device), forward.precision, threads)
 
 
-def _fitting(forward: Forward, batch: int) -> tuple[dict[str, torch.Tensor], int, int]:
+def _fitting(forward: Forward, batch: int) -> tuple[tuple[Output, ...], int, int]:
     """A trial of the batch, or of what fits of it: outputs, peak, and how many did."""
     while True:
         try:
@@ -329,7 +329,23 @@ def _fitting(forward: Forward, batch: int) -> tuple[dict[str, torch.Tensor], int
             batch = forward.halved(batch, error)
 
 
-def _trial(forward: Forward, batch: int) -> tuple[dict[str, torch.Tensor], int]:
+def _trial(forward: Forward, batch: int) -> tuple[tuple[Output, ...], int]:
+    """Return the outputs of a forward of so many patches, and the memory that it took.
+
+    On a CPU both follow from the model, the patch and the threads, so that a loop over many cases
+    tries once. On a GPU others may have taken memory meanwhile: it is tried anew.
+    """
+    if torch.device(forward.device).type == "cpu":
+        return _remembered(forward, batch, torch.get_num_threads())
+    return _tried(forward, batch)
+
+
+@functools.lru_cache(maxsize=64)
+def _remembered(forward: Forward, batch: int, threads: int) -> tuple[tuple[Output, ...], int]:
+    return _tried(forward, batch)
+
+
+def _tried(forward: Forward, batch: int) -> tuple[tuple[Output, ...], int]:
     device = torch.device(forward.device)
     data = torch.zeros((batch, forward.channels, *forward.patch), dtype=forward.torch_dtype)
     before = mark_peak(device)
@@ -343,7 +359,8 @@ def _trial(forward: Forward, batch: int) -> tuple[dict[str, torch.Tensor], int]:
             raise InvalidInput(
                 f"the model does not take a batch of shape {tuple(data.shape)}: {reason}"
             ) from error
-    return outputs, max(0, read_peak(device) - before)
+    peak = max(0, read_peak(device) - before)
+    return tuple(_check_output(forward, name, v, batch) for name, v in outputs.items()), peak
 
 
 def mark_peak(device: torch.device) -> int:

@@ -157,6 +157,22 @@ class TestProbe:
         assert found.batch_size == 64
         assert found.precision == "float32"
 
+    def test_a_loop_over_cases_tries_once(self, forward_of):
+        sizes = []
+
+        class Counting(nn.Module):
+            def forward(self, batch):
+                sizes.append(len(batch))
+                return batch
+
+        forward = forward_of(Counting(), device="cpu")
+        first, second = (probe(forward, 2, 2**32, 1) for _ in range(2))
+        assert first == second
+        assert sizes == [2]
+        probe(forward, 3, 2**32, 1)
+        probe(forward_of(Counting(), device="cpu"), 3, 2**32, 1)  # another digest
+        assert sizes == [2, 3, 3]
+
     def test_a_large_patch_is_a_batch_of_its_own(self, forward_of):
         assert probe(forward_of(nn.Identity(), (64, 64, 64)), None, 2**32, 1).batch_size == 1
         assert probe(forward_of(nn.Identity(), (32, 32, 32)), None, 2**32, 1).batch_size == 8
