@@ -11,7 +11,6 @@ import torch
 import zarr
 
 import volflow as vf
-from volflow.engine.cluster import connect
 from volflow.errors import InvalidInput
 
 xarray = pytest.importorskip("xarray")
@@ -25,12 +24,6 @@ KINDS = (
 )  # fmt: skip
 STORED = {"path", "url", "volume", "zarr"}  # which a viewer or a pyramid needs
 SAMPLER = vf.GridSampler(8)
-
-
-@pytest.fixture(scope="module")
-def client():
-    with connect("threads") as client:
-        yield client
 
 
 @pytest.fixture(scope="module")

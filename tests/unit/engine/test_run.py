@@ -14,7 +14,6 @@ import pytest
 from distributed import LocalCluster, WorkerPlugin, get_worker
 
 from volflow.engine import attempt
-from volflow.engine.cluster import connect
 from volflow.engine.plan import Plan, split_runs
 from volflow.engine.run import Adapter, run
 from volflow.engine.task import Step
@@ -24,12 +23,6 @@ from volflow.errors import InvalidInput, RunFailed, StoreFull, Unreadable
 seen: Counter[object] = Counter()
 going, stopping = threading.Event(), threading.Event()
 running: list[float] = []
-
-
-@pytest.fixture(scope="module")
-def client():
-    with connect("threads") as client:
-        yield client
 
 
 @pytest.fixture(autouse=True)

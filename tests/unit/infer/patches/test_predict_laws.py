@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 import volflow as vf
 from tests.oracle import sliding_window
-from volflow.engine.cluster import connect
 from volflow.geometry.roi import Roi
 from volflow.infer.patches import method as patches
 from volflow.infer.patches.tiling import Tiling
@@ -21,13 +20,6 @@ from volflow.store.create import create
 from volflow.store.meta import Meta
 
 BLENDS = ("crop", "average", "hann", "gaussian")
-
-
-@pytest.fixture(scope="module")
-def client():
-    """One embedded Dask for all tests of this module."""
-    with connect("threads") as client:
-        yield client
 
 
 def random_net(channels_in: int = 1, channels_out: int = 2, seed: int = 0) -> torch.nn.Module:
