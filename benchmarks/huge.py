@@ -26,8 +26,8 @@ sys.path.insert(0, str(HERE))
 from machine import describe, file_result  # noqa: E402
 
 from volflow.demo.curve import Stretch, draw_memory  # noqa: E402
+from volflow.demo.steps import Watched, watch  # noqa: E402
 from volflow.demo.torso import SHAPE  # noqa: E402
-from volflow.demo.watch import Watched, watch  # noqa: E402
 from volflow.geometry.budget import format_bytes, parse_bytes  # noqa: E402
 
 METHODS = ("volflow", "monai", "torchio")

@@ -17,10 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from volflow.demo.guard import Guard
-from volflow.demo.steps import INDENT, folder_for, say
+from volflow.demo.steps import INDENT, Guard, Watched, check_system, folder_for, say
 from volflow.demo.torso import SHAPE, spacing_of
-from volflow.demo.watch import Watched, check_system
 from volflow.errors import InvalidInput, RunFailed
 from volflow.geometry.budget import format_bytes
 from volflow.store.journal.journal import Journal, journal_dir

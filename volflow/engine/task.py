@@ -19,7 +19,8 @@ from volflow.engine.memory import MemoryGuard
 from volflow.errors import Superseded
 from volflow.geometry.roi import Roi
 from volflow.store.journal.journal import Journal
-from volflow.store.volume import ShardEntry, Volume
+from volflow.store.layout import ShardEntry
+from volflow.store.volume import Volume
 
 __all__ = ["BlockWriter", "Clock", "Context", "Step", "Task", "run_task"]
 

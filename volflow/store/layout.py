@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
 
 __all__ = [
+    "ShardEntry",
     "default_layout",
     "piece_of",
     "piece_of_cells",
@@ -27,6 +29,16 @@ CHUNK_VOXELS = 64**3
 SHARD_VOXELS = 256**3
 SHARD_BYTES = 64 * 2**20
 LONGEST_CHUNK = 256  # keeps chunks of very thick slices from becoming whole planes
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """One stored object: its array in the output, its box, crc32c of its decoded C-order bytes."""
+
+    array: str
+    start: tuple[int, ...]
+    stop: tuple[int, ...]
+    crc32c: int
 
 
 def default_layout(

@@ -30,8 +30,9 @@ from volflow.store.frames import check_frames
 from volflow.store.journal.complete import begun_store
 from volflow.store.journal.journal import Journal, Record, journal_dir
 from volflow.store.journal.levels import level_journals
+from volflow.store.layout import ShardEntry
 from volflow.store.opening import is_url
-from volflow.store.volume import ShardEntry, Volume, open_volume
+from volflow.store.volume import Volume, open_volume
 
 __all__ = ["Coverage", "FileCheck", "verify"]
 

@@ -18,7 +18,7 @@ from zarr.storage import MemoryStore
 from volflow.errors import InvalidInput, StoreFull
 from volflow.geometry.roi import Roi
 from volflow.store.indexing import to_box
-from volflow.store.layout import split
+from volflow.store.layout import ShardEntry, split
 from volflow.store.meta import Level, Meta, VolumeSpec
 from volflow.store.ngff import read_group
 from volflow.store.opening import (
@@ -37,19 +37,9 @@ if TYPE_CHECKING:
     import dask.array as da
     import xarray
 
-__all__ = ["ShardEntry", "Volume", "open_volume", "shard_rois"]
+__all__ = ["Volume", "open_volume", "shard_rois"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
-
-
-@dataclass(frozen=True)
-class ShardEntry:
-    """One stored object: its array in the output, its box, crc32c of its decoded C-order bytes."""
-
-    array: str
-    start: tuple[int, ...]
-    stop: tuple[int, ...]
-    crc32c: int
 
 
 @dataclass(frozen=True, eq=False)

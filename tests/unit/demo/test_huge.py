@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 import volflow.demo.huge as huge
-import volflow.demo.watch as watch
+import volflow.demo.steps as steps
 from volflow.cli import run
 from volflow.demo.curve import Stretch, draw_memory
 from volflow.demo.torso import SHAPE
@@ -83,7 +83,7 @@ def test_a_foreign_file_in_the_way_is_one_line(tmp_path, capsys):
 
 
 def test_other_systems_are_refused(nothing_runs, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(watch, "PROC", tmp_path)
+    monkeypatch.setattr(steps, "PROC", tmp_path)
     assert run(["demo", "huge", "--out", str(tmp_path / "out")]) == 2
     assert "needs Linux's /proc" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

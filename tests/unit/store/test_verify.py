@@ -11,8 +11,9 @@ from volflow.errors import Damaged, InvalidInput, Locked
 from volflow.report.facts.run_state import run_facts
 from volflow.store.journal.complete import require_complete
 from volflow.store.journal.journal import Journal, Record, journal_dir
+from volflow.store.layout import ShardEntry
 from volflow.store.verify import Coverage, verify
-from volflow.store.volume import ShardEntry, open_volume
+from volflow.store.volume import open_volume
 
 SHAPE, SHARD, CHUNK = (40, 32, 48), (16, 16, 16), (8, 8, 8)
 GRID = (3, 2, 3)

@@ -43,7 +43,7 @@ from volflow.store.journal.records import (
     as_record,
     change_between,
 )
-from volflow.store.volume import ShardEntry
+from volflow.store.layout import ShardEntry
 
 __all__ = ["Journal", "Record", "journal_dir"]
 

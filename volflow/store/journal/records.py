@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from volflow.geometry.grid import MOST_BLOCKS
 from volflow.store.atomic import differences
-from volflow.store.volume import ShardEntry
+from volflow.store.layout import ShardEntry
 
 __all__ = ["FORMAT", "Record", "as_entries", "as_record", "change_between", "typed"]
 

@@ -19,9 +19,9 @@ from volflow.report.facts.run_state import (
 )
 from volflow.store.create import create
 from volflow.store.journal.journal import Journal, Record, journal_dir
+from volflow.store.layout import ShardEntry
 from volflow.store.meta import Meta
 from volflow.store.verify import verify
-from volflow.store.volume import ShardEntry
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 from volflow.errors import InvalidInput, Locked, ResumeRefused, RunFailed, Superseded
 from volflow.store.atomic import differences, plain, write_json
 from volflow.store.journal.journal import Journal, Record, journal_dir
-from volflow.store.volume import ShardEntry
+from volflow.store.layout import ShardEntry
 
 RECORD = Record(
     "predict",

@@ -9,9 +9,8 @@ import time
 
 import pytest
 
-import volflow.demo.watch as watch_module
-from volflow.demo.guard import Guard
-from volflow.demo.watch import watch
+import volflow.demo.steps as steps
+from volflow.demo.steps import Guard, watch
 from volflow.errors import InvalidInput, RunFailed
 
 MIB = 2**20
@@ -86,7 +85,7 @@ class TestWatch:
         watched = watch(python("import sys; print('a' * 9000); sys.exit('no way')"), CAP)
         assert watched.ended == "failed"
         assert watched.told.endswith("a\nno way")
-        assert len(watched.told) <= watch_module.TOLD_BYTES
+        assert len(watched.told) <= steps.TOLD_BYTES
 
     def test_it_is_stopped_when_asked(self):
         looks = iter([False, False, True])
@@ -114,7 +113,7 @@ class TestWatch:
         assert watched.told == "True"
 
     def test_systems_without_proc_are_refused(self, monkeypatch, tmp_path):
-        monkeypatch.setattr(watch_module, "PROC", tmp_path)
+        monkeypatch.setattr(steps, "PROC", tmp_path)
         with pytest.raises(InvalidInput, match=r"needs Linux's /proc, and this is \w+; run it on"):
             watch(python("pass"), CAP)
 
