@@ -47,7 +47,7 @@ def report_growth(plan, call):
 def _no_trial_is_remembered():
     """Trial forwards of one test are not those of another, whose peaks may be made up."""
     if forward := sys.modules.get("volflow.model.forward"):
-        forward._remembered.cache_clear()
+        forward._TRIALS.clear()
 
 
 @pytest.fixture
