@@ -52,8 +52,9 @@ class TestUNet:
     @pytest.mark.parametrize(
         ("levels", "norm", "up"),
         [
-            (2, "instance", "linear"), (3, "group", "transposed"), (4, "batch", "linear"),
-            (5, "none", "transposed"),
+            (2, "instance", "linear"), (3, "group", "transposed"),
+            pytest.param(4, "batch", "linear", marks=pytest.mark.slow),
+            pytest.param(5, "none", "transposed", marks=pytest.mark.slow),
         ],
     )  # fmt: skip
     def test_in_one_block_and_in_many(self, exact, planned, levels, norm, up):

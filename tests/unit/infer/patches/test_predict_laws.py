@@ -122,9 +122,8 @@ def test_activation_bits_do_not_depend_on_the_cut(client, tmp_path, cut_into, ac
     assert np.array_equal(results[0], results[2])
 
 
-@pytest.mark.parametrize(
-    "workers", [2, pytest.param(1, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2, 4])
 def test_same_bits_for_every_number_of_processes(tmp_path, workers):
     scan, net = scan_of((40, 20, 20)), random_net()
     volume = stored(tmp_path / "scan.zarr", scan, shard=8)
