@@ -38,6 +38,8 @@ __all__ = ["RunReport", "run"]
 
 # The scheduler is asked for its workers at most this often; a query costs it 0.6 ms.
 READ_EVERY_S = 1.0
+# A result is small: one that does not come in this time has gone with its worker.
+FETCH_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ class Adapter:
     def ending(self, future: Future[Outcome]) -> Outcome | str:
         """Return what an attempt brought back, or why it brought nothing."""
         if future.status == "finished":
-            return future.result(timeout=READ_EVERY_S)
+            return future.result(timeout=FETCH_S)
         if future.status == "error":
             error = future.exception()
             return f"{type(error).__name__}: {error}"
