@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, NoReturn
 
@@ -128,9 +129,11 @@ def run(arguments: Sequence[str]) -> int:
         code = app(args=words, prog_name="volflow", standalone_mode=False)
     except Exception as error:
         told = _explain(error)
-        if debug or told is None:
+        if told is None:
             raise
         line, code = told
+        if debug:
+            sys.stderr.write(traceback.format_exc())
         if line:
             sys.stderr.write(f"volflow: {line}\n")
         return code

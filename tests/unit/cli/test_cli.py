@@ -187,10 +187,13 @@ def test_errors_are_one_line_and_an_exit_code(error, code, line, monkeypatch, ca
     assert told.err.count("\n") == 1
 
 
-def test_debug_shows_where_an_error_came_from(tmp_path):
-    for words in (["--debug", "info"], ["info", "--debug"]):
-        with pytest.raises(InvalidInput):
-            run([*words, str(tmp_path / "gone.zarr")])
+@pytest.mark.parametrize("words", [["--debug", "info"], ["info", "--debug"]])
+def test_debug_shows_where_an_error_came_from(tmp_path, capsys, words):
+    assert run([*words, str(tmp_path / "gone.zarr")]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("Traceback")
+    assert "volflow/store" in told
+    assert "gone.zarr" in told.splitlines()[-1]
 
 
 def test_a_fault_of_ours_is_not_hidden(monkeypatch):

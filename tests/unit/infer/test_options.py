@@ -129,6 +129,7 @@ class TestSettings:
         ({"dtype": "int16", "fill": 0.5}, r"^fill 0.5 does not fit in int16"),
         ({"dtype": "uint8", "fill": float("nan")}, r"^fill nan does not fit in uint8"),
         ({"skip_below": "dark"}, r"^skip_below must be a number; got 'dark'$"),
+        ({"skip_below": float("nan")}, r"^skip_below must be a number; got nan$"),
         ({"fill": "none"}, r"^fill must be a number; got 'none'$"),
     ],
 )

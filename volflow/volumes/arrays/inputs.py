@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -251,9 +252,10 @@ def refuse_sequential(source: Source, *, labels: bool = False) -> None:
     if source.sequential:
         path = Path(getattr(source, "path", "scan.nii.gz"))
         name = path.name.lower().removesuffix(".gz").removesuffix(".nii")
+        there = shlex.join([str(path), str(path.with_name(f"{name}.zarr"))])
         raise InvalidInput(
             f"{path} is compressed as a whole and cannot be read by parts; convert it first:"
-            f" volflow convert {'--labels ' if labels else ''}{path.name} {name}.zarr"
+            f" volflow convert {'--labels ' if labels else ''}{there}"
         )
 
 
