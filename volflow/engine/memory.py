@@ -12,6 +12,8 @@ __all__ = ["MemoryGuard", "begin_peak", "give_back", "peak_bytes", "resident_byt
 
 # Memory is given back before the budget is reached: what is asked for next comes on top.
 GIVE_BACK_SHARE = 0.6
+# What readers, writers and a forward may take between two looks, which counts in small budgets.
+BETWEEN_LOOKS_BYTES = 80 * 2**20
 
 
 def give_back() -> None:
@@ -67,6 +69,7 @@ class MemoryGuard:
 
     def trim(self, next_bytes: int = 0) -> None:
         """Give free memory back if the budget is near, or too near for `next_bytes` more."""
-        room = min(GIVE_BACK_SHARE * self.budget_bytes, self.budget_bytes - next_bytes)
+        ahead = max(next_bytes, BETWEEN_LOOKS_BYTES)
+        room = min(GIVE_BACK_SHARE * self.budget_bytes, self.budget_bytes - ahead)
         if resident_bytes() - self.base_bytes > room:
             give_back()

@@ -117,8 +117,8 @@ def slide(window: SlidingWindow, tile: Roi, context: Context) -> Generator[Rows,
                 reader.load(_top(grid, layer + 1))
             for row in rows:
                 context.check()
-                context.trim()
                 for slot in slots:
+                    context.trim()
                     with context.stage("model"):
                         scores = batches.run([(layer, row, column) for column in slot])
                     with context.stage("blend"):
