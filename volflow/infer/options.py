@@ -154,8 +154,8 @@ def _check(options: PredictOptions) -> None:
         raise InvalidInput(f"flips must name model axes among z, y, x, each once; got {flips!r}")
     for name in ("skip_below", "fill"):
         value = getattr(options, name)
-        number = isinstance(value, int | float | np.number) and not np.isnan(value)
-        if value is not None and not number:
+        number = isinstance(value, int | float | np.number)
+        if value is not None and (not number or (name == "skip_below" and np.isnan(value))):
             raise InvalidInput(f"{name} must be a number; got {value!r}")
     batch = options.batch_size
     if batch != "auto" and not (isinstance(batch, int) and batch >= 1):
