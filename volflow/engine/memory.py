@@ -13,7 +13,7 @@ __all__ = ["MemoryGuard", "begin_peak", "give_back", "peak_bytes", "resident_byt
 # Memory is given back before the budget is reached: what is asked for next comes on top.
 GIVE_BACK_SHARE = 0.6
 # What readers, writers and a forward may take between two looks, which counts in small budgets.
-BETWEEN_LOOKS_BYTES = 80 * 2**20
+BETWEEN_LOOKS_BYTES = 96 * 2**20
 
 
 def give_back() -> None:
