@@ -106,9 +106,11 @@ class BlockWriter:
         Raises
         ------
         Superseded
-            Where nobody waits for the task any more; nothing is written then.
+            Where nobody waits for the task any more when its first shard comes; nothing is
+            written then.
         """
-        self.context.check()
+        if not self.entries:
+            self.context.check()
         began = time.perf_counter()
         self.entries += volume.write(roi, voxels, array)
         self.seconds += time.perf_counter() - began
