@@ -13,7 +13,7 @@ from volflow.errors import MemoryRefused
 from volflow.geometry.budget import format_bytes
 from volflow.store.journal.journal import Journal, Record
 
-__all__ = ["Plan", "split_runs"]
+__all__ = ["Plan", "runs_for", "split_runs"]
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,17 @@ class Plan:
                 f"{self.operation} needs {format_bytes(self.peak_bytes)} per worker but memory is"
                 f" {format_bytes(self.memory_bytes)}; {remedy}"
             )
+
+
+def runs_for(blocks: Sequence[int], workers: int) -> tuple[tuple[int, ...], ...]:
+    """Cut blocks into one run for a single worker, and several for each of many.
+
+    Examples
+    --------
+    >>> runs_for(range(5), 1), runs_for(range(5), 2)
+    (((0, 1, 2, 3, 4),), ((0,), (1,), (2,), (3,), (4,)))
+    """
+    return split_runs(blocks, 1 if workers <= 1 else 4 * workers)
 
 
 def split_runs(blocks: Sequence[int], pieces: int) -> tuple[tuple[int, ...], ...]:

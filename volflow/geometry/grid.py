@@ -8,7 +8,7 @@ about blocks. Everything here is per axis, so a grid of 10^9 patches is a few sh
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -144,6 +144,16 @@ class BlockGrid:
 
     def __iter__(self) -> Iterator[Block]:
         return (self[number] for number in range(len(self)))
+
+    def voxels(self, numbers: Iterable[int]) -> int:
+        """Return how many voxels some blocks hold together.
+
+        Examples
+        --------
+        >>> BlockGrid((100, 64, 64), (40, 64, 64)).voxels((1, 2))
+        245760
+        """
+        return sum(self[number].write_roi.size for number in numbers)
 
     def number(self, index: Sequence[int]) -> int:
         """The number of the block at a grid index."""

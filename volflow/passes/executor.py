@@ -27,7 +27,7 @@ import torch
 from distributed import Client
 
 from volflow.engine.cluster import workers
-from volflow.engine.plan import Plan, split_runs
+from volflow.engine.plan import Plan, runs_for
 from volflow.engine.progress import Progress
 from volflow.engine.run import run
 from volflow.engine.task import Context, Step
@@ -225,7 +225,7 @@ def run_passes(
         for store in stores.values():
             store.open()
         record = Record("pass", {**fingerprint}, {"grid": [len(passes.grid(number))]})
-        plan = _plan(passes, number, left, stores, max(1, len(workers(client))), memory_bytes)
+        plan = _plan(passes, number, left, stores, len(workers(client)), memory_bytes)
         run(replace(plan, journal=journal, record=record), cluster=client, progress=progress)
         passes.merge(number)
         passes.drop(number)
@@ -255,8 +255,8 @@ def _plan(
         f"pass {number + 1} of {len(passes.steps)}",
         pass_blocks,
         job,
-        split_runs(left, count if count == 1 else 4 * count),
-        units=sum(grid[block].write_roi.size for block in left),
+        runs_for(left, count),
+        units=grid.voxels(left),
         unit="voxels",
         peak_bytes=step.peak_bytes,
         memory_bytes=memory_bytes,

@@ -247,7 +247,7 @@ def make_plan(copy: Copy, job: Any, done: frozenset[int]) -> Plan:
         stream_blocks if copy.sequential else copy_blocks,
         job,
         ((left,) if copy.sequential and left else tuple((n,) for n in left)),
-        units=sum(copy.blocks[n].write_roi.size for n in left),
+        units=copy.blocks.voxels(left),
         unit="voxels",
         peak_bytes=copy.peak_bytes,
         memory_bytes=copy.memory_bytes,

@@ -13,7 +13,7 @@ import torch
 from distributed import Client
 
 from volflow.engine.cluster import workers
-from volflow.engine.plan import Plan, split_runs
+from volflow.engine.plan import Plan, runs_for
 from volflow.errors import MemoryRefused, ResumeRefused
 from volflow.geometry.budget import format_bytes
 from volflow.infer.exact.output import ExactOutput, OutputJob, exact_outputs
@@ -257,7 +257,6 @@ def last_pass(
     last = len(passes.steps) - 1
     options, blocks = request.options, out_blocks(request, settings)
     left = [number for number in range(len(blocks)) if number not in done]
-    count = max(1, len(workers(client)))
     finish, frame = request.finish(settings.dtype), request.inputs.frame
     job = OutputJob(
         blockwise=passes.inputs_of(last),
@@ -275,8 +274,8 @@ def last_pass(
         "predict",
         exact_outputs,
         job,
-        split_runs(left, count if count == 1 else 4 * count),
-        units=sum(blocks[n].write_roi.size for n in left),
+        runs_for(left, len(workers(client))),
+        units=blocks.voxels(left),
         unit="voxels",
         peak_bytes=settings.peak_bytes,
         memory_bytes=memory_bytes,

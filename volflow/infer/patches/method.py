@@ -211,7 +211,7 @@ def plan(
         predict_blocks,
         job,
         runs,
-        units=sum(blocks[n].write_roi.size for run in runs for n in run),
+        units=sum(blocks.voxels(run) for run in runs),
         unit="voxels",
         peak_bytes=settings.peak_bytes,
         memory_bytes=memory_bytes,

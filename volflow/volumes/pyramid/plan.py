@@ -110,7 +110,7 @@ class Layout:
     def plan(self, left: tuple[int, ...] = (), threads: int = 1) -> Plan:
         """Return the plan for the blocks that are left, without a job."""
         blocks = self.blocks
-        voxels = sum(blocks[n].write_roi.size for n in left)
+        voxels = blocks.voxels(left)
         tasks = max(TASKS_PER_THREAD * threads, voxels * self.dtype.itemsize // RUN_BYTES)
         return Plan(
             f"level {self.level}",
