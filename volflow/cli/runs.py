@@ -54,7 +54,7 @@ def demo(
     With the word huge, a CT larger than the memory it is given; killed at half, resumed, verified.
     """
     if which is None:
-        from volflow.demo.run import run_demo
+        from volflow.demo.journey import run_demo
 
         run_demo(out=out)
     elif which == "huge":

@@ -198,7 +198,7 @@ class _Reader:
         """What an object pickles to, with what is special within it in words."""
         file, before = io.BytesIO(), self.seen
         try:
-            _Pickler(file, x, self).dump(x)
+            _IdentityPickler(file, x, self).dump(x)
         except Exception as error:  # objects raise what they like
             blind = f"an object of type {type(x).__name__} ({error})"
             self.seen |= _Seen(before.voxels, before.foreign, blind)
@@ -211,7 +211,9 @@ class _Reader:
         return hashlib.sha256(file.getvalue()).hexdigest()
 
 
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickle has no types
+class _IdentityPickler(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickle has no types
+    """Pickles what is special as the text that says what it is."""
+
     def __init__(self, file: io.BytesIO, whole: Any, reader: _Reader) -> None:
         super().__init__(file, protocol=5)
         self.whole = whole

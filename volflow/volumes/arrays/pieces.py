@@ -359,11 +359,11 @@ def _line(error: Exception) -> str:
 
 def _dumps(x: Any, kept: Mapping[int, str], met: dict[int, Any] | None) -> bytes:
     file = io.BytesIO()
-    _Pickler(file, kept, met).dump(x)
+    _LeafPickler(file, kept, met).dump(x)
     return file.getvalue()
 
 
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickle has no types
+class _LeafPickler(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickle has no types
     """Pickles leaves as how to open them."""
 
     def __init__(
