@@ -32,6 +32,7 @@ from volflow.engine.workers import (
     await_workers,
     is_embedded,
     offers,
+    patience,
     patient,
     worker_records,
     workers,
@@ -58,6 +59,8 @@ DEFAULT_SHARE = 0.6
 
 # Workers that are started here are there in seconds, also in place of dead ones.
 OWN_WORKERS_S = 60.0
+# One whose address is right answers much sooner.
+ANSWER_S = 10.0
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
@@ -120,7 +123,8 @@ def connect(cluster: Cluster = None, *, wait: float | str | None = None) -> Iter
         How long to wait where the cluster has no worker, now or later, or none that can be given
         a block (all idle ones paused, or too small): seconds, or a text such as ``"10 minutes"``;
         None as long as it takes, or as long as the connection around this one was told. Workers
-        that are started here come within a minute or not at all.
+        that are started here come within a minute or not at all, and a scheduler at an address
+        answers in ten seconds, or in as long as this where that is less.
 
     Raises
     ------
@@ -137,8 +141,9 @@ def connect(cluster: Cluster = None, *, wait: float | str | None = None) -> Iter
     """
     quieten()
     with (
+        patient(wait),
         _client(cluster) as (client, opened),
-        patient(wait, OWN_WORKERS_S if opened else None),
+        patient(None, OWN_WORKERS_S if opened else None),
         offers(client) as offered,
     ):
         offered.hold(1)
@@ -211,7 +216,7 @@ def _open_client(cluster: Any) -> Iterator[Client]:
             yield client
     elif isinstance(cluster, str) and "://" in cluster:
         try:
-            client = Client(cluster, set_as_default=False, timeout="10s")
+            client = Client(cluster, set_as_default=False, timeout=_answer_s())
         except (OSError, ValueError) as error:
             raise InvalidInput(f"no Dask scheduler answers at {cluster}: {error}") from error
         with client:
@@ -221,6 +226,12 @@ def _open_client(cluster: Any) -> Iterator[Client]:
             f"unknown cluster {cluster!r}; use threads, processes, a number of processes,"
             " a scheduler address like tcp://host:8786, or a Dask client or cluster"
         )
+
+
+def _answer_s() -> float:
+    """Seconds in which a scheduler has to answer: no more than workers are waited for."""
+    wait_s = patience().wait_s
+    return ANSWER_S if wait_s is None else min(ANSWER_S, max(1.0, wait_s))
 
 
 def memory_per_worker(client: Client, memory: str | int | None) -> int:

@@ -27,7 +27,7 @@ from volflow.engine.messages import (
     WorkerReading,
 )
 from volflow.engine.roster import Patience, Roster
-from volflow.errors import RunFailed, Unreadable, VolflowError
+from volflow.errors import MemoryRefused, RunFailed, Unreadable, VolflowError
 from volflow.geometry.budget import format_bytes
 
 if TYPE_CHECKING:
@@ -67,6 +67,9 @@ class Driver:
         How long to wait where nobody works.
     cluster
         What errors call the cluster: the address of its scheduler.
+    fixed
+        Whether no other workers are expected: where those that are there are all too small for
+        the plan, it is refused.
 
     Examples
     --------
@@ -86,6 +89,7 @@ class Driver:
     retries: int = 2
     patience: Patience = field(default_factory=Patience)
     cluster: str = ""
+    fixed: bool = False
     roster: Roster = field(default_factory=Roster)
     waiting: deque[Attempt] = field(init=False)
     in_flight: dict[int, Attempt] = field(default_factory=dict)
@@ -188,8 +192,20 @@ class Driver:
             need = format_bytes(self.plan.peak_bytes)
             lacks = " that is not paused" if fitting else f" with {need} of memory"
         actions = self.patience.none_seen(self.cluster, now_s, lacks)
+        # By the time at which a wait is announced, all workers of a fixed cluster have come.
+        if actions and self.fixed and live and not fitting and not self.submitted:
+            actions = [Stop(self._too_small())]
         self.stopped = any(isinstance(action, Stop) for action in actions)
         return actions
+
+    def _too_small(self) -> MemoryRefused:
+        limits = (worker.memory_bytes or 0 for worker in self.roster.live.values())
+        peak, largest = format_bytes(self.plan.peak_bytes), format_bytes(max(limits))
+        return MemoryRefused(
+            f"{self.plan.operation} needs {peak} per worker, but the largest worker of the Dask"
+            f" cluster at {self.cluster} has {largest}; ask for less than that (memory=, --memory),"
+            " start larger workers, or wait for them (wait=, --wait)"
+        )
 
     def _retry(self, attempt: Attempt, error: VolflowError) -> None:
         """Queue what is left of a run again, or give up its first block and go on behind it."""

@@ -27,6 +27,7 @@ from volflow.engine.progress import Progress, RunState, reporter
 from volflow.engine.workers import (
     Offers,
     address_of,
+    grows,
     offers,
     patience,
     read_workers,
@@ -179,6 +180,9 @@ def run(
     ------
     ResumeRefused
         Where the plan's journal was begun with something else.
+    MemoryRefused
+        Where all workers are too small for the plan, and no others are expected: the cluster does
+        not grow by itself, and nobody said how long to wait.
     RunFailed
         Where blocks failed after their retries, no worker came for as long as `patience` allows,
         or the scheduler is gone.
@@ -224,7 +228,9 @@ def _drive(
         shown.update(state)
 
     address = address_of(client)
-    driver = Driver(plan, retries, patience(), address)
+    waiting = patience()
+    fixed = waiting.wait_s is None and not grows(client)
+    driver = Driver(plan, retries, waiting, address, fixed)
     adapter = Adapter(client, plan, session, driver, state, topic)
     client.subscribe_topic(topic, on_event)
     try:

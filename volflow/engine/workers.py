@@ -25,6 +25,7 @@ from volflow.errors import InvalidInput, RunFailed
 __all__ = [
     "address_of",
     "await_workers",
+    "grows",
     "is_embedded",
     "offers",
     "patience",
@@ -54,6 +55,12 @@ def address_of(client: Client) -> str:
 def is_embedded(client: Client) -> bool:
     """Return True where the client's workers are threads of this process."""
     return address_of(client).startswith("inproc://")
+
+
+def grows(client: Client) -> bool:
+    """Return True where the client's cluster starts workers by itself, or may do so."""
+    # One that is no cluster of Dask's own has its own ways; of an address nothing is known.
+    return getattr(client.cluster, "_adaptive", client.cluster) is not None
 
 
 def scheduler_gone(address: str = "") -> RunFailed:

@@ -111,14 +111,21 @@ class TestConnect:
         with pytest.raises(InvalidInput, match=r"unknown cluster .*; use threads, processes, a n"):
             connect(unknown).__enter__()
 
-    def test_a_scheduler_that_does_not_answer_is_named(self, monkeypatch):
+    @pytest.mark.parametrize(
+        ("wait", "timeout_s"), [(None, 10), ("3 s", 3), (0, 1), ("10 minutes", 10)]
+    )
+    def test_a_scheduler_that_does_not_answer_is_named_in_time(self, monkeypatch, wait, timeout_s):
+        given = []
+
         class Impatient(Client):
-            def __init__(self, *args, **options):
-                super().__init__(*args, **{**options, "timeout": "200ms"})
+            def __init__(self, *args, timeout, **options):
+                given.append(timeout)
+                super().__init__(*args, timeout="200ms", **options)
 
         monkeypatch.setattr(cluster_module, "Client", Impatient)
         with pytest.raises(InvalidInput, match=r"no Dask scheduler answers at tcp:"):
-            connect("tcp://127.0.0.1:9").__enter__()
+            connect("tcp://127.0.0.1:9", wait=wait).__enter__()
+        assert given == [timeout_s]
 
     def test_an_unknown_protocol_is_refused(self):
         with pytest.raises(InvalidInput, match="no Dask scheduler answers at pigeon://home"):

@@ -12,7 +12,7 @@ from volflow.engine.driver import Driver
 from volflow.engine.messages import HoldOffers, Log, Outcome, Stop, Submit, TakeBack, WorkerReading
 from volflow.engine.plan import Plan
 from volflow.engine.roster import Patience, Roster
-from volflow.errors import RunFailed
+from volflow.errors import MemoryRefused, RunFailed
 
 ONE, PAUSED = WorkerReading(threads=1), WorkerReading(threads=1, paused=True)
 
@@ -102,6 +102,32 @@ class TestPaused:
         driver = driver_of(((0,),), peak_bytes=2**30, patience=Patience(0), cluster="tcp://x")
         (stop,) = driver.on_workers({"a": WorkerReading(1, 2**20)}, now_s=0)
         assert "had no worker with 1 GiB of memory for 0 s" in str(stop.error)
+
+    def test_where_no_others_are_expected_they_are_refused(self):
+        driver = driver_of(((0,),), peak_bytes=2**30, fixed=True, cluster="tcp://x")
+        small = {"a": WorkerReading(1, 2**20), "b": WorkerReading(1, 2**21)}
+        assert kinds(driver.on_workers(small, now_s=0), Stop) == []  # others may be about to join
+        (stop,) = driver.on_workers(small, now_s=2)
+        assert type(stop.error) is MemoryRefused
+        assert str(stop.error) == (
+            "test needs 1 GiB per worker, but the largest worker of the Dask cluster at tcp://x"
+            " has 2 MiB; ask for less than that (memory=, --memory), start larger workers, or wait"
+            " for them (wait=, --wait)"
+        )
+
+    def test_those_of_a_cluster_that_grows_and_those_that_stay_behind_are_not(self):
+        small, large = WorkerReading(1, 2**20), WorkerReading(1, 2**30)
+        driver = driver_of(((0,),), peak_bytes=2**30, cluster="tcp://x")
+        for second in range(60):
+            assert kinds(driver.on_workers({"a": small}, now_s=second), Stop) == []
+        driver = driver_of(((0,),), peak_bytes=2**30, fixed=True, cluster="tcp://x")
+        driver.on_workers({"a": large, "b": small}, now_s=0)  # a dies, and is started again
+        for second in range(1, 60):
+            assert kinds(driver.on_workers({"b": small}, now_s=second), Stop) == []
+        assert kinds(driver.on_workers({"a": large, "b": small}, now_s=60), Submit)
+        driver = driver_of(((0,),), peak_bytes=2**30, fixed=True, cluster="tcp://x")
+        for second in range(60):
+            assert kinds(driver.on_workers({}, now_s=second), Stop) == []
 
 
 class TestLost:

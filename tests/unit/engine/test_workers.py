@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import dask
@@ -23,8 +24,8 @@ from volflow.engine.plan import Plan
 from volflow.engine.roster import Patience
 from volflow.engine.run import run
 from volflow.engine.task import Step
-from volflow.engine.workers import patience, patient, read_workers, workers
-from volflow.errors import InvalidInput, RunFailed
+from volflow.engine.workers import grows, patience, patient, read_workers, workers
+from volflow.errors import InvalidInput, MemoryRefused, RunFailed, VolflowError
 
 
 def empty_cluster(**options) -> LocalCluster:
@@ -141,6 +142,31 @@ class TestWaiting:
         )
         assert failed.value.exit_code == 1
         assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize(("wait", "adaptive"), [(None, False), ("3s", False), ("3s", True)])
+    def test_workers_that_are_all_too_small_are_refused(self, wait, adaptive):
+        with empty_cluster(processes=False, memory_limit="1GiB") as cluster:
+            if adaptive:
+                cluster.adapt(minimum=1, maximum=1, interval="50ms")
+            else:
+                cluster.scale(1)
+            plan = replace(plan_of(3), peak_bytes=2**31, memory_bytes=2**32)
+            with connect(cluster, wait=wait) as client, pytest.raises(VolflowError) as failed:
+                run(plan, cluster=client, progress=False)
+        if wait is None:
+            assert type(failed.value) is MemoryRefused
+            assert "square needs 2 GiB per worker, but the largest worker" in str(failed.value)
+        else:
+            assert "had no worker with 2 GiB of memory for 3 s" in str(failed.value)
+
+    def test_a_cluster_of_another_kind_may_grow(self):
+        for cluster, grown in (
+            (None, False),
+            (SimpleNamespace(_adaptive=None), False),
+            (SimpleNamespace(_adaptive=object()), True),
+            (object(), True),
+        ):
+            assert grows(SimpleNamespace(cluster=cluster)) is grown
 
     @pytest.mark.parametrize("wait", [-1, "soon", float("nan"), "-2s", []])
     def test_what_is_no_time_is_refused(self, wait):
