@@ -63,6 +63,11 @@ class TestQuotas:
         assert once.quota.tolist() == [100]
 
 
+def of(segments, lane):
+    """Visit, low and high of a lane's segments."""
+    return segments[segments[:, 0] == lane, 1:]
+
+
 class TestLanes:
     @given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.sampled_from([1, 2, 5, 8, 32]))
     def test_hold_every_draw_once(self, quota, lanes):
@@ -70,7 +75,7 @@ class TestLanes:
         seen = [np.zeros(n, int) for n in quota]
         lengths = np.zeros(lanes, int)
         for lane in range(lanes):
-            for visit, low, high in segments.of(lane):
+            for visit, low, high in of(segments, lane):
                 assert low < high
                 seen[visit][low:high] += 1
                 lengths[lane] += high - low
@@ -79,7 +84,7 @@ class TestLanes:
 
     def test_come_to_their_next_superchunk_one_after_the_other(self):
         segments = interleave([100] * 80, 8)
-        firsts = [int(np.ptp(segments.of(lane)[0, 1:])) for lane in range(8)]
+        firsts = [int(np.ptp(of(segments, lane)[0, 1:])) for lane in range(8)]
         assert sorted(firsts) == [12, 25, 38, 50, 62, 75, 88, 100]
 
     @given(
@@ -94,18 +99,18 @@ class TestLanes:
         rest = remaining(segments, lanes, range(lanes), begin)
         first, lengths = {}, np.diff(deal(total, lanes))
         for lane in range(lanes):
-            whole = [(v, n) for v, low, high in segments.of(lane) for n in range(low, high)]
-            left = [(v, n) for v, low, high in rest.of(lane) for n in range(low, high)]
+            whole = [(v, n) for v, low, high in of(segments, lane) for n in range(low, high)]
+            left = [(v, n) for v, low, high in of(rest, lane) for n in range(low, high)]
             assert len(left) == len(range(begin + (lane - begin) % lanes, total, lanes))
             assert left == whole[len(whole) - len(left) :]
             first[lane] = lengths[lane] - len(left)
         needed = []
-        for lane, low, high in zip(rest.lane.tolist(), rest.low, rest.high, strict=True):
+        for lane, _, low, high in rest.tolist():
             needed.append(first[lane] * lanes + lane)
             first[lane] += high - low
         assert needed == sorted(needed)
         some = remaining(segments, lanes, range(0, lanes, 2), begin)
-        assert some.lane.tolist() == [lane for lane in rest.lane.tolist() if lane % 2 == 0]
+        assert some.tolist() == rest[rest[:, 0] % 2 == 0].tolist()
 
 
 @pytest.mark.parametrize("total", [0, 1, 7, 8, 1000])

@@ -299,7 +299,7 @@ def test_counts_that_are_kept_are_made_anew(folder):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("fingerprint.npy", bytes(2**20))
     found = count_classes(source, 4, Roi.full(SHAPE), progress=False)
-    assert np.array_equal(found.number, wanted.number)
+    assert np.array_equal(found.cell, wanted.cell)
 
 
 def test_names_that_no_terminal_can_show(folder, capfd):

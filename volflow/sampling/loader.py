@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
-from queue import Full, Queue
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,9 +23,8 @@ __all__ = ["Loader", "numbered_device"]
 
 Batch = dict[str, Any]
 
-# Finished batches that wait: enough for a trainer whose steps vary.
-WAITING = 2
-POLL_S = 0.1
+# Batches that are finished or being made: enough for a trainer whose steps vary.
+AHEAD = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,44 +50,37 @@ class Loader:
         """Iterate over the batches of an epoch, or of what is left of it."""
         stream = self.stream
         epoch, begin = stream.begin()
-        ready: Queue[tuple[Batch, list[int], Any] | BaseException | None] = Queue(WAITING)
-        stop = threading.Event()
-        maker = threading.Thread(
-            target=self._make, args=(epoch, begin, ready, stop), name="volflow-batches", daemon=True
-        )
-        maker.start()
-        try:
-            while True:
-                asked_s = time.perf_counter()
-                made = ready.get()
-                stream.metrics.stall_s += time.perf_counter() - asked_s
-                if made is None:
-                    break
-                if isinstance(made, BaseException):
-                    raise made
-                batch, indices, event = made
-                self._receive(batch, event)
-                for index in indices:
-                    stream.delivered(stream.share, index)
-                yield batch
-        finally:
-            stop.set()
-            maker.join()
+        side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        with (
+            closing(self._batches(epoch, begin)) as batches,
+            ThreadPoolExecutor(1, "volflow-batches") as maker,
+        ):
+            ready = deque(maker.submit(self._make, batches, side) for _ in range(AHEAD))
+            try:
+                while True:
+                    asked_s = time.perf_counter()
+                    made = ready.popleft().result()
+                    stream.metrics.stall_s += time.perf_counter() - asked_s
+                    if made is None:
+                        break
+                    ready.append(maker.submit(self._make, batches, side))
+                    batch, indices, event = made
+                    self._receive(batch, event)
+                    for index in indices:
+                        stream.delivered(stream.share, index)
+                    yield batch
+            finally:
+                maker.shutdown(cancel_futures=True)
         stream.end(epoch)
 
-    def _make(self, epoch: int, begin: int, ready: Queue[Any], stop: threading.Event) -> None:
-        """Put batches into the queue until the epoch ends or the trainer leaves."""
-        try:
-            side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
-            with torch.cuda.stream(side) if side else nullcontext():
-                for samples in self._batches(epoch, begin):
-                    indices = samples["index"].tolist()  # which an augmentation may drop
-                    batch = self._finish(samples)
-                    if not _put(ready, (batch, indices, side and side.record_event()), stop):
-                        return
-            _put(ready, None, stop)
-        except BaseException as error:  # raised again where the trainer takes a batch
-            _put(ready, error, stop)
+    def _make(self, batches: Iterator[Batch], side: Any) -> tuple[Batch, list[int], Any] | None:
+        """Return the next batch as the trainer gets it, its places, and when the device has it."""
+        with torch.cuda.stream(side) if side else nullcontext():
+            samples = next(batches, None)
+            if samples is None:
+                return None
+            indices = samples["index"].tolist()  # which an augmentation may drop
+            return self._finish(samples), indices, side and side.record_event()
 
     def _receive(self, batch: Batch, event: Any) -> None:
         """Let the trainer's stream wait for what the side stream does to the batch."""
@@ -99,13 +91,16 @@ class Loader:
                 if isinstance(value, torch.Tensor) and value.is_cuda:
                     value.record_stream(current)
 
-    def _batches(self, epoch: int, begin: int) -> Iterator[Batch]:
+    def _batches(self, epoch: int, begin: int) -> Generator[Batch]:
         """Yield collated samples in their stored dtype; on a CPU, cast."""
-        samples: Iterator[Mapping[str, Any]] = (
-            self._from_workers(epoch, begin)
-            if self.num_workers
-            else self.stream.take(epoch, begin, self.stream.share)
-        )
+        samples: Iterable[Mapping[str, Any]] = self.stream.take(epoch, begin, self.stream.share)
+        if self.num_workers:
+            samples = DataLoader(
+                self.stream.at(epoch, begin),
+                batch_size=None,
+                num_workers=self.num_workers,
+                multiprocessing_context="spawn",
+            )
         on_cpu = self.device.type == "cpu"
         cast = self._dtypes() if on_cpu else {}  # no device to send less to: cast on the way
         batch = _Collator(self.batch_size, cast, pinned=self.device.type == "cuda")
@@ -117,19 +112,6 @@ class Loader:
         if batch.count and not self.drop_last:
             yield batch.take()
 
-    def _from_workers(self, epoch: int, begin: int) -> Iterator[Mapping[str, Any]]:
-        workers: DataLoader[Any] = DataLoader(
-            self.stream.at(epoch, begin),
-            batch_size=None,
-            num_workers=self.num_workers,
-            multiprocessing_context="spawn",
-        )
-        for sample in workers:
-            yield {
-                name: value.numpy() if isinstance(value, torch.Tensor) else value
-                for name, value in sample.items()
-            }
-
     def _dtypes(self) -> dict[str, torch.dtype]:
         case = self.stream.cases[0]
         return {
@@ -139,7 +121,7 @@ class Loader:
     def _check_classes(self, sample: Mapping[str, Any]) -> None:
         """Refuse floats that are not whole: the cast to classes would cut them, and hide NaN."""
         for name in self.stream.cases[0].classes:
-            voxels = sample[name]
+            voxels = np.asarray(sample[name])
             if voxels.dtype.kind == "f" and not np.array_equal(voxels, np.trunc(voxels)):
                 raise InvalidInput(
                     f'array "{name}" holds classes, but values that are not whole numbers in a'
@@ -174,15 +156,16 @@ class _Collator:
     def add(self, sample: Mapping[str, Any]) -> None:
         """Copy the next sample into the batch."""
         for name, value in sample.items():
-            if isinstance(value, np.ndarray):
-                if name not in self.tensors:
-                    dtype = self.cast.get(name, torch.from_numpy(np.empty(0, value.dtype)).dtype)
-                    shape = (self.size, *value.shape)
-                    self.tensors[name] = torch.empty(shape, dtype=dtype, pin_memory=self.pinned)
-                    self.arrays[name] = self.tensors[name].numpy()
-                self.arrays[name][self.count] = value
-            else:
+            if not isinstance(value, np.ndarray | torch.Tensor):
                 self.others.setdefault(name, []).append(value)
+                continue
+            voxels = np.asarray(value)
+            if name not in self.tensors:
+                dtype = self.cast.get(name, torch.from_numpy(np.empty(0, voxels.dtype)).dtype)
+                shape = (self.size, *voxels.shape)
+                self.tensors[name] = torch.empty(shape, dtype=dtype, pin_memory=self.pinned)
+                self.arrays[name] = self.tensors[name].numpy()
+            self.arrays[name][self.count] = voxels
         self.count += 1
 
     def take(self) -> Batch:
@@ -193,17 +176,6 @@ class _Collator:
             batch[name] = torch.tensor(values, dtype=torch.int64) if whole else values
         self.count, self.tensors, self.arrays, self.others = 0, {}, {}, {}
         return batch
-
-
-def _put(ready: Queue[Any], item: Any, stop: threading.Event) -> bool:
-    """Wait for room in the queue; False where the trainer has left."""
-    while not stop.is_set():
-        try:
-            ready.put(item, timeout=POLL_S)
-        except Full:
-            continue
-        return True
-    return False
 
 
 def numbered_device(name: str | torch.device) -> torch.device:

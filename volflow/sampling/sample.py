@@ -16,9 +16,9 @@ from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
 from volflow.sampling.cases.open_cases import CasesLike, open_cases
 from volflow.sampling.epoch.catalog import GridCatalog, PatchCatalog, open_catalog
-from volflow.sampling.epoch.cutting import draw_positions, guide_of
+from volflow.sampling.epoch.cutting import draw_positions
 from volflow.sampling.epoch.order import Visits
-from volflow.sampling.samplers import Sampler
+from volflow.sampling.samplers import Sampler, guide_of
 from volflow.sampling.stream_options import check_seed, check_whole
 from volflow.volumes.arrays.graphs import carried
 

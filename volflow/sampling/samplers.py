@@ -39,6 +39,7 @@ __all__ = [
     "Sampler",
     "UniformSampler",
     "WeightedSampler",
+    "guide_of",
 ]
 
 Size = int | Sequence[int]
@@ -224,6 +225,13 @@ class GridSampler:
 
 RandomSampler = UniformSampler | WeightedSampler | LabelSampler
 Sampler = RandomSampler | GridSampler
+
+
+def guide_of(sampler: Sampler) -> str | None:
+    """Return the name of the array that decides where patches lie; None where none does."""
+    if isinstance(sampler, LabelSampler):
+        return sampler.label
+    return sampler.weight if isinstance(sampler, WeightedSampler) else None
 
 
 def _normalise(sampler: RandomSampler) -> None:

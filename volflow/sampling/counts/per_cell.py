@@ -37,20 +37,14 @@ class ClassCounts:
     ----------
     cells
         Cells along z, y, x.
-    cell
-        Voxels per cell; the last along an axis may be smaller.
-    values
-        The classes that are there, ascending (int64).
-    number, column, count
-        One entry for each class in each cell that holds it, by class, then cell (int64): the
-        cell's number in C order, the class's place in ``values``, its voxels.
+    cell, value, count
+        One entry for each class in each cell that holds it (int64): the cell's number in C order,
+        the class, its voxels.
     """
 
     cells: Cell
-    cell: Cell
-    values: Int64s
-    number: Int64s
-    column: Int64s
+    cell: Int64s
+    value: Int64s
     count: Int64s
 
     def boxes(self, per_box: Sequence[int], classes: Sequence[int] | None = None) -> Int64s:
@@ -70,17 +64,12 @@ class ClassCounts:
         """
         steps = per_axis(per_box, "per_box")
         counts = [-(-n // step) for n, step in zip(self.cells, steps, strict=True)]
-        index = np.unravel_index(self.number, self.cells)
+        index = np.unravel_index(self.cell, self.cells)
         box = np.ravel_multi_index([i // s for i, s in zip(index, steps, strict=True)], counts)
-        if classes is None:  # all that are above 0
-            columns = [(np.searchsorted(self.values, 1), len(self.values))]
-        else:
-            first = np.searchsorted(self.values, classes, "left")
-            columns = [*zip(first, np.searchsorted(self.values, classes, "right"), strict=True)]
+        columns = [self.value > 0] if classes is None else [self.value == c for c in classes]
         table = np.zeros((len(columns), math.prod(counts)), np.int64)
-        for row, ends in zip(table, columns, strict=True):
-            rows = slice(*np.searchsorted(self.column, np.array(ends)))
-            np.add.at(row, box[rows], self.count[rows])
+        for row, entries in zip(table, columns, strict=True):
+            np.add.at(row, box[entries], self.count[entries])
         return table.T
 
 
@@ -90,16 +79,10 @@ class WeightSums:
 
     Parameters
     ----------
-    cells
-        Cells along z, y, x.
-    cell
-        Voxels per cell; the last along an axis may be smaller.
     sums
-        float64, of shape ``cells``.
+        float64, of the shape of the cells, z, y, x.
     """
 
-    cells: Cell
-    cell: Cell
     sums: npt.NDArray[np.float64]
 
     def boxes(self, per_box: Sequence[int]) -> npt.NDArray[np.float64]:
@@ -153,14 +136,11 @@ def count_classes(
     >>> labels = np.zeros((4, 4, 4), "uint8")
     >>> labels[1:, 3] = 2
     >>> counts = count_classes(open_source(labels), 2, Roi((0, 0, 0), (4, 4, 3)))
-    >>> counts.values.tolist(), counts.boxes((1, 2, 2), [0, 2]).tolist()
-    ([0, 2], [[21, 3], [18, 6]])
+    >>> counts.boxes((1, 2, 2), [0, 2]).tolist()
+    [[21, 3], [18, 6]]
     """
     job, table = _count(CLASSES, source, cell, reach, options)
-    values, column = np.unique(table["value"], return_inverse=True)
-    order = np.lexsort((table["cell"], column))
-    number, count = table["cell"][order], table["count"][order]
-    return ClassCounts(job.cells, job.cell, values, number, column[order], count)
+    return ClassCounts(job.cells, **table)
 
 
 def sum_weights(
@@ -196,7 +176,7 @@ def sum_weights(
     job, table = _count(WEIGHTS, source, cell, reach, options)
     sums = np.zeros(job.cells)
     sums.ravel()[table["cell"]] = table["sum"]
-    return WeightSums(job.cells, job.cell, sums)
+    return WeightSums(sums)
 
 
 def _count(

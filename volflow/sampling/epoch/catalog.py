@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -21,12 +21,7 @@ from volflow.geometry.roi import Roi
 from volflow.sampling.cases.named_arrays import Case
 from volflow.sampling.counts.per_cell import count_classes, sum_weights
 from volflow.sampling.epoch.order import VISITS, Visits, generator, plan_visits
-from volflow.sampling.epoch.superchunks import (
-    GridGroups,
-    Superchunks,
-    centres_of,
-    whole_chunks,
-)
+from volflow.sampling.epoch.superchunks import GridGroups, Superchunks, centres_of
 from volflow.sampling.samplers import (
     GridSampler,
     LabelSampler,
@@ -34,6 +29,7 @@ from volflow.sampling.samplers import (
     Sampler,
     UniformSampler,
     WeightedSampler,
+    guide_of,
 )
 
 __all__ = ["GridCatalog", "PatchCatalog", "RandomCatalog", "open_catalog"]
@@ -78,10 +74,10 @@ class _Numbered:
         case, number = self.locate(superchunk)
         return self.tilings[case].reads(number)
 
-    def decoded_voxels(self, superchunk: int) -> int:
-        """Voxels decoded for a superchunk: whole chunks of the case's first array."""
-        case = self.case_of(superchunk)
-        return whole_chunks(self.reads(superchunk), case.chunk, case.shape).size
+    @cached_property
+    def decoded_voxels(self) -> Ints:
+        """Voxels decoded for each superchunk: whole chunks of the case's first array."""
+        return np.concatenate([tiling.sizes()[1] for tiling in self.tilings])
 
     @cached_property
     def held(self) -> tuple[int, ...]:
@@ -103,9 +99,8 @@ class RandomCatalog(_Numbered):
         Probability that a patch comes from each superchunk, float64 of shape ``(superchunks,)``.
         With patches per case it adds up to one for each case that gives any.
     class_counts
-        For `LabelSampler`: voxels that can be centres, int64 of shape ``(superchunks, classes)``.
-    classes
-        For `LabelSampler`: the classes; empty where all above 0 are one.
+        For `LabelSampler`: voxels that can be centres, int64 of shape ``(superchunks, classes)``;
+        all classes above 0 are one where it has no probabilities.
     voxel_probability
         For `LabelSampler`: probability of one such voxel, float64 of shape ``(cases, classes)``.
     """
@@ -114,7 +109,6 @@ class RandomCatalog(_Numbered):
     sampler: RandomSampler
     probability: Floats
     class_counts: Ints | None = None
-    classes: tuple[int, ...] = ()
     voxel_probability: Floats | None = None
 
     def starts(self, superchunk: int) -> Roi:
@@ -125,8 +119,7 @@ class RandomCatalog(_Numbered):
     @cached_property
     def mean_decoded(self) -> float:
         """Voxels decoded per visit, on average."""
-        decoded = np.concatenate([tiling.sizes()[1] for tiling in self.tilings])
-        return float(np.average(decoded, weights=self.probability))
+        return float(np.average(self.decoded_voxels, weights=self.probability))
 
     def visits(
         self, totals: Sequence[int], per_visit: float, seed: int, epoch: int, *, split: bool = True
@@ -142,20 +135,16 @@ class RandomCatalog(_Numbered):
         seed, epoch
             Seed of the stream and number of the epoch.
         """
-        groups = [np.arange(len(self.probability))]
-        if len(totals) > 1:
-            groups = [np.arange(a, b) for a, b in itertools.pairwise(self.first)]
+        ends = self.first if len(totals) > 1 else [0, len(self.probability)]
         parts = []
-        for number, (group, total) in enumerate(zip(groups, totals, strict=True)):
+        for number, (total, (a, b)) in enumerate(zip(totals, pairwise(ends), strict=True)):
             if total:
                 rng = generator(seed, epoch, VISITS, number)
-                part = plan_visits(self.probability[group], total, per_visit, rng, split=split)
-                parts.append(replace(part, superchunk=group[part.superchunk]))
-        order = generator(seed, epoch, VISITS, len(groups)).permutation(sum(map(len, parts)))
-        return Visits(
-            np.concatenate([part.superchunk for part in parts])[order],
-            np.concatenate([part.quota for part in parts])[order],
-        )
+                part = plan_visits(self.probability[a:b], total, per_visit, rng, split=split)
+                parts.append([a + part.superchunk, part.quota])
+        line = np.concatenate(parts, axis=1)
+        order = generator(seed, epoch, VISITS, len(totals)).permutation(line.shape[1])
+        return Visits(*line[:, order])
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,13 +162,12 @@ class GridCatalog(_Numbered):
     @cached_property
     def mean_decoded(self) -> float:
         """Voxels decoded per group, on average."""
-        some = range(min(int(self.first[-1]), 1000))
-        return float(np.mean([self.decoded_voxels(number) for number in some]))
+        return float(np.mean(self.decoded_voxels))
 
     @cached_property
     def all_visits(self) -> Visits:
         """The visits of every epoch: all groups, in order."""
-        quota = np.concatenate([tiling.sizes() for tiling in self.tilings])
+        quota = np.concatenate([tiling.sizes()[0] for tiling in self.tilings])
         return Visits(np.arange(self.first[-1]), quota)
 
 
@@ -212,8 +200,11 @@ def open_catalog(
         the array that the sampler needs.
     """
     if isinstance(sampler, GridSampler):
-        groups = tuple(GridGroups(sampler.grid(case)) for case in cases)
-        return GridCatalog(cases, sampler, groups)
+        groups = []
+        for case in cases:
+            grid = sampler.grid(case)
+            groups.append(GridGroups(case.shape, grid.patch, case.chunk, grid.starts))
+        return GridCatalog(cases, sampler, tuple(groups))
     if not isinstance(sampler, RandomSampler):
         raise InvalidInput(f"the sampler must be one like UniformSampler(64); got {sampler!r}")
     gives = None if per_case is None else np.array(per_case) > 0
@@ -222,29 +213,17 @@ def open_catalog(
         starts = [tiling.sizes()[0].astype(np.float64) for tiling in tilings]
         probability = _probabilities(starts, cases, gives, "starts")
         return RandomCatalog(cases, sampler, tilings, probability)
-    pairs = [*zip(cases, tilings, strict=True)]
     with connect(cluster) as client:
         options["cluster"] = client
-        if isinstance(sampler, WeightedSampler):
-            name = sampler.weight
-            sums = [_count(*pair, name, sum_weights, (), options) for pair in pairs]
-            what = f'weights "{name}" at centres that can be reached'
-            probability = _probabilities(sums, cases, gives, what)
-            return RandomCatalog(cases, sampler, tilings, probability)
-        classes = None if sampler.shares is None else tuple(sampler.shares)
-        label = sampler.label
-        counts = [_count(*pair, label, count_classes, (classes,), options) for pair in pairs]
-    weights = _voxel_probability(sampler, cases, counts, gives)
-    parts = [(table * weight).sum(axis=1) for table, weight in zip(counts, weights, strict=True)]
-    return RandomCatalog(
-        cases,
-        sampler,
-        tilings,
-        np.concatenate(parts),
-        np.concatenate(counts),
-        classes or (),
-        weights,
-    )
+        pairs = zip(cases, tilings, strict=True)
+        found = [_count(case, tiling, sampler, options) for case, tiling in pairs]
+    if isinstance(sampler, WeightedSampler):
+        what = f'weights "{sampler.weight}" at centres that can be reached'
+        return RandomCatalog(cases, sampler, tilings, _probabilities(found, cases, gives, what))
+    weights = _voxel_probability(sampler, cases, found, gives)
+    parts = [(table * weight).sum(axis=1) for table, weight in zip(found, weights, strict=True)]
+    probability, counts = np.concatenate(parts), np.concatenate(found)
+    return RandomCatalog(cases, sampler, tilings, probability, counts, weights)
 
 
 def _superchunks(case: Case, sampler: RandomSampler) -> Superchunks:
@@ -262,12 +241,11 @@ def _superchunks(case: Case, sampler: RandomSampler) -> Superchunks:
 def _count(
     case: Case,
     tiling: Superchunks,
-    name: str,
-    measure: Callable[..., Any],
-    columns: tuple[Any, ...],
+    sampler: LabelSampler | WeightedSampler,
     options: Mapping[str, Any],
 ) -> npt.NDArray[Any]:
-    """Count what a case holds at possible centres: ``(superchunks,)``, or times classes."""
+    """Return weights ``(superchunks,)``, or voxels ``(superchunks, classes)``, of centres."""
+    name = str(guide_of(sampler))
     if name not in case.sources:
         raise InvalidInput(
             f'the sampler needs an array "{name}", but case {case.name} has'
@@ -275,9 +253,11 @@ def _count(
         )
     if options.get("progress") is None and math.prod(case.shape) < SILENT_VOXELS:
         options = {**options, "progress": False}
-    reach = centres_of(tiling.reach, tiling.patch)
-    found = measure(case.sources[name], tiling.cell, reach, **options)
-    return tiling.inner(found.boxes(tiling.chunks_per_core, *columns))
+    what = (case.sources[name], tiling.cell, centres_of(tiling.reach, tiling.patch))
+    if isinstance(sampler, WeightedSampler):
+        return tiling.inner(sum_weights(*what, **options).boxes(tiling.chunks_per_core))
+    classes = None if sampler.shares is None else [*sampler.shares]
+    return tiling.inner(count_classes(*what, **options).boxes(tiling.chunks_per_core, classes))
 
 
 def _voxel_probability(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
@@ -10,13 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from volflow.errors import RunFailed
+from volflow.geometry.roi import Roi
 from volflow.sampling.epoch.catalog import GridCatalog, PatchCatalog, RandomCatalog
 from volflow.sampling.epoch.order import POSITIONS, Visits, generator, interleave, remaining
 from volflow.sampling.epoch.reading import SuperchunkWindow
 from volflow.sampling.epoch.shares import ProcessShare
-from volflow.sampling.samplers import LabelSampler, Sampler, WeightedSampler
+from volflow.sampling.samplers import LabelSampler, guide_of
 
-__all__ = ["cut_patches", "draw_positions", "guide_of"]
+__all__ = ["cut_patches", "draw_positions"]
 
 Array = npt.NDArray[Any]
 Ints = npt.NDArray[np.int64]
@@ -53,25 +53,26 @@ def cut_patches(
     # Not from the offset on: another number of worker processes may have come as far as this.
     mine = range(first % share.stride, lanes, share.stride)
     segments = remaining(interleave(visits.quota, lanes), lanes, mine, first)
-    window.expect(visits.superchunk[segments.visit], len(mine))
-    places = {lane: itertools.count(first + (lane - first) % lanes, lanes) for lane in mine}
+    window.expect(visits.superchunk[segments[:, 1]], len(mine))
     strands = {
-        lane: _cut_lane(window, visits, segments.of(lane), places[lane], epoch) for lane in mine
+        lane: _cut_lane(window, visits, segments[segments[:, 0] == lane, 1:], epoch)
+        for lane in mine
     }
     for index in range(first, total, share.stride):
-        yield next(strands[index % lanes])
+        sample = next(strands[index % lanes])
+        sample["index"] = index
+        yield sample
 
 
 def _cut_lane(
     window: SuperchunkWindow,
     visits: Visits,
     segments: Ints,
-    places: Iterator[int],
     epoch: tuple[int, int],
 ) -> Iterator[dict[str, Any]]:
-    """Cut the samples of a lane, whose places in the epoch are given.
+    """Cut the samples of a lane, but for their index.
 
-    Each row of ``segments`` holds a visit and the first and last of its patches.
+    Each row of ``segments`` holds a visit, and the ends of a range of its patches.
     """
     catalog = window.catalog
     patch = np.array(catalog.patch)
@@ -79,26 +80,17 @@ def _cut_lane(
         superchunk, quota = int(visits.superchunk[visit]), int(visits.quota[visit])
         arrays = window.take(superchunk)
         starts, keys = draw_positions(catalog, superchunk, quota, arrays, (*epoch, visit))
-        case, corner = catalog.case_of(superchunk).name, np.array(catalog.reads(superchunk).start)
+        case, corner = catalog.case_of(superchunk).name, catalog.reads(superchunk).start
         for start, key in zip(starts[low:high], keys[low:high].tolist(), strict=True):
-            at = start - corner
-            box = itertools.starmap(slice, zip(at.tolist(), (at + patch).tolist(), strict=True))
-            cut = (slice(None), *box)
+            box = Roi(tuple(start.tolist()), tuple((start + patch).tolist()))
+            cut = (slice(None), *box.relative_to(corner).slices())
             yield {
                 **{name: array[cut] for name, array in arrays.items()},
-                "location": np.concatenate([start, start + patch]),
+                "location": np.array(box.start + box.stop),
                 "case": case,
-                "index": next(places),
                 "key": key,
             }
         window.drop(superchunk)
-
-
-def guide_of(sampler: Sampler) -> str | None:
-    """Return the name of the array that decides where patches lie; None where none does."""
-    if isinstance(sampler, LabelSampler):
-        return sampler.label
-    return sampler.weight if isinstance(sampler, WeightedSampler) else None
 
 
 def draw_positions(
@@ -153,8 +145,10 @@ def _by_class(
     catalog: RandomCatalog, superchunk: int, quota: int, core: Array, rng: np.random.Generator
 ) -> Ints:
     """Voxels ``(quota, 3)`` of the core: how many of each class, evenly, then which."""
+    assert isinstance(catalog.sampler, LabelSampler)
     assert catalog.class_counts is not None
     assert catalog.voxel_probability is not None
+    shares = catalog.sampler.shares
     counts = catalog.class_counts[superchunk]
     case, _ = catalog.locate(superchunk)
     line = np.cumsum(counts * catalog.voxel_probability[case])
@@ -165,7 +159,7 @@ def _by_class(
     found = np.empty((quota, 3), np.int64)
     for column in np.unique(which):
         mine = which == column
-        value = catalog.classes[column] if catalog.classes else None
+        value = None if shares is None else [*shares][column]
         rank = np.minimum((ranks[mine] * counts[column]).astype(np.int64), counts[column] - 1)
         found[mine] = _ranked(core, value, rank, int(counts[column]))
     return found

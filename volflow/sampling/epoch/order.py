@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +18,6 @@ import numpy.typing as npt
 __all__ = [
     "POSITIONS",
     "VISITS",
-    "Segments",
     "Visits",
     "deal",
     "generator",
@@ -171,24 +169,6 @@ def plan_visits(
     return Visits(chosen[line_order].astype(np.int64), quota[line_order])
 
 
-@dataclass(frozen=True, eq=False)
-class Segments:
-    """Parts of visits, as lanes give them: patches ``low`` to ``high`` of a visit, in a lane.
-
-    All arrays are int64 of shape ``(segments,)``.
-    """
-
-    lane: Ints
-    visit: Ints
-    low: Ints
-    high: Ints
-
-    def of(self, lane: int) -> Ints:
-        """Visit, low and high of a lane's segments, ``(segments, 3)``."""
-        table = np.stack([self.visit, self.low, self.high], axis=1)
-        return cast(Ints, table[self.lane == lane])
-
-
 def deal(total: int, lanes: int) -> Ints:
     """Return where each lane begins on the line of samples, and the end: ``(lanes + 1,)``.
 
@@ -203,8 +183,10 @@ def deal(total: int, lanes: int) -> Ints:
     return total // lanes * lane + np.minimum(lane, total % lanes)
 
 
-def interleave(quota: Sequence[int] | Ints, lanes: int) -> Segments:
+def interleave(quota: Sequence[int] | Ints, lanes: int) -> Ints:
     """Cut the line of visits into lanes, one lane's segments after the other's.
+
+    A segment is a part of a visit that one lane gives.
 
     Each lane is turned on itself so that lanes come to their next superchunk one after the other,
     not all at once: a reader that is a little ahead then never keeps the trainer waiting.
@@ -216,11 +198,15 @@ def interleave(quota: Sequence[int] | Ints, lanes: int) -> Segments:
     lanes
         Number of lanes.
 
+    Returns
+    -------
+    numpy.ndarray
+        int64 of shape ``(segments, 4)``: lane, visit, and the ends of a range of its patches.
+
     Examples
     --------
-    >>> segments = interleave([3, 3, 2], 2)
-    >>> segments.lane.tolist(), segments.visit.tolist()
-    ([0, 0, 1, 1], [0, 1, 1, 2])
+    >>> interleave([3, 3, 2], 2).tolist()
+    [[0, 0, 0, 3], [0, 1, 0, 1], [1, 1, 1, 3], [1, 2, 0, 2]]
     """
     ends = np.cumsum(np.asarray(quota, np.int64))
     marks = deal(int(ends[-1]), lanes)
@@ -228,27 +214,24 @@ def interleave(quota: Sequence[int] | Ints, lanes: int) -> Segments:
     visit = np.searchsorted(ends, cuts[:-1], "right")
     lane = np.searchsorted(marks, cuts[:-1], "right") - 1
     begin = (ends - quota)[visit]
-    table = np.stack([lane, visit, cuts[:-1] - begin, cuts[1:] - begin])
-    parts = np.split(table, np.searchsorted(lane, np.arange(1, lanes)), axis=1)
-    turned = [_turned(part, (number + 1) / lanes) for number, part in enumerate(parts)]
-    return Segments(*np.concatenate(turned, axis=1))
+    table = np.stack([lane, visit, cuts[:-1] - begin, cuts[1:] - begin], axis=1)
+    parts = np.split(table, np.searchsorted(lane, np.arange(1, lanes)))
+    return np.concatenate([_turned(part, (n + 1) / lanes) for n, part in enumerate(parts)])
 
 
 def _turned(lane: Ints, share: float) -> Ints:
     """Begin a lane with the last ``share`` of its second segment; the rest goes to the end."""
-    if lane.shape[1] < 4 or share == 1:
+    if len(lane) < 4 or share == 1:
         return lane
-    low, high = lane[2:, 1].tolist()
+    number, visit, low, high = lane[1].tolist()
     cut = high - max(1, round((high - low) * share))
-    turned = np.roll(lane, -1, axis=1)
-    turned[2, 0] = cut
-    rest = lane[:, 1:2].copy()
-    rest[3] = cut
-    return turned if cut == low else np.concatenate([turned, rest], axis=1)
+    turned = np.roll(lane, -1, axis=0)
+    turned[0, 2] = cut
+    return turned if cut == low else np.append(turned, [[number, visit, low, cut]], axis=0)
 
 
-def remaining(segments: Segments, lanes: int, wanted: Sequence[int], begin: int) -> Segments:
-    """Return what some lanes still have to give from place ``begin`` on, in order of need.
+def remaining(segments: Ints, lanes: int, wanted: Sequence[int], begin: int) -> Ints:
+    """Return the segments that some lanes still give from place ``begin`` on, in order of need.
 
     Parameters
     ----------
@@ -259,12 +242,12 @@ def remaining(segments: Segments, lanes: int, wanted: Sequence[int], begin: int)
     begin
         Place in the epoch; earlier patches have been given.
     """
-    lane, length = segments.lane, segments.high - segments.low
+    lane, visit, low, high = segments.T
+    length = high - low
     ends = np.cumsum(length) - deal(int(length.sum()), lanes)[lane]
     # Position in its lane of the first patch whose place, position * lanes + lane, is not given.
     position = np.maximum(0, -(-(begin - lane) // lanes))
     first = np.maximum(ends - length, position)
     kept = np.flatnonzero((ends > position) & np.isin(lane, wanted))
     order = kept[np.argsort((first * lanes + lane)[kept])]
-    low = segments.high - ends + first
-    return Segments(lane[order], segments.visit[order], low[order], segments.high[order])
+    return np.stack([lane, visit, high - ends + first, high], axis=1)[order]

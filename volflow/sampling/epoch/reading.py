@@ -179,7 +179,7 @@ class SuperchunkWindow:
                 metrics.stall_s += time.perf_counter() - begin_s
             metrics.superchunks += 1
             metrics.decode_s += held.loaded.seconds
-            metrics.decoded_voxels += self.catalog.decoded_voxels(superchunk)
+            metrics.decoded_voxels += int(self.catalog.decoded_voxels[superchunk])
             metrics.decoded_bytes += held.loaded.nbytes
             metrics.live_bytes += held.loaded.nbytes
             metrics.peak_bytes = max(metrics.peak_bytes, metrics.live_bytes)

@@ -9,6 +9,7 @@ All boxes and sizes are in order z, y, x.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,11 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from volflow.errors import InvalidInput
-from volflow.geometry.grid import PatchGrid
 from volflow.geometry.roi import Roi
 from volflow.sampling.samplers import Border
 
-__all__ = ["HELD_VOXELS", "GridGroups", "Superchunks", "centres_of", "starts_of", "whole_chunks"]
+__all__ = ["HELD_VOXELS", "GridGroups", "SuperchunkGrid", "Superchunks", "centres_of", "starts_of"]
 
 # Voxels that a superchunk holds, if its chunks allow: 66 MB of uint16. Larger ones waste less on
 # their halo, smaller ones leave more of them in the window.
@@ -30,6 +30,7 @@ HELD_VOXELS = 320**3
 
 Axes = tuple[int, ...]
 Ints = npt.NDArray[np.int64]
+Span = tuple[Ints, Ints, Ints]
 
 
 def starts_of(shape: Sequence[int], patch: Sequence[int], border: Border) -> Roi:
@@ -67,30 +68,59 @@ def centres_of(starts: Roi, patch: Sequence[int]) -> Roi:
     return starts.shift([p // 2 for p in patch])
 
 
-def whole_chunks(roi: Roi, chunk: Sequence[int], shape: Sequence[int]) -> Roi:
-    """Return the box of the chunks that are decoded to read a box; empty if it lies outside.
-
-    Examples
-    --------
-    >>> whole_chunks(Roi((-8, 60, 70), (8, 70, 90)), (64, 64, 64), (100, 100, 100))
-    Roi(start=(0, 0, 64), stop=(64, 100, 100))
-    """
-    box = roi.clip(shape)
-    if not box.size:
-        return Roi(box.start, box.start)
-    start = tuple(a // c * c for a, c in zip(box.start, chunk, strict=True))
-    stop = tuple(-(-b // c) * c for b, c in zip(box.stop, chunk, strict=True))
-    return Roi(start, stop).clip(shape)
-
-
 @dataclass(frozen=True)
-class Superchunks:
-    """The superchunks of random patches of one volume: a tiling of its starts.
+class SuperchunkGrid(ABC):
+    """Superchunks in C order: products of ranges that are read along each axis.
 
     Parameters
     ----------
     shape, patch, chunk
         Voxels per axis of the volume, of a patch, and of what is stored and decoded in one piece.
+    """
+
+    shape: Axes
+    patch: Axes
+    chunk: Axes
+
+    @property
+    @abstractmethod
+    def spans(self) -> tuple[Span, ...]:
+        """Along each axis the ends of the ranges, low and high, and the starts in each."""
+
+    @cached_property
+    def counts(self) -> Axes:
+        """Superchunks per axis."""
+        return tuple(len(starts) for _, _, starts in self.spans)
+
+    def __len__(self) -> int:
+        return math.prod(self.counts)
+
+    def reads(self, number: int) -> Roi:
+        """Return the box that the patches of a superchunk cover; it may reach outside."""
+        index = np.unravel_index(number, self.counts)
+        ends = [(int(a[i]), int(b[i])) for (a, b, _), i in zip(self.spans, index, strict=True)]
+        return Roi(*zip(*ends, strict=True))
+
+    def sizes(self) -> tuple[Ints, Ints]:
+        """Return the starts in each superchunk, and the voxels of all chunks that it touches.
+
+        Both are int64 of shape ``(superchunks,)``.
+        """
+        touched = [
+            np.minimum(-(-np.minimum(high, n) // c) * c, n) - np.maximum(low, 0) // c * c
+            for (low, high, _), c, n in zip(self.spans, self.chunk, self.shape, strict=True)
+        ]
+        return _outer([starts for _, _, starts in self.spans]), _outer(touched)
+
+
+@dataclass(frozen=True)
+class Superchunks(SuperchunkGrid):
+    """The superchunks of random patches of one volume: a tiling of its starts.
+
+    Parameters
+    ----------
+    shape, patch, chunk
+        As in `SuperchunkGrid`.
     border
         As in `starts_of`.
     anchor
@@ -106,9 +136,6 @@ class Superchunks:
     (Roi(start=(768, 768, 768), stop=(937, 937, 937)), (232, 232, 232))
     """
 
-    shape: Axes
-    patch: Axes
-    chunk: Axes
     border: Border = "inside"
     anchor: Literal["start", "centre"] = "start"
 
@@ -155,31 +182,19 @@ class Superchunks:
         return tuple(n * c for n, c in zip(self.chunks_per_core, self.cell, strict=True))
 
     @cached_property
-    def edges(self) -> tuple[Ints, ...]:
-        """Along each axis the starts at which cores begin, and the end of the last."""
-        edges = []
-        for (low, high), o, c in zip(self.reach, self.origin, self.core, strict=True):
+    def spans(self) -> tuple[Span, ...]:
+        """Along each axis what the cores read, and how many starts they own."""
+        spans = []
+        axes = zip(self.reach, self.origin, self.core, self.patch, strict=True)
+        for (low, high), o, c, p in axes:
             numbers = np.arange((low - o) // c, -(-(high - o) // c) + 1, dtype=np.int64)
-            edges.append(np.clip(o + c * numbers, low, high))
-        return tuple(edges)
-
-    @cached_property
-    def counts(self) -> Axes:
-        """Superchunks per axis."""
-        return tuple(len(edges) - 1 for edges in self.edges)
-
-    def __len__(self) -> int:
-        return math.prod(self.counts)
+            edges = np.clip(o + c * numbers, low, high)
+            spans.append((edges[:-1], edges[1:] + p - 1, np.diff(edges)))
+        return tuple(spans)
 
     def starts(self, number: int) -> Roi:
         """Return the core of a superchunk: the box of the starts that it owns."""
-        index = np.unravel_index(number, self.counts)
-        ends = [edges[i : i + 2].tolist() for edges, i in zip(self.edges, index, strict=True)]
-        return Roi(*zip(*ends, strict=True))
-
-    def reads(self, number: int) -> Roi:
-        """Return the box that its patches cover; with ``border="pad"`` it may reach outside."""
-        return self.starts(number).grow((0, 0, 0), [p - 1 for p in self.patch])
+        return self.reads(number).grow((0, 0, 0), [1 - p for p in self.patch])
 
     @cached_property
     def held(self) -> Axes:
@@ -211,42 +226,38 @@ class Superchunks:
         rest = per_box.shape[1:]
         return np.ascontiguousarray(per_box.reshape(boxes + rest)[kept].reshape(-1, *rest))
 
-    def sizes(self) -> tuple[Ints, Ints]:
-        """Return the starts that each superchunk owns, and the voxels of chunks that it reads.
-
-        Both are int64 of shape ``(superchunks,)``.
-        """
-        owned, decoded = [], []
-        for edges, p, c, n in zip(self.edges, self.patch, self.cell, self.shape, strict=True):
-            begin = np.maximum(edges[:-1], 0) // c * c
-            end = np.minimum(-(-np.minimum(edges[1:] + p - 1, n) // c) * c, n)
-            owned.append(np.diff(edges))
-            decoded.append(np.maximum(end - begin, 0))
-        return _outer(owned), _outer(decoded)
-
 
 @dataclass(frozen=True)
-class GridGroups:
+class GridGroups(SuperchunkGrid):
     """The superchunks of a grid of patches: groups of neighbours that are read together.
 
     Whole rows are grouped first, then whole layers, up to `HELD_VOXELS`. Groups follow each other
     in C order, and so do the patches of a group.
 
+    Parameters
+    ----------
+    shape, patch, chunk
+        As in `SuperchunkGrid`.
+    starts
+        First voxels of the grid's patches along each axis.
+
     Examples
     --------
-    >>> groups = GridGroups(PatchGrid((500, 500, 500), (64, 64, 64), (64, 64, 64)))
+    >>> from volflow.geometry.grid import PatchGrid
+    >>> grid = PatchGrid((500, 500, 500), (64, 64, 64), (64, 64, 64))
+    >>> groups = GridGroups(grid.shape, grid.patch, (32, 32, 32), grid.starts)
     >>> groups.group, len(groups), groups.reads(0).shape
     ((2, 8, 8), 4, (128, 500, 500))
     """
 
-    grid: PatchGrid
+    starts: tuple[Ints, ...]
 
     @cached_property
     def group(self) -> Axes:
         """Patches per axis that are read together; at the border fewer."""
         group = [1, 1, 1]
         for axis in (2, 1, 0):
-            for count in range(2, self.grid.counts[axis] + 1):
+            for count in range(2, len(self.starts[axis]) + 1):
                 larger = [*group[:axis], count, *group[axis + 1 :]]
                 if math.prod(self._covered(larger)) > HELD_VOXELS:
                     return tuple(group)
@@ -254,12 +265,13 @@ class GridGroups:
         return tuple(group)
 
     @cached_property
-    def counts(self) -> Axes:
-        """Groups per axis."""
-        return tuple(-(-n // g) for n, g in zip(self.grid.counts, self.group, strict=True))
-
-    def __len__(self) -> int:
-        return math.prod(self.counts)
+    def spans(self) -> tuple[Span, ...]:
+        """Along each axis what the groups read, and how many patches they hold."""
+        spans = []
+        for starts, g, p in zip(self.starts, self.group, self.patch, strict=True):
+            sizes = np.minimum(g, len(starts) - np.arange(0, len(starts), g, dtype=np.int64))
+            spans.append((starts[::g], starts[np.cumsum(sizes) - 1] + p, sizes))
+        return tuple(spans)
 
     @cached_property
     def held(self) -> Axes:
@@ -271,25 +283,15 @@ class GridGroups:
         index = np.unravel_index(number, self.counts)
         axes = [
             starts[int(i) * g : (int(i) + 1) * g]
-            for starts, i, g in zip(self.grid.starts, index, self.group, strict=True)
+            for starts, i, g in zip(self.starts, index, self.group, strict=True)
         ]
         return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
-
-    def reads(self, number: int) -> Roi:
-        """Return the box that a group's patches cover; it may reach outside of the volume."""
-        starts = self.patches(number)
-        return Roi(tuple(starts[0]), tuple(starts[-1] + self.grid.patch))
-
-    def sizes(self) -> Ints:
-        """Patches of each group, int64 of shape ``(groups,)``."""
-        axes = zip(self.grid.counts, self.group, strict=True)
-        return _outer([np.minimum(g, n - np.arange(0, n, g, dtype=np.int64)) for n, g in axes])
 
     def _covered(self, group: Sequence[int]) -> Axes:
         """Voxels per axis that the first patches of the grid cover, so many per axis."""
         return tuple(
             int(starts[count - 1] - starts[0]) + p
-            for starts, count, p in zip(self.grid.starts, group, self.grid.patch, strict=True)
+            for starts, count, p in zip(self.starts, group, self.patch, strict=True)
         )
 
 

@@ -14,11 +14,12 @@ from volflow.geometry.roi import Roi
 from volflow.sampling.epoch import superchunks
 from volflow.sampling.epoch.superchunks import (
     HELD_VOXELS,
+    GridGroups,
     Superchunks,
     centres_of,
     starts_of,
-    whole_chunks,
 )
+from volflow.sampling.samplers import GridSampler
 
 sizes = st.tuples(*[st.integers(1, 12)] * 3)
 
@@ -30,6 +31,15 @@ def tilings(draw):
     patch = tuple(draw(st.integers(1, n if border == "inside" else n + 5)) for n in shape)
     anchor = draw(st.sampled_from(["start", "centre"]))
     return Superchunks(shape, patch, chunk, border, anchor)
+
+
+def chunks_of(box, chunk, shape):
+    """The voxels of all chunks that a box touches, counted one by one along each axis."""
+    touched = []
+    for (low, high), c, n in zip(box.clip(shape), chunk, shape, strict=True):
+        begins = [begin for begin in range(0, n, c) if begin < high and begin + c > low]
+        touched.append(sum(min(c, n - begin) for begin in begins))
+    return math.prod(touched)
 
 
 class TestCores:
@@ -51,8 +61,25 @@ class TestCores:
         owned, decoded = tiles.sizes()
         for number in range(len(tiles)):
             assert owned[number] == tiles.starts(number).size
-            chunks = whole_chunks(tiles.reads(number), tiles.cell, tiles.shape)
-            assert decoded[number] == chunks.size
+            assert decoded[number] == chunks_of(tiles.reads(number), tiles.chunk, tiles.shape)
+
+    @given(sizes, sizes, sizes, st.integers(1, 5000))
+    def test_groups_of_a_grid_hold_each_patch_once(self, shape, patch, chunk, held):
+        grid = GridSampler(patch, overlap=0.5).grid(shape)
+        groups = GridGroups(shape, patch, chunk, grid.starts)
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setattr(superchunks, "HELD_VOXELS", held)
+            sizes, decoded = groups.sizes()
+            seen = []
+            for number in range(len(groups)):
+                starts = groups.patches(number)
+                seen += map(tuple, starts.tolist())
+                hull = Roi(tuple(starts.min(axis=0)), tuple(starts.max(axis=0) + patch))
+                assert groups.reads(number) == hull
+                assert len(starts) == sizes[number]
+                assert decoded[number] == chunks_of(hull, chunk, shape)
+                assert all(a <= b for a, b in zip(hull.shape, groups.held, strict=True))
+        assert sorted(seen) == [box.start for box in grid]
 
     @given(tilings())
     def test_centred_cores_tile_whole_cells(self, tiles):
