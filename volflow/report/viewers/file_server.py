@@ -15,9 +15,10 @@ import re
 import socket
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
-from functools import partial
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 from tornado.httpserver import HTTPServer
 from tornado.iostream import StreamClosedError
@@ -48,7 +49,7 @@ ALIVE_S = 15.0  # between signs of life on a connection that is held open
 
 
 class VolumeServer:
-    """Listens from the moment it is made; answers from `start` to `close`.
+    """Serves in a thread from the moment it is made, until `close` or the end of the process.
 
     Parameters
     ----------
@@ -56,6 +57,16 @@ class VolumeServer:
         An address of this machine; others can reach it if it is not loopback.
     port
         Where to listen; 0 takes any that is free.
+    home
+        Where ``/`` leads, given the address by which the viewer reached the server; through a
+        tunnel that differs from the server's own.
+    volumes
+        Resolved folders, served at ``/volumes/0/``, ``/volumes/1/``, …; all their files are data,
+        whatever their names.
+    texts
+        JSON by the path at which it is served.
+    client
+        Folder of a viewer's pages and scripts.
 
     Raises
     ------
@@ -65,29 +76,51 @@ class VolumeServer:
     Examples
     --------
     >>> from urllib.request import urlopen
-    >>> server = VolumeServer("127.0.0.1", 0)
-    >>> server.start(lambda address: "", [], names={0: "{}"})
-    >>> urlopen(server.address + "/names/0/info").read()
+    >>> server = VolumeServer("127.0.0.1", 0, lambda address: "", [], texts={"/info": "{}"})
+    >>> urlopen(server.address + "/info").read()
     b'{}'
     >>> server.close()
     """
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        home: Callable[[str], str],
+        volumes: Sequence[Path],
+        *,
+        texts: Mapping[str, str] | None = None,
+        client: Path | None = None,
+    ) -> None:
         if not 0 <= port <= 65535:
             raise InvalidInput(f"port must be 0 (any that is free) to 65535, given {port}")
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
-            self._socket = socket.create_server((host, port), family=family, backlog=64)
+            listening = socket.create_server((host, port), family=family, backlog=64)
         except (OSError, UnicodeError) as error:
             raise InvalidInput(_refusal(host, port, error)) from error
-        self._socket.setblocking(False)
-        self.host, self.port = host, int(self._socket.getsockname()[1])
-        self.closing = threading.Event()
-        self._thread: threading.Thread | None = None
+        listening.setblocking(False)
+        self.host, self.port = host, int(listening.getsockname()[1])
+        routes: list[Any] = [(EVENTS_PATH, _Events)]
+        for n, folder in enumerate(volumes):
+            routes.append((rf"/volumes/{n}/(.*)", _Files, {"path": str(folder)}))
+        if client is not None:
+            options = {"path": str(client), "default_filename": "index.html"}
+            routes.append((rf"{CLIENT_PATH}/(.*)", _Files, options))
+        self._loop = asyncio.new_event_loop()
+        self._end, self._streams = self._loop.create_future(), WeakSet[asyncio.Task[Any]]()
+        application = Application(
+            routes, default_handler_class=_Page, log_function=lambda handler: None,
+            server=self, home=home, texts=texts or {}, end=self._end, streams=self._streams,
+        )  # fmt: skip
+        self._closed = threading.Event()
+        arguments = (application, listening)
+        self._thread = threading.Thread(target=self._run, args=arguments, daemon=True)
+        self._thread.start()
 
     @property
     def loopback(self) -> bool:
-        """Return True if only this machine can reach it."""
+        """Return True if only this machine can read the volumes."""
         return self.host in LOOPBACK or self.host.startswith("127.")
 
     @property
@@ -96,71 +129,28 @@ class VolumeServer:
         name = socket.gethostname() if self.host in ("", "0.0.0.0", "::") else self.host
         return f"http://[{name}]:{self.port}" if ":" in name else f"http://{name}:{self.port}"
 
-    def start(
-        self,
-        home: Callable[[str], str],
-        volumes: Sequence[Path],
-        *,
-        names: Mapping[int, str] | None = None,
-        client: Path | None = None,
-    ) -> None:
-        """Serve in a thread that ends with the process.
-
-        Parameters
-        ----------
-        home
-            Where ``/`` leads, given the address by which the viewer reached the server; through a
-            tunnel that differs from the server's own.
-        volumes
-            Resolved folders, served at ``/volumes/0/``, ``/volumes/1/``, …; all their files are
-            data, whatever their names.
-        names
-            JSON served at ``/names/0/info``, …, by number.
-        client
-            Folder of a viewer's pages and scripts.
-        """
-        routes: list[Any] = [(r"/", _Page, {"send": partial(self._lead_on, home)})]
-        routes += [(EVENTS_PATH, _Events)]
-        for n, folder in enumerate(volumes):
-            routes.append((rf"/volumes/{n}/(.*)", _Files, {"path": str(folder)}))
-        for n, names_of in (names or {}).items():
-            routes.append((rf"/names/{n}/info", _Page, {"send": partial(_send_json, names_of)}))
-        if client is not None:
-            options = {"path": str(client), "default_filename": "index.html"}
-            routes.append((rf"{CLIENT_PATH}/(.*)", _Files, options))
-        self._loop, self._end = asyncio.new_event_loop(), asyncio.Event()
-        application = Application(
-            routes, default_handler_class=_Page, log_function=lambda handler: None,
-            server=self, end=self._end, streams=set(),
-        )  # fmt: skip
-        self._thread = threading.Thread(target=self._run, args=(application,), daemon=True)
-        self._thread.start()
+    def wait(self) -> None:
+        """Return when it is closed; Ctrl-C ends the wait."""
+        self._closed.wait()
 
     def close(self) -> None:
         """Stop serving and give the port back; what is being sent is cut off."""
-        if self._thread is None:
-            self._socket.close()
-        elif not self.closing.is_set():
-            self._loop.call_soon_threadsafe(self._end.set)
+        if not self._closed.is_set():
+            self._loop.call_soon_threadsafe(self._end.set_result, None)
             self._thread.join()
-        self.closing.set()
+            self._closed.set()
 
-    def _lead_on(self, home: Callable[[str], str], page: RequestHandler) -> None:
-        """Lead to the viewer, from where the page was reached."""
-        host = page.request.headers.get("Host")
-        page.redirect(home(f"http://{host}" if host else self.address))
-
-    def _run(self, application: Application) -> None:
+    def _run(self, application: Application, listening: socket.socket) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            runner.run(self._serve(application))
+            runner.run(self._serve(application, listening))
 
-    async def _serve(self, application: Application) -> None:
+    async def _serve(self, application: Application, listening: socket.socket) -> None:
         server = HTTPServer(application, idle_connection_timeout=IDLE_S, max_body_size=MOST_BODY)
-        server.add_socket(self._socket)
-        await self._end.wait()
+        server.add_socket(listening)
+        await self._end
         server.stop()
-        if streams := application.settings["streams"]:
-            await asyncio.wait(streams)
+        if self._streams:
+            await asyncio.wait(self._streams)
         await server.close_all_connections()
 
 
@@ -174,11 +164,6 @@ def _refusal(host: str, port: int, error: OSError | UnicodeError) -> str:
         f"host must be an address of this machine, given {host!r}"
         f" ({getattr(error, 'strerror', None) or error}); leave it out to serve this machine only"
     )
-
-
-def _send_json(text: str, page: RequestHandler) -> None:
-    page.set_header("Content-Type", TYPES[".json"])
-    page.write(text)
 
 
 class _Answer(RequestHandler):
@@ -223,15 +208,17 @@ class _Answer(RequestHandler):
 
 
 class _Page(_Answer):
-    def initialize(self, send: Callable[[RequestHandler], object] | None = None) -> None:
-        """Take what sends the page; without it there is nothing here."""
-        self.send = send
-
     def get(self) -> None:
-        """Send the page."""
-        if self.send is None:
+        """Lead from ``/`` to the viewer, from where the page was reached, or send a text."""
+        path, host = self.request.path, self.request.headers.get("Host")
+        if path == "/":
+            address = f"http://{host}" if host else self.settings["server"].address
+            self.redirect(self.settings["home"](address))
+        elif path in self.settings["texts"]:
+            self.set_header("Content-Type", TYPES[".json"])
+            self.write(self.settings["texts"][path])
+        else:
             raise HTTPError(404)
-        self.send(self)
 
     head = get
 
@@ -239,20 +226,15 @@ class _Page(_Answer):
 class _Events(_Answer):
     async def get(self) -> None:
         """Hold a connection open, so that the other side sees when this one ends."""
-        self.set_header("Content-Type", "text/event-stream")
-        streams, end = self.settings["streams"], self.settings["end"]
-        streams.add(task := asyncio.current_task())
-        try:
-            while not end.is_set():
+        self.head()
+        self.settings["streams"].add(asyncio.current_task())
+        end = self.settings["end"]
+        with suppress(StreamClosedError):  # the viewer went away
+            while not end.done():
                 await self.flush()
-                try:
-                    await asyncio.wait_for(end.wait(), ALIVE_S)
-                except TimeoutError:
+                await asyncio.wait([end], timeout=ALIVE_S)
+                if not end.done():
                     self.write(b": alive\n\n")
-        except StreamClosedError:  # the viewer went away
-            pass
-        finally:
-            streams.discard(task)
 
     def head(self) -> None:
         """Say what `get` would send."""
@@ -260,6 +242,8 @@ class _Events(_Answer):
 
 
 class _Files(_Answer, StaticFileHandler):
+    CACHE_MAX_AGE = 0  # nothing is cached, even if a version is asked for
+
     @classmethod
     def get_absolute_path(cls, root: str, path: str) -> str:
         """Leave the path as it is; `file_below` checks it."""
@@ -291,10 +275,6 @@ class _Files(_Answer, StaticFileHandler):
         suffix = Path(str(self.absolute_path)).suffix
         known = suffix == ".json" or self.default_filename is not None
         return TYPES.get(suffix, DATA) if known else DATA
-
-    def get_cache_time(self, *_: Any) -> int:
-        """Let nothing be cached."""
-        return 0
 
     def log_exception(self, *_: Any) -> None:
         """Say nothing of a file that was cut while it was sent; its connection ends."""

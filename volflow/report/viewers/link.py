@@ -6,11 +6,12 @@ import importlib.util
 import json
 import os
 import webbrowser
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 from volflow.errors import InvalidInput
-from volflow.report.viewers.appearance import appearances
+from volflow.report.viewers.appearance import Appearance, appearances
 from volflow.report.viewers.file_server import CLIENT_PATH, PUBLIC_CLIENT, VolumeServer
 from volflow.report.viewers.neuroglancer import class_names, fragment, viewer_state
 from volflow.store.volume import Volume
@@ -20,46 +21,41 @@ __all__ = ["ViewerLink", "view"]
 PORT = 8642  # tried first, so that links and tunnels last
 
 
-class ViewerLink:
+class ViewerLink(VolumeServer, AbstractContextManager["ViewerLink"]):
     """Volumes that are being served to a viewer, until `close` or the end of the process.
 
     Made by `view`; a context manager.
 
     Parameters
     ----------
-    server
-        Already serving.
-    state
-        What the viewer shows at first.
-    client
-        Where the viewer itself comes from: ``"installed"``, or the address of the public one.
+    shown
+        The volumes, the first as the ground.
+    host, port
+        Where to listen.
     """
 
-    def __init__(self, server: VolumeServer, state: dict[str, Any], client: str) -> None:
-        self._server = server
-        self.state = state
-        self.client = client
+    def __init__(self, shown: Sequence[Appearance], host: str, port: int) -> None:
+        installed = _installed_client()
+        start = PUBLIC_CLIENT if installed is None else CLIENT_PATH
+        super().__init__(
+            host,
+            port,
+            lambda address: f"{start}/#{fragment(viewer_state(shown, address))}",
+            [Path(str(one.volume.path)).resolve() for one in shown],
+            texts={
+                f"/names/{n}/info": json.dumps(class_names(one))
+                for n, one in enumerate(shown)
+                if one.labels
+            },
+            client=installed,
+        )
+        self.state = viewer_state(shown, self.address)
+        self.client = PUBLIC_CLIENT if installed is None else "installed"
 
     @property
     def url(self) -> str:
         """The link to open; it leads to the viewer, with the state in its address."""
-        return f"{self._server.address}/"
-
-    @property
-    def loopback(self) -> bool:
-        """Return True if only this machine can read the volumes."""
-        return self._server.loopback
-
-    def wait(self) -> None:
-        """Return when it is closed; Ctrl-C ends the wait."""
-        self._server.closing.wait()
-
-    def close(self) -> None:
-        """Stop serving."""
-        self._server.close()
-
-    def __enter__(self) -> ViewerLink:
-        return self
+        return f"{self.address}/"
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -120,30 +116,15 @@ def view(
     """
     shown = appearances(volumes)
     viewer_state(shown, "")  # refuses before anything listens
-    client = _installed_client()
-    start = PUBLIC_CLIENT if client is None else CLIENT_PATH
-    named = {n: json.dumps(class_names(one)) for n, one in enumerate(shown) if one.labels}
-    server = _listen(host, port)
-    server.start(
-        lambda address: f"{start}/#{fragment(viewer_state(shown, address))}",
-        [Path(str(one.volume.path)).resolve() for one in shown],
-        names=named,
-        client=client,
-    )
-    state = viewer_state(shown, server.address)
-    started = ViewerLink(server, state, PUBLIC_CLIENT if client is None else "installed")
-    if open_browser:
-        webbrowser.open(started.url)
-    return started
-
-
-def _listen(host: str, port: int | None) -> VolumeServer:
     try:
-        return VolumeServer(host, PORT if port is None else port)
+        started = ViewerLink(shown, host, PORT if port is None else port)
     except InvalidInput:
         if port is not None:
             raise
-        return VolumeServer(host, 0)
+        started = ViewerLink(shown, host, 0)
+    if open_browser:
+        webbrowser.open(started.url)
+    return started
 
 
 def _installed_client() -> Path | None:

@@ -44,14 +44,14 @@ def store(folder):
 
 
 def serve(folder):
-    server = VolumeServer("127.0.0.1", 0)
-    server.start(
+    return VolumeServer(
+        "127.0.0.1",
+        0,
         lambda address: f"/v/0/#!{address}",
         [folder / "scan.zarr"],
-        names={0: "[1]"},
+        texts={"/names/0/info": "[1]"},
         client=folder / "client",
     )
-    return server
 
 
 @pytest.fixture(scope="module")
@@ -404,37 +404,36 @@ def test_closing_ends_open_connections_and_frees_the_port(brief):
     with pytest.raises((http.client.HTTPException, OSError)):
         send(connection, "/volumes/0/zarr.json")
     connection.close()
-    VolumeServer("127.0.0.1", brief.port).close()
+    VolumeServer("127.0.0.1", brief.port, str, []).close()
 
 
 def test_a_busy_port_is_named(server):
     message = rf"port {server.port} is taken by another program; --port 0"
     with pytest.raises(InvalidInput, match=message):
-        VolumeServer("127.0.0.1", server.port)
+        VolumeServer("127.0.0.1", server.port, str, [])
 
 
 @pytest.mark.parametrize("port", [-1, 65536, 10**9])
 def test_impossible_ports_are_refused(port):
     with pytest.raises(InvalidInput, match=rf"port must be 0 .* to 65535, given {port}"):
-        VolumeServer("127.0.0.1", port)
+        VolumeServer("127.0.0.1", port, str, [])
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no such host", "::g", "a" * 300])
 def test_a_host_that_is_not_here_is_refused(host):
     with pytest.raises(InvalidInput, match="host must be an address of this machine"):
-        VolumeServer(host, 0)
+        VolumeServer(host, 0, str, [])
 
 
 def test_other_machines_are_known_as_such(store):
-    server = VolumeServer("0.0.0.0", 0)
+    server = VolumeServer("0.0.0.0", 0, str, [store])
     try:
         assert not server.loopback
         assert server.address == f"http://{socket.gethostname()}:{server.port}"
-        server.start(str, [store])
         assert ask(server, "/volumes/0/zarr.json", Host="any.example").status == 200
     finally:
         server.close()
-    local = VolumeServer("localhost", 0)
+    local = VolumeServer("localhost", 0, str, [])
     assert local.loopback
     local.close()
 
@@ -443,7 +442,7 @@ def test_version_6_addresses():
     if not socket.has_ipv6:
         pytest.skip(reason="this machine has no IPv6")
     try:
-        server = VolumeServer("::1", 0)
+        server = VolumeServer("::1", 0, str, [])
     except InvalidInput:
         pytest.skip(reason="this machine has no IPv6 loopback")
     assert server.address == f"http://[::1]:{server.port}"

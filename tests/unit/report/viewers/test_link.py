@@ -148,7 +148,7 @@ def test_a_port_asked_for_is_not_replaced(scan):
 
 
 def test_refused_before_anything_listens(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "VolumeServer", None)
+    monkeypatch.setattr(module, "ViewerLink", None)
     zarr.create_array(tmp_path / "a.zarr", shape=(4, 4, 4), chunks=(4, 4, 4), dtype="f8")
     for volumes, message in (
         ([], "there is no volume to view"),
