@@ -7,7 +7,7 @@ fragment of a link.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -67,19 +67,21 @@ def viewer_state(shown: Sequence[Appearance], address: str) -> State:
     """
     for one in shown:
         _check(one.volume)
-    ground = shown[0]
-    space = [axis for axis in "xyz" if axis in ground.volume.stored_axes]
-    dimensions = _dimensions(ground)
+    ground = shown[0].volume
+    space = [axis for axis in "xyz" if axis in ground.stored_axes]
+    dimensions, corner = _dimensions(shown[0]), _corner(ground)
+    sizes = dict(zip("zyx", ground.spatial_shape, strict=True))
+    # In shortest sides of a voxel, as Neuroglancer counts what a pixel of the screen shows.
+    longest = float(max(np.multiply(ground.spatial_shape, ground.spacing)) / min(ground.spacing))
     state: State = {
         "title": " + ".join(one.name for one in shown),
         "dimensions": {axis: dimensions[axis] for axis in space},
-        "position": [_middle(ground.volume)[axis] for axis in space],
-        "crossSectionScale": _longest(ground.volume) / PANEL_PIXELS,
-        "projectionScale": _longest(ground.volume) * 1.6,
+        # The middle of the middle voxel.
+        "position": [corner[axis] + sizes[axis] // 2 + 0.5 for axis in space],
+        "crossSectionScale": longest / PANEL_PIXELS,
+        "projectionScale": longest * 1.6,
         "layers": [
-            layer
-            for number, one in enumerate(shown)
-            for layer in _layers(one, number, address, ground=not number)
+            layer for number, one in enumerate(shown) for layer in _layers(one, number, address)
         ],
         "layout": "4panel" if len(space) == 3 else "xy",
         "crossSectionBackgroundColor": "#000000",
@@ -125,7 +127,7 @@ def _check(volume: Volume) -> None:
     """Refuse what Neuroglancer cannot show, in one line."""
     # Of Zarr v2 it takes int64 for unsigned, of v3 it refuses it.
     dtypes = (*DTYPES, "int64") if volume.array.metadata.zarr_format == 2 else DTYPES
-    unknown = sorted(_codecs(volume.array.metadata.to_dict()) - CODECS)
+    unknown = sorted(set(_codecs(volume.array.metadata.to_dict())) - CODECS)
     if volume.dtype.name not in dtypes:
         what = f"holds {volume.dtype}, which Neuroglancer cannot show ({', '.join(dtypes)})"
     elif unknown:
@@ -135,18 +137,15 @@ def _check(volume: Volume) -> None:
     raise InvalidInput(f"{volume.path} {what}; look at it in napari: volflow view --napari")
 
 
-def _codecs(metadata: Any) -> set[str]:
-    """Return the names of all codecs in the metadata of an array of either Zarr format."""
-    if metadata["zarr_format"] == 2:
+def _codecs(metadata: Any) -> Iterator[str]:
+    """Yield the names of all codecs in the metadata of an array of either Zarr format."""
+    if metadata.get("zarr_format") == 2:
         given = [metadata.get("compressor"), *(metadata.get("filters") or ())]
-        return {codec["id"] for codec in given if codec}
-    names, pending = set(), list(metadata["codecs"])
-    while pending:
-        codec = pending.pop()
-        names.add(codec["name"])
-        inner = codec.get("configuration") or {}
-        pending += [*inner.get("codecs", ()), *inner.get("index_codecs", ())]
-    return names
+        yield from (codec["id"] for codec in given if codec)
+        return
+    for codec in (*metadata.get("codecs", ()), *metadata.get("index_codecs", ())):
+        yield codec["name"]
+        yield from _codecs(codec.get("configuration") or {})
 
 
 def _dimensions(one: Appearance) -> dict[str, list[Any]]:
@@ -155,12 +154,12 @@ def _dimensions(one: Appearance) -> dict[str, list[Any]]:
     An apostrophe makes a dimension that belongs to one layer alone.
     """
     factor = metres(one.unit)
-    unit, scale = ("m", factor) if factor else ("", 1.0)
-    sizes = dict(zip("zyx", one.volume.spacing, strict=True))
+    sizes = {
+        axis: [size * (factor or 1.0), "m" if factor else ""]
+        for axis, size in zip("zyx", one.volume.spacing, strict=True)
+    }
     return {
-        axis if axis in sizes else f"{axis}'": [sizes[axis] * scale, unit]
-        if axis in sizes
-        else [1.0, ""]
+        axis if axis in sizes else f"{axis}'": sizes.get(axis, [1.0, ""])
         for axis in one.volume.stored_axes
     }
 
@@ -172,41 +171,28 @@ def _corner(volume: Volume) -> dict[str, float]:
     return {axis: shift / size - 0.5 for axis, shift, size in places}
 
 
-def _middle(volume: Volume) -> dict[str, float]:
-    """Return the middle of the middle voxel."""
-    corner = _corner(volume)
-    sizes = zip("zyx", volume.spatial_shape, strict=True)
-    return {axis: corner[axis] + size // 2 + 0.5 for axis, size in sizes}
-
-
-def _longest(volume: Volume) -> float:
-    """Return the length of the longest side, counted in shortest sides of a voxel."""
-    sides = zip(volume.spatial_shape, volume.spacing, strict=True)
-    return max(count * size for count, size in sides) / min(volume.spacing)
-
-
-def _layers(one: Appearance, number: int, address: str, *, ground: bool) -> list[State]:
+def _layers(one: Appearance, number: int, address: str) -> list[State]:
     source = _source(one, f"{address}/volumes/{number}")
     if not one.channels:
         return [_class_layer(one, source, f"{address}/names/{number}")]
     layers = []
     for n, channel in enumerate(one.channels):
+        window = list(channel.window)
         layer: State = {
             "type": "image",
             "name": channel.name,
             "source": source,
-            "opacity": 1 if ground else SCORE_OPACITY,
-            "shaderControls": {
-                "normalized": {"range": list(channel.window), "window": list(channel.window)}
-            },
+            "opacity": SCORE_OPACITY if number else 1,
+            "shaderControls": {"normalized": {"range": window, "window": window}},
+            **_local(one.volume, n),
         }
         if channel.color:
-            layer["shader"] = (ADDED if ground else OVERLAID).format(color=channel.color)
-        if ground and n:
+            layer["shader"] = (OVERLAID if number else ADDED).format(color=channel.color)
+        if n and not number:
             layer["blend"] = "additive"
         if not channel.visible:
             layer["visible"] = False
-        layers.append(layer | _local(one.volume, n))
+        layers.append(layer)
     return layers
 
 
