@@ -25,7 +25,7 @@ sys.path.insert(0, str(HERE))
 
 from machine import describe, file_result  # noqa: E402
 
-from volflow.demo.curve import Stretch, draw_memory  # noqa: E402
+from volflow.demo.curve import draw_memory  # noqa: E402
 from volflow.demo.steps import Watched, watch  # noqa: E402
 from volflow.demo.torso import SHAPE  # noqa: E402
 from volflow.geometry.budget import format_bytes, parse_bytes  # noqa: E402
@@ -178,16 +178,14 @@ def main() -> None:
     if not (folder / "ct_net").exists():
         subprocess.run([sys.executable, "-m", "volflow.demo.tissue", folder / "ct_net"], check=True)
     methods = options.method or list(METHODS)
-    lines, stretches = [], []
+    lines, seen = [], []
     for method in methods:
         watched = measure(method, folder, cap)
         lines.append(row(method, cap, watched))
         if watched.ended == "over" and free != "0B":
             watched = measure(method, folder, parse_bytes(free))
             lines.append(row(method, parse_bytes(free), watched))
-        stretches.append(
-            Stretch(method, 0, watched.curve, watched.peak_bytes, color=COLORS[method])
-        )
+        seen.append((method, 0.0, watched))
     voxels = " × ".join(map(str, SHAPE))
     text = "\n".join([
         describe(["torch", "zarr", "dask", "monai", "torchio"]),
@@ -204,7 +202,7 @@ def main() -> None:
     print(text)
     if options.picture:
         figure = draw_memory(
-            stretches, cap, 4 * math.prod(SHAPE), "The same CT, the same network",
+            seen, COLORS, cap, 4 * math.prod(SHAPE), "The same CT, the same network",
             f"{voxels} voxels, float32   ·   resident memory, Python and torch included",
         )  # fmt: skip
         figure.savefig(options.picture, dpi=150)

@@ -1,4 +1,4 @@
-"""Demonstrations: a real brain scan and its score here; commands that segment it, and a large CT.
+"""Demonstrations: the data and the score of a real brain scan, and two runs that segment a volume.
 
 The scan is the ICBM 2009a nonlinear symmetric template of the Montreal Neurological Institute:
 an average of 152 brains at 1 mm, already stripped of the skull, with maps of the probability of
@@ -12,10 +12,8 @@ It is an easy scan: even two well-chosen thresholds on its intensity reach a Dic
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -48,9 +46,8 @@ BUNDLE = Path(__file__).with_name("bundle")
 _FILE = "mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz"
 
 
-@dataclass(frozen=True)
-class Mni:
-    """Paths of the template: T1 image, grey-matter map, white-matter map."""
+class Mni(NamedTuple):
+    """Paths of the template: the T1 image and the maps of grey and of white matter."""
 
     t1: Path
     gm: Path
@@ -63,12 +60,13 @@ def load_mni(directory: str | Path | None = None) -> Mni:
     Parameters
     ----------
     directory
-        Where they lie, instead of inside the installed package ``nilearn``.
+        The folder that holds them; by default they are sought in the installed package
+        ``nilearn``.
 
     Raises
     ------
     InvalidInput
-        Where they are not found.
+        If one of them is not found.
 
     Examples
     --------
@@ -88,7 +86,7 @@ def load_mni(directory: str | Path | None = None) -> Mni:
             )
         directory = Path(places[0]) / "datasets" / "data"
     found = Mni(*(Path(directory) / _FILE.format(part) for part in ("t1", "gm", "wm")))
-    for path in (found.t1, found.gm, found.wm):
+    for path in found:
         if not path.is_file():
             raise InvalidInput(
                 f"the MNI152 template is not in {directory}: {path.name} is missing;"
@@ -98,10 +96,14 @@ def load_mni(directory: str | Path | None = None) -> Mni:
 
 
 def tissue_classes(gm: npt.NDArray[np.uint8], wm: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Classes from probability maps in 0..255: the tissue of probability above one half.
+    """Return the class of each voxel: the tissue whose probability is above one half.
 
-    The maps add up to at most 1, so that is one tissue or none; none is background (fluid,
-    and voxels shared so evenly that no tissue holds half).
+    Parameters
+    ----------
+    gm, wm
+        Probability of grey and of white matter from 0 to 255, of any one shape. Together they are
+        at most 255, so that at most one is above one half. Where none is, as in fluid, the voxel
+        is background.
 
     Examples
     --------
@@ -115,40 +117,32 @@ def tissue_classes(gm: npt.NDArray[np.uint8], wm: npt.NDArray[np.uint8]) -> npt.
 
 
 def true_classes(mni: Mni) -> npt.NDArray[np.uint8]:
-    """The template's classes on the stored axes, zyx.
+    """Return the classes of the template as uint8, ``zyx``.
 
     Raises
     ------
     InvalidInput
-        Where nibabel is not installed.
+        If nibabel is not installed.
     """
-    try:
-        from nibabel.nifti1 import Nifti1Image
-    except ImportError as error:
-        raise InvalidInput(
-            "reading the template takes nibabel, which is not installed;"
-            ' pip install "volflow[demo]"'
-        ) from error
-    gm, wm = (np.asarray(Nifti1Image.from_filename(path).dataobj) for path in (mni.gm, mni.wm))
+    from volflow.store.formats.nifti import import_nibabel  # loads Zarr
+
+    image = import_nibabel().Nifti1Image
+    gm, wm = (np.asarray(image.from_filename(path).dataobj) for path in (mni.gm, mni.wm))
     return tissue_classes(gm, wm).transpose(2, 1, 0)
 
 
-def held_out_dice(
-    predicted: npt.NDArray[Any], truth: npt.NDArray[Any], axis: int = 1
-) -> Mapping[str, float]:
-    """Dice per tissue on the part of the brain that the network never saw.
+def held_out_dice(predicted: npt.NDArray[Any], truth: npt.NDArray[Any]) -> dict[str, float]:
+    """Return the Dice score of each tissue on the part of the brain that the network never saw.
 
     Parameters
     ----------
     predicted, truth
-        Class numbers of the whole template.
-    axis
-        The axis that is y: 1 on the stored axes zyx, as well as on (x, y, z).
+        Class numbers of the whole template, ``zyx`` or ``xyz``.
 
     Raises
     ------
     InvalidInput
-        Where the shapes differ.
+        If their shapes differ.
 
     Examples
     --------
@@ -162,8 +156,7 @@ def held_out_dice(
         raise InvalidInput(
             f"predicted classes have shape {predicted.shape}, the template has {truth.shape}"
         )
-    front = (*(slice(None),) * axis, slice(HELD_OUT_Y, None))
-    found, true = predicted[front], truth[front]
+    found, true = predicted[:, HELD_OUT_Y:], truth[:, HELD_OUT_Y:]
     scores = {}
     for number, name in enumerate(CLASSES[1:], start=1):
         a, b = found == number, true == number

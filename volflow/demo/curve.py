@@ -1,18 +1,19 @@
-"""A picture of resident memory against time: what ran, its cap, and the volume's own size."""
+"""A picture of resident memory against time: what ran, its cap, and the size of the volume."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
+from volflow.demo.steps import Watched
 from volflow.geometry.budget import format_bytes
 from volflow.report.pictures.page import BACKGROUND, FRAME, INK, MUTED
 
-__all__ = ["Stretch", "draw_memory"]
+__all__ = ["draw_memory"]
 
 MIB = 2**20
 WIDTH, HEIGHT = 12.8, 6.2  # inches
@@ -20,70 +21,64 @@ LEFT, RIGHT, BOTTOM, TOP = 0.075, 0.975, 0.1, 0.84
 MARGIN, MOST_TICKS = 0.023, 8
 LETTER, LINE = 0.1, 0.14  # inches that names take
 RED, OUTLINE = "#F0603A", withStroke(linewidth=3, foreground=BACKGROUND)
-
-
-@dataclass(frozen=True)
-class Stretch:
-    """The memory of one process.
-
-    Parameters
-    ----------
-    name
-        What it did.
-    start_s
-        When it started.
-    curve
-        Seconds since then, and bytes.
-    peak_bytes
-        The most it held, between two points of the curve perhaps.
-    color
-        Of its curve; None for what matters less.
-    end
-        What befell it, where it did not simply end.
-    """
-
-    name: str
-    start_s: float
-    curve: Sequence[tuple[float, int]]
-    peak_bytes: int
-    color: str | None = None
-    end: str = ""
+ENDS = {"stopped": "killed at half"}
 
 
 def draw_memory(
-    stretches: Sequence[Stretch], cap_bytes: int, volume_bytes: int, title: str, subtitle: str
+    seen: Sequence[tuple[str, float, Watched]],
+    colors: Mapping[str, str],
+    cap_bytes: int,
+    volume_bytes: int,
+    title: str,
+    subtitle: str,
 ) -> Figure:
-    """Draw memory against time.
+    """Draw the resident memory of processes against time.
 
     Parameters
     ----------
-    stretches
-        One after the other, or from the same start.
+    seen
+        For each process its name, when it started in seconds, and what was seen of it; one after
+        the other, or from the same start.
+    colors
+        The colours of curves by name; others are grey.
     cap_bytes
-        What the processes were held to.
+        The memory at which a process was killed.
     volume_bytes
-        The size of the volume that went through them.
+        The size of the volume that went through the processes.
     title, subtitle
         Two lines at the top.
 
     Examples
     --------
-    >>> one = Stretch("predict", 0, [(0.0, 2**28), (9.0, 2**29)], 2**29)
-    >>> figure = draw_memory([one], 768 * 2**20, 2**30, "a title", "and more")
+    >>> one = Watched("done", 9.0, 2**29, ((0.0, 2**28), (9.0, 2**29)), "")
+    >>> figure = draw_memory(
+    ...     [("predict", 0.0, one)], {}, 768 * 2**20, 2**30, "a title", "and more"
+    ... )
     >>> [text.get_text() for text in figure.axes[0].texts][:2]
     ['the volume alone: 1 GiB', 'cap: 768 MiB, killed above']
     """
     figure = Figure(figsize=(WIDTH, HEIGHT), facecolor=BACKGROUND)
     axes = figure.add_axes((LEFT, BOTTOM, RIGHT - LEFT, TOP - BOTTOM))
-    stretches = [stretch for stretch in stretches if stretch.curve]
-    last = max(stretch.start_s + stretch.curve[-1][0] for stretch in stretches)
-    highest = max(cap_bytes, volume_bytes, *(each.peak_bytes for each in stretches))
-    _frame(axes, 1.01 * last, 1.12 * highest / MIB)
-    _line(axes, volume_bytes, f"the volume alone: {format_bytes(volume_bytes)}", INK, above=True)
-    _line(axes, cap_bytes, f"cap: {format_bytes(cap_bytes)}, killed above", RED, above=False)
-    for stretch in stretches:
-        _area(axes, stretch)
-    _name_peak(axes, max(stretches, key=lambda each: each.peak_bytes))
+    seen = [one for one in seen if one[2].curve]
+    right = 1.01 * max(start_s + watched.curve[-1][0] for _, start_s, watched in seen)
+    _, start_s, highest = max(seen, key=lambda one: one[2].peak_bytes)
+    _frame(axes, right, 1.12 * max(cap_bytes, volume_bytes, highest.peak_bytes) / MIB)
+    for size, text, color, style, up in (
+        (volume_bytes, f"the volume alone: {format_bytes(volume_bytes)}", INK, (0, (2, 3)), 5),
+        (cap_bytes, f"cap: {format_bytes(cap_bytes)}, killed above", RED, "-", -5),
+    ):
+        axes.axhline(size / MIB, color=color, linewidth=1.3, linestyle=style)
+        side = "bottom" if up > 0 else "top"
+        _write(axes, text, (right, size / MIB), -2, up, ha="right", va=side, color=color)
+    for one in seen:
+        _area(axes, *one, colors.get(one[0], MUTED))
+    when = start_s + max(highest.curve, key=lambda point: point[1])[0]
+    axes.plot(when, highest.peak_bytes / MIB, "o", color=INK, markersize=4.5)
+    _write(
+        axes, f"peak {format_bytes(highest.peak_bytes)}", (when, highest.peak_bytes / MIB), up=8,
+        ha="right" if when > 0.9 * right else "center", va="baseline", color=INK, fontsize=10,
+        weight="bold",
+    )  # fmt: skip
     figure.text(MARGIN, 0.955, title, fontsize=15, weight="bold", color=INK, va="top")
     figure.text(MARGIN, 0.895, subtitle, fontsize=9.5, color=MUTED, va="top")
     return figure
@@ -104,49 +99,29 @@ def _frame(axes: Axes, last_s: float, highest_mib: float) -> None:
         spine.set(visible=side == "bottom", color=FRAME)
 
 
-def _line(axes: Axes, at_bytes: int, text: str, color: str, above: bool) -> None:
-    """A level, named at its right end."""
-    axes.axhline(
-        at_bytes / MIB, color=color, linewidth=1.3, linestyle=(0, (2, 3)) if above else "-"
-    )
-    axes.annotate(
-        text, (axes.get_xlim()[1], at_bytes / MIB), xytext=(-2, 5 if above else -5),
-        textcoords="offset points", ha="right", va="bottom" if above else "top", color=color,
-        fontsize=9.5, path_effects=[OUTLINE],
-    )  # fmt: skip
-
-
-def _area(axes: Axes, stretch: Stretch) -> None:
-    """A curve over its area, its name in it where there is room, and how it ended."""
-    color = stretch.color or MUTED
-    seconds = [stretch.start_s + second for second, _ in stretch.curve]
-    mib = [resident / MIB for _, resident in stretch.curve]
+def _area(axes: Axes, name: str, start_s: float, watched: Watched, color: str) -> None:
+    """Draw a curve over its area, its name where there is room for it, and how it ended."""
+    seconds = [start_s + second for second, _ in watched.curve]
+    mib = [resident / MIB for _, resident in watched.curve]
     axes.fill_between(seconds, mib, color=color, alpha=0.22, linewidth=0)
     axes.plot(seconds, mib, color=color, linewidth=1.4)
     middle, half = (seconds[0] + seconds[-1]) / 2, sorted(mib)[len(mib) // 2] / 2
     wide = (seconds[-1] - seconds[0]) / axes.get_xlim()[1] * WIDTH * (RIGHT - LEFT)
-    roomy = wide > LETTER * len(stretch.name)
+    roomy = wide > LETTER * len(name)
     if wide > LINE:
-        axes.annotate(
-            stretch.name, (middle, half), rotation=0 if roomy else 90, ha="center", va="center",
-            color=INK, fontsize=10.5 if roomy else 8.5, path_effects=[OUTLINE],
-        )  # fmt: skip
-    if stretch.end:
+        size, turn = (10.5, 0) if roomy else (8.5, 90)
+        _write(axes, name, (middle, half), ha="center", color=INK, fontsize=size, rotation=turn)
+    if end := ENDS.get(watched.ended):
         axes.plot(seconds[-1], mib[-1], "x", color=RED, markersize=9, markeredgewidth=2.4)
-        inside = wide > LETTER * (len(stretch.name) + 2 * len(stretch.end))
-        axes.annotate(
-            stretch.end, (seconds[-1], half if inside else mib[-1]),
-            xytext=(-6 if inside else 9, 0), textcoords="offset points", color=RED, fontsize=9.5,
-            ha="right" if inside else "left", va="center", path_effects=[OUTLINE],
-        )  # fmt: skip
+        if wide > LETTER * (len(name) + 2 * len(end)):
+            _write(axes, end, (seconds[-1], half), right=-6, ha="right", color=RED)
+        else:
+            _write(axes, end, (seconds[-1], mib[-1]), right=9, ha="left", color=RED)
 
 
-def _name_peak(axes: Axes, stretch: Stretch) -> None:
-    when = stretch.start_s + max(stretch.curve, key=lambda point: point[1])[0]
-    axes.plot(when, stretch.peak_bytes / MIB, "o", color=INK, markersize=4.5)
-    late = when > 0.9 * axes.get_xlim()[1]
-    axes.annotate(
-        f"peak {format_bytes(stretch.peak_bytes)}", (when, stretch.peak_bytes / MIB),
-        xytext=(0, 8), textcoords="offset points", ha="right" if late else "center", color=INK,
-        fontsize=10, weight="bold", path_effects=[OUTLINE],
-    )  # fmt: skip
+def _write(
+    axes: Axes, text: str, at: tuple[float, float], right: float = 0, up: float = 0, **style: Any
+) -> None:
+    """Write a text at a point, moved by a number of typographic points, with an outline."""
+    style = {"va": "center", "fontsize": 9.5, "path_effects": [OUTLINE], **style}
+    axes.annotate(text, at, xytext=(right, up), textcoords="offset points", **style)

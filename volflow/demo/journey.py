@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
-from pathlib import Path
 
 from volflow.demo import BUNDLE, HELD_OUT_Y, held_out_dice, load_mni, true_classes
 from volflow.demo.steps import INDENT, folder_for, say
@@ -16,34 +14,24 @@ from volflow.store.verify import verify
 from volflow.store.volume import open_volume
 from volflow.volumes.convert import convert
 
-__all__ = ["DemoResult", "run_demo"]
+__all__ = ["run_demo"]
 
 
-@dataclass(frozen=True)
-class DemoResult:
-    """Where the demo left its files, and how well its network did on what it never saw."""
-
-    scan: Path
-    result: Path
-    picture: Path
-    dice: dict[str, float]
-
-
-def run_demo(out: str | os.PathLike[str] = "demo-output") -> DemoResult:
-    """Convert a real MRI, segment it, verify the result, draw it; says each step.
+def run_demo(out: str | os.PathLike[str]) -> None:
+    """Convert a real MRI, segment it, verify the result and draw it; each step is printed.
 
     Parameters
     ----------
     out
-        Folder for the scan, the result and the picture; made if missing. A demo that was
+        Folder for the scan, the result and the picture; it is made if missing. A demo that was
         interrupted is resumed there.
 
     Raises
     ------
     InvalidInput
-        Where the scan's package is not installed or the folder cannot be made.
+        If the package that carries the scan is not installed, or the folder cannot be made.
     RunFailed
-        Where the result does not verify.
+        If the result does not verify.
     """
     mni = load_mni()
     folder = folder_for(out)
@@ -60,10 +48,9 @@ def run_demo(out: str | os.PathLike[str] = "demo-output") -> DemoResult:
     say(f"{INDENT}{coverage}")
     if not coverage.ok:
         raise RunFailed(f"{coverage}; run volflow demo again to repair it")
-    dice = dict(held_out_dice(open_volume(result)[:], true_classes(mni)))
+    dice = held_out_dice(open_volume(result)[:], true_classes(mni))
     scores = ", ".join(f"{name} {score:.3f}" for name, score in dice.items())
     say(f"{INDENT}Dice on the part never trained on (y ≥ {HELD_OUT_Y}): {scores}")
     say(f"4. preview   {picture}")
     save(preview(result, over=volume), picture)
     say(f"done in {time.monotonic() - began:.0f} s; look at {picture.resolve()}")
-    return DemoResult(scan, result, picture, dice)

@@ -1,7 +1,7 @@
-"""A synthetic CT: shapes painted over each other, then noise; any box of it by itself.
+"""A synthetic CT: shapes are painted over each other, then noise is added.
 
-A voxel's value follows from its index, the spacing and the seed alone, so that the volume may be
-made in any cut, in any order, and is never held whole.
+The value of a voxel follows from its index, the spacing and the seed alone, so that any box can be
+computed by itself, in any order, and the volume is never held whole.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +19,7 @@ __all__ = ["Ellipsoid", "Rod", "Shape", "paint"]
 
 Array = npt.NDArray[np.float32]
 Point = tuple[float, float, float]
+Corners = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
 
 # Values are in HU: air is -1000, water 0.
 AIR = -1000.0
@@ -34,34 +34,23 @@ STRIDES = (0x9E3779B1, 0x85EBCA77, 1)  # odd and far apart: voxels get numbers o
 SIGMA_OF_FOUR_BYTES = math.sqrt(4 * (256**2 - 1) / 12)
 
 
-class Shape(Protocol):
-    """Something to paint; lengths in mm along z, y, x."""
-
-    @property
-    def value(self) -> float:
-        """What is painted, in HU."""
-
-    def box(self) -> tuple[Point, Point]:
-        """The corners of a box around it."""
-
-    def distance(self, z: float, y: Array, x: Array) -> Array:
-        """To its surface, about, of the points of a plane; negative inside."""
-
-
 @dataclass(frozen=True)
 class Ellipsoid:
-    """An ellipsoid whose axes are those of the volume."""
+    """An ellipsoid whose axes are those of the volume; lengths in mm along z, y, x, value in HU."""
 
     center: Point
     radii: Point
     value: float
 
-    def box(self) -> tuple[Point, Point]:
-        """The corners of a box around it."""
+    def box(self) -> Corners:
+        """Return the corners of a box around it."""
         return _grown(self.center, self.center, self.radii)
 
     def distance(self, z: float, y: Array, x: Array) -> Array:
-        """To first order: the implicit function over the length of its gradient."""
+        """Return the distance in mm to the surface, to first order; it is negative inside.
+
+        It is the implicit function over the length of its gradient, of shape (rows, columns).
+        """
         cz, cy, cx = np.array(self.center, np.float32)
         rz, ry, rx = np.array(self.radii, np.float32)
         dz, dy, dx = np.float32(z) - cz, y - cy, x - cx
@@ -75,19 +64,19 @@ class Ellipsoid:
 
 @dataclass(frozen=True)
 class Rod:
-    """A round rod between two points, its radius changing from one end to the other."""
+    """A round rod between two points, whose radius changes from one end to the other."""
 
     start: Point
     stop: Point
     radii: tuple[float, float]
     value: float
 
-    def box(self) -> tuple[Point, Point]:
-        """The corners of a box around it."""
+    def box(self) -> Corners:
+        """Return the corners of a box around it."""
         return _grown(self.start, self.stop, (max(self.radii),) * 3)
 
     def distance(self, z: float, y: Array, x: Array) -> Array:
-        """To the nearest point of the axis, less the radius there."""
+        """Return the distance in mm to the nearest point of the axis, less the radius there."""
         along = tuple(b - a for a, b in zip(self.start, self.stop, strict=True))
         length = sum(step * step for step in along)
         dz, dy, dx = z - self.start[0], y - self.start[1], x - self.start[2]
@@ -104,19 +93,22 @@ class Rod:
         return squares
 
 
+Shape = Ellipsoid | Rod
+
+
 def paint(shapes: Sequence[Shape], roi: Roi, spacing: Sequence[float], seed: int = 0) -> Array:
-    """The voxels of a box: shapes in air, the later over the earlier, and noise.
+    """Return the voxels of a box: shapes in air, later ones over earlier ones, and noise.
 
     Parameters
     ----------
     shapes
-        What to paint; the first voxel's centre lies half a voxel from the origin.
+        What is painted; the centre of the first voxel lies half a voxel from the origin.
     roi
-        Which voxels, z, y, x.
+        The box of voxels along z, y, x.
     spacing
-        In mm along z, y, x.
+        Voxel size in mm along z, y, x.
     seed
-        Of the noise.
+        Seed of the noise.
 
     Returns
     -------
@@ -154,18 +146,16 @@ def paint(shapes: Sequence[Shape], roi: Roi, spacing: Sequence[float], seed: int
     return voxels
 
 
-def _grown(start: Point, stop: Point, by: Point) -> tuple[Point, Point]:
-    """The corners of a box around two points, with a margin and half an edge."""
-    margins = [b + EDGE_MM / 2 for b in by]
-    low = tuple(min(a, b) - m for a, b, m in zip(start, stop, margins, strict=True))
-    high = tuple(max(a, b) + m for a, b, m in zip(start, stop, margins, strict=True))
-    return low, high  # type: ignore[return-value]
+def _grown(start: Point, stop: Point, by: Point) -> Corners:
+    """Return the corners of a box around two points, with a margin and half an edge."""
+    margins = np.add(by, EDGE_MM / 2)
+    return np.minimum(start, stop) - margins, np.maximum(start, stop) + margins
 
 
 def _parts(
     shapes: Sequence[Shape], roi: Roi, spacing: Sequence[float]
 ) -> list[tuple[Shape, tuple[slice, ...]]]:
-    """The shapes that reach into a box, and where in it their own boxes lie."""
+    """Return the shapes that reach into a box, and where in it their own boxes lie."""
     corners = np.array([shape.box() for shape in shapes]).reshape(len(shapes), 2, 3) / spacing
     # Voxels whose centres lie inside; the centre of voxel i is at i + 1/2.
     low = np.maximum(np.ceil(corners[:, 0] - 0.5).astype(int), roi.start) - roi.start
@@ -179,7 +169,7 @@ def _parts(
 
 
 def _noise(z: int, roi: Roi, seed: int) -> Array:
-    """Nearly normal noise of a plane's voxels, from a hash of their indices."""
+    """Return nearly normal noise of a plane's voxels, from a hash of their indices."""
     y, x = (
         np.arange(a, b, dtype=np.uint32) * np.uint32(stride)
         for (a, b), stride in zip(list(roi)[1:], STRIDES[1:], strict=True)

@@ -1,6 +1,6 @@
 """The CT of the huge demo as a volume, written a few planes at a time.
 
-``python -m volflow.demo.scan ct.zarr`` makes it in a process of its own; begun before, it goes on.
+``python -m volflow.demo.scan ct.zarr`` writes it in a process of its own and resumes it there.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from volflow.volumes.write import write
 
 __all__ = ["write_scan"]
 
-# Of a stored shard, and painted at once; with the memory that lets two shards be made at a time.
-SHARD_PLANES, PLANES, MEMORY = 32, 16, "360MiB"
+PLANES = 16  # that are painted at once
+MEMORY = "360MiB"  # lets two shards be made at a time
 
 
 def write_scan(out: str | os.PathLike[str], shape: Sequence[int] = SHAPE, seed: int = 0) -> Volume:
-    """Write the CT; where it was begun before, only what is left.
+    """Write the CT; where an earlier call was interrupted, only what is left.
 
     Parameters
     ----------
@@ -38,12 +38,12 @@ def write_scan(out: str | os.PathLike[str], shape: Sequence[int] = SHAPE, seed: 
     shape
         Voxels along z, y, x; the field of view stays the same.
     seed
-        Of the vessels and of the noise.
+        Seed of the vessels and of the noise.
 
     Returns
     -------
     Volume
-        float32 ``zyx`` in HU, its chunks thin along z, so that few rows fill a layer of patches.
+        float32 ``zyx`` in HU, in chunks thin along z, so that few rows fill a layer of patches.
 
     Examples
     --------
@@ -62,7 +62,7 @@ def write_scan(out: str | os.PathLike[str], shape: Sequence[int] = SHAPE, seed: 
     _, y, x = shape
     array = da.map_blocks(
         planes,
-        # Named by what is painted: a second process knows by it what the first began.
+        # Named by what is painted, by which a second process knows what the first has written.
         name=f"volflow-demo-ct-{tokenize(shapes, spacing, seed)}",
         chunks=da.core.normalize_chunks((PLANES, y, x), tuple(shape)),
         dtype="float32",
@@ -73,15 +73,10 @@ def write_scan(out: str | os.PathLike[str], shape: Sequence[int] = SHAPE, seed: 
         out,
         meta=Meta(spacing=spacing, unit="millimeter", orientation="SPL"),
         chunk=(32, 64, 64),
-        shard=(SHARD_PLANES, *_whole(y, x)),
+        shard=(32, -(-y // 64) * 64, -(-x // 64) * 64),  # planes, in whole chunks
         memory=MEMORY,
         progress=False,
     )
-
-
-def _whole(*sides: int) -> tuple[int, ...]:
-    """Sides of a shard that spans a plane, in whole chunks."""
-    return tuple(-(-side // 64) * 64 for side in sides)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """Steps of a demo: a folder, lines that say each step, and commands run under a cap on memory.
 
 Resident memory counts all that a process has taken: interpreter, libraries, every buffer. It is
-looked at twenty times a second. The kernel keeps its peak (``VmHWM``), so that a peak between two
-looks is seen at the next one.
+read twenty times a second. The kernel keeps its peak (``VmHWM``), so that a peak between two
+readings is seen at the next one.
 
-Where a user may make control groups the kernel itself can hold a process, its share of the page
+Users who may make control groups can let the kernel itself hold a process, its share of the page
 cache included: ``systemd-run --user --scope -p MemoryMax=768M volflow predict …``.
 """
 
@@ -34,17 +34,18 @@ EVERY_S = 0.05
 TOLD_BYTES = 4000
 PROC = Path("/proc")
 
-# How our own errors begin, told by the command line or by Python.
+# How our own errors begin, whether the command line or Python prints them.
 _OURS = re.compile(r"^volflow(\.errors\.\w+)?: ")
+_KIB = re.compile(r"^(VmRSS|VmHWM):\s+(\d+) kB$", re.MULTILINE)
 
 
 def folder_for(out: str | os.PathLike[str]) -> Path:
-    """The folder, made if it is missing.
+    """Return a folder as a path; it is made if it is missing.
 
     Raises
     ------
     InvalidInput
-        Where it cannot be made.
+        If it cannot be made.
     """
     folder = Path(out)
     try:
@@ -62,16 +63,17 @@ def say(line: str) -> None:
 
 @dataclass(frozen=True)
 class Watched:
-    """What became of a process.
+    """What was seen of a process.
 
     Parameters
     ----------
     ended
-        ``"done"`` or ``"failed"`` by itself, ``"stopped"`` as asked, ``"over"`` at the cap.
+        ``"done"`` or ``"failed"`` if it ended by itself, ``"stopped"`` if it was killed as asked,
+        ``"over"`` if it was killed at the cap.
     seconds, peak_bytes
         How long it ran, and the most memory that was resident.
     curve
-        Seconds since its start, and the bytes resident then.
+        Pairs of seconds since its start and the bytes that were resident then.
     told
         The end of what it printed.
     """
@@ -97,16 +99,16 @@ def watch(
     command
         Program and arguments. What it prints is kept, not shown.
     cap_bytes
-        Of resident memory.
+        The cap on resident memory.
     until
-        Asked at every look: once it answers True the command is killed just so.
+        Called whenever the memory is read; once it returns True the command is killed.
     look
-        Called at every look with seconds and resident bytes.
+        Called whenever the memory is read, with seconds and resident bytes.
 
     Raises
     ------
     InvalidInput
-        On a system without ``/proc``.
+        If the system has no ``/proc``.
 
     Examples
     --------
@@ -153,7 +155,7 @@ def check_system() -> None:
     Raises
     ------
     InvalidInput
-        On a system without ``/proc``.
+        If the system has no ``/proc``.
     """
     if not (PROC / "self" / "status").exists():
         raise InvalidInput(
@@ -163,15 +165,13 @@ def check_system() -> None:
 
 
 def _memory(pid: int) -> tuple[int, int]:
-    """Bytes resident of a process and its descendants, and the sum of their peaks."""
+    """Return the resident bytes of a process and its descendants, and the sum of their peaks."""
     resident = highest = 0
     for one in _family(pid):
         with suppress(OSError):  # it has ended
-            for line in (PROC / str(one) / "status").read_text().splitlines():
-                if line.startswith("VmRSS:"):
-                    resident += int(line.split()[1]) * 1024
-                elif line.startswith("VmHWM:"):
-                    highest += int(line.split()[1]) * 1024
+            found = dict(_KIB.findall((PROC / str(one) / "status").read_text()))
+            resident += 1024 * int(found.get("VmRSS", 0))
+            highest += 1024 * int(found.get("VmHWM", 0))
     return resident, highest
 
 
@@ -185,7 +185,7 @@ def _family(pid: int) -> Iterator[int]:
 
 @dataclass
 class Guard:
-    """Runs commands under a cap, and keeps what it saw: name, when it started, what became of it.
+    """Runs commands under a cap, and keeps the name, the start in seconds and what it saw of each.
 
     Examples
     --------
@@ -200,7 +200,7 @@ class Guard:
 
     @property
     def seconds(self) -> float:
-        """Since it began."""
+        """Seconds since the guard was made."""
         return time.monotonic() - self.began_s
 
     @property
@@ -216,29 +216,34 @@ class Guard:
         state: Callable[[], str] | None = None,
         check: bool = True,
     ) -> Watched:
-        """Run a command to its end, or until it is to be killed.
+        """Run a command to its end, or until it is to be killed; a terminal shows its memory.
 
         Parameters
         ----------
         name
-            For messages and pictures.
+            Its name in messages and pictures.
         command, until
             As in `watch`.
         state
-            How far it has come, in a few words, for people at a terminal.
+            Returns how far it has come, in a few words, for people at a terminal.
         check
             Whether its failure is an error.
 
         Raises
         ------
         RunFailed
-            Where it fails, or is killed at the cap.
+            If it fails, or is killed at the cap.
         """
-        start_s = self.seconds
-        shown = sys.stderr.isatty()
+
+        def look(seconds: float, resident: int) -> None:
+            full = round(BAR * min(1.0, resident / self.cap_bytes))
+            memory = f"{resident // MIB} of {self.cap_bytes // MIB} MiB"
+            words = "  ".join([memory, f"{seconds:.0f} s", state() if state else ""])
+            _show(f"{INDENT}{'█' * full}{'·' * (BAR - full)}  {words}")
+
+        start_s, shown = self.seconds, sys.stderr.isatty()
         try:
-            look = self._meter(state) if shown else None
-            watched = watch(command, self.cap_bytes, until=until, look=look)
+            watched = watch(command, self.cap_bytes, until=until, look=look if shown else None)
         finally:
             if shown:
                 _show("")
@@ -252,15 +257,6 @@ class Guard:
             reason = (watched.told.splitlines() or ["it said nothing"])[-1]
             raise RunFailed(f"{name} failed: {_OURS.sub('', reason)}")
         return watched
-
-    def _meter(self, state: Callable[[], str] | None) -> Callable[[float, int], None]:
-        def look(seconds: float, resident: int) -> None:
-            full = round(BAR * min(1.0, resident / self.cap_bytes))
-            memory = f"{resident // MIB} of {self.cap_bytes // MIB} MiB"
-            words = "  ".join([memory, f"{seconds:.0f} s", state() if state else ""])
-            _show(f"{INDENT}{'█' * full}{'·' * (BAR - full)}  {words}")
-
-        return look
 
 
 def _show(line: str) -> None:

@@ -1,8 +1,8 @@
-"""A small network that tells tissues apart in CT: its weights are written down, not trained.
+"""A small network that tells tissues apart in CT; its weights are written down, not trained.
 
-It is the house U-Net with one level: three convolutions, 1 → 8 → 8 → 5 channels. The first smooths
-and compares with seven thresholds; the second makes of them, smoothed again, how much of the
-neighbourhood is of each tissue; the third lets them vote.
+It is our U-Net with one level: three convolutions, 1 → 8 → 8 → 5 channels. The first smooths the
+voxels and compares them with seven thresholds; the second computes from these, smoothed again, how
+much of the neighbourhood is of each tissue; the third lets the tissues vote.
 
 ``python -m volflow.demo.tissue net`` saves it as a bundle.
 """
@@ -42,7 +42,7 @@ AROUND = torch.full((3, 3, 3), 1 / 27)
 
 
 def tissue_net() -> UNet:
-    """The network, in eval mode: HU in, five scores out in the order of `CLASSES`.
+    """Return the network in eval mode; it takes HU and gives five scores in the order of `CLASSES`.
 
     Examples
     --------
@@ -52,7 +52,7 @@ def tissue_net() -> UNet:
     >>> [CLASSES[int(score.argmax())] for score in scores] == list(CLASSES)
     True
     """
-    # The last channel is 1 everywhere in the patch, and like all channels 0 in the padding around
+    # The last channel is 1 everywhere in the patch and, like all channels, 0 in the padding around
     # it, which thus is of no tissue.
     inside = torch.eye(CHANNELS)[-1]
     rises = [inside, *(_rise(low, high) for low, high in FADES), torch.zeros(CHANNELS)]
@@ -81,7 +81,7 @@ def tissue_net() -> UNet:
 
 
 def save_tissue_net(path: str | os.PathLike[str]) -> Model:
-    """Save the network as a bundle, with how it is to be run."""
+    """Save the network as a bundle, together with the settings of its prediction."""
     return save_model(
         tissue_net(),
         path,
@@ -96,7 +96,7 @@ def save_tissue_net(path: str | os.PathLike[str]) -> Model:
 
 
 def _rise(low: float, high: float) -> Tensor:
-    """A factor for each channel, whose sum goes from 0 to 1 between two thresholds."""
+    """Return a factor for each channel; their sum rises from 0 to 1 between two thresholds."""
     factors = torch.zeros(CHANNELS)
     factors[THRESHOLDS.index(low)] = 1 / (high - low)
     factors[THRESHOLDS.index(high)] = -1 / (high - low)
@@ -104,7 +104,7 @@ def _rise(low: float, high: float) -> Tensor:
 
 
 def _sum(*terms: tuple[float, Tensor, Tensor]) -> Tensor:
-    """Factors of the second convolution: shares, each over a neighbourhood and weighted."""
+    """Return factors of the second convolution: weighted shares of tissues, each over a kernel."""
     factors = torch.zeros(CHANNELS, 3, 3, 3)
     for weight, share, kernel in terms:
         factors += weight * share[:, None, None, None] * kernel

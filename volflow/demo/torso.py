@@ -1,7 +1,7 @@
-"""The torso of the huge demo, as shapes: chest and upper belly, made up and named in mm.
+"""The torso of the huge demo as geometric shapes: an invented chest and upper belly.
 
-Patient coordinates as in a CT: z grows upwards, y to the back, x to the patient's left. The field
-of view is 320.7 × 337.9 × 337.9 mm.
+Lengths are in mm and values in HU. Coordinates are those of a CT: z grows upwards, y towards the
+back, x towards the patient's left. The field of view is 320.7 × 337.9 × 337.9 mm.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ VESSELS = 384  # ends of a lung's tree
 
 
 def spacing_of(shape: Sequence[int]) -> tuple[float, float, float]:
-    """The voxel size in mm, z, y, x, with which a volume of this shape shows the whole torso.
+    """Return the voxel size in mm along z, y, x with which a shape shows the whole torso.
 
     Examples
     --------
@@ -47,12 +47,12 @@ def spacing_of(shape: Sequence[int]) -> tuple[float, float, float]:
 
 @cache
 def torso(seed: int = 0) -> tuple[Shape, ...]:
-    """All shapes, in the order in which they are painted.
+    """Return all shapes, in the order in which they are painted.
 
     Parameters
     ----------
     seed
-        Of the vessels of the lungs; all else is the same for all.
+        Seed of the vessels of the lungs; all other shapes do not depend on it.
 
     Examples
     --------
@@ -72,7 +72,7 @@ def torso(seed: int = 0) -> tuple[Shape, ...]:
 
 
 def _wall() -> Iterator[Shape]:
-    """Skin and fat, muscle, and the fat inside; all slightly narrower towards the neck."""
+    """Yield skin and fat, muscle, and the fat inside; they become narrower towards the neck."""
     center = (110.0, Y, X)
     yield Ellipsoid(center, (460.0, 106.0, 152.0), FAT)
     yield Ellipsoid(center, (450.0, 95.0, 139.0), MUSCLE)
@@ -90,7 +90,7 @@ def _lungs(rng: np.random.Generator) -> Iterator[Shape]:
 
 
 def _tree(start: Array, ends: Array, radius: float) -> Iterator[Shape]:
-    """A vessel towards the middle of its ends, and one for each half of them."""
+    """Yield a vessel towards the middle of its ends, and one for each half of them."""
     stop = start + 0.55 * (ends.mean(axis=0) - start)
     yield Rod(_point(start), _point(stop), (radius, 0.85 * radius), BLOOD)
     if len(ends) == 1:
@@ -107,7 +107,7 @@ def _point(values: Array) -> Point:
 
 
 def _chest() -> Iterator[Shape]:
-    """Heart, aorta and what else lies between the lungs; a nodule in the right one."""
+    """Yield heart, aorta and what else lies between the lungs, and a nodule in the right one."""
     yield Ellipsoid((215.0, Y - 8, X), (110.0, 48.0, 24.0), MUSCLE)  # what lies between the lungs
     yield Ellipsoid((240.0, Y - 48, X), (60.0, 16.0, 14.0), FAT)
     yield Ellipsoid((163.0, Y - 32, X + 26), (52.0, 46.0, 50.0), BLOOD)  # the heart
@@ -118,7 +118,7 @@ def _chest() -> Iterator[Shape]:
 
 
 def _belly() -> Iterator[Shape]:
-    """Liver and spleen, whose domes the lungs rest on; stomach with gas, kidneys, gut."""
+    """Yield liver and spleen, on whose domes the lungs rest, stomach with gas, kidneys, gut."""
     yield Ellipsoid((72.0, Y - 10, X - 62), (82.0, 74.0, 64.0), LIVER)
     yield Ellipsoid((78.0, Y - 24, X + 6), (42.0, 44.0, 52.0), LIVER)
     yield Ellipsoid((84.0, Y - 14, X + 66), (56.0, 60.0, 50.0), MUSCLE)
@@ -138,7 +138,7 @@ def _belly() -> Iterator[Shape]:
 
 
 def _bone(paths: Sequence[Sequence[Point]], radius: float, wall: float) -> Iterator[Shape]:
-    """Rods along some paths: a hard shell around all of them, then the marrow of all."""
+    """Yield rods along some paths: a hard shell around all of them, then the marrow of all."""
     for thick, value in ((radius, BONE), (radius - wall, MARROW)):
         for path in paths:
             for start, stop in pairwise(path):
@@ -146,7 +146,7 @@ def _bone(paths: Sequence[Sequence[Point]], radius: float, wall: float) -> Itera
 
 
 def _spine() -> Iterator[Shape]:
-    """Vertebrae, the discs between them, the canal behind, and the processes."""
+    """Yield vertebrae, the discs between them, the canal behind them, and the processes."""
     for n in range(14):
         z, size = 2.0 + 25.5 * n, 1.0 - 0.022 * n
         yield Ellipsoid((z + 12.7, SPINE_Y, X), (7.0, 16.0 * size, 21.0 * size), MUSCLE + 40)
@@ -163,7 +163,7 @@ def _spine() -> Iterator[Shape]:
 
 
 def _ribs() -> Iterator[Shape]:
-    """Twelve pairs, each from its vertebra to the front, where cartilage leads to the sternum."""
+    """Yield twelve pairs of ribs, most of which cartilage joins to the sternum in front."""
     for n in range(12):
         top, floating = 34.0 + 25.5 * n, n < 2
         narrow = 1.0 - 0.0015 * max(0.0, top - 200)
@@ -185,7 +185,7 @@ def _arc(top: float, side: int, narrow: float, share: float) -> Iterator[Point]:
 
 
 def _airways() -> Iterator[Shape]:
-    """The windpipe and its branches: a wall, and air inside."""
+    """Yield the windpipe and its branches: first their walls, then the air inside."""
     split = (232.0, Y + 14, X)
     ways = [((345.0, Y - 2, X), split, 8.5)]
     for side in (-1, 1):

@@ -10,7 +10,8 @@ import pytest
 import volflow.demo.huge as huge
 import volflow.demo.steps as steps
 from volflow.cli import run
-from volflow.demo.curve import Stretch, draw_memory
+from volflow.demo.curve import draw_memory
+from volflow.demo.steps import Watched
 from volflow.demo.torso import SHAPE
 from volflow.errors import InvalidInput
 from volflow.store.journal.journal import Journal, Record
@@ -181,14 +182,16 @@ def test_the_watching_process_stays_light(fresh_python):
 
 
 class TestCurve:
-    def draw(self, **changes):
-        curve = [(second / 10, 400 * MIB) for second in range(100)]
-        stretches = [
-            Stretch("scan", 0, [(0.0, 50 * MIB), (2.0, 300 * MIB)], 310 * MIB),
-            Stretch("predict", 2, curve, 640 * MIB, "#E69F00", "killed at half"),
-            Stretch("empty", 12, [], 0),
+    def draw(self):
+        curve = tuple((second / 10, 400 * MIB) for second in range(100))
+        scan = ((0.0, 50 * MIB), (2.0, 300 * MIB))
+        seen = [
+            ("scan", 0.0, Watched("done", 2.0, 310 * MIB, scan, "")),
+            ("predict", 2.0, Watched("stopped", 10.0, 640 * MIB, curve, "")),
+            ("empty", 12.0, Watched("done", 0.0, 0, (), "")),
         ]
-        return draw_memory(stretches, 768 * MIB, 1069 * MIB, "a title", "more", **changes)
+        colors = {"predict": "#E69F00"}
+        return draw_memory(seen, colors, 768 * MIB, 1069 * MIB, "a title", "more")
 
     def test_says_all_that_matters(self):
         figure = self.draw()
