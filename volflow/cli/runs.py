@@ -34,9 +34,9 @@ def verify(out: Out, as_json: Json = False, quiet: Quiet = False) -> None:
 
 def status(out: Out, as_json: Json = False) -> None:
     """Say how far an output has come, from its journal; no voxel is read."""
-    from volflow.report.facts.run_state import run_facts, run_text, volume_behind
+    from volflow.report.facts.run_state import run_facts, run_text
 
-    facts = run_facts(volume_behind(out))
+    facts = run_facts(out)
     say(facts, as_json, run_text(facts))
 
 

@@ -17,18 +17,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from volflow.errors import InvalidInput
 from volflow.geometry.budget import format_bytes
 from volflow.geometry.units import unit_sign
 from volflow.geometry.views import View, views
 from volflow.report.colors import class_color, class_numbers, shades, tinted, window
-from volflow.report.facts.grid_facts import (
-    counted,
-    file_sizes,
-    grid_facts,
-    lengths,
-    short_name,
-    times,
-)
+from volflow.report.facts.grid_facts import counted, file_sizes, lengths, short_name, times
+from volflow.report.facts.run_state import unfinished
 
 if TYPE_CHECKING:
     from volflow.store.volume import Volume
@@ -84,23 +79,24 @@ def volume_html(volume: Volume) -> str:
 
 def _facts(volume: Volume) -> list[tuple[str, str]]:
     """Return the names and values of the table, the values as HTML."""
-    facts = grid_facts(volume.shape, volume.dtype, volume.meta)
-    box = [n * s for n, s in zip(volume.spatial_shape, volume.spacing, strict=True)]
+    meta, unit, shape = volume.meta, volume.unit, volume.shape
     levels = "; ".join(times(level.scale) for level in volume.levels)
     rows = {
-        "shape": " × ".join(f"{a} {n}" for a, n in zip(facts["axes"], facts["shape"], strict=True)),
-        "dtype": facts["dtype"],
-        "voxel": lengths(facts["spacing"], facts["unit"]),
-        "box": lengths(box, facts["unit"]),
-        "orientation": facts["orientation"] or "",
-        "level": f"{volume.level} of {len(volume.levels)}: {levels} {unit_sign(facts['unit'])}"
+        "shape": " × ".join(f"{a} {n}" for a, n in zip(volume.axes, shape, strict=True)),
+        "dtype": volume.dtype,
+        "voxel": lengths(volume.spacing, unit),
+        "box": lengths(np.multiply(volume.spatial_shape, volume.spacing).tolist(), unit),
+        "orientation": volume.orientation or "",
+        "level": f"{volume.level} of {len(volume.levels)}: {levels} {unit_sign(unit)}"
         if len(volume.levels) > 1
         else "",
         "chunks": _pieces(volume, volume.chunks),
         "shards": _pieces(volume, volume.shards),
-        "size": f"{format_bytes(facts['raw_bytes'])} in memory{_stored(volume)}",
+        "size": f"{format_bytes(math.prod(shape) * volume.dtype.itemsize)} in memory"
+        + _stored(volume),
+        "run": unfinished(volume.path) if volume.path else "",
     }
-    names = "classes" if facts["kind"] == "classes" else "channels"
+    names = "classes" if meta.kind == "classes" else "channels"
     return [*((name, _text(value)) for name, value in rows.items()), (names, _names(volume))]
 
 
@@ -150,14 +146,11 @@ def _names(volume: Volume) -> str:
 def _picture(volume: Volume) -> str:
     """Return the thumbnail with its caption, or the reason why there is none."""
     try:
-        found = thumbnail(volume)
+        pixels, (wide, high), caption = thumbnail(volume)
     except Exception as error:  # a damaged store still has its facts
-        reason = str(error).splitlines() or [type(error).__name__]
-        found = f"no picture: {reason[0]}"
-    if isinstance(found, str):
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         style = f"width:{SIDE}px;opacity:.65;font-size:90%;overflow-wrap:anywhere"
-        return f'<div style="{style}">{_text(found)}</div>'
-    pixels, (wide, high), caption = found
+        return f'<div style="{style}">no picture: {_text(reason)}</div>'
     data = base64.b64encode(png(pixels)).decode()
     smooth = "pixelated" if volume.meta.kind == "classes" else "auto"
     style = f"width:{wide}px;height:{high}px;max-width:none;image-rendering:{smooth};margin:0"
@@ -167,8 +160,8 @@ def _picture(volume: Volume) -> str:
     )
 
 
-def thumbnail(volume: Volume) -> tuple[Array, tuple[int, int], str] | str:
-    """Return the middle plane of the coarsest level that shows enough, or why there is none.
+def thumbnail(volume: Volume) -> tuple[Array, tuple[int, int], str]:
+    """Return the middle plane of the coarsest level that shows enough.
 
     Returns
     -------
@@ -178,23 +171,24 @@ def thumbnail(volume: Volume) -> tuple[Array, tuple[int, int], str] | str:
         Width and height on the screen, in true proportions.
     caption
         Which plane it is.
+
+    Raises
+    ------
+    InvalidInput
+        If no plane is more than a line, or it costs too much to decode one.
     """
     from volflow.report.planes import read_planes
 
     view = next((v for v in views(volume.orientation) if v.is_area(volume.spatial_shape)), None)
     if view is None:
-        return "no picture: no plane is more than a line"
+        raise InvalidInput("no plane is more than a line")
     level = _useful_level(volume, view)
-    cost = decoded_bytes(level, view)
-    if cost > MOST_DECODED:
-        return (
-            f"no picture: a plane decodes {format_bytes(cost)}; vf.pyramid adds levels that are"
-            " quick to look at"
-        )
+    cost = format_bytes(decoded_bytes(level, view))
+    if decoded_bytes(level, view) > MOST_DECODED:
+        raise InvalidInput(f"a plane decodes {cost}; vf.pyramid adds levels that are quick to see")
     index = level.spatial_shape[view.normal] // 2
     classes = level.meta.kind == "classes"
     (plane,) = read_planes(level, [(view.normal, index)], pixels=SHARP, average=not classes)
-    plane = view.turn(plane)
     lengths = [
         level.spatial_shape[axis] * level.spacing[axis] for axis in (view.columns, view.rows)
     ]
@@ -204,7 +198,7 @@ def thumbnail(volume: Volume) -> tuple[Array, tuple[int, int], str] | str:
         caption += f"; left {view.edges[0]}, up {view.edges[2]}"
     if volume.channels_count > 1:
         caption += f"; {volume.meta.channels[0] if volume.meta.channels else 'channel 0'}"
-    return _painted(plane, volume) if classes else _grey(plane), (wide, high), caption
+    return _painted(view.turn(plane), volume), (wide, high), caption
 
 
 def _useful_level(volume: Volume, view: View) -> Volume:
@@ -229,12 +223,11 @@ def decoded_bytes(volume: Volume, view: View) -> int:
 
 
 def _painted(plane: Array, volume: Volume) -> Array:
-    labels = class_numbers(plane)
-    present = (int(value) for value in np.unique(labels) if value != 0)
-    return tinted(labels, {value: class_color(value, volume.meta.colors) for value in present})
-
-
-def _grey(plane: Array) -> Array:
+    """Return a plane as RGB in uint8: classes in their colours, an image in grey."""
+    if volume.meta.kind == "classes":
+        labels = class_numbers(plane)
+        present = [value for value in np.unique(labels).tolist() if value]
+        return tinted(labels, {value: class_color(value, volume.meta.colors) for value in present})
     grey = (255 * shades(plane, *window(plane, PERCENTILES))).astype(np.uint8)
     return np.repeat(grey[..., None], 3, axis=-1)
 
@@ -243,14 +236,14 @@ def png(pixels: Array) -> bytes:
     """Return a PNG file (https://www.w3.org/TR/png-3) of pixels, (rows, columns, RGB) in uint8."""
     high, wide, _ = pixels.shape
     # Each row begins with its filter, none.
-    rows = np.concatenate([np.zeros((high, 1), np.uint8), pixels.reshape(high, -1)], axis=1)
-    parts = [
-        (b"IHDR", struct.pack(">2I5B", wide, high, 8, 2, 0, 0, 0)),
-        (b"IDAT", zlib.compress(rows.tobytes(), 6)),
-        (b"IEND", b""),
+    rows = np.pad(pixels.reshape(high, -1), ((0, 0), (1, 0)))
+    parts = (
+        b"IHDR" + struct.pack(">2I5B", wide, high, 8, 2, 0, 0, 0),
+        b"IDAT" + zlib.compress(rows.tobytes(), 6),
+        b"IEND",
+    )
+    chunks = [
+        struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part))
+        for part in parts
     ]
-    file = b"\x89PNG\r\n\x1a\n"
-    for tag, data in parts:
-        file += struct.pack(">I", len(data)) + tag + data
-        file += struct.pack(">I", zlib.crc32(tag + data))
-    return file
+    return b"".join([b"\x89PNG\r\n\x1a\n", *chunks])

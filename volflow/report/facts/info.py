@@ -134,8 +134,9 @@ def _kind(facts: Mapping[str, Any]) -> str:
 def _stored_text(facts: Mapping[str, Any]) -> str:
     if "stored_bytes" not in facts:
         return ""
-    size = facts["stored_bytes"]
+    size, raw = facts["stored_bytes"], facts["raw_bytes"]
     text = format_bytes(size)
-    if size:
-        text += f", {facts['raw_bytes'] / size:.3g} times smaller than raw"
+    if size and raw:
+        compared = "smaller" if size <= raw else "larger"
+        text += f", {max(raw / size, size / raw):.3g} times {compared} than raw"
     return text + (f", {facts['objects']} files" if "objects" in facts else "")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from volflow.report.facts.value_counts import SAMPLE_BYTES, sample_boxes
 from volflow.store.formats.sources import Source
 from volflow.store.volume import Volume
 
-__all__ = ["LabelHint", "label_hint"]
+__all__ = ["label_hint"]
 
 Array = npt.NDArray[Any]
 
@@ -23,32 +22,18 @@ FLAT = 0.8  # of the voxels beside another that is not 0 have its value
 STREAM_PLANES = 8  # held at a time of a file that is read from front to back
 
 
-@dataclass(frozen=True)
-class LabelHint:
-    """The number of different values seen; ``all_read`` if the whole image was read."""
-
-    values: int
-    all_read: bool
-
-    def __str__(self) -> str:
-        """Return the second half of a sentence about the image."""
-        if self.values <= FEW_VALUES:
-            where = "it holds only" if self.all_read else "what was looked at holds only"
-            return f"{where} {self.values} different whole numbers"
-        return "it holds whole numbers that are alike over large regions"
-
-
-def label_hint(image: Source | Volume) -> LabelHint | None:
-    """Return the signs of classes: few different whole numbers, or large regions of one of them.
+def label_hint(image: Source | Volume) -> str | None:
+    """Say the signs of classes: few different whole numbers, or large regions of one of them.
 
     At most 64 MiB of the voxels are read, and much less of most images: reading ends when the
-    values are many and unlike. The result is None for an image, and for a declared label map.
+    values are many and unlike. The result is the second half of a sentence about the image; None
+    if it does not look like a label map, or is declared to be one.
 
     Examples
     --------
     >>> from volflow.store.formats.sources import open_source
     >>> ramp = np.arange(8**3).reshape(8, 8, 8)
-    >>> label_hint(open_source(ramp)), str(label_hint(open_source(ramp // 64)))
+    >>> label_hint(open_source(ramp)), label_hint(open_source(ramp // 64))
     (None, 'it holds only 8 different whole numbers')
     """
     single = len(image.shape) == 3 or image.shape[0] == 1
@@ -69,7 +54,12 @@ def label_hint(image: Source | Volume) -> LabelHint | None:
                 return None
     except (VolflowError, OSError):  # damaged, which others report
         return None
-    return LabelHint(len(values), read == np.prod(image.shape)) if len(values) > 1 else None
+    if len(values) < 2:
+        return None
+    if len(values) > FEW_VALUES:
+        return "it holds whole numbers that are alike over large regions"
+    where = "it holds only" if read == np.prod(image.shape) else "what was looked at holds only"
+    return f"{where} {len(values)} different whole numbers"
 
 
 def _parts(image: Source | Volume) -> Iterator[Array]:

@@ -10,17 +10,12 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from volflow.errors import InvalidInput
+from volflow.errors import InvalidInput, VolflowError
 from volflow.store.formats.exported import stored_behind
 from volflow.store.journal.journal import Journal, journal_dir
 from volflow.store.verify import Coverage
 
-__all__ = ["coverage_facts", "run_facts", "run_line", "run_text", "volume_behind"]
-
-
-def volume_behind(out: str | os.PathLike[str]) -> str:
-    """Return the volume that a run wrote: the output itself, or the one behind an exported file."""
-    return os.fspath(stored_behind(out) or out)
+__all__ = ["coverage_facts", "run_facts", "run_line", "run_text", "unfinished"]
 
 
 def run_facts(out: str | os.PathLike[str]) -> dict[str, Any]:
@@ -29,7 +24,8 @@ def run_facts(out: str | os.PathLike[str]) -> dict[str, Any]:
     Parameters
     ----------
     out
-        The path of an output of volflow.
+        The path of an output of volflow: a volume, or an exported file, for which the volume behind
+        it stands.
 
     Returns
     -------
@@ -41,6 +37,7 @@ def run_facts(out: str | os.PathLike[str]) -> dict[str, Any]:
     InvalidInput
         If the output has no journal, or a damaged one.
     """
+    out = stored_behind(out) or out
     journal = Journal(journal_dir(out))
     record = journal.recorded()
     if record is None:
@@ -81,6 +78,21 @@ def run_line(facts: Mapping[str, Any]) -> str:
     if facts["done"] < facts["total"] and facts["last_block_s"] is not None:
         line += f", the last {_ago(facts['last_block_s'])} ago"
     return line
+
+
+def unfinished(out: str | os.PathLike[str]) -> str:
+    """Return how many blocks of a run are done; "" if there is no run, or it is finished.
+
+    The records of blocks are counted, not read.
+    """
+    try:
+        journal = Journal(journal_dir(out))
+        record = journal.recorded()
+    except VolflowError:  # remote, or damaged, which others report
+        return ""
+    total = math.prod(record.settings.get("grid", (0,))) if record else 0
+    done = sum(1 for _ in (journal.directory / "done").glob("[0-9]*.json"))
+    return f"unfinished: {done} of {total} blocks done" if done < total else ""
 
 
 def run_text(facts: Mapping[str, Any]) -> str:

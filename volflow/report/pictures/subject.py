@@ -15,6 +15,7 @@ import numpy.typing as npt
 from volflow.errors import InvalidInput
 from volflow.geometry.views import View, views
 from volflow.report.facts.grid_facts import lengths, short_name, times
+from volflow.report.facts.run_state import unfinished
 from volflow.report.level_choice import at_level, fitting_level, level_like, low_edge
 from volflow.report.pictures.content import busiest, class_maps, scan
 from volflow.report.pictures.slices import Cut, Slice, cut
@@ -211,10 +212,12 @@ class Subject:
         return lengths(self.finest.meta.spacing, self.finest.meta.unit)
 
     def facts(self) -> str:
-        """Return shape, voxel size, orientation and data type in one line."""
+        """Return shape, voxel size, orientation, data type and unfinished run in one line."""
         meta = self.finest.meta
         facts = [f"{times(self.finest.shape)} voxels", self.voxel, meta.orientation or ""]
-        return "   ·   ".join(fact for fact in [*facts, str(self.finest.dtype)] if fact)
+        path = self.finest.path if isinstance(self.finest, Volume) else None
+        facts += [str(self.finest.dtype), unfinished(path) if path else ""]
+        return "   ·   ".join(fact for fact in facts if fact)
 
     def shown(self, pixels: int, average: bool = False) -> str:
         """Return which level this is and how it was thinned; "" for all voxels of the only level.

@@ -15,7 +15,7 @@ from volflow.report.facts.run_state import (
     run_facts,
     run_line,
     run_text,
-    volume_behind,
+    unfinished,
 )
 from volflow.store.create import create
 from volflow.store.journal.journal import Journal, Record, journal_dir
@@ -82,6 +82,20 @@ def test_facts_name_the_run(volume, journal):
     assert "run          predict: 1 of 2 blocks done (50%), the last" in facts_text(facts)
 
 
+def test_an_unfinished_run_is_named_until_it_is_finished(volume, journal):
+    assert unfinished(volume.path) == "unfinished: 1 of 2 blocks done"
+    assert "unfinished: 1 of 2 blocks done" in volume._repr_html_()
+    assert unfinished("s3://bucket/a.zarr") == ""
+    with journal.lock():
+        session = journal.begin(Record("predict", {"input": "a"}, {"grid": [1, 1, 2]}))
+        journal.mark(1, [], {}, session=session)
+        journal.end()
+    assert unfinished(volume.path) == ""
+    assert "blocks done" not in volume._repr_html_()
+    (journal.directory / "plan.json").write_text("damaged")
+    assert unfinished(volume.path) == ""
+
+
 def test_missing_volume_is_named(tmp_path):
     with pytest.raises(InvalidInput, match=r"gone\.zarr"):
         facts_of(tmp_path / "gone.zarr")
@@ -118,8 +132,18 @@ def test_coverage_is_plain_values(volume, journal):
     json.dumps(facts)
 
 
-def test_volume_behind_an_exported_file(tmp_path):
+def test_state_of_the_volume_behind_an_exported_file(volume, journal, tmp_path):
     out = tmp_path / "seg.nii.gz"
-    assert volume_behind(out) == str(out)
-    (journal_dir(out) / "output.zarr").mkdir(parents=True)
-    assert volume_behind(out) == str(journal_dir(out) / "output.zarr")
+    behind = journal_dir(out) / "output.zarr"
+    behind.mkdir(parents=True)
+    journal.directory.rename(journal_dir(behind))
+    facts = run_facts(out)
+    assert (facts["path"], facts["done"]) == (str(behind), 1)
+
+
+def test_stored_size_is_compared_with_raw():
+    facts = {"path": "a.zarr", "unit": None, "kind": "image", "shape": [10], "axes": "x"}
+    facts |= {"dtype": "uint8", "spacing": [1], "orientation": None, "channels": []}
+    for stored, said in ((500, "2 times smaller"), (1044, "1.04 times larger")):
+        text = facts_text(facts | {"raw_bytes": 1000, "stored_bytes": stored})
+        assert f"B, {said} than raw" in text

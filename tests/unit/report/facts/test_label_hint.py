@@ -33,15 +33,14 @@ MANY = (np.arange(64).reshape(4, 4, 4) + 1).repeat(6, 0).repeat(6, 1).repeat(6, 
     ],
 )
 def test_by_values_and_regions(voxels, said):
-    hint = label_hint(open_source(voxels))
-    assert (None if hint is None else str(hint)) == said
+    assert label_hint(open_source(voxels)) == said
 
 
 def test_not_of_label_maps_nor_of_what_is_damaged(stored, tmp_path):
     labels = (NOISE % 3).astype("u1")
     assert label_hint(open_volume(stored(labels, Meta(kind="classes")))) is None
     image = stored(labels, Meta(), "image.zarr", chunk=12)
-    assert label_hint(open_volume(image)).values == 3
+    assert "only 3 different" in label_hint(open_volume(image))
     (image / "0" / "c" / "0" / "0" / "0").write_bytes(b"damaged")
     assert label_hint(open_volume(image)) is None
 
@@ -65,7 +64,7 @@ def test_of_an_image_only_the_beginning_is_read(tmp_path, monkeypatch):
     nib.Nifti1Image(MANY.astype("i2"), np.eye(4)).to_filename(tmp_path / "labels.nii.gz")
     labels = open_nifti(str(tmp_path / "labels.nii.gz"))
     starts.clear()
-    said = str(label_hint(labels))
+    said = label_hint(labels)
     assert starts == [0]
     assert MANY.shape[0] > STREAM_PLANES
     assert said == "what was looked at holds only 32 different whole numbers"
