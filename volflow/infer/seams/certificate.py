@@ -157,8 +157,7 @@ class Certificate:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for machines; the plane of the picture is left out."""
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        del values["plane"]
+        values = {name: value for name, value in vars(self).items() if name != "plane"}
         return {**values, "regions": [asdict(region) for region in self.regions]}
 
     def describe(self) -> str:

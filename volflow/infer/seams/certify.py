@@ -6,14 +6,15 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from distributed import Client
 
 from volflow.engine.cluster import connect, memory_per_worker
 from volflow.errors import InvalidInput, MemoryRefused
@@ -40,58 +41,13 @@ from volflow.volumes.arrays.inputs import VolumeLike
 __all__ = ["certify_seams"]
 
 Array = npt.NDArray[Any]
-Variant = tuple[str, Any]
 # Per stored axis: where patches begin and end inside a region, from its low edge.
 Borders = tuple[tuple[int, ...], ...]
-
-EXACT: Variant = ("exact", None)
 
 SIDE = 160  # of a region, unless patches are so large that it holds no seams
 DEVICE_SHARE = 0.7  # of what is free on a GPU
 # Of what the whole run takes: memory for an exact run, so that it has blocks.
 SHARES = (1 / 8, 1 / 4, 1 / 2)
-
-
-@dataclass(frozen=True)
-class Bench:
-    """The settings that all runs on a volume share.
-
-    Parameters
-    ----------
-    request
-        The volume and the network; values are normalised by constants of the whole volume.
-    client, folder, device, memory_bytes
-        Where runs happen, and the budget.
-    variants
-        Blends and overlaps.
-    """
-
-    request: Request
-    client: Client
-    folder: Path
-    device: str
-    memory_bytes: int
-    variants: tuple[Variant, ...]
-
-    @property
-    def room_bytes(self) -> int:
-        """Memory for a whole run, which takes place on one device."""
-        if not self.device.startswith("cuda"):
-            return self.memory_bytes
-        free = torch.cuda.mem_get_info(torch.device(self.device))[0]
-        return min(self.memory_bytes, int(DEVICE_SHARE * free))
-
-    def options(self) -> dict[str, Any]:
-        """Return what every prediction of a region is given; the region is normalised."""
-        options = self.request.options
-        return {
-            "patch": options.sides,
-            "frame": options.frame,
-            "device": self.device,
-            "precision": "float32",
-            "cluster": self.client,
-            "memory": max(1, self.memory_bytes),
-        }
 
 
 def certify_seams(  # noqa: PLR0913 - a public journey takes flat options
@@ -158,28 +114,28 @@ def certify_seams(  # noqa: PLR0913 - a public journey takes flat options
         patch, overlaps[0], blends[0], frame, normalize, activation, "scores", device=device,
         precision="float32", weights=weights, trust=trust,
     )  # fmt: skip
-    with tempfile.TemporaryDirectory(prefix="volflow-seams-") as place:
-        folder = Path(place)
-        request = open_request(volume, model, folder / "seams.zarr", given)
+    with tempfile.TemporaryDirectory(prefix="volflow-seams-") as folder:
+        request = open_request(volume, model, Path(folder) / "seams.zarr", given)
         for blend, overlap in variants:  # refused before work
             checked_options(replace(given, blend=blend, overlap=overlap), request.model.spec)
         with evaluating(request.model.module), connect("threads") as client:
             needed, halo, no_rule = memory_of(request, len(variants))
-            options = {"cluster": client, "memory": memory, "progress": False}
-            request = normalized(convert_inputs(request, False, **options)[0], **options)
+            within = {"cluster": client, "memory": memory, "progress": False}
+            request = normalized(convert_inputs(request, False, **within)[0], **within)
+            asked = replace(request.options, device=str(pick_device(device)), cluster=client)
+            request = replace(request, options=asked)
             memory_bytes = memory_per_worker(client, memory)
-            on = str(pick_device(device))
-            bench = Bench(request, client, folder, on, memory_bytes, variants)
-            most = [max(SIDE, 3 * p // 2) for p in request.options.sides]
-            sides = fitting_sides(request.inputs.shape, most, needed, bench.room_bytes)
+            most = [max(SIDE, 3 * p // 2) for p in asked.sides]
+            room = _room_bytes(asked.device, memory_bytes)
+            sides = fitting_sides(request.inputs.shape, most, needed, room)
             dtype = request.forward("cpu", "float32").dtype
             boxes = busy_regions(request.inputs, dtype, sides, regions, seed)
+            exact, told = halo is not None, progress or (lambda line: None)
             measured = [
-                _measure(bench, number, box, exact=halo is not None, told=progress or _unheard)
+                _measure(request, number, box, variants, memory_bytes, exact=exact, told=told)
                 for number, box in enumerate(boxes, 1)
             ]
-        first, asked = request.inputs.specs[0], request.options
-        by = asked.activation
+        first, by = request.inputs.specs[0], asked.activation
         return Certificate(
             volume=request.named(),
             model=request.model.name,
@@ -190,7 +146,7 @@ def certify_seams(  # noqa: PLR0913 - a public journey takes flat options
             frame=asked.frame,
             patch=asked.sides,
             activation=getattr(by, "__name__", "a function") if callable(by) else by,
-            device=on,
+            device=asked.device,
             dtype=dtype,
             classes=request.model.spec.classes,
             margin=None if halo is None else halo.margin,
@@ -204,11 +160,7 @@ def certify_seams(  # noqa: PLR0913 - a public journey takes flat options
         )
 
 
-def _unheard(line: str) -> None:
-    """Take a line of progress that nobody asked for."""
-
-
-def _checked(overlaps: Any, blends: Any, *, regions: Any, seed: Any) -> tuple[Variant, ...]:
+def _checked(overlaps: Any, blends: Any, *, regions: Any, seed: Any) -> list[tuple[str, Any]]:
     """Return every blend at every overlap; refuses what is neither."""
     for name, value, least in (("regions", regions, 1), ("seed", seed, 0)):
         if not isinstance(value, int) or value < least:
@@ -221,90 +173,98 @@ def _checked(overlaps: Any, blends: Any, *, regions: Any, seed: Any) -> tuple[Va
             )
     if "exact" in blends:
         raise InvalidInput("the exact blend is measured beside all others; leave it out of blends")
-    return tuple((blend, overlap) for blend in blends for overlap in overlaps)
+    return [(blend, overlap) for blend in blends for overlap in overlaps]
+
+
+def _room_bytes(device: str, memory_bytes: int) -> int:
+    """Return the memory for a whole run, which takes place on one device."""
+    if not device.startswith("cuda"):
+        return memory_bytes
+    return min(memory_bytes, int(DEVICE_SHARE * torch.cuda.mem_get_info(torch.device(device))[0]))
 
 
 def _measure(
-    bench: Bench, number: int, box: Roi, *, exact: bool, told: Callable[[str], object]
+    request: Request,
+    number: int,
+    box: Roi,
+    variants: Sequence[tuple[str, Any]],
+    memory_bytes: int,
+    *,
+    exact: bool,
+    told: Callable[[str], object],
 ) -> tuple[Region, Plane]:
-    """Run a region whole, exactly and in patches; pick the plane in which blends differ most."""
-    request, frame = bench.request, bench.request.inputs.frame
+    """Run a region whole, exactly and in patches; pick the plane in which blends differ most.
+
+    Predictions are made of the region as the network sees it: normalised, and in the frame.
+    """
+    asked, frame = request.options, request.inputs.frame
+    folder = request.out.parent / str(number)
+    folder.mkdir()
     image = request.inputs.read(box, request.forward("cpu", "float32").dtype)
     told(f"region {number}: {'×'.join(map(str, box.shape))} voxels whole")
-    whole = run_whole(request, image, bench.device)
-    image = frame.store(image)
-    folder = bench.folder / str(number)
-    folder.mkdir()
-    orientation = request.inputs.specs[0].meta.orientation
-    meta = Meta(("c", "z", "y", "x"), orientation=orientation)
-    region = create(folder / "region.zarr", image.shape, image.dtype, meta)
-    region.write(Roi.full(image.shape), np.ascontiguousarray(image))
-    left = bench.memory_bytes - image.nbytes - whole.nbytes
-    bench = replace(bench, folder=folder, memory_bytes=left)
-
+    whole = run_whole(request, image, ruled=exact)
+    region = create(folder / "region.zarr", image.shape, image.dtype, Meta(("c", "z", "y", "x")))
+    region.write(Roi.full(image.shape), image)
+    held = [*whole.scores.values(), *whole.classes.values()]
+    run = partial(
+        _run, whole, region, request.model.module, folder, patch=asked.sides, device=asked.device,
+        precision="float32", cluster=asked.cluster, progress=False,
+        memory=max(1, memory_bytes - image.nbytes - sum(one.nbytes for one in held)),
+    )  # fmt: skip
     blocked = None
     if exact:
         told(f"region {number}: exact")
-        blocked = _exact(bench, region, whole)
-    blends, differences = [], []
-    for blend, overlap in bench.variants:
+        blocked = _exact(run, region, request.model.module, folder)
+    blends, differences, borders = [], [], []
+    for blend, overlap in variants:
         told(f"region {number}: {blend}, overlap {overlap}")
-        seams, away = _run(bench, region, whole, (blend, overlap))
-        blends.append(seams)
-        differences.append(away)
+        seams, away = run(blend=blend, overlap=overlap)
+        stride = stride_of(asked.sides, overlap, whole.scale)
+        grid = PatchGrid(box.shape, asked.sides, stride, tuple(s > 1 for s in whole.scale))
+        blends.append(replace(seams, forwards=len(grid)))
+        differences.append(frame.store(away))
+        borders.append(_borders(request, grid))
     stored = frame.stored_roi(box, request.inputs.specs[0].spatial_shape)
+    lows, highs = zip(
+        *((float(s.min()), float(s.max())) for s in whole.scores.values()), strict=True
+    )
     done = Region(
         start=stored.start,
         stop=stored.stop,
         padded=whole.padded,
-        scores=whole.score_range(),
+        scores=(min(lows), max(highs)),
         cpu_seconds=whole.cpu_seconds,
         exact=blocked,
         blends=tuple(blends),
     )
-    grids = [_grid(request, box, whole, overlap) for _, overlap in bench.variants]
-    borders = tuple(_borders(request, grid) for grid in grids)
-    return done, _plane(request, done, number, image[0], whole, differences, borders)
+    plane = _plane(request, whole, frame.store(image[0]), differences, borders)
+    return done, replace(plane, region=number, index=stored.start[plane.axis] + plane.index)
 
 
-def _exact(bench: Bench, region: Volume, whole: WholeRun) -> Seams:
-    """Run the exact blend, in blocks as small as a small part of the memory makes them."""
-    out, module = bench.folder / "planned.zarr", bench.request.model.module
-    amply = plan_predict(region, module, out, blend="exact", **bench.options()).peak_bytes
-    slack = slack_bytes(bench.request.forward("cpu", "float32").dtype)
-    for share in SHARES:
-        memory = slack + int(share * (amply - slack))
-        try:
-            return _run(replace(bench, memory_bytes=memory), region, whole, EXACT)[0]
-        except MemoryRefused:
-            continue
-    return _run(bench, region, whole, EXACT)[0]
-
-
-def _run(bench: Bench, region: Volume, whole: WholeRun, variant: Variant) -> tuple[Seams, Array]:
+def _run(
+    whole: WholeRun, region: Volume, module: torch.nn.Module, folder: Path, **options: Any
+) -> tuple[Seams, Array]:
     """Predict a region and compare; also returns each voxel's largest difference, ``ZYX``."""
-    blend, overlap = variant
-    out = bench.folder / f"{blend}-{overlap}.zarr"
-    began = time.process_time()
-    made = predict(
-        region, bench.request.model.module, out, blend=blend, overlap=overlap, progress=False,
-        **bench.options(),
-    )  # fmt: skip
+    blend, overlap = options["blend"], options["overlap"]
+    out, began = folder / f"{blend}-{overlap}.zarr", time.process_time()
+    made = predict(region, module, out, **options)
     took = time.process_time() - began
     away, mean, changed = whole.compared({"": made} if isinstance(made, Volume) else made)
-    if variant == EXACT:
-        forwards = len(Journal(journal_dir(out)).done())
-    else:
-        box = Roi.full(bench.request.inputs.frame.reorder(region.spatial_shape))
-        forwards = len(_grid(bench.request, box, whole, overlap))
-    return Seams(blend, overlap, forwards, float(away.max()), mean, changed, took), away
+    blocks = len(Journal(journal_dir(out)).done())
+    return Seams(blend, overlap, blocks, float(away.max()), mean, changed, took), away
 
 
-def _grid(request: Request, box: Roi, whole: WholeRun, overlap: Any) -> PatchGrid:
-    """Return the patches of a region at an overlap, in the frame."""
-    sides = request.options.sides
-    stride = stride_of(sides, overlap, whole.scale)
-    return PatchGrid(box.shape, sides, stride, tuple(s > 1 for s in whole.scale))
+def _exact(
+    run: partial[tuple[Seams, Array]], region: Volume, module: torch.nn.Module, folder: Path
+) -> Seams:
+    """Run the exact blend, in blocks as small as a small part of the memory makes them."""
+    exact = partial(run, blend="exact", overlap=None)
+    amply = plan_predict(region, module, folder / "planned.zarr", **exact.keywords).peak_bytes
+    slack = slack_bytes(str(region.dtype))
+    for share in SHARES:
+        with suppress(MemoryRefused):
+            return exact(memory=slack + int(share * (amply - slack)))[0]
+    return exact()[0]
 
 
 def _borders(request: Request, grid: PatchGrid) -> Borders:
@@ -320,12 +280,10 @@ def _borders(request: Request, grid: PatchGrid) -> Borders:
 
 def _plane(
     request: Request,
-    region: Region,
-    number: int,
-    image: Array,
     whole: WholeRun,
+    image: Array,
     differences: Sequence[Array],
-    borders: tuple[Borders, ...],
+    borders: Sequence[Borders],
 ) -> Plane:
     """Pick the slice that tells most: where blends differ most, but in no seam itself.
 
@@ -333,12 +291,17 @@ def _plane(
 
     Parameters
     ----------
-    request, region, number, whole
-        The region and its whole run.
+    request, whole
+        The volume and the network, and its run on the region.
     image, differences
-        ``ZYX``: the first channel, and per blend each voxel's largest difference.
+        ``ZYX`` in stored axes: the first channel, and per blend each voxel's largest difference.
     borders
         Per blend.
+
+    Returns
+    -------
+    Plane
+        Of the region as if it were the volume, and the first.
     """
     frame, dropped = request.inputs.frame, dropped_axis(request)
     if dropped is None:  # slices as people look at them
@@ -357,12 +320,14 @@ def _plane(
     patch = frame.restore(request.options.sides)[axis]
     at = int(np.argmax(np.where(clear >= min(patch // 8, clear.max()), along, -1)))
     index = int(middles[at])
+    first, scores = next(iter(whole.scores.items()))
+    shown = frame.store(whole.classes[first] if len(scores) > 1 else scores[0])
     return Plane(
-        region=number,
+        region=1,
         axis=axis,
-        index=region.start[axis] + index,
+        index=index,
         image=image.take(index, axis),
-        whole=whole.slice(axis, at),
+        whole=shown.take(at, axis),
         differences=tuple(away.take(at, axis) for away in differences),
-        borders=borders,
+        borders=tuple(borders),
     )

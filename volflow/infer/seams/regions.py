@@ -19,18 +19,13 @@ from volflow.model.resident import ModelPlugin, lent
 from volflow.partition.reach import Halo, halo_of
 from volflow.volumes.framed import FramedImage
 
-__all__ = ["busy_regions", "fitting_sides", "memory_of", "seen"]
+__all__ = ["busy_regions", "fitting_sides", "memory_of"]
 
 SIDES = (256, 192, 160, 128, 96, 64, 48, 32, 16)
 CANDIDATES = 32  # regions whose structure is measured
 PLANES = 3  # of each
 # Beside tensors alive: copies that fast convolutions make of them.
 WORKSPACE = 1.5
-
-
-def seen(request: Request, sides: Sequence[int]) -> list[int]:
-    """Return values per frame axis without the axis that a network of slices does not see."""
-    return [sides[axis] for axis in seen_axes(request)]
 
 
 def memory_of(
@@ -48,9 +43,13 @@ def memory_of(
     module, channels = request.model.module, request.inputs.channels
     forward = request.forward("cpu", "float32")
     itemsize, patch = (8 if forward.dtype == "float64" else 4), request.options.sides
-    halo, why = None, ""
+    halo, why, per_voxel = None, "", 0.0
+
+    def halo_at(sides: Sequence[int]) -> Halo:
+        return halo_of(module, channels, [sides[axis] for axis in seen_axes(request)])
+
     try:
-        halo = halo_of(module, channels, seen(request, patch))
+        halo = halo_at(patch)
         depth = sum(halo.graph.nodes[n].depth for n in {*halo.graph.outputs.values()})
     except NoExactRule as error:
         why = str(error)
@@ -64,10 +63,9 @@ def memory_of(
     values = channels + 2 * depth + runs
 
     def needed(sides: tuple[int, ...]) -> int:
-        if halo is None:
-            at_once = per_voxel * math.prod(seen(request, sides))
-        else:
-            at_once = halo_of(module, channels, seen(request, sides)).activation_bytes(max(sides))
+        at_once = per_voxel * math.prod(sides[axis] for axis in seen_axes(request))
+        if halo is not None:
+            at_once = halo_at(sides).activation_bytes(max(sides))
         return int(WORKSPACE * at_once + itemsize * values * math.prod(sides))
 
     return needed, halo, why
