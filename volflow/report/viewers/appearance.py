@@ -10,13 +10,12 @@ import itertools
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import zarr
 
 from volflow.errors import InvalidInput
 from volflow.geometry.histogram import Histogram
@@ -31,7 +30,6 @@ __all__ = [
     "NGFF_UNITS",
     "SCORE_OPACITY",
     "Appearance",
-    "Channel",
     "appearances",
     "direction",
     "metres",
@@ -56,52 +54,48 @@ NGFF_UNITS = {
 
 
 @dataclass(frozen=True)
-class Channel:
-    """How one channel of an image is shown.
-
-    Parameters
-    ----------
-    name
-        Unlike that of any other channel shown.
-    window
-        The values shown darkest and brightest.
-    color
-        "#RRGGBB" of the brightest; "" for grey.
-    visible
-        Whether it is shown at first.
-    """
-
-    name: str
-    window: tuple[float, float]
-    color: str = ""
-    visible: bool = True
-
-
-@dataclass(frozen=True)
 class Appearance:
-    """How one volume is shown.
+    """How one layer of a viewer is shown: one channel of an image, or classes.
 
     Parameters
     ----------
     volume
         Its finest level.
+    number
+        Which of the volumes shown it is; 0 is the ground.
     name
-        Unlike that of any other volume shown.
-    channels
-        The channels of an image; () for classes.
+        The name of the volume, unlike that of any other volume shown.
+    unit
+        Unit of the spacing; that of the other volumes if this one has none.
+    channel, channel_name
+        The channel shown, and its name among several.
+    window
+        The values shown darkest and brightest; None for classes.
+    color
+        "#RRGGBB" of the brightest value of an image; "" for grey.
+    visible
+        Whether it is shown at first.
     labels, colors
         Names and colours ("#RRGGBB") of classes by number; () if no names are known, or if the
         viewer chooses the colours. Class 0 is clear, whatever its colour.
-    unit
-        Unit of the spacing; that of the other volumes if this one has none.
     """
 
     volume: Volume
+    number: int
     name: str
-    channels: tuple[Channel, ...] = ()
+    unit: str | None
+    channel: int = 0
+    channel_name: str = ""
+    window: tuple[float, float] | None = None
+    color: str = ""
+    visible: bool = True
     labels: tuple[str, ...] = ()
     colors: tuple[str, ...] = ()
-    unit: str | None = None
+
+    @property
+    def layer(self) -> str:
+        """The name of the layer, unlike that of any other."""
+        return f"{self.name}: {self.channel_name}" if self.channel_name else self.name
 
 
 def metres(unit: str | None) -> float | None:
@@ -136,7 +130,7 @@ def direction(orientation: str, letter: str) -> npt.NDArray[np.float64]:
 
 
 def appearances(volumes: Sequence[Any]) -> tuple[Appearance, ...]:
-    """Return how volumes are shown together, the first as the ground.
+    """Return how the layers of volumes are shown together, the first volume as the ground.
 
     Of a volume whose statistics are not known a few chunks are read, of its coarsest level.
 
@@ -158,31 +152,31 @@ def appearances(volumes: Sequence[Any]) -> tuple[Appearance, ...]:
     unit = next((volume.unit for volume in opened if volume.unit), None)
     names = _names([Path(str(volume.path)) for volume in opened])
     return tuple(
-        _appearance(volume, name, number, volume.unit or unit)
+        layer
         for number, (volume, name) in enumerate(zip(opened, names, strict=True))
+        for layer in _layers(Appearance(volume, number, name, volume.unit or unit))
     )
 
 
 def _refuse_different(volumes: Sequence[Volume]) -> None:
     """Refuse volumes that cannot be placed in one space."""
-    units = [(volume, volume.unit) for volume in volumes if volume.unit]
-    ways = [(volume, volume.orientation) for volume in volumes if volume.orientation]
-    lengths = all(metres(unit) for _, unit in units)
-    for what, known in (("unit", [] if lengths else units), ("orientation", ways)):
-        for other, value in known[1:]:
+    for what in ("unit", "orientation"):
+        known = [(volume.path, value) for volume in volumes if (value := getattr(volume, what))]
+        if what == "unit" and all(metres(unit) for _, unit in known):
+            continue
+        for path, value in known:
             first, expected = known[0]
             if value != expected:
                 raise InvalidInput(
-                    f"volumes shown together must have one {what}; {first.path} has {expected},"
-                    f" {other.path} has {value}; view them one by one, or give the scan that the"
+                    f"volumes shown together must have one {what}; {first} has {expected},"
+                    f" {path} has {value}; view them one by one, or give the scan that the"
                     " result was made from"
                 )
 
 
 def _finest(volume: Any) -> Volume:
-    volume = open_volume(volume) if isinstance(volume, zarr.Array) else volume
     path = volume.path if isinstance(volume, Volume) else volume
-    if path is None or not isinstance(path, str | os.PathLike):
+    if not isinstance(path, str | os.PathLike):
         raise InvalidInput(
             "a viewer reads volumes from disk, given one in memory; store it first:"
             ' vf.convert(array, "scan.zarr")'
@@ -208,47 +202,40 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return [f"{s} {next(counts[s])}" if stems.count(s) > 1 else s for s in stems]
 
 
-def _appearance(volume: Volume, name: str, number: int, unit: str | None) -> Appearance:
-    meta = volume.meta
+def _layers(one: Appearance) -> list[Appearance]:
+    """Return the layers of a volume: classes, or its channels.
+
+    A scan is grey, several channels have their own colours, scores those of classes.
+    """
+    volume, meta, overlay = one.volume, one.volume.meta, one.number > 0
     distinct = len(set(meta.channels)) == len(meta.channels)
     labels = meta.channels if distinct and all(meta.channels) else ()
     declared = meta.kind == "classes"
     classes = max(len(labels), len(meta.colors)) if declared else 0
     values = [] if classes else value_counts(volume)
-    if not classes and (declared or number):
+    if not classes and (declared or overlay):
         classes = _classes_seen(volume, values, MANY_CLASSES if declared else FEW_VALUES)
     if declared or classes:
         known = range(classes if classes <= MANY_CLASSES else 0)
         colors = tuple(class_color(value, meta.colors) for value in known)
-        return Appearance(volume, name, (), labels, colors, unit)
-    windows = [_window(volume, channel, number > 0) for channel in values]
-    return Appearance(volume, name, _channels(volume, name, number, labels, windows), unit=unit)
-
-
-def _channels(
-    volume: Volume,
-    name: str,
-    number: int,
-    labels: Sequence[str],
-    windows: Sequence[tuple[float, float]],
-) -> tuple[Channel, ...]:
-    """Return the channels: a scan in grey, others in their colours, scores in those of classes."""
-    own = volume.meta.colors
-    if len(windows) == 1:
-        grey = not number and not own
-        return (Channel(name, windows[0], "" if grey else class_color(1, ("", *own))),)
+        return [replace(one, labels=labels, colors=colors)]
+    if len(values) == 1:
+        color = class_color(1, ("", *meta.colors)) if overlay or meta.colors else ""
+        return [replace(one, window=_window(volume, values[0], overlay), color=color)]
     # Channel 0 is class 0 only where it says so.
     background = bool(labels) and labels[0].strip().lower() in ("background", "bg")
     first = 0 if background else 1
-    return tuple(
-        Channel(
-            f"{name}: {labels[n] if labels else n}",
-            window,
-            class_color(n + first, ("",) * first + own),
+    return [
+        replace(
+            one,
+            channel=n,
+            channel_name=labels[n] if labels else str(n),
+            window=_window(volume, found, overlay),
+            color=class_color(n + first, ("",) * first + meta.colors),
             visible=n < MANY_CHANNELS and not (background and n == 0),
         )
-        for n, window in enumerate(windows)
-    )
+        for n, found in enumerate(values)
+    ]
 
 
 def _classes_seen(volume: Volume, values: Sequence[Histogram | None], most: int) -> int:

@@ -29,7 +29,7 @@ class ViewerLink(VolumeServer, AbstractContextManager["ViewerLink"]):
     Parameters
     ----------
     shown
-        The volumes, the first as the ground.
+        The layers of the volumes, that of the ground first.
     host, port
         Where to listen.
     """
@@ -41,10 +41,10 @@ class ViewerLink(VolumeServer, AbstractContextManager["ViewerLink"]):
             host,
             port,
             lambda address: f"{start}/#{fragment(viewer_state(shown, address))}",
-            [Path(str(one.volume.path)).resolve() for one in shown],
+            [Path(str(one.volume.path)).resolve() for one in shown if one.channel == 0],
             texts={
-                f"/names/{n}/info": json.dumps(class_names(one))
-                for n, one in enumerate(shown)
+                f"/names/{one.number}/info": json.dumps(class_names(one))
+                for one in shown
                 if one.labels
             },
             client=installed,

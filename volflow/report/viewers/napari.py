@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -76,10 +75,10 @@ def napari_snippet(*volumes: str | os.PathLike[str] | Volume) -> str:
     """
     shown = appearances(volumes)
     unit = next((one.unit for one in shown if metres(one.unit)), None)
-    head = HEAD.format(names=" ".join(" and ".join(one.name for one in shown).split()))
+    names = " and ".join(dict.fromkeys(one.name for one in shown))
+    head = HEAD.format(names=" ".join(names.split()))
     orientation = next((o for one in shown if (o := one.volume.orientation)), None)
-    calls = [call for number, one in enumerate(shown) for call in _calls(one, unit, number)]
-    return head + "".join(calls) + _upright(orientation) + TAIL
+    return head + "".join(_call(one, unit) for one in shown) + _upright(orientation) + TAIL
 
 
 def _upright(orientation: str | None) -> str:
@@ -93,26 +92,30 @@ def _upright(orientation: str | None) -> str:
     return f"viewer.camera.orientation = {turned!r}\n"
 
 
-def _calls(one: Appearance, unit: str | None, number: int) -> list[str]:
-    """Return the calls that add a volume's layers."""
-    placed = _placed(one, unit)
-    if not one.channels:
-        return [_call("add_labels", one, "", {"name": one.name} | placed | _classes(one))]
-    calls = []
-    for n, channel in enumerate(one.channels):
-        options = {"name": channel.name, **placed, "contrast_limits": channel.window}
-        options["colormap"] = channel.color or "gray"
-        if number:  # what lies over an image hides it where it is strong
-            clear, full = f"{channel.color}00", f"{channel.color}FF"
+def _call(one: Appearance, unit: str | None) -> str:
+    """Return the call that adds a layer."""
+    volume, method, at = one.volume, "add_labels", ""
+    options = {"name": one.layer, **_placed(one, unit)}
+    if one.window is None:
+        options |= _classes(one)
+    else:
+        method, at = "add_image", f"[{one.channel}]" if "c" in volume.axes else ""
+        options |= {"contrast_limits": one.window, "colormap": one.color or "gray"}
+        if one.number:  # what lies over an image hides it where it is strong
+            clear, full = f"{one.color}00", f"{one.color}FF"
             options["colormap"] = _Code(f"napari.utils.Colormap([{clear!r}, {full!r}])")
             options["opacity"] = SCORE_OPACITY
-        elif n:
+        elif one.channel:
             options["blending"] = "additive"
-        if not channel.visible:
+        if not one.visible:
             options["visible"] = False
-        at = f"[{n}]" if "c" in one.volume.axes else ""
-        calls.append(_call("add_image", one, at, options))
-    return calls
+    where = repr(volume.path) + (f", timepoint={volume.timepoint}" if volume.timepoint else "")
+    data = f"vf.open({where}).dask(){at}"
+    if len(volume.levels) > 1:
+        data = f"[vf.open({where}, level=n).dask(){at} for n in range({len(volume.levels)})]"
+        options = {"multiscale": True, **options}
+    lines = [data, *(f"{name}={value!r}" for name, value in options.items())]
+    return f"viewer.{method}(\n" + "".join(f"    {line},\n" for line in lines) + ")\n"
 
 
 def _placed(one: Appearance, unit: str | None) -> dict[str, Any]:
@@ -146,14 +149,3 @@ class _Code(str):
 
     def __repr__(self) -> str:
         return str(self)
-
-
-def _call(method: str, one: Appearance, at: str, options: Mapping[str, Any]) -> str:
-    volume = one.volume
-    where = repr(volume.path) + (f", timepoint={volume.timepoint}" if volume.timepoint else "")
-    data = f"vf.open({where}).dask(){at}"
-    if len(volume.levels) > 1:
-        data = f"[vf.open({where}, level=n).dask(){at} for n in range({len(volume.levels)})]"
-        options = {"multiscale": True, **options}
-    lines = [data, *(f"{name}={value!r}" for name, value in options.items())]
-    return f"viewer.{method}(\n" + "".join(f"    {line},\n" for line in lines) + ")\n"

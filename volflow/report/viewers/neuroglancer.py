@@ -45,7 +45,7 @@ OVERLAID = CONTROLS + "void main() {{ emitRGBA(vec4(color, normalized())); }}\n"
 
 
 def viewer_state(shown: Sequence[Appearance], address: str) -> State:
-    """Return the state that shows volumes over each other, cut through the middle of the first.
+    """Return the state that shows layers over each other, cut through the middle of the first.
 
     Parameters
     ----------
@@ -74,15 +74,13 @@ def viewer_state(shown: Sequence[Appearance], address: str) -> State:
     # In shortest sides of a voxel, as Neuroglancer counts what a pixel of the screen shows.
     longest = float(max(np.multiply(ground.spatial_shape, ground.spacing)) / min(ground.spacing))
     state: State = {
-        "title": " + ".join(one.name for one in shown),
+        "title": " + ".join(dict.fromkeys(one.name for one in shown)),
         "dimensions": {axis: dimensions[axis] for axis in space},
         # The middle of the middle voxel.
         "position": [corner[axis] + sizes[axis] // 2 + 0.5 for axis in space],
         "crossSectionScale": longest / PANEL_PIXELS,
         "projectionScale": longest * 1.6,
-        "layers": [
-            layer for number, one in enumerate(shown) for layer in _layers(one, number, address)
-        ],
+        "layers": [_layer(one, address) for one in shown],
         "layout": "4panel" if len(space) == 3 else "xy",
         "crossSectionBackgroundColor": "#000000",
         "projectionBackgroundColor": "#000000",
@@ -171,51 +169,34 @@ def _corner(volume: Volume) -> dict[str, float]:
     return {axis: shift / size - 0.5 for axis, shift, size in places}
 
 
-def _layers(one: Appearance, number: int, address: str) -> list[State]:
-    source = _source(one, f"{address}/volumes/{number}")
-    if not one.channels:
-        return [_class_layer(one, source, f"{address}/names/{number}")]
-    layers = []
-    for n, channel in enumerate(one.channels):
-        window = list(channel.window)
-        layer: State = {
-            "type": "image",
-            "name": channel.name,
-            "source": source,
-            "opacity": SCORE_OPACITY if number else 1,
-            "shaderControls": {"normalized": {"range": window, "window": window}},
-            **_local(one.volume, n),
-        }
-        if channel.color:
-            layer["shader"] = (OVERLAID if number else ADDED).format(color=channel.color)
-        if n and not number:
-            layer["blend"] = "additive"
-        if not channel.visible:
-            layer["visible"] = False
-        layers.append(layer)
-    return layers
-
-
-def _class_layer(one: Appearance, source: State, names: str) -> State:
-    layer: State = {
-        "type": "segmentation",
-        "name": one.name,
-        "source": [source],
-        "selectedAlpha": CLASS_OPACITY,
-        **_local(one.volume, 0),
-    }
-    if one.colors:
-        layer["segmentColors"] = {str(n): color for n, color in enumerate(one.colors) if n}
-    if one.labels:
-        layer["source"].append(f"precomputed://{names}")
-        layer["segments"] = class_names(one)["inline"]["ids"]
-        layer["tab"] = "segments"
+def _layer(one: Appearance, address: str) -> State:
+    source = _source(one, f"{address}/volumes/{one.number}")
+    layer: State = {"name": one.layer, "source": source, **_local(one)}
+    if one.window is None:
+        layer |= {"type": "segmentation", "source": [source], "selectedAlpha": CLASS_OPACITY}
+        if one.colors:
+            layer["segmentColors"] = {str(n): color for n, color in enumerate(one.colors) if n}
+        if one.labels:
+            layer["source"].append(f"precomputed://{address}/names/{one.number}")
+            layer["segments"] = class_names(one)["inline"]["ids"]
+            layer["tab"] = "segments"
+        return layer
+    window, overlay = list(one.window), one.number > 0
+    layer |= {"type": "image", "opacity": SCORE_OPACITY if overlay else 1}
+    layer["shaderControls"] = {"normalized": {"range": window, "window": window}}
+    if one.color:
+        layer["shader"] = (OVERLAID if overlay else ADDED).format(color=one.color)
+    if one.channel and not overlay:
+        layer["blend"] = "additive"
+    if not one.visible:
+        layer["visible"] = False
     return layer
 
 
-def _local(volume: Volume, channel: int) -> State:
+def _local(one: Appearance) -> State:
     """Return the channel and timepoint of a layer, if the array has such axes."""
-    at = {"c": channel, "t": volume.timepoint or 0}
+    volume = one.volume
+    at = {"c": one.channel, "t": volume.timepoint or 0}
     axes = [axis for axis in volume.stored_axes if axis in at]
     if not axes:
         return {}

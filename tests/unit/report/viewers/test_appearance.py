@@ -30,9 +30,8 @@ def scan(tmp_path, ramp):
 
 def test_a_scan_is_grey_between_percentiles(scan, ramp):
     (shown,) = appearances([scan])
-    (channel,) = shown.channels
-    assert (shown.name, channel.name, channel.color) == ("scan", "scan", "")
-    np.testing.assert_allclose(channel.window, np.percentile(ramp, (1, 99.5)), rtol=1e-3)
+    assert (shown.name, shown.layer, shown.color) == ("scan", "scan", "")
+    np.testing.assert_allclose(shown.window, np.percentile(ramp, (1, 99.5)), rtol=1e-3)
     assert (shown.labels, shown.colors, shown.unit) == ((), (), "millimeter")
 
 
@@ -45,8 +44,8 @@ def test_stored_statistics_decide_and_nothing_is_read(scan, monkeypatch):
         raise AssertionError("a voxel was read")
 
     monkeypatch.setattr(Volume, "read", read)
-    (channel,) = appearances([scan])[0].channels
-    np.testing.assert_allclose(channel.window, (-4.9, 4.95), rtol=1e-3)
+    (shown,) = appearances([scan])
+    np.testing.assert_allclose(shown.window, (-4.9, 4.95), rtol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +60,7 @@ def test_stored_statistics_decide_and_nothing_is_read(scan, monkeypatch):
 def test_windows_of_odd_volumes(tmp_path, values, window):
     array = np.array(values, "f4").reshape(1, 1, -1)
     path = store(tmp_path / "a.zarr", array)
-    np.testing.assert_allclose(appearances([path])[0].channels[0].window, window, rtol=1e-3)
+    np.testing.assert_allclose(appearances([path])[0].window, window, rtol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +76,7 @@ def test_windows_of_odd_volumes(tmp_path, values, window):
 )
 def test_windows_of_whole_numbers_are_whole(tmp_path, dtype, values, window):
     path = store(tmp_path / "a.zarr", np.array(values, dtype).reshape(1, 1, -1))
-    found = appearances([path])[0].channels[0].window
+    found = appearances([path])[0].window
     assert found == window
     assert all(isinstance(value, int) for value in found)
 
@@ -88,7 +87,7 @@ def test_classes_have_the_colours_of_every_picture(tmp_path, scan):
     names = ("background", "liver", "tumour")
     own = store(tmp_path / "a.zarr", labels, kind="classes", channels=names, **MM)
     _, shown = appearances([scan, own])
-    assert (shown.channels, shown.labels) == ((), names)
+    assert (shown.window, shown.labels) == (None, names)
     assert shown.colors[1:] == (class_color(1), class_color(2))
     colors = ("000000", "FF0000", "00ff00")
     own = store(tmp_path / "b.zarr", labels, kind="classes", channels=names, colors=colors)
@@ -101,8 +100,8 @@ def test_an_overlay_with_few_whole_numbers_is_classes(tmp_path, scan, ramp):
     many = store(tmp_path / "many.zarr", ramp.astype("i4"), **MM)
     mask = zarr.create_array(tmp_path / "mask.zarr", data=ramp > 50)
     assert len(appearances([scan, few])[1].colors) == 4
-    assert appearances([few])[0].channels  # a ground is an image unless it says otherwise
-    assert appearances([scan, many])[1].channels
+    assert appearances([few])[0].window  # a ground is an image unless it says otherwise
+    assert appearances([scan, many])[1].window
     assert len(appearances([scan, str(tmp_path / "mask.zarr")])[1].colors) == 2
     assert mask.shape == ramp.shape
 
@@ -118,42 +117,43 @@ def test_instances_get_the_colours_of_the_viewer(tmp_path, scan):
     labels = np.arange(20 * 40 * 50, dtype="u4").reshape(20, 40, 50)
     path = store(tmp_path / "cells.zarr", labels, kind="classes", **MM)
     shown = appearances([scan, path])[1]
-    assert (shown.channels, shown.colors, shown.labels) == ((), (), ())
+    assert (shown.window, shown.colors, shown.labels) == (None, (), ())
 
 
 def test_scores_have_the_colours_of_their_classes(tmp_path, scan):
     scores = np.random.default_rng(0).random((3, 20, 40, 50), dtype="f4")
     names = ("Background", "liver", "tumour")
     path = store(tmp_path / "scores.zarr", scores, channels=names, **MM)
-    shown = appearances([scan, path])[1].channels
-    assert [one.name for one in shown] == [f"scores: {name}" for name in names]
+    shown = appearances([scan, path])[1:]
+    assert [one.layer for one in shown] == [f"scores: {name}" for name in names]
+    assert [(one.number, one.channel) for one in shown] == [(1, 0), (1, 1), (1, 2)]
     assert [one.window for one in shown] == [(0.0, 1.0)] * 3
     assert [one.visible for one in shown] == [False, True, True]
     assert [one.color for one in shown[1:]] == [class_color(1), class_color(2)]
     unnamed = store(tmp_path / "b.zarr", scores, **MM)
-    shown = appearances([scan, unnamed])[1].channels
-    assert [one.name for one in shown] == ["b: 0", "b: 1", "b: 2"]
+    shown = appearances([scan, unnamed])[1:]
+    assert [one.layer for one in shown] == ["b: 0", "b: 1", "b: 2"]
     assert [one.color for one in shown] == [class_color(n) for n in (1, 2, 3)]
     assert all(one.visible for one in shown)
 
 
 def test_one_channel_of_scores_is_coloured_over_a_scan(tmp_path, scan):
     path = store(tmp_path / "p.zarr", np.full((1, 20, 40, 50), 0.001, "f4"), **MM)
-    (channel,) = appearances([scan, path])[1].channels
-    assert (channel.name, channel.color, channel.window) == ("p", class_color(1), (0.0, 1.0))
+    _, shown = appearances([scan, path])
+    assert (shown.layer, shown.color, shown.window) == ("p", class_color(1), (0.0, 1.0))
 
 
 def test_channels_of_a_ground_have_their_own_colours(tmp_path):
     array = np.random.default_rng(0).integers(0, 999, (2, 8, 8, 8)).astype("u2")
     path = store(tmp_path / "a.zarr", array, channels=("DAPI", "GFP"), colors=("0000FF", "00FF00"))
-    (shown,) = appearances([path])
-    assert [one.color for one in shown.channels] == ["#0000FF", "#00FF00"]
-    assert [one.name for one in shown.channels] == ["a: DAPI", "a: GFP"]
+    shown = appearances([path])
+    assert [one.color for one in shown] == ["#0000FF", "#00FF00"]
+    assert [one.layer for one in shown] == ["a: DAPI", "a: GFP"]
 
 
 def test_only_the_first_channels_are_shown_at_once(tmp_path):
     path = store(tmp_path / "a.zarr", np.ones((40, 2, 2, 2), "f4"))
-    shown = appearances([path])[0].channels
+    shown = appearances([path])
     assert [one.visible for one in shown] == [True] * 12 + [False] * 28
 
 
