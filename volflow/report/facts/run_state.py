@@ -45,24 +45,22 @@ def run_facts(out: str | os.PathLike[str]) -> dict[str, Any]:
             f"{os.fspath(out)} has no journal ({journal.directory}); status needs an output that"
             " volflow writes or wrote"
         )
-    stages: Counter[str] = Counter()
     blocks = journal.stages()
+    stages: Counter[str] = Counter()
     for seconds in blocks.values():
         stages.update(seconds)
-    facts = {
+    last_s = (journal.directory / "done").stat().st_mtime if blocks else None
+    return {
         "path": os.fspath(out),
         "operation": record.operation,
         "done": len(blocks),
         "total": math.prod(record.settings.get("grid", ())),
         "grid": record.settings.get("grid"),
         "stages_s": {name: round(seconds, 3) for name, seconds in stages.most_common()},
-        "last_block_s": None,
+        "last_block_s": None if last_s is None else round(time.time() - last_s, 1),
         "fingerprint": dict(record.fingerprint),
         "settings": dict(record.settings),
     }
-    if blocks:
-        facts["last_block_s"] = round(time.time() - (journal.directory / "done").stat().st_mtime, 1)
-    return facts
 
 
 def run_line(facts: Mapping[str, Any]) -> str:
