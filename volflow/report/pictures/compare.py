@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from volflow.errors import InvalidInput
-from volflow.report.colors import class_color, class_numbers
+from volflow.report.colors import class_color, class_counts, class_numbers
 from volflow.report.facts.grid_facts import counted
 from volflow.report.pictures.difference import (
     AGREED,
     ONLY_A,
     ONLY_B,
     UNLIKE,
-    Deviation,
     agreement,
     deviation,
     disagreement,
@@ -33,12 +34,14 @@ from volflow.report.pictures.layers import (
     heat_layer,
     heat_window,
 )
-from volflow.report.pictures.scene import Foot, Scene, Table, plane_panels
-from volflow.report.pictures.slices import Cut, on_one_grid
-from volflow.report.pictures.stack import Display, drawing, facts_shown, ground
+from volflow.report.pictures.scene import Foot, Table, plane_panels
+from volflow.report.pictures.slices import Cut, Slice, on_one_grid
+from volflow.report.pictures.stack import at_levels, check_display, drawing, ground, scene_of
 from volflow.report.pictures.subject import (
     Names,
     Subject,
+    class_names,
+    few_values,
     open_subject,
     same_box,
     with_distinct_names,
@@ -113,103 +116,92 @@ def compare(
     0.8333333333333334
     """
     draw = drawing()
-    display = Display(level, classes, percentiles, PIXELS)
-    pair = with_distinct_names(
+    check_display(classes, percentiles)
+    one, other = with_distinct_names(
         open_subject(a, channel, merge=True), open_subject(b, channel, merge=True)
     )
     under = None if over is None else open_subject(over)
-    for other in (pair[1], under):
-        if other is not None:
-            same_box(pair[0], other)
-    where = "content" if at is None else at
-    weights = _weights(pair) if isinstance(where, str) and where == "content" else []
-    # If they do not differ anywhere, the planes are those with most to see.
-    slices = pair[0].slices(where, weights if any(w.any() for w in weights) else None)
-
-    read = pair[0].at_level(level, PIXELS)
-    average = not all(one.may_be_classes(classes, True) for one in pair)
-    like = pair[1].like(read)
-    cuts = (
-        pair[0].cut(read, slices, PIXELS, average=average),
-        pair[1].cut(like, slices, PIXELS, average=average),
-    )
-    levels = [f"{letter} {text}".strip() for letter, text in _shown(read, like, average) if text]
-    below: tuple[Layer, ...] = ()
-    if under is not None:
-        below, level_below = ground(under, read, slices, display)
-        levels += [level_below] if level_below else []
+    for beside in filter(None, (other, under)):
+        same_box(one, beside)
+    slices = _slices(one, other, "content" if at is None else at)
+    one, under = at_levels(one, under, level, PIXELS)
+    pair = one, other.like(one)
+    whole = all(each.named_classes(classes) or each.whole for each in pair)
+    cuts = [each.cut(slices, average=not whole) for each in pair]
+    below, level_below = ground(under, slices, percentiles)
     if _as_classes(pair, cuts, classes):
-        last, (layers, feet, found) = "A ≠ B", _classes(pair, cuts, below, classes)
+        last, (layers, feet, found) = "A ≠ B", _classes(pair, cuts, classes, below)
     else:
-        last, (layers, feet, found) = "A − B", _numbers(pair, cuts, below, percentiles)
+        last, (layers, feet, found) = "A − B", _numbers(pair, cuts, percentiles, below)
 
-    facts = facts_shown(pair[0], under, read, slices)
-    subtitle = [] if under is None else [f"over {under.name}"]
-    subtitle += [pair[0].facts(), *(["shown: " + "; ".join(levels)] if levels else [])]
-    names = (f"A   {pair[0].name}", f"B   {pair[1].name}", last)
+    names = (f"A   {one.name}", f"B   {other.name}", last)
     grounds = (below[:1], below[:1], below[1:])
     columns = [
-        plane_panels(slices, (*ground, top), pair[0].size, name, captioned=name == names[0])
+        plane_panels(slices, [*ground, top], one.size, name, captioned=name == names[0])
         for ground, top, name in zip(grounds, layers, names, strict=True)
     ]
+    scene = scene_of(one, None, slices, [*_shown(pair, not whole), *level_below], columns)
+    facts = {"over": under and under.name, "against": other.name}
     return draw(
-        Scene(
-            title=(pair[0].name, " against ", pair[1].name),
-            subtitle="   ·   ".join(subtitle),
-            size=pair[0].size,
-            unit=pair[0].finest.meta.unit,
-            facts=facts | {"against": pair[1].name, "difference": {"of": "planes shown"} | found},
-            columns=columns,
+        replace(
+            scene,
+            title=(one.name, " against ", other.name),
+            subtitle=(f"over {under.name}   ·   " if under else "") + scene.subtitle,
+            facts={**scene.facts, **facts, "difference": {"of": "planes shown"} | found},
             feet=[feet],
         )
     )
 
 
 Pair = tuple[Subject, Subject]
-Cuts = tuple[list[Cut], list[Cut]]
+Found = tuple[list[Layer], list[list[Foot]], dict[str, Any]]  # layers, texts below them, and facts
 
 
-def _shown(read: Subject, like: Subject, average: bool) -> list[tuple[str, str]]:
-    """Return which levels are shown of A and B, in one text if it is the same for both."""
-    texts = [one.shown(PIXELS, average) for one in (read, like)]
-    if read.finest.meta.spacing != like.finest.meta.spacing:
-        texts = [
-            text or f"voxels of {one.voxel}" for text, one in zip(texts, (read, like), strict=True)
-        ]
-    elif texts[0] == texts[1]:
-        return [("", texts[0])]
-    return [("A", texts[0]), ("B", texts[1])]
-
-
-def _weights(pair: Pair) -> list[Any]:
-    """Return maps of how much the two differ, one per plane of a few along z."""
-    scans = [one.scan() for one in pair]
+def _slices(one: Subject, other: Subject, at: str | Sequence[int]) -> list[Slice]:
+    """Return the planes at a place; the content is where the two differ, if they do anywhere."""
+    if not isinstance(at, str) or at != "content":
+        return one.slices(at)
+    scans = one.scan(), other.scan()
     if len(scans[0]) != len(scans[1]):
-        return []
-    return [unlike(mine, theirs) for mine, theirs in zip(*scans, strict=True)]
+        return one.slices(at)
+    weights = list(map(unlike, *scans))
+    return one.slices(at, weights if any(map(np.any, weights)) else None)
 
 
-def _as_classes(pair: Pair, cuts: Cuts, classes: Names) -> bool:
-    """Return True if both show classes; raise InvalidInput if only one of them can."""
-    declared = [one.may_be_classes(classes, guess=False) for one in pair]
-    possible = [one.may_be_classes(classes, guess=True) for one in pair]
-    if any(declared) and not all(possible):
-        one, other = pair if declared[0] else (pair[1], pair[0])
-        raise InvalidInput(
-            f"{one.name} shows classes and {other.name} does not, so that they cannot be compared;"
-            " choose a channel of scores, or name the classes"
+def _shown(pair: Pair, average: bool) -> list[str]:
+    """Return which levels are shown of A and B, in one text if it is the same for both."""
+    first, second = (each.shown(average) for each in pair)
+    if pair[0].voxel != pair[1].voxel:
+        first, second = (
+            first or f"voxels of {pair[0].voxel}",
+            second or f"voxels of {pair[1].voxel}",
         )
-    if any(declared):
+    elif first == second:
+        return [first]
+    return [f"{letter} {text}" for letter, text in (("A", first), ("B", second)) if text]
+
+
+def _as_classes(pair: Pair, cuts: Sequence[Sequence[Cut]], classes: Names) -> bool:
+    """Return True if both show classes; raise InvalidInput if only one of them can."""
+    named = [each.named_classes(classes) for each in pair]
+    if any(named):
+        for one, other in (pair, pair[::-1]):
+            if one.named_classes(classes) and not (other.named_classes(classes) or other.whole):
+                raise InvalidInput(
+                    f"{one.name} shows classes and {other.name} does not, so that they cannot be"
+                    " compared; choose a channel of scores, or name the classes"
+                )
         return True
-    return all(one.are_classes(cut, classes, True) for one, cut in zip(pair, cuts, strict=True))
+    return all(each.whole and few_values(cut) for each, cut in zip(pair, cuts, strict=True))
 
 
 def _classes(
-    pair: Pair, cuts: Cuts, below: tuple[Layer, ...], classes: Names
-) -> tuple[list[Layer], list[list[Foot]], dict[str, Any]]:
-    """Return layers of two results of classes and of their disagreement, texts below, and facts."""
-    names = pair[1].class_names(classes) | pair[0].class_names(classes)
-    colors = pair[0].finest.meta.colors or pair[1].finest.meta.colors
+    pair: Pair, cuts: Sequence[Sequence[Cut]], classes: Names, below: Sequence[Layer]
+) -> Found:
+    """Return two results of classes and their disagreement."""
+    first, second = (each.finest.meta for each in pair)
+    names = class_names(classes, second.channels) | class_names(classes, first.channels)
+    colors = first.colors or second.colors
     common = [on_one_grid(mine, theirs) for mine, theirs in zip(*cuts, strict=True)]
     pairs = [(class_numbers(mine), class_numbers(theirs)) for mine, theirs, _ in common]
     facts = agreement(pairs, names)
@@ -218,14 +210,13 @@ def _classes(
         maps = [np.where(plane == AGREED, 0, plane) for plane in maps]
     shown = [Cut(plane, extent) for plane, (*_, extent) in zip(maps, common, strict=True)]
     layers = [class_layer(cut, names, colors, over_scan=bool(below)) for cut in cuts]
-    layers.append(class_layer(shown, UNLIKE_NAMES, UNLIKE_COLORS, outlined=False))
-
-    counts = {kind: sum(int((plane == kind).sum()) for plane in maps) for kind in UNLIKE_NAMES}
-    legend = tuple(
-        (f"{UNLIKE_NAMES[kind]}   {counted(count)}", UNLIKE_COLORS[kind])
-        for kind, count in counts.items()
-        if count
-    )
+    counts = sum((class_counts(plane) for plane in maps), Counter[int]())
+    told = {kind: f"{UNLIKE_NAMES[kind]}   {counted(counts[kind])}" for kind in counts if kind}
+    layers.append(class_layer(shown, told, UNLIKE_COLORS, outlined=False))
+    equal, total = facts["equal"], facts["total"]
+    agreed = f"{100 * equal / total:.4g} % of {counted(total)} voxels shown agree"
+    if equal == total:
+        agreed = "the same in these planes"
     # Those of which most is shown, by their numbers.
     most = sorted(facts["classes"], key=lambda one: -max(one["a"], one["b"]))[:MOST_ROWS]
     rows = tuple(
@@ -242,13 +233,16 @@ def _classes(
         Table(("class", "Dice", "voxels in A", "voxels in B"), rows),
         *([f"… and {more} more classes"] if more else []),
     ]
-    return layers, [table, [], [legend, _agreed(facts["equal"], facts["total"])]], facts
+    return layers, [table, [], [layers[-1].key, agreed]], facts
 
 
 def _numbers(
-    pair: Pair, cuts: Cuts, below: tuple[Layer, ...], percentiles: tuple[float, float]
-) -> tuple[list[Layer], list[list[Foot]], dict[str, Any]]:
-    """Return layers of two results of numbers and of their difference, texts below, and facts."""
+    pair: Pair,
+    cuts: Sequence[Sequence[Cut]],
+    percentiles: tuple[float, float],
+    below: Sequence[Layer],
+) -> Found:
+    """Return two results of numbers and their difference."""
     both = [*cuts[0], *cuts[1]]
     if below:
         window = heat_window(both)
@@ -256,25 +250,16 @@ def _numbers(
     else:
         window = grey_window(both, percentiles)
         layers = [grey_layer(cut, window) for cut in cuts]
-    scale = layers[0].ramp or Ramp("in A and B", *window, GREYS)
+    scale = layers[0].key or Ramp("in A and B", *window, GREYS)
     common = [on_one_grid(mine, theirs) for mine, theirs in zip(*cuts, strict=True)]
     differences = [Cut(signed(mine, theirs), extent) for mine, theirs, extent in common]
-    found = deviation([cut.values for cut in differences])
-    last = difference_layer(differences, "A − B", found.shown)
-    reach: list[Foot] = [last.ramp] if found.largest and last.ramp else []
-    facts = {"mean_abs": found.mean, "max_abs": found.largest, "compared": found.compared}
-    return [*layers, last], [[scale], [], [*reach, _deviates(found)]], facts
-
-
-def _agreed(equal: int, total: int) -> str:
-    if equal == total:
-        return "the same in these planes"
-    return f"{100 * equal / total:.4g} % of {counted(total)} voxels shown agree"
-
-
-def _deviates(found: Deviation) -> str:
-    if found.compared == 0:
-        return "no voxel is a number in both"
-    if found.largest == 0:
-        return "the same in these planes"
-    return f"|A − B| in these planes: mean {found.mean:.3g}, largest {found.largest:.3g}"
+    facts, reach = deviation([cut.values for cut in differences])
+    layers.append(difference_layer(differences, "A − B", reach))
+    mean, largest = facts["mean_abs"], facts["max_abs"]
+    told = f"|A − B| in these planes: mean {mean:.3g}, largest {largest:.3g}"
+    if largest == 0:
+        told = "the same in these planes"
+    if facts["compared"] == 0:
+        told = "no voxel is a number in both"
+    key: list[Foot] = [layers[-1].key] if largest else []
+    return layers, [[scale], [], [*key, told]], facts

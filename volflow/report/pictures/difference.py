@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from volflow.report.colors import class_counts
+from volflow.report.pictures.slices import Cut, on_one_grid
 
 __all__ = [
     "AGREED",
     "ONLY_A",
     "ONLY_B",
     "UNLIKE",
-    "Deviation",
     "agreement",
     "deviation",
     "disagreement",
@@ -31,19 +30,7 @@ Pairs = Sequence[tuple[Array, Array]]
 # The values of `disagreement`: only one of the two holds something where the other holds
 # background, or both do, of different classes or of the same.
 ONLY_A, ONLY_B, UNLIKE, AGREED = 1, 2, 3, 4
-
-
-@dataclass(frozen=True)
-class Deviation:
-    """The mean and the largest absolute difference of numbers.
-
-    ``shown`` is where colours saturate; ``compared`` counts the voxels that are finite in both.
-    """
-
-    mean: float
-    largest: float
-    shown: float
-    compared: int
+SATURATION = 99.5  # percentile of deviations beyond which their colours are alike
 
 
 def agreement(pairs: Pairs, names: Mapping[int, str]) -> dict[str, Any]:
@@ -96,28 +83,33 @@ def disagreement(a: Array, b: Array) -> Array:
     return kind
 
 
-def deviation(differences: Sequence[Array], percentile: float = 99.5) -> Deviation:
+def deviation(differences: Sequence[Array]) -> tuple[dict[str, Any], float]:
     """Return the mean and the largest deviation, and the one at which colours saturate.
 
     Parameters
     ----------
     differences
         Planes of a − b.
-    percentile
-        Of the deviations, beyond which colours saturate; the largest where that is 0.
+
+    Returns
+    -------
+    facts
+        ``mean_abs``, ``max_abs``, and how many voxels were ``compared``: finite in both.
+    reach
+        A percentile of the deviations, or the largest where that is 0.
 
     Examples
     --------
-    >>> deviation([np.array([0.0, -0.5, 0.1, np.nan])], percentile=100)
-    Deviation(mean=0.2, largest=0.5, shown=0.5, compared=3)
+    >>> deviation([np.array([0.0, -0.5, 0.1, np.nan])])
+    ({'mean_abs': 0.2, 'max_abs': 0.5, 'compared': 3}, 0.5)
     """
     away = np.abs(np.concatenate([plane.ravel() for plane in differences]))
     away = away[np.isfinite(away)]
     if away.size == 0:
-        return Deviation(0.0, 0.0, 0.0, 0)
-    largest = float(away.max())
-    shown = float(np.percentile(away, percentile, method="nearest")) or largest
-    return Deviation(float(np.round(away.mean(), 15)), largest, shown, away.size)
+        return {"mean_abs": 0.0, "max_abs": 0.0, "compared": 0}, 0.0
+    mean, largest = float(np.round(away.mean(), 15)), float(away.max())
+    reach = float(np.percentile(away, SATURATION, method="nearest")) or largest
+    return {"mean_abs": mean, "max_abs": largest, "compared": away.size}, reach
 
 
 def signed(a: Array, b: Array) -> Array:
@@ -132,14 +124,11 @@ def unlike(a: Array, b: Array) -> Array:
     Parameters
     ----------
     a, b
-        Two planes of one place; b is read at the nearest pixels if their grids differ. Classes
-        differ or do not, numbers by their distance.
+        Two planes of one place; the coarser is read at the pixels of the finer. Classes differ or
+        do not, numbers by their distance.
     """
-    rows, columns = (
-        np.minimum((np.arange(n) + 0.5) * m / n, m - 1).astype(np.int64)
-        for n, m in zip(a.shape, b.shape, strict=True)
-    )
-    b = b[np.ix_(rows, columns)]
+    whole = (0.0, 1.0, 1.0, 0.0)
+    a, b, _ = on_one_grid(Cut(a, whole), Cut(b, whole))
     if "f" in a.dtype.kind + b.dtype.kind:
         away = np.abs(signed(a, b))
         return np.where(np.isfinite(away), away, 0)[None]

@@ -26,7 +26,7 @@ __all__ = [
     "GREYS",
     "HEAT",
     "Layer",
-    "Picture",
+    "Legend",
     "Ramp",
     "class_layer",
     "difference_layer",
@@ -38,6 +38,7 @@ __all__ = [
 ]
 
 Array = npt.NDArray[Any]
+Legend = tuple[tuple[str, str], ...]  # names and colours
 
 MANY_CLASSES = 32  # more are not outlined
 MOST_NAMED = 32  # in a legend, those of which most is shown
@@ -54,25 +55,6 @@ OVER_SCAN, ALONE, OPAQUE, HEAT_ALPHA = 0.36, 0.75, 0.92, 0.85  # how opaque
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One plane in colours.
-
-    Parameters
-    ----------
-    pixels
-        Rows, columns, RGBA as uint8.
-    extent
-        Left, right, bottom and top edge in the unit of the volume, as `Cut` has it.
-    labels
-        Class numbers, for outlines; None for other layers.
-    """
-
-    pixels: Array
-    extent: tuple[float, float, float, float]
-    labels: Array | None = None
-
-
-@dataclass(frozen=True)
 class Ramp:
     """The scale of a layer of numbers: its name, its ends, its colours from low to high."""
 
@@ -84,27 +66,25 @@ class Ramp:
 
 @dataclass(frozen=True)
 class Layer:
-    """One picture per plane, with the entries of their legend.
+    """One picture per plane, and what its colours mean.
 
     Parameters
     ----------
     pictures
-        In the order of the planes.
+        In the order of the planes: their values are rows, columns, RGBA as uint8.
+    key
+        A legend, which is name and colour of what occurs, or the scale of numbers; () for none.
     smooth
         Whether enlarging may interpolate; never for classes.
-    colors
-        By class number, for outlines.
-    legend
-        Name and colour of what occurs.
-    ramp
-        Of numbers.
+    labels, colors
+        What is outlined: planes of class numbers, and colours by class number.
     """
 
-    pictures: tuple[Picture, ...]
+    pictures: Sequence[Cut]
+    key: Legend | Ramp = ()
     smooth: bool = True
+    labels: Sequence[Array] = ()
     colors: Mapping[int, str] = field(default_factory=dict)
-    legend: tuple[tuple[str, str], ...] = ()
-    ramp: Ramp | None = None
 
 
 def grey_window(cuts: Sequence[Cut], percentiles: tuple[float, float]) -> tuple[float, float]:
@@ -115,12 +95,9 @@ def grey_window(cuts: Sequence[Cut], percentiles: tuple[float, float]) -> tuple[
 def grey_layer(cuts: Sequence[Cut], window: tuple[float, float], under: str = "") -> Layer:
     """Return a scan in grey, dimmed ``under`` a "result" or a "difference"."""
     white = {"result": 0.8, "difference": 0.5}.get(under, 1.0)
-    pictures = []
-    for cut in cuts:
-        pixels = np.full((*cut.values.shape, 4), 255, np.uint8)
-        pixels[..., :3] = (255 * white * shades(cut.values, *window))[..., None]
-        pictures.append(Picture(pixels, cut.extent))
-    return Layer(tuple(pictures))
+    return Layer(
+        [Cut(painted(white * shades(cut.values, *window), GREYS), cut.extent) for cut in cuts]
+    )
 
 
 def heat_window(cuts: Sequence[Cut]) -> tuple[float, float]:
@@ -130,14 +107,19 @@ def heat_window(cuts: Sequence[Cut]) -> tuple[float, float]:
     return low, wider(low, high)
 
 
-def heat_layer(cuts: Sequence[Cut], name: str, window: tuple[float, float]) -> Layer:
-    """Return scores as heat: the higher, the brighter and the less transparent."""
+def heat_layer(
+    cuts: Sequence[Cut], name: str, window: tuple[float, float], *, alone: bool = False
+) -> Layer:
+    """Return numbers as heat: the higher, the brighter.
+
+    Over a scan it is less transparent, too, and smooth; ``alone`` each pixel is seen.
+    """
     pictures = []
     for cut in cuts:
         scaled = shades(cut.values, *window)
-        alpha = HEAT_ALPHA * np.clip(scaled * 1.6, 0, 1)
-        pictures.append(Picture(painted(scaled, HEAT, alpha), cut.extent))
-    return Layer(tuple(pictures), ramp=Ramp(name, *window, HEAT))
+        alpha = 1.0 if alone else HEAT_ALPHA * np.clip(scaled * 1.6, 0, 1)
+        pictures.append(Cut(painted(scaled, HEAT, alpha), cut.extent))
+    return Layer(pictures, Ramp(name, *window, HEAT), smooth=not alone)
 
 
 def difference_layer(cuts: Sequence[Cut], name: str, largest: float) -> Layer:
@@ -147,8 +129,8 @@ def difference_layer(cuts: Sequence[Cut], name: str, largest: float) -> Layer:
     for cut in cuts:
         scaled = shades(cut.values, -reach, reach)
         away = np.where(np.isfinite(cut.values), np.abs(2 * scaled - 1), 0.0)
-        pictures.append(Picture(painted(scaled, DIVERGING, np.clip(away * 3, 0, 1)), cut.extent))
-    return Layer(tuple(pictures), ramp=Ramp(name, -reach, reach, DIVERGING))
+        pictures.append(Cut(painted(scaled, DIVERGING, np.clip(away * 3, 0, 1)), cut.extent))
+    return Layer(pictures, Ramp(name, -reach, reach, DIVERGING))
 
 
 def class_layer(
@@ -174,26 +156,26 @@ def class_layer(
     outlined
         Whether outlines may be drawn around few classes.
     """
-    labels = [class_numbers(cut.values) for cut in cuts]
-    shown = sum((class_counts(plane[plane != 0]) for plane in labels), Counter[int]())
-    present = sorted(shown)
+    planes = [class_numbers(cut.values) for cut in cuts]
+    shown = sum((class_counts(plane[plane != 0]) for plane in planes), Counter[int]())
     chosen = {
         value: colors[value] if isinstance(colors, Mapping) else class_color(value, colors)
-        for value in present
+        for value in sorted(shown)
     }
-    few = len(present) <= MANY_CLASSES
+    few = len(shown) <= MANY_CLASSES
     fill = (OVER_SCAN if over_scan else ALONE) if outlined else OPAQUE
     fill = fill if few else min(1.0, fill + 0.25)  # without outlines to set them off
     pictures = []
-    for plane, cut in zip(labels, cuts, strict=True):
+    for plane, cut in zip(planes, cuts, strict=True):
         alpha = np.where(plane != 0, round(255 * fill), 0).astype(np.uint8)
         pixels = np.concatenate([tinted(plane, chosen), alpha[..., None]], axis=-1)
-        pictures.append(Picture(pixels, cut.extent, plane if few and outlined else None))
-    named = sorted(sorted(present, key=lambda value: -shown[value])[:MOST_NAMED])
-    legend = tuple((names.get(value) or f"class {value}", chosen[value]) for value in named)
-    if more := len(present) - len(named):
-        legend += ((f"and {more} more", MANY),)
-    return Layer(tuple(pictures), False, chosen if few else {}, legend)
+        pictures.append(Cut(pixels, cut.extent))
+    named = sorted(sorted(chosen, key=lambda value: -shown[value])[:MOST_NAMED])
+    legend = [(names.get(value) or f"class {value}", chosen[value]) for value in named]
+    if more := len(chosen) - len(named):
+        legend.append((f"and {more} more", MANY))
+    outlines = planes if few and outlined else ()
+    return Layer(pictures, tuple(legend), smooth=False, labels=outlines, colors=chosen)
 
 
 def painted(scaled: Array, colors: Sequence[str], alpha: Array | float = 1.0) -> Array:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import unicodedata
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from operator import ge
 from typing import Any, cast
 
 import numpy as np
@@ -29,7 +30,6 @@ from volflow.report.pictures.scene import (
     Box,
     Foot,
     Panel,
-    Places,
     Scene,
     Table,
     place,
@@ -43,9 +43,11 @@ PIXELS_PER_INCH = 110  # of the picture that a notebook shows
 TEXT, SMALL = 9.5, 8.5  # points
 ROW, FOOT = 0.25, 0.15  # height of a row below the panels, space around the rows
 SWATCH, LONGEST_NAME = 0.15, 3.6  # width of a colour and, at most, of its name in a legend
-LEAST_NAME = 0.3  # of a case that still says something
+LEAST_NAME = 0.5  # of a caption beside a note
 RAMP, NUMBER, BAR = 1.7, 1.1, 1.6  # widths of the colours of numbers, of a number, of a share
-HISTOGRAM = 0.95
+HISTOGRAM, SPACE = 0.95, 0.15  # height of a chart; between what stands below columns
+MOST_OUTLINES = 600  # of one class in one panel each; more would take many seconds
+CAPTIONS = {"fontsize": SMALL, "va": "baseline"}
 
 
 class Preview(Figure):
@@ -66,11 +68,21 @@ class Preview(Figure):
 
 def draw(scene: Scene) -> Preview:
     """Draw a picture."""
-    page, places = _Canvas(), place(scene)
+    page, (boxes, wide) = _Canvas(), place(scene)
     page.figure.facts = dict(scene.facts)
-    _panels(page, scene, places)
-    _captions(page, scene, places)
-    wide, bottom = _feet(page, scene, places)
+    edges = [column[0][0] for column in boxes] + [wide - MARGIN + SPACE]
+    placed = [
+        (panel, box, max(right - left - SPACE, box[2]))
+        for column, lines, left, right in zip(scene.columns, boxes, edges, edges[1:], strict=False)
+        for panel, box in zip(column, lines, strict=True)
+    ]
+    placed.sort(key=lambda one: one[1][1])  # row by row
+    _panels(page, scene, placed)
+    lowest = max(top + high for _, (_, top, _, high), _ in placed)
+    right, bottom = _feet(page, scene.feet, edges, lowest)
+    if scene.scale_bar:
+        bottom = _scale_bar(page, scene, boxes[0][0], bottom)
+    wide = max(wide, right + MARGIN)
     _header(page, scene, wide - 2 * MARGIN)
     page.finish(wide, bottom + FOOT)
     return page.figure
@@ -126,40 +138,48 @@ def _header(page: _Canvas, scene: Scene, wide: float) -> None:
     page.write(MARGIN, 0.5, fitted(scene.subtitle, wide, TEXT), color=MUTED, va="top")
 
 
-def _panels(page: _Canvas, scene: Scene, places: Places) -> None:
-    """Draw all panels, row by row."""
-    for n in range(max(map(len, scene.columns))):
-        for column, boxes in zip(scene.columns, places.boxes, strict=True):
-            if n < len(column):
-                _panel(page.axes(boxes[n], column[n].view.name), column[n], scene.size, boxes[n])
+def _panels(page: _Canvas, scene: Scene, placed: Sequence[tuple[Panel, Box, float]]) -> None:
+    """Draw all panels, with what stands above them."""
+    one_view = len({panel.view for panel, _, _ in placed}) == 1
+    left_of_note = [box[2] - text_width(f"  {panel.note}", SMALL) for panel, box, _ in placed]
+    captions = [min(LEAST_NAME, text_width(panel.caption, SMALL)) for panel, _, _ in placed]
+    # All notes are left out if one of them has no room.
+    noted = all(map(ge, left_of_note, captions)) and any(panel.note for panel, _, _ in placed)
+    for n, (panel, box, room) in enumerate(placed):
+        left, top, across, along = box
+        axes = page.axes(box, panel.view.name)
+        _planes(axes, panel, scene.size, len(placed))
+        # Panels that are all seen alike have their letters once.
+        if min(across, along) >= 0.45 and not (one_view and n):  # else there is no room
+            _letters(axes, panel.view, 11 if min(across, along) > 1.2 else 8)
+        heading = fitted(panel.heading, room, 11, "bold")
+        page.write(left, top - 0.28, heading, fontsize=11, weight="bold", va="baseline")
+        if noted:
+            page.write(left + across, top - 0.06, panel.note, color=MUTED, ha="right", **CAPTIONS)
+        caption = fitted(panel.caption, left_of_note[n] if noted else room, SMALL)
+        page.write(left, top - 0.06, caption, **CAPTIONS)
 
 
-def _panel(axes: Axes, panel: Panel, size: Any, box: Box) -> None:
-    view = panel.view
+def _planes(axes: Axes, panel: Panel, size: Sequence[float], count: int) -> None:
+    """Draw the layers of one of ``count`` panels, and fine lines where the other planes lie."""
+    view, (wide, high) = panel.view, panel.extent(size)
     for layer in panel.layers:
         picture = layer.pictures[panel.number]
         axes.imshow(
-            picture.pixels,
+            picture.values,
             extent=picture.extent,
             interpolation="bicubic" if layer.smooth else "nearest",
             interpolation_stage="rgba",
         )
-        if panel.outline and picture.labels is not None:
-            _outlines(axes, layer, panel)
-    wide, high = size[view.columns], size[view.rows]
-    axes.set(xlim=(0, wide), ylim=(high, 0), aspect="auto", facecolor="black")
-    axes.set(xticks=panel.ticks[0], yticks=panel.ticks[1])
-    axes.tick_params(
-        top=True, right=True, labelleft=False, labelbottom=False, length=4, width=0.8, color=INK
-    )
+        if layer.labels and count * len(layer.colors) <= MOST_OUTLINES:
+            _outlines(axes, layer, panel.number, 0.9 if count <= 9 else 0.5)
+    axes.set(xlim=(0, wide), ylim=(high, 0), aspect="auto", facecolor="black", xticks=[], yticks=[])
     axes.spines[:].set(color=FRAME, linewidth=0.8)
     if panel.cross is not None:
         right, down = panel.cross[view.columns], panel.cross[view.rows]
         style: dict[str, Any] = {"color": "white", "alpha": 0.22, "lw": 0.7, "ls": (0, (5, 4))}
         axes.axvline(wide - right if view.flip_columns else right, **style)
         axes.axhline(high - down if view.flip_rows else down, **style)
-    if panel.letters and min(box[2:]) >= 0.45:  # else there is no room
-        _letters(axes, view, 11 if min(box[2:]) > 1.2 else 8)
 
 
 def _letters(axes: Axes, view: View, font: float) -> None:
@@ -174,70 +194,51 @@ def _letters(axes: Axes, view: View, font: float) -> None:
         )  # fmt: skip
 
 
-def _outlines(axes: Axes, layer: Layer, panel: Panel) -> None:
-    picture = layer.pictures[panel.number]
-    labels = np.asarray(picture.labels)
-    left, right, bottom, top = picture.extent
+def _outlines(axes: Axes, layer: Layer, number: int, width: float) -> None:
+    labels, (left, right, bottom, top) = layer.labels[number], layer.pictures[number].extent
     rows, columns = ((np.arange(n) + 0.5) / n for n in labels.shape)
     x, y = left + columns * (right - left), top + rows * (bottom - top)
     for value in np.unique(labels[labels != 0]):
         mask = labels == value
         if min(labels.shape) > 1 and not mask.all():
             color = layer.colors[int(value)]
-            axes.contour(x, y, mask, [0.5], colors=[color], linewidths=panel.outline, alpha=0.95)
+            axes.contour(x, y, mask, [0.5], colors=[color], linewidths=width, alpha=0.95)
 
 
-def _captions(page: _Canvas, scene: Scene, places: Places) -> None:
-    """Write what stands above the panels."""
-    panels = [
-        (panel, box, room)
-        for column, boxes, room in zip(scene.columns, places.boxes, places.rooms, strict=True)
-        for panel, box in zip(column, boxes, strict=True)
-    ]
-    widths = [text_width(f"{panel.caption}  {panel.note}", SMALL) for panel, _, _ in panels]
-    fits = all(wide <= box[2] for wide, (_, box, _) in zip(widths, panels, strict=True))
-    style = {"fontsize": SMALL, "va": "baseline"}
-    for panel, (left, top, across, _), room in panels:
-        heading = fitted(panel.heading, room, 11, "bold")
-        page.write(left, top - 0.28, heading, fontsize=11, weight="bold", va="baseline")
-        caption, note = panel.caption, panel.note if fits or scene.notes_first else ""
-        if note:
-            room = across - text_width(f"  {note}", SMALL)
-            page.write(left + across, top - 0.06, note, color=MUTED, ha="right", **style)
-        if room > LEAST_NAME:
-            page.write(left, top - 0.06, fitted(caption, room, SMALL), **style)
-
-
-def _feet(page: _Canvas, scene: Scene, places: Places) -> tuple[float, float]:
-    """Draw what stands below the panels; return the width and the height that is needed."""
-    right, bottom = places.width - MARGIN, places.bottom
-    for band in filter(any, scene.feet):
+def _feet(
+    page: _Canvas, feet: Sequence[Sequence[Sequence[Foot]]], edges: Sequence[float], bottom: float
+) -> tuple[float, float]:
+    """Draw what stands below the panels; return where it ends on the right and below."""
+    right = 0.0
+    for band in feet:
+        filled = [n for n, things in enumerate(band) if any(things)]
         begin = bottom + FOOT
-        filled = [n for n, feet in enumerate(band) if feet]
-        for n, stop in zip(filled, [*filled[1:], len(places.rooms)], strict=True):
-            room, y = sum(places.rooms[n:stop]), begin
+        for n, stop in zip(filled, [*filled[1:], -1], strict=False):
+            y = begin
             for foot in band[n]:
-                end, high = _foot(page, foot, places.boxes[n][0][0], y, room)
+                end, high = _foot(page, foot, edges[n], y, edges[stop] - edges[n] - SPACE)
                 right, y = max(right, end), y + high
             bottom = max(bottom, y)
-    view, (left, top, across, along) = scene.columns[0][0].view, places.boxes[0][0]
-    length, text = length_of_bar(scene.size[view.columns], scene.unit)
-    long = length * across / scene.size[view.columns]
-    if scene.scale_bar == "inside":
-        _bar(page, left + 0.14, top + along - 0.16, long)
-        above = {"ha": "center", "va": "bottom", "path_effects": [OUTLINE]}
-        page.write(left + 0.14 + long / 2, top + along - 0.22, text, **above)
-    elif scene.scale_bar == "below":
-        bottom += FOOT + ROW
-        _bar(page, left, bottom - ROW / 2, long)
-        page.write(left + long + 0.1, bottom - ROW / 2, text)
-    return right + MARGIN, bottom
+    return right, bottom
 
 
-def _bar(page: _Canvas, x: float, y: float, long: float) -> None:
-    line = Line2D([x, x + long], [-y, -y], color=INK, lw=2.6, solid_capstyle="butt")
+def _scale_bar(page: _Canvas, scene: Scene, box: Box, bottom: float) -> float:
+    """Draw the scale of the first panel, in it or, of tiles, below all; return where that ends."""
+    left, top, across, along = box
+    wide, _ = scene.columns[0][0].extent(scene.size)
+    length, text = length_of_bar(wide, scene.unit)
+    long = length * across / wide
+    if scene.tiles:
+        y = bottom + FOOT + ROW / 2
+        page.write(left + long + 0.1, y, text)
+    else:
+        left, y = left + 0.14, top + along - 0.16
+        style = {"ha": "center", "va": "bottom", "path_effects": [OUTLINE]}
+        page.write(left + long / 2, y - 0.06, text, **style)
+    line = Line2D([left, left + long], [-y, -y], color=INK, lw=2.6, solid_capstyle="butt")
     line.set(transform=page.inches, path_effects=[OUTLINE])
     page.figure.add_artist(line)
+    return max(bottom, y + ROW / 2)
 
 
 def _foot(page: _Canvas, foot: Foot, x: float, y: float, room: float) -> tuple[float, float]:

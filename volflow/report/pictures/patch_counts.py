@@ -15,15 +15,7 @@ from volflow.report.colors import class_counts, class_numbers
 from volflow.sampling.cases.named_arrays import Case
 from volflow.sampling.stream_options import SAMPLE_FIELDS
 
-__all__ = [
-    "DrawnPatch",
-    "PatchCounts",
-    "each_patch",
-    "facts_text",
-    "from_cases",
-    "leading_classes",
-    "percent",
-]
+__all__ = ["DrawnPatch", "PatchCounts", "each_patch", "facts_text", "from_cases", "leading_classes"]
 
 Array = npt.NDArray[Any]
 
@@ -196,10 +188,9 @@ def facts_text(facts: Mapping[str, Any]) -> str:
     if facts["classes"]:
         lines.append(_row(facts["label"], "of voxels", "at centres", "in patches"))
     shown = leading_classes(facts["classes"])
-    lines += [
-        _row(str(one["class"]), percent(one["voxels"]), percent(one["centres"]), one["patches"])
-        for one in shown
-    ]
+    for one in shown:
+        shares = (f"{100 * one[key]:.3g} %" for key in ("voxels", "centres"))
+        lines.append(_row(str(one["class"]), *shares, one["patches"]))
     left = len(facts["classes"]) - len(shown)
     return "\n".join([*lines, *([f"and {left} classes more"] if left else [])])
 
@@ -234,17 +225,6 @@ def leading_classes(classes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, A
     """
     most = sorted(classes, key=lambda one: (-one["centres"], -one["voxels"]))[:MOST_CLASSES]
     return sorted(most, key=lambda one: one["class"])
-
-
-def percent(share: float) -> str:
-    """Return a share as text with three digits.
-
-    Examples
-    --------
-    >>> percent(0.5), percent(0.000123456), percent(0)
-    ('50 %', '0.0123 %', '0 %')
-    """
-    return f"{100 * share:.3g} %"
 
 
 def _row(name: str, *columns: object) -> str:

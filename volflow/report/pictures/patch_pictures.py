@@ -13,15 +13,12 @@ from volflow.geometry.views import View, views
 from volflow.report.colors import class_color
 from volflow.report.facts.grid_facts import times
 from volflow.report.pictures.layers import (
-    HEAT,
     MANY,
     Layer,
-    Picture,
-    Ramp,
     class_layer,
     grey_layer,
     grey_window,
-    painted,
+    heat_layer,
 )
 from volflow.report.pictures.patch_counts import (
     DrawnPatch,
@@ -31,20 +28,17 @@ from volflow.report.pictures.patch_counts import (
 )
 from volflow.report.pictures.patch_subject import PatchSubject, open_patches, subtitle, title
 from volflow.report.pictures.scene import (
-    SMALL_GAP,
     BarChart,
     Foot,
     Panel,
     Scene,
     Table,
-    best_columns,
+    in_columns,
     plane_name,
-    tile_panels,
 )
 from volflow.report.pictures.slices import Cut
-from volflow.report.pictures.stack import Display, drawing, feet_of
+from volflow.report.pictures.stack import check_display, drawing
 from volflow.report.pictures.subject import Names, check_tiles, view_across
-from volflow.store.meta import Meta
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -115,13 +109,13 @@ def patch_sheet(  # noqa: PLR0913 - each says what to show
     """
     draw = drawing()
     check_tiles(tiles)
-    display = Display(None, classes, percentiles, MOST_PIXELS)
-    shown = open_patches(samples, cases, image, label, channel)
+    check_display(classes, percentiles)
+    shown = open_patches(samples, cases, image=image, label=label, channel=channel, classes=classes)
     view = view_across(axis, shown.grid.orientation)
     counts = PatchCounts(shown.cases, shown.label)
-    images: list[tuple[str, Cut]] = []
+    images: list[Cut] = []
     labels: list[Cut] = []
-    captions = []
+    drawn: list[tuple[str, tuple[int, ...]]] = []
     for patch in islice(each_patch(samples), tiles):
         counts.add(patch)
         if not view.is_area(patch.shape):
@@ -129,16 +123,21 @@ def patch_sheet(  # noqa: PLR0913 - each says what to show
                 f"patches of {times(patch.shape)} voxels are a line across {axis}; choose another"
                 " axis"
             )
-        if shown.image is not None:
-            images.append((patch.case, _middle(patch, shown.image, channel, view, shown.grid)))
-        if shown.label is not None:
-            labels.append(_middle(patch, shown.label, 0, view, shown.grid))
-        captions.append((patch.case if len(shown.cases) > 1 else "", patch.start))
-    size = tuple(n * s for n, s in zip(counts.shape, shown.grid.spacing, strict=True))
-    columns = best_columns(len(captions), (size[view.columns], size[view.rows]))
-    layers = _layers(images, labels, shown, display)
-    texts = [(case, ", ".join(map(str, start))) for case, start in captions]
-    locations = [list(start) for _, start in captions]
+        for name, number, cuts in ((shown.image, channel, images), (shown.label, 0, labels)):
+            if name is not None:
+                cuts.append(_middle(patch, patch.arrays[name][number], view, shown.grid.spacing))
+        drawn.append((patch.case, patch.start))
+    size = _scaled(counts.shape, shown.grid.spacing)
+    layers = []
+    if images:
+        layers.append(_greys(images, [case for case, _ in drawn], percentiles, bool(labels)))
+    if labels:
+        layers.append(class_layer(labels, shown.names, shown.colors, over_scan=bool(images)))
+    # Of a single case only the place is worth saying.
+    texts = [(case, ", ".join(map(str, start))) for case, start in drawn]
+    texts = texts if len(shown.cases) > 1 else [(place, "") for _, place in texts]
+    panels = [Panel(view, layers, n, "", *captions) for n, captions in enumerate(texts)]
+    locations = [list(start) for _, start in drawn]
     return draw(
         Scene(
             title=title(counts),
@@ -146,11 +145,9 @@ def patch_sheet(  # noqa: PLR0913 - each says what to show
             size=size,
             unit=shown.grid.unit,
             facts=counts.facts() | {"axis": view.axis, "locations": locations},
-            columns=tile_panels(view, layers, texts, columns),
-            feet=feet_of(layers),
-            scale_bar="below",
-            gap=SMALL_GAP,
-            notes_first=True,
+            columns=in_columns(panels, size),
+            feet=[[[layers[-1].key]]],
+            tiles=True,
         )
     )
 
@@ -197,21 +194,25 @@ def patch_stats(
     [0, 0, 1, 0, 0, 0, 1, 0]
     """
     draw = drawing()
-    Display(None, classes, (0, 100), MOST_PIXELS)  # refuses classes that are not names
-    shown = open_patches(samples, cases, None, label, 0)
+    check_display(classes)
+    shown = open_patches(samples, cases, label=label, classes=classes)
     counts = PatchCounts(shown.cases, shown.label)
     for patch in islice(each_patch(samples), patches):
         counts.add(patch)
     facts = counts.facts()
     largest = max((case.shape for case in shown.cases.values()), key=np.prod)
-    size = tuple(n * s for n, s in zip(largest, shown.grid.spacing, strict=True))
+    size = _scaled(largest, shown.grid.spacing)
     planes = views(shown.grid.orientation)
-    highest = max(int(counts.projection(axis).max()) for axis in range(3))
-    layer = Layer(tuple(_places(counts, view, size, highest) for view in planes), smooth=False)
+    places = [counts.projection(view.normal) for view in planes]
+    cuts = [
+        Cut(view.turn(place), (0.0, size[view.columns], size[view.rows], 0.0))
+        for view, place in zip(planes, places, strict=True)
+    ]
+    highest = max(int(place.max()) for place in places)
+    heat = heat_layer(cuts, "patches by where their centre falls", (0, highest), alone=True)
     along = {axis: counts.histogram(n).tolist() for n, axis in enumerate("zyx")}
     most = max(max(numbers) for numbers in along.values())
-    histograms = [[BarChart(f"along {axis}", along[axis], most)] for axis in "zyx"]
-    scale = Ramp("patches by where their centre falls", 0, highest, HEAT)
+    charts = [[BarChart(f"along {axis}", numbers, most)] for axis, numbers in along.items()]
     return draw(
         Scene(
             title=title(counts),
@@ -220,22 +221,44 @@ def patch_stats(
             unit=shown.grid.unit,
             facts=facts | {"along": along},
             columns=[
-                [Panel(view, (layer,), n, caption=plane_name(view))]
-                for n, view in enumerate(planes)
+                [Panel(view, [heat], n, caption=plane_name(view))] for n, view in enumerate(planes)
             ],
-            scale_bar="none",
-            feet=[[[scale], [], []], histograms, [_table(facts, shown, classes), [], []]],
+            scale_bar=False,
+            feet=[[[heat.key], [], []], charts, [_table(facts, shown), [], []]],
         )
     )
 
 
-def _places(counts: PatchCounts, view: View, size: Sequence[float], highest: int) -> Picture:
-    """Return where centres fall on a plane, as heat."""
-    pixels = painted(view.turn(counts.projection(view.normal)) / highest, HEAT)
-    return Picture(pixels, (0.0, size[view.columns], size[view.rows], 0.0))
+def _scaled(shape: Sequence[int], spacing: Sequence[float]) -> tuple[float, ...]:
+    return tuple(n * s for n, s in zip(shape, spacing, strict=True))
 
 
-def _table(facts: Mapping[str, Any], shown: PatchSubject, classes: Names) -> list[Foot]:
+def _middle(patch: DrawnPatch, voxels: Any, view: View, spacing: Sequence[float]) -> Cut:
+    """Return the middle slice of an array of a patch, copied so that the patch can be freed."""
+    turned = view.turn(voxels.take(patch.middle[view.normal], axis=view.normal))
+    step = -(-max(patch.shape) // MOST_PIXELS)
+    size = _scaled(patch.shape, spacing)
+    return Cut(turned[::step, ::step].copy(), (0.0, size[view.columns], size[view.rows], 0.0))
+
+
+def _greys(
+    images: Sequence[Cut], cases: Sequence[str], percentiles: tuple[float, float], dimmed: bool
+) -> Layer:
+    """Return the images in grey, those of each case in its own window."""
+    windows = {
+        name: grey_window(
+            [cut for cut, case in zip(images, cases, strict=True) if case == name], percentiles
+        )
+        for name in set(cases)
+    }
+    greys = [
+        grey_layer([cut], windows[case], "result" if dimmed else "").pictures[0]
+        for cut, case in zip(images, cases, strict=True)
+    ]
+    return Layer(greys)
+
+
+def _table(facts: Mapping[str, Any], shown: PatchSubject) -> list[Foot]:
     """Return the share of each class in voxels, in centres and in patches that hold it."""
     every, leading = facts["classes"], leading_classes(facts["classes"])
     if not leading:
@@ -247,40 +270,10 @@ def _table(facts: Mapping[str, Any], shown: PatchSubject, classes: Names) -> lis
         "share of centres",
         "patches that hold it",
     )
-    names, colors = shown.class_names(classes), shown.label_meta.colors
     rows = []
     for one in leading:
         value = one["class"]
-        name = names.get(value) or (f"class {value}" if value else "background")
+        name = shown.names.get(value) or (f"class {value}" if value else "background")
         shares = (one["voxels"], one["centres"], one["patches"] / facts["patches"])
-        rows.append((name, class_color(value, colors) if value else MANY, shares))
+        rows.append((name, class_color(value, shown.colors) if value else MANY, shares))
     return [Table(head, tuple(rows))]
-
-
-def _middle(patch: DrawnPatch, name: str, channel: int, view: View, grid: Meta) -> Cut:
-    """Return the middle slice of a patch's array, copied so that the patch can be freed."""
-    place: list[Any] = [slice(None)] * 3
-    place[view.normal] = patch.middle[view.normal]
-    step = -(-max(patch.shape) // MOST_PIXELS)
-    turned = view.turn(patch.arrays[name][channel][tuple(place)])
-    wide, high = (patch.shape[n] * grid.spacing[n] for n in (view.columns, view.rows))
-    return Cut(turned[::step, ::step].copy(), (0.0, wide, high, 0.0))
-
-
-def _layers(
-    images: Sequence[tuple[str, Cut]], labels: Sequence[Cut], shown: PatchSubject, display: Display
-) -> tuple[Layer, ...]:
-    """Return the images in grey, each case with its own window, and the classes over them."""
-    layers = []
-    if images:
-        windows = {
-            name: grey_window([cut for case, cut in images if case == name], display.percentiles)
-            for name in {case for case, _ in images}
-        }
-        under = "result" if labels else ""
-        greys = [grey_layer([cut], windows[case], under).pictures[0] for case, cut in images]
-        layers.append(Layer(tuple(greys)))
-    if labels:
-        names, colors = shown.class_names(display.classes), shown.label_meta.colors
-        layers.append(class_layer(labels, names, colors, over_scan=bool(images)))
-    return tuple(layers)

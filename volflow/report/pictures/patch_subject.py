@@ -30,27 +30,26 @@ class PatchSubject:
         Names of the arrays shown in grey and in colours; None where there is none.
     grid
         Spacing, unit and orientation that all cases share; where they differ, voxels as stored.
+    names, colors
+        Of the label's classes, by number.
     """
 
     cases: Mapping[str, Case]
     image: str | None
     label: str | None
     grid: Meta
-
-    @property
-    def label_meta(self) -> Meta:
-        """Metadata of the label, which may name classes and colours."""
-        first = next(iter(self.cases.values()))
-        return Meta() if self.label is None else first.sources[self.label].meta
-
-    def class_names(self, classes: Names) -> dict[int, str]:
-        """Return names by class number: those given, otherwise those of the label's metadata."""
-        meta = self.label_meta
-        return class_names(classes, meta.channels if meta.kind == "classes" else ())
+    names: Mapping[int, str]
+    colors: Sequence[str]
 
 
 def open_patches(
-    samples: Any, cases: Any, image: str | None, label: str | None, channel: int
+    samples: Any,
+    cases: Any,
+    *,
+    image: str | None = None,
+    label: str | None = None,
+    channel: int = 0,
+    classes: Names = None,
 ) -> PatchSubject:
     """Choose the arrays of samples to show.
 
@@ -62,6 +61,8 @@ def open_patches(
         Names of arrays; by default the first that holds no classes, and the first that does.
     channel
         Channel of the image.
+    classes
+        Names of the classes; by default those of the label's metadata.
 
     Raises
     ------
@@ -88,7 +89,9 @@ def open_patches(
     if getattr(samples, "stream", None) is not None and stream.augment:
         # A patch that was turned has no left and right of its own.
         grid = replace(grid, orientation=None, affine=None)
-    return PatchSubject({case.name: case for case in known}, image, label, grid)
+    meta = Meta() if label is None else first.sources[label].meta
+    names = class_names(classes, meta.channels if meta.kind == "classes" else ())
+    return PatchSubject({case.name: case for case in known}, image, label, grid, names, meta.colors)
 
 
 def _shared(cases: Sequence[Case]) -> Meta:

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 
 from volflow.errors import InvalidInput
 from volflow.report.pictures.scene import beside, plane_panels
-from volflow.report.pictures.stack import Display, drawing, open_both, scene_of, stack
+from volflow.report.pictures.stack import (
+    at_levels,
+    check_display,
+    drawing,
+    open_both,
+    scene_of,
+    stack,
+)
 from volflow.report.pictures.subject import Names
 
 if TYPE_CHECKING:
@@ -79,14 +86,15 @@ def preview(
     ['xy', 'xz', 'yz']
     """
     draw = drawing()
-    display = Display(level, classes, percentiles, LONGEST)
+    check_display(classes, percentiles)
     top, under = open_both(volume, over, channel)
     if at is None:
         at = "center" if under is None else "content"
     slices = top.slices(at)
-    shown = stack(top, under, slices, display)
-    columns = beside(plane_panels(slices, shown.layers, top.size), top.size)
-    return draw(scene_of(top, under, shown, slices, columns))
+    top, under = at_levels(top, under, level, LONGEST)
+    layers, levels = stack(top, under, slices, classes, percentiles)
+    columns = beside(plane_panels(slices, layers, top.size), top.size)
+    return draw(scene_of(top, under, slices, levels, columns))
 
 
 def save(figure: Figure, path: str | os.PathLike[str], dpi: int = 150) -> None:

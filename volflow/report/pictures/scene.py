@@ -7,39 +7,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from itertools import zip_longest
+from typing import Any
 
 from volflow.geometry.views import View
-from volflow.report.pictures.layers import Layer, Ramp
+from volflow.report.pictures.layers import Layer, Legend, Ramp
 from volflow.report.pictures.slices import Slice
 
 __all__ = [
-    "GAP",
-    "MARGIN",
-    "SMALL_GAP",
-    "WIDTH",
     "BarChart",
     "Foot",
     "Panel",
-    "Places",
     "Scene",
     "Table",
     "beside",
-    "best_columns",
+    "in_columns",
     "place",
     "plane_name",
     "plane_panels",
-    "tile_panels",
 ]
 
-Size = tuple[float, float]  # width and height of a panel, in the unit of the volume
+Columns = Sequence[Sequence["Panel"]]
 Box = tuple[float, float, float, float]  # left, top, width and height, in inches
 
 WIDTH, NARROWEST = 12.8, 8.0  # of the widest page, and of one with little on it
 MARGIN, HEADER, HEADING, CAPTION = 0.35, 0.72, 0.27, 0.23
 GAP, SMALL_GAP = 0.3, 0.08  # between columns of panels, and of tiles
 TALLEST, TALLEST_GRID = 7.5, 10.4  # of up to three panels, of more
-MOST_OUTLINES = 600  # of one class in one tile each; more would take many seconds
 SIDE_BY_SIDE = 1.3  # how much larger three panels must become to be arranged other than in a row
 
 
@@ -59,24 +53,19 @@ class Panel:
         Above the panel: a bold line; below it a text on the left and another on the right.
     cross
         Position of the other planes along z, y, x, shown as fine lines; None for none.
-    letters
-        Whether the edges carry their letters.
-    outline
-        Width of the outlines of classes; 0 for none.
-    ticks
-        Along the columns and along the rows, in the unit of the volume.
     """
 
     view: View
-    layers: tuple[Layer, ...]
+    layers: Sequence[Layer]
     number: int = 0
     heading: str = ""
     caption: str = ""
     note: str = ""
     cross: Sequence[float] | None = None
-    letters: bool = True
-    outline: float = 0.9
-    ticks: tuple[Sequence[float], Sequence[float]] = ((), ())
+
+    def extent(self, size: Sequence[float]) -> tuple[float, float]:
+        """Return width and height of the plane in a box of a size along z, y, x."""
+        return size[self.view.columns], size[self.view.rows]
 
 
 @dataclass(frozen=True)
@@ -96,8 +85,7 @@ class BarChart:
     highest: int
 
 
-# A line of text, a legend of names and colours, or one of the above.
-Foot = str | tuple[tuple[str, str], ...] | Ramp | Table | BarChart
+Foot = str | Legend | Ramp | Table | BarChart  # a line of text, or one of the others
 
 
 @dataclass(frozen=True)
@@ -117,13 +105,10 @@ class Scene:
     feet
         Bands below the panels. A band has for each column the things that stand in it; one
         reaches over the columns to its right that have none.
-    gap
-        Between columns.
-    notes_first
-        Whether a caption is shortened in favour of the note beside it. Otherwise all notes are
-        left out if one of them has no room.
+    tiles
+        Whether panels are many, close together, with the scale bar below.
     scale_bar
-        In the first panel, below all panels, or none.
+        Whether there is one.
     """
 
     title: tuple[str, ...]
@@ -131,16 +116,15 @@ class Scene:
     size: Sequence[float]
     unit: str | None
     facts: Mapping[str, Any]
-    columns: Sequence[Sequence[Panel]]
+    columns: Columns
     feet: Sequence[Sequence[Sequence[Foot]]] = ()
-    gap: float = GAP
-    notes_first: bool = False
-    scale_bar: Literal["inside", "below", "none"] = "inside"
+    tiles: bool = False
+    scale_bar: bool = True
 
 
 def plane_panels(
     slices: Sequence[Slice],
-    layers: tuple[Layer, ...],
+    layers: Sequence[Layer],
     size: Sequence[float],
     heading: str = "",
     *,
@@ -152,8 +136,7 @@ def plane_panels(
         cross[one.view.normal] = one.at
     panels = []
     for n, one in enumerate(slices):
-        name = plane_name(one.view, f"   {one.view.axis} = {one.index}")
-        caption = name if captioned else ""
+        caption = plane_name(one.view, f"   {one.view.axis} = {one.index}") if captioned else ""
         panels.append(Panel(one.view, layers, n, "" if n else heading, caption, cross=cross))
     return panels
 
@@ -164,75 +147,42 @@ def plane_name(view: View, index: str = "") -> str:
     return name if any(view.edges) else f"{name}   {view.name[0]} →  {view.name[1]} ↓"
 
 
-def tile_panels(
-    view: View, layers: tuple[Layer, ...], captions: Sequence[tuple[str, str]], columns: int
-) -> list[Sequence[Panel]]:
-    """Return columns of tiles that show planes across one axis, with their captions and notes."""
-    outline = 0.5 if len(captions) * len(layers[-1].colors) <= MOST_OUTLINES else 0.0
-    tiles = [
-        Panel(view, layers, n, caption=caption, note=note, letters=n == 0, outline=outline)
-        for n, (caption, note) in enumerate(captions)
-    ]
-    return [tiles[n::columns] for n in range(columns)]
-
-
-def beside(panels: Sequence[Panel], size: Sequence[float]) -> list[Sequence[Panel]]:
+def beside(panels: Sequence[Panel], size: Sequence[float]) -> Columns:
     """Arrange up to three panels in columns: in a row, or the first beside the two others.
 
     The second arrangement is taken if it makes them much larger, as for thin slabs.
     """
-    row = [[panel] for panel in panels]
-    if len(panels) == 3:
-        stacked = [panels[:1], panels[1:]]
-        if _fit(_sizes(stacked, size), [CAPTION] * 2, GAP) > SIDE_BY_SIDE * _fit(
-            _sizes(row, size), [CAPTION], GAP
-        ):
-            return list(stacked)
-    return list(row)
+    row, stacked = [[panel] for panel in panels], [panels[:1], panels[1:]]
+    if len(panels) == 3 and _scale(stacked, size) > SIDE_BY_SIDE * _scale(row, size):
+        return stacked
+    return row
 
 
-def best_columns(count: int, size: Size) -> int:
-    """Return in how many columns tiles are largest; places that stay empty count against it.
+def in_columns(panels: Sequence[Panel], size: Sequence[float]) -> Columns:
+    """Arrange panels row by row in as many columns as make them largest.
 
-    Examples
-    --------
-    >>> best_columns(24, (197, 233)), best_columns(24, (500, 20))
-    (6, 2)
+    Places that stay empty count against an arrangement.
     """
 
-    def worth(columns: int) -> float:
-        rows = -(-count // columns)
-        sizes = [[size] * rows] * columns
-        return count / (rows * columns) * _fit(sizes, [CAPTION] * rows, SMALL_GAP)
+    def worth(columns: Columns) -> float:
+        filled = len(panels) / (len(columns) * len(columns[0]))
+        return filled * _scale(columns, size, SMALL_GAP)
 
-    return max(range(1, count + 1), key=worth)
+    counts = range(1, len(panels) + 1)
+    return max(([panels[n::count] for n in range(count)] for count in counts), key=worth)
 
 
-@dataclass(frozen=True)
-class Places:
-    """Where panels lie on a page: their boxes column by column.
+def place(scene: Scene) -> tuple[list[list[Box]], float]:
+    """Return the boxes of all panels, column by column, and the width of their page.
 
-    ``rooms`` are the widths that columns have for texts, ``width`` is that of the page, and
-    ``bottom`` where the lowest panel ends.
+    They have one scale and are as large as the page allows.
     """
-
-    boxes: list[list[Box]]
-    rooms: list[float]
-    width: float
-    bottom: float
-
-
-def place(scene: Scene) -> Places:
-    """Place panels to one scale, as large as the page allows."""
-    above = [
-        CAPTION + HEADING * any(bool(column[n].heading) for column in scene.columns if column[n:])
-        for n in range(max(map(len, scene.columns)))
-    ]
-    sizes = _sizes(scene.columns, scene.size)
-    scale = _fit(sizes, above, scene.gap)
+    least = SMALL_GAP if scene.tiles else GAP
+    scale, above = _scale(scene.columns, scene.size, least), _above(scene.columns)
+    sizes = [[panel.extent(scene.size) for panel in column] for column in scene.columns]
     wide = [scale * max(w for w, _ in column) for column in sizes]
     # A page with little on it leaves room for the captions.
-    gap = max(scene.gap, (NARROWEST - 2 * MARGIN - sum(wide)) / len(wide))
+    gap = max(least, (NARROWEST - 2 * MARGIN - sum(wide)) / len(wide))
     boxes, left = [], MARGIN
     for column, across in zip(sizes, wide, strict=True):
         top, placed = HEADER, []
@@ -241,23 +191,20 @@ def place(scene: Scene) -> Places:
             top += caption + h * scale
         boxes.append(placed)
         left += across + gap
-    rooms = [across + gap - min(gap, 0.15) for across in wide]
-    rooms[-1] = max(wide[-1], max(NARROWEST, left - gap + MARGIN) - MARGIN - boxes[-1][0][0])
-    bottom = max(top + high for column in boxes for _, top, _, high in column)
-    return Places(boxes, rooms, max(NARROWEST, left - gap + MARGIN), bottom)
+    return boxes, max(NARROWEST, left - gap + MARGIN)
 
 
-def _sizes(columns: Sequence[Sequence[Panel]], size: Sequence[float]) -> list[list[Size]]:
-    return [[(size[p.view.columns], size[p.view.rows]) for p in column] for column in columns]
+def _above(columns: Columns) -> list[float]:
+    """Return the heights above the rows of panels, for their captions and headings."""
+    rows = zip_longest(*columns)
+    return [CAPTION + HEADING * any(panel and panel.heading for panel in row) for row in rows]
 
 
-def _fit(sizes: Sequence[Sequence[Size]], above: Sequence[float], gap: float) -> float:
+def _scale(columns: Columns, size: Sequence[float], gap: float = GAP) -> float:
     """Return the inches per unit at which columns of panels fit the page."""
-    tallest = TALLEST if sum(map(len, sizes)) <= 3 else TALLEST_GRID
-    across = (WIDTH - 2 * MARGIN - gap * (len(sizes) - 1)) / sum(
-        max(w for w, _ in column) for column in sizes
-    )
-    down = min(
-        (tallest - sum(above[: len(column)])) / sum(h for _, h in column) for column in sizes
-    )
-    return max(min(across, down), 1e-9)
+    tallest = TALLEST if sum(map(len, columns)) <= 3 else TALLEST_GRID
+    above = _above(columns)
+    sizes = [[panel.extent(size) for panel in column] for column in columns]
+    across = WIDTH - 2 * MARGIN - gap * (len(columns) - 1)
+    down = ((tallest - sum(above[: len(column)])) / sum(h for _, h in column) for column in sizes)
+    return max(min(across / sum(max(w for w, _ in column) for column in sizes), *down), 1e-9)

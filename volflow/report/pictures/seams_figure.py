@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from volflow.geometry.views import View, views
 from volflow.infer.seams.certificate import Certificate, Seams, percent
 from volflow.report.facts.grid_facts import short_name, times
 from volflow.report.pictures.difference import deviation
 from volflow.report.pictures.layers import (
-    HEAT,
-    Layer,
-    Picture,
-    Ramp,
     class_layer,
     grey_layer,
     grey_window,
     heat_layer,
     heat_window,
-    painted,
 )
-from volflow.report.pictures.scene import Panel, Scene, best_columns
+from volflow.report.pictures.scene import Panel, Scene, in_columns
 from volflow.report.pictures.slices import Cut
 from volflow.report.pictures.stack import drawing
 
@@ -32,8 +23,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["seams_figure"]
-
-Array = npt.NDArray[Any]
 
 PERCENTILES = (1, 99.5)
 
@@ -62,6 +51,7 @@ def seams_figure(certificate: Certificate) -> Figure:
 
     Examples
     --------
+    >>> import numpy as np
     >>> import torch
     >>> from volflow.infer.seams.certify import certify_seams
     >>> scan = np.random.default_rng(0).random((12, 12, 12), "float32")
@@ -76,76 +66,55 @@ def seams_figure(certificate: Certificate) -> Figure:
     view = next(v for v in views(certificate.orientation) if v.normal == plane.axis)
     spans = zip(region.start, region.stop, certificate.spacing, strict=True)
     size = tuple((b - a) * s for a, b, s in spans)
-    panels, scale = _panels(certificate, view, size)
-    columns = best_columns(len(panels), (size[view.columns], size[view.rows]))
-    legend = panels[1].layers[-1].legend
-    return draw(
+    extent = (0.0, size[view.columns], size[view.rows], 0.0)
+    image, whole, *away = (
+        Cut(view.turn(values), extent) for values in (plane.image, plane.whole, *plane.differences)
+    )
+    grey = grey_layer([image], grey_window([image], PERCENTILES))
+    if plane.whole.dtype.kind in "iu":
+        names = dict(enumerate(certificate.classes))
+        kind, result = "classes", class_layer([whole], names, over_scan=True)
+    else:
+        kind, result = "scores", heat_layer([whole], "score", heat_window([whole]))
+    _, reach = deviation(plane.differences)
+    window = (0.0, reach or 1.0)
+    heat = heat_layer(away, "difference of scores from the whole run", window, alone=True)
+    panels = [
+        Panel(view, [grey], 0, "image", "as the network sees it"),
+        Panel(view, [grey, result], 0, "whole", f"{kind} in one forward"),
+        *(Panel(view, [heat], n, *_words(seams)) for n, seams in enumerate(region.blends)),
+    ]
+    figure = draw(
         Scene(
             title=(short_name(certificate.volume), " through ", short_name(certificate.model)),
             subtitle=_subtitle(certificate, view),
             size=size,
             unit=certificate.unit,
             facts=certificate.to_dict() | {"plane": {"axis": view.axis, "index": plane.index}},
-            columns=[panels[n::columns] for n in range(columns)],
-            feet=[[[*([legend] if legend else []), scale]]],
+            columns=in_columns(panels, size),
+            feet=[[[result.key, heat.key]]],
         )
     )
-
-
-def _panels(
-    certificate: Certificate, view: View, size: tuple[float, ...]
-) -> tuple[list[Panel], Ramp]:
-    """Return the panels in their order, and the scale of the differences."""
-    plane = certificate.plane
-    extent = (0.0, size[view.columns], size[view.rows], 0.0)
-
-    def turned(values: Array) -> Cut:
-        return Cut(view.turn(values), extent)
-
-    image, whole = turned(plane.image), turned(plane.whole)
-    grey = grey_layer([image], grey_window([image], PERCENTILES))
-    if plane.whole.dtype.kind in "iu":
-        names = dict(enumerate(certificate.classes))
-        result, kind = class_layer([whole], names, over_scan=True), "classes"
-    else:
-        result, kind = heat_layer([whole], "score", heat_window([whole])), "scores"
-    panels = [
-        Panel(view, (grey,), 0, "image", "as the network sees it"),
-        Panel(view, (grey, result), 0, "whole", f"{kind} in one forward", letters=False),
-    ]
-    cuts = [turned(away) for away in plane.differences]
-    reach = deviation([cut.values for cut in cuts]).shown or 1.0
-    blends = certificate.regions[plane.region - 1].blends
-    for seams, cut, borders in zip(blends, cuts, plane.borders, strict=True):
-        pixels = painted(np.clip(cut.values / reach, 0, 1), HEAT)
-        layer = Layer((Picture(pixels, extent),), smooth=False)
-        ticks = _ticks(view, borders, certificate.spacing, size)
-        panels.append(
-            Panel(view, (layer,), 0, _heading(seams), _line(seams), letters=False, ticks=ticks)
+    for axes, borders in zip(figure.axes[2:], plane.borders, strict=False):
+        edges = [
+            [n * s for n in along] for along, s in zip(borders, certificate.spacing, strict=True)
+        ]
+        for axis, flip, set_ticks in (
+            (view.columns, view.flip_columns, axes.set_xticks),
+            (view.rows, view.flip_rows, axes.set_yticks),
+        ):
+            set_ticks([size[axis] - edge if flip else edge for edge in edges[axis]])
+        axes.tick_params(
+            top=True, right=True, labelleft=False, labelbottom=False, length=4, color="white"
         )
-    return panels, Ramp("difference of scores from the whole run", 0.0, reach, HEAT)
+    return figure
 
 
-def _ticks(
-    view: View, borders: Sequence[Sequence[int]], spacing: Sequence[float], size: Sequence[float]
-) -> tuple[list[float], list[float]]:
-    """Return where patches begin and end along columns and rows, as displayed."""
-
-    def places(axis: int, flip: bool) -> list[float]:
-        found = [edge * spacing[axis] for edge in borders[axis]]
-        return [size[axis] - place for place in found] if flip else found
-
-    return places(view.columns, view.flip_columns), places(view.rows, view.flip_rows)
-
-
-def _heading(seams: Seams) -> str:
-    return f"{seams.blend}, overlap {seams.name.partition(' ')[2]}"
-
-
-def _line(seams: Seams) -> str:
-    """Return the figures of the whole region."""
+def _words(seams: Seams) -> tuple[str, str]:
+    """Return heading and caption of a blend; the figures are those of the whole region."""
+    heading = f"{seams.blend}, overlap {seams.name.partition(' ')[2]}"
     figures = f"mean {seams.mean:.2g}, largest {seams.largest:.2g}".replace("e-", "e−")
-    return f"{figures}, {percent(seams.changed)} other class"
+    return heading, f"{figures}, {percent(seams.changed)} other class"
 
 
 def _subtitle(certificate: Certificate, view: View) -> str:
@@ -155,15 +124,10 @@ def _subtitle(certificate: Certificate, view: View) -> str:
     spans = ", ".join(
         f"{axis} {a}–{b}" for axis, a, b in zip("zyx", region.start, region.stop, strict=True)
     )
-    parts = [
-        f"{view.name} {view.axis} = {plane.index} of {spans}",
-        f"patch {_by(certificate.patch)}",
-    ]
+    sides = certificate.patch
+    patch = f"{sides[0]}³" if len(set(sides)) == 1 else times(sides)
+    parts = [f"{view.name} {view.axis} = {plane.index} of {spans}", f"patch {patch}"]
     if region.exact is not None:
         largest = f"{region.exact.largest:.1e}".replace("e-", "e−")
         parts.append(f"exact: largest {largest}")
     return "   ·   ".join(parts)
-
-
-def _by(sides: tuple[int, ...]) -> str:
-    return f"{sides[0]}³" if len(set(sides)) == 1 else times(sides)

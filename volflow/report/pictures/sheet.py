@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING
 from volflow.errors import InvalidInput
 from volflow.geometry.units import unit_sign
 from volflow.geometry.views import View
-from volflow.report.pictures.scene import (
-    MARGIN,
-    SMALL_GAP,
-    WIDTH,
-    best_columns,
-    tile_panels,
-)
+from volflow.report.pictures.scene import MARGIN, WIDTH, Panel, in_columns
 from volflow.report.pictures.slices import Slice
-from volflow.report.pictures.stack import Display, drawing, open_both, scene_of, stack
+from volflow.report.pictures.stack import (
+    at_levels,
+    check_display,
+    drawing,
+    open_both,
+    scene_of,
+    stack,
+)
 from volflow.report.pictures.subject import Names, Subject, check_tiles, view_across
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ def contact_sheet(
     [2, 6, 10, 14]
     """
     draw = drawing()
+    check_display(classes, percentiles)
     check_tiles(tiles)
     top, under = open_both(volume, over, channel)
     view = view_across(axis, top.finest.meta.orientation)
@@ -90,15 +92,17 @@ def contact_sheet(
     count = min(tiles, depth)
     slices = [top.slice(view, int((n + 0.5) / count * depth)) for n in range(count)]
 
-    columns = best_columns(count, (top.size[view.columns], top.size[view.rows]))
+    columns = len(in_columns([Panel(view, ())] * count, top.size))
     pixels = max(64, int(SHARP * (WIDTH - 2 * MARGIN) / columns))
-    shown = stack(
-        top, under, slices, Display(level, classes, percentiles, pixels, (view.rows, view.columns))
-    )
-    captions = [_caption(top, one) for one in slices]
-    scene = scene_of(top, under, shown, slices, tile_panels(view, shown.layers, captions, columns))
+    top, under = at_levels(top, under, level, pixels, (view.rows, view.columns))
+    layers, levels = stack(top, under, slices, classes, percentiles)
+    tiles_shown = [
+        Panel(view, layers, n, caption=f"{view.axis} = {one.index}", note=_place(top, one))
+        for n, one in enumerate(slices)
+    ]
+    scene = scene_of(top, under, slices, levels, in_columns(tiles_shown, top.size))
     subtitle = f"{_planes_text(top, view, count)}   ·   {scene.subtitle}"
-    return draw(replace(scene, subtitle=subtitle, scale_bar="below", gap=SMALL_GAP))
+    return draw(replace(scene, subtitle=subtitle, tiles=True))
 
 
 def _planes_text(top: Subject, view: View, count: int) -> str:
@@ -110,11 +114,8 @@ def _planes_text(top: Subject, view: View, count: int) -> str:
     return f"{count} {view.name} planes along {view.axis}, towards {toward}"
 
 
-def _caption(top: Subject, one: Slice) -> tuple[str, str]:
-    """Return the index of a plane, and where its centre lies in the volume's coordinates."""
+def _place(top: Subject, one: Slice) -> str:
+    """Return where the centre of a plane lies in the volume's coordinates, if they have a unit."""
     meta, axis = top.finest.meta, one.view.normal
-    index = f"{one.view.axis} = {one.index}"
-    if meta.unit is None:
-        return index, ""
     place = meta.translation[axis] + one.index * meta.spacing[axis]
-    return index, f"{round(place, 2):.10g} {unit_sign(meta.unit)}"
+    return "" if meta.unit is None else f"{round(place, 2):.10g} {unit_sign(meta.unit)}"

@@ -21,7 +21,6 @@ from volflow.report.pictures.content import busiest, class_maps, scan
 from volflow.report.pictures.slices import Cut, Slice, cut
 from volflow.report.planes import Readable, steps
 from volflow.store.formats.sources import VolumeSource, open_source
-from volflow.store.meta import Vector
 from volflow.store.volume import Volume, open_volume
 
 if TYPE_CHECKING:
@@ -33,6 +32,7 @@ __all__ = [
     "check_channel",
     "check_tiles",
     "class_names",
+    "few_values",
     "open_subject",
     "same_box",
     "view_across",
@@ -56,17 +56,28 @@ class Subject:
     name
         Its name in the picture and in messages.
     finest
-        Level 0, or the one that was given; a file or array has no other.
+        Level 0, or the one that was given; a file or array has no other. Positions count in it.
     channel
         The channel shown; None for the number of the highest one.
     folder
         The folder in which it lies, "" if that is not known.
+    chosen
+        The level that is read; None for the finest.
+    pixels
+        The number of pixels that the picture can show along an axis.
     """
 
     name: str
     finest: Readable
     channel: int | None = 0
     folder: str = ""
+    chosen: Volume | None = None
+    pixels: int = 2**31
+
+    @property
+    def level(self) -> Readable:
+        """The level that is read."""
+        return self.finest if self.chosen is None else self.chosen
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -74,46 +85,42 @@ class Subject:
         return self.finest.shape[-3:]
 
     @property
-    def size(self) -> Vector:
+    def size(self) -> tuple[float, ...]:
         """Size of its box along z, y, x, in its unit."""
-        z, y, x = (n * s for n, s in zip(self.shape, self.finest.meta.spacing, strict=True))
-        return (z, y, x)
+        return tuple(n * s for n, s in zip(self.shape, self.finest.meta.spacing, strict=True))
+
+    @property
+    def voxel(self) -> str:
+        """The size of the voxels read with its unit, as text."""
+        return lengths(self.level.meta.spacing, self.level.meta.unit)
 
     def at_level(self, level: int | None, pixels: int, axes: Sequence[int] = (0, 1, 2)) -> Subject:
-        """Return the chosen level; by default the finest that ``pixels`` can show."""
+        """Choose a level; by default the finest that ``pixels`` along these axes can show."""
         if not is_whole(0 if level is None else level):
             raise InvalidInput(f"level must be a whole number, given {level!r}")
-        volume = self.finest
-        if isinstance(volume, Volume):
-            fits = fitting_level(volume, pixels, axes) if level is None else at_level(volume, level)
-            return replace(self, finest=fits)
+        if isinstance(self.finest, Volume):
+            fits = fitting_level(self.finest, pixels, axes)
+            chosen = fits if level is None else at_level(self.finest, level)
+            return replace(self, chosen=chosen, pixels=pixels)
         if level:
             raise InvalidInput(f"{self.name} has no levels, given level {level}; leave it out")
-        return self
+        return replace(self, pixels=pixels)
 
     def like(self, other: Subject) -> Subject:
-        """Return the level whose voxels are most like another subject's."""
+        """Choose the level whose voxels are most like those read of another subject."""
         if not isinstance(self.finest, Volume):
-            return self
-        return replace(self, finest=level_like(self.finest, other.finest.meta.spacing))
+            return replace(self, pixels=other.pixels)
+        chosen = level_like(self.finest, other.level.meta.spacing)
+        return replace(self, chosen=chosen, pixels=other.pixels)
 
-    def cut(
-        self, level: Subject, slices: Sequence[Slice], pixels: int, *, average: bool = False
-    ) -> list[Cut]:
-        """Read slices of one of its levels."""
+    def cut(self, slices: Sequence[Slice], *, average: bool = False) -> list[Cut]:
+        """Read slices."""
         shift: tuple[float, ...] = (0.0, 0.0, 0.0)
-        if isinstance(self.finest, Volume) and isinstance(level.finest, Volume):
-            edges = zip(low_edge(level.finest), low_edge(self.finest), strict=True)
+        if self.chosen is not None and isinstance(self.finest, Volume):
+            edges = zip(low_edge(self.chosen), low_edge(self.finest), strict=True)
             shift = tuple(inner - outer for inner, outer in edges)
-        return cut(
-            level.finest,
-            slices,
-            self.size,
-            pixels=pixels,
-            shift=shift,
-            channel=self.channel,
-            average=average,
-        )
+        how: dict[str, Any] = {"pixels": self.pixels, "channel": self.channel, "average": average}
+        return cut(self.level, slices, self.size, shift=shift, **how)
 
     def scan(self) -> list[Array]:
         """Read a few planes along z of the coarsest level that still shows where things are."""
@@ -127,7 +134,7 @@ class Subject:
 
     def slices(
         self, at: str | Sequence[int], weights: Sequence[Array] | None = None
-    ) -> tuple[Slice, ...]:
+    ) -> list[Slice]:
         """Return three orthogonal planes, or the only one of a single slice.
 
         Parameters
@@ -137,23 +144,18 @@ class Subject:
         weights
             What counts as content, as `busiest` takes it; by default what is not background.
         """
-        planes = [view for view in self.views if view.is_area(self.shape)]
+        planes = [view for view in views(self.finest.meta.orientation) if view.is_area(self.shape)]
         if not planes:
             raise InvalidInput(
                 f"{self.name} is {self.shape} voxels, so that no plane of it is more than a line;"
                 " there is nothing to draw"
             )
         index = self._voxel(at, weights)
-        return tuple(self.slice(view, index[view.normal]) for view in planes)
+        return [self.slice(view, index[view.normal]) for view in planes]
 
     def slice(self, view: View, index: int) -> Slice:
         """Return one plane."""
         return Slice(view, index, (index + 0.5) * self.finest.meta.spacing[view.normal])
-
-    @property
-    def views(self) -> tuple[View, View, View]:
-        """Its three planes as they are displayed."""
-        return views(self.finest.meta.orientation)
 
     def _voxel(self, at: str | Sequence[int], weights: Sequence[Array] | None) -> tuple[int, ...]:
         if isinstance(at, str) and at in ("center", "content"):
@@ -173,68 +175,50 @@ class Subject:
             )
         return voxel
 
-    def may_be_classes(self, classes: Names, guess: bool) -> bool:
-        """Return True if this could be classes, whose voxels must not be averaged."""
+    def named_classes(self, classes: Names) -> bool:
+        """Return True if this shows classes, because it says so, or names are given for them."""
         several = self.channel is None and len(self.finest.shape) == 4
-        named = self.finest.meta.kind == "classes" or classes is not None
-        return named or several or (guess and self.finest.dtype.kind in "biu")
+        return self.finest.meta.kind == "classes" or classes is not None or several
 
-    def are_classes(self, cuts: Sequence[Cut], classes: Names, guess: bool) -> bool:
-        """Return True if the voxels read are classes.
-
-        Parameters
-        ----------
-        cuts
-            What was read.
-        classes
-            Names given for classes; if there are any, these are classes.
-        guess
-            Whether few different whole numbers are taken for classes.
-        """
-        if self.may_be_classes(classes, guess=False):
-            return True
-        if not self.may_be_classes(classes, guess):
-            return False
-        return len(np.unique(np.concatenate([c.values.ravel() for c in cuts]))) <= FEW_VALUES
-
-    def class_names(self, classes: Names) -> dict[int, str]:
-        """Return names by class number: those given, otherwise those of the metadata."""
-        return class_names(classes, self.finest.meta.channels)
+    @property
+    def whole(self) -> bool:
+        """Whether its voxels are whole numbers, which may be classes and are not averaged then."""
+        return self.finest.dtype.kind in "biu"
 
     def channel_name(self) -> str:
         """Return the name of the channel that is shown."""
         names = self.finest.meta.channels
         return names[self.channel or 0] if names else "score"
 
-    @property
-    def voxel(self) -> str:
-        """The size of its voxels with its unit, as text."""
-        return lengths(self.finest.meta.spacing, self.finest.meta.unit)
-
     def facts(self) -> str:
         """Return shape, voxel size, orientation, data type and unfinished run in one line."""
         meta = self.finest.meta
-        facts = [f"{times(self.finest.shape)} voxels", self.voxel, meta.orientation or ""]
+        voxel = lengths(meta.spacing, meta.unit)
         path = self.finest.path if isinstance(self.finest, Volume) else None
+        facts = [f"{times(self.finest.shape)} voxels", voxel, meta.orientation or ""]
         facts += [str(self.finest.dtype), unfinished(path) if path else ""]
-        return "   ·   ".join(fact for fact in facts if fact)
+        return "   ·   ".join(filter(None, facts))
 
-    def shown(self, pixels: int, average: bool = False) -> str:
-        """Return which level this is and how it was thinned; "" for all voxels of the only level.
+    def shown(self, average: bool = False) -> str:
+        """Return which level is read and how it is thinned; "" for all voxels of the only level.
 
         Examples
         --------
-        >>> open_subject(np.zeros((4, 9000, 9000), "u1")).shown(1600)
+        >>> open_subject(np.zeros((4, 9000, 9000), "u1")).at_level(None, 1600).shown()
         'one of 1 × 6 × 6 voxels'
         """
-        volume, parts = self.finest, []
-        if isinstance(volume, Volume) and len(volume.levels) > 1:
-            parts.append(f"level {volume.level}" + (f", {self.voxel}" if volume.level else ""))
-        step = steps(volume, pixels)
+        parts, level = [], self.chosen
+        if level is not None and len(level.levels) > 1:
+            parts.append(f"level {level.level}" + (f", {self.voxel}" if level.level else ""))
+        step = steps(self.level, self.pixels)
         if max(step) > 1:
-            voxels = f"{times(step)} voxels"
-            parts.append(f"mean of {voxels}" if average else f"one of {voxels}")
+            parts.append(f"{'mean' if average else 'one'} of {times(step)} voxels")
         return ", ".join(parts)
+
+
+def few_values(cuts: Sequence[Cut]) -> bool:
+    """Return True if slices of whole numbers hold so few that they are taken for classes."""
+    return len(np.unique(np.concatenate([cut.values.ravel() for cut in cuts]))) <= FEW_VALUES
 
 
 def class_names(classes: Names, known: Sequence[str]) -> dict[int, str]:

@@ -11,15 +11,13 @@ from hypothesis import strategies as st
 from volflow.geometry.views import views
 from volflow.report.pictures.scene import (
     CAPTION,
-    GAP,
     HEADER,
     MARGIN,
-    SMALL_GAP,
     WIDTH,
     Panel,
     Scene,
     beside,
-    best_columns,
+    in_columns,
     place,
 )
 
@@ -28,21 +26,20 @@ BELOW = 1e-6
 VIEWS = views(None)
 
 
-def scene(size, columns, gap=GAP):
-    return Scene(("",), "", size, None, {}, columns, gap=gap)
+def scene(size, columns, tiles=False):
+    return Scene(("",), "", size, None, {}, columns, tiles=tiles)
 
 
 def check(scene, size):
     """All inside, none over another, all to one scale; each has room for its caption."""
-    places = place(scene)
-    boxes = [box for column in places.boxes for box in column]
+    columns, width = place(scene)
+    boxes = [box for column in columns for box in column]
     panels = [panel for column in scene.columns for panel in column]
-    assert places.width <= WIDTH + BELOW
-    for left, top, across, along in boxes:
+    assert width <= WIDTH + BELOW
+    for left, top, across, _ in boxes:
         assert left >= MARGIN - BELOW
-        assert left + across <= places.width - MARGIN + BELOW
+        assert left + across <= width - MARGIN + BELOW
         assert top >= HEADER + CAPTION - BELOW
-        assert top + along <= places.bottom + BELOW
     for a, b in itertools.combinations(boxes, 2):
         apart = a[0] + a[2] <= b[0] + BELOW or b[0] + b[2] <= a[0] + BELOW
         above = a[1] + a[3] + CAPTION <= b[1] + BELOW or b[1] + b[3] + CAPTION <= a[1] + BELOW
@@ -52,7 +49,7 @@ def check(scene, size):
         view = panel.view
         expected = (size[view.columns] * scale, size[view.rows] * scale)
         assert (across, along) == (pytest.approx(expected[0]), pytest.approx(expected[1]))
-    return places
+    return max(top + along for _, top, _, along in boxes)
 
 
 @given(size=st.tuples(LENGTH, LENGTH, LENGTH), count=st.sampled_from([1, 3]))
@@ -62,10 +59,8 @@ def test_planes_keep_their_proportions(size, count):
 
 @given(size=st.tuples(LENGTH, LENGTH, LENGTH), count=st.integers(1, 200))
 def test_tiles_keep_their_proportions(size, count):
-    columns = best_columns(count, (size[2], size[1]))
     tiles = [Panel(VIEWS[0], ())] * count
-    places = check(scene(size, [tiles[n::columns] for n in range(columns)], SMALL_GAP), size)
-    assert places.bottom < 12
+    assert check(scene(size, in_columns(tiles, size), tiles=True), size) < 12
 
 
 @given(size=st.tuples(LENGTH, LENGTH, LENGTH))
@@ -80,5 +75,11 @@ def test_a_thin_slab_stacks_its_side_views():
     assert list(map(len, beside(panels, (60, 60, 60)))) == [1, 1, 1]
 
 
-def test_few_places_stay_empty():
-    assert [best_columns(count, (1, 1)) for count in (24, 10, 1)] == [6, 4, 1]
+@pytest.mark.parametrize(
+    ("count", "size", "columns"),
+    [(24, (1, 1), 6), (10, (1, 1), 4), (1, (1, 1), 1), (24, (233, 197), 6), (24, (20, 500), 2)],
+)
+def test_few_places_stay_empty(count, size, columns):
+    arranged = in_columns([Panel(VIEWS[0], ())] * count, (1, *size))
+    assert len(arranged) == columns
+    assert sum(map(len, arranged)) == count

@@ -7,8 +7,15 @@ import pytest
 import zarr
 
 from volflow.errors import InvalidInput
+from volflow.geometry.views import views
 from volflow.report.pictures.slices import Cut
-from volflow.report.pictures.subject import Subject, open_subject, same_box, with_distinct_names
+from volflow.report.pictures.subject import (
+    Subject,
+    few_values,
+    open_subject,
+    same_box,
+    with_distinct_names,
+)
 from volflow.store.formats.sources import ArraySource
 from volflow.store.meta import Level, Meta
 from volflow.store.ngff import write_group
@@ -55,14 +62,14 @@ def test_half_size_result_covers_the_same_box():
 def test_levels_that_fit_and_levels_alike(tmp_path):
     scan = open_subject(pyramid(tmp_path / "scan.zarr"))
     result = open_subject(pyramid(tmp_path / "half.zarr", (20, 20, 20), 2, (2.0, 2.0, 2.0)))
-    assert scan.at_level(None, 40).finest.level == 0
-    assert scan.at_level(None, 39).finest.level == 1
-    assert scan.at_level(2, 40).finest.level == 2
+    assert scan.at_level(None, 40).level.level == 0
+    assert scan.at_level(None, 39).level.level == 1
+    assert scan.at_level(2, 40).level.level == 2
     for level, like in ((0, 1), (1, 2)):
-        assert scan.like(result.at_level(level, 99)).finest.level == like
-    assert result.like(scan.at_level(2, 99)).finest.level == 1
+        assert scan.like(result.at_level(level, 99)).level.level == like
+    assert result.like(scan.at_level(2, 99)).level.level == 1
     array = subject((3, 3, 3))
-    assert array.like(scan) is array  # it has one level
+    assert array.like(scan).level is array.finest  # it has one level
     with pytest.raises(InvalidInput, match="a has no levels, given level 1; leave it out"):
         array.at_level(1, 99)
     with pytest.raises(InvalidInput, match="level must be 0 to 2, given 7"):
@@ -71,11 +78,11 @@ def test_levels_that_fit_and_levels_alike(tmp_path):
 
 def test_what_is_shown_is_said(tmp_path):
     scan = open_subject(pyramid(tmp_path / "scan.zarr"))
-    assert scan.shown(99) == "level 0"
-    assert scan.at_level(2, 99).shown(99) == "level 2, 4 × 4 × 4 mm"
-    assert scan.shown(20, average=True) == "level 0, mean of 2 × 2 × 2 voxels"
-    assert subject((3, 50, 50)).shown(20) == "one of 1 × 3 × 3 voxels"
-    assert subject((3, 50, 50)).shown(99) == ""
+    assert scan.at_level(0, 99).shown() == "level 0"
+    assert scan.at_level(2, 99).shown() == "level 2, 4 × 4 × 4 mm"
+    assert scan.at_level(0, 20).shown(average=True) == "level 0, mean of 2 × 2 × 2 voxels"
+    assert subject((3, 50, 50)).at_level(None, 20).shown() == "one of 1 × 3 × 3 voxels"
+    assert subject((3, 50, 50)).at_level(None, 99).shown() == ""
 
 
 def test_pictures_of_a_level_lie_where_its_voxels_do(tmp_path):
@@ -87,21 +94,22 @@ def test_pictures_of_a_level_lie_where_its_voxels_do(tmp_path):
         dataset["coordinateTransformations"] = dataset["coordinateTransformations"][:1]
     group.attrs["ome"] = ome
     scan = open_subject(path)
-    (one,) = scan.cut(scan.at_level(2, 99), [scan.slice(scan.views[0], 20)], 99)
+    (one,) = scan.at_level(2, 99).cut([scan.slice(views(None)[0], 20)])
     assert one.extent == (-1.5, 38.5, 38.5, -1.5)
 
 
 def test_classes_are_told_from_images():
     few, many = (Cut(np.arange(n).reshape(1, n), (0, n, 1, 0)) for n in (32, 33))
+    assert few_values([few, few])
+    assert not few_values([few, many])
     labels = subject((2, 2, 2), dtype="u1")
-    assert labels.are_classes([few], None, guess=True)
-    assert not labels.are_classes([many], None, guess=True)
-    assert not labels.are_classes([few], None, guess=False)
-    assert labels.are_classes([many], ["a", "b"], guess=False)
-    assert subject((2, 2, 2), kind="classes").are_classes([many], None, guess=False)
-    assert not subject((2, 2, 2)).are_classes([few], None, guess=True)  # floats are scores
-    assert subject((3, 2, 2, 2), channel=None).are_classes([few], None, guess=False)
-    assert not subject((3, 2, 2, 2), channel=1).are_classes([few], None, guess=True)
+    assert labels.whole
+    assert not labels.named_classes(None)
+    assert labels.named_classes(["a", "b"])
+    assert subject((2, 2, 2), kind="classes").named_classes(None)
+    assert not subject((2, 2, 2)).whole  # floats are scores
+    assert subject((3, 2, 2, 2), channel=None).named_classes(None)
+    assert not subject((3, 2, 2, 2), channel=1).named_classes(None)
 
 
 def test_channels_are_chosen_or_merged():
