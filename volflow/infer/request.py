@@ -20,12 +20,12 @@ from volflow.infer.options import PredictOptions, order_inputs
 from volflow.model.forward import Forward, Output
 from volflow.model.precision import compute_dtype
 from volflow.model.spec import Model
-from volflow.store.formats.sources import Source, VolumeSource
 from volflow.store.journal.journal import journal_dir
 from volflow.store.journal.outputs import check_apart
 from volflow.store.meta import Meta, VolumeSpec
+from volflow.store.slabs import Source
 from volflow.store.volume import Volume
-from volflow.volumes.arrays.inputs import VolumeLike, open_input, spec_of
+from volflow.volumes.arrays.inputs import VolumeLike, open_input
 from volflow.volumes.convert import convert
 from volflow.volumes.export import is_foreign
 from volflow.volumes.framed import FramedImage
@@ -194,10 +194,10 @@ def framed_image(
     InvalidInput
         Where they lie on several grids, or the model does not take their channels or spacing.
     """
-    specs = {name: spec_of(source) for name, source in sources.items()}
+    specs = {name: source.spec for name, source in sources.items()}
     others = dict(specs)
     if mask is not None:
-        others["mask"] = spec_of(mask)
+        others["mask"] = mask.spec
         axes = others["mask"].meta.axes
         if len(axes) != 3:
             raise InvalidInput(f"mask must have axes zyx; got {', '.join(axes)}")
@@ -214,16 +214,12 @@ def framed_image(
         )
     return FramedImage(
         tuple(specs.values()),
-        tuple(_readable(source) for source in sources.values()),
+        tuple(sources.values()),
         (None,) * len(specs),
         frame,
-        None if mask is None else _readable(mask),
+        mask,
         options.skip_below,
     )
-
-
-def _readable(source: Source) -> Source | Volume:
-    return source.volume if isinstance(source, VolumeSource) else source
 
 
 def _check_one_grid(specs: Mapping[str, VolumeSpec]) -> None:

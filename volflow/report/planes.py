@@ -5,16 +5,16 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
-from volflow.store.meta import Meta
+from volflow.store.slabs import Source
 
-__all__ = ["Readable", "read_planes", "steps"]
+__all__ = ["read_planes", "steps"]
 
 Array = npt.NDArray[Any]
 
@@ -23,33 +23,14 @@ MOST_PIXELS = 2**36  # of a plane, read in some minutes
 STREAM_PLANES = 8  # held at a time of a file that is read from front to back
 
 
-class Readable(Protocol):
-    """What planes are read from: a volume, or a file or array that can become one."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Voxels along ``zyx`` or ``czyx``."""
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Data type of the voxels."""
-
-    @property
-    def meta(self) -> Meta:
-        """Spacing, unit and orientation."""
-
-    def read(self, roi: Roi) -> Array:
-        """Return the voxels of a box with one entry per axis."""
-
-
-def steps(volume: Readable, pixels: int) -> tuple[int, int, int]:
+def steps(volume: Source, pixels: int) -> tuple[int, int, int]:
     """Return the voxels per pixel along z, y, x of a picture at most ``pixels`` long."""
     z, y, x = (max(1, -(-n // pixels)) for n in volume.shape[-3:])
     return (z, y, x)
 
 
 def read_planes(
-    volume: Readable,
+    volume: Source,
     planes: Sequence[tuple[int, int]],
     *,
     pixels: int,
@@ -88,7 +69,7 @@ def read_planes(
     """
     average = average and channel is not None
     pictures = [_PlaneReader(volume, *plane, steps(volume, pixels), average) for plane in planes]
-    if getattr(volume, "sequential", False):
+    if volume.sequential:
         passes = [(pictures, _stream(volume, planes, channel))]
     else:
         across = ([one for one in pictures if one.normal == axis] for axis in range(3))
@@ -104,7 +85,7 @@ class _PlaneReader:
     """Collects one plane from the boxes that are read of it."""
 
     def __init__(
-        self, volume: Readable, normal: int, index: int, step: Sequence[int], average: bool
+        self, volume: Source, normal: int, index: int, step: Sequence[int], average: bool
     ) -> None:
         shape = volume.shape[-3:]
         self.normal, self.index = normal, index
@@ -183,7 +164,7 @@ class _PlaneReader:
 
 
 def _pieces(
-    volume: Readable, pictures: Sequence[_PlaneReader], channel: int | None
+    volume: Source, pictures: Sequence[_PlaneReader], channel: int | None
 ) -> Iterator[tuple[Roi, Array]]:
     """Read boxes that cover planes across one axis, each chunk layer once, in small pieces."""
     shape = volume.shape[-3:]
@@ -224,7 +205,7 @@ def _whole(length: int, chunk: int, size: int) -> int:
     return min(size, max(1, length // chunk) * chunk)
 
 
-def _read(volume: Readable, roi: Roi) -> Array:
+def _read(volume: Source, roi: Roi) -> Array:
     """Read a box of all four axes, (c, z, y, x); a volume without channels has one."""
     if len(volume.shape) == 4:
         return volume.read(roi)

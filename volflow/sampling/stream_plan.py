@@ -16,7 +16,6 @@ from volflow.sampling.cases.named_arrays import READ_BYTES, Case
 from volflow.sampling.epoch import superchunks
 from volflow.sampling.epoch.catalog import GridCatalog, PatchCatalog
 from volflow.sampling.stream_options import StreamOptions
-from volflow.volumes.arrays.inputs import chunk_of
 
 __all__ = ["StreamPlan", "plan_stream"]
 
@@ -213,7 +212,7 @@ def _decoded_bytes(case: Case, held: Sequence[int]) -> int:
     """Bytes that are decoded at most to read a superchunk: those of all chunks that it touches."""
     total = 0
     for name, source in case.sources.items():
-        chunks = chunk_of(source)
+        chunks = source.piece[-3:]
         sides = (
             min((-(-h // c) + 1) * c, -(-n // c) * c)
             for h, c, n in zip(held, chunks, case.shape, strict=True)

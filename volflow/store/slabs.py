@@ -1,20 +1,114 @@
-"""What all sources share: the order of slabs, the numbers they may hold, the identity of a file."""
+"""Sources: what a volume can be made from and read from, and the numbers that they may hold."""
 
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
+from volflow.store.indexing import to_box
+from volflow.store.layout import default_layout
+from volflow.store.meta import Meta, VolumeSpec
 
-__all__ = ["Array", "check_dtype", "file_identity", "refuse_complex", "slab_rois"]
+__all__ = [
+    "Array",
+    "Source",
+    "check_dtype",
+    "file_identity",
+    "refuse_complex",
+    "slab_rois",
+]
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Source(ABC):
+    """A 3-D image of any format, ``zyx`` or ``czyx``.
+
+    A source holds no voxels of a file and pickles, so that workers read for themselves. A format
+    says its `shape`, `dtype`, `meta`, `path`, `identity` and how to `read`; all else follows.
+    """
+
+    if TYPE_CHECKING:  # fields of most formats, which no property may stand in the way of
+
+        @property
+        def shape(self) -> tuple[int, ...]:
+            """Voxels per axis, as ``meta.axes``."""
+
+        @property
+        def dtype(self) -> np.dtype[Any]:
+            """Of the voxels that it gives, in the machine's byte order."""
+
+        @property
+        def meta(self) -> Meta:
+            """Spacing, unit, orientation, and the header that `export` writes back."""
+
+        @property
+        def path(self) -> str | None:
+            """Where it lies; None in memory and for what Dask computes."""
+
+    @abstractmethod
+    def identity(self) -> str:
+        """A hash that changes when the voxels do."""
+
+    @abstractmethod
+    def read(self, roi: Roi) -> Array:
+        """The voxels of a box with one entry per axis; refused where `sequential`."""
+
+    @property
+    def sequential(self) -> bool:
+        """Whether it gives its voxels only by `slabs`, from front to back."""
+        return False
+
+    @property
+    def ndim(self) -> int:
+        """3, or 4 with channels."""
+        return len(self.shape)
+
+    @property
+    def piece(self) -> tuple[int, ...]:
+        """Voxels per axis that are read at once without much waste."""
+        return (*(1 for _ in self.shape[:-3]), *(min(64, n) for n in self.shape[-3:]))
+
+    @property
+    def shards(self) -> tuple[int, ...] | None:
+        """The stored object that holds chunks, per axis; None where unsharded."""
+        return None
+
+    @property
+    def spec(self) -> VolumeSpec:
+        """The volume that it is, or becomes when it is converted, without its voxels.
+
+        Examples
+        --------
+        >>> from volflow.store.formats.sources import open_source
+        >>> open_source(np.zeros((40, 50, 60), "uint8")).spec.chunk
+        (64, 64, 64)
+        """
+        layout = default_layout(self.shape, self.meta.spacing, self.dtype)
+        return VolumeSpec(self.shape, self.dtype, *layout, self.meta)
+
+    def slabs(self, depth: int) -> Iterator[tuple[Roi, Array]]:
+        """Every voxel once, ``depth`` z-planes of one channel at a time, in C order."""
+        return ((roi, self.read(roi)) for roi in slab_rois(self.shape, depth))
+
+    def __getitem__(self, key: Any) -> Array:
+        """Read with integers, slices and ``...``, as from a NumPy array."""
+        roi, inner = to_box(key, self.shape)
+        return cast(Array, self.read(roi)[inner])
+
+    def __repr__(self) -> str:
+        kind = type(self).__name__.removesuffix("Source")
+        return f"{kind}(shape={self.shape}, dtype={self.dtype})"
+
+    def __dask_tokenize__(self) -> Any:
+        return self.identity()
 
 
 def slab_rois(shape: Sequence[int], depth: int) -> Iterator[Roi]:

@@ -6,7 +6,7 @@ import errno
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,9 +17,8 @@ from zarr.storage import MemoryStore
 
 from volflow.errors import InvalidInput, StoreFull
 from volflow.geometry.roi import Roi
-from volflow.store.indexing import to_box
 from volflow.store.layout import ShardEntry, split
-from volflow.store.meta import Level, Meta, VolumeSpec
+from volflow.store.meta import Level, Meta, SourceInfo, VolumeSpec
 from volflow.store.ngff import read_group
 from volflow.store.opening import (
     check_array,
@@ -32,18 +31,17 @@ from volflow.store.opening import (
     spatial_meta,
     stored_objects,
 )
+from volflow.store.slabs import Array, Source
 
 if TYPE_CHECKING:
     import dask.array as da
     import xarray
 
-__all__ = ["Volume", "open_volume", "shard_rois"]
-
-Array = np.ndarray[Any, np.dtype[Any]]
+__all__ = ["Volume", "described", "open_volume", "shard_rois"]
 
 
 @dataclass(frozen=True, eq=False)
-class Volume:
+class Volume(Source):
     """A 3-D array on disk, ``zyx`` or ``czyx``, with its place in the world.
 
     It holds no voxels, pickles to a few hundred bytes and opens again without reading anything.
@@ -82,11 +80,6 @@ class Volume:
         return self._per_axis(self.array.shape)
 
     @property
-    def ndim(self) -> int:
-        """3, or 4 with channels."""
-        return len(self.axes)
-
-    @property
     def spatial_shape(self) -> tuple[int, ...]:
         """Voxels along z, y, x."""
         return self.shape[-3:]
@@ -105,6 +98,11 @@ class Volume:
     def chunks(self) -> tuple[int, ...]:
         """The smallest compressed piece, per axis."""
         return self._per_axis(self.array.chunks)
+
+    @property
+    def piece(self) -> tuple[int, ...]:
+        """The chunk."""
+        return self.chunks
 
     @property
     def shards(self) -> tuple[int, ...] | None:
@@ -219,11 +217,6 @@ class Volume:
             entries.append(ShardEntry(array, piece.start, piece.stop, google_crc32c.value(voxels)))
         return tuple(entries)
 
-    def __getitem__(self, key: Any) -> Array:
-        """Read with integers, slices and ``...``, as from a NumPy array."""
-        roi, inner = to_box(key, self.shape)
-        return cast(Array, self.read(roi)[inner])
-
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         """The whole volume in memory, for ``np.asarray(vol)``."""
         return self.read(Roi.full(self.shape)).astype(dtype or self.dtype, copy=False)
@@ -318,6 +311,13 @@ class Volume:
     def _per_axis(self, values: Sequence[int]) -> tuple[int, ...]:
         known = dict(zip(self.stored_axes, values, strict=True))
         return tuple(known.get(axis, 1) for axis in self.axes)
+
+
+def described(source: Source) -> Meta:
+    """The metadata of a source for a volume that is made from it: what that was, too."""
+    if isinstance(source, Volume) and source.meta.source is None:
+        return replace(source.meta, source=SourceInfo("zarr", str(source.dtype)))
+    return source.meta
 
 
 def shard_rois(volume: Volume, roi: Roi) -> list[Roi]:

@@ -15,9 +15,10 @@ from volflow.engine.plan import Plan
 from volflow.engine.progress import Progress, announce
 from volflow.errors import InvalidInput
 from volflow.store.formats.labels import NotLabels, taken_as
-from volflow.store.formats.sources import ArraySource, Source, VolumeSource, open_source
+from volflow.store.formats.sources import ArraySource, open_source
 from volflow.store.journal.journal import Journal, journal_dir
 from volflow.store.journal.outputs import check_apart, discard
+from volflow.store.slabs import Source
 from volflow.store.volume import Volume
 from volflow.volumes.arrays.computed import DaskSource
 from volflow.volumes.arrays.held import hold
@@ -176,7 +177,7 @@ def convert(  # noqa: PLR0913 - a public journey takes flat options
         layout = WriteOptions(chunk=chunk, shard=shard, **run)
         volume = write_source(computed, out, layout)
         return volume if labels is None else set_kind(volume, computed.meta.kind)
-    return _copied(opened.volume if isinstance(opened, VolumeSource) else opened, out, options)
+    return _copied(opened, out, options)
 
 
 def _copied(given: Any, out: str | os.PathLike[str], options: ConvertOptions) -> Volume:

@@ -24,13 +24,14 @@ from volflow.geometry.grid import BlockGrid
 from volflow.store.aside import sweep
 from volflow.store.create import check_target, create
 from volflow.store.formats.labels import taken_as
-from volflow.store.formats.sources import Source, open_source
+from volflow.store.formats.sources import open_source
 from volflow.store.journal.journal import Journal, Record, journal_dir
 from volflow.store.journal.outputs import discard
 from volflow.store.journal.records import typed
 from volflow.store.layout import resolve_layout, shrinking
 from volflow.store.meta import Meta
-from volflow.store.volume import Volume, open_volume
+from volflow.store.slabs import Source
+from volflow.store.volume import Volume, described, open_volume
 from volflow.volumes.arrays.computed import refuse_masked
 from volflow.volumes.arrays.held import InProcess
 from volflow.volumes.arrays.pieces import Parcel, Pieces
@@ -210,7 +211,16 @@ def lay_out(source: Source, path: str, chunk: Any, shard: Any, memory_bytes: int
         if peak <= memory_bytes:
             break
     return Copy(
-        path, source.meta, shape, dtype, inner, outer, blocks, source.sequential, peak, memory_bytes
+        path,
+        described(source),
+        shape,
+        dtype,
+        inner,
+        outer,
+        blocks,
+        source.sequential,
+        peak,
+        memory_bytes,
     )
 
 

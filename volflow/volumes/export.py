@@ -29,9 +29,9 @@ from volflow.store.formats.exported import (
     state_of,
 )
 from volflow.store.formats.nifti_header import header_bytes, stored_dtype
-from volflow.store.formats.sources import VolumeSource
+from volflow.store.slabs import Source
 from volflow.store.volume import Volume
-from volflow.volumes.arrays.inputs import Sliced, VolumeLike, open_input
+from volflow.volumes.arrays.inputs import VolumeLike, open_input
 
 __all__ = ["check_file", "export", "is_foreign", "refuse_changed", "write_file"]
 
@@ -88,13 +88,11 @@ def export(
     (4, 5, 6)
     """
     path = check_file(out, overwrite=overwrite)
-    source = open_input(volume)
-    opened = source.volume if isinstance(source, VolumeSource) else Sliced(source)
-    return write_file(opened, path, overwrite=overwrite, memory=memory)
+    return write_file(open_input(volume), path, overwrite=overwrite, memory=memory)
 
 
 def write_file(
-    volume: Volume | Sliced,
+    volume: Source,
     path: Path,
     *,
     overwrite: bool = False,
@@ -165,7 +163,7 @@ def refuse_changed(path: Path, remedy: str = KEEP) -> None:
         raise InvalidInput(f"{path} is not what was exported, {fault}; {remedy}")
 
 
-def _standing(path: Path, volume: Volume | Sliced, remedy: str) -> Receipt:
+def _standing(path: Path, volume: Source, remedy: str) -> Receipt:
     """The receipt of a file that nobody changed."""
     receipt = read_receipt(path)
     if receipt is None:  # written by a version that kept none
@@ -195,7 +193,7 @@ def check_file(out: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
     return path
 
 
-def _pieces(volume: Volume | Sliced, path: Path, budget: int) -> Iterator[Any]:
+def _pieces(volume: Source, path: Path, budget: int) -> Iterator[Any]:
     """All bytes of the file, before they are packed; what is refused is so before the first."""
     if path.name.lower().endswith(".npy"):
         dtype, head = volume.dtype, _npy_header(volume)
@@ -204,18 +202,17 @@ def _pieces(volume: Volume | Sliced, path: Path, budget: int) -> Iterator[Any]:
         dtype = stored_dtype(volume.dtype)
         head = header_bytes(volume.meta, volume.shape, dtype)
     depth = _depth(volume, dtype, budget)
-    source = volume.source if isinstance(volume, Sliced) else VolumeSource(volume)
 
     def pieces() -> Iterator[Any]:
         yield head
-        for _, slab in source.slabs(depth):
+        for _, slab in volume.slabs(depth):
             for plane in slab.reshape(-1, *slab.shape[-2:]):
                 yield np.ascontiguousarray(plane, dtype).data
 
     return pieces()
 
 
-def _check_place(volume: Volume | Sliced) -> None:
+def _check_place(volume: Source) -> None:
     """Refuse what `GridAggregator` made of arrays that said nothing of where they lie."""
     meta = volume.meta
     computed = meta.source is not None and meta.source.format == "dask"
@@ -227,7 +224,7 @@ def _check_place(volume: Volume | Sliced) -> None:
         )
 
 
-def _depth(volume: Volume | Sliced, dtype: np.dtype[Any], budget: int) -> int:
+def _depth(volume: Source, dtype: np.dtype[Any], budget: int) -> int:
     """Planes per slab: a whole layer of chunks where it fits, so that each is decoded once."""
     size_y, size_x = volume.shape[-2:]
     # A slab is held twice while zarr fills it; beside it lies one plane in the file's dtype.
@@ -238,10 +235,10 @@ def _depth(volume: Volume | Sliced, dtype: np.dtype[Any], budget: int) -> int:
             f"a plane of {size_y} × {size_x} voxels needs memory of {format_bytes(3 * plane)}, "
             f"given {format_bytes(budget)}; raise memory="
         )
-    return min(fits, volume.chunks[-3])
+    return min(fits, volume.piece[-3])
 
 
-def _npy_header(volume: Volume | Sliced) -> bytes:
+def _npy_header(volume: Source) -> bytes:
     file = BytesIO()
     descr = np.lib.format.dtype_to_descr(volume.dtype)
     header = {"descr": descr, "fortran_order": False, "shape": volume.shape}

@@ -11,7 +11,9 @@ from volflow.engine.plan import Plan
 from volflow.engine.progress import Progress
 from volflow.engine.run import run
 from volflow.engine.task import Context
-from volflow.store.formats.sources import ArraySource, Source, VolumeSource
+from volflow.store.formats.sources import ArraySource
+from volflow.store.slabs import Source
+from volflow.store.volume import Volume
 from volflow.volumes.arrays.computed import at_hand
 
 __all__ = ["fold", "in_memory"]
@@ -21,8 +23,7 @@ Merged = TypeVar("Merged")
 
 def in_memory(source: Source) -> bool:
     """Return True where no other process could read a source, or only a copy of it."""
-    volume = isinstance(source, VolumeSource) and source.volume.path is None
-    return volume or isinstance(source, ArraySource)
+    return source.path is None and isinstance(source, ArraySource | Volume)
 
 
 def fold(

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from volflow.errors import SourceChanged
 from volflow.store.atomic import read_json, write_json
-from volflow.store.formats.sources import Source, VolumeSource, path_of
 from volflow.store.journal.journal import Journal
+from volflow.store.slabs import Source
+from volflow.store.volume import Volume
 
 __all__ = ["Origin", "origin_of"]
 
@@ -38,7 +39,7 @@ class Origin:
     @property
     def is_file(self) -> bool:
         """Return True for a single file, whose state costs nothing to ask for."""
-        return not isinstance(self.source, VolumeSource)
+        return not isinstance(self.source, Volume)
 
     def check(self) -> None:
         """Refuse to go on with a source that is not what it was.
@@ -85,5 +86,4 @@ class Origin:
 
 def origin_of(source: Source) -> Origin | None:
     """Return the state of a source on a disk; None for an array in memory."""
-    path = path_of(source)
-    return None if path is None else Origin(source, str(path), source.identity())
+    return None if source.path is None else Origin(source, source.path, source.identity())

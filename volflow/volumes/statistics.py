@@ -15,9 +15,9 @@ from volflow.geometry.budget import format_bytes
 from volflow.geometry.grid import BlockGrid
 from volflow.geometry.histogram import PIECE_VOXELS, Foreground, Histogram, measure, merge
 from volflow.geometry.roi import Roi
-from volflow.store.formats.sources import Source, VolumeSource
+from volflow.store.slabs import Source
 from volflow.store.volume import Volume
-from volflow.volumes.arrays.inputs import Sliced, VolumeLike, open_input, refuse_sequential
+from volflow.volumes.arrays.inputs import VolumeLike, open_input, refuse_sequential
 from volflow.volumes.distribution import (
     Statistics,
     check_foreground,
@@ -41,7 +41,7 @@ class StatisticsJob:
     workers, so that the sums are rounded alike everywhere.
     """
 
-    volume: Volume | Sliced
+    volume: Source
     foreground: Foreground
 
     @cached_property
@@ -60,7 +60,7 @@ class StatisticsJob:
         return range(count * block // self.blocks, count * (block + 1) // self.blocks)
 
 
-def piece_shape(volume: Volume | Sliced) -> tuple[int, ...]:
+def piece_shape(volume: Source) -> tuple[int, ...]:
     """Return a box of whole shards, or of whole chunks of a large one: 16 to 64 MiB if possible.
 
     Examples
@@ -71,14 +71,14 @@ def piece_shape(volume: Volume | Sliced) -> tuple[int, ...]:
     >>> piece_shape(open_volume(zarr.create_array({}, dtype="float64", **layout)))
     (128, 256, 256)
     """
-    unit = volume.shards or volume.chunks
+    unit = volume.shards or volume.piece
     piece = [min(u, n) for u, n in zip(unit, volume.shape, strict=True)]
     least, most = PIECE_BYTES
 
     def size() -> int:
         return math.prod(piece) * volume.dtype.itemsize
 
-    for axis, chunk in enumerate(volume.chunks):  # thinner along z first: rows stay whole
+    for axis, chunk in enumerate(volume.piece):  # thinner along z first: rows stay whole
         while size() > most and piece[axis] > chunk:
             piece[axis] = -(-piece[axis] // chunk // 2) * chunk
     for axis in reversed(range(volume.ndim - 3, volume.ndim)):
@@ -127,8 +127,8 @@ def plan_statistics(job: StatisticsJob, memory_bytes: int) -> Plan:
     peak = int(2.5 * voxels * volume.dtype.itemsize) + 32 * min(PIECE_VOXELS, voxels)
     if volume.dtype.kind == "f" or volume.dtype.itemsize > 2:
         peak += 32 * 2**20 + 36 * min(2**21, voxels)
-    if isinstance(volume, Sliced):  # a piece that Dask computes is made from a few of its chunks
-        peak += 4 * math.prod(volume.chunks) * volume.dtype.itemsize
+    if not isinstance(volume, Volume):  # what Dask computes is made from a few of its chunks
+        peak += 4 * math.prod(volume.piece) * volume.dtype.itemsize
     plan = Plan(
         "statistics",
         measure_blocks,
@@ -190,8 +190,7 @@ def statistics(
     source, asked = open_input(volume), check_foreground(foreground)
 
     def plan_of(source: Source, memory_bytes: int) -> Plan:
-        volume = source.volume if isinstance(source, VolumeSource) else Sliced(source)
-        return plan_statistics(StatisticsJob(volume, asked), memory_bytes)
+        return plan_statistics(StatisticsJob(source, asked), memory_bytes)
 
     def merged(parts: list[dict[int, Histogram]]) -> Statistics:
         channels = range(source.shape[0] if len(source.shape) == 4 else 1)
@@ -202,15 +201,14 @@ def statistics(
             plan_of, source, merged, cluster=cluster, wait=wait, memory=memory, progress=progress
         )
 
-    if not isinstance(source, VolumeSource):
+    if not isinstance(source, Volume):
         refuse_sequential(source)
         return measured()
-    stored = source.volume
-    identity = stored.identity()
-    known = load_statistics(stored, identity, asked)
+    identity = source.identity()
+    known = load_statistics(source, identity, asked)
     if known is not None:
         return known
     found = measured()
-    if stored.identity() == identity:  # else it was being written: these fit neither state
-        save_statistics(stored, identity, found)
+    if source.identity() == identity:  # else it was being written: these fit neither state
+        save_statistics(source, identity, found)
     return found

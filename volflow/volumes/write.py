@@ -13,11 +13,11 @@ from volflow.engine.cluster import Cluster, RunOptions, connect, is_embedded, me
 from volflow.engine.progress import Progress, announce
 from volflow.errors import InvalidInput, ResumeRefused
 from volflow.geometry.grid import BlockGrid
-from volflow.store.formats.sources import Source, VolumeSource
 from volflow.store.journal.journal import Journal, Record, journal_dir
 from volflow.store.journal.outputs import check_apart
 from volflow.store.meta import Meta
-from volflow.store.volume import Volume
+from volflow.store.slabs import Source
+from volflow.store.volume import Volume, described
 from volflow.volumes.arrays.computed import DaskSource
 from volflow.volumes.arrays.identity import Identity
 from volflow.volumes.arrays.inputs import VolumeLike, lazy_array, open_input
@@ -69,7 +69,7 @@ def _in_blocks(array: da.Array, copy: Copy, overwrite: bool) -> Copy:
 def _known_meta(source: Source) -> Meta:
     """Return the metadata of an array; one that Dask computes has no file to go back to."""
     computed = isinstance(source, DaskSource)
-    return replace(source.meta, source=None) if computed else source.meta
+    return replace(source.meta, source=None) if computed else described(source)
 
 
 def grid_of(like: VolumeLike, shape: Sequence[int]) -> Source:
@@ -163,12 +163,12 @@ def write_source(source: Source, out: str | os.PathLike[str], options: WriteOpti
     axes = ("z", "y", "x") if array.ndim == 3 else ("c", "z", "y", "x")
     if meta is None and grid is not None:
         # Floats written like labels, such as distances to them, are an image.
-        meta = replace(grid.meta, kind="image") if array.dtype.kind == "f" else grid.meta
+        meta = described(grid)
+        meta = replace(meta, kind="image") if array.dtype.kind == "f" else meta
     meta = replace(meta or _known_meta(source), axes=axes)
-    if isinstance(grid, VolumeSource):
-        stored = grid.volume
-        chunk = stored.chunks[-3:] if chunk is None else chunk
-        shard = (stored.shards or stored.chunks)[-3:] if shard is None else shard
+    if isinstance(grid, Volume):
+        chunk = grid.chunks[-3:] if chunk is None else chunk
+        shard = (grid.shards or grid.chunks)[-3:] if shard is None else shard
     chunk, shard = adopted(out, chunk, shard, overwrite=options.overwrite)
     with connect(options.cluster, wait=options.wait) as client:
         memory_bytes = memory_per_worker(client, options.memory)

@@ -11,21 +11,20 @@ from volflow.geometry.roi import Roi
 from volflow.report import planes
 from volflow.report.planes import read_planes, steps
 from volflow.store.create import create
-from volflow.store.formats.sources import open_source
+from volflow.store.formats.sources import ArraySource, open_source
 from volflow.store.meta import Meta
 
 FULL = 10_000  # pixels: nothing is thinned
 
 
-class Held:
+class Held(ArraySource):
     """An array that records what is read of it."""
 
     def __init__(self, array, chunks=None):
-        self.array, self.shape, self.dtype = array, array.shape, array.dtype
-        self.meta = Meta(("z", "y", "x") if array.ndim == 3 else ("c", "z", "y", "x"))
-        self.boxes = []
+        super().__init__(array, Meta(("z", "y", "x") if array.ndim == 3 else ("c", "z", "y", "x")))
+        self.__dict__["boxes"] = []
         if chunks:
-            self.chunks = chunks
+            self.__dict__["chunks"] = chunks
 
     def read(self, roi):
         self.boxes.append(roi)

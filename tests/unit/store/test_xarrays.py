@@ -9,7 +9,8 @@ import volflow as vf
 from tests.stores import store
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
-from volflow.store.formats.sources import ArraySource, VolumeSource
+from volflow.store.formats.sources import ArraySource
+from volflow.store.volume import Volume
 from volflow.volumes.arrays.computed import DaskSource
 from volflow.volumes.arrays.inputs import open_input
 
@@ -138,8 +139,8 @@ def test_classes_and_a_single_slice_survive(tmp_path):
 def test_a_stored_volume_is_read_as_stored_on_the_grid_that_is_said(tmp_path):
     volume = vf.open(store(tmp_path / "a.zarr", VOXELS, **GRID))
     same = open_input(volume.xarray())
-    assert isinstance(same, VolumeSource)
-    assert same.volume.identity() == volume.identity()
+    assert isinstance(same, Volume)
+    assert same.identity() == volume.identity()
     moved = volume.xarray().assign_coords(z=("z", [0.0, 3.0, 6.0], {"units": "mm"}))
     assert open_input(moved).meta.spacing == (3.0, 0.5, 0.5)
 

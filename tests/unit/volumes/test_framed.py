@@ -13,7 +13,7 @@ from volflow.geometry.normalize import Normalization
 from volflow.geometry.roi import Roi
 from volflow.store.create import create
 from volflow.store.meta import Meta
-from volflow.volumes.arrays.inputs import open_input, spec_of
+from volflow.volumes.arrays.inputs import open_input
 from volflow.volumes.convert import convert
 from volflow.volumes.framed import FramedImage
 
@@ -101,7 +101,7 @@ def test_it_travels_to_workers(volumes):
 def test_a_source_has_the_spec_of_what_it_is_converted_to(tmp_path, channels, shape):
     source = open_input(np.zeros(shape, "uint16"))
     made = convert(source, tmp_path / "a.zarr", progress=False)
-    before, after = spec_of(source), made.spec
+    before, after = source.spec, made.spec
     assert (before.shape, before.dtype, before.chunk) == (after.shape, after.dtype, after.chunk)
     assert (before.meta.axes, before.meta.spacing) == (after.meta.axes, after.meta.spacing)
     assert (before.channels, before.voxel_bytes) == (channels, 2 * channels)

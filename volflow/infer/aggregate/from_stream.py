@@ -14,6 +14,7 @@ from volflow.store.create import check_target
 from volflow.store.journal.journal import journal_dir
 from volflow.store.journal.outputs import check_apart
 from volflow.store.meta import Meta
+from volflow.store.volume import described
 from volflow.volumes.arrays.inputs import VolumeLike
 from volflow.volumes.write import grid_of
 
@@ -71,7 +72,7 @@ def metas_of(
         )
     shapes = {case.name: tuple(case.shape) for case in cases}
     for name, one in like.items():
-        grid = grid_of(one, shapes[name]).meta
+        grid = described(grid_of(one, shapes[name]))
         metas[name] = replace(grid, axes=("z", "y", "x"), channels=(), kind="image", colors=())
     return metas
 
@@ -99,6 +100,6 @@ def targets_of(template: str, cases: Sequence[Case], *, overwrite: bool) -> dict
             )
         target = template.replace("{case}", case.name)
         for source in getattr(case, "sources", {}).values():
-            check_apart(target, getattr(source, "volume", getattr(source, "path", None)))
+            check_apart(target, source.path)
         targets[case.name] = Path(check_target(target, overwrite=overwrite))
     return targets

@@ -25,9 +25,10 @@ from volflow.infer.options import PredictOptions, order_inputs
 from volflow.infer.request import Request, check_classes, check_weights, framed_image, normalized
 from volflow.model.bundle import ModelLike, load_model
 from volflow.model.spec import Model
-from volflow.store.formats.sources import Source, VolumeSource
 from volflow.store.journal.complete import open_complete
 from volflow.store.meta import VolumeSpec
+from volflow.store.slabs import Source
+from volflow.store.volume import Volume, described
 from volflow.volumes.arrays.inputs import VolumeLike, lazy_array, open_input
 from volflow.volumes.framed import FramedImage
 from volflow.volumes.overlap.map_overlap import Block
@@ -119,8 +120,8 @@ def map_model(  # noqa: PLR0913 - the options of predict
     )  # fmt: skip
     options = checked_options(given, loaded.spec)
     named = {name: open_input(one) for name, one in order_inputs(x, loaded.spec).items()}
-    masked = None if mask is None else VolumeSource(open_complete(mask))
-    stored = all(isinstance(one, VolumeSource) for one in named.values())
+    masked = None if mask is None else open_complete(mask)
+    stored = all(isinstance(one, Volume) for one in named.values())
     if not stored and isinstance(options.normalize, str):
         raise InvalidInput(
             f"normalize {options.normalize!r} needs statistics of the whole volume, which a"
@@ -150,9 +151,9 @@ def _snapshot(given: Any, loaded: Model) -> Model:
 
 def _placed(source: Source, like: VolumeLike) -> Source:
     """Return an array with the metadata of a volume on the same grid."""
-    if isinstance(source, VolumeSource):
+    if isinstance(source, Volume):
         return source
-    meta = replace(grid_of(like, source.shape).meta, axes=source.meta.axes)
+    meta = replace(described(grid_of(like, source.shape)), axes=source.meta.axes)
     return replace(source, meta=meta)  # type: ignore[type-var]
 
 

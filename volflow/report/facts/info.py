@@ -12,9 +12,10 @@ from volflow.geometry.budget import format_bytes
 from volflow.report.facts.grid_facts import file_sizes, grid_facts, lengths, times
 from volflow.report.facts.label_hint import label_hint
 from volflow.report.facts.run_state import run_facts, run_line
-from volflow.store.formats.sources import Source, open_source
+from volflow.store.formats.sources import open_source
 from volflow.store.journal.journal import Journal, journal_dir
 from volflow.store.journal.levels import place_of
+from volflow.store.slabs import Source
 from volflow.store.volume import Volume, open_volume
 
 __all__ = ["facts_of", "facts_text", "volume_facts"]
@@ -71,7 +72,7 @@ def volume_facts(volume: Volume) -> dict[str, Any]:
     return facts
 
 
-def _hinted(image: Source | Volume, remedy: str) -> dict[str, Any]:
+def _hinted(image: Source, remedy: str) -> dict[str, Any]:
     """Return the signs that an image is a label map, and the command that makes it one."""
     hint = label_hint(image)
     if hint is None:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from volflow.errors import VolflowError
 from volflow.report.facts.value_counts import SAMPLE_BYTES, sample_boxes
-from volflow.store.formats.sources import Source
+from volflow.store.slabs import Source
 from volflow.store.volume import Volume
 
 __all__ = ["label_hint"]
@@ -22,7 +22,7 @@ FLAT = 0.8  # of the voxels beside another that is not 0 have its value
 STREAM_PLANES = 8  # held at a time of a file that is read from front to back
 
 
-def label_hint(image: Source | Volume) -> str | None:
+def label_hint(image: Source) -> str | None:
     """Say the signs of classes: few different whole numbers, or large regions of one of them.
 
     At most 64 MiB of the voxels are read, and much less of most images: reading ends when the
@@ -62,7 +62,7 @@ def label_hint(image: Source | Volume) -> str | None:
     return f"{where} {len(values)} different whole numbers"
 
 
-def _parts(image: Source | Volume) -> Iterator[Array]:
+def _parts(image: Source) -> Iterator[Array]:
     """Yield voxels of a few places, or the beginning of a file that is read from front to back."""
     if isinstance(image, Volume):
         yield from (image.read(box) for box in sample_boxes(image))

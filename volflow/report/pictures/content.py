@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from volflow.report.planes import Readable, read_planes
+from volflow.report.planes import read_planes
+from volflow.store.slabs import Source
 
 __all__ = ["busiest", "class_maps", "scan"]
 
@@ -20,7 +21,7 @@ SCAN_VOXELS = 2**28  # decoded at most
 FOLD = 32  # more classes, as in instances, share this many maps
 
 
-def scan(volume: Readable, channel: int | None) -> list[Array]:
+def scan(volume: Source, channel: int | None) -> list[Array]:
     """Read a few planes, (y, x), spread evenly over z; none if they would cost too much.
 
     Parameters

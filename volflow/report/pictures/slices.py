@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from volflow.geometry.views import View
-from volflow.report.planes import Readable, read_planes, steps
+from volflow.report.planes import read_planes, steps
+from volflow.store.slabs import Source
 
 __all__ = ["Cut", "Slice", "cut", "on_one_grid"]
 
@@ -55,7 +56,7 @@ class Cut:
 
 
 def cut(
-    volume: Readable,
+    volume: Source,
     slices: Sequence[Slice],
     size: Sequence[float],
     *,

@@ -19,8 +19,9 @@ from volflow.report.facts.run_state import unfinished
 from volflow.report.level_choice import at_level, fitting_level, level_like, low_edge
 from volflow.report.pictures.content import busiest, class_maps, scan
 from volflow.report.pictures.slices import Cut, Slice, cut
-from volflow.report.planes import Readable, steps
-from volflow.store.formats.sources import VolumeSource, open_source
+from volflow.report.planes import steps
+from volflow.store.formats.sources import open_source
+from volflow.store.slabs import Source
 from volflow.store.volume import Volume, open_volume
 
 if TYPE_CHECKING:
@@ -68,14 +69,14 @@ class Subject:
     """
 
     name: str
-    finest: Readable
+    finest: Source
     channel: int | None = 0
     folder: str = ""
     chosen: Volume | None = None
     pixels: int = 2**31
 
     @property
-    def level(self) -> Readable:
+    def level(self) -> Source:
         """The level that is read."""
         return self.finest if self.chosen is None else self.chosen
 
@@ -328,7 +329,7 @@ def same_box(a: Subject, b: Subject) -> None:
         )
 
 
-def _open(x: VolumeLike) -> Readable:
+def _open(x: VolumeLike) -> Source:
     """Open the finest level of a volume, or a file or array."""
     if isinstance(x, Volume):
         return x
@@ -340,5 +341,4 @@ def _open(x: VolumeLike) -> Readable:
         open_input,  # loads Dask, which pictures of files do without
     )
 
-    source = open_input(x)
-    return source.volume if isinstance(source, VolumeSource) else source
+    return open_input(x)

@@ -13,10 +13,10 @@ import numpy as np
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
 from volflow.geometry.units import unit_sign
-from volflow.store.formats.sources import Source
 from volflow.store.meta import Meta, Vector
-from volflow.store.slabs import Array
-from volflow.volumes.arrays.inputs import chunk_of, refuse_sequential
+from volflow.store.slabs import Array, Source
+from volflow.store.volume import described
+from volflow.volumes.arrays.inputs import refuse_sequential
 
 __all__ = ["READ_BYTES", "Case", "channels_of"]
 
@@ -82,7 +82,7 @@ class Case:
     @property
     def meta(self) -> Meta:
         """Metadata of the grid, axes z, y, x: the lead's; what it does not know is the others'."""
-        metas = [source.meta for source in self.sources.values()]
+        metas = [described(source) for source in self.sources.values()]
         placed = next((m for m in metas if m.orientation), metas[0])
         grid = next(filter(_knows_spacing, metas), placed)
         placed = placed if placed.orientation else grid
@@ -109,7 +109,8 @@ class Case:
     @property
     def chunk(self) -> tuple[int, int, int]:
         """Smallest piece of the lead that is read at once, along z, y, x."""
-        return chunk_of(self.sources[self.lead])
+        z, y, x = self.sources[self.lead].piece[-3:]
+        return z, y, x
 
     def channels(self, name: str) -> int:
         """Channels of an array; 1 where it has no axis for them."""
@@ -158,7 +159,7 @@ class Case:
             out[...] = 0
         if not inside.size:
             return out
-        chunk = chunk_of(source)[0]
+        chunk = source.piece[-3]
         depth = chunk * max(1, READ_BYTES // max(1, out[:, 0].nbytes * chunk))
         low, high = inside.start[0], inside.stop[0]
         for z in range(low // depth * depth, high, depth):

@@ -13,8 +13,8 @@ import numpy as np
 
 from volflow.errors import InvalidInput
 from volflow.sampling.cases.named_arrays import Case, channels_of
-from volflow.store.formats.sources import Source, path_of
 from volflow.store.opening import is_url, is_zarr
+from volflow.store.slabs import Source
 from volflow.volumes.arrays.inputs import VolumeLike, open_input
 
 __all__ = ["CasesLike", "open_cases", "stem"]
@@ -74,7 +74,7 @@ def open_cases(x: CasesLike, *, classes: Iterable[str] | None = None) -> tuple[C
     names, opened = [], []
     for number, draft in enumerate(drafts):
         sources = {name: open_input(array) for name, array in draft.arrays.items()}
-        path = path_of(next(iter(sources.values())))
+        path = next(iter(sources.values())).path
         names.append(draft.name or (stem(Path(path).name) if path else f"case{number}"))
         opened.append(sources)
     repeated = sorted({name for name in names if names.count(name) > 1})

@@ -22,9 +22,9 @@ from volflow.geometry.budget import format_bytes
 from volflow.geometry.grid import BlockGrid
 from volflow.geometry.roi import Roi
 from volflow.sampling.counts.tally import GROUP_VOXELS, Cell, Entries, tally_classes, tally_weights
-from volflow.store.formats.sources import Source, VolumeSource, path_of
 from volflow.store.layout import piece_of_cells
-from volflow.store.slabs import Array
+from volflow.store.slabs import Array, Source
+from volflow.store.volume import Volume
 from volflow.volumes.arrays.computed import DaskSource
 from volflow.volumes.fold import fold, in_memory
 
@@ -125,11 +125,8 @@ class CountJob:
 
 def _units(source: Source) -> list[tuple[int, ...]]:
     """Boxes that are read without waste, z, y, x: stored objects, planes and rows of a file."""
-    if isinstance(source, VolumeSource):
-        found = (source.volume.shards, source.volume.chunks)
-        return [unit[-3:] for unit in found if unit is not None]
-    if isinstance(source, DaskSource):
-        return [tuple(max(axis) for axis in source.array.chunks[-3:])]
+    if isinstance(source, Volume | DaskSource):
+        return [unit[-3:] for unit in (source.shards, source.piece) if unit is not None]
     _, y, x = source.shape[-3:]
     return [(1, y, x), (1, 1, x)]
 
@@ -149,7 +146,7 @@ def _count_piece(job: CountJob, roi: Roi, context: Context) -> Entries:
         box = Roi((*channel, *roi.start), (*(1 for _ in channel), *roi.stop))
         voxels = job.source.read(box).reshape(roi.shape)
     with context.stage("count"):
-        path = path_of(job.source)
+        path = job.source.path
         name = "the array" if path is None else Path(path).name
         return job.tally.count(voxels, roi, job.cell, job.cells, name)
 
@@ -180,7 +177,7 @@ def plan_counts(job: CountJob, source: Source, memory_bytes: int) -> Plan:
         peak_bytes=peak,
         memory_bytes=memory_bytes,
         facts=(
-            ("input", path_of(job.source) or "an array"),
+            ("input", job.source.path or "an array"),
             ("cell", f"{job.cell} voxels"),
             ("piece", f"{job.piece} voxels"),
         ),

@@ -21,8 +21,9 @@ from volflow.geometry.grid import per_axis
 from volflow.geometry.roi import Roi
 from volflow.sampling.counts.counting import CLASSES, WEIGHTS, CountJob, Tally, measure
 from volflow.sampling.counts.tally import Cell, Entries, Int64s
-from volflow.store.formats.sources import Source, VolumeSource, path_of
 from volflow.store.sidecars import load_arrays, part_of, save_arrays, sidecar_paths
+from volflow.store.slabs import Source
+from volflow.store.volume import Volume
 
 __all__ = ["ClassCounts", "WeightSums", "count_classes", "sum_weights"]
 
@@ -192,7 +193,7 @@ def _count(
     everything = Roi.full(source.shape[-3:])
     whole = CountJob(source, tally, (z, y, x), (everything,))
     reach = reach.clip(everything.stop)
-    if path_of(source) is None:
+    if source.path is None:
         # The rest is read too: whether voxels are refused must not depend on the patch.
         parts = ((reach,) if reach.size else (), _shell(everything, reach))
         table, _ = measure([replace(whole, boxes=boxes) for boxes in parts], **options)
@@ -217,11 +218,11 @@ def _kept(jobs: Mapping[str, CountJob], options: Mapping[str, Any]) -> list[Entr
     """
     whole = jobs[""]
     source, tally = whole.source, whole.tally
-    part = part_of(source.volume) if isinstance(source, VolumeSource) else ""
+    part = part_of(source) if isinstance(source, Volume) else ""
     name = f"{tally.name}-{_text(whole.cell)}{part}"
 
     def places(end: str) -> Iterator[Path]:
-        return sidecar_paths(path_of(source), f"{name}{end}.npz")
+        return sidecar_paths(source.path, f"{name}{end}.npz")
 
     def fingerprint() -> str:
         return f"{tally.name} {FORMAT} {source.identity()}"

@@ -24,6 +24,7 @@ from volflow.store.formats.nifti import import_nibabel
 from volflow.store.formats.sources import open_source
 from volflow.store.journal.journal import journal_dir
 from volflow.store.opening import is_url
+from volflow.store.slabs import Source
 
 __all__ = [
     "SUFFIXES",
@@ -88,10 +89,10 @@ def is_foreign(path: Any) -> bool:
     return isinstance(path, str | os.PathLike) and os.fspath(path).lower().endswith(SUFFIXES)
 
 
-def state_of(volume: Any) -> str:
+def state_of(volume: Source) -> str:
     """The identity of a volume's voxels; ``""`` where that cannot be asked for."""
     known = volume.path is not None and not is_url(volume.path)
-    return str(volume.identity()) if known else ""
+    return volume.identity() if known else ""
 
 
 def read_receipt(path: Path) -> Receipt | None:
@@ -149,7 +150,7 @@ def fault_of(path: Path, receipt: Receipt) -> str:
         return f"it cannot be read, {(error.strerror or str(error)).lower()}"
 
 
-def foreign_voxels(path: Path, volume: Any) -> str:
+def foreign_voxels(path: Path, volume: Source) -> str:
     """How the voxels of a file differ from those of a volume; ``""`` where they do not."""
     if not path.name.lower().endswith(".npy"):
         import_nibabel()
@@ -159,7 +160,7 @@ def foreign_voxels(path: Path, volume: Any) -> str:
         if volume.shape != (1,) * lead + tuple(source.shape):
             return f"its voxels are {tuple(source.shape)}, those of the volume {volume.shape}"
         plane_bytes = volume.shape[-1] * volume.shape[-2] * volume.dtype.itemsize
-        for roi, voxels in source.slabs(min(volume.chunks[-3], 1 + SLAB_BYTES // plane_bytes)):
+        for roi, voxels in source.slabs(min(volume.piece[-3], 1 + SLAB_BYTES // plane_bytes)):
             stored = volume.read(Roi((0,) * lead + roi.start, (1,) * lead + roi.stop))
             if not np.array_equal(stored.reshape(voxels.shape), voxels, equal_nan=True):
                 return f"its voxels from {roi.start} on differ from those of the volume"

@@ -10,9 +10,9 @@ import numpy as np
 
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
-from volflow.store.formats.sources import Source
 from volflow.store.meta import Meta
-from volflow.store.slabs import Array
+from volflow.store.slabs import Array, Source
+from volflow.store.volume import described
 
 __all__ = ["NotLabels", "taken_as", "whole_numbers"]
 
@@ -49,8 +49,8 @@ def taken_as(source: Source, labels: bool | None) -> Source:
     return _TakenAs(source, kind, dtype)
 
 
-@dataclass(frozen=True, eq=False)
-class _TakenAs:
+@dataclass(frozen=True, eq=False, repr=False)
+class _TakenAs(Source):
     """A source that counts as another kind than it says, or whose floats are whole numbers."""
 
     source: Source
@@ -65,7 +65,12 @@ class _TakenAs:
     @property
     def meta(self) -> Meta:
         """As the source's, but for the kind."""
-        return replace(self.source.meta, kind=self.kind)
+        return replace(described(self.source), kind=self.kind)
+
+    @property
+    def path(self) -> str | None:
+        """As the source's."""
+        return self.source.path
 
     @property
     def sequential(self) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 from volflow.errors import Damaged, InvalidInput
 from volflow.geometry.roi import Roi
 from volflow.store.meta import Meta, SourceInfo
-from volflow.store.slabs import Array, check_dtype, file_identity, slab_rois
+from volflow.store.slabs import Array, Source, check_dtype, file_identity, slab_rois
 
 __all__ = ["LABEL_INTENT", "UNITS", "NiftiSource", "import_nibabel", "open_nifti", "parse_header"]
 
@@ -31,8 +31,8 @@ UNITS = {1: "meter", 2: "millimeter", 3: "micrometer"}
 LABEL_INTENT = 1002  # NIFTI_INTENT_LABEL: each voxel is the number of a class
 
 
-@dataclass(frozen=True)
-class NiftiSource:
+@dataclass(frozen=True, repr=False)
+class NiftiSource(Source):
     """A ``.nii`` file, read anywhere, or a ``.nii.gz`` file, read once from front to back.
 
     A NIfTI file holds x fastest, so that its bytes are ``czyx`` in C order: nothing is turned.
@@ -46,7 +46,11 @@ class NiftiSource:
     offset: int
     slope: float | None
     inter: float
-    sequential: bool
+
+    @property
+    def sequential(self) -> bool:
+        """Whether the file is compressed."""
+        return _is_packed(self.path)
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -118,7 +122,7 @@ def open_nifti(path: str) -> NiftiSource:
         Where it is cut short, or its header says what cannot be.
     """
     nibabel = import_nibabel()
-    compressed = path.lower().endswith(".gz")
+    compressed = _is_packed(path)
     with _stream(path, compressed) as stream, _damage(path):
         start = stream.read(540)
     header = parse_header(start, path)
@@ -153,7 +157,11 @@ def open_nifti(path: str) -> NiftiSource:
         kind="classes" if int(header["intent_code"]) == LABEL_INTENT else "image",
         source=SourceInfo(kind, str(stored.newbyteorder("=")), header.binaryblock),
     )
-    return NiftiSource(path, shape, meta, stored, offset, slope, float(inter or 0), compressed)
+    return NiftiSource(path, shape, meta, stored, offset, slope, float(inter or 0))
+
+
+def _is_packed(path: str) -> bool:
+    return path.lower().endswith(".gz")
 
 
 def parse_header(start: bytes, path: str) -> Any:

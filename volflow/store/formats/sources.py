@@ -1,13 +1,12 @@
-"""Sources: what a volume can be made from, behind one protocol."""
+"""Open what a volume can be made from: arrays and files as sources."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -17,55 +16,22 @@ from volflow.store.formats.nifti import open_nifti
 from volflow.store.journal.complete import open_complete
 from volflow.store.meta import Meta, SourceInfo
 from volflow.store.opening import is_url
-from volflow.store.slabs import Array, check_dtype, file_identity, slab_rois
+from volflow.store.slabs import Array, Source, check_dtype, file_identity
 from volflow.store.volume import Volume
 
-__all__ = ["ArraySource", "NpySource", "Source", "VolumeSource", "open_source", "path_of"]
+__all__ = ["ArraySource", "NpySource", "open_source"]
 
 MOST_HEADER = 2**16  # of a .npy file
 FORMATS = ".npy, .nii, .nii.gz, OME-Zarr and Zarr v2 or v3"
 
 
-class Source(Protocol):
-    """A 3-D image of any format, ``zyx`` or ``czyx``.
-
-    A source holds no voxels of a file and pickles, so that workers read for themselves. One that
-    is ``sequential`` gives its voxels only by `slabs`.
-    """
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Voxels per axis, as ``meta.axes``."""
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Of the voxels that it gives, in the machine's byte order."""
-
-    @property
-    def meta(self) -> Meta:
-        """Spacing, unit, orientation, and the header that `export` writes back."""
-
-    @property
-    def sequential(self) -> bool:
-        """Whether it can only be read from front to back."""
-
-    def identity(self) -> str:
-        """A hash that changes when the voxels do."""
-
-    def read(self, roi: Roi) -> Array:
-        """The voxels of a box with one entry per axis; refused where sequential."""
-
-    def slabs(self, depth: int) -> Iterator[tuple[Roi, Array]]:
-        """Every voxel once, ``depth`` z-planes of one channel at a time, in C order."""
-
-
-@dataclass(frozen=True, eq=False)
-class ArraySource:
+@dataclass(frozen=True, eq=False, repr=False)
+class ArraySource(Source):
     """An array in memory."""
 
     array: Array
     meta: Meta
-    sequential: bool = False
+    path = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -88,20 +54,15 @@ class ArraySource:
         """The voxels of a box, copied."""
         return self.array[roi.slices()].astype(self.dtype)
 
-    def slabs(self, depth: int) -> Iterator[tuple[Roi, Array]]:
-        """All voxels in C order."""
-        return ((roi, self.read(roi)) for roi in slab_rois(self.shape, depth))
 
-
-@dataclass(frozen=True)
-class NpySource:
+@dataclass(frozen=True, repr=False)
+class NpySource(Source):
     """A ``.npy`` file; mapped, never loaded."""
 
     path: str
     meta: Meta
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
-    sequential: bool = False
 
     def identity(self) -> str:
         """A hash that changes when the file does."""
@@ -113,46 +74,6 @@ class NpySource:
         voxels = _map_npy(self.path)
         voxels = voxels if voxels.ndim > 2 else voxels[None]
         return voxels[roi.slices()].astype(self.dtype)
-
-    def slabs(self, depth: int) -> Iterator[tuple[Roi, Array]]:
-        """All voxels in C order."""
-        return ((roi, self.read(roi)) for roi in slab_rois(self.shape, depth))
-
-
-@dataclass(frozen=True, eq=False)
-class VolumeSource:
-    """A volume that is a Zarr already."""
-
-    volume: Volume
-    sequential: bool = False
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """As the volume's."""
-        return self.volume.shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """As the volume's."""
-        return self.volume.dtype
-
-    @property
-    def meta(self) -> Meta:
-        """As the volume's."""
-        meta = self.volume.meta
-        return replace(meta, source=meta.source or SourceInfo("zarr", str(self.dtype)))
-
-    def identity(self) -> str:
-        """As the volume's."""
-        return self.volume.identity()
-
-    def read(self, roi: Roi) -> Array:
-        """The voxels of a box."""
-        return self.volume.read(roi)
-
-    def slabs(self, depth: int) -> Iterator[tuple[Roi, Array]]:
-        """All voxels in C order."""
-        return ((roi, self.read(roi)) for roi in slab_rois(self.shape, depth))
 
 
 def open_source(x: Any) -> Source:
@@ -175,34 +96,26 @@ def open_source(x: Any) -> Source:
     >>> source.shape, [roi.start for roi, voxels in source.slabs(16)]
     ((30, 40, 50), [(0, 0, 0), (16, 0, 0)])
     """
-    if hasattr(x, "slabs"):  # opened before
-        opened: Source = x
-        return opened
+    if isinstance(x, Source) and not isinstance(x, Volume):  # opened before
+        return x
     if isinstance(x, np.ndarray):
         shape, axes = _volume_shape(x.shape, "the array")
         dtype = check_dtype(x.dtype, "the array")
         meta = Meta(axes, source=SourceInfo("numpy", str(dtype.newbyteorder("="))))
         return ArraySource(x.reshape(shape), meta)
     if not isinstance(x, str | os.PathLike) or is_url(os.fspath(x)):
-        return VolumeSource(open_complete(x))
+        return open_complete(x)
     path = Path(os.fspath(x).removeprefix("file://")).expanduser().absolute()
     if not path.exists():
         raise InvalidInput(f"{path} does not exist; check the path")
     if path.is_dir():
-        return VolumeSource(open_complete(path))
+        return open_complete(path)
     name = path.name.lower()
     if name.endswith((".nii", ".nii.gz")):
         return open_nifti(str(path))
     if name.endswith(".npy"):
         return _open_npy(str(path))
     raise InvalidInput(f"{path.name} is of a format that cannot be read; {FORMATS} can")
-
-
-def path_of(source: Source) -> str | None:
-    """Return where a source lies; None in memory and for what Dask computes."""
-    if isinstance(source, VolumeSource):
-        return source.volume.path
-    return getattr(source, "path", None)
 
 
 def _open_npy(path: str) -> NpySource:

@@ -18,9 +18,8 @@ from distributed import futures_of
 
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
-from volflow.store.formats.sources import Source
 from volflow.store.meta import Meta
-from volflow.store.slabs import Array, slab_rois
+from volflow.store.slabs import Array, Source
 from volflow.volumes.arrays.held import InProcess, Keeping, hold
 from volflow.volumes.arrays.identity import identify
 from volflow.volumes.arrays.pieces import gathered, identities_of, packed, piece_of
@@ -31,8 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["DaskSource", "at_hand", "is_dask_array", "refuse_masked"]
 
 
-@dataclass(frozen=True, eq=False)
-class DaskSource:
+@dataclass(frozen=True, eq=False, repr=False)
+class DaskSource(Source):
     """An array that Dask computes, box by box.
 
     Parameters
@@ -46,8 +45,8 @@ class DaskSource:
 
     array: da.Array
     meta: Meta
-    sequential: bool = False
     held: InProcess | None = None
+    path = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -59,6 +58,11 @@ class DaskSource:
         """In the machine's byte order."""
         dtype: np.dtype[Any] = self.array.dtype
         return dtype.newbyteorder("=")
+
+    @property
+    def piece(self) -> tuple[int, ...]:
+        """The largest chunk along each axis."""
+        return (1,) * (self.ndim - 3) + tuple(max(axis) for axis in self.array.chunks[-3:])
 
     @cached_property
     def results(self) -> dict[Any, Any]:
@@ -83,14 +87,10 @@ class DaskSource:
         refuse_masked(voxels)
         return np.asarray(voxels, self.dtype)
 
-    def slabs(self, depth: int) -> Iterator[tuple[Roi, Array]]:
-        """All voxels in C order."""
-        return ((roi, self.read(roi)) for roi in slab_rois(self.shape, depth))
-
     def __reduce__(self) -> tuple[Any, ...]:
         if self.held is not None:
             return _found, (self.held,)
-        return _unpacked, (packed(self.array), self.meta, self.sequential)
+        return _unpacked, (packed(self.array), self.meta)
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,8 @@ def _found(held: InProcess) -> Any:
         return _Elsewhere(held)
 
 
-def _unpacked(array: bytes, meta: Meta, sequential: bool) -> DaskSource:
-    return DaskSource(pickle.loads(array), meta, sequential)
+def _unpacked(array: bytes, meta: Meta) -> DaskSource:
+    return DaskSource(pickle.loads(array), meta)
 
 
 @contextmanager

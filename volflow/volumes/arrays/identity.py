@@ -23,6 +23,7 @@ from dask._task_spec import Alias, DataNode, GraphNode, Task, TaskRef
 from dask.core import flatten
 
 from volflow.model.imports import code_of
+from volflow.store.slabs import Source
 from volflow.volumes.arrays.graphs import Key, in_order, nodes_of, reached
 from volflow.volumes.arrays.leaves import called, identity_of, is_leaf, is_lock, is_voxels
 
@@ -191,7 +192,9 @@ class _Reader:
             self.modules.add(_module(x))
             self.seen |= _Seen(foreign=getattr(x, "__name__", type(x).__name__))
         if hasattr(x, "__dask_tokenize__") and not isinstance(x, type):
-            return f"{type(x).__qualname__} {self.text(x.__dask_tokenize__())}"
+            # Sources go by the name that results are known by which were stored before.
+            name = "Sliced" if isinstance(x, Source) else type(x).__qualname__
+            return f"{name} {self.text(x.__dask_tokenize__())}"
         return None
 
     def pickled(self, x: Any) -> str:

@@ -6,8 +6,7 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
@@ -15,12 +14,9 @@ import numpy as np
 import zarr
 
 from volflow.errors import InvalidInput
-from volflow.geometry.roi import Roi
-from volflow.store.formats.sources import ArraySource, Source, VolumeSource, open_source
-from volflow.store.indexing import to_box
-from volflow.store.layout import default_layout
-from volflow.store.meta import Meta, SourceInfo, VolumeSpec
-from volflow.store.slabs import Array, check_dtype
+from volflow.store.formats.sources import ArraySource, open_source
+from volflow.store.meta import Meta, SourceInfo
+from volflow.store.slabs import Array, Source, check_dtype
 from volflow.store.volume import Volume
 from volflow.store.xarrays import from_xarray
 from volflow.volumes.arrays.computed import DaskSource, is_dask_array, refuse_masked
@@ -33,14 +29,11 @@ if TYPE_CHECKING:
     import xarray
 
 __all__ = [
-    "Sliced",
     "VolumeLike",
     "as_array",
-    "chunk_of",
     "lazy_array",
     "open_input",
     "refuse_sequential",
-    "spec_of",
     "stored_in",
 ]
 
@@ -62,61 +55,6 @@ any order of its dimensions.
 """
 
 
-@dataclass(frozen=True, eq=False)
-class Sliced:
-    """A source that is indexed as arrays are, so that Dask reads it piece by piece."""
-
-    source: Source
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """As the source's."""
-        return tuple(self.source.shape)
-
-    @property
-    def ndim(self) -> int:
-        """Number of axes."""
-        return len(self.shape)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """As the source's."""
-        return np.dtype(self.source.dtype)
-
-    @property
-    def chunks(self) -> tuple[int, ...]:
-        """Pieces that are read without waste."""
-        return (1,) * (self.ndim - 3) + chunk_of(self.source)
-
-    shards = None
-    path = None
-
-    @property
-    def meta(self) -> Meta:
-        """As the source's."""
-        return self.source.meta
-
-    def identity(self) -> str:
-        """As the source's."""
-        return self.source.identity()
-
-    def read(self, roi: Roi) -> Array:
-        """The voxels of a box."""
-        return self.source.read(roi)
-
-    def __repr__(self) -> str:
-        kind = type(self.source).__name__.removesuffix("Source")
-        return f"{kind}(shape={self.shape}, dtype={self.dtype})"
-
-    def __dask_tokenize__(self) -> Any:
-        return self.identity()
-
-    def __getitem__(self, key: Any) -> Array:
-        """Read with integers, slices and ``...``, as from a NumPy array."""
-        roi, inner = to_box(key, self.shape)
-        return np.asarray(self.source.read(roi)[inner])
-
-
 def open_input(x: VolumeLike | Source) -> Source:
     """Open whatever is a volume to a user; no voxel is read.
 
@@ -134,10 +72,10 @@ def open_input(x: VolumeLike | Source) -> Source:
     --------
     >>> import dask.array as da
     >>> source = open_input(da.ones((4, 30, 40), dtype="int16") * 2)
-    >>> source.read(Roi((0, 0, 0), (1, 1, 3)))
+    >>> source[:1, :1, :3]
     array([[[2, 2, 2]]], dtype=int16)
     """
-    if hasattr(x, "slabs"):
+    if isinstance(x, Source):
         return open_source(x)
     array, meta = as_array(x)
     if is_dask_array(array):
@@ -149,20 +87,6 @@ def open_input(x: VolumeLike | Source) -> Source:
         )
     source = open_source(array)
     return source if meta is None else replace(source, meta=meta)  # type: ignore[type-var]
-
-
-def spec_of(source: Source) -> VolumeSpec:
-    """The spec of a stored volume, or the one that a source gets when it is converted.
-
-    Examples
-    --------
-    >>> spec_of(open_input(np.zeros((40, 50, 60), "uint8"))).chunk
-    (64, 64, 64)
-    """
-    if isinstance(source, VolumeSource):
-        return source.volume.spec
-    shape, dtype, meta = tuple(source.shape), np.dtype(source.dtype), source.meta
-    return VolumeSpec(shape, dtype, *default_layout(shape, meta.spacing, dtype), meta)
 
 
 def as_array(x: Any) -> tuple[Any, Meta | None]:
@@ -212,10 +136,11 @@ def lazy_array(source: Source) -> da.Array:
     import dask.array as da
 
     array: da.Array
-    if isinstance(source, VolumeSource):
-        array = source.volume.dask()
+    if isinstance(source, Volume):
+        array = source.dask()
         return array
-    read: Mapped | Sliced
+    read: Mapped | Source = source
+    chunks = source.piece
     if isinstance(source, ArraySource):
         part = mapped(source.array)
         if part is None:
@@ -223,13 +148,11 @@ def lazy_array(source: Source) -> da.Array:
             return array
         # What maps a file is not read: it travels as which part of which file it is.
         read, identity = part, identity_of(part)
-        sizes = tuple(2 * n for n in read.chunks[-3:])
+        chunks = (*chunks[:-3], *(2 * n for n in chunks[-3:]))
     else:
         refuse_sequential(source)
-        read, identity = Sliced(source), source.identity()
-        sizes = read.chunks[-3:]
+        identity = source.identity()
     meta = np.empty((0,) * read.ndim, read.dtype)
-    chunks = (*read.chunks[:-3], *sizes)
     array = da.from_array(read, chunks=chunks, name=f"source-{identity}", meta=meta)
     return array
 
@@ -250,26 +173,13 @@ def refuse_sequential(source: Source, *, labels: bool = False) -> None:
         Naming the remedy.
     """
     if source.sequential:
-        path = Path(getattr(source, "path", "scan.nii.gz"))
+        path = Path(source.path or "scan.nii.gz")
         name = path.name.lower().removesuffix(".gz").removesuffix(".nii")
         there = shlex.join([str(path), str(path.with_name(f"{name}.zarr"))])
         raise InvalidInput(
             f"{path} is compressed as a whole and cannot be read by parts; convert it first:"
             f" volflow convert {'--labels ' if labels else ''}{there}"
         )
-
-
-def chunk_of(source: Source) -> tuple[int, int, int]:
-    """Smallest piece that is read at once, along z, y, x."""
-    sizes: Sequence[int]
-    if isinstance(source, VolumeSource):
-        sizes = source.volume.chunks
-    elif isinstance(source, DaskSource):
-        sizes = tuple(max(axis) for axis in source.array.chunks)
-    else:
-        sizes = tuple(min(64, n) for n in source.shape)
-    z, y, x = sizes[-3:]
-    return z, y, x
 
 
 def stored_in(x: da.Array) -> Volume | zarr.Array[Any] | Mapped | None:
@@ -323,9 +233,8 @@ def _open_dask(x: da.Array, meta: Meta | None) -> Source:
 
 def _placed(source: Source, meta: Meta) -> Source:
     """A stored volume on the grid that a DataArray over it says; itself where that is its own."""
-    assert isinstance(source, VolumeSource)
-    volume = source.volume
-    own = volume.meta
+    assert isinstance(source, Volume)
+    own = source.meta
     same = np.allclose(
         (*meta.spacing, *meta.translation), (*own.spacing, *own.translation), rtol=1e-6, atol=0
     )
@@ -341,4 +250,4 @@ def _placed(source: Source, meta: Meta) -> Source:
         affine=meta.affine,
         channels=meta.channels or own.channels,
     )
-    return VolumeSource(replace(volume, meta=moved))
+    return replace(source, meta=moved)

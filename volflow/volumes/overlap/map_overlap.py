@@ -18,11 +18,10 @@ import zarr
 from dask.base import tokenize
 
 from volflow.errors import InvalidInput
-from volflow.store.formats.sources import VolumeSource
 from volflow.store.layout import piece_of
+from volflow.store.slabs import Source
 from volflow.store.volume import Volume, open_volume
 from volflow.volumes.arrays.inputs import (
-    Sliced,
     VolumeLike,
     as_array,
     open_input,
@@ -147,7 +146,7 @@ def map_overlap(
 class Stored:
     """An array in a Zarr store or a mapped file, and the blocks it is read in."""
 
-    source: Volume | zarr.Array[Any] | Sliced | Mapped
+    source: Source | zarr.Array[Any] | Mapped
     chunks: Chunks
 
     @property
@@ -167,7 +166,7 @@ class Stored:
 
     def identity(self) -> str:
         """Changes when the stored voxels do, so that Dask never takes old results for new."""
-        if isinstance(self.source, Volume | Sliced):
+        if isinstance(self.source, Source):
             return self.source.identity()
         return str(identity_of(self.source) or tokenize(self.source))
 
@@ -205,26 +204,22 @@ def as_lazy(x: Any, block: Block = None) -> Stored | da.Array:
             array: da.Array = da.asarray(x)
             return array
         return Stored(part, _cut(part, block))
-    source: Volume | Sliced
-    if isinstance(x, Volume | zarr.Array):
-        source = open_volume(x)
-    else:
-        opened = open_input(x)
-        refuse_sequential(opened)
-        source = opened.volume if isinstance(opened, VolumeSource) else Sliced(opened)
+    source = open_volume(x) if isinstance(x, Volume | zarr.Array) else open_input(x)
+    refuse_sequential(source)
     return Stored(source, _cut(source, block))
 
 
-def _cut(source: Volume | zarr.Array[Any] | Sliced | Mapped, block: Block) -> Chunks:
+def _cut(source: Source | zarr.Array[Any] | Mapped, block: Block) -> Chunks:
     """Regular chunks over a stored array."""
     shape = tuple(source.shape)
+    chunk = source.piece if isinstance(source, Source) else source.chunks
     sizes: Sequence[int]
     if block is None:
-        sizes = piece_of(source.chunks, source.shards, shape, source.dtype)
+        sizes = piece_of(chunk, source.shards, shape, source.dtype)
     else:
         space = min(3, len(shape))
         given = tuple(block) if isinstance(block, Iterable) else (block,) * space
-        sizes = (*source.chunks[:-space], *given) if len(given) == space else given
+        sizes = (*chunk[:-space], *given) if len(given) == space else given
         if len(sizes) != len(shape) or not all(is_whole(b) and b > 0 for b in sizes):
             raise InvalidInput(
                 f"block must be a positive integer or one per axis, given {block!r} for an array"

@@ -89,7 +89,7 @@ def everything(source):
 
 def files(source):
     """The names and sizes of the sidecars of a volume."""
-    folder = Path(source.volume.path + ".volflow")
+    folder = Path(source.path + ".volflow")
     return {file.name: file.stat().st_size for file in sorted(folder.glob("*"))}
 
 
@@ -258,7 +258,7 @@ def test_both_are_measured_in_one_go_on_one_cluster(labels, client, monkeypatch)
 def test_what_changed_is_measured_anew(labels, client):
     source, _ = labels
     count_classes(source, 8, everything(source), cluster=client, progress=False)
-    zarr.open_array(source.volume.path)[0, 0, 0] = 99
+    zarr.open_array(source.path)[0, 0, 0] = 99
     found = count_classes(source, 8, everything(source), cluster=client, progress=False)
     assert 99 in found.value
     assert found.boxes((1, 1, 1), [99])[0] == 1
@@ -270,7 +270,7 @@ def test_a_volume_written_meanwhile_is_not_kept(labels, client, monkeypatch):
 
     def run_while_written(*args, **options):
         report = plain(*args, **options)
-        zarr.open_array(source.volume.path)[0, 0, 0] = 1
+        zarr.open_array(source.path)[0, 0, 0] = 1
         return report
 
     monkeypatch.setattr(fold_module, "run", run_while_written)
@@ -430,7 +430,7 @@ def test_too_little_memory_is_refused_saying_what_would_do(labels, client):
 
 def test_a_damaged_volume_fails_in_one_line_and_keeps_nothing(labels, client):
     source, _ = labels
-    os.truncate(Path(source.volume.path) / "c" / "1" / "1" / "1", 100)
+    os.truncate(Path(source.path) / "c" / "1" / "1" / "1", 100)
     with pytest.raises(Damaged, match=r"labels\.zarr cannot be read"):
         count_classes(source, 8, everything(source), cluster=client, progress=False)
     assert files(source) == {}

@@ -12,6 +12,7 @@ from volflow.geometry.roi import Roi
 from volflow.store.create import create
 from volflow.store.formats.sources import open_source
 from volflow.store.meta import Meta
+from volflow.store.volume import described
 
 nib = pytest.importorskip("nibabel")
 
@@ -48,7 +49,7 @@ class SourceContract:
         assert source.dtype == voxels.dtype.newbyteorder("=")
         assert source.dtype.isnative
         assert len(source.meta.axes) == len(source.shape)
-        assert source.meta.source is not None
+        assert described(source).source is not None
         assert source.sequential is self.sequential
 
     @pytest.mark.parametrize("depth", [1, 4, 11, 100])
@@ -174,7 +175,7 @@ class TestPlainZarr:
         zarr.create_array(path, data=voxels, chunks=(4, 4, 4), zarr_format=zarr_format)
         source = open_source(path)
         np.testing.assert_array_equal(source.read(Roi.full(source.shape)), voxels)
-        assert source.meta.source.format == "zarr"
+        assert described(source).source.format == "zarr"
 
 
 # NIfTI: geometry
