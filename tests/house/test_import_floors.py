@@ -37,6 +37,8 @@ print(" ".join(name for name in {heavy!r} if name in sys.modules))
         ("import volflow; volflow.view, volflow.napari_snippet", {"numpy", "zarr"}),
         ("import volflow.cli", {"rich", "typer"}),
         ("from volflow.cli import run; run(['predict', '--help'])", {"rich", "typer"}),
+        ("from volflow.cli import run; run(['--help'])", {"rich", "typer"}),
+        ("import volflow.option, volflow.infer.predict_options", set()),
         ("import volflow; volflow.convert", {"numpy", "zarr", "dask", "distributed", "rich"}),
         ("import volflow; volflow.statistics", {"numpy", "zarr", "dask", "distributed", "rich"}),
     ],

@@ -21,6 +21,7 @@ import typer
 from typer.core import TyperGroup
 
 from volflow import __version__
+from volflow.cli.typed import typed
 from volflow.engine.pages import prepare_allocators
 from volflow.errors import VolflowError
 
@@ -60,7 +61,7 @@ class OnDemand(Mapping[str, Any]):
         module, example = COMMANDS[name]
         function = getattr(importlib.import_module(f"volflow.cli.{module}"), name)
         alone = typer.Typer(add_completion=False, rich_markup_mode="rich")
-        alone.command(name, epilog=f"Example: {example}")(function)
+        alone.command(name, epilog=f"Example: {example}")(typed(function))
         return typer.main.get_command(alone)
 
     def __iter__(self) -> Iterator[str]:

@@ -15,11 +15,11 @@ from volflow.cli.values import (
     beside,
     given,
     inputs,
-    per_axis,
     progress,
     say,
 )
 from volflow.errors import InvalidInput
+from volflow.option import numbers
 
 if TYPE_CHECKING:
     from volflow.sampling.samplers import Sampler
@@ -108,7 +108,7 @@ def sample(  # noqa: PLR0913  one parameter per option that people type
 
     opened = open_cases(_named(cases))
     label = label or next((name for name in opened[0].sources if name in opened[0].classes), None)
-    chosen = _sampler(sampler, per_axis("patch", patch), typed, label)
+    chosen = _sampler(sampler, numbers("patch", patch), typed, label)
     number = count or (COUNTED if stats else SHOWN)
     options = StreamOptions(
         chosen,
@@ -172,7 +172,7 @@ def _sampler(name: str, patch: Any, typed: Mapping[str, Any], label: str | None)
     from volflow.sampling import samplers
 
     if name == "grid":
-        overlap = per_axis("overlap", typed.get("overlap", "0"))
+        overlap = numbers("overlap", typed.get("overlap", "0"))
         return samplers.GridSampler(patch, overlap)
     border = given(border=typed.get("border"))
     if name == "weighted":

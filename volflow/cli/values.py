@@ -6,48 +6,27 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from volflow.errors import InvalidInput
 
+if TYPE_CHECKING:
+    from volflow.engine.plan import Plan
+
 __all__ = [
-    "Cluster",
     "Json",
-    "Memory",
-    "Overwrite",
     "PlanOnly",
     "Quiet",
-    "Wait",
     "beside",
     "given",
     "inputs",
-    "number_or_word",
-    "per_axis",
     "progress",
     "say",
+    "say_plan",
 ]
 
-Cluster = Annotated[
-    str | None,
-    typer.Option(
-        help="Where to run: threads, processes, a number of processes, or tcp://host:port of a"
-        " Dask scheduler. Default: threads of this process.",
-    ),
-]
-Wait = Annotated[
-    str | None,
-    typer.Option(
-        help="How long to wait where the cluster has no worker: seconds, or a text such as"
-        " 10m. Default: as long as it takes."
-    ),
-]
-Memory = Annotated[
-    str | None,
-    typer.Option(help="What one worker may use, such as 2GiB. Default: a share of what is free."),
-]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
 PlanOnly = Annotated[bool, typer.Option("--plan", help="Print the plan and run nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
@@ -94,48 +73,6 @@ def inputs(volumes: Sequence[str]) -> str | dict[str, str]:
     return named
 
 
-def _number(text: str) -> int | float:
-    return int(text) if re.fullmatch(r"[+-]?\d+", text.strip()) else float(text)
-
-
-def per_axis(name: str, text: str | None) -> Any:
-    """A number, or one per axis, as typed: whole numbers stay whole.
-
-    Raises
-    ------
-    InvalidInput
-        Where it is neither.
-
-    Examples
-    --------
-    >>> per_axis("patch", "96"), per_axis("patch", "96,96,48"), per_axis("overlap", "0.25")
-    (96, (96, 96, 48), 0.25)
-    """
-    if text is None:
-        return None
-    try:
-        numbers = tuple(_number(part) for part in text.split(","))
-    except ValueError:
-        numbers = ()
-    if len(numbers) not in (1, 3):
-        raise InvalidInput(
-            f"{name} must be one number or three with commas (z,y,x), given {text!r};"
-            " write for example 96 or 96,96,48"
-        )
-    return numbers[0] if len(numbers) == 1 else numbers
-
-
-def number_or_word(text: str | None) -> int | str | None:
-    """A whole number where the text is one, else the text.
-
-    Examples
-    --------
-    >>> number_or_word("4"), number_or_word("auto")
-    (4, 'auto')
-    """
-    return int(text) if text is not None and text.isdecimal() else text
-
-
 def beside(volume: str, suffix: str) -> Path:
     """Return the path of a picture that was not named: beside its volume, here for a URL.
 
@@ -154,3 +91,8 @@ def beside(volume: str, suffix: str) -> Path:
 def say(facts: Mapping[str, Any], as_json: bool, text: str) -> None:
     """Print a result on standard output, for people or for machines."""
     typer.echo(json.dumps(facts, indent=2, ensure_ascii=False, default=str) if as_json else text)
+
+
+def say_plan(plan: Plan, as_json: bool) -> None:
+    """Print the plan of a run that is not begun."""
+    say(plan.to_dict(), as_json, plan.describe())

@@ -2,55 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from volflow.cli.values import (
-    Cluster,
     Json,
-    Memory,
-    Overwrite,
     PlanOnly,
     Quiet,
-    Wait,
     beside,
     given,
-    per_axis,
     progress,
     say,
+    say_plan,
 )
 from volflow.errors import InvalidInput
+from volflow.option import numbers
+from volflow.volumes.volume_options import ConvertOptions, ExportOptions, StatisticsOptions
 
 __all__ = ["convert", "export", "info", "preview", "statistics"]
 
 
-def convert(  # noqa: PLR0913  one parameter per option that people type
+def convert(
     source: Annotated[
         str,
         typer.Argument(metavar="SOURCE", help="A .nii, .nii.gz or .npy file, or Zarr v2 or v3."),
     ],
     out: Annotated[str, typer.Argument(metavar="OUT", help="The OME-Zarr volume to write.")],
-    chunk: Annotated[
-        str | None,
-        typer.Option(help="Voxels of a compressed piece: 64, or 16,128,128 (z,y,x)."),
-    ] = None,
-    shard: Annotated[
-        str | None, typer.Option(help="Voxels of a stored object, a multiple of the chunk.")
-    ] = None,
-    labels: Annotated[
-        bool | None,
-        typer.Option(
-            "--labels/--image",
-            help="A label map, whose voxels are classes, or an image; also for what is converted"
-            " already. Default: what the file says.",
-        ),
-    ] = None,
-    cluster: Cluster = None,
-    wait: Wait = None,
-    memory: Memory = None,
-    overwrite: Overwrite = False,
+    options: ConvertOptions,
     plan: PlanOnly = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -64,23 +45,13 @@ def convert(  # noqa: PLR0913  one parameter per option that people type
     from volflow.volumes.convert import convert as run_convert
     from volflow.volumes.convert import plan_convert
 
-    options: dict[str, Any] = given(
-        chunk=per_axis("chunk", chunk),
-        shard=per_axis("shard", shard),
-        labels=labels,
-        cluster=cluster,
-        wait=wait,
-        memory=memory,
-    )
-    options["overwrite"] = overwrite
+    options = replace(options, progress=progress(quiet))
     if plan:
-        planned = plan_convert(source, out, **options)
-        say(planned.to_dict(), as_json, planned.describe())
+        say_plan(plan_convert(source, out, **vars(options)), as_json)
         return
     from volflow.report.facts.info import facts_text, volume_facts
 
-    volume = run_convert(source, out, progress=progress(quiet), **options)
-    facts = volume_facts(volume)
+    facts = volume_facts(run_convert(source, out, **vars(options)))
     say(facts, as_json, facts_text(facts))
 
 
@@ -117,21 +88,14 @@ def info(
 
 def statistics(
     volume: Annotated[str, typer.Argument(metavar="VOLUME", help="An OME-Zarr volume.")],
-    foreground: Annotated[
-        str | None,
-        typer.Option(help="nonzero, or a number: only voxels above it count. Default: all."),
-    ] = None,
-    cluster: Cluster = None,
-    wait: Wait = None,
-    memory: Memory = None,
+    options: StatisticsOptions,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Measure range, mean, deviation and percentiles, and keep them beside the volume."""
     from volflow.volumes.statistics import statistics as measure
 
-    options = given(foreground=_foreground(foreground), cluster=cluster, wait=wait, memory=memory)
-    found = measure(volume, progress=progress(quiet), **options)
+    found = measure(volume, **vars(replace(options, progress=progress(quiet))))
     say(found.to_dict(), as_json, str(found))
 
 
@@ -140,7 +104,7 @@ def export(
     out: Annotated[
         str, typer.Argument(metavar="OUT", help="The .nii, .nii.gz or .npy file to write.")
     ],
-    overwrite: Overwrite = False,
+    options: ExportOptions,
     plan: PlanOnly = False,
     as_json: Json = False,
 ) -> None:
@@ -154,8 +118,8 @@ def export(
     if plan:
         from volflow.volumes.export import check_file, refuse_changed
 
-        path = check_file(out, overwrite=overwrite)
-        if not overwrite:
+        path = check_file(out, overwrite=options.overwrite)
+        if not options.overwrite:
             refuse_changed(path)
         facts = facts_of(volume)
         planned = {"operation": "export", "out": out, "volume": facts}
@@ -163,7 +127,7 @@ def export(
         return
     from volflow.volumes.export import export as write_file
 
-    write_file(volume, out, overwrite=overwrite)
+    write_file(volume, out, **vars(options))
     facts = facts_of(out)
     say(facts, as_json, facts_text(facts))
 
@@ -210,7 +174,7 @@ def preview(  # noqa: PLR0913  one parameter per option that people type
         "channel": channel,
         "classes": None if classes is None else [name.strip() for name in classes.split(",")],
     }
-    place = at if at in (None, "center", "content") else per_axis("at", at)
+    place = at if at in (None, "center", "content") else numbers("at", at)
     if sheet is not None:
         from volflow.report.pictures.sheet import contact_sheet
 
@@ -245,14 +209,3 @@ def _suffix(sheet: str | None, against: str | None) -> str:
 
     axis = "" if sheet is None else f"-{sheet}"
     return axis if against is None else f"{axis}-against-{stem(Path(against).name)}"
-
-
-def _foreground(text: str | None) -> bool | float | None:
-    if text is None or text == "nonzero":
-        return None if text is None else True
-    try:
-        return float(text)
-    except ValueError:
-        raise InvalidInput(
-            f"foreground must be nonzero or a number, given {text!r}; leave it out for all voxels"
-        ) from None

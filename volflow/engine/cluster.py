@@ -8,7 +8,6 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ from distributed.deploy.cluster import Cluster as DaskCluster
 from psutil import virtual_memory
 
 from volflow.engine.pages import prepare_allocators
-from volflow.engine.progress import Progress
 from volflow.engine.quiet import quieten
 from volflow.engine.workers import (
     await_workers,
@@ -43,7 +41,6 @@ from volflow.geometry.budget import parse_bytes
 __all__ = [
     "DEFAULT_SHARE",
     "Cluster",
-    "RunOptions",
     "connect",
     "cores",
     "free_memory_bytes",
@@ -64,31 +61,6 @@ ANSWER_S = 10.0
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """Where and how a journey runs; each journey adds its own options.
-
-    Public journeys take them flat, as keywords, and turn them at once into one such object, which
-    all that runs the journey receives.
-
-    Parameters
-    ----------
-    cluster, wait, memory
-        Where it runs, how long it waits for a worker, and what a worker may take.
-    overwrite, resume
-        Replace what is there; trust what cannot be identified.
-    progress
-        What is shown.
-    """
-
-    cluster: Cluster = None
-    wait: float | str | None = None
-    memory: str | int | None = None
-    overwrite: bool = False
-    resume: bool = False
-    progress: Progress = None
 
 
 def cores() -> int:

@@ -9,11 +9,13 @@ from typing import Any
 from volflow.errors import InvalidInput
 from volflow.model.bundle import ModelLike, evaluating, load_model
 from volflow.model.spec import Spec
+from volflow.option import journey
 from volflow.partition.reach import Halo, halo_of
 
 __all__ = ["halo"]
 
 
+@journey
 def halo(
     model: ModelLike,
     channels: int | None = None,

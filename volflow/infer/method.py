@@ -23,7 +23,7 @@ from volflow.errors import ResumeRefused
 from volflow.geometry.grid import BlockGrid, per_axis
 from volflow.geometry.roi import Roi
 from volflow.infer.finish import Finish
-from volflow.infer.options import PredictOptions
+from volflow.infer.predict_options import PredictOptions
 from volflow.infer.request import Request
 from volflow.model.forward import Output
 from volflow.store.journal.journal import Record
@@ -279,6 +279,7 @@ def adopt(method: Method[S], request: Request, record: Record) -> S:
     except (KeyError, TypeError, ValueError) as error:
         raise ResumeRefused(
             f"the journal of {request.out} is not one of predict ({error}); use overwrite=True"
+            " (--overwrite)"
         ) from error
     options = request.options
     if settings is None:
@@ -297,7 +298,7 @@ def adopt(method: Method[S], request: Request, record: Record) -> S:
         if value not in ("auto", getattr(settings, name, value)):
             raise ResumeRefused(
                 f"{request.out} was begun with {name} {getattr(settings, name)!r}, now {value!r};"
-                f" leave {name} out to resume, or use overwrite=True"
+                f" leave {name} out to resume, or use overwrite=True (--overwrite)"
             )
     return settings
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from volflow.infer.exact import method as exact
+from volflow.infer.merge import merge_options
 from volflow.infer.method import Method
-from volflow.infer.options import PredictOptions, merge_options
 from volflow.infer.patches import method as patches
+from volflow.infer.predict_options import PredictOptions
 from volflow.infer.request import Request, make_request
 from volflow.model.bundle import load_model
 from volflow.model.spec import Spec

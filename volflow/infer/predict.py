@@ -18,10 +18,11 @@ from volflow.engine.run import run
 from volflow.errors import InvalidInput
 from volflow.infer.method import Settings, Target, adopt, out_blocks
 from volflow.infer.methods import method_of, open_request
-from volflow.infer.options import PredictOptions
+from volflow.infer.predict_options import PredictOptions
 from volflow.infer.request import Request, convert_inputs, normalized, output_meta
 from volflow.model.bundle import ModelLike, evaluating
 from volflow.model.forward import Output
+from volflow.option import called_like, from_keywords, journey
 from volflow.store.aside import sweep
 from volflow.store.create import check_target, create
 from volflow.store.journal.complete import count_blocks
@@ -43,6 +44,7 @@ MOVE = (
 )
 
 
+@journey
 def predict(  # noqa: PLR0913 - a public journey takes flat options
     volume: VolumeLike | Mapping[str, VolumeLike],
     model: ModelLike,
@@ -165,12 +167,7 @@ def predict(  # noqa: PLR0913 - a public journey takes flat options
     ...     bool(np.allclose(result[0], scan)), result.axes
     (True, ('c', 'z', 'y', 'x'))
     """
-    options = PredictOptions(
-        patch, overlap, blend, frame, normalize, activation, output, dtype, batch_size, device,
-        precision, flips, mask, skip_below, fill, chunk, shard, levels, weights, trust,
-        cluster=cluster, wait=wait, memory=memory, overwrite=overwrite, resume=resume,
-        progress=progress,
-    )  # fmt: skip
+    options = from_keywords(PredictOptions, locals())
     _check_levels(levels, out)
     request = open_request(volume, model, out, options)
     with evaluating(request.model.module), connect(cluster, wait=wait) as client:
@@ -190,20 +187,16 @@ def predict(  # noqa: PLR0913 - a public journey takes flat options
     return result
 
 
-def plan_predict(
-    volume: VolumeLike | Mapping[str, VolumeLike],
-    model: ModelLike,
-    out: str | os.PathLike[str],
-    **options: Any,
-) -> Plan:
+@called_like(predict)
+def plan_predict(volume: Any, model: Any, out: Any, **options: Any) -> Plan:
     """Return the plan of `predict` with its projected memory; nothing is written.
 
     Parameters
     ----------
-    volume, model, out, **options
+    volume, model, out, patch, …
         As in `predict`.
     """
-    given = PredictOptions(**options)
+    given = from_keywords(PredictOptions, options)
     _check_levels(given.levels, out)
     request = open_request(volume, model, out, given)
     with evaluating(request.model.module), connect(given.cluster, wait=given.wait) as client:

@@ -16,11 +16,12 @@ from volflow.errors import Damaged, InvalidInput, ResumeRefused, SourceChanged
 from volflow.geometry.frame import Frame
 from volflow.geometry.normalize import normalization
 from volflow.infer.finish import Finish
-from volflow.infer.options import PredictOptions, order_inputs
+from volflow.infer.merge import code_of, order_inputs, settings_of
+from volflow.infer.predict_options import PredictOptions
 from volflow.model.forward import Forward, Output
 from volflow.model.precision import compute_dtype
 from volflow.model.spec import Model
-from volflow.store.journal.journal import journal_dir
+from volflow.store.journal.journal import Journal, journal_dir
 from volflow.store.journal.outputs import check_apart
 from volflow.store.meta import Meta, VolumeSpec
 from volflow.store.slabs import Source
@@ -115,14 +116,14 @@ class Request:
         """Return what decides the voxels of the result, by part."""
         volumes: Any = self.inputs.volumes
         mask: Any = self.inputs.mask
-        code = self.model.code.joined(self.options.code())
+        code = self.model.code.joined(code_of(self.options))
         return {
             "input": [volume.identity() for volume in volumes],
             "mask": None if mask is None else mask.identity(),
             "weights": self.model.digest,
             "code": code.modules,
             "packages": code.packages,
-            "options": self.options.settings(),
+            "options": settings_of(self.options),
             "version": PREDICT_VERSION,
         }
 
@@ -158,7 +159,7 @@ def make_request(volume: Any, model: Model, out: Any, options: PredictOptions) -
     check_apart(place, *masked.values(), *given.values())
     check_weights(model.module)
     sources = {name: _opened(name or "volume", one) for name, one in given.items()}
-    mask = _opened("mask", options.mask) if masked else None
+    mask = None if options.mask is None else _opened("mask", options.mask)
     image = framed_image(sources, mask, model, options)
     if is_foreign(place):
         store = journal_dir(place) / "output.zarr"
@@ -305,7 +306,7 @@ def convert_inputs(request: Request, overwrite: bool, **options: Any) -> tuple[R
             )
         return volume
 
-    request.sidecar.mkdir(exist_ok=True)
+    Journal(request.sidecar).make_place()
     try:
         # A network reads the values of its inputs, whatever their files say of them.
         volumes = tuple(

@@ -94,8 +94,8 @@ class _PlaneReader:
         if math.prod(self.size) > MOST_PIXELS:
             raise InvalidInput(
                 f"a plane of {self.size[0]} × {self.size[1]} voxels is too large to be read for a"
-                " picture; give the volume coarser levels (vf.pyramid) and show one, or check its"
-                " shape"
+                " picture; give the volume coarser levels (vf.pyramid, volflow pyramid) and show"
+                " one, or check its shape"
             )
         self.step = [step[axis] for axis in self.axes]
         count = [-(-n // s) for n, s in zip(self.size, self.step, strict=True)]

@@ -16,6 +16,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from volflow.engine.cluster import Cluster
 from volflow.engine.progress import Progress
 from volflow.errors import InvalidInput, ResumeRefused
+from volflow.option import from_keywords, journey
 from volflow.sampling.cases.open_cases import CasesLike, open_cases
 from volflow.sampling.epoch.catalog import GridCatalog, open_catalog
 from volflow.sampling.epoch.cutting import cut_patches
@@ -112,6 +113,7 @@ class PatchStream(IterableDataset[dict[str, Any]]):
     [40, 40, 20]
     """
 
+    @journey
     def __init__(  # noqa: PLR0913 - what people type; kept apart by name
         self,
         cases: CasesLike,
@@ -131,20 +133,7 @@ class PatchStream(IterableDataset[dict[str, Any]]):
         classes: Sequence[str] | None = None,
         progress: Progress = None,
     ) -> None:
-        options = StreamOptions(
-            sampler=sampler,
-            patches_per_epoch=patches_per_epoch,
-            patches_per_case=patches_per_case,
-            reuse=reuse,
-            memory=memory,
-            seed=seed,
-            lanes=lanes,
-            augment=augment,
-            rank=rank,
-            world_size=world_size,
-            threads=threads,
-            classes=classes,
-        )
+        options = from_keywords(StreamOptions, locals())
         self.options, self.sampler, self.cluster = options, options.sampler, cluster
         self.cases = open_cases(cases, classes=options.classes)
         _check_names(self.cases[0].sources)

@@ -156,7 +156,8 @@ def _check_name(path: PurePath) -> None:
         stem = re.sub(r"\.(nii|tar|ome)$", "", path.stem, flags=re.IGNORECASE)
         raise InvalidInput(
             f'{path.name} is no name for a Zarr volume, as "{path.suffix}" stands for another'
-            f' format; write to "{stem}.zarr", and vf.export the result for .nii.gz, .nii or .npy'
+            f' format; write to "{stem}.zarr", and export the result for'
+            " .nii.gz, .nii or .npy (vf.export, volflow export)"
         )
 
 

@@ -119,11 +119,12 @@ def _check_local(path: Path) -> None:
     if not path.is_dir():
         raise InvalidInput(
             f'{path.name} is no Zarr store but a file; convert it first: vf.convert("{path}", '
-            '"volume.zarr")'
+            f'"volume.zarr"), or volflow convert {path} volume.zarr'
         )
     if not is_zarr(path):
         inside = nodes_below(path)
-        remedy = f"open one inside: {inside}" if inside else "convert other formats with vf.convert"
+        convert = "convert other formats with vf.convert (volflow convert)"
+        remedy = f"open one inside: {inside}" if inside else convert
         raise InvalidInput(f"{path} is a directory but no Zarr array or group; {remedy}")
 
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from volflow.engine.cluster import Cluster, RunOptions, connect, memory_per_worker
+from volflow.engine.cluster import Cluster, connect, memory_per_worker
 from volflow.engine.plan import Plan
 from volflow.engine.progress import Progress, announce
 from volflow.errors import InvalidInput
+from volflow.option import called_like, from_keywords, journey
 from volflow.store.formats.labels import NotLabels, taken_as
 from volflow.store.formats.sources import ArraySource, open_source
 from volflow.store.journal.journal import Journal, journal_dir
@@ -34,18 +35,10 @@ from volflow.volumes.copying import (
 )
 from volflow.volumes.kind import set_kind
 from volflow.volumes.origin import Origin, origin_of
-from volflow.volumes.write import WriteOptions, write_source
+from volflow.volumes.volume_options import ConvertOptions, WriteOptions
+from volflow.volumes.write import write_source
 
-__all__ = ["ConvertOptions", "convert", "plan_convert"]
-
-
-@dataclass(frozen=True)
-class ConvertOptions(RunOptions):
-    """The options of `convert` as one object; see there."""
-
-    chunk: int | Sequence[int] | None = None
-    shard: int | Sequence[int] | None = None
-    labels: bool | None = None
+__all__ = ["convert", "plan_convert"]
 
 
 @dataclass(frozen=True)
@@ -79,30 +72,7 @@ class Import:
         return replace(copy, what=what, origin=self.origin)
 
 
-def plan_convert(source: VolumeLike | Source, out: str | os.PathLike[str], **options: Any) -> Plan:
-    """Return the plan of `convert` with its projected memory; nothing is written.
-
-    Parameters
-    ----------
-    source, out, **options
-        As in `convert`.
-
-    Returns
-    -------
-    Plan
-        `describe()` prints it, `to_dict()` gives it as plain values.
-    """
-    asked = Import.of(source, out, ConvertOptions(**options))
-    with connect(asked.options.cluster, wait=asked.options.wait) as client:
-        memory_bytes = memory_per_worker(client, asked.options.memory)
-    copy = asked.copy(memory_bytes)
-    resuming = resumes(out, overwrite=asked.options.overwrite)
-    done = frozenset(Journal(journal_dir(out)).done() if resuming else ())
-    plan = make_plan(copy, None, done)
-    plan.require_memory(copy.remedy())
-    return replace(plan, facts=(*plan.facts, ("anew", asked.anew))) if asked.anew else plan
-
-
+@journey
 def convert(  # noqa: PLR0913 - a public journey takes flat options
     source: VolumeLike | Source,
     out: str | os.PathLike[str],
@@ -164,20 +134,40 @@ def convert(  # noqa: PLR0913 - a public journey takes flat options
     ...     volume.shape
     (8, 9, 10)
     """
-    run: dict[str, Any] = {
-        "cluster": cluster, "wait": wait, "memory": memory, "overwrite": overwrite,
-        "resume": resume, "progress": progress,
-    }  # fmt: skip
-    options = ConvertOptions(chunk, shard, labels, **run)
+    options = from_keywords(ConvertOptions, locals())
     if isinstance(source, str | os.PathLike):
         return _copied(os.fspath(source), out, options)
     opened = open_input(source)
     if isinstance(opened, DaskSource):
         computed = _computed_as(opened, labels)
-        layout = WriteOptions(chunk=chunk, shard=shard, **run)
-        volume = write_source(computed, out, layout)
+        volume = write_source(computed, out, from_keywords(WriteOptions, vars(options)))
         return volume if labels is None else set_kind(volume, computed.meta.kind)
     return _copied(opened, out, options)
+
+
+@called_like(convert)
+def plan_convert(source: Any, out: str | os.PathLike[str], **options: Any) -> Plan:
+    """Return the plan of `convert` with its projected memory; nothing is written.
+
+    Parameters
+    ----------
+    source, out, chunk, …
+        As in `convert`.
+
+    Returns
+    -------
+    Plan
+        `describe()` prints it, `to_dict()` gives it as plain values.
+    """
+    asked = Import.of(source, out, from_keywords(ConvertOptions, options))
+    with connect(asked.options.cluster, wait=asked.options.wait) as client:
+        memory_bytes = memory_per_worker(client, asked.options.memory)
+    copy = asked.copy(memory_bytes)
+    resuming = resumes(out, overwrite=asked.options.overwrite)
+    done = frozenset(Journal(journal_dir(out)).done() if resuming else ())
+    plan = make_plan(copy, None, done)
+    plan.require_memory(copy.remedy())
+    return replace(plan, facts=(*plan.facts, ("anew", asked.anew))) if asked.anew else plan
 
 
 def _copied(given: Any, out: str | os.PathLike[str], options: ConvertOptions) -> Volume:

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from distributed import Client
 
-from volflow.engine.cluster import RunOptions
 from volflow.engine.plan import Plan
 from volflow.engine.run import run
+from volflow.engine.run_options import OutputOptions
 from volflow.engine.task import Context, Step
 from volflow.errors import Damaged, InvalidInput, SourceChanged
 from volflow.geometry.grid import BlockGrid
@@ -283,7 +283,7 @@ def run_copy(
     record: Record,
     source: str | InProcess | Volume | Pieces | None,
     client: Client,
-    options: RunOptions,
+    options: OutputOptions,
 ) -> Volume:
     """Make the volume, or open the one begun, and copy what is left.
 

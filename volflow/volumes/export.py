@@ -15,6 +15,7 @@ import numpy as np
 
 from volflow.errors import InvalidInput, MemoryRefused, RunFailed, SourceChanged
 from volflow.geometry.budget import format_bytes, parse_bytes
+from volflow.option import journey
 from volflow.store.aside import file_aside, sweep
 from volflow.store.formats.exported import (
     SUFFIXES,
@@ -38,6 +39,7 @@ __all__ = ["check_file", "export", "is_foreign", "refuse_changed", "write_file"]
 KEEP = "keep it under another name, or replace it with overwrite=True (--overwrite)"
 
 
+@journey
 def export(
     volume: VolumeLike,
     out: str | os.PathLike[str],
@@ -189,7 +191,7 @@ def check_file(out: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
     if not path.parent.is_dir():
         raise InvalidInput(f"the folder {path.parent} does not exist; make it first")
     if path.is_dir() or (path.exists() and not overwrite and read_receipt(path) is None):
-        raise InvalidInput(f"{path} exists; choose another name or overwrite=True")
+        raise InvalidInput(f"{path} exists; choose another name or overwrite=True (--overwrite)")
     return path
 
 
@@ -233,7 +235,7 @@ def _depth(volume: Source, dtype: np.dtype[Any], budget: int) -> int:
     if fits < 1:
         raise MemoryRefused(
             f"a plane of {size_y} × {size_x} voxels needs memory of {format_bytes(3 * plane)}, "
-            f"given {format_bytes(budget)}; raise memory="
+            f"given {format_bytes(budget)}; raise memory= (--memory)"
         )
     return min(fits, volume.piece[-3])
 

@@ -15,6 +15,7 @@ from volflow.geometry.budget import format_bytes
 from volflow.geometry.grid import BlockGrid
 from volflow.geometry.histogram import PIECE_VOXELS, Foreground, Histogram, measure, merge
 from volflow.geometry.roi import Roi
+from volflow.option import journey
 from volflow.store.slabs import Source
 from volflow.store.volume import Volume
 from volflow.volumes.arrays.inputs import VolumeLike, open_input, refuse_sequential
@@ -144,6 +145,7 @@ def plan_statistics(job: StatisticsJob, memory_bytes: int) -> Plan:
     return plan
 
 
+@journey
 def statistics(
     volume: VolumeLike,
     *,

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from volflow.engine.cluster import Cluster, RunOptions, connect, is_embedded, memory_per_worker
+from volflow.engine.cluster import Cluster, connect, is_embedded, memory_per_worker
 from volflow.engine.progress import Progress, announce
 from volflow.errors import InvalidInput, ResumeRefused
 from volflow.geometry.grid import BlockGrid
+from volflow.option import from_keywords, journey
 from volflow.store.journal.journal import Journal, Record, journal_dir
 from volflow.store.journal.outputs import check_apart
 from volflow.store.meta import Meta
@@ -31,11 +32,12 @@ from volflow.volumes.copying import (
     make_record,
     run_copy,
 )
+from volflow.volumes.volume_options import WriteOptions
 
 if TYPE_CHECKING:
     import dask.array as da
 
-__all__ = ["WriteOptions", "grid_of", "write", "write_source"]
+__all__ = ["grid_of", "write", "write_source"]
 
 
 TOKEN_LENGTH = 32  # of the hashes that are Dask's
@@ -89,16 +91,7 @@ def grid_of(like: VolumeLike, shape: Sequence[int]) -> Source:
     return source
 
 
-@dataclass(frozen=True)
-class WriteOptions(RunOptions):
-    """The options of `write` as one object; see there."""
-
-    like: VolumeLike | None = None
-    meta: Meta | None = None
-    chunk: int | Sequence[int] | None = None
-    shard: int | Sequence[int] | None = None
-
-
+@journey
 def write(  # noqa: PLR0913 - a public journey takes flat options
     array: VolumeLike | Source,
     out: str | os.PathLike[str],
@@ -146,10 +139,7 @@ def write(  # noqa: PLR0913 - a public journey takes flat options
     ...     float(volume[:].sum())
     512.0
     """
-    options = WriteOptions(
-        like, meta, chunk, shard, cluster=cluster, wait=wait, memory=memory, overwrite=overwrite,
-        resume=resume, progress=progress,
-    )  # fmt: skip
+    options = from_keywords(WriteOptions, locals())
     source = open_input(array)
     check_apart(out, array, like)
     return write_source(source, out, options)

@@ -16,7 +16,7 @@ import pytest
 
 import volflow
 from volflow.cli import COMMANDS, main, run
-from volflow.cli.values import inputs, per_axis
+from volflow.cli.values import inputs
 from volflow.errors import (
     Damaged,
     InvalidInput,
@@ -26,6 +26,8 @@ from volflow.errors import (
     Superseded,
 )
 from volflow.geometry.roi import Roi
+from volflow.infer.predict_options import PredictOptions
+from volflow.option import numbers
 from volflow.store.create import create
 from volflow.store.meta import Meta
 
@@ -93,11 +95,11 @@ def test_no_command_shows_help(capsys):
     assert "predict" in capsys.readouterr().out
 
 
-def test_predict_passes_only_what_was_typed(called):
+def test_predict_leaves_what_was_not_typed_to_its_own_default(called):
     assert run(["predict", "scan.zarr", "out.zarr", "--model", "net/", "-q"]) == 0
     args, options = called[0]
     assert args == ("scan.zarr", "net/", "out.zarr")
-    assert options == {"trust": False, "overwrite": False, "levels": False, "progress": False}
+    assert options == vars(PredictOptions(progress=False))
 
 
 def test_predict_passes_every_option(called, capsys):
@@ -117,21 +119,9 @@ def test_predict_passes_every_option(called, capsys):
         "dtype": "float16", "batch_size": 4, "device": "cpu", "precision": "float32",
         "cluster": "4", "memory": "2GiB", "flips": "zyx", "mask": "m.zarr", "skip_below": 0.1,
         "fill": -1.0, "chunk": 32, "shard": 64, "levels": True, "trust": True,
-        "overwrite": True, "progress": None,
+        "overwrite": True, "progress": None, "wait": None, "resume": False,
     }  # fmt: skip
     assert json.loads(capsys.readouterr().out)["shape"] == [16, 24, 32]
-
-
-def test_predict_options_are_those_of_the_library():
-    """A new option of vf.predict is not forgotten here."""
-    import inspect
-
-    from volflow.cli.predict import predict as command
-    from volflow.infer.predict import predict
-
-    typed = set(inspect.signature(command).parameters) - {"plan", "as_json", "quiet"}
-    # No command line names a Dask array, which is what "resume" is about.
-    assert typed == set(inspect.signature(predict).parameters) - {"progress", "resume"}
 
 
 def test_plan_runs_nothing(called, capsys):
@@ -140,7 +130,6 @@ def test_plan_runs_nothing(called, capsys):
     assert capsys.readouterr().out == "the plan\n"
     assert run([*words, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"blocks": 3}
-    assert "progress" not in called[0][1]
 
 
 def test_several_outputs_are_told_by_name(called, monkeypatch, volume, capsys):
@@ -399,11 +388,10 @@ def test_names_are_given_once():
         ("0.25", 0.25),
         ("64,32,16", (64, 32, 16)),
         (" 1, 0.5,2", (1, 0.5, 2)),
-        (None, None),
     ],
 )
 def test_numbers_per_axis(text, want):
-    got = per_axis("patch", text)
+    got = numbers("patch", text)
     assert got == want
     assert type(got) is type(want)
 
@@ -411,4 +399,4 @@ def test_numbers_per_axis(text, want):
 @pytest.mark.parametrize("text", ["", "x", "1,2", "1,2,3,4", "1,,2", "0x10"])
 def test_wrong_numbers_are_refused(text):
     with pytest.raises(InvalidInput, match="patch must be one number or three"):
-        per_axis("patch", text)
+        numbers("patch", text)

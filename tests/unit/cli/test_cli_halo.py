@@ -117,17 +117,3 @@ def test_what_does_not_fit_a_model_alone(bundle, capsys, words, message):
 )
 def test_what_does_not_fit_on_a_volume(bundle, scan, capsys, words, message):
     assert message in refused(capsys, bundle, "--on", scan, "-q", *words)
-
-
-def test_options_are_those_of_the_library():
-    """A new option of certify_seams is not forgotten here."""
-    import inspect
-
-    from volflow.cli.halo import halo as command
-    from volflow.infer.seams.certify import certify_seams
-
-    typed = set(inspect.signature(command).parameters)
-    typed -= {"channels", "shape", "out", "as_json", "quiet"}
-    named = {"on": "volume", "overlap": "overlaps", "blend": "blends"}
-    wanted = set(inspect.signature(certify_seams).parameters) - {"progress"}
-    assert {named.get(name, name) for name in typed} == wanted

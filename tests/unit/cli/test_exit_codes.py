@@ -48,6 +48,8 @@ PREDICT = "predict a.zarr p.zarr -m bundle --memory 1GiB -q"
         (PREDICT, "", DONE),
         (f"{PREDICT} --patch 0", "", REFUSED),
         (f"{PREDICT} --memory 1KiB", "", REFUSED),
+        ("predict a.zarr /proc/p.zarr -m bundle -q", "", REFUSED),
+        ("predict a.nii /proc/p.zarr -m bundle -q", "", REFUSED),
         (PREDICT, SHARD, DAMAGED),
         (PREDICT, "bundle/bundle.json", DAMAGED),
         (PREDICT, "bundle/weights.safetensors", DAMAGED),

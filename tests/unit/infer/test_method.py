@@ -14,8 +14,8 @@ from volflow.errors import ResumeRefused, SourceChanged
 from volflow.infer import methods, request
 from volflow.infer.method import adopt
 from volflow.infer.methods import method_of, open_request
-from volflow.infer.options import PredictOptions
 from volflow.infer.predict import plan_predict
+from volflow.infer.predict_options import PredictOptions
 from volflow.model.forward import Output
 from volflow.store.journal.journal import Record
 

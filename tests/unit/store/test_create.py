@@ -117,7 +117,8 @@ def test_the_name_of_another_format_is_refused(tmp_path, name, suffix):
     stem = "seg.zarr" if "zip" in name else "seg"
     assert str(refused.value) == (
         f'{name} is no name for a Zarr volume, as "{suffix}" stands for another format; write to'
-        f' "{stem}.zarr", and vf.export the result for .nii.gz, .nii or .npy'
+        f' "{stem}.zarr", and export the result for .nii.gz, .nii or .npy (vf.export,'
+        " volflow export)"
     )
 
 

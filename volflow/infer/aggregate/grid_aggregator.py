@@ -24,7 +24,8 @@ from volflow.infer.aggregate.case import CaseBlend, Manner
 from volflow.infer.aggregate.from_stream import grids_of, metas_of, targets_of
 from volflow.infer.aggregate.scratch import PendingPatches, Scratch
 from volflow.infer.finish import Finish
-from volflow.infer.options import PredictOptions, merge_options
+from volflow.infer.merge import merge_options, settings_of
+from volflow.infer.predict_options import PredictOptions
 from volflow.model.spec import Spec
 from volflow.sampling.stream import PatchStream
 from volflow.store.layout import resolve_layout
@@ -269,7 +270,7 @@ class GridAggregator:
         keep = kind.integer and options.blending == "crop" and options.activation is None
         usual = str(kind.dtype if keep else kind.computed).removeprefix("torch.")
         finish = Finish(options.output or "scores", options.activation, options.stored_dtype(usual))
-        said = {name: options.settings()[name] for name in SAID}
+        said = {name: settings_of(options)[name] for name in SAID}
         return Manner(
             options.blending, finish, kind.channels, kind.computed, options.chunk, options.shard,
             self.overwrite, {**said, "channels": kind.channels},

@@ -13,7 +13,7 @@ from volflow.errors import InvalidInput
 from volflow.infer.exact.exact_boxes import exact_boxes
 from volflow.infer.exact.plan import ExactSettings, decide, last_pass, passes_of
 from volflow.infer.method import BoxFunction, Hull, Target, out_blocks
-from volflow.infer.options import PredictOptions
+from volflow.infer.predict_options import PredictOptions
 from volflow.infer.request import Request
 from volflow.passes.executor import run_passes
 
@@ -34,8 +34,8 @@ def check(given: PredictOptions, options: PredictOptions) -> PredictOptions:
         )
     slices = options.patch is not None and 1 in options.sides
     # Any side above 1 stands for the whole of its axis.
-    patch = tuple(min(side, 2) for side in options.sides) if slices else None
-    return replace(options, patch=patch, overlap=None)
+    z, y, x = (min(side, 2) for side in options.sides) if slices else (0, 0, 0)
+    return replace(options, patch=(z, y, x) if slices else None, overlap=None)
 
 
 def read(saved: Mapping[str, Any]) -> ExactSettings | None:

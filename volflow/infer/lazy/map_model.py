@@ -19,12 +19,14 @@ import torch
 
 from volflow.errors import InvalidInput
 from volflow.infer.lazy.blocks import over_computed, over_stored
+from volflow.infer.merge import order_inputs
 from volflow.infer.method import BoxFunction, Hull
 from volflow.infer.methods import checked_options, method_of
-from volflow.infer.options import PredictOptions, order_inputs
+from volflow.infer.predict_options import PredictOptions
 from volflow.infer.request import Request, check_classes, check_weights, framed_image, normalized
 from volflow.model.bundle import ModelLike, load_model
 from volflow.model.spec import Model
+from volflow.option import from_keywords, journey
 from volflow.store.journal.complete import open_complete
 from volflow.store.meta import VolumeSpec
 from volflow.store.slabs import Source
@@ -37,6 +39,7 @@ from volflow.volumes.write import grid_of
 __all__ = ["map_model"]
 
 
+@journey
 def map_model(  # noqa: PLR0913 - the options of predict
     x: VolumeLike | Mapping[str, VolumeLike],
     model: ModelLike,
@@ -112,12 +115,9 @@ def map_model(  # noqa: PLR0913 - the options of predict
     >>> bool(np.allclose(scores[0, 5:7].compute(), scan[5:7]))
     True
     """
+    given = from_keywords(PredictOptions, locals())
     loaded = _snapshot(model, load_model(model, weights, trust=trust))
     check_weights(loaded.module)
-    given = PredictOptions(
-        patch, overlap, blend, frame, normalize, activation, output, dtype, batch_size, device,
-        precision, flips, mask, skip_below, fill,
-    )  # fmt: skip
     options = checked_options(given, loaded.spec)
     named = {name: open_input(one) for name, one in order_inputs(x, loaded.spec).items()}
     masked = None if mask is None else open_complete(mask)

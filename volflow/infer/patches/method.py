@@ -27,11 +27,11 @@ from volflow.infer.method import (
     out_blocks,
     threads_per_worker,
 )
-from volflow.infer.options import PredictOptions
 from volflow.infer.patches.rows import rows_at_once
 from volflow.infer.patches.sliding import SlidingWindow, read_hull
 from volflow.infer.patches.task import PredictJob, predict_blocks
 from volflow.infer.patches.tiling import Demand, choose_tiling, limit_depth, patch_count, runs_of
+from volflow.infer.predict_options import PredictOptions
 from volflow.infer.request import Request, check_classes, output_meta
 from volflow.model.forward import Forward, Output, Probe, output_shapes, probe, usual_batch
 from volflow.model.precision import has_half_weights
@@ -56,7 +56,7 @@ def check(given: PredictOptions, options: PredictOptions) -> PredictOptions:
     """Refuse options without a patch, or with an overlap as large as the patch."""
     if options.patch is None:
         raise InvalidInput("patch is needed: this model does not say its own; e.g. patch=96")
-    stride_of(options.sides, options.overlap)
+    stride_of(options.sides, options.overlap or 0)
     return options
 
 
@@ -167,7 +167,7 @@ def _demand(request: Request, found: Probe) -> Demand:
 def _grid(request: Request, scale: tuple[int, ...]) -> PatchGrid:
     """Return the global grid of patches, for a model that reduces its input by ``scale``."""
     sides = request.options.sides
-    stride = stride_of(sides, request.options.overlap, scale)
+    stride = stride_of(sides, request.options.overlap or 0, scale)
     return PatchGrid(request.inputs.shape, sides, stride, tuple(s > 1 for s in scale))
 
 

@@ -24,14 +24,15 @@ from volflow.geometry.views import views
 from volflow.infer.exact.plan import slack_bytes
 from volflow.infer.exact.seen import dropped_axis
 from volflow.infer.methods import checked_options, open_request
-from volflow.infer.options import PredictOptions
 from volflow.infer.predict import plan_predict, predict
+from volflow.infer.predict_options import NetworkOptions, PredictOptions
 from volflow.infer.request import Request, convert_inputs, normalized
 from volflow.infer.seams.certificate import Certificate, Plane, Region, Seams
 from volflow.infer.seams.regions import busy_regions, fitting_sides, memory_of
 from volflow.infer.seams.whole_run import WholeRun, run_whole
 from volflow.model.bundle import ModelLike, evaluating
 from volflow.model.forward import pick_device
+from volflow.option import from_keywords, journey
 from volflow.store.create import create
 from volflow.store.journal.journal import Journal, journal_dir
 from volflow.store.meta import Meta
@@ -50,6 +51,7 @@ DEVICE_SHARE = 0.7  # of what is free on a GPU
 SHARES = (1 / 8, 1 / 4, 1 / 2)
 
 
+@journey
 def certify_seams(  # noqa: PLR0913 - a public journey takes flat options
     volume: VolumeLike | Mapping[str, VolumeLike],
     model: ModelLike,
@@ -109,11 +111,11 @@ def certify_seams(  # noqa: PLR0913 - a public journey takes flat options
     >>> exact.largest < 1e-5 < blended.largest
     True
     """
+    network = from_keywords(NetworkOptions, locals())
     variants = _checked(overlaps, blends, regions=regions, seed=seed)
     given = PredictOptions(
-        patch, overlaps[0], blends[0], frame, normalize, activation, "scores", device=device,
-        precision="float32", weights=weights, trust=trust,
-    )  # fmt: skip
+        **vars(network), overlap=overlaps[0], blend=blends[0], output="scores", precision="float32"
+    )
     with tempfile.TemporaryDirectory(prefix="volflow-seams-") as folder:
         request = open_request(volume, model, Path(folder) / "seams.zarr", given)
         for blend, overlap in variants:  # refused before work

@@ -184,7 +184,7 @@ def _finest(volume: Any) -> Volume:
     if is_url(os.fspath(path)):
         raise InvalidInput(
             f"{path} is remote, viewers are given volumes of this machine; copy it with"
-            f' vf.convert("{path}", "copy.zarr")'
+            f' vf.convert("{path}", "copy.zarr"), or volflow convert {path} copy.zarr'
         )
     timepoint = volume.timepoint if isinstance(volume, Volume) else None
     return open_volume(path, 0, timepoint=timepoint)

@@ -121,6 +121,11 @@ class Journal:
         except ValueError as error:
             raise Damaged(_unreadable(self._plan, str(error))) from error
 
+    def make_place(self) -> None:
+        """Make the journal's directory beside the output; refuses where that cannot be made."""
+        with _writing(self.directory, begun=False):
+            self.directory.mkdir(exist_ok=True)
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the output for one driver; the lock dies with its process.
@@ -133,8 +138,8 @@ class Journal:
             Where the directory cannot be made or written.
         """
         path = self.directory / "lock"
+        self.make_place()
         with _writing(self.directory, begun=False):
-            self.directory.mkdir(exist_ok=True)
             # Appending never truncates: the file may be the holder's.
             file = path.open("a+", encoding="utf-8")
         with file:

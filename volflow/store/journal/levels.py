@@ -85,7 +85,7 @@ def place_of(volume: Volume) -> Place:
     if not ours or "volflow" not in zarr.open_group(path, mode="r").attrs:
         raise InvalidInput(
             f"{volume.path} is no volume that volflow wrote, and its levels are the business of"
-            " what did; copy it with vf.convert and give the copy levels"
+            " what did; copy it with vf.convert (volflow convert) and give the copy levels"
         )
     places = [Place(path)]
     while is_zarr((inner := places[-1]).store.parent):

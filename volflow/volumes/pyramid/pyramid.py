@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import zarr
@@ -13,7 +13,6 @@ from distributed import Client
 
 from volflow.engine.cluster import (
     Cluster,
-    RunOptions,
     connect,
     memory_per_worker,
     workers,
@@ -22,6 +21,7 @@ from volflow.engine.plan import Plan
 from volflow.engine.progress import Progress
 from volflow.engine.run import run
 from volflow.errors import RunFailed, StoreFull
+from volflow.option import called_like, from_keywords, journey
 from volflow.store.aside import sweep
 from volflow.store.create import add_array
 from volflow.store.journal.levels import Place, list_levels, place_of
@@ -30,17 +30,12 @@ from volflow.store.meta import Level
 from volflow.store.volume import Volume, open_volume
 from volflow.volumes.pyramid.plan import Task, tasks_for
 from volflow.volumes.pyramid.task import LevelJob, halve_blocks
+from volflow.volumes.volume_options import PyramidOptions
 
-__all__ = ["PyramidOptions", "plan_pyramid", "pyramid"]
-
-
-@dataclass(frozen=True)
-class PyramidOptions(RunOptions):
-    """The options of `pyramid` as one object; see there."""
-
-    levels: int | None = None
+__all__ = ["plan_pyramid", "pyramid"]
 
 
+@journey
 def pyramid(
     volume: str | os.PathLike[str] | Volume,
     *,
@@ -98,9 +93,7 @@ def pyramid(
     (70, 80, 90)
     [(1.0, 1.0, 1.0), (2.0, 2.0, 2.0)]
     """
-    options = PyramidOptions(
-        levels, cluster=cluster, wait=wait, memory=memory, overwrite=overwrite, progress=progress
-    )
+    options = from_keywords(PyramidOptions, locals())
     finest, place = _finest(volume)
     with connect(options.cluster, wait=options.wait) as client:
         memory_bytes = memory_per_worker(client, options.memory)
@@ -179,15 +172,16 @@ def _make(
     return target
 
 
-def plan_pyramid(volume: str | os.PathLike[str] | Volume, **options: Any) -> Plan:
+@called_like(pyramid)
+def plan_pyramid(volume: Any, **options: Any) -> Plan:
     """Return the plan of `pyramid` with its projected memory; nothing is written.
 
     Parameters
     ----------
-    volume, **options
+    volume, levels, …
         As in `pyramid`.
     """
-    asked = PyramidOptions(**options)
+    asked = from_keywords(PyramidOptions, options)
     finest, place = _finest(volume)
     with connect(asked.cluster, wait=asked.wait) as client:
         memory_bytes = memory_per_worker(client, asked.memory)

@@ -2,101 +2,43 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, get_args
 
 import numpy as np
 
-from volflow.engine.cluster import RunOptions
 from volflow.errors import InvalidInput
 from volflow.geometry.frame import Frame
-from volflow.geometry.grid import per_axis
 from volflow.geometry.normalize import normalization
-from volflow.geometry.windows import Blend, check_blend
+from volflow.geometry.windows import Blend
+from volflow.infer.predict_options import PredictOptions
 from volflow.model.digest import digest_of, identity_of
 from volflow.model.imports import Code
 from volflow.model.spec import Spec
 
-__all__ = ["PredictOptions", "merge_options", "order_inputs"]
+__all__ = ["code_of", "merge_options", "order_inputs", "settings_of"]
 
 # Statistics of no channel, to check the name of a normalisation before there are any.
 NOTHING: Any = SimpleNamespace(min=(), max=(), mean=(), std=(), percentile=lambda q: ())
 
 
-@dataclass(frozen=True)
-class PredictOptions(RunOptions):
-    """The options of `predict` as one object; see there."""
+def settings_of(options: PredictOptions) -> dict[str, Any]:
+    """Return the options that decide the result, for the fingerprint."""
+    named = ("overlap", "blend", "frame", "output", "dtype", "flips", "skip_below", "fill")
+    return {
+        "patch": None if options.patch is None else list(options.sides),
+        **{name: getattr(options, name) for name in named},
+        "normalize": _name_of(options.normalize),
+        "activation": _name_of(options.activation),
+    }
 
-    patch: Any = None
-    overlap: Any = None
-    blend: str | None = None
-    frame: str | None = None
-    normalize: str | Callable[[Any], Any] | None = None
-    activation: str | Callable[[Any], Any] | None = None
-    output: str | None = None
-    dtype: str | None = None
-    batch_size: int | str = "auto"
-    device: str = "auto"
-    precision: str = "auto"
-    flips: str = ""
-    mask: Any = None
-    skip_below: float | None = None
-    fill: float | None = None
-    chunk: Any = None
-    shard: Any = None
-    levels: bool = False
-    weights: str | os.PathLike[str] | None = None
-    trust: bool = False
 
-    @property
-    def sides(self) -> tuple[int, int, int]:
-        """Return the patch, one side per axis of the frame."""
-        z, y, x = per_axis(self.patch, "patch")
-        return z, y, x
-
-    @property
-    def blending(self) -> Blend:
-        """Return the blend; refuses an unknown one."""
-        return check_blend(self.blend or "")
-
-    @property
-    def flip_axes(self) -> tuple[int, ...]:
-        """Return the axes that are mirrored, counted from 0 in the frame."""
-        return tuple("zyx".index(letter) for letter in self.flips)
-
-    def stored_dtype(self, computed: str) -> str:
-        """Return the dtype of the output: the one asked for, else that of the model's scores."""
-        return self.dtype or computed
-
-    def settings(self) -> dict[str, Any]:
-        """Return the options that decide the result, for the fingerprint."""
-        named = {
-            name: getattr(self, name)
-            for name in (
-                "overlap",
-                "blend",
-                "frame",
-                "output",
-                "dtype",
-                "flips",
-                "skip_below",
-                "fill",
-            )
-        }
-        return {
-            "patch": None if self.patch is None else list(self.sides),
-            **named,
-            "normalize": _name_of(self.normalize),
-            "activation": _name_of(self.activation),
-        }
-
-    def code(self) -> Code:
-        """Return the code that functions among the options run."""
-        functions = [f for f in (self.normalize, self.activation) if callable(f)]
-        return Code().joined(*(identity_of(function)[1] for function in functions))
+def code_of(options: PredictOptions) -> Code:
+    """Return the code that functions among the options run."""
+    functions = [f for f in (options.normalize, options.activation) if callable(f)]
+    return Code().joined(*(identity_of(function)[1] for function in functions))
 
 
 def _name_of(choice: Any) -> Any:

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from volflow.errors import InvalidInput
+from volflow.infer.merge import order_inputs, settings_of
 from volflow.infer.methods import checked_options
-from volflow.infer.options import PredictOptions, order_inputs
+from volflow.infer.predict_options import PredictOptions
 from volflow.model.spec import make_spec
 
 PLAIN = make_spec({})
@@ -59,7 +60,7 @@ class TestMerge:
     @pytest.mark.parametrize("dtype", ["float16", "f2", np.float16, np.dtype("f2"), ">f2"])
     def test_a_dtype_has_one_name(self, dtype):
         assert merged(dtype=dtype).dtype == "float16"
-        assert merged(dtype=dtype).settings() == merged(dtype="float16").settings()
+        assert settings_of(merged(dtype=dtype)) == settings_of(merged(dtype="float16"))
 
 
 class TestSettings:
@@ -71,7 +72,7 @@ class TestSettings:
          {"dtype": "float16"}, {"flips": "x"}, {"skip_below": 0.0}, {"fill": 1.0}],
     )  # fmt: skip
     def test_hold_all_that_decides_the_result(self, change):
-        assert merged(**change).settings() != merged().settings()
+        assert settings_of(merged(**change)) != settings_of(merged())
 
     @pytest.mark.parametrize(
         "change",
@@ -79,12 +80,12 @@ class TestSettings:
          {"precision": "float32"}],
     )  # fmt: skip
     def test_and_nothing_else(self, change):
-        assert merged(**change).settings() == merged().settings()
+        assert settings_of(merged(**change)) == settings_of(merged())
 
     def test_tell_functions_apart_by_what_they_do(self):
-        one = merged(activation=lambda s: s * 2).settings()
-        same = merged(activation=lambda s: s * 2).settings()
-        other = merged(activation=lambda s: s * 3).settings()
+        one = settings_of(merged(activation=lambda s: s * 2))
+        same = settings_of(merged(activation=lambda s: s * 2))
+        other = settings_of(merged(activation=lambda s: s * 3))
         assert one["activation"] != other["activation"]
         assert one["activation"].split()[0] == same["activation"].split()[0] == "function"
 

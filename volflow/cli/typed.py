@@ -1,0 +1,92 @@
+"""Options objects on a command line: their parameters with help, and what was typed, read."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import Field, fields, is_dataclass
+from typing import Annotated, Any, get_args
+
+import typer
+
+__all__ = ["changed", "spelled", "typed"]
+
+# The types of options that are no text; of a switch that is off, and of what is not typed.
+KINDS: dict[str, tuple[Any, Any]] = {
+    "bool": (bool, False),
+    "bool | None": (bool | None, None),
+    "int": (int | None, None),
+    "int | None": (int | None, None),
+    "float | None": (float | None, None),
+}
+
+
+def typed(command: Callable[..., None]) -> Callable[..., None]:
+    """Return a command that takes the options of its options objects one by one.
+
+    An option that two of its objects share is typed once. ``Annotated[Options, "Panel"]`` lists
+    all of them under one heading.
+    """
+    parameters: dict[str, inspect.Parameter] = {}
+    kinds: dict[str, Any] = {}
+    own = inspect.signature(command, eval_str=True).parameters
+    for name, parameter in own.items():
+        kind, panel, *_ = *get_args(parameter.annotation), None, None
+        kind = kind or parameter.annotation
+        if is_dataclass(kind):
+            kinds[name] = kind
+            for one in _shown(kind):
+                parameters.setdefault(one.name, _parameter(one, panel))
+        else:
+            parameters[name] = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+
+    def run(**words: Any) -> None:
+        made = {name: _made(kind, words) for name, kind in kinds.items()}
+        command(**{name: made[name] if name in made else words[name] for name in own})
+
+    run.__doc__ = command.__doc__
+    run.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
+    return run
+
+
+def spelled(option: Field[Any]) -> str:
+    """Return how an option is typed."""
+    names = option.metadata["typed"].names
+    return names[0] if names else f"--{option.name.replace('_', '-')}"
+
+
+def changed(options: Any) -> list[str]:
+    """Return how those options are typed that are not at their defaults."""
+    return [spelled(one) for one in _shown(options) if getattr(options, one.name) != one.default]
+
+
+def _shown(kind: Any) -> list[Field[Any]]:
+    """Return the options that can be typed; what all journeys share comes last."""
+    return sorted((one for one in fields(kind) if one.metadata), key=lambda one: bool(one.kw_only))
+
+
+def _parameter(option: Field[Any], panel: str | None) -> inspect.Parameter:
+    said = option.metadata["typed"]
+    kind, untyped = KINDS.get(str(option.type), (str | None, None))
+    if said.many:
+        kind = list[str] | None
+    told = typer.Option(spelled(option), help=said.help, rich_help_panel=panel or said.panel)
+    return inspect.Parameter(
+        option.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=untyped,
+        annotation=Annotated[kind, told],
+    )
+
+
+def _made(kind: Any, words: Mapping[str, Any]) -> Any:
+    """Return the options object of what was typed; what was not keeps its own default."""
+    values: dict[str, Any] = {}
+    for one in _shown(kind):
+        said, value = one.metadata["typed"], words[one.name]
+        if value is not None and said.read is not None:
+            name = spelled(one).removeprefix("--")
+            value = [said.read(name, x) for x in value] if said.many else said.read(name, value)
+        if value is not None:
+            values[one.name] = value
+    return kind(**values)

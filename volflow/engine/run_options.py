@@ -1,0 +1,45 @@
+"""The options that journeys share: where they run, and what becomes of what is there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from volflow.option import option
+
+if TYPE_CHECKING:
+    from volflow.engine.cluster import Cluster
+    from volflow.engine.progress import Progress
+
+__all__ = ["OutputOptions", "RunOptions"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Where and how a journey runs; each journey adds its own options.
+
+    Public journeys take them flat, as keywords, and turn them at once into one such object, which
+    all that runs the journey receives. ``journey(…, **vars(options))`` is the way back.
+    """
+
+    cluster: Cluster = option(
+        None,
+        "Where to run: threads, processes, a number of processes, or tcp://host:port of a Dask"
+        " scheduler. Default: threads of this process.",
+    )
+    wait: float | str | None = option(
+        None,
+        "How long to wait where the cluster has no worker: seconds, or a text such as 10m. Default:"
+        " as long as it takes.",
+    )
+    memory: str | int | None = option(
+        None, "What one worker may use, such as 2GiB. Default: a share of what is free."
+    )
+    progress: Progress = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions(RunOptions):
+    """Where and how a journey runs that writes a volume."""
+
+    overwrite: bool = option(False, "Replace the output if it exists.")

@@ -1,0 +1,160 @@
+"""The options of `predict`, `halo` and `certify_seams`; what each means stands there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from volflow.engine.run_options import OutputOptions
+from volflow.errors import InvalidInput
+from volflow.option import number_or_word, numbers, option
+
+if TYPE_CHECKING:
+    from volflow.geometry.windows import Blend
+    from volflow.volumes.arrays.inputs import VolumeLike
+
+__all__ = ["HaloOptions", "NetworkOptions", "PredictOptions", "SeamsOptions"]
+
+MODEL, PATCHES, RESULT, SEAMS = "Model", "Patches", "Result", "On a volume"
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """How a model is loaded."""
+
+    weights: str | os.PathLike[str] | None = option(
+        None, "Weights for package.module:callable.", MODEL
+    )
+    trust: bool = option(False, "Allow model files that can run code.", MODEL)
+
+
+@dataclass(frozen=True)
+class NetworkOptions(ModelOptions):
+    """How a network sees a volume, and where it runs."""
+
+    frame: str | None = option(None, "The axes that the model expects, such as RAS.", MODEL)
+    normalize: str | Callable[[Any], Any] | None = option(
+        None, "minmax, zscore or percentile; none where the bundle names one.", MODEL
+    )
+    activation: str | Callable[[Any], Any] | None = option(
+        None, "After blending: softmax or sigmoid.", MODEL
+    )
+    device: str = option("auto", "cpu, cuda or cuda:1; by default the best.", MODEL)
+    patch: int | tuple[int, int, int] | None = option(
+        None, "The model's window: 96, or 96,96,48.", PATCHES, read=numbers
+    )
+
+
+@dataclass(frozen=True)
+class PredictOptions(OutputOptions, NetworkOptions):
+    """The options of `predict`."""
+
+    batch_size: int | str = option(
+        "auto", "Patches per call; by default found by trial.", MODEL, read=number_or_word
+    )
+    precision: str = option("auto", "float32, or bfloat16 where the device has it.", MODEL)
+    overlap: float | tuple[float, float, float] | None = option(
+        None, "In voxels, or as a fraction below 1.", PATCHES, read=numbers
+    )
+    blend: str | None = option(
+        None, "gaussian, hann, average or crop; exact: no seams at all.", PATCHES
+    )
+    flips: str = option("", "Average over mirrored copies along these: zyx.", PATCHES)
+    mask: VolumeLike | None = option(None, "A volume; patches outside of it are skipped.", PATCHES)
+    skip_below: float | None = option(
+        None, "Skip patches whose voxels all lie below this.", PATCHES
+    )
+    fill: float | None = option(None, "Value of what is skipped.", PATCHES)
+    output: str | None = option(None, "classes or scores.", RESULT)
+    dtype: str | None = option(None, "Of its voxels, such as float16.", RESULT)
+    chunk: int | tuple[int, int, int] | None = option(
+        None, "Voxels of a compressed piece.", RESULT, read=numbers
+    )
+    shard: int | tuple[int, int, int] | None = option(
+        None, "Voxels of a stored object.", RESULT, read=numbers
+    )
+    levels: bool = option(False, "Write coarser levels too, as volflow pyramid does.", RESULT)
+    # No command line names a Dask array, which this is about.
+    resume: bool = False
+
+    # What needs NumPy is imported where it is used: the help of a command does not.
+
+    @property
+    def sides(self) -> tuple[int, int, int]:
+        """Return the patch, one side per axis of the frame."""
+        from volflow.geometry.grid import per_axis
+
+        z, y, x = per_axis(self.patch or 0, "patch")
+        return z, y, x
+
+    @property
+    def blending(self) -> Blend:
+        """Return the blend; refuses an unknown one."""
+        from volflow.geometry.windows import check_blend
+
+        return check_blend(self.blend or "")
+
+    @property
+    def flip_axes(self) -> tuple[int, ...]:
+        """Return the axes that are mirrored, counted from 0 in the frame."""
+        return tuple("zyx".index(letter) for letter in self.flips)
+
+    def stored_dtype(self, computed: str) -> str:
+        """Return the dtype of the output: the one asked for, else that of the model's scores."""
+        return self.dtype or computed
+
+
+def as_sides(name: str, text: str) -> tuple[int, ...]:
+    """Sides of a volume or a slice, as typed.
+
+    Examples
+    --------
+    >>> as_sides("shape", "512,512,300"), as_sides("shape", "64,64")
+    ((512, 512, 300), (64, 64))
+    """
+    parts = text.split(",")
+    if len(parts) not in (2, 3) or not all(part.strip().isdecimal() for part in parts):
+        raise InvalidInput(
+            f"{name} must be whole numbers z,y,x, or y,x of slices, given {text!r}; write for"
+            " example 512,512,300"
+        )
+    return tuple(int(part) for part in parts)
+
+
+@dataclass(frozen=True)
+class HaloOptions(ModelOptions):
+    """The options of `halo`."""
+
+    channels: int | None = option(None, "Of its input; a bundle's, or 1.")
+    shape: Sequence[int] | None = option(
+        None, "Of the volume, z,y,x (y,x of slices); by default very large.", read=as_sides
+    )
+
+
+@dataclass(frozen=True)
+class SeamsOptions(NetworkOptions):
+    """The options of `certify_seams`."""
+
+    overlaps: Sequence[float | tuple[float, float, float]] = option(
+        (0, 0.25, 0.5),
+        "May be repeated; 0, 0.25 and 0.5.",
+        SEAMS,
+        names=("--overlap",),
+        read=numbers,
+        many=True,
+    )
+    blends: Sequence[str] = option(
+        ("gaussian",),
+        "May be repeated: crop, average, hann; gaussian.",
+        SEAMS,
+        names=("--blend",),
+        many=True,
+    )
+    regions: int = option(2, "How many are measured: 2.", SEAMS)
+    seed: int = option(0, "Of the draw of regions.", SEAMS)
+    memory: str | int | None = option(
+        None, "What one worker may use, such as 2GiB. Default: a share of what is free.", SEAMS
+    )
+    progress: Callable[[str], object] | None = None

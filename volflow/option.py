@@ -1,0 +1,171 @@
+"""How the options of a journey are said: once, in a frozen dataclass that all its callers share.
+
+A field of it holds the option's name, type and default, and, made by `option`, how it is typed on
+the command line. The journey's own signature says names, types and defaults again, for editors and
+readers; a test compares the two.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+from volflow.errors import InvalidInput
+
+__all__ = [
+    "Typed",
+    "called_like",
+    "from_keywords",
+    "journey",
+    "number_or_word",
+    "numbers",
+    "option",
+]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Typed:
+    """How an option is typed on a command line.
+
+    Parameters
+    ----------
+    help
+        What it does, in a line.
+    panel
+        The heading under which help lists it.
+    names
+        Its spelling where that is not its name; both of a switch that can be set either way.
+    read
+        Makes its value of its name and what was typed, or raises InvalidInput. Without it the
+        option's type says enough: a switch, a whole number, a number or text.
+    many
+        Whether it may be typed several times, each one an item of its value.
+    """
+
+    help: str
+    panel: str
+    names: tuple[str, ...]
+    read: Callable[[str, str], Any] | None
+    many: bool
+
+
+def option(
+    default: Any,
+    help: str,
+    panel: str = "Options",
+    *,
+    names: tuple[str, ...] = (),
+    read: Callable[[str, str], Any] | None = None,
+    many: bool = False,
+) -> Any:
+    """Return a dataclass field that can be typed on a command line; parameters as in `Typed`."""
+    return field(default=default, metadata={"typed": Typed(help, panel, names, read, many)})
+
+
+def from_keywords(kind: type[T], keywords: Mapping[str, Any]) -> T:
+    """Return the options of a call: those among its keywords, or its ``locals()`` at the start.
+
+    Examples
+    --------
+    >>> @dataclass(frozen=True)
+    ... class Options:
+    ...     side: int = option(64, "Voxels.")
+    >>> def cut(volume, *, side=64):
+    ...     return from_keywords(Options, locals())
+    >>> cut("scan.zarr", side=32)
+    Options(side=32)
+    """
+    named: Any = kind
+    return kind(**{one.name: keywords[one.name] for one in fields(named) if one.name in keywords})
+
+
+def journey(function: Callable[P, R]) -> Callable[P, R]:
+    """Mark a public journey: an option that it does not know is refused by our own error.
+
+    Examples
+    --------
+    >>> @journey
+    ... def cut(volume, *, side=64): ...
+    >>> cut("scan.zarr", sides=32)
+    Traceback (most recent call last):
+    volflow.errors.InvalidInput: cut has no option 'sides'; did you mean 'side'?
+    """
+    return _checked(function, inspect.signature(function))
+
+
+def called_like(other: Callable[P, Any]) -> Callable[[Callable[..., R]], Callable[P, R]]:
+    """Give a function the signature of another; it gets the options that were given as keywords."""
+
+    def decorate(function: Callable[..., R]) -> Callable[P, R]:
+        returned = inspect.signature(function).return_annotation
+        return _checked(function, inspect.signature(other).replace(return_annotation=returned))
+
+    return decorate
+
+
+def _checked(function: Callable[..., R], signature: inspect.Signature) -> Callable[..., R]:
+    @wraps(function)
+    def call(*args: Any, **keywords: Any) -> R:
+        for name in keywords.keys() - signature.parameters.keys():
+            raise InvalidInput(_unknown(function.__qualname__, name, list(signature.parameters)))
+        return function(*args, **keywords)
+
+    call.__signature__ = signature  # type: ignore[attr-defined]
+    return call
+
+
+def _unknown(function: str, name: str, known: list[str]) -> str:
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, known, 1)
+    remedy = f"did you mean {near[0]!r}?" if near else f"its options are {', '.join(known)}"
+    function = function.removesuffix(".__init__")
+    return f"{function} has no option {name!r}; {remedy}"
+
+
+def numbers(name: str, text: str) -> Any:
+    """A number, or one per axis, as typed: whole numbers stay whole.
+
+    Raises
+    ------
+    InvalidInput
+        Where it is neither.
+
+    Examples
+    --------
+    >>> numbers("patch", "96"), numbers("patch", "96,96,48"), numbers("overlap", "0.25")
+    (96, (96, 96, 48), 0.25)
+    """
+    try:
+        found = tuple(_number(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if len(found) not in (1, 3):
+        raise InvalidInput(
+            f"{name} must be one number or three with commas (z,y,x), given {text!r};"
+            " write for example 96 or 96,96,48"
+        )
+    return found[0] if len(found) == 1 else found
+
+
+def _number(text: str) -> int | float:
+    return int(text) if re.fullmatch(r"[+-]?\d+", text.strip()) else float(text)
+
+
+def number_or_word(name: str, text: str) -> int | str:
+    """A whole number where the text is one, else the text.
+
+    Examples
+    --------
+    >>> number_or_word("batch_size", "4"), number_or_word("batch_size", "auto")
+    (4, 'auto')
+    """
+    return int(text) if text.isdecimal() else text

@@ -1,0 +1,103 @@
+"""The options of work on whole volumes; what each means stands in the function of its name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from volflow.engine.run_options import OutputOptions, RunOptions
+from volflow.errors import InvalidInput
+from volflow.option import numbers, option
+
+if TYPE_CHECKING:
+    from volflow.geometry.histogram import Foreground
+    from volflow.store.meta import Meta
+    from volflow.volumes.arrays.inputs import VolumeLike
+
+__all__ = [
+    "ConvertOptions",
+    "ExportOptions",
+    "LayoutOptions",
+    "PyramidOptions",
+    "StatisticsOptions",
+    "WriteOptions",
+]
+
+
+@dataclass(frozen=True)
+class LayoutOptions(OutputOptions):
+    """The options that `convert` and `write` share."""
+
+    chunk: int | Sequence[int] | None = option(
+        None, "Voxels of a compressed piece: 64, or 16,128,128 (z,y,x).", read=numbers
+    )
+    shard: int | Sequence[int] | None = option(
+        None, "Voxels of a stored object, a multiple of the chunk.", read=numbers
+    )
+    # No command line names a Dask array, which this is about.
+    resume: bool = False
+
+
+@dataclass(frozen=True)
+class ConvertOptions(LayoutOptions):
+    """The options of `convert`."""
+
+    labels: bool | None = option(
+        None,
+        "A label map, whose voxels are classes, or an image; also for what is converted already."
+        " Default: what the file says.",
+        names=("--labels/--image",),
+    )
+
+
+@dataclass(frozen=True)
+class WriteOptions(LayoutOptions):
+    """The options of `write`."""
+
+    like: VolumeLike | None = None
+    meta: Meta | None = None
+
+
+@dataclass(frozen=True)
+class PyramidOptions(OutputOptions):
+    """The options of `pyramid`."""
+
+    levels: int | None = option(
+        None, "How many coarser levels. Default: until no side exceeds 64 voxels."
+    )
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """The options of `export`."""
+
+    overwrite: bool = option(False, "Replace the output if it exists.")
+    memory: str | int = option("1GiB", "What the planes in memory may take: 1GiB.")
+
+
+def as_foreground(name: str, text: str) -> bool | float:
+    """Which voxels count, as typed: ``nonzero``, or a number.
+
+    Examples
+    --------
+    >>> as_foreground("foreground", "nonzero"), as_foreground("foreground", "-500")
+    (True, -500.0)
+    """
+    try:
+        return text == "nonzero" or float(text)
+    except ValueError:
+        raise InvalidInput(
+            f"{name} must be nonzero or a number, given {text!r}; leave it out for all voxels"
+        ) from None
+
+
+@dataclass(frozen=True)
+class StatisticsOptions(RunOptions):
+    """The options of `statistics`."""
+
+    foreground: Foreground = option(
+        False,
+        "nonzero, or a number: only voxels above it count. Default: all.",
+        read=as_foreground,
+    )
