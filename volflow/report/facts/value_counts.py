@@ -11,7 +11,7 @@ import numpy as np
 from volflow.geometry.histogram import Histogram, measure
 from volflow.geometry.roi import Roi
 from volflow.store.volume import Volume, open_volume
-from volflow.volumes.distribution import Statistics, load_statistics, sidecars
+from volflow.volumes.distribution import load_statistics, sidecars
 
 __all__ = ["SAMPLE_BYTES", "sample_boxes", "value_counts"]
 
@@ -31,9 +31,12 @@ def value_counts(volume: Volume) -> list[Histogram | None]:
     RunFailed
         If the stored bytes are damaged.
     """
-    known = _known(volume)
-    if known is not None:
-        return list(known.histograms)
+    for foreground in (False, True):
+        # The identity looks at every file of the volume: only where it is of use.
+        if any(path.is_file() for path in sidecars(volume, foreground)):
+            known = load_statistics(volume, volume.identity(), foreground)
+            if known is not None:
+                return list(known.histograms)
     if volume.path is not None and len(volume.levels) > 1:
         volume = open_volume(volume.path, len(volume.levels) - 1, timepoint=volume.timepoint)
     count = volume.channels_count
@@ -41,17 +44,6 @@ def value_counts(volume: Volume) -> list[Histogram | None]:
     if not read:
         return [None] * count
     return [measure(np.concatenate(parts)) for parts in zip(*read, strict=True)]
-
-
-def _known(volume: Volume) -> Statistics | None:
-    """Return the stored statistics of exactly these voxels, if there are any."""
-    for foreground in (False, True):
-        if any(path.is_file() for path in sidecars(volume, foreground)):
-            # The identity looks at every file of the volume: only where it is of use.
-            known = load_statistics(volume, volume.identity(), foreground)
-            if known is not None:
-                return known
-    return None
 
 
 def sample_boxes(volume: Volume) -> list[Roi]:

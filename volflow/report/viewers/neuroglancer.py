@@ -265,17 +265,12 @@ def _turn(orientation: str, *, down: str, away: str) -> list[float]:
         right of the screen follows from the voxels' own order.
     """
     downwards, inwards = direction(orientation, down), direction(orientation, away)
-    columns = [np.cross(downwards, inwards), downwards, inwards]
-    (a, b, c), (d, e, f), (g, h, i) = np.stack(columns, axis=1)
+    turn = np.stack([np.cross(downwards, inwards), downwards, inwards], axis=1)
+    skew, trace = turn - turn.T, np.trace(turn)
+    vector = np.array([skew[2, 1], skew[0, 2], skew[1, 0]])
     # Four times the outer product of the quaternion with itself (Shepperd 1978): its row with the
     # largest diagonal is the quaternion but for its length.
-    rows = np.array(
-        [
-            [1 + a - e - i, b + d, c + g, h - f],
-            [b + d, 1 - a + e - i, f + h, c - g],
-            [c + g, f + h, 1 - a - e + i, d - b],
-            [h - f, c - g, d - b, 1 + a + e + i],
-        ]
-    )
+    square = turn + turn.T + (1 - trace) * np.eye(3)
+    rows = np.block([[square, vector[:, None]], [vector, 1 + trace]])
     row = rows[int(np.argmax(np.diag(rows)))]
     return [float(value) for value in row / np.linalg.norm(row)]
