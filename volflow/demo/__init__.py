@@ -110,10 +110,7 @@ def tissue_classes(gm: npt.NDArray[np.uint8], wm: npt.NDArray[np.uint8]) -> npt.
     >>> tissue_classes(np.uint8([0, 200, 127]), np.uint8([0, 55, 128]))
     array([0, 1, 2], dtype=uint8)
     """
-    classes = np.zeros(gm.shape, np.uint8)
-    classes[gm > 127] = 1
-    classes[wm > 127] = 2
-    return classes
+    return np.where(wm > 127, 2, gm > 127).astype(np.uint8)
 
 
 def true_classes(mni: Mni) -> npt.NDArray[np.uint8]:
