@@ -111,13 +111,13 @@ def make_scan(path: Path, side: int) -> None:
 
     from volflow.geometry.roi import Roi
     from volflow.store.create import create
-    from volflow.store.meta import Meta
+    from volflow.store.meta import Meta, VolumeSpec
 
     torch.manual_seed(1)
     coarse = torch.randn(1, 1, *(side // 8,) * 3)
     noise = torch.nn.functional.interpolate(coarse, (side,) * 3, mode="trilinear")[0, 0]
     noise += 0.1 * torch.randn(side, side, side)
-    volume = create(path, (side,) * 3, "float32", Meta())
+    volume = create(path, VolumeSpec.of((side,) * 3, "float32", Meta()))
     step = (volume.shards or volume.chunks)[0]
     for z in range(0, side, step):
         stop = min(side, z + step)

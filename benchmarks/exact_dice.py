@@ -53,7 +53,7 @@ import volflow as vf  # noqa: E402
 from volflow.engine.cluster import connect  # noqa: E402
 from volflow.model.unet import UNet  # noqa: E402
 from volflow.store.create import create  # noqa: E402
-from volflow.store.meta import Meta  # noqa: E402
+from volflow.store.meta import Meta, VolumeSpec  # noqa: E402
 
 FEATURES, BATCH = (8, 16, 32), 4
 NORMS = ("instance", "batch")
@@ -121,7 +121,7 @@ def store(folder: Path, name: str, image: np.ndarray, label: np.ndarray) -> Case
     ):
         path = folder / f"{name}_{kind}.zarr"
         chunk = tuple(min(64, side) for side in voxels.shape)
-        volume = create(path, voxels.shape, voxels.dtype, meta, chunk=chunk)
+        volume = create(path, VolumeSpec.of(voxels.shape, voxels.dtype, meta, chunk=chunk))
         volume.write(vf.Roi((0, 0, 0), voxels.shape), voxels)
         case[kind] = str(path)
     return case

@@ -41,9 +41,11 @@ def make_scan(path: Path, shape: tuple[int, int, int]) -> None:
     import volflow as vf
     from volflow.geometry.roi import Roi
     from volflow.store.create import create
-    from volflow.store.meta import Meta
+    from volflow.store.meta import Meta, VolumeSpec
 
-    volume = create(path, shape, "uint16", Meta(unit="millimeter", orientation="SAR"))
+    volume = create(
+        path, VolumeSpec.of(shape, "uint16", Meta(unit="millimeter", orientation="SAR"))
+    )
     rng = np.random.default_rng(0)
     step = (volume.shards or volume.chunks)[0]
     y, x = np.ogrid[: shape[1], : shape[2]]

@@ -174,14 +174,15 @@ def main() -> None:
 
     import volflow as vf
     from volflow.store.create import create
-    from volflow.store.meta import Meta
+    from volflow.store.meta import Meta, VolumeSpec
 
     lines = [describe(["dask", "distributed", "zarr"]), ""]
     for count in options.counts:
         side = count * CHUNK
         with tempfile.TemporaryDirectory() as folder:
             volume = create(
-                f"{folder}/a.zarr", (side,) * 3, "u1", Meta(), chunk=CHUNK, shard=CHUNK * 4
+                f"{folder}/a.zarr",
+                VolumeSpec.of((side,) * 3, "u1", Meta(), chunk=CHUNK, shard=CHUNK * 4),
             )
             rng = np.random.default_rng(0)
             for low in range(0, side, CHUNK * 4):

@@ -56,10 +56,12 @@ def make_classes(path: Path, scan: Path) -> None:
     import volflow as vf
     from volflow.geometry.roi import Roi
     from volflow.store.create import create
-    from volflow.store.meta import Meta
+    from volflow.store.meta import Meta, VolumeSpec
 
     source = vf.open(scan)
-    volume = create(path, source.shape, "uint8", Meta(kind="classes"), chunk=CHUNK, shard=SHARD)
+    volume = create(
+        path, VolumeSpec.of(source.shape, "uint8", Meta(kind="classes"), chunk=CHUNK, shard=SHARD)
+    )
     for z in range(0, source.shape[0], SHARD[0]):
         roi = Roi((z, 0, 0), (min(z + SHARD[0], source.shape[0]), *source.shape[1:]))
         voxels = source.read(roi)

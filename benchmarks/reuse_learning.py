@@ -94,14 +94,14 @@ def read(path: Path) -> np.ndarray:
 def store(folder: Path, number: int, image: np.ndarray, label: np.ndarray, chunk: Any) -> Case:
     """As Zarr; the image has mean 0 and deviation 1."""
     from volflow.store.create import create
-    from volflow.store.meta import Meta
+    from volflow.store.meta import Meta, VolumeSpec
 
     image = ((image - image.mean()) / image.std()).astype("float32")
     arrays = {"image": (image, Meta()), "label": (label.astype("uint8"), Meta(kind="classes"))}
     case = {}
     for name, (voxels, meta) in arrays.items():
         path = folder / f"{name}{number}.zarr"
-        volume = create(path, voxels.shape, voxels.dtype, meta, chunk=chunk)
+        volume = create(path, VolumeSpec.of(voxels.shape, voxels.dtype, meta, chunk=chunk))
         volume.write(vf.Roi((0, 0, 0), voxels.shape), voxels)
         case[name] = str(path)
     return case

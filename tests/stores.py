@@ -10,13 +10,15 @@ import numpy as np
 
 from volflow.geometry.roi import Roi
 from volflow.store.create import create
-from volflow.store.meta import Meta
+from volflow.store.meta import Meta, VolumeSpec
 
 
 def store(path: os.PathLike[str], array: np.ndarray[Any, Any], **meta: Any) -> str:
     """Store an array ``zyx`` or ``czyx`` in small chunks and shards; returns its path."""
     axes = ("c", "z", "y", "x")[-array.ndim :]
-    volume = create(path, array.shape, array.dtype, Meta(axes, **meta), chunk=16, shard=32)
+    volume = create(
+        path, VolumeSpec.of(array.shape, array.dtype, Meta(axes, **meta), chunk=16, shard=32)
+    )
     volume.write(Roi.full(volume.shape), array)
     return str(path)
 

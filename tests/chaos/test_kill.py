@@ -24,7 +24,7 @@ from volflow.errors import Damaged, StoreFull, VolflowError
 from volflow.geometry.roi import Roi
 from volflow.store.create import create
 from volflow.store.journal.journal import journal_dir
-from volflow.store.meta import Meta
+from volflow.store.meta import Meta, VolumeSpec
 
 pytestmark = pytest.mark.chaos
 
@@ -50,7 +50,7 @@ def scan(tmp_path_factory):
     """A volume of eight blocks, which no test changes."""
     voxels = np.random.default_rng(0).random(SHAPE, "float32") + 0.1
     path = tmp_path_factory.mktemp("input") / "scan.zarr"
-    volume = create(path, SHAPE, "float32", Meta(), chunk=8, shard=8)
+    volume = create(path, VolumeSpec.of(SHAPE, "float32", Meta(), chunk=8, shard=8))
     volume.write(Roi.full(SHAPE), voxels)
     return volume
 

@@ -20,7 +20,7 @@ from volflow.geometry.roi import Roi
 from volflow.model.unet import UNet
 from volflow.store.create import create
 from volflow.store.journal.journal import journal_dir
-from volflow.store.meta import Meta
+from volflow.store.meta import Meta, VolumeSpec
 
 pytestmark = pytest.mark.chaos
 
@@ -56,7 +56,7 @@ def net() -> UNet:
 @pytest.fixture(scope="module")
 def scan(tmp_path_factory):
     path = tmp_path_factory.mktemp("input") / "scan.zarr"
-    volume = create(path, SHAPE, "float64", Meta(), chunk=8, shard=8)
+    volume = create(path, VolumeSpec.of(SHAPE, "float64", Meta(), chunk=8, shard=8))
     volume.write(Roi.full(SHAPE), np.random.default_rng(0).random(SHAPE) + 0.1)
     return volume
 

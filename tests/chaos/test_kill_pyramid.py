@@ -17,7 +17,7 @@ from tests.stores import files
 from volflow.geometry.roi import Roi
 from volflow.store.create import create
 from volflow.store.journal.journal import journal_dir
-from volflow.store.meta import Meta
+from volflow.store.meta import Meta, VolumeSpec
 
 pytestmark = pytest.mark.chaos
 
@@ -39,7 +39,7 @@ def done(path: Path, level: int) -> dict[str, int]:
 def volume(tmp_path):
     """64 blocks at level 1."""
     voxels = np.random.default_rng(0).integers(1, 9, (32, 32, 32), "u2")
-    made = create(tmp_path / "a.zarr", voxels.shape, "u2", Meta(), chunk=4, shard=4)
+    made = create(tmp_path / "a.zarr", VolumeSpec.of(voxels.shape, "u2", Meta(), chunk=4, shard=4))
     made.write(Roi.full(voxels.shape), voxels)
     return Path(made.path)
 

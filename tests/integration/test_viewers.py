@@ -25,7 +25,7 @@ from volflow.geometry.roi import Roi
 from volflow.report.colors import class_color
 from volflow.report.viewers.appearance import CLASS_OPACITY, SCORE_OPACITY
 from volflow.store.create import create
-from volflow.store.meta import Meta
+from volflow.store.meta import Meta, VolumeSpec
 
 pytestmark = pytest.mark.slow
 
@@ -114,7 +114,7 @@ def browser(tmp_path_factory):
 
 
 def store(path, array, meta):
-    volume = create(path, array.shape, array.dtype, meta, chunk=32, shard=64)
+    volume = create(path, VolumeSpec.of(array.shape, array.dtype, meta, chunk=32, shard=64))
     volume.write(Roi.full(volume.shape), array)
     return str(path)
 

@@ -16,7 +16,7 @@ from tests.hostile_files import contents, make_files
 from volflow.engine.cluster import connect
 from volflow.geometry.roi import Roi
 from volflow.store.create import create
-from volflow.store.meta import Meta
+from volflow.store.meta import Meta, VolumeSpec
 
 # What a script of `grown` begins with: growth above the resident size before a call.
 GROWTH = """
@@ -71,7 +71,7 @@ def noise(tmp_path):
     """Stores noise of any size, a few shards at a time; returns its path."""
 
     def store(name, shape, dtype, shard, draw):
-        volume = create(tmp_path / name, shape, dtype, Meta(), chunk=32, shard=shard)
+        volume = create(tmp_path / name, VolumeSpec.of(shape, dtype, Meta(), chunk=32, shard=shard))
         for low in range(0, shape[0], shard):
             roi = Roi((low, 0, 0), (min(shape[0], low + shard), *shape[1:]))
             volume.write(roi, draw(roi.shape).astype(dtype))
@@ -113,7 +113,8 @@ def stored(tmp_path):
     def store(scan, name="scan.zarr", *, chunk=8, shard=16, **meta):
         axes = ("z", "y", "x") if scan.ndim == 3 else ("c", "z", "y", "x")
         volume = create(
-            tmp_path / name, scan.shape, scan.dtype, Meta(axes, **meta), chunk=chunk, shard=shard
+            tmp_path / name,
+            VolumeSpec.of(scan.shape, scan.dtype, Meta(axes, **meta), chunk=chunk, shard=shard),
         )
         volume.write(Roi.full(scan.shape), scan)
         return volume

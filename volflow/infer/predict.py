@@ -28,6 +28,7 @@ from volflow.store.create import check_target, create
 from volflow.store.journal.complete import count_blocks
 from volflow.store.journal.journal import Journal, Record, journal_dir
 from volflow.store.journal.outputs import begin_anew
+from volflow.store.meta import VolumeSpec
 from volflow.store.volume import Volume, open_volume
 from volflow.volumes.arrays.inputs import VolumeLike
 from volflow.volumes.export import is_foreign, refuse_changed, write_file
@@ -286,19 +287,17 @@ def _recorded(out: Path, overwrite: bool) -> Record | None:
 
 def _levels(request: Request, settings: Settings, memory_bytes: int) -> tuple[Layout, ...]:
     """Return the layouts of the coarser levels of the outputs."""
-    dtype = request.options.stored_dtype(settings.dtype)
     found: list[Layout] = []
     for output in settings.outputs:
-        shape = _shape(request, settings, output)
-        front = (1,) * (len(shape) - 3)
-        stored = ((*front, *settings.chunk), (*front, *settings.shard))
-        found += lay_out(shape, dtype, output_meta(request, output), stored, None, memory_bytes)
+        found += lay_out(_spec(request, settings, output), None, memory_bytes)
     return tuple(found)
 
 
-def _shape(request: Request, settings: Settings, output: Output) -> tuple[int, ...]:
+def _spec(request: Request, settings: Settings, output: Output) -> VolumeSpec:
     front = () if request.options.output == "classes" else (output.channels,)
-    return (*front, *out_blocks(request, settings).shape)
+    shape = (*front, *out_blocks(request, settings).shape)
+    dtype, meta = request.options.stored_dtype(settings.dtype), output_meta(request, output)
+    return VolumeSpec.of(shape, dtype, meta, settings.chunk, settings.shard)
 
 
 def _announce_lost_file(request: Request) -> None:
@@ -365,14 +364,7 @@ def _targets(request: Request, settings: Settings) -> tuple[Target, ...]:
         if path.exists():
             volume = open_volume(path)
         else:
-            volume = create(
-                path,
-                _shape(request, settings, output),
-                request.options.stored_dtype(settings.dtype),
-                output_meta(request, output),
-                chunk=settings.chunk,
-                shard=settings.shard,
-            )
+            volume = create(path, _spec(request, settings, output))
         array = f"{output.name}/0" if named else "0"
         targets.append(Target(output.name, array, output.channels, volume))
     return tuple(targets)

@@ -4,55 +4,33 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
-import numpy as np
 import zarr
 from zarr.codecs import ZstdCodec
 
 from volflow.errors import InvalidInput
 from volflow.store.aside import folder_aside, replace_folder, sweep
-from volflow.store.layout import resolve_layout
-from volflow.store.meta import Level, Meta
+from volflow.store.meta import Level, VolumeSpec
 from volflow.store.ngff import write_group
 from volflow.store.opening import is_url, is_zarr, open_node
 from volflow.store.volume import Volume, open_volume
 
 __all__ = ["add_array", "check_target", "create"]
 
-Sizes = int | Sequence[int] | None
 
-
-def create(
-    path: str | os.PathLike[str],
-    shape: Sequence[int],
-    dtype: Any,
-    meta: Meta,
-    *,
-    chunk: Sizes = None,
-    shard: Sizes = None,
-    overwrite: bool = False,
-) -> Volume:
+def create(path: str | os.PathLike[str], spec: VolumeSpec, *, overwrite: bool = False) -> Volume:
     """Make an OME-Zarr 0.5 volume whose voxels are all 0; shards of zeros take no space.
 
-    Level 0 is the array ``"0"`` of the group; a chunk and a shard hold one channel. The store
-    appears under its name when it is complete.
+    Level 0 is the array ``"0"`` of the group. The store appears under its name when it is complete.
 
     Parameters
     ----------
     path
         Of the new directory, or a URL.
-    shape
-        ``zyx`` or ``czyx``, as ``meta.axes``.
-    dtype
-        Bool, integer or float.
-    meta
-        Its metadata.
-    chunk, shard
-        Voxels per axis; the shard is a multiple of the chunk. By default about 64³ and 256³,
-        following the spacing.
+    spec
+        Its shape, dtype, layout and metadata.
     overwrite
         Replace the volume that is there. Anything that is no Zarr image is never replaced.
 
@@ -64,19 +42,19 @@ def create(
     Examples
     --------
     >>> import tempfile
+    >>> from volflow.store.meta import Meta
     >>> folder = tempfile.mkdtemp()
-    >>> create(f"{folder}/a.zarr", (200, 300, 300), "uint8", Meta(unit="millimeter"), shard=128)
+    >>> spec = VolumeSpec.of((200, 300, 300), "uint8", Meta(unit="millimeter"), shard=128)
+    >>> create(f"{folder}/a.zarr", spec)
     Volume(a.zarr, zyx 200×300×300 uint8, spacing 1×1×1 millimeter, chunks 64×64×64,
            shards 128×128×128)
     """
-    sizes, kind = _check_array(shape, dtype, meta)
-    chunks, shards = resolve_layout(sizes, meta.spacing, kind, chunk, shard)
+    meta = spec.meta
     target = check_target(path, overwrite=overwrite)
 
     def fill(place: str) -> None:
         group = zarr.create_group(place, overwrite=overwrite and is_url(place))
-        value = kind.type(0).item()
-        add_array(group, "0", sizes, kind, (chunks, shards), value, meta.axes)
+        add_array(group, "0", spec, spec.dtype.type(0).item())
         write_group(group, meta, [Level("0", meta.spacing, meta.translation)])
 
     try:
@@ -95,26 +73,17 @@ def create(
     return open_volume(target)
 
 
-def add_array(
-    group: zarr.Group,
-    name: str,
-    shape: Sequence[int],
-    dtype: Any,
-    layout: tuple[Sequence[int], Sequence[int]],
-    fill_value: Any,
-    axes: Sequence[str],
-) -> zarr.Array[Any]:
-    """Make the array of a level; ``layout`` is its chunk and its shard."""
-    chunk, shard = layout
+def add_array(group: zarr.Group, name: str, spec: VolumeSpec, fill_value: Any) -> zarr.Array[Any]:
+    """Make the array of a level."""
     return group.create_array(
         name,
-        shape=tuple(shape),
-        dtype=dtype,
-        chunks=tuple(chunk),
-        shards=tuple(shard),
+        shape=spec.shape,
+        dtype=spec.dtype,
+        chunks=spec.chunk,
+        shards=spec.shard,
         compressors=ZstdCodec(level=1),
         fill_value=fill_value,
-        dimension_names=tuple(axes),
+        dimension_names=spec.meta.axes,
     )
 
 
@@ -172,22 +141,3 @@ def _opens(path: str) -> bool:
     attributes: dict[str, Any] = node.attrs.asdict()
     ome = attributes.get("ome", attributes)
     return isinstance(ome, dict) and "multiscales" in ome
-
-
-def _check_array(
-    shape: Sequence[int], dtype: Any, meta: Meta
-) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    sizes = tuple(int(n) for n in shape)
-    if len(sizes) != len(meta.axes) or any(n < 1 for n in sizes):
-        raise InvalidInput(
-            f"shape must have one positive size for each of {', '.join(meta.axes)}, given {shape}"
-        )
-    if "".join(meta.axes) not in ("zyx", "czyx"):
-        raise InvalidInput(f"a volume is stored as zyx or czyx, given {', '.join(meta.axes)}")
-    try:
-        kind = np.dtype(dtype).newbyteorder("=")
-    except TypeError:
-        raise InvalidInput(f"dtype must be a NumPy dtype, given {dtype!r}") from None
-    if kind.kind not in "biuf" or kind.itemsize > 8:
-        raise InvalidInput(f"a volume holds bool, integers or floats up to 64 bits, given {kind}")
-    return sizes, kind

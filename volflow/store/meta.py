@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from volflow.errors import InvalidInput
+from volflow.store.layout import resolve_layout
 
 __all__ = [
     "Affine",
@@ -28,6 +29,7 @@ MOST_RATIO = 1e9  # of two sides of a voxel
 
 Vector = tuple[float, float, float]
 Affine = tuple[tuple[float, ...], ...]
+Sizes = int | Sequence[int] | None
 
 _ORDERS = ("zyx", "czyx", "tzyx", "tczyx", "yx", "cyx", "tyx", "tcyx")
 _PAIRS = {"R": "RL", "L": "RL", "A": "AP", "P": "AP", "S": "SI", "I": "SI"}
@@ -198,6 +200,48 @@ class VolumeSpec:
     chunk: tuple[int, ...]
     shard: tuple[int, ...] | None
     meta: Meta
+
+    @classmethod
+    def of(
+        cls, shape: Sequence[int], dtype: Any, meta: Meta, chunk: Sizes = None, shard: Sizes = None
+    ) -> VolumeSpec:
+        """The spec of a new volume; a chunk and a shard of it hold one channel.
+
+        Parameters
+        ----------
+        shape, dtype, meta
+            ``zyx`` or ``czyx``, as ``meta.axes``; bool, integer or float.
+        chunk, shard
+            Voxels per axis; the shard is a multiple of the chunk. By default about 64³ and 256³,
+            following the spacing.
+
+        Raises
+        ------
+        InvalidInput
+            Where no volume can be like that.
+
+        Examples
+        --------
+        >>> VolumeSpec.of((200, 300, 300), "uint8", Meta(), shard=128).chunk
+        (64, 64, 64)
+        """
+        sizes = tuple(int(n) for n in shape)
+        if len(sizes) != len(meta.axes) or any(n < 1 for n in sizes):
+            raise InvalidInput(
+                f"shape must have one positive size for each of {', '.join(meta.axes)}, given"
+                f" {shape}"
+            )
+        if "".join(meta.axes) not in ("zyx", "czyx"):
+            raise InvalidInput(f"a volume is stored as zyx or czyx, given {', '.join(meta.axes)}")
+        try:
+            kind: np.dtype[Any] = np.dtype(dtype).newbyteorder("=")
+        except TypeError:
+            raise InvalidInput(f"dtype must be a NumPy dtype, given {dtype!r}") from None
+        if kind.kind not in "biuf" or kind.itemsize > 8:
+            raise InvalidInput(
+                f"a volume holds bool, integers or floats up to 64 bits, given {kind}"
+            )
+        return cls(sizes, kind, *resolve_layout(sizes, meta.spacing, kind, chunk, shard), meta)
 
     @property
     def spatial_shape(self) -> tuple[int, ...]:

@@ -182,7 +182,7 @@ def _copied(given: Any, out: str | os.PathLike[str], options: ConvertOptions) ->
         plain = open_source(given)
         state = asked.origin.identity if asked.origin else plain.identity()
         # Other voxels than those of the file; what merely counts as labels can be changed later.
-        whole = {} if copy.dtype == plain.dtype else {"labels": True}
+        whole = {} if copy.spec.dtype == plain.dtype else {"labels": True}
         try:
             record = make_record(state, copy, **whole)
             volume = run_copy(copy, record, held if here else given, client, asked.options)
@@ -192,7 +192,7 @@ def _copied(given: Any, out: str | os.PathLike[str], options: ConvertOptions) ->
                 discard(Path(out), journal)
             name = given if isinstance(given, str) else "the array"
             raise InvalidInput(f"{name}: {error}") from error
-    return volume if labels is None else set_kind(volume, copy.meta.kind)
+    return volume if labels is None else set_kind(volume, copy.spec.meta.kind)
 
 
 def _computed_as(source: DaskSource, labels: bool | None) -> DaskSource:

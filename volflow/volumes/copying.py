@@ -28,8 +28,8 @@ from volflow.store.formats.sources import open_source
 from volflow.store.journal.journal import Journal, Record, journal_dir
 from volflow.store.journal.outputs import discard
 from volflow.store.journal.records import typed
-from volflow.store.layout import resolve_layout, shrinking
-from volflow.store.meta import Meta
+from volflow.store.layout import shrinking
+from volflow.store.meta import VolumeSpec
 from volflow.store.slabs import Source
 from volflow.store.volume import Volume, described, open_volume
 from volflow.volumes.arrays.computed import refuse_masked
@@ -158,11 +158,7 @@ class Copy:
     """A conversion ready to run: its destination, layout and blocks."""
 
     path: str
-    meta: Meta
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    chunk: tuple[int, ...]
-    shard: tuple[int, ...]
+    spec: VolumeSpec
     blocks: BlockGrid
     sequential: bool
     peak_bytes: int
@@ -175,17 +171,6 @@ class Copy:
         least = math.ceil(self.peak_bytes / 2**20)
         return f'use memory="{least}MiB" or more, or a smaller shard'
 
-    def volume(self) -> Volume:
-        """Make the volume on disk, without voxels."""
-        return create(
-            self.path,
-            self.shape,
-            self.dtype,
-            self.meta,
-            chunk=self.chunk[-3:],
-            shard=self.shard[-3:],
-        )
-
 
 def held_bytes(block: BlockGrid, dtype: np.dtype[Any], copies: float) -> int:
     """Return the projected peak of a task that holds so many copies of a block."""
@@ -195,33 +180,22 @@ def held_bytes(block: BlockGrid, dtype: np.dtype[Any], copies: float) -> int:
 
 def lay_out(source: Source, path: str, chunk: Any, shard: Any, memory_bytes: int) -> Copy:
     """Choose the layout and blocks of a copy; shards shrink along z where memory is short."""
-    shape, dtype = tuple(source.shape), np.dtype(source.dtype)
-    inner, outer = resolve_layout(shape, source.meta.spacing, dtype, chunk, shard)
-    front = (1,) * (len(shape) - 3)
+    spec = VolumeSpec.of(source.shape, source.dtype, described(source), chunk, shard)
+    front, least = (1,) * (source.ndim - 3), spec.chunk
 
     def sized(outer: Sequence[int]) -> tuple[BlockGrid, int]:
-        space = shape[-3:] if source.sequential else outer[-3:]
-        block = BlockGrid(shape, (*front, outer[-3], *space[-2:]))
+        space = spec.shape[-3:] if source.sequential else outer[-3:]
+        block = BlockGrid(spec.shape, (*front, outer[-3], *space[-2:]))
         # The slab, its successor where one is read ahead, shards in flight.
-        return block, held_bytes(block, dtype, 3.5 if source.sequential else COPIES)
+        return block, held_bytes(block, spec.dtype, 3.5 if source.sequential else COPIES)
 
-    smaller = shrinking(outer, inner, (*(0,) * len(front), 1, 0, 0)) if shard is None else (outer,)
+    outer = spec.shard or least
+    smaller = shrinking(outer, least, (*(0,) * len(front), 1, 0, 0)) if shard is None else (outer,)
     for outer in smaller:
         blocks, peak = sized(outer)
         if peak <= memory_bytes:
             break
-    return Copy(
-        path,
-        described(source),
-        shape,
-        dtype,
-        inner,
-        outer,
-        blocks,
-        source.sequential,
-        peak,
-        memory_bytes,
-    )
+    return Copy(path, replace(spec, shard=outer), blocks, source.sequential, peak, memory_bytes)
 
 
 def adopted(
@@ -264,8 +238,8 @@ def make_plan(copy: Copy, job: Any, done: frozenset[int]) -> Plan:
         exclusive=copy.sequential,
         facts=(
             ("input", copy.what),
-            ("output", f"{copy.path}: {copy.shape} {copy.dtype}"),
-            ("layout", f"chunks {copy.chunk}, shards {copy.shard}"),
+            ("output", f"{copy.path}: {copy.spec.shape} {copy.spec.dtype}"),
+            ("layout", f"chunks {copy.spec.chunk}, shards {copy.spec.shard}"),
         ),
     )
 
@@ -274,7 +248,7 @@ def make_record(identity: str, copy: Copy, **more: Any) -> Record:
     return Record(
         "convert",
         {"input": identity, "version": COPY_VERSION, **more},
-        {"grid": list(copy.blocks.counts), "chunk": copy.chunk, "shard": copy.shard},
+        {"grid": list(copy.blocks.counts), "chunk": copy.spec.chunk, "shard": copy.spec.shard},
     )
 
 
@@ -309,7 +283,7 @@ def run_copy(
             if copy.origin is not None:  # noted while there is no record: they never differ
                 copy.origin.note(journal)
             journal.begin(record)
-            volume = copy.volume()
+            volume = create(copy.path, copy.spec)
         file = copy.origin if copy.origin is not None and copy.origin.is_file else None
         job = CopyJob(source, volume, copy.blocks, file)
         plan = make_plan(copy, job, frozenset(journal.done()))

@@ -46,9 +46,9 @@ def set_kind(volume: Any, kind: str) -> Volume:
     --------
     >>> import tempfile, numpy as np
     >>> from volflow.store.create import create
-    >>> from volflow.store.meta import Meta
+    >>> from volflow.store.meta import Meta, VolumeSpec
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     made = create(f"{folder}/a.zarr", (8, 8, 8), "uint8", Meta())
+    ...     made = create(f"{folder}/a.zarr", VolumeSpec.of((8, 8, 8), "uint8", Meta()))
     ...     set_kind(made, "classes").meta.kind
     'classes'
     """

@@ -57,7 +57,7 @@ def _in_blocks(array: da.Array, copy: Copy, overwrite: bool) -> Copy:
     sides = [b * -(-c // b) for b, c in zip(copy.blocks.block, chunks, strict=True)]
     large = BlockGrid(copy.blocks.shape, tuple(sides))
     # What a block is computed from: a few of the array's own chunks.
-    whole = held_bytes(large, copy.dtype, COPIES) + 4 * _largest_chunk(array)
+    whole = held_bytes(large, copy.spec.dtype, COPIES) + 4 * _largest_chunk(array)
     pieces = copy.peak_bytes + 4 * _largest_chunk(array)
     before = None if overwrite else Journal(journal_dir(copy.path)).recorded()
     fits = whole <= copy.memory_bytes

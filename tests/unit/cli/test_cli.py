@@ -29,7 +29,7 @@ from volflow.geometry.roi import Roi
 from volflow.infer.predict_options import PredictOptions
 from volflow.option import numbers
 from volflow.store.create import create
-from volflow.store.meta import Meta
+from volflow.store.meta import Meta, VolumeSpec
 
 NAMES = ["demo", "convert", "info", "statistics", "sample", "predict", "halo"]
 NAMES += ["pyramid", "verify", "status", "export", "preview", "view"]
@@ -38,7 +38,9 @@ NAMES += ["pyramid", "verify", "status", "export", "preview", "view"]
 @pytest.fixture
 def volume(tmp_path):
     meta = Meta(spacing=(2, 1, 1), unit="millimeter", orientation="SAR")
-    volume = create(tmp_path / "scan.zarr", (16, 24, 32), "f4", meta, chunk=8, shard=16)
+    volume = create(
+        tmp_path / "scan.zarr", VolumeSpec.of((16, 24, 32), "f4", meta, chunk=8, shard=16)
+    )
     volume.write(Roi.full(volume.shape), np.random.default_rng(0).random(volume.shape, "f4"))
     return volume
 

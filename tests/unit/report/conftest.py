@@ -8,7 +8,7 @@ import zarr
 
 from volflow.geometry.roi import Roi
 from volflow.store.create import create
-from volflow.store.meta import Level, Meta
+from volflow.store.meta import Level, Meta, VolumeSpec
 from volflow.store.ngff import write_group
 from volflow.store.volume import Volume, open_volume
 
@@ -21,7 +21,9 @@ def stored(tmp_path):
 
     def store(array, meta, name="volume.zarr", *, chunk=16):
         path = tmp_path / name
-        volume = create(path, array.shape, array.dtype, meta, chunk=chunk, shard=2 * chunk)
+        volume = create(
+            path, VolumeSpec.of(array.shape, array.dtype, meta, chunk=chunk, shard=2 * chunk)
+        )
         volume.write(Roi.full(volume.shape), array)
         return path
 

@@ -12,7 +12,7 @@ from volflow.report import planes
 from volflow.report.planes import read_planes, steps
 from volflow.store.create import create
 from volflow.store.formats.sources import ArraySource, open_source
-from volflow.store.meta import Meta
+from volflow.store.meta import Meta, VolumeSpec
 
 FULL = 10_000  # pixels: nothing is thinned
 
@@ -147,7 +147,9 @@ def test_a_file_that_only_reads_forward_is_read_once(tmp_path, channels, monkeyp
 
 def test_a_stored_volume_gives_the_same(tmp_path):
     array = np.random.default_rng(0).integers(0, 2**16, (20, 50, 60)).astype("u2")
-    volume = create(tmp_path / "a.zarr", array.shape, "u2", Meta(), chunk=16, shard=32)
+    volume = create(
+        tmp_path / "a.zarr", VolumeSpec.of(array.shape, "u2", Meta(), chunk=16, shard=32)
+    )
     volume.write(Roi.full(array.shape), array)
     for mine, axis in zip(
         read_planes(volume, [(0, 9), (1, 9), (2, 9)], pixels=FULL), range(3), strict=True

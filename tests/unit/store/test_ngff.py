@@ -10,7 +10,7 @@ import zarr
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
 from volflow.store.create import create
-from volflow.store.meta import Level, Meta, SourceInfo
+from volflow.store.meta import Level, Meta, SourceInfo, VolumeSpec
 from volflow.store.ngff import read_group, write_group
 from volflow.store.volume import open_volume
 
@@ -28,7 +28,7 @@ METAS = {
 
 def make(path, meta, dtype="uint8"):
     shape = (6, 7, 8) if len(meta.axes) == 3 else (2, 6, 7, 8)
-    return create(path, shape, dtype, meta, chunk=4, shard=8)
+    return create(path, VolumeSpec.of(shape, dtype, meta, chunk=4, shard=8))
 
 
 def group_with(attributes, arrays=("0",), shape=(4, 4, 4)):

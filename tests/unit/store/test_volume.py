@@ -18,7 +18,7 @@ from volflow.errors import Damaged, InvalidInput
 from volflow.geometry.roi import Roi
 from volflow.store.create import create
 from volflow.store.indexing import to_box
-from volflow.store.meta import Meta
+from volflow.store.meta import Meta, VolumeSpec
 from volflow.store.volume import Volume, open_volume, shard_rois
 
 CZYX = Meta(("c", "z", "y", "x"))
@@ -30,7 +30,7 @@ def random_like(shape, dtype="uint16"):
 
 def filled(path, shape=(20, 30, 40), **more):
     meta = Meta() if len(shape) == 3 else CZYX
-    volume = create(path, shape, "uint16", meta, chunk=8, shard=16, **more)
+    volume = create(path, VolumeSpec.of(shape, "uint16", meta, chunk=8, shard=16, **more))
     voxels = random_like(shape)
     volume.write(Roi.full(shape), voxels)
     return volume, voxels
@@ -127,7 +127,7 @@ def refusals(folder):
     }.items():
         (folder / name).mkdir()
         (folder / name / "zarr.json").write_text(text)
-    create(folder / "lost.zarr", (5, 6, 7), "uint8", Meta())
+    create(folder / "lost.zarr", VolumeSpec.of((5, 6, 7), "uint8", Meta()))
     (folder / "lost.zarr" / "0" / "zarr.json").unlink()
     for name, array in {
         "line": np.zeros(5),
@@ -258,7 +258,9 @@ def test_numpy_takes_it_whole():
 
 
 def test_a_write_returns_the_checksum_of_each_shard(tmp_path):
-    volume = create(tmp_path / "a.zarr", (20, 30, 40), "uint16", Meta(), chunk=8, shard=16)
+    volume = create(
+        tmp_path / "a.zarr", VolumeSpec.of((20, 30, 40), "uint16", Meta(), chunk=8, shard=16)
+    )
     voxels = random_like(volume.shape)
     sums = volume.write(Roi.full(volume.shape), voxels)
     assert len(sums) == 2 * 2 * 3
@@ -270,7 +272,9 @@ def test_a_write_returns_the_checksum_of_each_shard(tmp_path):
 
 
 def test_data_may_lie_in_memory_any_way(tmp_path):
-    volume = create(tmp_path / "a.zarr", (20, 30, 40), "float32", Meta(), chunk=8, shard=16)
+    volume = create(
+        tmp_path / "a.zarr", VolumeSpec.of((20, 30, 40), "float32", Meta(), chunk=8, shard=16)
+    )
     voxels = np.asfortranarray(random_like(volume.shape, ">f4"))
     sums = volume.write(Roi.full(volume.shape), voxels)
     np.testing.assert_array_equal(volume[...], voxels)
@@ -318,7 +322,9 @@ def test_data_that_do_not_fit_are_refused(tmp_path, data):
 
 
 def test_shards_of_fill_value_leave_no_file(tmp_path):
-    volume = create(tmp_path / "a.zarr", (32, 16, 16), "u1", Meta(), chunk=8, shard=16)
+    volume = create(
+        tmp_path / "a.zarr", VolumeSpec.of((32, 16, 16), "u1", Meta(), chunk=8, shard=16)
+    )
     voxels = np.zeros(volume.shape, "u1")
     voxels[0, 0, 0] = 1
     sums = volume.write(Roi.full(volume.shape), voxels)
@@ -392,7 +398,7 @@ def test_dask_never_takes_old_voxels_for_new(tmp_path):
 
 def test_repr_is_one_line(tmp_path):
     meta = Meta(spacing=(2, 0.5, 0.5), unit="millimeter", orientation="SAR")
-    volume = create(tmp_path / "a.zarr", (20, 30, 40), "u1", meta, chunk=8, shard=16)
+    volume = create(tmp_path / "a.zarr", VolumeSpec.of((20, 30, 40), "u1", meta, chunk=8, shard=16))
     assert repr(volume) == (
         "Volume(a.zarr, zyx 20×30×40 uint8, spacing 2×0.5×0.5 millimeter, SAR, chunks 8×8×8, "
         "shards 16×16×16)"
@@ -442,7 +448,7 @@ def test_every_sample_is_read_or_refused(shared_data):
 
 def test_two_cuts_of_a_volume_are_two_arrays(tmp_path):
     """Dask takes chunks of one name for the same voxels."""
-    volume = create(tmp_path / "a.zarr", (6, 6, 6), "int64", Meta())
+    volume = create(tmp_path / "a.zarr", VolumeSpec.of((6, 6, 6), "int64", Meta()))
     volume.write(Roi.full(volume.shape), np.arange(6**3).reshape(6, 6, 6))
     thick, thin = volume.dask((3, 6, 6)), volume.dask((2, 6, 6))
     assert int((thick.sum() - thin.sum()).compute()) == 0

@@ -13,7 +13,7 @@ from volflow.errors import Damaged, InvalidInput, MemoryRefused, RunFailed
 from volflow.geometry.roi import Roi
 from volflow.store.create import create
 from volflow.store.formats.sources import open_source
-from volflow.store.meta import Level, Meta
+from volflow.store.meta import Level, Meta, VolumeSpec
 from volflow.store.ngff import write_group
 from volflow.store.volume import open_volume
 from volflow.volumes.export import export
@@ -28,7 +28,7 @@ OBLIQUE = np.array(
 
 def to_store(source, path, **more):
     """The shortest way of a source into a volume."""
-    volume = create(path, source.shape, source.dtype, source.meta, **more)
+    volume = create(path, VolumeSpec.of(source.shape, source.dtype, source.meta, **more))
     voxels = np.empty(source.shape, source.dtype)
     for roi, slab in source.slabs(8):
         voxels[roi.slices()] = slab
@@ -38,7 +38,7 @@ def to_store(source, path, **more):
 
 def stored(path, voxels, meta=None):
     meta = meta or Meta(("c", "z", "y", "x")[-voxels.ndim :])
-    volume = create(path, voxels.shape, voxels.dtype, meta, chunk=4, shard=8)
+    volume = create(path, VolumeSpec.of(voxels.shape, voxels.dtype, meta, chunk=4, shard=8))
     volume.write(Roi.full(voxels.shape), voxels)
     return volume
 
@@ -197,7 +197,9 @@ def test_units_that_nifti_lacks_become_millimetres(tmp_path, unit, written, size
 def test_a_long_side_needs_nifti_2(tmp_path):
     meta = Meta(affine=np.diag([1.0, 2, 3, 1]), source=None)
     voxels = random_voxels((1, 2, 33000), "uint8")
-    volume = create(tmp_path / "a.zarr", voxels.shape, "uint8", meta, chunk=(1, 2, 1024))
+    volume = create(
+        tmp_path / "a.zarr", VolumeSpec.of(voxels.shape, "uint8", meta, chunk=(1, 2, 1024))
+    )
     volume.write(Roi.full(voxels.shape), voxels)
     after = nib.load(export(volume, tmp_path / "a.nii"))
     assert isinstance(after, nib.Nifti2Image)
@@ -208,7 +210,9 @@ def test_a_long_side_needs_nifti_2(tmp_path):
 def test_a_long_side_keeps_the_header_of_a_nifti_1_source(tmp_path):
     make_image(nib.Nifti1Image).to_filename(tmp_path / "in.nii")
     meta = open_source(tmp_path / "in.nii").meta
-    volume = create(tmp_path / "a.zarr", (1, 2, 33000), "uint8", meta, chunk=(1, 2, 1024))
+    volume = create(
+        tmp_path / "a.zarr", VolumeSpec.of((1, 2, 33000), "uint8", meta, chunk=(1, 2, 1024))
+    )
     after = nib.load(export(volume, tmp_path / "a.nii"))
     assert isinstance(after, nib.Nifti2Image)
     np.testing.assert_allclose(after.affine, OBLIQUE, atol=1e-6)
@@ -224,7 +228,9 @@ def test_the_same_voxels_give_the_same_bytes(tmp_path):
 
 
 def test_memory_is_bounded_by_a_slab(tmp_path):
-    volume = create(tmp_path / "a.zarr", (256, 64, 64), "uint8", Meta(), chunk=16, shard=32)
+    volume = create(
+        tmp_path / "a.zarr", VolumeSpec.of((256, 64, 64), "uint8", Meta(), chunk=16, shard=32)
+    )
     export(volume, tmp_path / "warm.nii.gz")
     tracemalloc.start()
     export(volume, tmp_path / "a.nii.gz", memory="64KiB")

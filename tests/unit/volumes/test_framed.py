@@ -12,7 +12,7 @@ from volflow.geometry.frame import Frame
 from volflow.geometry.normalize import Normalization
 from volflow.geometry.roi import Roi
 from volflow.store.create import create
-from volflow.store.meta import Meta
+from volflow.store.meta import Meta, VolumeSpec
 from volflow.volumes.arrays.inputs import open_input
 from volflow.volumes.convert import convert
 from volflow.volumes.framed import FramedImage
@@ -27,7 +27,9 @@ def volumes(tmp_path):
     made = []
     for name, shape in (("a", (9, 10, 11)), ("b", (2, 9, 10, 11))):
         meta = Meta(("c", "z", "y", "x")[-len(shape) :])
-        volume = create(tmp_path / f"{name}.zarr", shape, "uint8", meta, chunk=4, shard=8)
+        volume = create(
+            tmp_path / f"{name}.zarr", VolumeSpec.of(shape, "uint8", meta, chunk=4, shard=8)
+        )
         volume.write(Roi.full(shape), rng.integers(0, 200, shape, "uint8"))
         made.append(volume)
     return tuple(made)

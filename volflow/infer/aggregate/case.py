@@ -33,7 +33,7 @@ from volflow.store.create import check_target, create
 from volflow.store.journal.journal import Journal, Record, journal_dir
 from volflow.store.journal.outputs import discard
 from volflow.store.layout import resolve_layout, shrinking
-from volflow.store.meta import Meta
+from volflow.store.meta import Meta, VolumeSpec
 from volflow.store.volume import Volume, open_volume
 
 __all__ = ["CaseBlend", "Manner"]
@@ -136,7 +136,8 @@ class CaseBlend:
         sweep(out)
         with ExitStack() as folder:  # hidden beside the output, which grows in it
             self.aside = folder.enter_context(folder_aside(out)) / out.name
-            volume = create(self.aside, shape, manner.finish.dtype, meta, chunk=chunk, shard=shard)
+            spec = VolumeSpec.of(shape, manner.finish.dtype, meta, chunk, shard)
+            volume = create(self.aside, spec)
             self.folder = folder.pop_all()
         self.blocks = BlockGrid(grid.shape, (shard[0], *grid.shape[1:]))  # layers of shards
         targets = (Target("", "0", manner.channels, volume),)

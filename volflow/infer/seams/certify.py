@@ -35,7 +35,7 @@ from volflow.model.forward import pick_device
 from volflow.option import from_keywords, journey
 from volflow.store.create import create
 from volflow.store.journal.journal import Journal, journal_dir
-from volflow.store.meta import Meta
+from volflow.store.meta import Meta, VolumeSpec
 from volflow.store.volume import Volume
 from volflow.volumes.arrays.inputs import VolumeLike
 
@@ -205,7 +205,8 @@ def _measure(
     image = request.inputs.read(box, request.forward("cpu", "float32").dtype)
     told(f"region {number}: {'×'.join(map(str, box.shape))} voxels whole")
     whole = run_whole(request, image, ruled=exact)
-    region = create(folder / "region.zarr", image.shape, image.dtype, Meta(("c", "z", "y", "x")))
+    spec = VolumeSpec.of(image.shape, image.dtype, Meta(("c", "z", "y", "x")))
+    region = create(folder / "region.zarr", spec)
     region.write(Roi.full(image.shape), image)
     held = [*whole.scores.values(), *whole.classes.values()]
     run = partial(

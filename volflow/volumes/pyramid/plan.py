@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import zarr
 
 from volflow.engine.plan import Plan, split_runs
@@ -17,7 +16,7 @@ from volflow.store.journal.complete import require_complete
 from volflow.store.journal.journal import Record
 from volflow.store.journal.levels import Place
 from volflow.store.layout import shrinking
-from volflow.store.meta import Level, Meta
+from volflow.store.meta import Level, VolumeSpec
 from volflow.store.volume import Volume
 from volflow.volumes.pyramid.halving import Factors, halved, halvings
 from volflow.volumes.pyramid.task import halve_blocks
@@ -43,22 +42,26 @@ class Layout:
         From 1 on.
     factors
         Voxels of the level before per voxel of this, along z, y, x.
-    shape, dtype, meta
-        Of the level.
-    chunk, shard
-        Chunks as level 0 has them; shards too, unless memory is short.
+    spec
+        Of the level: chunks as level 0 has them; shards too, unless memory is short.
     memory_bytes
         What a task may take.
     """
 
     level: int
     factors: Factors
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    meta: Meta
-    chunk: tuple[int, ...]
-    shard: tuple[int, ...]
+    spec: VolumeSpec
     memory_bytes: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Voxels per axis."""
+        return self.spec.shape
+
+    @property
+    def shard(self) -> tuple[int, ...]:
+        """Voxels per axis that are stored, and written, together."""
+        return self.spec.shard or self.spec.chunk
 
     @property
     def blocks(self) -> BlockGrid:
@@ -68,7 +71,7 @@ class Layout:
     @property
     def piece(self) -> tuple[int, ...]:
         """Return the box made at once: a chunk, or several while little is read for them."""
-        piece = list(self.chunk)
+        piece = list(self.spec.chunk)
         for axis in (-1, -2, -3):
             while (
                 piece[axis] < self.shape[axis]
@@ -79,7 +82,7 @@ class Layout:
         return tuple(piece)
 
     def _read_bytes(self, piece: Sequence[int]) -> int:
-        return math.prod(self._clipped(piece)) * math.prod(self.factors) * self.dtype.itemsize
+        return math.prod(self._clipped(piece)) * math.prod(self.factors) * self.spec.dtype.itemsize
 
     def _clipped(self, box: Sequence[int]) -> tuple[int, ...]:
         return tuple(min(side, n) for side, n in zip(box, self.shape, strict=True))
@@ -87,7 +90,7 @@ class Layout:
     @property
     def peak_bytes(self) -> int:
         """Projected peak memory of a task."""
-        shard = math.prod(self._clipped(self.shard)) * self.dtype.itemsize
+        shard = math.prod(self._clipped(self.shard)) * self.spec.dtype.itemsize
         # The shard being filled, its chunks compressed, and these put together; a piece that is
         # halved, and the next one compressed, decoded and put together.
         return 3 * shard + 4 * self._read_bytes(self.piece) + SLACK_BYTES
@@ -95,8 +98,8 @@ class Layout:
     def within_memory(self) -> Layout:
         """Return the same with smaller shards, as far as memory demands."""
         layout = self
-        for shard in shrinking(self.shard, self.chunk, (1,) * len(self.shard)):
-            layout = replace(self, shard=shard)
+        for shard in shrinking(self.shard, self.spec.chunk, (1,) * len(self.shard)):
+            layout = replace(self, spec=replace(self.spec, shard=shard))
             if layout.peak_bytes <= self.memory_bytes:
                 break
         return layout
@@ -111,7 +114,7 @@ class Layout:
         """Return the plan for the blocks that are left, without a job."""
         blocks = self.blocks
         voxels = blocks.voxels(left)
-        tasks = max(TASKS_PER_THREAD * threads, voxels * self.dtype.itemsize // RUN_BYTES)
+        tasks = max(TASKS_PER_THREAD * threads, voxels * self.spec.dtype.itemsize // RUN_BYTES)
         return Plan(
             f"level {self.level}",
             halve_blocks,
@@ -126,19 +129,12 @@ class Layout:
     def describe(self) -> str:
         """Return the level in a line, for people."""
         sides = " × ".join(map(str, self.shape[-3:]))
-        spacing = " × ".join(f"{size:.6g}" for size in self.meta.spacing)
-        return f"{sides}, spacing {spacing} {self.meta.unit or ''}".rstrip()
+        spacing = " × ".join(f"{size:.6g}" for size in self.spec.meta.spacing)
+        return f"{sides}, spacing {spacing} {self.spec.meta.unit or ''}".rstrip()
 
 
-def lay_out(
-    shape: Sequence[int],
-    dtype: Any,
-    meta: Meta,
-    layout: tuple[Sequence[int], Sequence[int]],
-    levels: int | None,
-    memory_bytes: int,
-) -> list[Layout]:
-    """Return the levels of a volume of this shape, dtype and metadata, in such chunks and shards.
+def lay_out(finest: VolumeSpec, levels: int | None, memory_bytes: int) -> list[Layout]:
+    """Return the levels of a volume, in its chunks and shards.
 
     Raises
     ------
@@ -147,16 +143,13 @@ def lay_out(
     """
     found: list[Layout] = []
     whole = (1, 1, 1)
-    sides = tuple(shape)
-    chunk, shard = (tuple(sizes) for sizes in layout)
+    sides, meta = finest.shape, finest.meta
     for level, factors in enumerate(halvings(sides[-3:], meta.spacing, levels), start=1):
         sides = halved(sides, (1,) * (len(sides) - 3) + factors)
         z, y, x = (a * b for a, b in zip(whole, factors, strict=True))
         whole = (z, y, x)
-        coarse = Layout(
-            level, factors, sides, np.dtype(dtype), meta.regrid(whole), chunk, shard, memory_bytes
-        )
-        found.append(coarse.within_memory())
+        coarse = replace(finest, shape=sides, meta=meta.regrid(whole))
+        found.append(Layout(level, factors, coarse, memory_bytes).within_memory())
     return found
 
 
@@ -172,7 +165,7 @@ class Task:
     @property
     def listed(self) -> Level:
         """The level as the metadata list it."""
-        meta = self.layout.meta
+        meta = self.layout.spec.meta
         return Level(str(self.layout.level), meta.spacing, meta.translation)
 
 
@@ -184,8 +177,7 @@ def tasks_for(
     there = len(finest.levels) - 1
     if levels is None and there > len(halvings(finest.spatial_shape, finest.spacing)):
         levels = there
-    stored = (finest.chunks, finest.shards or finest.chunks)
-    layouts = lay_out(finest.shape, finest.dtype, finest.meta, stored, levels, memory_bytes)
+    layouts = lay_out(finest.spec, levels, memory_bytes)
     identity = finest.identity()
     return [_task(layout, place, identity, overwrite) for layout in layouts]
 
@@ -194,7 +186,7 @@ def _task(layout: Layout, place: Place, identity: str, overwrite: bool) -> Task:
     fingerprint = {"input": identity, "version": PYRAMID_VERSION}
     begun = None if overwrite else _begun(layout, place, fingerprint)
     layout = begun or layout
-    settings = {"grid": layout.blocks.counts, "chunk": layout.chunk, "shard": layout.shard}
+    settings = {"grid": layout.blocks.counts, "chunk": layout.spec.chunk, "shard": layout.shard}
     done = place.journal(layout.level).done() if begun else {}
     left = tuple(n for n in range(len(layout.blocks)) if n not in done)
     if left:
@@ -214,10 +206,10 @@ def _begun(layout: Layout, place: Place, fingerprint: dict[str, Any]) -> Layout 
     if record is None or record.fingerprint != fingerprint:  # levels follow what they are made from
         return None
     try:
-        before = replace(layout, shard=tuple(record.settings["shard"]))
+        spec = replace(layout.spec, shard=tuple(record.settings["shard"]))
         array = zarr.open_array(path, mode="r")
     except Exception:  # deleted or damaged in any way
         return None
     found = (array.shape, array.dtype, array.chunks, array.shards)
-    wanted = (before.shape, before.dtype, before.chunk, before.shard)
-    return before if found == wanted else None
+    wanted = (spec.shape, spec.dtype, spec.chunk, spec.shard)
+    return replace(layout, spec=spec) if found == wanted else None

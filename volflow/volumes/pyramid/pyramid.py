@@ -146,17 +146,9 @@ def _make(
         journal.directory.parent.mkdir(parents=True, exist_ok=True)
         begin_anew(place.path(level), journal, task.record)
         group = zarr.open_group(str(finest.path), mode="r+", use_consolidated=False)
-        add_array(
-            group,
-            str(level),
-            layout.shape,
-            layout.dtype,
-            (layout.chunk, layout.shard),
-            finest.array.fill_value,
-            finest.axes,
-        )
+        add_array(group, str(level), layout.spec, finest.array.fill_value)
     array = zarr.open_array(place.path(level), mode="r+")
-    target = replace(finest, array=array, meta=layout.meta, level=level)
+    target = replace(finest, array=array, meta=layout.spec.meta, level=level)
     job = LevelJob(
         source=source,
         target=target,

@@ -22,7 +22,7 @@ from volflow.partition.scale import alignment_of
 from volflow.passes.cost import Cost, Costs, core, targets_of
 from volflow.passes.schedule import Planner
 from volflow.store.create import create
-from volflow.store.meta import Meta
+from volflow.store.meta import Meta, VolumeSpec
 
 KINDS = ("conv", "wide", "norm", "relu", "skip", "gate", "pool")
 
@@ -221,7 +221,9 @@ class TestPlanPredict:
         assert abs(peaks[1] - peaks[0]) < 2 * 2**20
 
     def test_needs_no_voxels(self, plan, tmp_path):
-        volume = create(tmp_path / "in.zarr", (40, 33, 50), "float32", Meta(), chunk=8, shard=8)
+        volume = create(
+            tmp_path / "in.zarr", VolumeSpec.of((40, 33, 50), "float32", Meta(), chunk=8, shard=8)
+        )
         assert not list((tmp_path / "in.zarr" / "0").rglob("c/*"))
         assert plan(scan=volume).blocks == plan().blocks
 

@@ -17,7 +17,7 @@ from volflow.geometry.roi import Roi
 from volflow.infer.patches import method as patches
 from volflow.infer.patches.tiling import Tiling
 from volflow.store.create import create
-from volflow.store.meta import Meta
+from volflow.store.meta import Meta, VolumeSpec
 
 BLENDS = ("crop", "average", "hann", "gaussian")
 
@@ -39,7 +39,10 @@ def scan_of(shape: tuple[int, ...], seed: int = 1) -> np.ndarray:
 def stored(path: Path, scan: np.ndarray, *, chunk: int = 8, shard: int = 16, orientation="SAR"):
     axes = ("z", "y", "x") if scan.ndim == 3 else ("c", "z", "y", "x")
     volume = create(
-        path, scan.shape, scan.dtype, Meta(axes, orientation=orientation), chunk=chunk, shard=shard
+        path,
+        VolumeSpec.of(
+            scan.shape, scan.dtype, Meta(axes, orientation=orientation), chunk=chunk, shard=shard
+        ),
     )
     volume.write(Roi.full(scan.shape), scan)
     return volume

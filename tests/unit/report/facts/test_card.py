@@ -18,7 +18,7 @@ from volflow.report.colors import class_color
 from volflow.report.facts import card as module
 from volflow.report.facts.card import decoded_bytes, png, thumbnail, volume_html
 from volflow.store.create import create
-from volflow.store.meta import Level, Meta
+from volflow.store.meta import Level, Meta, VolumeSpec
 from volflow.store.ngff import write_group
 from volflow.store.volume import Volume, open_volume
 
@@ -78,7 +78,9 @@ class Page(HTMLParser):
 
 
 def stored(tmp_path, array, meta, name="a.zarr"):
-    volume = create(tmp_path / name, array.shape, array.dtype, meta, chunk=16, shard=32)
+    volume = create(
+        tmp_path / name, VolumeSpec.of(array.shape, array.dtype, meta, chunk=16, shard=32)
+    )
     volume.write(Roi.full(volume.shape), array)
     return volume
 
@@ -205,7 +207,7 @@ def test_what_costs_too_much_is_not_read(tmp_path, monkeypatch, reads):
 
 def test_a_volume_of_hundreds_of_terabytes_costs_nothing(tmp_path, reads):
     meta = Meta(("c", "z", "y", "x"), (5, 0.5, 0.5), "micrometer")
-    volume = create(tmp_path / "big.zarr", (40, 5000, 30000, 30000), "u2", meta)
+    volume = create(tmp_path / "big.zarr", VolumeSpec.of((40, 5000, 30000, 30000), "u2", meta))
     page = Page(volume._repr_html_())
     assert reads == []
     assert any(words.startswith("no picture: a plane decodes 2") for words in page.words)

@@ -20,14 +20,14 @@ from volflow.report.facts.run_state import (
 from volflow.store.create import create
 from volflow.store.journal.journal import Journal, Record, journal_dir
 from volflow.store.layout import ShardEntry
-from volflow.store.meta import Meta
+from volflow.store.meta import Meta, VolumeSpec
 from volflow.store.verify import verify
 
 
 @pytest.fixture
 def volume(tmp_path):
     meta = Meta(spacing=(2.5, 1, 1), unit="millimeter", orientation="SAR")
-    volume = create(tmp_path / "a.zarr", (8, 16, 16), "u2", meta, chunk=8, shard=16)
+    volume = create(tmp_path / "a.zarr", VolumeSpec.of((8, 16, 16), "u2", meta, chunk=8, shard=16))
     volume.write(Roi.full(volume.shape), np.ones(volume.shape, "u2"))
     return volume
 

@@ -9,7 +9,7 @@ from volflow.geometry.histogram import measure
 from volflow.geometry.roi import Roi
 from volflow.report.facts.value_counts import value_counts
 from volflow.store.create import create
-from volflow.store.meta import Level, Meta
+from volflow.store.meta import Level, Meta, VolumeSpec
 from volflow.store.ngff import write_group
 from volflow.store.volume import Volume, open_volume
 from volflow.volumes.distribution import Statistics, save_statistics
@@ -18,13 +18,16 @@ from volflow.volumes.distribution import Statistics, save_statistics
 def test_a_small_volume_is_counted_whole(tmp_path):
     array = np.random.default_rng(0).integers(0, 99, (2, 20, 30, 40)).astype("u2")
     meta = Meta(("c", "z", "y", "x"))
-    volume = create(tmp_path / "a.zarr", array.shape, "u2", meta, chunk=16, shard=32)
+    volume = create(tmp_path / "a.zarr", VolumeSpec.of(array.shape, "u2", meta, chunk=16, shard=32))
     volume.write(Roi.full(volume.shape), array)
     assert value_counts(volume) == [measure(array[0]), measure(array[1])]
 
 
 def test_of_a_large_volume_a_few_chunks_are_read(tmp_path, monkeypatch):
-    volume = create(tmp_path / "large.zarr", (4096, 4096, 4096), "u2", Meta(), chunk=64, shard=256)
+    volume = create(
+        tmp_path / "large.zarr",
+        VolumeSpec.of((4096, 4096, 4096), "u2", Meta(), chunk=64, shard=256),
+    )
     read, boxes = Volume.read, []
 
     def counted(self, roi):
@@ -43,7 +46,9 @@ def test_of_a_large_volume_a_few_chunks_are_read(tmp_path, monkeypatch):
 
 def test_many_channels_are_sampled_less(tmp_path, monkeypatch):
     meta = Meta(("c", "z", "y", "x"))
-    volume = create(tmp_path / "a.zarr", (64, 512, 512, 512), "f4", meta, chunk=64, shard=256)
+    volume = create(
+        tmp_path / "a.zarr", VolumeSpec.of((64, 512, 512, 512), "f4", meta, chunk=64, shard=256)
+    )
     read, voxels = Volume.read, []
 
     def counted(self, roi):
@@ -63,7 +68,9 @@ def test_a_chunk_too_large_to_decode_is_not_read(tmp_path, monkeypatch):
 
 
 def test_the_coarsest_level_is_read(tmp_path):
-    volume = create(tmp_path / "a.zarr", (32, 32, 32), "u1", Meta(), chunk=16, shard=32)
+    volume = create(
+        tmp_path / "a.zarr", VolumeSpec.of((32, 32, 32), "u1", Meta(), chunk=16, shard=32)
+    )
     group = zarr.open_group(tmp_path / "a.zarr")
     coarse = group.create_array("1", shape=(16, 16, 16), chunks=(16, 16, 16), dtype="u1")
     coarse[:8] = 200
@@ -73,7 +80,7 @@ def test_the_coarsest_level_is_read(tmp_path):
 
 
 def test_statistics_are_used_while_they_are_of_these_voxels(tmp_path):
-    volume = create(tmp_path / "a.zarr", (8, 8, 8), "u1", Meta(), chunk=8)
+    volume = create(tmp_path / "a.zarr", VolumeSpec.of((8, 8, 8), "u1", Meta(), chunk=8))
     known = measure(np.arange(100, dtype="u1"))
     for foreground in (False, True):
         save_statistics(volume, volume.identity(), Statistics((known,), foreground))
@@ -83,6 +90,6 @@ def test_statistics_are_used_while_they_are_of_these_voxels(tmp_path):
 
 
 def test_files_are_not_listed_for_nothing(tmp_path, monkeypatch):
-    volume = create(tmp_path / "a.zarr", (8, 8, 8), "u1", Meta(), chunk=8)
+    volume = create(tmp_path / "a.zarr", VolumeSpec.of((8, 8, 8), "u1", Meta(), chunk=8))
     monkeypatch.delattr(Volume, "identity")
     assert value_counts(volume) == [measure(np.zeros((8, 8, 8), "u1"))]

@@ -24,12 +24,12 @@ from volflow.geometry.roi import Roi
 from volflow.report.viewers import link as module
 from volflow.report.viewers.file_server import PUBLIC_CLIENT
 from volflow.store.create import create
-from volflow.store.meta import Meta
+from volflow.store.meta import Meta, VolumeSpec
 
 
 def store(path, array, **meta):
     meta = {"spacing": (2.0, 1, 1), "unit": "millimeter", **meta}
-    volume = create(path, array.shape, array.dtype, Meta(**meta), chunk=16, shard=32)
+    volume = create(path, VolumeSpec.of(array.shape, array.dtype, Meta(**meta), chunk=16, shard=32))
     volume.write(Roi.full(volume.shape), array)
     return str(path)
 

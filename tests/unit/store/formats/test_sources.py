@@ -11,7 +11,7 @@ from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
 from volflow.store.create import create
 from volflow.store.formats.sources import open_source
-from volflow.store.meta import Meta
+from volflow.store.meta import Meta, VolumeSpec
 from volflow.store.volume import described
 
 nib = pytest.importorskip("nibabel")
@@ -162,7 +162,9 @@ class TestCompressedNiftiOfChannels(TestCompressedNifti):
 
 class TestOmeZarr(SourceContract):
     def make(self, folder, voxels):
-        volume = create(folder / "a.zarr", voxels.shape, voxels.dtype, Meta(), chunk=4, shard=8)
+        volume = create(
+            folder / "a.zarr", VolumeSpec.of(voxels.shape, voxels.dtype, Meta(), chunk=4, shard=8)
+        )
         volume.write(Roi.full(voxels.shape), voxels)
         return volume.path
 

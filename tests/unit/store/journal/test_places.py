@@ -11,13 +11,13 @@ from volflow.geometry.roi import Roi
 from volflow.store.create import create
 from volflow.store.journal.journal import Journal, Record, journal_dir
 from volflow.store.journal.levels import Place, drop_levels, level_journals, list_levels, place_of
-from volflow.store.meta import Level, Meta
+from volflow.store.meta import Level, Meta, VolumeSpec
 from volflow.store.ngff import read_group
 from volflow.store.volume import open_volume
 
 
 def volume(path):
-    made = create(path, (8, 8, 8), "u1", Meta(), chunk=4, shard=4)
+    made = create(path, VolumeSpec.of((8, 8, 8), "u1", Meta(), chunk=4, shard=4))
     made.write(Roi.full(made.shape), np.ones(made.shape, "u1"))
     return made
 

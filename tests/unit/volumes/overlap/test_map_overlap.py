@@ -17,7 +17,7 @@ from scipy import ndimage
 import volflow as vf
 from volflow.errors import InvalidInput
 from volflow.store.create import create
-from volflow.store.meta import Meta
+from volflow.store.meta import Meta, VolumeSpec
 from volflow.volumes.arrays.inputs import stored_in
 
 BOUNDARIES = ["reflect", "periodic", "nearest", "none", 7.0]
@@ -219,7 +219,9 @@ class TestEqualToDask:
 class TestGraph:
     @pytest.mark.layered
     def test_one_task_per_block(self, tmp_path):
-        volume = create(tmp_path / "a.zarr", (300, 257, 190), "u2", Meta(), chunk=32, shard=128)
+        volume = create(
+            tmp_path / "a.zarr", VolumeSpec.of((300, 257, 190), "u2", Meta(), chunk=32, shard=128)
+        )
         ours = vf.map_overlap(smooth, volume, depth=16, boundary="reflect", dtype="f8")
         theirs = da.map_overlap(smooth, volume.dask(), depth=16, boundary="reflect", dtype="f8")
         assert ours.npartitions == 18
@@ -229,7 +231,9 @@ class TestGraph:
 
     @pytest.mark.layered
     def test_two_steps_still_take_one_task(self, tmp_path):
-        volume = create(tmp_path / "a.zarr", (64, 64, 64), "u2", Meta(), chunk=16, shard=32)
+        volume = create(
+            tmp_path / "a.zarr", VolumeSpec.of((64, 64, 64), "u2", Meta(), chunk=16, shard=32)
+        )
         ours = vf.map_overlap(smooth, volume, depth=2, boundary="reflect", dtype="f8") > 3
         assert graph_size(ours) == 8
 
@@ -263,7 +267,9 @@ class TestGraph:
 
     @pytest.mark.layered
     def test_dask_arrays_straight_from_a_store_count_as_stored(self, tmp_path):
-        volume = create(tmp_path / "a.zarr", (64, 64, 64), "u2", Meta(), chunk=16, shard=32)
+        volume = create(
+            tmp_path / "a.zarr", VolumeSpec.of((64, 64, 64), "u2", Meta(), chunk=16, shard=32)
+        )
         for x in (volume.dask(), da.from_zarr(str(tmp_path / "a.zarr" / "0"), chunks=32)):
             assert stored_in(x) is not None
             ours = vf.map_overlap(smooth, x, depth=2, boundary="reflect", dtype="f8")
@@ -280,7 +286,7 @@ class TestGraph:
         np.testing.assert_array_equal(lazy.compute(), array[:] * 2)
 
     def test_new_voxels_get_a_new_name(self, tmp_path):
-        volume = create(tmp_path / "a.zarr", (8, 8, 8), "u2", Meta())
+        volume = create(tmp_path / "a.zarr", VolumeSpec.of((8, 8, 8), "u2", Meta()))
         before = vf.map_overlap(smooth, volume, depth=2, boundary="reflect", dtype="f8")
         again = vf.map_overlap(smooth, volume, depth=2, boundary="reflect", dtype="f8")
         volume.write(vf.Roi.full(volume.shape), voxels((8, 8, 8), "u2"))
@@ -418,9 +424,11 @@ class TestRefusals:
             vf.map_overlap(total, depth=1)
 
     def test_the_result_cannot_replace_a_volume_by_accident(self, tmp_path):
-        volume = create(tmp_path / "a.zarr", (32, 32, 32), "f4", Meta(), chunk=8, shard=16)
+        volume = create(
+            tmp_path / "a.zarr", VolumeSpec.of((32, 32, 32), "f4", Meta(), chunk=8, shard=16)
+        )
         lazy = vf.map_overlap(total, volume, depth=2, boundary="reflect", dtype="f8")
-        create(tmp_path / "b.zarr", (32, 32, 32), "f4", Meta())
+        create(tmp_path / "b.zarr", VolumeSpec.of((32, 32, 32), "f4", Meta()))
         with pytest.raises(InvalidInput, match=r"b.zarr exists; .*overwrite=True"):
             vf.write(lazy, tmp_path / "b.zarr", like=volume, progress=False)
         done = vf.write(lazy, tmp_path / "b.zarr", like=volume, overwrite=True, progress=False)

@@ -19,7 +19,7 @@ from volflow.errors import InvalidInput, Locked, MemoryRefused, RunFailed, Store
 from volflow.geometry.roi import Roi
 from volflow.store.journal.journal import Journal, journal_dir
 from volflow.store.journal.levels import place_of
-from volflow.store.meta import Meta
+from volflow.store.meta import Meta, VolumeSpec
 from volflow.volumes.pyramid.plan import PIECE_BYTES, lay_out
 from volflow.volumes.pyramid.pyramid import plan_pyramid
 
@@ -529,18 +529,17 @@ class TestPlan:
 
     def test_a_piece_is_bounded_and_made_of_whole_chunks(self):
         for dtype in ("u1", "f8"):
-            for layout in lay_out(
-                (2000, 2000, 2000), dtype, Meta(), ((64,) * 3, (512,) * 3), 3, 2**31
-            ):
+            spec = VolumeSpec.of((2000, 2000, 2000), dtype, Meta(), 64, 512)
+            for layout in lay_out(spec, 3, 2**31):
                 assert all(s % p == 0 for s, p in zip(layout.shard, layout.piece, strict=True))
                 inside = np.minimum(layout.piece, layout.shape)
-                read = np.prod(inside) * 8 * layout.dtype.itemsize
-                least = 8 * 64**3 * layout.dtype.itemsize
+                read = np.prod(inside) * 8 * layout.spec.dtype.itemsize
+                least = 8 * 64**3 * layout.spec.dtype.itemsize
                 assert PIECE_BYTES / 3 < read <= max(PIECE_BYTES, least)
 
     def test_peak_follows_the_shard_and_not_the_volume(self):
         def peaks(side):
-            found = lay_out((side,) * 3, "u2", Meta(), ((64,) * 3, (256,) * 3), None, 2**40)
+            found = lay_out(VolumeSpec.of((side,) * 3, "u2", Meta(), 64, 256), None, 2**40)
             return [layout.peak_bytes for layout in found]
 
         assert peaks(4096)[0] == peaks(2**20)[0] == max(peaks(2**20))
