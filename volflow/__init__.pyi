@@ -17,9 +17,9 @@ from volflow.model.unet import UNet as UNet
 from volflow.report.pictures.compare import compare as compare
 from volflow.report.pictures.patch_pictures import patch_sheet as patch_sheet
 from volflow.report.pictures.patch_pictures import patch_stats as patch_stats
+from volflow.report.pictures.preview import contact_sheet as contact_sheet
 from volflow.report.pictures.preview import preview as preview
 from volflow.report.pictures.seams_figure import seams_figure as seams_figure
-from volflow.report.pictures.sheet import contact_sheet as contact_sheet
 from volflow.report.viewers.link import view as view
 from volflow.report.viewers.napari import napari_snippet as napari_snippet
 from volflow.sampling.augment.augment import Augment as Augment

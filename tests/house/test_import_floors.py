@@ -32,7 +32,6 @@ print(" ".join(name for name in {heavy!r} if name in sys.modules))
         ("import volflow.store.journal.journal, volflow.store.formats.sources", {"numpy", "zarr"}),
         ("import volflow.report.facts.info", {"numpy", "zarr"}),
         ("import volflow.report.pictures.preview", {"numpy", "zarr"}),
-        ("import volflow.report.pictures.sheet", {"numpy", "zarr"}),
         ("import volflow.report.pictures.compare", {"numpy", "zarr"}),
         ("import volflow; volflow.view, volflow.napari_snippet", {"numpy", "zarr"}),
         ("import volflow.cli", {"rich", "typer"}),

@@ -176,7 +176,7 @@ def preview(  # noqa: PLR0913  one parameter per option that people type
     }
     place = at if at in (None, "center", "content") else numbers("at", at)
     if sheet is not None:
-        from volflow.report.pictures.sheet import contact_sheet
+        from volflow.report.pictures.preview import contact_sheet
 
         figure = contact_sheet(volume, over, axis=sheet, **given(tiles=tiles), **options)
     elif against is not None:

@@ -1,10 +1,10 @@
-"""Counts of what patches hold and where they fall, in memory that does not grow."""
+"""The patches of a picture: their arrays, what they hold, where they fall; memory stays bounded."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,23 @@ import numpy.typing as npt
 
 from volflow.errors import InvalidInput
 from volflow.report.colors import class_counts, class_numbers
+from volflow.report.facts.grid_facts import times
+from volflow.report.pictures.subject import Names, check_channel, class_names
 from volflow.sampling.cases.named_arrays import Case
+from volflow.sampling.cases.open_cases import open_cases
 from volflow.sampling.stream_options import SAMPLE_FIELDS
+from volflow.store.meta import Meta
 
-__all__ = ["DrawnPatch", "PatchCounts", "each_patch", "facts_text", "from_cases", "leading_classes"]
+__all__ = [
+    "DrawnPatch",
+    "PatchCounts",
+    "each_patch",
+    "facts_text",
+    "leading_classes",
+    "open_patches",
+    "subtitle",
+    "title",
+]
 
 Array = npt.NDArray[Any]
 
@@ -66,18 +79,25 @@ def each_patch(samples: Iterable[Mapping[str, Any]]) -> Iterator[DrawnPatch]:
 
 @dataclass
 class PatchCounts:
-    """Counts that grow with each patch; all else about it is forgotten.
+    """The arrays of patches that are shown, and counts that grow with each patch.
+
+    All else about a patch is forgotten.
 
     Parameters
     ----------
     cases
         The cases that patches may come from, by name.
     label
-        The array whose classes are counted, or None.
+        The array whose classes are counted and shown in colours, or None.
+    image
+        The array shown in grey, or None.
+    grid
+        Spacing, unit and orientation that all cases share; where they differ, voxels as stored.
+    names, colors
+        Of the label's classes, by number.
 
     Examples
     --------
-    >>> from volflow.sampling.cases.open_cases import open_cases
     >>> labels = np.zeros((8, 8, 8), "uint8")
     >>> labels[4:] = 1
     >>> counts = PatchCounts({c.name: c for c in open_cases({"label": labels})}, "label")
@@ -88,6 +108,10 @@ class PatchCounts:
 
     cases: Mapping[str, Case]
     label: str | None = None
+    image: str | None = None
+    grid: Meta = field(default_factory=Meta)
+    names: Mapping[int, str] = field(default_factory=dict)
+    colors: Sequence[str] = ()
     patches: Counter[str] = field(default_factory=Counter)
     # Patches by where their centre lies on each plane, which is named by the axis across it.
     across: Array = field(default_factory=lambda: np.zeros((3, BINS, BINS), np.int64))
@@ -170,6 +194,108 @@ class PatchCounts:
             ],
             "patch": list(self.shape),
         }
+
+
+def open_patches(
+    samples: Any,
+    cases: Any,
+    *,
+    image: str | None = None,
+    label: str | None = None,
+    channel: int = 0,
+    classes: Names = None,
+) -> PatchCounts:
+    """Choose the arrays of samples to show; no patch is taken yet.
+
+    Parameters
+    ----------
+    samples, cases
+        A stream, or anything with the cases that its samples come from.
+    image, label
+        Names of arrays; by default the first that holds no classes, and the first that does.
+    channel
+        Channel of the image.
+    classes
+        Names of the classes; by default those of the label's metadata.
+
+    Raises
+    ------
+    InvalidInput
+        If the cases are not known, or have no such array or channel.
+    """
+    stream = getattr(samples, "stream", samples)  # of a loader
+    known = getattr(stream, "cases", None) if cases is None else open_cases(cases)
+    if known is None:
+        raise InvalidInput(
+            "samples do not say which volumes they come from; give the stream itself, or"
+            " cases=stream.cases"
+        )
+    first = known[0]
+    for name in (image, label):
+        if name is not None and name not in first.sources:
+            raise InvalidInput(f"cases hold {', '.join(first.sources)}, given {name!r}")
+    if image is None:
+        image = next((name for name in first.sources if name not in first.classes), None)
+    if label is None:
+        label = next((name for name in first.sources if name in first.classes), None)
+    check_channel(channel, 1 if image is None else first.channels(image))
+    grid = _shared(known)
+    if getattr(samples, "stream", None) is not None and stream.augment:
+        # A patch that was turned has no left and right of its own.
+        grid = replace(grid, orientation=None, affine=None)
+    meta = Meta() if label is None else first.sources[label].meta
+    names = class_names(classes, meta.channels if meta.kind == "classes" else ())
+    return PatchCounts({case.name: case for case in known}, label, image, grid, names, meta.colors)
+
+
+def _shared(cases: Sequence[Case]) -> Meta:
+    grids = {
+        (tuple(round(s, 9) for s in case.spacing), case.unit, case.meta.orientation)
+        for case in cases
+    }
+    if len(grids) > 1:
+        orientations = {orientation for _, _, orientation in grids}
+        return Meta(orientation=orientations.pop() if len(orientations) == 1 else None)
+    return cases[0].meta
+
+
+def title(counts: PatchCounts) -> tuple[str, ...]:
+    """Return the number of patches and their origin, as the parts of a title."""
+    cases, came = list(counts.cases), len(counts.patches)
+    part = f"{came} of " if came < len(cases) else ""
+    origin = cases[0] if len(cases) == 1 else f"{part}{len(cases)} cases"
+    number = "1 patch" if counts.total == 1 else f"{counts.total} patches"
+    return (f"{number} of {times(counts.shape)} voxels", " from ", origin)
+
+
+def subtitle(samples: Any, counts: PatchCounts, *more: str) -> str:
+    """Return the sampler that drew the patches, and how many came from each case."""
+    law = _law(getattr(getattr(samples, "stream", samples), "sampler", None))
+    origins = from_cases({name: counts.patches[name] for name in counts.cases})
+    return "   ·   ".join([*law, *more, *([origins] if len(counts.cases) > 1 else [])])
+
+
+def _law(sampler: Any) -> list[str]:
+    """Return a sampler with its settings; an array with the usual name is left out.
+
+    Examples
+    --------
+    >>> from volflow.sampling.samplers import LabelSampler, WeightedSampler
+    >>> _law(WeightedSampler(64, weight="weight")), _law(WeightedSampler(64, weight="grey"))
+    (['WeightedSampler'], ['WeightedSampler, weight grey'])
+    >>> _law(LabelSampler(64, probabilities={0: 1, 1: 3}))
+    ['LabelSampler, probabilities 0: 1, 1: 3']
+    """
+    if sampler is None:
+        return []
+    words = [type(sampler).__name__]
+    for setting in fields(sampler):
+        value = getattr(sampler, setting.name)
+        if isinstance(value, Mapping):
+            value = ", ".join(f"{key}: {share:g}" for key, share in value.items())
+        if setting.name != "patch" and value not in (setting.default, setting.name, (0, 0, 0)):
+            words.append(f"{setting.name} {value}")
+    return [", ".join(words)]
 
 
 def facts_text(facts: Mapping[str, Any]) -> str:

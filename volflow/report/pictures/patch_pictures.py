@@ -25,8 +25,10 @@ from volflow.report.pictures.patch_counts import (
     PatchCounts,
     each_patch,
     leading_classes,
+    open_patches,
+    subtitle,
+    title,
 )
-from volflow.report.pictures.patch_subject import PatchSubject, open_patches, subtitle, title
 from volflow.report.pictures.scene import (
     BarChart,
     Foot,
@@ -110,9 +112,10 @@ def patch_sheet(  # noqa: PLR0913 - each says what to show
     draw = drawing()
     check_tiles(tiles)
     check_display(classes, percentiles)
-    shown = open_patches(samples, cases, image=image, label=label, channel=channel, classes=classes)
-    view = view_across(axis, shown.grid.orientation)
-    counts = PatchCounts(shown.cases, shown.label)
+    counts = open_patches(
+        samples, cases, image=image, label=label, channel=channel, classes=classes
+    )
+    view = view_across(axis, counts.grid.orientation)
     images: list[Cut] = []
     labels: list[Cut] = []
     drawn: list[tuple[str, tuple[int, ...]]] = []
@@ -123,19 +126,19 @@ def patch_sheet(  # noqa: PLR0913 - each says what to show
                 f"patches of {times(patch.shape)} voxels are a line across {axis}; choose another"
                 " axis"
             )
-        for name, number, cuts in ((shown.image, channel, images), (shown.label, 0, labels)):
+        for name, number, cuts in ((counts.image, channel, images), (counts.label, 0, labels)):
             if name is not None:
-                cuts.append(_middle(patch, patch.arrays[name][number], view, shown.grid.spacing))
+                cuts.append(_middle(patch, patch.arrays[name][number], view, counts.grid.spacing))
         drawn.append((patch.case, patch.start))
-    size = _scaled(counts.shape, shown.grid.spacing)
+    size = _scaled(counts.shape, counts.grid.spacing)
     layers = []
     if images:
         layers.append(_greys(images, [case for case, _ in drawn], percentiles, bool(labels)))
     if labels:
-        layers.append(class_layer(labels, shown.names, shown.colors, over_scan=bool(images)))
+        layers.append(class_layer(labels, counts.names, counts.colors, over_scan=bool(images)))
     # Of a single case only the place is worth saying.
     texts = [(case, ", ".join(map(str, start))) for case, start in drawn]
-    texts = texts if len(shown.cases) > 1 else [(place, "") for _, place in texts]
+    texts = texts if len(counts.cases) > 1 else [(place, "") for _, place in texts]
     panels = [Panel(view, layers, n, "", *captions) for n, captions in enumerate(texts)]
     locations = [list(start) for _, start in drawn]
     return draw(
@@ -143,7 +146,7 @@ def patch_sheet(  # noqa: PLR0913 - each says what to show
             title=title(counts),
             subtitle=subtitle(samples, counts, f"middle slices across {view.axis}"),
             size=size,
-            unit=shown.grid.unit,
+            unit=counts.grid.unit,
             facts=counts.facts() | {"axis": view.axis, "locations": locations},
             columns=in_columns(panels, size),
             feet=[[[layers[-1].key]]],
@@ -195,14 +198,13 @@ def patch_stats(
     """
     draw = drawing()
     check_display(classes)
-    shown = open_patches(samples, cases, label=label, classes=classes)
-    counts = PatchCounts(shown.cases, shown.label)
+    counts = open_patches(samples, cases, label=label, classes=classes)
     for patch in islice(each_patch(samples), patches):
         counts.add(patch)
     facts = counts.facts()
-    largest = max((case.shape for case in shown.cases.values()), key=np.prod)
-    size = _scaled(largest, shown.grid.spacing)
-    planes = views(shown.grid.orientation)
+    largest = max((case.shape for case in counts.cases.values()), key=np.prod)
+    size = _scaled(largest, counts.grid.spacing)
+    planes = views(counts.grid.orientation)
     places = [counts.projection(view.normal) for view in planes]
     cuts = [
         Cut(view.turn(place), (0.0, size[view.columns], size[view.rows], 0.0))
@@ -218,13 +220,13 @@ def patch_stats(
             title=title(counts),
             subtitle=subtitle(samples, counts),
             size=size,
-            unit=shown.grid.unit,
+            unit=counts.grid.unit,
             facts=facts | {"along": along},
             columns=[
                 [Panel(view, [heat], n, caption=plane_name(view))] for n, view in enumerate(planes)
             ],
             scale_bar=False,
-            feet=[[[heat.key], [], []], charts, [_table(facts, shown), [], []]],
+            feet=[[[heat.key], [], []], charts, [_table(facts, counts), [], []]],
         )
     )
 
@@ -258,7 +260,7 @@ def _greys(
     return Layer(greys)
 
 
-def _table(facts: Mapping[str, Any], shown: PatchSubject) -> list[Foot]:
+def _table(facts: Mapping[str, Any], counts: PatchCounts) -> list[Foot]:
     """Return the share of each class in voxels, in centres and in patches that hold it."""
     every, leading = facts["classes"], leading_classes(facts["classes"])
     if not leading:
@@ -273,7 +275,7 @@ def _table(facts: Mapping[str, Any], shown: PatchSubject) -> list[Foot]:
     rows = []
     for one in leading:
         value = one["class"]
-        name = shown.names.get(value) or (f"class {value}" if value else "background")
+        name = counts.names.get(value) or (f"class {value}" if value else "background")
         shares = (one["voxels"], one["centres"], one["patches"] / facts["patches"])
-        rows.append((name, class_color(value, shown.colors) if value else MANY, shares))
+        rows.append((name, class_color(value, counts.colors) if value else MANY, shares))
     return [Table(head, tuple(rows))]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from volflow.geometry.views import View, views
 from volflow.infer.seams.certificate import Certificate, Seams, percent
 from volflow.report.facts.grid_facts import short_name, times
-from volflow.report.pictures.difference import deviation
+from volflow.report.pictures.compare import deviation
 from volflow.report.pictures.layers import (
     class_layer,
     grey_layer,

@@ -16,20 +16,12 @@ from volflow.report.pictures.layers import (
 )
 from volflow.report.pictures.scene import Panel, Scene
 from volflow.report.pictures.slices import Slice
-from volflow.report.pictures.subject import (
-    Names,
-    Subject,
-    class_names,
-    few_values,
-    open_subject,
-    same_box,
-    with_distinct_names,
-)
+from volflow.report.pictures.subject import Names, Subject, class_names, few_values
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["at_levels", "check_display", "drawing", "ground", "open_both", "scene_of", "stack"]
+__all__ = ["at_levels", "check_display", "drawing", "ground", "scene_of", "stack"]
 
 
 def drawing() -> Callable[[Scene], Figure]:
@@ -68,16 +60,6 @@ def check_display(classes: Any, percentiles: Any = (0, 100)) -> None:
             "percentiles must be two numbers from 0 to 100, the lower first, given"
             f" {percentiles!r}; such as (1, 99.5)"
         )
-
-
-def open_both(volume: Any, over: Any, channel: int | None) -> tuple[Subject, Subject | None]:
-    """Open a volume, and the scan underneath if one is given; they cover the same box."""
-    top = open_subject(volume, channel, merge=over is not None)
-    if over is None:
-        return top, None
-    top, under = with_distinct_names(top, open_subject(over))
-    same_box(top, under)
-    return top, under
 
 
 def at_levels(

@@ -17,8 +17,7 @@ from volflow.geometry.views import View, views
 from volflow.report.facts.grid_facts import lengths, short_name, times
 from volflow.report.facts.run_state import unfinished
 from volflow.report.level_choice import at_level, fitting_level, level_like, low_edge
-from volflow.report.pictures.content import busiest, class_maps, scan
-from volflow.report.pictures.slices import Cut, Slice, cut
+from volflow.report.pictures.slices import Cut, Slice, busiest, class_maps, cut, scan
 from volflow.report.planes import steps
 from volflow.store.formats.sources import open_source
 from volflow.store.slabs import Source
@@ -35,9 +34,9 @@ __all__ = [
     "class_names",
     "few_values",
     "open_subject",
+    "open_together",
     "same_box",
     "view_across",
-    "with_distinct_names",
 ]
 
 Names = Sequence[str] | Mapping[int, str] | None
@@ -294,22 +293,35 @@ def open_subject(x: VolumeLike, channel: int | None = None, *, merge: bool = Fal
     return Subject(name, finest, channel, Path(path).absolute().parent.name)
 
 
-def with_distinct_names(a: Subject, b: Subject) -> tuple[Subject, Subject]:
-    """Return two subjects whose names differ if their folders do."""
-    if a.name != b.name or a.folder == b.folder:
-        return a, b
-    first, second = (replace(one, name=f"{one.folder}/{one.name}") for one in (a, b))
-    return first, second
+def open_together(
+    volumes: Sequence[VolumeLike], over: VolumeLike | None, channel: int | None
+) -> tuple[list[Subject], Subject | None]:
+    """Open volumes of one box, and the scan underneath if one is given; no voxel is read.
 
-
-def same_box(a: Subject, b: Subject) -> None:
-    """Refuse two volumes that do not cover the same box in the same directions.
+    Equal names are told apart by their folders. One volume alone shows its first channel; over a
+    scan, or beside others, several channels are taken for scores of classes.
 
     Raises
     ------
     InvalidInput
-        Naming both.
+        If one cannot be opened, has no such channel, or does not cover the box of the first.
     """
+    merge = over is not None or len(volumes) > 1
+    opened = [open_subject(x, channel, merge=merge) for x in volumes]
+    opened += [] if over is None else [open_subject(over)]
+    named = [
+        replace(one, name=f"{one.folder}/{one.name}")
+        if any(one.name == other.name and one.folder != other.folder for other in opened)
+        else one
+        for one in opened
+    ]
+    for other in named[1:]:
+        same_box(named[0], other)
+    return named[: len(volumes)], None if over is None else named[-1]
+
+
+def same_box(a: Subject, b: Subject) -> None:
+    """Refuse two volumes that do not cover the same box in the same directions."""
     first, second = a.finest.meta, b.finest.meta
     for what, mine, theirs in (
         ("unit", first.unit, second.unit),
@@ -337,8 +349,7 @@ def _open(x: VolumeLike) -> Source:
         local = "://" not in os.fspath(x) and Path(x).is_file()
         # A volume that is still being written can be looked at, too.
         return open_source(x) if local else open_volume(x)
-    from volflow.volumes.arrays.inputs import (
-        open_input,  # loads Dask, which pictures of files do without
-    )
+    # It loads Dask, which pictures of files do without.
+    from volflow.volumes.arrays.inputs import open_input
 
     return open_input(x)

@@ -7,8 +7,7 @@ import pytest
 
 import volflow.report.pictures.compare as compare_module
 from volflow.errors import InvalidInput
-from volflow.report.pictures.compare import UNLIKE_COLORS, compare
-from volflow.report.pictures.difference import ONLY_A, ONLY_B, UNLIKE
+from volflow.report.pictures.compare import ONLY_A, ONLY_B, UNLIKE, UNLIKE_COLORS, compare
 from volflow.store.meta import Meta
 from volflow.store.volume import open_volume
 

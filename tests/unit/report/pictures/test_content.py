@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from volflow.report.pictures import content
-from volflow.report.pictures.content import busiest, class_maps, scan
+from volflow.report.pictures import slices
+from volflow.report.pictures.slices import busiest, class_maps, scan
 from volflow.store.formats.sources import ArraySource
 from volflow.store.meta import Meta
 
@@ -42,9 +42,9 @@ def test_nothing_is_found_in_the_middle():
 
 def test_a_bounded_number_of_voxels_is_decoded(monkeypatch):
     volume = Chunked(np.ones((64, 64, 64), "u1"), Meta())
-    monkeypatch.setattr(content, "SCAN_VOXELS", 3 * 16 * 64 * 64)
+    monkeypatch.setattr(slices, "SCAN_VOXELS", 3 * 16 * 64 * 64)
     assert len(scan(volume, 0)) == 3
-    monkeypatch.setattr(content, "SCAN_VOXELS", 64 * 64)
+    monkeypatch.setattr(slices, "SCAN_VOXELS", 64 * 64)
     Chunked.read_voxels = 0
     assert scan(volume, 0) == []
     assert Chunked.read_voxels == 0
@@ -52,12 +52,12 @@ def test_a_bounded_number_of_voxels_is_decoded(monkeypatch):
 
 def test_long_planes_are_searched_in_small():
     (plane, *_) = scan(ArraySource(np.ones((2, 3000, 40), "u1"), Meta()), 0)
-    assert max(plane.shape) <= content.SCAN_PIXELS
+    assert max(plane.shape) <= slices.SCAN_PIXELS
 
 
 def test_many_labels_share_a_few_maps():
     maps = class_maps(np.arange(10_000).reshape(100, 100))
-    assert len(maps) == content.FOLD
+    assert len(maps) == slices.FOLD
     assert maps.sum() == 9_999
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from volflow.report.pictures.difference import (
+from volflow.report.pictures.compare import (
     AGREED,
     ONLY_A,
     ONLY_B,

@@ -15,8 +15,7 @@ from volflow.errors import InvalidInput
 from volflow.report.colors import class_color
 from volflow.report.pictures.compare import compare
 from volflow.report.pictures.page import fitted, text_width
-from volflow.report.pictures.preview import preview, save
-from volflow.report.pictures.sheet import contact_sheet
+from volflow.report.pictures.preview import contact_sheet, preview, save
 from volflow.store.meta import Meta
 from volflow.store.volume import open_volume
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import volflow.report.pictures.sheet as sheet_module
+import volflow.report.pictures.preview as sheet_module
 import volflow.report.planes as planes_module
 from volflow.errors import InvalidInput
 from volflow.report.colors import class_color
-from volflow.report.pictures.sheet import contact_sheet
+from volflow.report.pictures.preview import contact_sheet
 from volflow.store.meta import Meta
 from volflow.store.volume import open_volume
 

@@ -13,8 +13,8 @@ from volflow.report.pictures.subject import (
     Subject,
     few_values,
     open_subject,
+    open_together,
     same_box,
-    with_distinct_names,
 )
 from volflow.store.formats.sources import ArraySource
 from volflow.store.meta import Level, Meta
@@ -144,7 +144,12 @@ def test_names(tmp_path):
 def test_equal_names_are_with_distinct_names_by_their_folders(tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "labels").mkdir()
-    a, b = (open_subject(pyramid(tmp_path / name / "1.zarr")) for name in ("images", "labels"))
-    assert [one.name for one in with_distinct_names(a, b)] == ["images/1.zarr", "labels/1.zarr"]
-    assert [one.name for one in with_distinct_names(a, a)] == ["1.zarr", "1.zarr"]
-    assert [one.name for one in with_distinct_names(a, subject((2, 2, 2)))] == ["1.zarr", "a"]
+    a, b = (pyramid(tmp_path / name / "1.zarr") for name in ("images", "labels"))
+    for volumes, over, names in (
+        ([a], b, ["images/1.zarr", "labels/1.zarr"]),
+        ([b, a], None, ["labels/1.zarr", "images/1.zarr"]),
+        ([a, a], a, ["1.zarr", "1.zarr", "1.zarr"]),
+        ([a], np.zeros((40, 40, 40)), ["1.zarr", "array"]),
+    ):
+        opened, under = open_together(volumes, over, None)
+        assert [one.name for one in filter(None, (*opened, under))] == names
