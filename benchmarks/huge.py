@@ -115,14 +115,14 @@ def measure(method: str, folder: Path, cap_bytes: int) -> Watched:
         shutil.rmtree(path, ignore_errors=True)
     watched = watch(command(method, folder), cap_bytes)
     print(f"{method}: {watched.ended}, {watched.seconds:.0f} s, {format_bytes(watched.peak_bytes)}")
-    print(watched.told, file=sys.stderr)
+    print(watched.output, file=sys.stderr)
     if watched.ended == "failed":
         raise SystemExit(f"{method} failed")
     return watched
 
 
 def row(method: str, cap_bytes: int, watched: Watched) -> str:
-    phases = [line.split(" s  ") for line in watched.told.splitlines() if " s  " in line[:12]]
+    phases = [line.split(" s  ") for line in watched.output.splitlines() if " s  " in line[:12]]
     ends = [float(seconds) for seconds, _ in phases[1:]] + [watched.seconds]
     spent = [
         f"{name} {end - float(start):.0f}"

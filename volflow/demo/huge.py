@@ -82,7 +82,7 @@ def run_huge(out: str | os.PathLike[str], shape: Sequence[int] = SHAPE, shard: i
 
     say("5. verify    every stored block against its checksum")
     verified = guard.run("verify", _volflow("verify", result, "--quiet"), check=False)
-    line = verified.told.partition("\n")[0]
+    line = verified.output.partition("\n")[0]
     say(f"{INDENT}{line}")
     if verified.ended == "failed":
         raise RunFailed(f"{line}; run volflow demo huge again to repair it")
@@ -138,7 +138,7 @@ def _plan(guard: Guard, words: Sequence[object], net: Path) -> list[object]:
             break
         memory = fits
     say(f"2. plan      $ {shlex.join(map(str, ('volflow', *command, '--plan')))}")
-    say("\n".join(INDENT + line.strip() for line in planned.told.splitlines()[1:]))
+    say("\n".join(INDENT + line.strip() for line in planned.output.splitlines()[1:]))
     base, cap = format_bytes(planned.peak_bytes), format_bytes(guard.cap_bytes)
     say(f"{INDENT}Python, torch and one trial take {base}: the process is killed above {cap}")
     return command

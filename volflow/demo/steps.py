@@ -1,4 +1,4 @@
-"""Steps of a demo: a folder, lines that say each step, and commands run under a cap on memory.
+"""Steps of a demo: its folder, lines that name each step, commands run under a cap on memory.
 
 Resident memory counts all that a process has taken: interpreter, libraries, every buffer. It is
 read twenty times a second. The kernel keeps its peak (``VmHWM``), so that a peak between two
@@ -27,11 +27,11 @@ from volflow.geometry.budget import format_bytes
 
 __all__ = ["INDENT", "Guard", "Watched", "check_system", "folder_for", "say", "watch"]
 
-INDENT = " " * 13  # of what is said below a step's name
+INDENT = " " * 13  # of lines below the name of a step
 MIB = 2**20
 BAR = 24  # characters of the meter
 EVERY_S = 0.05
-TOLD_BYTES = 4000
+OUTPUT_BYTES = 4000
 PROC = Path("/proc")
 
 # How our own errors begin, whether the command line or Python prints them.
@@ -63,7 +63,7 @@ def say(line: str) -> None:
 
 @dataclass(frozen=True)
 class Watched:
-    """What was seen of a process.
+    """How a process ended, and its memory over time.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ class Watched:
         How long it ran, and the most memory that was resident.
     curve
         Pairs of seconds since its start and the bytes that were resident then.
-    told
+    output
         The end of what it printed.
     """
 
@@ -82,7 +82,7 @@ class Watched:
     seconds: float
     peak_bytes: int
     curve: tuple[tuple[float, int], ...]
-    told: str
+    output: str
 
 
 def watch(
@@ -119,9 +119,9 @@ def watch(
     check_system()
     ended, peak, curve = "", 0, []
     began = time.monotonic()
-    with tempfile.TemporaryFile() as told:
+    with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=told, stderr=subprocess.STDOUT,
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C is this process's to answer
         )  # fmt: skip
         try:
@@ -143,8 +143,8 @@ def watch(
                     os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         seconds = time.monotonic() - began
-        told.seek(max(0, told.seek(0, os.SEEK_END) - TOLD_BYTES))
-        text = told.read().decode(errors="replace").strip()
+        output.seek(max(0, output.seek(0, os.SEEK_END) - OUTPUT_BYTES))
+        text = output.read().decode(errors="replace").strip()
     ended = ended or ("failed" if process.returncode else "done")
     return Watched(ended, seconds, peak, tuple(curve), text)
 
@@ -190,7 +190,7 @@ class Guard:
     Examples
     --------
     >>> guard = Guard(2**30)
-    >>> guard.run("nothing", [sys.executable, "-c", "print('done')"]).told
+    >>> guard.run("nothing", [sys.executable, "-c", "print('done')"]).output
     'done'
     """
 
@@ -205,7 +205,7 @@ class Guard:
 
     @property
     def peak_bytes(self) -> int:
-        """The most that any of the commands had resident."""
+        """The largest resident memory of all commands so far."""
         return max(watched.peak_bytes for _, _, watched in self.seen)
 
     def run(
@@ -254,7 +254,7 @@ class Guard:
                 f" {format_bytes(self.cap_bytes)}; what is done is kept, run the same command again"
             )
         if watched.ended == "failed" and check:
-            reason = (watched.told.splitlines() or ["it said nothing"])[-1]
+            reason = (watched.output.splitlines() or ["it said nothing"])[-1]
             raise RunFailed(f"{name} failed: {_OURS.sub('', reason)}")
         return watched
 

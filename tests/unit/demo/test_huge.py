@@ -114,7 +114,7 @@ class TestPlan:
 
         def run(name, command):
             asked.append(command[-2 if name == "plan" else -1])
-            return SimpleNamespace(peak_bytes=next(peaks) * MIB, told="predict\n  peak memory 1")
+            return SimpleNamespace(peak_bytes=next(peaks) * MIB, output="predict\n  peak memory 1")
 
         guard = SimpleNamespace(run=run, cap_bytes=768 * MIB)
         words = huge._plan(guard, ["predict"], SimpleNamespace(exists=lambda: True))

@@ -73,7 +73,7 @@ class TestWatch:
         seen = []
         code = "import time; print('hello'); time.sleep(0.3)"
         watched = watch(python(code), CAP, look=lambda *point: seen.append(point))
-        assert (watched.ended, watched.told) == ("done", "hello")
+        assert (watched.ended, watched.output) == ("done", "hello")
         assert len(watched.curve) > 2
         assert seen == list(watched.curve)
         seconds, resident = zip(*watched.curve, strict=True)
@@ -84,14 +84,14 @@ class TestWatch:
     def test_what_fails_by_itself_is_told(self):
         watched = watch(python("import sys; print('a' * 9000); sys.exit('no way')"), CAP)
         assert watched.ended == "failed"
-        assert watched.told.endswith("a\nno way")
-        assert len(watched.told) <= steps.TOLD_BYTES
+        assert watched.output.endswith("a\nno way")
+        assert len(watched.output) <= steps.OUTPUT_BYTES
 
     def test_it_is_stopped_when_asked(self):
         looks = iter([False, False, True])
         watched = watch(python(SLEEP), CAP, until=lambda: next(looks))
         assert watched.ended == "stopped"
-        assert gone(int(watched.told))
+        assert gone(int(watched.output))
         assert len(watched.curve) == 2
 
     def test_ctrl_c_takes_it_along(self, tmp_path):
@@ -110,7 +110,7 @@ class TestWatch:
     def test_ctrl_c_of_the_terminal_is_not_its_own(self):
         """It lives in a session of its own, so that the watcher decides."""
         watched = watch(python("import os; print(os.getpid() == os.getsid(0))"), CAP)
-        assert watched.told == "True"
+        assert watched.output == "True"
 
     def test_systems_without_proc_are_refused(self, monkeypatch, tmp_path):
         monkeypatch.setattr(steps, "PROC", tmp_path)

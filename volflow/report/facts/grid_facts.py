@@ -1,4 +1,4 @@
-"""What all facts of a volume share: its grid as plain values, and how people write them."""
+"""The grid of a volume as plain values, and how sizes, lengths and counts are written."""
 
 from __future__ import annotations
 

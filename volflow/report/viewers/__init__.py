@@ -1,1 +1,1 @@
-"""What an interactive viewer is given: the appearance of volumes, a link, a server, a script."""
+"""Volumes in interactive viewers: their appearance, a link, a server, a script."""

@@ -125,7 +125,7 @@ class VolumeServer:
 
     @property
     def address(self) -> str:
-        """What to put before a path, such as ``http://127.0.0.1:8642``."""
+        """The beginning of every address, such as ``http://127.0.0.1:8642``."""
         name = socket.gethostname() if self.host in ("", "0.0.0.0", "::") else self.host
         return f"http://[{name}]:{self.port}" if ":" in name else f"http://{name}:{self.port}"
 
