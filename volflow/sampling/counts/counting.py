@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
+from distributed import Client
 
 from volflow.engine.cluster import Cluster, connect
 from volflow.engine.plan import Plan, split_runs
@@ -189,7 +190,7 @@ def plan_counts(job: CountJob, source: Source, memory_bytes: int) -> Plan:
 def measure(
     jobs: Sequence[CountJob],
     *,
-    cluster: Cluster = None,
+    cluster: Cluster | Callable[[], Client] = None,
     memory: str | int | None = None,
     progress: Progress = None,
 ) -> list[Entries]:
@@ -200,7 +201,8 @@ def measure(
     jobs
         Source, cells and boxes of each.
     cluster, memory, progress
-        As in `predict`; an array in memory is counted in this thread.
+        As in `predict`; an array in memory is counted in this thread. A function is called for the
+        cluster's client where it is needed.
 
     Raises
     ------
@@ -211,8 +213,10 @@ def measure(
     RunFailed
         If the source cannot be read.
     """
-    in_place = all(in_memory(job.source) for job in jobs)
-    with nullcontext() if in_place else connect(cluster) as client:
+    with ExitStack() as stack:
+        client = None
+        if not all(in_memory(job.source) for job in jobs):
+            client = stack.enter_context(connect(cluster() if callable(cluster) else cluster))
         return [
             fold(
                 partial(plan_counts, job),

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import pairwise
 from typing import Any, Literal, cast
 
@@ -213,8 +214,9 @@ def open_catalog(
         starts = [tiling.sizes()[0].astype(np.float64) for tiling in tilings]
         probability = _probabilities(starts, cases, gives, "starts")
         return RandomCatalog(cases, sampler, tilings, probability)
-    with connect(cluster) as client:
-        options["cluster"] = client
+    with ExitStack() as stack:
+        # One for all cases, opened by the first that is not counted yet.
+        options["cluster"] = cache(lambda: stack.enter_context(connect(cluster)))
         pairs = zip(cases, tilings, strict=True)
         found = [_count(case, tiling, sampler, options) for case, tiling in pairs]
     if isinstance(sampler, WeightedSampler):
