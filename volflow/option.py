@@ -10,14 +10,13 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 from volflow.errors import InvalidInput
 
 __all__ = [
-    "Typed",
     "called_like",
     "from_keywords",
     "journey",
@@ -31,43 +30,33 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Typed:
-    """How an option is typed on a command line.
-
-    Parameters
-    ----------
-    help
-        What it does, in a line.
-    panel
-        The heading under which help lists it.
-    names
-        Its spelling where that is not its name; both of a switch that can be set either way.
-    read
-        Makes its value of its name and what was typed, or raises InvalidInput. Without it the
-        option's type says enough: a switch, a whole number, a number or text.
-    many
-        Whether it may be typed several times, each one an item of its value.
-    """
-
-    help: str
-    panel: str
-    names: tuple[str, ...]
-    read: Callable[[str, str], Any] | None
-    many: bool
-
-
 def option(
     default: Any,
     help: str,
     panel: str = "Options",
     *,
     names: tuple[str, ...] = (),
-    read: Callable[[str, str], Any] | None = None,
+    read: Callable[[str, Any], Any] | None = None,
     many: bool = False,
 ) -> Any:
-    """Return a dataclass field that can be typed on a command line; parameters as in `Typed`."""
-    return field(default=default, metadata={"typed": Typed(help, panel, names, read, many)})
+    """Return a dataclass field that can be typed on a command line.
+
+    Parameters
+    ----------
+    default, help
+        What it is where it is not given, and what it does, in a line.
+    panel
+        The heading under which help lists it.
+    names
+        Its spellings where that is not its name; ``("--on/--off",)`` of a switch with both.
+    read
+        Makes its value of its name and what was typed, or raises InvalidInput. Without it the
+        option's type says enough: a switch, a whole number, a number or text.
+    many
+        Whether it may be typed several times, each one an item of its value.
+    """
+    typed = {"help": help, "panel": panel, "names": names, "read": read, "many": many}
+    return field(default=default, metadata=typed)
 
 
 def from_keywords(kind: type[T], keywords: Mapping[str, Any]) -> T:
@@ -75,6 +64,7 @@ def from_keywords(kind: type[T], keywords: Mapping[str, Any]) -> T:
 
     Examples
     --------
+    >>> from dataclasses import dataclass
     >>> @dataclass(frozen=True)
     ... class Options:
     ...     side: int = option(64, "Voxels.")

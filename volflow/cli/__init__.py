@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -41,11 +41,11 @@ COMMANDS = {
         "volflow predict scan.nii.gz seg.nii.gz --model bundle/ --memory 4GiB",
     ),
     "halo": ("halo", "volflow halo bundle/ --on scan.zarr --overlap 0 --overlap 0.5"),
-    "pyramid": ("pyramid", "volflow pyramid out.zarr"),
+    "pyramid": ("volumes", "volflow pyramid out.zarr"),
     "verify": ("runs", "volflow verify out.zarr"),
     "status": ("runs", "volflow status out.zarr"),
     "export": ("volumes", "volflow export seg.zarr seg.nii.gz"),
-    "preview": ("volumes", "volflow preview seg.zarr --over scan.zarr -o seg.png"),
+    "preview": ("preview", "volflow preview seg.zarr --over scan.zarr -o seg.png"),
     "view": ("view", "volflow view scan.zarr seg.zarr"),
 }
 
@@ -54,36 +54,29 @@ class Interrupted(Exception):
     """Ctrl-C, or the signal by which schedulers end a job."""
 
 
-class OnDemand(Mapping[str, Any]):
-    """The commands by name; the module of a command is imported when the command is asked for."""
-
-    def __getitem__(self, name: str) -> Any:
-        module, example = COMMANDS[name]
-        function = getattr(importlib.import_module(f"volflow.cli.{module}"), name)
-        alone = typer.Typer(add_completion=False, rich_markup_mode="rich")
-        alone.command(name, epilog=f"Example: {example}")(typed(function))
-        return typer.main.get_command(alone)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(COMMANDS)
-
-    def __len__(self) -> int:
-        return len(COMMANDS)
-
-
 class Commands(TyperGroup):
-    """The group of commands; an interruption is never taken for an answer to a question."""
+    """The group of commands, each made when it is asked for, of a module imported then."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self.commands: Any = OnDemand()
+        self.commands: Any = COMMANDS  # by which typer names the nearest
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the names of all commands without importing one."""
-        return list(self.commands)
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return a command; None where there is none of that name."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, example = COMMANDS[cmd_name]
+        function = getattr(importlib.import_module(f"volflow.cli.{module}"), cmd_name)
+        alone = typer.Typer(add_completion=False, rich_markup_mode="rich")
+        alone.command(cmd_name, epilog=f"Example: {example}")(typed(function))
+        return typer.main.get_command(alone)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command."""
+        """Run the command; an interruption is never taken for an answer to a question."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:

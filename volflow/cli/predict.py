@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from volflow.cli.values import Json, PlanOnly, Quiet, inputs, progress, say, say_plan
+from volflow.cli.values import Json, PlanOnly, inputs, say, say_facts, say_plan
 from volflow.infer.predict_options import MODEL, PredictOptions
 
 __all__ = ["predict"]
@@ -34,7 +33,6 @@ def predict(
     options: PredictOptions,
     plan: PlanOnly = False,
     as_json: Json = False,
-    quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Run a model over a volume, in overlapping patches or exactly, and write the result.
 
@@ -42,7 +40,6 @@ def predict(
     only what is left.
     """
     named = inputs(volume)
-    options = replace(options, progress=progress(quiet))
 
     from volflow.infer.predict import plan_predict
     from volflow.infer.predict import predict as run_predict
@@ -57,5 +54,4 @@ def predict(
         by_name = {name: volume_facts(one) for name, one in result.items()}
         say(by_name, as_json, "\n".join(facts_text(facts) for facts in by_name.values()))
     else:
-        facts = facts_of(out) if Path(out).is_file() else volume_facts(result)
-        say(facts, as_json, facts_text(facts))
+        say_facts(facts_of(out) if Path(out).is_file() else volume_facts(result), as_json)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -26,7 +25,7 @@ def verify(out: Out, as_json: Json = False, quiet: Quiet = False) -> None:
     from volflow.report.facts.run_state import coverage_facts
     from volflow.store.verify import verify as read_back
 
-    coverage = read_back(out, progress=None if quiet else _counter())
+    coverage = read_back(out, progress=None if quiet else _count)
     say(coverage_facts(coverage), as_json, f"{coverage}\n{coverage.map()}".rstrip())
     if not coverage.ok:
         raise typer.Exit(Damaged.exit_code if coverage.damaged else RunFailed.exit_code)
@@ -67,13 +66,9 @@ def demo(
         )
 
 
-def _counter() -> Callable[[int, int], None]:
+def _count(done: int, total: int) -> None:
     """Show how many blocks have been read, on a terminal."""
-
-    def show(done: int, total: int) -> None:
-        if sys.stderr.isatty():
-            end = "\n" if done >= total else ""
-            sys.stderr.write(f"\rverify: {done}/{total} blocks{end}")
-            sys.stderr.flush()
-
-    return show
+    if sys.stderr.isatty():
+        end = "\n" if done >= total else ""
+        sys.stderr.write(f"\rverify: {done}/{total} blocks{end}")
+        sys.stderr.flush()

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from volflow.cli.values import (
+    DPI,
+    OUT,
     Json,
     PlanOnly,
     Quiet,
     beside,
+    class_names,
     given,
     inputs,
-    progress,
     say,
 )
 from volflow.errors import InvalidInput
-from volflow.option import numbers
+from volflow.option import numbers, option
 
 if TYPE_CHECKING:
     from volflow.sampling.samplers import Sampler
 
 __all__ = ["sample"]
 
-Text = str | None
 SHOWN, MOST_SHOWN, COUNTED = 32, 200, 1000  # patches of a sheet, of a chart
 # Voxels emitted per voxel decoded: patches of a chart share superchunks; hardly two of a sheet do,
 # which is to show many places.
@@ -40,7 +42,54 @@ SAMPLERS = {
 }
 
 
-def sample(  # noqa: PLR0913  one parameter per option that people type
+def as_probabilities(name: str, text: str) -> dict[int, float]:
+    """Weights by class, as typed.
+
+    Examples
+    --------
+    >>> as_probabilities("probabilities", "0=1, 2=0.5")
+    {0: 1.0, 2: 0.5}
+    """
+    try:
+        pairs = [part.split("=") for part in text.split(",")]
+        return {int(value): float(weight) for value, weight in pairs}
+    except ValueError:
+        raise InvalidInput(
+            f"{name} must be class=weight with commas between, such as 0=1,1=3; given {text!r}"
+        ) from None
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """What `volflow sample` can be told."""
+
+    sampler: str = option("uniform", "uniform, weighted, label, or grid; by default uniform.")
+    patch: Any = option(64, "Voxels: 64, or 32,96,96 (z,y,x).", read=numbers)
+    count: int | None = option(
+        None, "How many patches: 32; 1000 with --stats.", names=("--count", "-n")
+    )
+    stats: bool = option(False, "Where patches fall instead of what they show.")
+    out: str | None = option(None, f"{OUT} Default: beside CASES.", names=("--out", "-o"))
+    border: str | None = option(
+        None, "inside: patches lie in the volume; pad: centres lie anywhere."
+    )
+    label: str | None = option(None, "Name of the array of classes; by default the first.")
+    weight: str | None = option(None, "Name of the array of weights: weight.")
+    probabilities: dict[int, float] | None = option(
+        None,
+        "Of each class, such as 0=1,1=3; by default all voxels above 0.",
+        read=as_probabilities,
+    )
+    overlap: Any = option(None, "Of a grid: in voxels, or as a fraction below 1.", read=numbers)
+    axis: str | None = option(None, "Across the slices shown: z, y, x, axial, coronal or sagittal.")
+    classes: list[str] | None = option(
+        None, "Names of the classes from 0 on: background,liver,tumour.", read=class_names
+    )
+    seed: int = option(0, "Of the random places: 0.")
+    dpi: int = option(150, DPI)
+
+
+def sample(
     cases: Annotated[
         list[str],
         typer.Argument(
@@ -49,40 +98,7 @@ def sample(  # noqa: PLR0913  one parameter per option that people type
             " as name=path.",
         ),
     ],
-    sampler: Annotated[str, typer.Option(help="uniform, weighted, label, or grid.")] = "uniform",
-    patch: Annotated[str, typer.Option(help="Voxels: 64, or 32,96,96 (z,y,x).")] = "64",
-    count: Annotated[
-        int | None,
-        typer.Option("--count", "-n", help="How many patches: 32; 1000 with --stats."),
-    ] = None,
-    stats: Annotated[
-        bool, typer.Option("--stats", help="Where patches fall instead of what they show.")
-    ] = False,
-    out: Annotated[
-        Text,
-        typer.Option("--out", "-o", help="The picture (.png, .pdf, .svg). Default: beside CASES."),
-    ] = None,
-    border: Annotated[
-        Text, typer.Option(help="inside: patches lie in the volume; pad: centres lie anywhere.")
-    ] = None,
-    label: Annotated[
-        Text, typer.Option(help="Name of the array of classes; by default the first.")
-    ] = None,
-    weight: Annotated[Text, typer.Option(help="Name of the array of weights: weight.")] = None,
-    probabilities: Annotated[
-        Text, typer.Option(help="Of each class, such as 0=1,1=3; by default all voxels above 0.")
-    ] = None,
-    overlap: Annotated[
-        Text, typer.Option(help="Of a grid: in voxels, or as a fraction below 1.")
-    ] = None,
-    axis: Annotated[
-        Text, typer.Option(help="Across the slices shown: z, y, x, axial, coronal or sagittal.")
-    ] = None,
-    classes: Annotated[
-        Text, typer.Option(help="Names of the classes from 0 on: background,liver,tumour.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of the random places.")] = 0,
-    dpi: Annotated[int, typer.Option(help="Pixels per inch of the picture.")] = 150,
+    options: SampleOptions,
     plan: PlanOnly = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -91,32 +107,34 @@ def sample(  # noqa: PLR0913  one parameter per option that people type
 
     Where patches fall: volflow sample cases/ --sampler label --stats
     """
-    typed = given(border=border, weight=weight, probabilities=probabilities, overlap=overlap)
-    _check(sampler, typed)
-    _check_picture(stats, axis, count)
+    _check(options)
     from volflow.report.pictures.preview import check_target, save
 
+    stats, count = options.stats, options.count
     one = inputs(cases[:1]) if "=" in cases[0] else cases[0]
     first = one if isinstance(one, str) else next(iter(one.values()))
-    target = Path(out) if out else beside(first, "-centres" if stats else "-patches")
+    target = (
+        Path(options.out) if options.out else beside(first, "-centres" if stats else "-patches")
+    )
     if not plan:
-        check_target(target, dpi)
+        check_target(target, options.dpi)
     from volflow.sampling.cases.open_cases import open_cases
     from volflow.sampling.samplers import GridSampler
     from volflow.sampling.stream import PatchStream
-    from volflow.sampling.stream_options import StreamOptions
 
     opened = open_cases(_named(cases))
-    label = label or next((name for name in opened[0].sources if name in opened[0].classes), None)
-    chosen = _sampler(sampler, numbers("patch", patch), typed, label)
+    classes = (name for name in opened[0].sources if name in opened[0].classes)
+    label = options.label or next(classes, None)
+    chosen = _sampler(options, label)
     number = count or (COUNTED if stats else SHOWN)
-    options = StreamOptions(
+    stream = PatchStream(
+        opened,
         chosen,
         None if isinstance(chosen, GridSampler) else number,
-        seed=seed,
+        seed=options.seed,
         reuse=REUSE if stats else SPREAD,
+        progress=False if quiet else None,
     )
-    stream = PatchStream.from_options(opened, options, progress=progress(quiet))
     if plan:
         counts = stream.case_counts()
         planned = {"sampler": repr(chosen), "cases": counts, "peak_bytes": stream.plan.peak_bytes}
@@ -126,36 +144,33 @@ def sample(  # noqa: PLR0913  one parameter per option that people type
     from volflow.report.pictures.patch_counts import facts_text
     from volflow.report.pictures.patch_pictures import patch_sheet, patch_stats
 
-    names = None if classes is None else [name.strip() for name in classes.split(",")]
+    named: dict[str, Any] = {"label": label, "classes": options.classes}
     if stats:
-        figure = patch_stats(stream, patches=count, label=label, classes=names)
+        figure = patch_stats(stream, patches=count, **named)
     else:
-        figure = patch_sheet(stream, tiles=number, label=label, classes=names, **given(axis=axis))
-    save(figure, target, dpi)
+        figure = patch_sheet(stream, tiles=number, **named, **given(axis=options.axis))
+    save(figure, target, options.dpi)
     facts = {"path": str(target), "sampler": repr(chosen), **getattr(figure, "facts", {})}
     say(facts, as_json, f"{facts_text(facts)}\n{target}")
 
 
-def _check(sampler: str, typed: Mapping[str, Any]) -> None:
-    """Refuse options that do not belong to the sampler."""
+def _check(options: SampleOptions) -> None:
+    """Refuse options that do not belong to the sampler, or to the picture."""
+    sampler, axis, count = options.sampler, options.axis, options.count
     if sampler not in SAMPLERS:
         raise InvalidInput(f"sampler must be {', '.join(SAMPLERS)}; given {sampler!r}")
-    for option in typed:
-        if option not in SAMPLERS[sampler]:
-            fits = [name for name, options in SAMPLERS.items() if option in options]
+    for name in ("border", "weight", "probabilities", "overlap"):
+        if getattr(options, name) is not None and name not in SAMPLERS[sampler]:
+            fits = [one for one, own in SAMPLERS.items() if name in own]
             raise InvalidInput(
-                f"--{option} does not belong to the sampler {sampler}; leave it out, or add"
+                f"--{name} does not belong to the sampler {sampler}; leave it out, or add"
                 f" --sampler {' or '.join(fits)}"
             )
-
-
-def _check_picture(stats: bool, axis: str | None, count: int | None) -> None:
-    """Refuse what the picture cannot show."""
-    if stats and axis is not None:
+    if options.stats and axis is not None:
         raise InvalidInput(f"--axis {axis} is that of a sheet, --stats shows all; leave one out")
     if count is not None and count < 1:
         raise InvalidInput(f"--count must be at least 1, given {count}")
-    if count is not None and count > MOST_SHOWN and not stats:
+    if count is not None and count > MOST_SHOWN and not options.stats:
         raise InvalidInput(
             f"a sheet shows {MOST_SHOWN} patches at most, given {count}; add --stats"
         )
@@ -168,39 +183,14 @@ def _named(words: Sequence[str]) -> str | list[str] | dict[str, str]:
     return inputs(words)
 
 
-def _sampler(name: str, patch: Any, typed: Mapping[str, Any], label: str | None) -> Sampler:
+def _sampler(options: SampleOptions, label: str | None) -> Sampler:
     from volflow.sampling import samplers
 
-    if name == "grid":
-        overlap = numbers("overlap", typed.get("overlap", "0"))
-        return samplers.GridSampler(patch, overlap)
-    border = given(border=typed.get("border"))
-    if name == "weighted":
-        return samplers.WeightedSampler(patch, typed.get("weight", "weight"), **border)
-    if name == "label":
-        shares = _probabilities(typed.get("probabilities"))
-        return samplers.LabelSampler(patch, label or "label", shares, **border)
+    patch, border = options.patch, given(border=options.border)
+    if options.sampler == "grid":
+        return samplers.GridSampler(patch, options.overlap or 0)
+    if options.sampler == "weighted":
+        return samplers.WeightedSampler(patch, options.weight or "weight", **border)
+    if options.sampler == "label":
+        return samplers.LabelSampler(patch, label or "label", options.probabilities, **border)
     return samplers.UniformSampler(patch, **border)
-
-
-def _probabilities(text: str | None) -> dict[int, float] | None:
-    """Weights by class, as typed.
-
-    Examples
-    --------
-    >>> _probabilities("0=1, 2=0.5")
-    {0: 1.0, 2: 0.5}
-    """
-    if text is None:
-        return None
-    try:
-        pairs = [part.split("=") for part in text.split(",")]
-        weights = {int(value): float(weight) for value, weight in pairs}
-    except ValueError:
-        weights = {}
-    if not weights:
-        raise InvalidInput(
-            f"probabilities must be class=weight with commas between, such as 0=1,1=3; given"
-            f" {text!r}"
-        )
-    return weights

@@ -11,14 +11,11 @@ import typer
 
 __all__ = ["changed", "spelled", "typed"]
 
-# The types of options that are no text; of a switch that is off, and of what is not typed.
-KINDS: dict[str, tuple[Any, Any]] = {
-    "bool": (bool, False),
-    "bool | None": (bool | None, None),
-    "int": (int | None, None),
-    "int | None": (int | None, None),
-    "float | None": (float | None, None),
-}
+# The types of options that are typed as something else than text.
+KINDS: dict[str, Any] = {
+    "bool": bool, "bool | None": bool, "Progress": bool, "int": int, "int | None": int,
+    "float | None": float,
+}  # fmt: skip
 
 
 def typed(command: Callable[..., None]) -> Callable[..., None]:
@@ -51,8 +48,8 @@ def typed(command: Callable[..., None]) -> Callable[..., None]:
 
 def spelled(option: Field[Any]) -> str:
     """Return how an option is typed."""
-    names = option.metadata["typed"].names
-    return names[0] if names else f"--{option.name.replace('_', '-')}"
+    names = option.metadata["names"]
+    return str(names[0]) if names else f"--{option.name.replace('_', '-')}"
 
 
 def changed(options: Any) -> list[str]:
@@ -66,16 +63,15 @@ def _shown(kind: Any) -> list[Field[Any]]:
 
 
 def _parameter(option: Field[Any], panel: str | None) -> inspect.Parameter:
-    said = option.metadata["typed"]
-    kind, untyped = KINDS.get(str(option.type), (str | None, None))
-    if said.many:
-        kind = list[str] | None
-    told = typer.Option(spelled(option), help=said.help, rich_help_panel=panel or said.panel)
+    said = option.metadata
+    names = said["names"] or (spelled(option),)
+    told = typer.Option(*names, help=said["help"], rich_help_panel=panel or said["panel"])
+    kind = list[str] if said["many"] else KINDS.get(str(option.type), str)
     return inspect.Parameter(
         option.name,
         inspect.Parameter.KEYWORD_ONLY,
-        default=untyped,
-        annotation=Annotated[kind, told],
+        default=None,
+        annotation=Annotated[kind | None, told],
     )
 
 
@@ -83,10 +79,11 @@ def _made(kind: Any, words: Mapping[str, Any]) -> Any:
     """Return the options object of what was typed; what was not keeps its own default."""
     values: dict[str, Any] = {}
     for one in _shown(kind):
-        said, value = one.metadata["typed"], words[one.name]
-        if value is not None and said.read is not None:
+        value, read = words[one.name], one.metadata["read"]
+        if value is None:
+            continue
+        if read is not None:
             name = spelled(one).removeprefix("--")
-            value = [said.read(name, x) for x in value] if said.many else said.read(name, value)
-        if value is not None:
-            values[one.name] = value
+            value = [read(name, x) for x in value] if one.metadata["many"] else read(name, value)
+        values[one.name] = value
     return kind(**values)

@@ -16,17 +16,22 @@ if TYPE_CHECKING:
     from volflow.engine.plan import Plan
 
 __all__ = [
+    "DPI",
+    "OUT",
     "Json",
     "PlanOnly",
     "Quiet",
     "beside",
+    "class_names",
     "given",
     "inputs",
-    "progress",
     "say",
+    "say_facts",
     "say_plan",
 ]
 
+OUT = "The picture (.png, .pdf, .svg)."
+DPI = "Pixels per inch of the picture: 150."
 PlanOnly = Annotated[bool, typer.Option("--plan", help="Print the plan and run nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
@@ -37,9 +42,9 @@ def given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def progress(quiet: bool) -> bool | None:
-    """The ``progress`` argument of the library: False hides it, None chooses by the terminal."""
-    return False if quiet else None
+def class_names(name: str, text: str) -> list[str]:
+    """Names with commas between, as typed."""
+    return [one.strip() for one in text.split(",")]
 
 
 def inputs(volumes: Sequence[str]) -> str | dict[str, str]:
@@ -91,6 +96,13 @@ def beside(volume: str, suffix: str) -> Path:
 def say(facts: Mapping[str, Any], as_json: bool, text: str) -> None:
     """Print a result on standard output, for people or for machines."""
     typer.echo(json.dumps(facts, indent=2, ensure_ascii=False, default=str) if as_json else text)
+
+
+def say_facts(facts: Mapping[str, Any], as_json: bool) -> None:
+    """Print what is known of a volume or a file."""
+    from volflow.report.facts.info import facts_text
+
+    say(facts, as_json, facts_text(facts))
 
 
 def say_plan(plan: Plan, as_json: bool) -> None:

@@ -35,7 +35,9 @@ class RunOptions:
     memory: str | int | None = option(
         None, "What one worker may use, such as 2GiB. Default: a share of what is free."
     )
-    progress: Progress = None
+    progress: Progress = option(
+        None, "Show no progress.", names=("--quiet", "-q"), read=lambda name, quiet: not quiet
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -160,18 +160,6 @@ class PatchStream(IterableDataset[dict[str, Any]]):
         self.metrics = Metrics()
         self.epoch, self._index, self._begun = 0, 0, False
 
-    @classmethod
-    def from_options(
-        cls,
-        cases: CasesLike,
-        options: StreamOptions,
-        *,
-        cluster: Cluster = None,
-        progress: Progress = None,
-    ) -> PatchStream:
-        """Make the stream of options that a command line or a file was read into."""
-        return cls(cases, **vars(options), cluster=cluster, progress=progress)
-
     @property
     def augment(self) -> tuple[BatchTransform, ...]:
         """The callables that change batches, in their order."""

@@ -577,7 +577,7 @@ class TestOptions:
         """Whoever reads options from a file or a command line gets the stream of the flat call."""
         sampler = vf.LabelSampler(9)
         options = StreamOptions(sampler, 60, seed=3, reuse=2, lanes=4, threads=1, memory="1GiB")
-        made = vf.PatchStream.from_options(cases, options)
+        made = vf.PatchStream(cases, **vars(options))
         flat = vf.PatchStream(
             cases, sampler, 60, seed=3, reuse=2, lanes=4, threads=1, memory="1GiB"
         )
