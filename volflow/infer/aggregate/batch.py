@@ -12,7 +12,7 @@ import torch
 from volflow.errors import Damaged, InvalidInput
 from volflow.geometry.grid import PatchGrid
 
-__all__ = ["Kind", "check_finite", "check_holds", "corner_of", "kind_of", "places_of"]
+__all__ = ["Kind", "check_finite", "corner_of", "kind_of", "places_of"]
 
 # The case of a patch, and its number in the order of the grid.
 Place = tuple[str, int]
@@ -20,7 +20,6 @@ Place = tuple[str, int]
 SAME_STREAM = "give the aggregator the stream that the batch came from"
 NAMED = 3  # cases that a message names
 
-NARROW = (torch.bool, torch.uint8, torch.int8, torch.uint16, torch.int16)
 WIDE = (torch.int32, torch.int64, torch.uint32, torch.uint64)
 
 
@@ -34,7 +33,7 @@ class Kind:
     @property
     def integer(self) -> bool:
         """Return True for integers and bool."""
-        return self.dtype in NARROW + WIDE
+        return not (self.dtype.is_floating_point or self.dtype.is_complex)
 
     @property
     def computed(self) -> torch.dtype:
@@ -80,25 +79,11 @@ def kind_of(outputs: torch.Tensor, count: int, patch: Sequence[int], before: Kin
             " batch, of a network that keeps the size of a patch"
         )
     kind = Kind(shape[1], outputs.dtype)
-    if not (kind.integer or kind.dtype.is_floating_point):
+    if kind.dtype.is_complex:
         raise InvalidInput(f"outputs must be real numbers; got {kind}; convert them first")
     if before not in (None, kind):
         raise InvalidInput(f"outputs were {before}, now {kind}; they must stay the same")
     return kind
-
-
-def check_holds(dtype: str, classes: int) -> None:
-    """Refuse more classes than the stored integers can tell apart.
-
-    Examples
-    --------
-    >>> check_holds("uint8", 256)
-    """
-    if classes - 1 > np.iinfo(dtype).max:
-        raise InvalidInput(
-            f"{dtype} holds no class {classes - 1}, and outputs have {classes} channels; use a"
-            " wider dtype"
-        )
 
 
 def check_finite(

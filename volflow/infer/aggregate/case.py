@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,16 @@ from volflow.engine.task import Context
 from volflow.geometry.frame import Frame
 from volflow.geometry.grid import BlockGrid, PatchGrid
 from volflow.geometry.roi import Roi
-from volflow.geometry.windows import Blend
+from volflow.infer.aggregate.batch import Kind
 from volflow.infer.aggregate.scratch import PendingPatches
 from volflow.infer.finish import Finish
+from volflow.infer.merge import settings_of
 from volflow.infer.method import Target
 from volflow.infer.patches.rolling import RollingBlend
 from volflow.infer.patches.sliding import FINISH_ROWS
 from volflow.infer.patches.tiling import limit_depth
 from volflow.infer.patches.writer import Writer
+from volflow.infer.predict_options import PredictOptions
 from volflow.store.aside import folder_aside, sweep
 from volflow.store.create import check_target, create
 from volflow.store.journal.journal import Journal, Record, journal_dir
@@ -36,57 +37,12 @@ from volflow.store.layout import resolve_layout, shrinking
 from volflow.store.meta import Meta, VolumeSpec
 from volflow.store.volume import Volume, open_volume
 
-__all__ = ["CaseBlend", "Manner"]
+__all__ = ["CaseBlend"]
 
 VERSION = 1
+RECORDED = ("blend", "activation", "output", "dtype")  # of the options
 # Of the budget, for the rows that wait for their shards; the rest is for open rows.
 SHARDS_SHARE = 0.5
-
-
-@dataclass(frozen=True)
-class Manner:
-    """How outputs become volumes, for all cases alike.
-
-    Parameters
-    ----------
-    blend, finish
-        What becomes of scores.
-    channels, computed
-        Of the outputs: how many, and the dtype of the sums.
-    chunk, shard
-        As the user gave them.
-    overwrite
-        Whether a volume that is there is replaced.
-    said
-        The same for the record, in plain values.
-    """
-
-    blend: Blend
-    finish: Finish
-    channels: int
-    computed: torch.dtype
-    chunk: Any
-    shard: Any
-    overwrite: bool
-    said: Mapping[str, Any]
-
-    def layout(
-        self, shape: tuple[int, ...], meta: Meta, budget_bytes: int
-    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return chunk and shard along z, y, x; two layers of shards fit the budget."""
-        dtype = np.dtype(self.finish.dtype)
-        chunk, shard = (
-            sizes[-3:]
-            for sizes in resolve_layout(shape, meta.spacing, dtype, self.chunk, self.shard)
-        )
-        if self.shard is not None:
-            return chunk, shard
-        limited = limit_depth(shard, chunk, shape[-3:], 0)
-        plane_bytes = math.prod(shape[:-3]) * shape[-2] * shape[-1] * dtype.itemsize
-        for shard in shrinking(limited, chunk, (1, 0, 0)):
-            if 2 * shard[0] * plane_bytes <= SHARDS_SHARE * budget_bytes:
-                break
-        return chunk, shard
 
 
 class CaseBlend:
@@ -98,8 +54,8 @@ class CaseBlend:
         Of the case; the grid's shape is the volume's.
     out
         Where the volume goes in the end.
-    manner
-        How outputs become volumes.
+    options, kind
+        How outputs become volumes, and what they are, for all cases alike.
     pending
         Takes patches that come before their turn; shared with other cases.
     """
@@ -110,37 +66,42 @@ class CaseBlend:
         grid: PatchGrid,
         meta: Meta,
         out: Path,
-        manner: Manner,
+        options: PredictOptions,
+        kind: Kind,
         pending: PendingPatches,
     ) -> None:
-        self.name, self.grid, self.out, self.manner = name, grid, out, manner
-        self.pending, scratch = pending, pending.scratch
+        self.name, self.grid, self.out, self.options = name, grid, out, options
+        self.channels, self.pending, scratch = kind.channels, pending, pending.scratch
         self.next = 0  # the first patch that has not been added: what comes later is kept
         self.layer = 0  # the first layer of patches that is not closed
         self.covered = 0
         self.blend = RollingBlend(
             grid,
             Roi.full(grid.shape),
-            manner.blend,
-            channels=manner.channels,
-            dtype=manner.computed,
+            options.blending,
+            channels=kind.channels,
+            dtype=kind.computed,
             device=torch.device("cpu"),
             skipping=True,
             zeros=scratch.zeros,
         )
-        classes = manner.finish.output == "classes"
-        shape = grid.shape if classes else (manner.channels, *grid.shape)
-        chunk, shard = manner.layout(shape, meta, scratch.budget_bytes)
-        axes, kind = (("z", "y", "x"), "classes") if classes else (("c", "z", "y", "x"), "image")
-        meta = replace(meta, axes=axes, kind=kind, channels=(), colors=())
+        keep = kind.integer and options.blend == "crop" and options.activation is None
+        dtype = options.stored_dtype(str(kind.dtype if keep else kind.computed).split(".")[-1])
+        self.finish_rows = Finish(options.output or "scores", options.activation, dtype)
+        if options.output == "classes":
+            shape = grid.shape
+            meta = replace(meta, axes=("z", "y", "x"), kind="classes", channels=(), colors=())
+        else:
+            shape, axes = (kind.channels, *grid.shape), ("c", "z", "y", "x")
+            meta = replace(meta, axes=axes, kind="image", channels=(), colors=())
+        chunk, shard = _layout(shape, meta, np.dtype(dtype), options, scratch.budget_bytes)
         sweep(out)
         with ExitStack() as folder:  # hidden beside the output, which grows in it
             self.aside = folder.enter_context(folder_aside(out)) / out.name
-            spec = VolumeSpec.of(shape, manner.finish.dtype, meta, chunk, shard)
-            volume = create(self.aside, spec)
+            volume = create(self.aside, VolumeSpec.of(shape, dtype, meta, chunk, shard))
             self.folder = folder.pop_all()
         self.blocks = BlockGrid(grid.shape, (shard[0], *grid.shape[1:]))  # layers of shards
-        targets = (Target("", "0", manner.channels, volume),)
+        targets = (Target("", "0", kind.channels, volume),)
         self.context = Context()  # the journal begins when the volume is whole
         self.writer = Writer(
             self.blocks, Frame(), targets, range(len(self.blocks)), self.context, scratch.zeros
@@ -194,7 +155,7 @@ class CaseBlend:
             part = slice(low, low + FINISH_ROWS)
             seen = covered[part]
             self.covered += int(np.count_nonzero(seen))
-            rows = self.manner.finish(scores[:, part], None if seen.all() else seen)
+            rows = self.finish_rows(scores[:, part], None if seen.all() else seen)
             deque(self.writer.put(first + low, {"": rows}), maxlen=0)
         self.blend.advance(layer)
 
@@ -211,11 +172,13 @@ class CaseBlend:
     def _put_in_place(self) -> None:
         """Make the hidden directory the output, with a journal that vouches for its shards."""
         journal, grid = Journal(journal_dir(self.out)), self.grid
+        options = {name: settings_of(self.options)[name] for name in RECORDED}
         geometry = {"patch": grid.patch, "stride": grid.stride, "padding": grid.padding}
+        fingerprint = {**options, "channels": self.channels, **geometry, "version": VERSION}
         settings = {"grid": self.blocks.counts, "coverage": self.coverage}
-        record = Record("aggregate", {**self.manner.said, **geometry, "version": VERSION}, settings)
+        record = Record("aggregate", fingerprint, settings)
         with journal.lock():
-            check_target(self.out, overwrite=self.manner.overwrite)  # it may have been made since
+            check_target(self.out, overwrite=self.options.overwrite)  # it may have been made since
             discard(self.out, journal)
             session = journal.begin(record)
             try:
@@ -233,3 +196,21 @@ class CaseBlend:
         with suppress(Exception):
             self.writer.close()
         self.folder.close()
+
+
+def _layout(
+    shape: tuple[int, ...],
+    meta: Meta,
+    dtype: np.dtype[Any],
+    options: PredictOptions,
+    budget_bytes: int,
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return chunk and shard along z, y, x; two layers of shards fit the budget."""
+    given = resolve_layout(shape, meta.spacing, dtype, options.chunk, options.shard)
+    chunk, shard = (sizes[-3:] for sizes in given)
+    if options.shard is not None:
+        return chunk, shard
+    plane_bytes = math.prod(shape[:-3]) * shape[-2] * shape[-1] * dtype.itemsize
+    smaller = list(shrinking(limit_depth(shard, chunk, shape[-3:], 0), chunk, (1, 0, 0)))
+    fitting = (s for s in smaller if 2 * s[0] * plane_bytes <= SHARDS_SHARE * budget_bytes)
+    return chunk, next(fitting, smaller[-1])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -12,20 +11,14 @@ import torch
 from volflow.engine.cluster import DEFAULT_SHARE, free_memory_bytes
 from volflow.errors import InvalidInput
 from volflow.geometry.budget import parse_bytes
-from volflow.infer.aggregate.batch import (
-    Kind,
-    check_finite,
-    check_holds,
-    corner_of,
-    kind_of,
-    places_of,
-)
-from volflow.infer.aggregate.case import CaseBlend, Manner
+from volflow.infer.aggregate.batch import Kind, check_finite, corner_of, kind_of, places_of
+from volflow.infer.aggregate.case import CaseBlend
 from volflow.infer.aggregate.from_stream import grids_of, metas_of, targets_of
 from volflow.infer.aggregate.scratch import PendingPatches, Scratch
-from volflow.infer.finish import Finish
-from volflow.infer.merge import merge_options, settings_of
+from volflow.infer.merge import merge_options
 from volflow.infer.predict_options import PredictOptions
+from volflow.infer.request import check_classes
+from volflow.model.forward import Output
 from volflow.model.spec import Spec
 from volflow.sampling.stream import PatchStream
 from volflow.store.layout import resolve_layout
@@ -34,7 +27,6 @@ from volflow.volumes.arrays.inputs import VolumeLike
 
 __all__ = ["Aggregated", "GridAggregator"]
 
-SAID = ("blend", "activation", "output", "dtype")  # of the options, in the record
 NAMED = 3  # cases with missing patches that a message names
 
 CLOSED, BROKEN = "it is closed", "an error ended it"
@@ -136,12 +128,20 @@ class GridAggregator:
     ) -> None:
         self.grids = grids_of(stream)
         self.metas = metas_of(stream.cases, like)
-        self.options = _options(blend, activation, output, dtype, chunk, shard)
+        if blend == "exact":
+            raise InvalidInput(
+                "blend 'exact' is a property of the whole network, not of outputs of patches; use"
+                " crop, average, gaussian or hann"
+            )
+        given = PredictOptions(
+            patch=1, overlap=0, blend=blend, activation=activation, output=output, dtype=dtype,
+            chunk=chunk, shard=shard, overwrite=overwrite,
+        )  # fmt: skip
+        self.options = merge_options(given, Spec())
         for case in stream.cases:
             spacing = self.metas[case.name].spacing
             resolve_layout(tuple(case.shape)[-3:], spacing, "float32", chunk, shard)
         self.targets = targets_of(os.fspath(out), stream.cases, overwrite=overwrite)
-        self.overwrite = overwrite
         budget = int(free_memory_bytes() * DEFAULT_SHARE) if memory is None else parse_bytes(memory)
         folder = next(iter(self.targets.values())).parent
         self.scratch = Scratch(folder, budget)
@@ -174,14 +174,16 @@ class GridAggregator:
         self._check_new(places)
         patch = next(iter(self.grids.values())).patch
         kind = kind_of(outputs, len(places), patch, self.kind)
-        if self.options.output == "classes":
-            check_holds(str(self.options.dtype), kind.channels)
+        check_classes(self.options, (Output("", kind.channels, (1, 1, 1)),))
         scores = outputs.detach().cpu().to(kind.computed)
         check_finite(scores, places, self.grids)
         self.kind = kind
         try:
             for (name, number), one in zip(places, scores, strict=True):
-                self._add(name, number, kind, one)
+                case = self._case(name, kind)
+                case.add(number, one)
+                if case.complete:
+                    self._finish(case)
         except BaseException:
             self._discard(BROKEN)
             raise
@@ -216,8 +218,8 @@ class GridAggregator:
                 + "; add them, or keep what there is with close(partial=True)"
             )
         try:
-            for name in list(self.open):
-                self._finish(name)
+            for case in list(self.open.values()):
+                self._finish(case)
         except BaseException:
             self._discard(BROKEN)
             raise
@@ -229,12 +231,7 @@ class GridAggregator:
     def __enter__(self) -> GridAggregator:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             if kind is None:
                 self.close()
@@ -242,21 +239,17 @@ class GridAggregator:
             if not self.ended:
                 self._discard(BROKEN)
 
-    def _add(self, name: str, number: int, kind: Kind, scores_CZYX: torch.Tensor) -> None:
-        case = self.open.get(name)
-        if case is None:
-            meta, out = self.metas[name], self.targets[name]
-            case = CaseBlend(name, self.grids[name], meta, out, self._manner(kind), self.pending)
-            self.open[name] = case
-        case.add(number, scores_CZYX)
-        if case.complete:
-            self._finish(name)
+    def _case(self, name: str, kind: Kind) -> CaseBlend:
+        """Return the open case of that name, opened if its first patch has come."""
+        if name not in self.open:
+            grid, meta, out = self.grids[name], self.metas[name], self.targets[name]
+            self.open[name] = CaseBlend(name, grid, meta, out, self.options, kind, self.pending)
+        return self.open[name]
 
-    def _finish(self, name: str) -> None:
-        case = self.open[name]
-        self.results[name] = case.finish()
-        self.results.coverage[name] = case.coverage
-        del self.open[name]
+    def _finish(self, case: CaseBlend) -> None:
+        self.results[case.name] = case.finish()
+        self.results.coverage[case.name] = case.coverage
+        del self.open[case.name]
 
     def _discard(self, why: str) -> None:
         self.ended = why
@@ -264,17 +257,6 @@ class GridAggregator:
             case.discard()
         self.open.clear()
         self.pending.close()
-
-    def _manner(self, kind: Kind) -> Manner:
-        options = self.options
-        keep = kind.integer and options.blending == "crop" and options.activation is None
-        usual = str(kind.dtype if keep else kind.computed).removeprefix("torch.")
-        finish = Finish(options.output or "scores", options.activation, options.stored_dtype(usual))
-        said = {name: settings_of(options)[name] for name in SAID}
-        return Manner(
-            options.blending, finish, kind.channels, kind.computed, options.chunk, options.shard,
-            self.overwrite, {**said, "channels": kind.channels},
-        )  # fmt: skip
 
     def _check_open(self) -> None:
         if self.ended:
@@ -306,19 +288,3 @@ class GridAggregator:
                     f" {corner_of(grid, first)}"
                 )
         return lines
-
-
-def _options(
-    blend: str, activation: Any, output: str, dtype: str | None, chunk: Any, shard: Any
-) -> PredictOptions:
-    """Return the options after the checks that `predict` makes; raises InvalidInput."""
-    if blend == "exact":
-        raise InvalidInput(
-            "blend 'exact' is a property of the whole network, not of outputs of patches; use crop,"
-            " average, gaussian or hann"
-        )
-    given = PredictOptions(
-        patch=1, overlap=0, blend=blend, activation=activation, output=output, dtype=dtype,
-        chunk=chunk, shard=shard,
-    )  # fmt: skip
-    return merge_options(given, Spec())

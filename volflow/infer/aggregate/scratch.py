@@ -26,6 +26,7 @@ Array = npt.NDArray[Any]
 
 # PendingPatches patches take at most this share of the budget: they wait, while rows are worked on.
 PENDING_SHARE = 0.5
+REMEDY = "make room there, or give more memory"
 
 
 class Scratch:
@@ -93,7 +94,7 @@ class Scratch:
             file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 - the caller closes it
         except OSError as error:
             raise InvalidInput(
-                f"no scratch file can be made in {self.folder}: {error.strerror}; {self._remedy}"
+                f"no scratch file can be made in {self.folder}: {error.strerror}; {REMEDY}"
             ) from error
         try:
             self.reserve(file, nbytes)
@@ -113,13 +114,8 @@ class Scratch:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
             raise (StoreFull if full else InvalidInput)(
                 f"{format_bytes(nbytes)} beside the output in {self.folder} cannot be had"
-                f" ({error.strerror}), and memory is {format_bytes(self.budget_bytes)};"
-                f" {self._remedy}"
+                f" ({error.strerror}), and memory is {format_bytes(self.budget_bytes)}; {REMEDY}"
             ) from error
-
-    @property
-    def _remedy(self) -> str:
-        return "make room there, or give more memory"
 
 
 def _alive(references: list[weakref.ref[Array]]) -> int:
