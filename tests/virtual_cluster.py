@@ -321,7 +321,8 @@ class Simulation:
         late = self.outstanding.pop(task.number, None) is None
         self.tasks.pop(task.number, None)
         if outcome is None:
-            self.perform(self.driver.on_failed(task.number, "the scheduler lost its task"))
+            lost = Outcome({}, RunFailed("the scheduler lost its task"))
+            self.perform(self.driver.on_completed(task.number, lost))
             return
         self.answered |= outcome.results.keys()
         actions = self.driver.on_completed(task.number, outcome)

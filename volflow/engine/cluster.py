@@ -116,9 +116,9 @@ def connect(cluster: Cluster = None, *, wait: float | str | None = None) -> Iter
         patient(wait),
         _client(cluster) as (client, opened),
         patient(None, OWN_WORKERS_S if opened else None),
-        offers(client) as offered,
+        offers(client) as hold,
     ):
-        offered.hold(1)
+        hold(1)
         await_workers(client)
         yield client
 

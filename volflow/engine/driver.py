@@ -131,10 +131,6 @@ class Driver:
             self._retry(attempt, RunFailed(reason.strip()))
         return self._proceed()
 
-    def on_failed(self, number: int, reason: str) -> list[Action]:
-        """Account for an attempt that brought nothing back, as when Dask lost it."""
-        return self.on_completed(number, Outcome({}, RunFailed(reason)))
-
     def slots(self, worker: WorkerReading) -> int:
         """Attempts that a worker may hold at once, within its memory and the plan's."""
         memory_bytes = self.plan.memory_bytes

@@ -12,7 +12,6 @@ import ctypes
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from volflow.geometry.budget import format_bytes
@@ -28,30 +27,11 @@ AT_START = Path("/proc/self/environ")
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Threshold:
-    """One of glibc's thresholds: its name in the environment, its number and value for mallopt."""
-
-    name: str
-    number: int
-    value_bytes: int
-    meaning: str
-
-    @property
-    def variable(self) -> str:
-        """What users, and Dask's nanny, set it by."""
-        return f"MALLOC_{self.name}_THRESHOLD_"
-
-    @property
-    def tunable(self) -> str:
-        """Its other name, in GLIBC_TUNABLES."""
-        return f"glibc.malloc.{self.name.lower()}_threshold"
-
-
+# Of glibc: name, number for mallopt, bytes, and what they mean.
 THRESHOLDS = (
-    Threshold("TRIM", -1, 512 * 2**20, "at the end of the heap is kept"),
+    ("trim", -1, 512 * 2**20, "at the end of the heap is kept"),
     # The most that glibc takes; it comes to this by itself where no threshold is set.
-    Threshold("MMAP", -3, 32 * 2**20, "at a time comes from the heap"),
+    ("mmap", -3, 32 * 2**20, "at a time comes from the heap"),
 )
 
 
@@ -101,19 +81,19 @@ def _keep_what_is_freed(own: bool) -> list[str]:
     except (OSError, AttributeError, TypeError):
         return ["this system's allocator has no thresholds"]
     found = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
-    dasks = [t for t in THRESHOLDS if _is_dasks(t.variable, found)]
+    tunables = found.get("GLIBC_TUNABLES", "")
+    # What users, and Dask's nanny, set them by.
+    variables = {name: f"MALLOC_{name.upper()}_THRESHOLD_" for name, *_ in THRESHOLDS}
+    dasks = {name for name, variable in variables.items() if _is_dasks(variable, found)}
     told = []
-    for threshold in THRESHOLDS:
-        if _is_set(threshold, found) and threshold not in dasks:
-            told.append(f"{threshold.variable} is the user's")
+    for name, number, value_bytes, meaning in THRESHOLDS:
+        chosen = variables[name] in found or f"glibc.malloc.{name}_threshold" in tunables
+        if chosen and name not in dasks:
+            told.append(f"{variables[name]} is the user's")
         # Where one is set, the other no longer adapts itself.
-        elif (own or dasks) and mallopt(threshold.number, threshold.value_bytes):
-            told.append(f"{format_bytes(threshold.value_bytes)} {threshold.meaning}")
+        elif (own or dasks) and mallopt(number, value_bytes):
+            told.append(f"{format_bytes(value_bytes)} {meaning}")
     return told
-
-
-def _is_set(threshold: Threshold, found: Mapping[str, str]) -> bool:
-    return threshold.variable in found or threshold.tunable in found.get("GLIBC_TUNABLES", "")
 
 
 def _is_dasks(variable: str, found: Mapping[str, str]) -> bool:

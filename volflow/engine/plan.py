@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from distributed import WorkerPlugin
 
 from volflow.engine.task import Task
@@ -132,10 +133,4 @@ def split_runs(blocks: Sequence[int], pieces: int) -> tuple[tuple[int, ...], ...
     ((0, 1, 2), (3, 4), (5, 6))
     """
     pieces = max(1, min(pieces, len(blocks)))
-    size, extra = divmod(len(blocks), pieces)
-    runs, start = [], 0
-    for piece in range(pieces):
-        stop = start + size + (piece < extra)
-        runs.append(tuple(blocks[start:stop]))
-        start = stop
-    return tuple(run for run in runs if run)
+    return tuple(tuple(run.tolist()) for run in np.array_split(blocks, pieces) if len(run))

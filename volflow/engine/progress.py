@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from functools import partial
 
 from rich import progress as bars
 from rich.console import Console
 
-__all__ = ["Progress", "Reporter", "RunState", "announce", "reporter"]
+__all__ = ["Progress", "RunState", "announce", "shown"]
+
+LINE_EVERY_S = 10.0  # at most, in logs
 
 
 @dataclass
@@ -99,92 +102,10 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-# What a caller may ask to see of a run; see `reporter`.
+# What a caller may ask to see of a run; see `shown`.
 Progress = bool | Callable[[RunState], object] | None
-
-
-class Reporter(Protocol):
-    """Shows the state of a run."""
-
-    def update(self, state: RunState) -> None:
-        """Show the state; called often, from one thread."""
-
-    def close(self, state: RunState) -> None:
-        """Show the last state and leave."""
-
-
-class Silent:
-    """Shows nothing."""
-
-    def update(self, state: RunState) -> None:
-        """Show nothing."""
-
-    def close(self, state: RunState) -> None:
-        """Show nothing."""
-
-
-class Callback:
-    """Hands each state to a function."""
-
-    def __init__(self, function: Callable[[RunState], object]) -> None:
-        self.function = function
-
-    def update(self, state: RunState) -> None:
-        """Call the function."""
-        self.function(state)
-
-    def close(self, state: RunState) -> None:
-        """Call the function a last time."""
-        self.function(state)
-
-
-class Lines:
-    """One plain line at most every few seconds, for logs."""
-
-    every_s = 10.0
-
-    def __init__(self) -> None:
-        self.last_s = time.monotonic()
-
-    def _print(self, state: RunState) -> None:
-        sys.stderr.write(f"{state.operation}: {state.fraction:4.0%} · {state.line()}\n")
-        sys.stderr.flush()
-
-    def update(self, state: RunState) -> None:
-        """Print a line if the last is old enough."""
-        if time.monotonic() - self.last_s >= self.every_s:
-            self.last_s = time.monotonic()
-            self._print(state)
-
-    def close(self, state: RunState) -> None:
-        """Print the last line."""
-        self._print(state)
-
-
-class Bar:
-    """A bar on a terminal, or a notebook's."""
-
-    def __init__(self, console: Console) -> None:
-        self.progress = bars.Progress(
-            bars.TextColumn("[bold]{task.description}"),
-            bars.BarColumn(bar_width=24),
-            bars.TextColumn("{task.percentage:3.0f}% · {task.fields[line]}"),
-            console=console,
-            transient=False,
-        )
-        self.task: bars.TaskID | None = None
-
-    def update(self, state: RunState) -> None:
-        """Redraw the bar."""
-        if self.task is None:
-            self.progress.start()
-            self.task = self.progress.add_task(state.operation, total=1.0, line="")
-        self.progress.update(self.task, completed=state.fraction, line=state.line())
-
-    def close(self, state: RunState) -> None:
-        """Draw the bar a last time."""
-        self.update(state)
-        self.progress.stop()
+# Shows what has changed, and the end of it.
+Show = Callable[[], object]
 
 
 def announce(line: str, progress: Progress) -> None:
@@ -194,20 +115,68 @@ def announce(line: str, progress: Progress) -> None:
         sys.stderr.flush()
 
 
-def reporter(progress: Progress) -> Reporter:
-    """The reporter for a ``progress`` argument.
+@contextmanager
+def shown(state: RunState, progress: Progress) -> Iterator[Show]:
+    """Show how far a run has come, whenever what is yielded is called, and at its end.
 
     Parameters
     ----------
+    state
+        Of the run, as it changes; shown from one thread.
     progress
         None: a bar on a terminal or in a notebook, else plain lines; True: plain lines at least;
         False: nothing; a function: called with each `RunState`.
     """
     if progress is False:
-        return Silent()
+        yield lambda: None
+        return
+    show: Show
+    end: Show
     if callable(progress):
-        return Callback(progress)
-    console = Console(stderr=True)
-    if console.is_jupyter or console.is_terminal:
-        return Bar(console)
-    return Lines()
+        show = end = partial(progress, state)
+    else:
+        console = Console(stderr=True)
+        terminal = console.is_jupyter or console.is_terminal
+        show, end = _bar(state, console) if terminal else _lines(state)
+    try:
+        yield show
+    finally:
+        end()
+
+
+def _lines(state: RunState) -> tuple[Show, Show]:
+    """One plain line at most every few seconds, for logs, and one at the end."""
+    last_s = time.monotonic()
+
+    def end() -> None:
+        sys.stderr.write(f"{state.operation}: {state.fraction:4.0%} · {state.line()}\n")
+        sys.stderr.flush()
+
+    def show() -> None:
+        nonlocal last_s
+        if time.monotonic() - last_s >= LINE_EVERY_S:
+            last_s = time.monotonic()
+            end()
+
+    return show, end
+
+
+def _bar(state: RunState, console: Console) -> tuple[Show, Show]:
+    """A bar on a terminal, or a notebook's, from the first step on."""
+    bar = bars.Progress(
+        bars.TextColumn("[bold]{task.description}"),
+        bars.BarColumn(bar_width=24),
+        bars.TextColumn("{task.percentage:3.0f}% · {task.fields[line]}"),
+        console=console,
+    )
+    task = bar.add_task(state.operation, total=1.0, line="")
+
+    def show() -> None:
+        bar.start()  # again it does nothing
+        bar.update(task, completed=state.fraction, line=state.line())
+
+    def end() -> None:
+        show()
+        bar.stop()
+
+    return show, end

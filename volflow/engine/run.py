@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
@@ -23,9 +23,8 @@ from volflow.engine.driver import Driver
 from volflow.engine.messages import Action, HoldOffers, Log, Outcome, Stop, Submit, TakeBack
 from volflow.engine.plan import Plan
 from volflow.engine.plugins import with_plugin
-from volflow.engine.progress import Progress, RunState, reporter
+from volflow.engine.progress import Progress, RunState, shown
 from volflow.engine.workers import (
-    Offers,
     address_of,
     grows,
     offers,
@@ -34,6 +33,7 @@ from volflow.engine.workers import (
     scheduler_gone,
     tell,
 )
+from volflow.errors import RunFailed
 
 __all__ = ["RunReport", "run"]
 
@@ -69,7 +69,7 @@ class Adapter:
     def loop(self) -> None:
         """Read who works each second and take what has ended in between, until the driver stops."""
         due_s = time.monotonic()
-        with offers(self.client) as offered:
+        with offers(self.client) as hold:
             while not self.driver.stopped:
                 now_s = time.monotonic()
                 if now_s < due_s:
@@ -79,9 +79,9 @@ class Adapter:
                     actions = self.driver.on_workers(read_workers(self.client), now_s)
                 self.state.retries = self.driver.retried
                 for action in actions:
-                    self.perform(action, offered)
+                    self.perform(action, hold)
 
-    def perform(self, action: Action, offered: Offers) -> None:
+    def perform(self, action: Action, hold: Callable[[int], None]) -> None:
         """Do one thing that the driver decided."""
         match action:
             case Submit():
@@ -91,7 +91,7 @@ class Adapter:
                 if not self.futures[number].done():
                     self.futures.pop(number).cancel()
             case HoldOffers(count):
-                offered.hold(count)
+                hold(count)
             case Log() | Stop():
                 tell(action)
 
@@ -129,26 +129,20 @@ class Adapter:
             self.watch(number, future)
             return []
         future.release()
-        if isinstance(ending, str):
-            return self.driver.on_failed(number, ending)
         return self.driver.on_completed(number, ending)
 
-    def ending(self, future: Future[Outcome]) -> Outcome | str:
+    def ending(self, future: Future[Outcome]) -> Outcome:
         """Return what an attempt brought back, or why it brought nothing."""
         if future.status == "finished":
             return future.result(timeout=FETCH_S)
         if future.status == "error":
             error = future.exception()
-            return f"{type(error).__name__}: {error}"
-        self.await_scheduler()
-        return "the scheduler lost its task"
-
-    def await_scheduler(self) -> None:
-        """Wait while the client tries to find a lost scheduler again, as long as Dask tries."""
-        while self.client.status == "connecting":
+            return Outcome({}, RunFailed(f"{type(error).__name__}: {error}"))
+        while self.client.status == "connecting":  # to a lost scheduler, as long as Dask tries
             time.sleep(READ_EVERY_S / 10)
         if self.client.status != "running":
             raise scheduler_gone()
+        return Outcome({}, RunFailed("the scheduler lost its task"))
 
 
 def run(
@@ -167,7 +161,7 @@ def run(
     cluster
         See `connect`.
     progress
-        See `reporter`.
+        See `shown`.
     retries
         How often a failing run of blocks is submitted again before its failing block is given up.
 
@@ -220,32 +214,29 @@ def _drive(
 ) -> RunReport:
     """Run a plan on a client."""
     state = RunState(plan.operation, plan.unit, plan.units, plan.blocks)
-    shown = reporter(progress)
-    topic = f"volflow-{uuid.uuid4().hex}"
-
-    def on_event(event: tuple[float, dict[str, Any]]) -> None:
-        state.add(**event[1]["step"])
-        shown.update(state)
-
-    address = address_of(client)
-    waiting = patience()
+    topic, address, waiting = f"volflow-{uuid.uuid4().hex}", address_of(client), patience()
     fixed = waiting.wait_s is None and not grows(client)
     driver = Driver(plan, retries, waiting, address, fixed)
     adapter = Adapter(client, plan, session, driver, state, topic)
-    client.subscribe_topic(topic, on_event)
-    try:
-        adapter.loop()
-        state.units, state.blocks = plan.units, plan.blocks  # the last events may lag behind
-    except BaseException as error:
-        if session.journal is not None:
-            session.journal.end()  # tasks stop at their next check
-        if client.status != "running" and isinstance(error, Exception):
-            raise scheduler_gone(address) from None
-        raise
-    finally:
-        if client.status == "running":  # else the scheduler has forgotten them all
-            with suppress(OSError, RuntimeError):
-                client.cancel(list(adapter.futures.values()))
-                client.unsubscribe_topic(topic)
-        shown.close(state)
+    with shown(state, progress) as show:
+
+        def on_event(event: tuple[float, dict[str, Any]]) -> None:
+            state.add(**event[1]["step"])
+            show()
+
+        client.subscribe_topic(topic, on_event)
+        try:
+            adapter.loop()
+            state.units, state.blocks = plan.units, plan.blocks  # the last events may lag behind
+        except BaseException as error:
+            if session.journal is not None:
+                session.journal.end()  # tasks stop at their next check
+            if client.status != "running" and isinstance(error, Exception):
+                raise scheduler_gone(address) from None
+            raise
+        finally:
+            if client.status == "running":  # else the scheduler has forgotten them all
+                with suppress(OSError, RuntimeError):
+                    client.cancel(list(adapter.futures.values()))
+                    client.unsubscribe_topic(topic)
     return RunReport(driver.results, dict(state.stages), state.elapsed_s, state.retries)

@@ -10,7 +10,7 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
@@ -152,35 +152,33 @@ def _seconds(wait: float | str) -> float:
     return seconds
 
 
-class Offers:
-    """Tasks that no worker can take, which an adaptive cluster counts as work to come."""
+@contextmanager
+def offers(client: Client) -> Iterator[Callable[[int], None]]:
+    """Offer work to an adaptive cluster, which grows or stays as long as it is held.
 
-    def __init__(self, client: Client) -> None:
-        self.client = client
-        self.futures: list[Future[None]] = []
+    Yields
+    ------
+    Callable
+        Lets so many tasks wait that no worker can take.
+    """
+    futures: list[Future[None]] = []
 
-    def hold(self, count: int) -> None:
-        """Let so many tasks wait."""
-        while len(self.futures) < count:
+    def hold(count: int) -> None:
+        while len(futures) < count:
             key = f"volflow-offer-{uuid.uuid4().hex[:8]}"
-            self.futures.append(self.client.submit(_nothing, key=key, resources=OFFER))
-        while len(self.futures) > count:
-            self.futures.pop().release()
+            futures.append(client.submit(_nothing, key=key, resources=OFFER))
+        while len(futures) > count:
+            futures.pop().release()
+
+    try:
+        yield hold
+    finally:
+        with suppress(OSError, RuntimeError):  # the scheduler is gone, and its tasks with it
+            hold(0)
 
 
 def _nothing() -> None:
     """Do nothing: an offer is never run."""
-
-
-@contextmanager
-def offers(client: Client) -> Iterator[Offers]:
-    """Offer work to an adaptive cluster, which grows or stays as long as it is held."""
-    offered = Offers(client)
-    try:
-        yield offered
-    finally:
-        with suppress(OSError, RuntimeError):  # the scheduler is gone, and its tasks with it
-            offered.hold(0)
 
 
 def await_workers(client: Client) -> None:

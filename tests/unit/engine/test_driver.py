@@ -183,8 +183,9 @@ class TestRetries:
     def test_what_dask_lost_is_tried_again(self):
         driver = driver_of(((0,),), retries=1)
         driver.on_workers({"a": ONE}, now_s=0)
-        assert driver.on_failed(1, "KilledWorker: a died") == [Submit(2, (0,), "a")]
-        (stop,) = driver.on_failed(2, "KilledWorker: a died")
+        lost = Outcome({}, RunFailed("KilledWorker: a died"))
+        assert driver.on_completed(1, lost) == [Submit(2, (0,), "a")]
+        (stop,) = driver.on_completed(2, lost)
         assert isinstance(stop.error, RunFailed)
         assert str(stop.error).endswith("First error: KilledWorker: a died")
 
@@ -193,7 +194,7 @@ class TestRetries:
         driver.on_workers({"a": ONE}, now_s=0)
         assert driver.on_completed(1, Outcome({0: None})) == [Stop()]
         assert driver.on_workers({"a": ONE}, now_s=1) == []
-        assert driver.on_failed(1, "late") == []
+        assert driver.on_completed(1, Outcome({}, RunFailed("late"))) == []
 
 
 @pytest.mark.parametrize(("runs", "most"), [(1, 0), (5, 4), (40, 16)])

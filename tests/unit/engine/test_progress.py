@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from volflow.engine import progress
-from volflow.engine.progress import Bar, Callback, Lines, RunState, Silent, reporter
+from volflow.engine.progress import RunState, shown
 
 
 def state(**changes) -> RunState:
@@ -15,6 +15,13 @@ def state(**changes) -> RunState:
     for name, value in changes.items():
         setattr(begun, name, value)
     return begun
+
+
+def on(monkeypatch, **features) -> io.StringIO:
+    """Where progress is shown: a console with these features; returns what is written to it."""
+    out = io.StringIO()
+    monkeypatch.setattr(progress, "Console", lambda stderr: Console(file=out, **features))
+    return out
 
 
 class TestState:
@@ -69,76 +76,77 @@ class TestState:
 
 
 class TestLines:
-    def test_prints_where_the_last_line_is_old(self, capsys):
-        shown = Lines()
-        shown.update(state(units=10))
-        assert capsys.readouterr().err == ""
-        shown.last_s -= Lines.every_s
-        shown.update(state(units=500, blocks=2))
-        shown.update(state(units=501, blocks=2))
-        (line,) = capsys.readouterr().err.splitlines()
+    @pytest.fixture(autouse=True)
+    def in_a_log(self, monkeypatch):
+        on(monkeypatch, force_terminal=False)
+
+    @pytest.mark.parametrize("wanted", [None, True])
+    def test_prints_where_the_last_line_is_old(self, capsys, monkeypatch, wanted):
+        one = state(units=10)
+        now_s = time.monotonic()
+        monkeypatch.setattr(time, "monotonic", lambda: now_s)
+        with shown(one, wanted) as show:
+            show()
+            assert capsys.readouterr().err == ""
+            now_s += 60
+            one.units, one.blocks = 500, 2
+            show()
+            one.units = 501
+            show()
+            (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("predict:  50% · 2/4 blocks")
 
     def test_always_prints_the_last_one(self, capsys):
-        Lines().close(state(units=1000, blocks=4))
+        with shown(state(units=1000, blocks=4), None):
+            pass
         assert capsys.readouterr().err.startswith("predict: 100% · 4/4 blocks")
 
 
 class TestBar:
-    def bar(self) -> tuple[Bar, io.StringIO]:
-        out = io.StringIO()
-        return Bar(Console(file=out, force_terminal=True, width=160)), out
-
-    def test_shows_operation_share_and_line(self):
-        bar, out = self.bar()
-        bar.update(state(units=250, blocks=1))
-        bar.close(state(units=1000, blocks=4))
+    @pytest.mark.parametrize("wanted", [None, True])
+    def test_shows_operation_share_and_line(self, monkeypatch, wanted):
+        out = on(monkeypatch, width=160, force_terminal=True)
+        one = state(units=250, blocks=1)
+        with shown(one, wanted) as show:
+            show()
+            one.units, one.blocks = 1000, 4
         assert "predict" in out.getvalue()
         assert "100%" in out.getvalue()
         assert "4/4 blocks" in out.getvalue()
 
-    def test_is_there_even_for_a_run_without_steps(self):
-        bar, out = self.bar()
-        bar.close(state())
+    @pytest.mark.filterwarnings("ignore:install .ipywidgets. for Jupyter")
+    def test_a_notebook_has_one(self, monkeypatch, capsys):
+        on(monkeypatch, force_jupyter=True)
+        with shown(state(units=250, blocks=1), None) as show:
+            show()
+        shown_in_cell, lines = capsys.readouterr()
+        assert "JupyterRenderable" in shown_in_cell
+        assert lines == ""
+
+    def test_is_there_even_for_a_run_without_steps(self, monkeypatch):
+        out = on(monkeypatch, width=160, force_terminal=True)
+        with shown(state(), None):
+            assert out.getvalue() == ""
         assert "0/4 blocks" in out.getvalue()
 
+    def test_an_error_ends_it(self, monkeypatch):
+        out = on(monkeypatch, width=160, force_terminal=True)
+        with pytest.raises(KeyboardInterrupt), shown(state(units=250, blocks=1), None):
+            raise KeyboardInterrupt
+        assert "1/4 blocks" in out.getvalue()
 
-class TestReporter:
-    @pytest.fixture
-    def console(self, monkeypatch):
-        def fake(**features):
-            monkeypatch.setattr(
-                progress, "Console", lambda stderr: Console(file=io.StringIO(), **features)
-            )
 
-        return fake
+def test_silence_on_request(capsys, monkeypatch):
+    out = on(monkeypatch, force_terminal=True)
+    with shown(state(), False) as show:
+        show()
+    assert (*capsys.readouterr(), out.getvalue()) == ("", "", "")
 
-    def test_a_bar_on_a_terminal(self, console):
-        console(force_terminal=True)
-        assert isinstance(reporter(None), Bar)
-        assert isinstance(reporter(True), Bar)
 
-    def test_a_bar_in_a_notebook(self, console):
-        console(force_jupyter=True)
-        assert isinstance(reporter(None), Bar)
-
-    def test_lines_in_logs(self, console):
-        console(force_terminal=False)
-        assert isinstance(reporter(None), Lines)
-        assert isinstance(reporter(True), Lines)
-
-    def test_silence_on_request(self, console, capsys):
-        console(force_terminal=True)
-        silent = reporter(False)
-        assert isinstance(silent, Silent)
-        silent.update(state())
-        silent.close(state())
-        assert capsys.readouterr() == ("", "")
-
-    def test_a_function_gets_each_state(self):
-        seen = []
-        shown = reporter(lambda s: seen.append((s.units, s.blocks)))
-        assert isinstance(shown, Callback)
-        shown.update(state(units=1))
-        shown.close(state(units=1000, blocks=4))
-        assert seen == [(1, 0), (1000, 4)]
+def test_a_function_gets_each_state():
+    seen = []
+    one = state(units=1)
+    with shown(one, lambda s: seen.append((s.units, s.blocks))) as show:
+        show()
+        one.units, one.blocks = 1000, 4
+    assert seen == [(1, 0), (1000, 4)]
