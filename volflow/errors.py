@@ -20,6 +20,8 @@ Every message names the rule, what was given, what was expected and the remedy.
 
 from __future__ import annotations
 
+import errno
+
 __all__ = [
     "Damaged",
     "InvalidInput",
@@ -33,6 +35,8 @@ __all__ = [
     "Superseded",
     "Unreadable",
     "VolflowError",
+    "first_line",
+    "writing_failed",
 ]
 
 
@@ -90,3 +94,19 @@ class SourceChanged(RunFailed):
 
 class Superseded(VolflowError):
     """The driver of this task has stopped or was replaced; the task must stop too."""
+
+
+def writing_failed(error: OSError) -> type[RunFailed]:
+    """The exception for what cannot be written: StoreFull where no space is left, or RunFailed."""
+    return StoreFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else RunFailed
+
+
+def first_line(error: BaseException) -> str:
+    r"""The first line of what an exception says, or its type where it says nothing.
+
+    Examples
+    --------
+    >>> first_line(ValueError("no shape.\nat line 3")), first_line(KeyError())
+    ('no shape', 'KeyError')
+    """
+    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")

@@ -138,7 +138,7 @@ def test_unknown_name_is_named():
 
 def test_errors_form_the_tree_of_their_docstring():
     errors = volflow.errors
-    for name in errors.__all__:
+    for name in (name for name in errors.__all__ if name[0].isupper()):
         error = getattr(errors, name)
         assert issubclass(error, errors.VolflowError)
         own = {"Damaged": 3, "Unreadable": 3, "Locked": 4}

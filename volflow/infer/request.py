@@ -294,9 +294,10 @@ def convert_inputs(request: Request, overwrite: bool, **options: Any) -> tuple[R
         x = x if isinstance(x, str | os.PathLike) else source
         try:
             volume = convert(x, keep, labels=labels, **options)
-        except ResumeRefused:  # what was converted before is another input
+        except ResumeRefused as error:  # what was converted before is another input
             if not overwrite:
-                raise
+                named = x if isinstance(x, str | os.PathLike) else name
+                raise ResumeRefused(f"{named} is not what it was: {error}") from error
             volume = convert(x, keep, labels=labels, overwrite=True, **options)
         anew |= before not in (None, _begun(keep))
         if volume.shape != tuple(source.shape):

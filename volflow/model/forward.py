@@ -15,7 +15,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from volflow.engine.memory import begin_peak, peak_bytes
-from volflow.errors import InvalidInput
+from volflow.errors import InvalidInput, first_line
 from volflow.model.flips import mirrored_outputs
 from volflow.model.precision import explaining_half, resolve_precision
 from volflow.model.resident import forward_lock, resident
@@ -80,8 +80,7 @@ def pick_device(device: str) -> torch.device:
         chosen = torch.device(device)
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InvalidInput(f"device {device!r} cannot be used here: {reason}") from error
+        raise InvalidInput(f"device {device!r} cannot be used here: {first_line(error)}") from error
     return chosen
 
 
@@ -360,9 +359,8 @@ def _tried(forward: Forward, batch: int) -> tuple[tuple[Output, ...], int]:
         except Exception as error:  # models raise whatever they like
             if isinstance(error, InvalidInput) or _is_out_of_memory(error):
                 raise
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InvalidInput(
-                f"the model does not take a batch of shape {tuple(data.shape)}: {reason}"
+                f"the model does not take a batch of shape {tuple(data.shape)}: {first_line(error)}"
             ) from error
     peak = max(0, read_peak(device) - before)
     return tuple(_check_output(forward, name, v, batch) for name, v in outputs.items()), peak

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from volflow.errors import InvalidInput, VolflowError
+from volflow.errors import InvalidInput, VolflowError, first_line
 from volflow.geometry.budget import format_bytes
 from volflow.geometry.grid import per_axis
 from volflow.geometry.roi import Roi
@@ -232,10 +232,10 @@ def trace_any(
     except VolflowError:
         raise
     except Exception as error:  # models raise whatever they like
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InvalidInput(
             f"the model does not take an image of shape (1, {channels},"
-            f" {', '.join(map(str, sizes))}): {reason}; give its channels and a shape that it takes"
+            f" {', '.join(map(str, sizes))}): {first_line(error)}; give its"
+            " channels and a shape that it takes"
         ) from error
 
 

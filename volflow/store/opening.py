@@ -13,7 +13,7 @@ import zarr
 from zarr.errors import NodeNotFoundError
 from zarr.storage import LocalStore
 
-from volflow.errors import Damaged, InvalidInput, RunFailed, Unreadable
+from volflow.errors import Damaged, InvalidInput, RunFailed, Unreadable, first_line
 from volflow.geometry.roi import Roi
 from volflow.store.atomic import read_json
 from volflow.store.frames import check_frames
@@ -90,7 +90,7 @@ def open_node(path: str) -> tuple[str, Node]:
             f'{path} needs a package that is not installed ({error}); pip install "volflow[cloud]"'
         ) from error
     except Exception as error:  # what zarr raises for broken JSON depends on where it breaks
-        text = f"{path} cannot be opened: {type(error).__name__}: {_first_line(error)}"
+        text = f"{path} cannot be opened: {type(error).__name__}: {first_line(error)}"
         if is_url(path):
             raise InvalidInput(f"{text}; check the address") from error
         raise Damaged(f"{text}; its metadata are damaged") from error
@@ -109,7 +109,7 @@ def _check_documents(path: Path) -> None:
             ) from error
         except ValueError as error:
             raise Damaged(
-                f"{path} cannot be opened: {name}: {_first_line(error)}; its metadata are damaged"
+                f"{path} cannot be opened: {name}: {first_line(error)}; its metadata are damaged"
             ) from error
 
 
@@ -123,7 +123,7 @@ def _check_local(path: Path) -> None:
         )
     if not is_zarr(path):
         inside = nodes_below(path)
-        convert = "convert other formats with vf.convert (volflow convert)"
+        convert = "write what it holds as OME-Zarr or Zarr first"
         remedy = f"open one inside: {inside}" if inside else convert
         raise InvalidInput(f"{path} is a directory but no Zarr array or group; {remedy}")
 
@@ -169,7 +169,7 @@ def level_array(group: zarr.Group, name: str) -> zarr.Array[Any]:
     except Exception as error:  # missing, or damaged in any way
         raise Damaged(
             f"level {name!r} of {label(group)} cannot be opened "
-            f"({type(error).__name__}: {_first_line(error)}); the store is incomplete or damaged"
+            f"({type(error).__name__}: {first_line(error)}); the store is incomplete or damaged"
         ) from error
     if not isinstance(array, zarr.Array):
         raise Damaged(f"level {name!r} of {label(group)} is a group, not an array")
@@ -227,6 +227,7 @@ def check_array(array: zarr.Array[Any], axes: Sequence[str], timepoint: int | No
         if count > 1:
             raise InvalidInput(
                 f"{label(array)} has {count} timepoints; choose one with timepoint=0 to {count - 1}"
+                ', for a command by storing it: vf.convert(vf.open(…, timepoint=0), "one.zarr")'
             )
     elif not 0 <= timepoint < count:
         given = f"has {count} timepoints" if count else "has no time axis"
@@ -246,7 +247,7 @@ def _check_sizes(array: zarr.Array[Any]) -> None:
     except Exception as error:  # grids of chunks that are not regular, dtypes of no size
         raise InvalidInput(
             f"{label(array)} has no regular chunks of numbers ({type(error).__name__}:"
-            f" {_first_line(error)}); write it anew with regular ones"
+            f" {first_line(error)}); write it anew with regular ones"
         ) from error
     if wrong:
         raise Damaged(
@@ -311,7 +312,3 @@ def discard_object(array: zarr.Array[Any], start: Sequence[int]) -> bool:
     exists = path.is_file()
     path.unlink(missing_ok=True)
     return exists
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "").rstrip(".")

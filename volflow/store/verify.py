@@ -14,7 +14,7 @@ import google_crc32c
 import numpy as np
 import zarr
 
-from volflow.errors import Damaged, InvalidInput
+from volflow.errors import Damaged, InvalidInput, first_line
 from volflow.geometry.roi import Roi
 from volflow.store.coverage import BAD, MISSING, VERIFIED, Coverage, FileCheck
 from volflow.store.formats.exported import (
@@ -219,7 +219,7 @@ def _open(out: Path, name: str) -> zarr.Array[Any] | str:
     try:
         return zarr.open_array(out / inside, mode="r")
     except Exception as error:  # whatever zarr makes of a damaged or deleted array
-        return f"array {name} cannot be opened ({_first_line(error)})"
+        return f"array {name} cannot be opened ({first_line(error)})"
 
 
 def _fault(
@@ -246,11 +246,7 @@ def _fault(
         except PermissionError as error:
             raise InvalidInput(f"{where} cannot be read: permission denied") from error
         except Exception as error:  # codecs raise whatever they like
-            return f"{where}: cannot be decoded ({_first_line(error)})"
+            return f"{where}: cannot be decoded ({first_line(error)})"
         if google_crc32c.value(voxels) != entry.crc32c:
             return f"{where}: checksum differs"
     return None
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")

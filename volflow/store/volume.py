@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ import numpy as np
 import zarr
 from zarr.storage import MemoryStore
 
-from volflow.errors import InvalidInput, StoreFull
+from volflow.errors import InvalidInput, StoreFull, writing_failed
 from volflow.geometry.roi import Roi
 from volflow.store.layout import ShardEntry, split
 from volflow.store.meta import Level, Meta, SourceInfo, VolumeSpec
@@ -202,7 +201,7 @@ class Volume(Source):
             try:
                 self.array.set_basic_selection(piece.slices(), voxels)
             except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                if writing_failed(error) is not StoreFull:
                     raise
                 raise StoreFull(
                     f"{self.path} cannot be written: {error.strerror}; what is done is kept, make"

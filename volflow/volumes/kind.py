@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +9,7 @@ import zarr
 
 from volflow.errors import InvalidInput
 from volflow.store.journal.levels import place_of
-from volflow.store.journal.outputs import discard
+from volflow.store.journal.outputs import discard_levels
 from volflow.store.ngff import write_group
 from volflow.store.volume import Volume, open_volume
 
@@ -66,7 +65,5 @@ def set_kind(volume: Any, kind: str) -> Volume:
         group = zarr.open_group(str(finest.path), mode="r+", use_consolidated=False)
         # The levels are no longer listed before they go: nobody may take means for classes.
         write_group(group, replace(finest.meta, kind=kind), finest.levels[:1])
-        for level in place.surplus(0):
-            discard(place.path(level), place.journal(level))
-            shutil.rmtree(place.journal(level).directory, ignore_errors=True)
+        discard_levels(place, 0)
     return open_volume(str(finest.path))

@@ -231,7 +231,7 @@ class TestChangedLater:
         def killed(*_):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("volflow.volumes.kind.discard", killed)
+        monkeypatch.setattr("volflow.volumes.kind.discard_levels", killed)
         with pytest.raises(KeyboardInterrupt):
             set_kind(volume, "classes")
         assert (Path(volume.path) / "1").exists()

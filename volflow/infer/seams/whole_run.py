@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from volflow.errors import InvalidInput
+from volflow.errors import InvalidInput, first_line
 from volflow.geometry.roi import Roi
 from volflow.infer.exact.seen import dropped_axis, seen_axes
 from volflow.infer.finish import Finish
@@ -136,9 +136,8 @@ def run_whole(request: Request, image: Array, *, ruled: bool) -> WholeRun:
                 for name in found[0]
             }
     except Exception as error:  # models raise whatever they like
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InvalidInput(
-            f"the model cannot be run on a region of {tuple(shape)} whole: {reason}"
+            f"the model cannot be run on a region of {tuple(shape)} whole: {first_line(error)}"
         ) from error
     took = time.process_time() - began
     first = next(iter(joined.values()))

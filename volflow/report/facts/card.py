@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from volflow.errors import InvalidInput
+from volflow.errors import InvalidInput, first_line
 from volflow.geometry.budget import format_bytes
 from volflow.geometry.units import unit_sign
 from volflow.geometry.views import View, views
@@ -148,9 +148,8 @@ def _picture(volume: Volume) -> str:
     try:
         pixels, (wide, high), caption = thumbnail(volume)
     except Exception as error:  # a damaged store still has its facts
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         style = f"width:{SIDE}px;opacity:.65;font-size:90%;overflow-wrap:anywhere"
-        return f'<div style="{style}">no picture: {_text(reason)}</div>'
+        return f'<div style="{style}">no picture: {_text(first_line(error))}</div>'
     data = base64.b64encode(png(pixels)).decode()
     smooth = "pixelated" if volume.meta.kind == "classes" else "auto"
     style = f"width:{wide}px;height:{high}px;max-width:none;image-rendering:{smooth};margin:0"

@@ -23,6 +23,7 @@ from volflow.store.atomic import read_json, write_json
 from volflow.store.formats.nifti import import_nibabel
 from volflow.store.formats.sources import open_source
 from volflow.store.journal.journal import journal_dir
+from volflow.store.journal.records import typed
 from volflow.store.opening import is_url
 from volflow.store.slabs import Source
 
@@ -99,13 +100,10 @@ def read_receipt(path: Path) -> Receipt | None:
     """The receipt of a file; None where there is none, or a damaged one."""
     try:
         saved = read_json(journal_dir(path) / RECEIPT)
-        files = tuple(FileSum(int(f["size"]), int(f["crc32c"])) for f in saved["files"])
-        texts = isinstance(saved["volume"], str) and isinstance(saved["state"], str)
-        if saved["format"] == FORMAT and files and texts:
-            return Receipt(files, saved["volume"], saved["state"])
-    except (OSError, ValueError, TypeError, KeyError, OverflowError):
-        pass
-    return None
+        receipt = typed(Receipt, saved)
+    except (OSError, ValueError):
+        return None
+    return receipt if receipt.files and saved.get("format") == FORMAT else None
 
 
 def keep_receipt(path: Path, receipt: Receipt) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from volflow.errors import Damaged, InvalidInput
+from volflow.errors import Damaged, InvalidInput, first_line
 from volflow.geometry.roi import Roi
 from volflow.store.formats.nifti import open_nifti
 from volflow.store.journal.complete import open_complete
@@ -136,8 +136,7 @@ def _map_npy(path: str) -> Array:
     except OSError:
         raise
     except Exception as error:  # the header is a Python literal, which can fail in any way
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise Damaged(f"{path} is no .npy array or is cut short ({reason})") from error
+        raise Damaged(f"{path} is no .npy array or is cut short ({first_line(error)})") from error
 
 
 def _volume_shape(shape: tuple[int, ...], name: str) -> tuple[tuple[int, ...], tuple[str, ...]]:

@@ -14,7 +14,6 @@ moment. After a power cut the disk may hold less than was written; ``verify`` fi
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
@@ -34,6 +33,7 @@ from volflow.errors import (
     RunFailed,
     StoreFull,
     Superseded,
+    writing_failed,
 )
 from volflow.store.atomic import parse_json, plain, read_json, write_json
 from volflow.store.journal.records import (
@@ -367,10 +367,10 @@ def _writing(path: Path, *, begun: bool = True) -> Iterator[None]:
         yield
     except OSError as error:
         why = f"the journal {path} cannot be written: {_reason(error)}; "
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if begun or full:
+        failed = writing_failed(error)
+        if begun or failed is StoreFull:
             remedy = "what is done stays done; put it right and run the same command again"
-            raise (StoreFull if full else RunFailed)(why + remedy) from error
+            raise failed(why + remedy) from error
         if isinstance(error, FileNotFoundError):
             why = f"the folder {path.parent} does not exist; "
         remedy = "it lies beside the output; choose an output in a folder that can be written"

@@ -19,6 +19,7 @@ from pathlib import Path
 import zarr
 
 from volflow.errors import InvalidInput
+from volflow.store.journal.complete import begun_store
 from volflow.store.journal.journal import Journal, journal_dir
 from volflow.store.meta import Level
 from volflow.store.ngff import write_levels
@@ -87,13 +88,9 @@ def place_of(volume: Volume) -> Place:
             f"{volume.path} is no volume that volflow wrote, and its levels are the business of"
             " what did; copy it with vf.convert (volflow convert) and give the copy levels"
         )
-    places = [Place(path)]
-    while is_zarr((inner := places[-1]).store.parent):
-        name = f"{inner.store.name}/{inner.name}".rstrip("/")
-        places.append(Place(inner.store.parent, name))
-    # The one whose run wrote it; without any the outermost, as no journal may lie inside a store.
-    begun = (place for place in places if (place.run.directory / "plan.json").exists())
-    return next(begun, places[-1])
+    # Without a run that wrote it, the outermost, as no journal may lie inside a store.
+    store = begun_store(path)
+    return Place(store, "/".join(path.relative_to(store).parts))
 
 
 def level_journals(run: Journal) -> dict[str, Journal]:

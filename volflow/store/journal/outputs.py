@@ -12,11 +12,11 @@ import zarr
 from volflow.errors import InvalidInput
 from volflow.store.aside import beside, sweep
 from volflow.store.journal.journal import Journal, Record
-from volflow.store.journal.levels import drop_levels
+from volflow.store.journal.levels import Place, drop_levels
 from volflow.store.opening import local_path
 from volflow.store.volume import Volume
 
-__all__ = ["begin_anew", "check_apart", "discard"]
+__all__ = ["begin_anew", "check_apart", "discard", "discard_levels"]
 
 
 def check_apart(out: str | os.PathLike[str], *inputs: Any) -> None:
@@ -53,6 +53,16 @@ def begin_anew(out: Path, journal: Journal, record: Record) -> None:
     """
     discard(out, journal)
     journal.begin(record)
+
+
+def discard_levels(place: Place, count: int) -> None:
+    """Delete the coarser levels of a volume beyond ``count``, with their journals; under the lock.
+
+    They must be listed no more.
+    """
+    for level in place.surplus(count):
+        discard(place.path(level), place.journal(level))
+        shutil.rmtree(place.journal(level).directory, ignore_errors=True)
 
 
 def discard(out: Path, journal: Journal) -> None:

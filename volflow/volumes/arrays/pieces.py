@@ -24,7 +24,7 @@ from dask.core import flatten
 from dask.local import get_sync
 from distributed import Client, Future, futures_of, get_client
 
-from volflow.errors import InvalidInput
+from volflow.errors import InvalidInput, first_line
 from volflow.geometry.roi import Roi
 from volflow.volumes.arrays.graphs import Key, Nodes, cut, nodes_of, reached
 from volflow.volumes.arrays.held import InProcess, Keeping, hold
@@ -342,8 +342,8 @@ def _culprit(nodes: Nodes, error: Exception) -> str:
             func = getattr(node, "func", None)
             name = getattr(func, "__name__", type(func).__name__)
             task = f"the function {name} of " if isinstance(node, Task) else ""
-            return f"{task}{_layer_of(key)} holds what does not pickle ({_line(found)})"
-    return _line(error)
+            return f"{task}{_layer_of(key)} holds what does not pickle ({first_line(found)})"
+    return first_line(error)
 
 
 def _layer_of(key: Any) -> str:
@@ -351,10 +351,6 @@ def _layer_of(key: Any) -> str:
     while isinstance(key, tuple):
         key = key[1] if key[0] == "within" else key[0]
     return str(key)
-
-
-def _line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
 
 
 def _dumps(x: Any, kept: Mapping[int, str], met: dict[int, Any] | None) -> bytes:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import shutil
 from dataclasses import replace
 from typing import Any
 
@@ -20,12 +18,12 @@ from volflow.engine.cluster import (
 from volflow.engine.plan import Plan
 from volflow.engine.progress import Progress
 from volflow.engine.run import run
-from volflow.errors import RunFailed, StoreFull
+from volflow.errors import writing_failed
 from volflow.option import called_like, from_keywords, journey
 from volflow.store.aside import sweep
 from volflow.store.create import add_array
 from volflow.store.journal.levels import Place, list_levels, place_of
-from volflow.store.journal.outputs import begin_anew, discard
+from volflow.store.journal.outputs import begin_anew, discard_levels
 from volflow.store.meta import Level
 from volflow.store.volume import Volume, open_volume
 from volflow.volumes.pyramid.plan import Task, tasks_for
@@ -104,8 +102,7 @@ def pyramid(
             try:
                 _execute(finest, place, tasks, client, progress)
             except OSError as error:
-                full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-                raise (StoreFull if full else RunFailed)(
+                raise writing_failed(error)(
                     f"levels of {finest.path} cannot be written: {error.strerror or error}; what"
                     " is done is kept, put it right and run the same command again"
                 ) from error
@@ -127,9 +124,7 @@ def _execute(
     if len(finest.levels) > kept + 1:  # what is made anew or removed is listed no more
         list_levels(finest, wanted[: kept + 1])
         finest = open_volume(str(finest.path))
-    for level in place.surplus(len(tasks)):
-        discard(place.path(level), place.journal(level))
-        shutil.rmtree(place.journal(level).directory, ignore_errors=True)
+    discard_levels(place, len(tasks))
     source = finest
     for task in tasks:
         source = _make(task, source, finest, place, client, progress)
