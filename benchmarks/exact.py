@@ -132,10 +132,10 @@ def scores_of(method: str, model, scan: str, out: str, memory: str):
 
     name, *overlap = method.split()
     if name == "recomputed":
-        import volflow.infer.exact.plan
+        import volflow.infer.exact.choose
 
-        assert hasattr(volflow.infer.exact.plan, "SCRATCH_SHARE")
-        volflow.infer.exact.plan.SCRATCH_SHARE = 0.0
+        assert hasattr(volflow.infer.exact.choose, "SCRATCH_SHARE")
+        volflow.infer.exact.choose.SCRATCH_SHARE = 0.0
     options = {"memory": memory, "progress": False}
     if name in OF_INSTANCE:
         return vf.predict(scan, model, out, blend="exact", **options)

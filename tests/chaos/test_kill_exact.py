@@ -30,7 +30,7 @@ OPTIONS = {"blend": "exact", "memory": "50MiB", "chunk": 8, "shard": 8, "progres
 PREDICT = f"""
 import sys, time
 import volflow as vf
-from volflow.infer.exact.output import ExactOutput
+from volflow.infer.exact.window import ExactWindow
 from volflow.passes import executor
 from tests.chaos.test_kill_exact import net
 
@@ -41,7 +41,7 @@ def slowly(work):
     return slow
 
 executor.pass_block = slowly(executor.pass_block)
-ExactOutput.rows = slowly(ExactOutput.rows)
+ExactWindow.rows = slowly(ExactWindow.rows)
 if __name__ == "__main__":
     vf.predict(sys.argv[1], net(), sys.argv[2], **{OPTIONS})
 """

@@ -46,8 +46,9 @@ def report_growth(plan, call):
 @pytest.fixture(autouse=True)
 def _no_trial_is_remembered():
     """Trial forwards of one test are not those of another, whose peaks may be made up."""
-    if forward := sys.modules.get("volflow.model.forward"):
-        forward._TRIALS.clear()
+    if resident := sys.modules.get("volflow.model.resident"):
+        for model in resident._residents.values():
+            model.trials.clear()
 
 
 @pytest.fixture

@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
 from volflow.errors import InvalidInput
 from volflow.geometry.frame import Frame
 from volflow.geometry.normalize import normalization
-from volflow.geometry.windows import Blend
 from volflow.infer.predict_options import PredictOptions
 from volflow.model.digest import digest_of, identity_of
 from volflow.model.imports import Code
 from volflow.model.spec import Spec
 
-__all__ = ["code_of", "merge_options", "order_inputs", "settings_of"]
+__all__ = ["check_choice", "code_of", "merge_options", "order_inputs", "settings_of"]
 
 # Statistics of no channel, to check the name of a normalisation before there are any.
 NOTHING: Any = SimpleNamespace(min=(), max=(), mean=(), std=(), percentile=lambda q: ())
@@ -70,7 +69,6 @@ def merge_options(given: PredictOptions, spec: Spec) -> PredictOptions:
     if merged["normalize"] == "none":
         merged["normalize"] = None
     options = replace(given, **merged)
-    _one_of("blend", options.blend, (*get_args(Blend), "exact"))
     if options.fill is None:
         options = replace(options, fill=spec.background if options.output == "classes" else 0)
     if options.dtype is None and options.output == "classes":
@@ -85,12 +83,12 @@ def merge_options(given: PredictOptions, spec: Spec) -> PredictOptions:
 def _check(options: PredictOptions) -> None:
     if options.frame is not None:
         Frame.between("RAS", options.frame)
-    _one_of("output", options.output, ("scores", "classes"))
+    check_choice("output", options.output, ("scores", "classes"))
     if not callable(options.activation):
-        _one_of("activation", options.activation, (None, "softmax", "sigmoid"))
+        check_choice("activation", options.activation, (None, "softmax", "sigmoid"))
     if options.normalize is not None and not callable(options.normalize):
         normalization(str(options.normalize), NOTHING)
-    _one_of("precision", options.precision, ("auto", "float32", "bfloat16"))
+    check_choice("precision", options.precision, ("auto", "float32", "bfloat16"))
     flips: Any = options.flips
     if not isinstance(flips, str) or set(flips) - set("zyx") or len(set(flips)) != len(flips):
         raise InvalidInput(f"flips must name model axes among z, y, x, each once; got {flips!r}")
@@ -122,7 +120,8 @@ def _check_dtype(options: PredictOptions) -> None:
             raise InvalidInput(f"fill {options.fill} does not fit in {dtype}; choose another")
 
 
-def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+def check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    """Refuse what is none of the choices of an option."""
     if value not in allowed:
         known = ", ".join(str(a) for a in allowed)
         raise InvalidInput(f"unknown {name} {value!r}; use one of {known}")

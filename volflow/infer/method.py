@@ -39,8 +39,9 @@ __all__ = [
     "Method",
     "Rows",
     "Settings",
-    "Target",
+    "Targets",
     "adopt",
+    "array_of",
     "facts_of",
     "out_blocks",
     "threads_per_worker",
@@ -56,6 +57,8 @@ TRIALS_DIFFER = 1.05
 Rows = tuple[int, dict[str, npt.NDArray[Any]]]
 # The input voxels along a frame axis from which [low, high) of the output is computed.
 Hull = Callable[[int, int, int], tuple[int, int]]
+# The volumes that are written, by output.
+Targets = Mapping[str, Volume]
 
 
 @dataclass(frozen=True)
@@ -126,16 +129,6 @@ class Settings:
         return settings
 
 
-@dataclass(frozen=True)
-class Target:
-    """Destination of one output of the model."""
-
-    name: str
-    array: str
-    channels: int
-    volume: Volume
-
-
 class BoxFunction(Protocol):
     """Computes boxes of a prediction; small, picklable, and holds all that decides their voxels."""
 
@@ -183,6 +176,10 @@ S = TypeVar("S", bound=Settings)
 class Method(Protocol[S]):
     """A way to run a network over a volume."""
 
+    @property
+    def BLENDS(self) -> tuple[str, ...]:
+        """The blends that this method computes."""
+
     def check(self, given: PredictOptions, options: PredictOptions) -> PredictOptions:
         """Check options that mean something to this method alone.
 
@@ -221,8 +218,8 @@ class Method(Protocol[S]):
         settings: S,
         client: Client,
         memory_bytes: int,
-        targets: tuple[Target, ...] = (),
-        done: frozenset[int] = frozenset(),
+        targets: Targets,
+        done: frozenset[int],
     ) -> Plan:
         """Return the plan that writes the result, for the blocks that are not done.
 
@@ -242,10 +239,13 @@ class Method(Protocol[S]):
         settings: S,
         client: Client,
         memory_bytes: int,
-        targets: tuple[Target, ...],
+        targets: Targets,
         done: frozenset[int],
     ) -> Iterator[Plan]:
-        """Yield the plans of a run, the last as `plan`; each is run before the next is taken.
+        """Yield what `plan` returns, to be run before the iterator is resumed.
+
+        What must be computed first is computed before it is yielded, and what that left on disk is
+        removed behind it.
 
         Parameters
         ----------
@@ -301,6 +301,17 @@ def adopt(method: Method[S], request: Request, record: Record) -> S:
                 f" leave {name} out to resume, or use overwrite=True (--overwrite)"
             )
     return settings
+
+
+def array_of(output: str) -> str:
+    """Return the path of an output's array in the result, as journals name it.
+
+    Examples
+    --------
+    >>> array_of(""), array_of("boundary")
+    ('0', 'boundary/0')
+    """
+    return f"{output}/0" if output else "0"
 
 
 def out_blocks(request: Request, settings: Settings) -> BlockGrid:

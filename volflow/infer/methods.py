@@ -1,11 +1,11 @@
-"""The methods by name, and a request whose options the chosen one has checked."""
+"""The methods by blend, and a request whose options the chosen one has checked."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from volflow.infer.exact import method as exact
-from volflow.infer.merge import merge_options
+from volflow.infer.merge import check_choice, merge_options
 from volflow.infer.method import Method
 from volflow.infer.patches import method as patches
 from volflow.infer.predict_options import PredictOptions
@@ -13,14 +13,23 @@ from volflow.infer.request import Request, make_request
 from volflow.model.bundle import load_model
 from volflow.model.spec import Spec
 
-__all__ = ["checked_options", "method_of", "open_request"]
+__all__ = ["METHODS", "checked_options", "method_of", "open_request"]
 
-METHODS: dict[str, Method[Any]] = {"exact": exact}
+METHODS: dict[str, Method[Any]] = {
+    blend: method for method in (patches, exact) for blend in method.BLENDS
+}
 
 
 def method_of(options: PredictOptions) -> Method[Any]:
-    """Return the method of a blend: its own, or that of patches."""
-    return METHODS.get(options.blend or "", patches)
+    """Return the method of a blend.
+
+    Raises
+    ------
+    InvalidInput
+        For a blend that no method knows.
+    """
+    check_choice("blend", options.blend, tuple(METHODS))
+    return METHODS[options.blend or ""]
 
 
 def checked_options(given: PredictOptions, spec: Spec) -> PredictOptions:

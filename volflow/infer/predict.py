@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ from volflow.engine.plan import Plan
 from volflow.engine.progress import Progress, announce
 from volflow.engine.run import run
 from volflow.errors import InvalidInput
-from volflow.infer.method import Settings, Target, adopt, out_blocks
+from volflow.infer.method import Settings, adopt, out_blocks
 from volflow.infer.methods import method_of, open_request
 from volflow.infer.predict_options import PredictOptions
 from volflow.infer.request import Request, convert_inputs, normalized, output_meta
 from volflow.model.bundle import ModelLike, evaluating
 from volflow.model.forward import Output
+from volflow.model.resident import held
 from volflow.option import called_like, from_keywords, journey
 from volflow.store.aside import sweep
 from volflow.store.create import check_target, create
@@ -171,16 +173,18 @@ def predict(  # noqa: PLR0913 - a public journey takes flat options
     options = from_keywords(PredictOptions, locals())
     _check_levels(levels, out)
     request = open_request(volume, model, out, options)
-    with evaluating(request.model.module), connect(cluster, wait=wait) as client:
+    with _working(request) as client:
         within = {"cluster": client, "memory": memory, "progress": progress}
         # Everything that can be refused is refused before a long conversion.
-        decided = _decide(request, client)
-        if decided.before and request.file and not request.file.exists():
+        before, memory_bytes = _resumed(request), memory_per_worker(client, memory)
+        settings, _ = _decide(request, before, client, memory_bytes)
+        if before and request.file and not request.file.exists():
             _announce_lost_file(request)
         request, anew = convert_inputs(request, overwrite, resume=resume, **within)
         if anew and not overwrite:
-            _check_otherwise(request, decided.settings)
-        result = _execute(request, decided, client, again=overwrite or anew)
+            _check_otherwise(request, settings)
+        again = overwrite or anew
+        result = _execute(request, settings, client, memory_bytes, again=again)
         if levels:
             result = _with_levels(result, **within)
     if isinstance(result, Volume) and request.file is not None:
@@ -200,14 +204,24 @@ def plan_predict(volume: Any, model: Any, out: Any, **options: Any) -> Plan:
     given = from_keywords(PredictOptions, options)
     _check_levels(given.levels, out)
     request = open_request(volume, model, out, given)
-    with evaluating(request.model.module), connect(given.cluster, wait=given.wait) as client:
-        decided = _decide(request, client)
-        done = Journal(journal_dir(request.out)).done() if decided.before else ()
+    with _working(request) as client:
+        before, memory_bytes = _resumed(request), memory_per_worker(client, given.memory)
+        settings, levels = _decide(request, before, client, memory_bytes)
+        done = Journal(journal_dir(request.out)).done() if before else ()
         plan = method_of(request.options).plan(
-            request, decided.settings, client, decided.memory_bytes, done=frozenset(done)
+            request, settings, client, memory_bytes, {}, frozenset(done)
         )
-    coarser = {f"level {layout.level}": layout.describe() for layout in decided.levels}
-    return replace(plan, facts=(*plan.facts, *coarser.items()))
+    coarser = ((f"level {layout.level}", layout.describe()) for layout in levels)
+    return replace(plan, facts=(*plan.facts, *coarser))
+
+
+@contextmanager
+def _working(request: Request) -> Iterator[Client]:
+    """Connect to the cluster of a prediction, and keep its model in this process for its length."""
+    options, model = request.options, request.model
+    connected = connect(options.cluster, wait=options.wait)
+    with evaluating(model.module), held(request.plugin), connected as client:
+        yield client
 
 
 def _check_levels(levels: Any, out: Any) -> None:
@@ -222,39 +236,32 @@ def _check_levels(levels: Any, out: Any) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Decided:
-    """Decisions of a run, before anything is written.
-
-    Parameters
-    ----------
-    settings
-        Adopted from the run that is resumed, or decided by the method.
-    before
-        The record of that run; None where a new one begins.
-    levels
-        The coarser levels that were asked for.
-    memory_bytes
-        The budget of a worker.
-    """
-
-    settings: Settings
-    before: Record | None
-    levels: tuple[Layout, ...]
-    memory_bytes: int
-
-
-def _decide(request: Request, client: Client) -> Decided:
-    """Decide what the run will do; refuses what cannot work."""
-    options, file = request.options, request.file
-    method, memory_bytes = method_of(options), memory_per_worker(client, options.memory)
-    before = None
+def _resumed(request: Request) -> Record | None:
+    """Return the record of the run to resume; None where a new one begins and its place is free."""
+    file, overwrite, before = request.file, request.options.overwrite, None
     if file is None or request.out.exists():
-        before = _recorded(request.out, options.overwrite)
-    if file is not None and not options.overwrite:
+        before = _recorded(request.out, overwrite)
+    if file is not None and not overwrite:
         if file.exists() and before is None:
             raise InvalidInput(f"{file} exists; use overwrite=True (--overwrite) or another output")
         refuse_changed(file, MOVE)
+    return before
+
+
+def _decide(
+    request: Request, before: Record | None, client: Client, memory_bytes: int
+) -> tuple[Settings, tuple[Layout, ...]]:
+    """Return the settings of the run, and the coarser levels asked for; refuses what cannot work.
+
+    Parameters
+    ----------
+    request, client, memory_bytes
+        What is predicted, where, and within which budget per worker.
+    before
+        The record of the run that is resumed, whose settings are adopted.
+    """
+    options, file = request.options, request.file
+    method = method_of(options)
     if before is not None:
         settings = adopt(method, request, before)
     else:
@@ -268,11 +275,11 @@ def _decide(request: Request, client: Client) -> Decided:
     levels = _levels(request, settings, memory_bytes) if options.levels else ()
     for layout in () if before else levels:
         layout.require_memory()
-    return Decided(settings, before, levels, memory_bytes)
+    return settings, levels
 
 
 def _recorded(out: Path, overwrite: bool) -> Record | None:
-    """Return the record of the run to resume; None where a new one begins and its place is free."""
+    """Return the record of the run that wrote a volume; None where it is to be written anew."""
     try:
         before = Journal(journal_dir(out)).recorded()
     except InvalidInput:  # damaged, which is no obstacle to a new beginning
@@ -326,14 +333,16 @@ def _record(request: Request, settings: Settings) -> Record:
     return Record("predict", request.fingerprint(), settings.to_dict(grid))
 
 
-def _execute(request: Request, decided: Decided, client: Client, *, again: bool) -> Result:
-    """Run what is left of the plans, under the output's lock."""
-    options, settings, memory_bytes = request.options, decided.settings, decided.memory_bytes
+def _execute(
+    request: Request, settings: Settings, client: Client, memory_bytes: int, *, again: bool
+) -> Result:
+    """Run what is left of the plans, under the output's lock; ``again`` begins anew."""
+    options = request.options
     method, journal = method_of(options), Journal(journal_dir(request.out))
     with journal.lock():
         sweep(request.out)
         before = _recorded(request.out, again)
-        if before not in (None, decided.before):  # another run has begun meanwhile
+        if before is not None:  # perhaps another run has begun meanwhile
             settings = adopt(method, request, before)
         record = _record(request, settings)
         if before is not None:
@@ -346,28 +355,24 @@ def _execute(request: Request, decided: Decided, client: Client, *, again: bool)
         targets = _targets(request, settings)
         done = frozenset(journal.done())
         for plan in method.plans(request, settings, client, memory_bytes, targets, done):
-            if plan.journal is None:  # the last one, which writes the result
-                plan = replace(plan, journal=journal, record=record)
+            plan = replace(plan, journal=journal, record=record)
             run(plan, cluster=client, progress=options.progress)
-    volumes = {t.name: t.volume for t in targets}
-    return volumes.get("", volumes)
+    return targets.get("", targets)
 
 
-def _targets(request: Request, settings: Settings) -> tuple[Target, ...]:
+def _targets(request: Request, settings: Settings) -> dict[str, Volume]:
     """Return where the outputs go: volumes of an interrupted run, and new ones for the others."""
     named = len(settings.outputs) > 1 or settings.outputs[0].name != ""
     if named:
         zarr.open_group(request.out, mode="a")
-    targets = []
+    targets = {}
     for output in settings.outputs:
         path = request.out / output.name if named else request.out
         if path.exists():
-            volume = open_volume(path)
+            targets[output.name] = open_volume(path)
         else:
-            volume = create(path, _spec(request, settings, output))
-        array = f"{output.name}/0" if named else "0"
-        targets.append(Target(output.name, array, output.channels, volume))
-    return tuple(targets)
+            targets[output.name] = create(path, _spec(request, settings, output))
+    return targets
 
 
 def _with_levels(result: Result, **options: Any) -> Result:

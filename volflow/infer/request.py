@@ -18,8 +18,8 @@ from volflow.geometry.normalize import normalization
 from volflow.infer.finish import Finish
 from volflow.infer.merge import code_of, order_inputs, settings_of
 from volflow.infer.predict_options import PredictOptions
-from volflow.model.forward import Forward, Output
-from volflow.model.precision import compute_dtype
+from volflow.model.forward import Forward, Output, compute_dtype
+from volflow.model.resident import ModelPlugin
 from volflow.model.spec import Model
 from volflow.store.journal.journal import Journal, journal_dir
 from volflow.store.journal.outputs import check_apart
@@ -71,6 +71,11 @@ class Request:
     out: Path = Path()
     given: Mapping[str, Any] | None = None
     file: Path | None = None
+
+    @property
+    def plugin(self) -> ModelPlugin:
+        """What holds the model on workers."""
+        return ModelPlugin(self.model.module, self.model.digest)
 
     @property
     def sidecar(self) -> Path:

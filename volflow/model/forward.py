@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
-import math
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
-from volflow.engine.memory import begin_peak, peak_bytes
-from volflow.errors import InvalidInput, first_line
-from volflow.model.flips import mirrored_outputs
-from volflow.model.precision import explaining_half, resolve_precision
+from volflow.errors import InvalidInput, VolflowError, first_line
 from volflow.model.resident import forward_lock, resident
-from volflow.partition.output_names import named_outputs
+from volflow.partition.graph import named_outputs
 from volflow.store.slabs import refuse_complex
 
 __all__ = [
     "Forward",
     "Output",
-    "Probe",
-    "mark_peak",
-    "output_shapes",
+    "checked_outputs",
+    "compute_dtype",
+    "explaining_half",
+    "has_bfloat16",
+    "has_half_weights",
+    "is_out_of_memory",
+    "mirrored_outputs",
     "pick_device",
-    "probe",
-    "read_peak",
+    "resolve_precision",
     "torch_threads",
-    "usual_batch",
 ]
+
+HALF = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -46,24 +43,6 @@ class Output:
     name: str
     channels: int
     scale: tuple[int, int, int]
-
-
-@dataclass(frozen=True)
-class Probe:
-    """What a trial forward showed."""
-
-    outputs: tuple[Output, ...]
-    dtype: str
-    peak_bytes: int
-    batch_size: int
-    device: str
-    precision: str
-    threads: int
-
-
-# Trials on a CPU by forward, batch and threads; a forward holds its model's digest.
-_TRIALS: dict[tuple[Forward, int, int], list[tuple[tuple[Output, ...], int]]] = {}
-MOST_TRIALS = 64
 
 
 def pick_device(device: str) -> torch.device:
@@ -93,6 +72,86 @@ def torch_threads(threads: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def compute_dtype(module: torch.nn.Module) -> str:
+    """The dtype of a module's images and scores: float64 where its weights are, else float32.
+
+    Examples
+    --------
+    >>> compute_dtype(torch.nn.Conv3d(1, 1, 1).double()), compute_dtype(torch.nn.ReLU())
+    ('float64', 'float32')
+    """
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.is_floating_point() or tensor.is_complex():
+            wide = tensor.dtype in (torch.float64, torch.complex128)
+            return "float64" if wide else "float32"
+    return "float32"
+
+
+def resolve_precision(precision: str, device: torch.device, dtype: str) -> str:
+    """What a precision means on a device: ``"auto"`` is bfloat16 on a GPU that has it.
+
+    Raises
+    ------
+    InvalidInput
+        For bfloat16 on a CPU that only emulates it.
+    """
+    cuda = device.type == "cuda"
+    if precision == "auto":
+        fast = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bfloat16" if fast and dtype == "float32" else "float32"
+    if precision == "bfloat16" and device.type == "cpu" and not has_bfloat16():
+        raise InvalidInput(
+            "precision 'bfloat16' takes 12 times as long as float32 or longer on this CPU, which"
+            " has neither AMX nor AVX512-BF16; leave precision out"
+        )
+    return precision
+
+
+def has_bfloat16() -> bool:
+    """Whether this CPU multiplies in bfloat16, by AMX, AVX512-BF16 or Arm's BF16."""
+    if hasattr(torch.cpu, "get_capabilities"):
+        found = torch.cpu.get_capabilities()
+        return any(has is True for name, has in found.items() if name.endswith("bf16"))
+    names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    asked = [getattr(torch.cpu, name) for name in names if hasattr(torch.cpu, name)]
+    return not asked or any(ask() for ask in asked)  # an older torch cannot tell
+
+
+def has_half_weights(module: torch.nn.Module) -> bool:
+    """Whether a module has weights or buffers of half precision."""
+    return any(tensor.dtype in HALF for tensor in (*module.parameters(), *module.buffers()))
+
+
+@contextmanager
+def explaining_half(module: torch.nn.Module, dtype: str) -> Iterator[None]:
+    """Where PyTorch refuses an image, say so if weights of half precision may be why.
+
+    A model may have such weights and cast its images itself: only one that fails is explained.
+
+    Examples
+    --------
+    >>> with explaining_half(torch.nn.Linear(1, 1).half(), "float32"):
+    ...     raise InvalidInput("the model takes no such image") from TypeError("dtypes differ")
+    Traceback (most recent call last):
+    ...
+    volflow.errors.InvalidInput: the model's weight is float16, and images are float32: give
+    model.float(), or a model that casts its images; PyTorch says: dtypes differ
+    """
+    try:
+        yield
+    except InvalidInput as error:
+        if error.__cause__ is None or isinstance(error.__cause__, VolflowError):
+            raise
+        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+            if tensor.dtype in HALF:
+                raise InvalidInput(
+                    f"the model's {name} is {str(tensor.dtype).removeprefix('torch.')}, and images"
+                    f" are {dtype}: give model.float(), or a model that casts its images; PyTorch"
+                    f" says: {str(error.__cause__).partition(chr(10))[0]}"
+                ) from error.__cause__
+        raise
 
 
 @dataclass(frozen=True)
@@ -172,7 +231,7 @@ class Forward:
             raw = self.module()(shown)
         return {
             name: (value if drop is None else value.unsqueeze(2 + drop)).to(self.torch_dtype)
-            for name, value in _named(raw).items()
+            for name, value in checked_outputs(raw).items()
         }
 
     def run_with_oom_retry(
@@ -191,7 +250,7 @@ class Forward:
 
     def halved(self, batch_size: int, error: Exception) -> int:
         """The batch size to try after running out of memory."""
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise error
         if batch_size == 1:
             raise InvalidInput(
@@ -203,13 +262,35 @@ class Forward:
         return batch_size // 2
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def mirrored_outputs(
+    network: Callable[[torch.Tensor], dict[str, torch.Tensor]],
+    image: torch.Tensor,
+    axes: Sequence[int],
+) -> dict[str, torch.Tensor]:
+    """Return the outputs of a mirrored image, mirrored back.
+
+    Parameters
+    ----------
+    network
+        Gives outputs by name.
+    image
+        ``NCZYX`` (``NCYX``).
+    axes
+        Axes of the image, counted from 0; none for the image itself.
+    """
+    dims = [2 + axis for axis in axes]
+    outputs = network(image.flip(dims) if dims else image)
+    return {name: value.flip(dims) if dims else value for name, value in outputs.items()}
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory, of this machine or of a GPU, is used up."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return "can't allocate memory" in str(error) or "out of memory" in str(error)
 
 
-def _named(raw: Any) -> dict[str, torch.Tensor]:
+def checked_outputs(raw: Any) -> dict[str, torch.Tensor]:
     """Return the outputs by name; refuses what is not a tensor of real numbers."""
     named = named_outputs(raw)
     for name, value in named.items():
@@ -220,164 +301,3 @@ def _named(raw: Any) -> dict[str, torch.Tensor]:
             f" got {type(raw).__name__}"
         )
     return named
-
-
-def _check_output(forward: Forward, name: str, value: torch.Tensor, batch: int) -> Output:
-    given = (batch, forward.channels, *forward.patch)
-    label = f" {name!r}" if name else ""
-    if name and not re.fullmatch(r"\w[\w.-]*", name):
-        raise InvalidInput(
-            f"model output{label} cannot name a folder; use letters, digits, underscores, hyphens"
-        )
-    if value.ndim != 5 or value.shape[0] != batch:
-        raise InvalidInput(
-            f"model output{label} has shape {tuple(value.shape)} for a batch of shape {given};"
-            " it must be NC and the patch's axes"
-        )
-    scale = []
-    for p, out in zip(forward.patch, value.shape[2:], strict=True):
-        if out == 0 or p % out:
-            raise InvalidInput(
-                f"model output{label} has shape {tuple(value.shape)} for a batch of shape {given};"
-                " each axis must equal the patch's, or divide it (a model of stride 2 halves it)."
-                " For a model that crops its borders pad its convolutions instead"
-            )
-        scale.append(p // out)
-    return Output(name, int(value.shape[1]), (scale[0], scale[1], scale[2]))
-
-
-def output_shapes(forward: Forward, module: torch.nn.Module) -> tuple[Output, ...] | None:
-    """What a module returns for a patch, found without computing it.
-
-    Returns
-    -------
-    tuple of Output or None
-        None where the module asks for the values of its input, so that only a trial tells.
-    """
-    shape = [1, forward.channels, *forward.patch]
-    if forward.dropped is not None:
-        del shape[2 + forward.dropped]
-    weights: dict[int, Any] = {
-        id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())
-    }
-    try:
-        # A copy that shares the weights: what a module keeps of its first call has no values here.
-        shell = copy.deepcopy(module, weights)
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
-            raw = shell(torch.empty(shape, dtype=forward.torch_dtype))
-    except Exception:  # whatever a module may raise, a trial on numbers shows what it is
-        return None
-    named = _named(raw)
-    if forward.dropped is not None:
-        named = {name: value.unsqueeze(2 + forward.dropped) for name, value in named.items()}
-    return tuple(_check_output(forward, name, value, 1) for name, value in named.items())
-
-
-def usual_batch(patch: Sequence[int]) -> int:
-    """As many patches as make up 64³ voxels, so that tiny ones do not drown in call overhead.
-
-    Examples
-    --------
-    >>> usual_batch((96, 96, 96)), usual_batch((32, 32, 32)), usual_batch((1, 8, 8))
-    (1, 8, 64)
-    """
-    return max(1, min(64, 64**3 // math.prod(patch)))
-
-
-def probe(forward: Forward, batch_size: int | None, memory_bytes: int, threads: int) -> Probe:
-    """Try one forward on zeros: output shapes, peak memory, and the batch size that fits.
-
-    Parameters
-    ----------
-    forward
-        With device ``"auto"`` or a name; the device found is in the result.
-    batch_size
-        None finds one: on a GPU doubled while it fits half of the free memory, on a CPU as many
-        patches as make up 64³ voxels, so that tiny patches do not drown in call overhead.
-    memory_bytes
-        The worker's budget; on a CPU a batch takes at most half of it.
-    threads
-        Torch threads to use on a CPU.
-    """
-    forward = forward.resolve_device()
-    device = torch.device(forward.device)
-    with torch_threads(threads):
-        batch = batch_size or (1 if device.type == "cuda" else usual_batch(forward.patch))
-        outputs, peak, batch = _fitting(forward, batch)
-        if batch_size is None and device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(device)
-            while batch < 64 and peak * 2 < free // 2:
-                try:
-                    outputs, peak = _trial(forward, batch * 2)
-                except torch.OutOfMemoryError:
-                    torch.cuda.empty_cache()
-                    break
-                batch *= 2
-        while (
-            batch_size is None and device.type == "cpu" and batch > 1 and peak > memory_bytes // 2
-        ):
-            batch //= 2
-            outputs, peak = _trial(forward, batch)
-    # A batch that was asked for is kept, as the same call must resume; the run halves it again.
-    size = batch_size or batch
-    return Probe(outputs, forward.dtype, peak, size, str(device), forward.precision, threads)
-
-
-def _fitting(forward: Forward, batch: int) -> tuple[tuple[Output, ...], int, int]:
-    """A trial of the batch, or of what fits of it: outputs, peak, and how many did."""
-    while True:
-        try:
-            return *_trial(forward, batch), batch
-        except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is one
-            batch = forward.halved(batch, error)
-
-
-def _trial(forward: Forward, batch: int) -> tuple[tuple[Output, ...], int]:
-    """Return the outputs of a forward of so many patches, and the memory that it took.
-
-    On a CPU both follow from the model, the patch and the threads, so that a loop over many cases
-    tries twice: the first forward of a process also takes what torch keeps for all later ones. On
-    a GPU others may have taken memory meanwhile, and it is tried anew.
-    """
-    if torch.device(forward.device).type != "cpu":
-        return _tried(forward, batch)
-    if len(_TRIALS) > MOST_TRIALS:
-        _TRIALS.clear()
-    trials = _TRIALS.setdefault((forward, batch, torch.get_num_threads()), [])
-    if len(trials) < 2:
-        trials.append(_tried(forward, batch))
-    return min(trials, key=lambda trial: trial[1])
-
-
-def _tried(forward: Forward, batch: int) -> tuple[tuple[Output, ...], int]:
-    device = torch.device(forward.device)
-    data = torch.zeros((batch, forward.channels, *forward.patch), dtype=forward.torch_dtype)
-    before = mark_peak(device)
-    with explaining_half(forward.module(), forward.dtype):
-        try:
-            outputs = forward(data.to(device))
-        except Exception as error:  # models raise whatever they like
-            if isinstance(error, InvalidInput) or _is_out_of_memory(error):
-                raise
-            raise InvalidInput(
-                f"the model does not take a batch of shape {tuple(data.shape)}: {first_line(error)}"
-            ) from error
-    peak = max(0, read_peak(device) - before)
-    return tuple(_check_output(forward, name, v, batch) for name, v in outputs.items()), peak
-
-
-def mark_peak(device: torch.device) -> int:
-    """Begin to watch the peak of memory on a device; returns what is taken now."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.memory_allocated(device)
-    return begin_peak()
-
-
-def read_peak(device: torch.device) -> int:
-    """The peak of memory on a device since it is watched."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device)
-    return peak_bytes()

@@ -10,10 +10,10 @@ import logging
 import mmap
 import os
 import threading
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import cloudpickle
 import torch
@@ -22,17 +22,56 @@ from distributed import WorkerPlugin
 from volflow.engine.memory import give_back
 from volflow.engine.pages import HUGE_PAGES, prepare_allocators
 
-__all__ = ["ModelPlugin", "asks_for_huge_pages", "forward_lock", "lent", "resident"]
+__all__ = [
+    "ModelPlugin",
+    "asks_for_huge_pages",
+    "forward_lock",
+    "held",
+    "lent",
+    "made_once",
+    "resident",
+    "trials_of",
+]
 
 # More than glibc takes from a heap, so that it gets pages of its own.
 PROBE_BYTES = 33 * 2**20
+# Models whose trials are remembered after they have gone.
+MOST_REMEMBERED = 64
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-_models: dict[str, torch.nn.Module] = {}
-_users: Counter[str] = Counter()  # runs of this process that hold a model
+
+@dataclass(eq=False)
+class Resident:
+    """What a process has of a model.
+
+    Parameters
+    ----------
+    modules
+        As it was handed over, under an empty name, and by device; none when nobody uses it.
+    made
+        What was made of it once, such as its graph; goes with it.
+    trials
+        What trial forwards showed. It stays, as a loop over many cases uses the model anew in each.
+    users
+        Number of runs that use it.
+    places
+        How many tasks may have it lent at a time.
+    """
+
+    modules: dict[str, torch.nn.Module] = field(default_factory=dict)
+    made: dict[Hashable, Any] = field(default_factory=dict)
+    trials: dict[Hashable, list[Any]] = field(default_factory=dict)
+    users: int = 0
+    places: threading.BoundedSemaphore = field(
+        default_factory=lambda: threading.BoundedSemaphore(2)
+    )
+
+
+_residents: dict[str, Resident] = {}  # by digest
 _locks: dict[str, threading.Lock] = {}
-_places: dict[str, threading.BoundedSemaphore] = {}
 _guard = threading.Lock()
 
 
@@ -50,10 +89,26 @@ def forward_lock(device: torch.device) -> threading.Lock:
 def resident(digest: str, device: torch.device) -> torch.nn.Module:
     """The model of this digest, moved to the device on first use."""
     with _guard:
-        key = f"{digest}@{device}"
-        if key not in _models:
-            _models[key] = _models[digest].to(device)
-        return _models[key]
+        modules = _residents[digest].modules
+        if str(device) not in modules:
+            modules[str(device)] = modules[""].to(device)
+        return modules[str(device)]
+
+
+def trials_of(digest: str) -> dict[Hashable, list[Any]]:
+    """What trial forwards of a model showed in this process, to be added to."""
+    return _residents[digest].trials
+
+
+def made_once(digest: str, key: Hashable, make: Callable[[], T]) -> T:
+    """Return what is made of a model, once while it is resident."""
+    with _guard:
+        found = _residents.get(digest)
+        made = found.made if found is not None and found.users else {}
+    if key not in made:
+        made[key] = make()
+    result: T = made[key]
+    return result
 
 
 class ModelPlugin(WorkerPlugin):
@@ -87,19 +142,34 @@ class ModelPlugin(WorkerPlugin):
                 " which came before; set it to 1 before Python starts"
             )
         with _guard:
-            _users[self.digest] += 1
-            _models.setdefault(self.digest, self.module)
+            found = _residents.setdefault(self.digest, Resident())
+            found.users += 1
+            found.modules.setdefault("", self.module)
 
     def teardown(self, worker: Any = None) -> None:
         """Forget the model and its copies on devices, unless another run needs them."""
         with _guard:
-            _users[self.digest] -= 1
-            if _users[self.digest] > 0:
+            found = _residents[self.digest]
+            found.users -= 1
+            if found.users:
                 return
-            for key in [k for k in _models if k.partition("@")[0] == self.digest]:
-                del _models[key]
+            found.modules.clear()
+            found.made.clear()
+            gone = [digest for digest, other in _residents.items() if not other.users]
+            for digest in gone[:-MOST_REMEMBERED]:
+                del _residents[digest]
         if worker is not None:
             give_back()  # others may use this worker, and it keeps more now than Dask lets it
+
+
+@contextmanager
+def held(model: ModelPlugin) -> Iterator[None]:
+    """Keep a model resident in this process for a while."""
+    model.setup()
+    try:
+        yield
+    finally:
+        model.teardown()
 
 
 @contextmanager
@@ -110,13 +180,9 @@ def lent(model: ModelPlugin) -> Iterator[None]:
     only hold memory, since one forward at a time runs on a device.
     """
     with _guard:
-        places = _places.setdefault(model.digest, threading.BoundedSemaphore(2))
-    with places:
-        model.setup()
-        try:
-            yield
-        finally:
-            model.teardown()
+        places = _residents.setdefault(model.digest, Resident()).places
+    with places, held(model):
+        yield
 
 
 def _unpack(module: bytes, digest: str) -> ModelPlugin:

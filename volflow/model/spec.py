@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from volflow.errors import InvalidInput
 from volflow.geometry.frame import Frame
-from volflow.geometry.windows import check_blend
+from volflow.geometry.windows import Blend
 from volflow.model.imports import Code
 
 __all__ = ["Model", "Spec", "make_spec"]
@@ -28,6 +28,7 @@ _EXPECTED = {
     "background": "a class number",
     "patch": "a whole number from 1, or three of them",
     "overlap": "whole voxels from 0, a fraction of the patch below 1, or three of these",
+    "blend": "crop, average, gaussian, hann or exact",
     "spacing": "three positive sizes",
     "output": '"scores" or "classes"',
 }
@@ -78,7 +79,7 @@ class Spec:
     background: Whole = 0
     patch: Side | tuple[Side, Side, Side] | None = None
     overlap: Whole | Share | tuple[Whole | Share, Whole | Share, Whole | Share] | None = None
-    blend: str | None = None
+    blend: Blend | Literal["exact"] | None = None
     frame: str | None = None
     spacing: tuple[Size, Size, Size] | None = None
     unit: str | None = None
@@ -88,8 +89,6 @@ class Spec:
     description: str = ""
 
     def __post_init__(self) -> None:
-        if self.blend not in (None, "exact"):
-            check_blend(self.blend)
         if self.frame is not None:
             Frame.between("RAS", self.frame)
         for name in ("channels", "classes"):

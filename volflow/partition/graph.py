@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,7 +18,17 @@ from torch import Tensor
 from volflow.geometry.roi import Roi
 from volflow.partition.ranges import AxisMap, Range
 
-__all__ = ["Compute", "Graph", "Node", "Window", "compute", "crop", "live_bytes", "needed"]
+__all__ = [
+    "Compute",
+    "Graph",
+    "Node",
+    "Window",
+    "compute",
+    "crop",
+    "live_bytes",
+    "named_outputs",
+    "needed",
+]
 
 # Channels that the widest instructions of a processor handle at once.
 VECTOR = 16
@@ -134,6 +144,23 @@ class Graph:
                 wanted.add(number)
                 stack.extend(self.nodes[number].inputs)
         return tuple(sorted(wanted))
+
+
+def named_outputs(raw: Any) -> dict[str, Any]:
+    """Return the outputs of a network by name; none where it returns something else.
+
+    Examples
+    --------
+    >>> list(named_outputs(torch.ones(1))), list(named_outputs((torch.ones(1), torch.ones(2))))
+    ([''], ['output0', 'output1'])
+    """
+    if isinstance(raw, Tensor):
+        return {"": raw}
+    if isinstance(raw, Mapping):
+        return {str(name): value for name, value in raw.items()}
+    if isinstance(raw, Sequence):
+        return {f"output{n}": value for n, value in enumerate(raw)}
+    return {}
 
 
 def needed(graph: Graph, targets: Mapping[int, Roi], given: Iterable[int]) -> dict[int, Roi]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -18,10 +19,19 @@ from volflow.geometry.budget import format_bytes
 from volflow.geometry.grid import per_axis
 from volflow.geometry.roi import Roi
 from volflow.partition.graph import Graph, live_bytes, needed
-from volflow.partition.scale import alignment_of, scales_of
+from volflow.partition.ranges import AxisMap, Gather, Lerp, Merge, Slide, Split, Spread
 from volflow.partition.trace import trace
 
-__all__ = ["Halo", "halo_of", "padded_sizes", "scale_of", "trace_any", "work"]
+__all__ = [
+    "Halo",
+    "alignment_of",
+    "halo_of",
+    "padded_sizes",
+    "scale_of",
+    "scales_of",
+    "trace_any",
+    "work",
+]
 
 # Sides on which a network is traced when no shape is given: with many powers of 2, then with other
 # factors as well. They cost nothing, and no margin exceeds them.
@@ -252,6 +262,50 @@ def _followed(module: nn.Module, channels: int, ndim: int | None = None) -> Grap
                     raise
     assert first is not None
     raise first
+
+
+def scales_of(graph: Graph) -> tuple[tuple[Fraction, ...], ...]:
+    """Return the input voxels per voxel of each node, per axis; 1 where it has no such axis."""
+    one = (Fraction(1),) * graph.ndim
+    scales = [one]
+    for number, node in enumerate(graph.nodes[1:], start=1):
+        found = list(one)
+        for source, maps in zip(node.inputs, node.reads, strict=True):
+            for axis, each in enumerate(maps):
+                # An axis of one voxel is an axis, too; a tensor without it is broadcast.
+                if axis in graph.nodes[source].dims and axis in graph.nodes[number].dims:
+                    sizes = graph.sizes(source)[axis], graph.sizes(number)[axis]
+                    found[axis] = scales[source][axis] * _step(each, *sizes)
+        scales.append(tuple(found))
+    return tuple(scales)
+
+
+def _step(each: AxisMap, size: int, outputs: int) -> Fraction:
+    """Return the input voxels per output voxel of one op."""
+    if isinstance(each, Slide):
+        return Fraction(each.stride)
+    if isinstance(each, Spread):
+        return Fraction(1, each.stride)
+    if isinstance(each, Split):
+        return Fraction(1, each.factor)
+    if isinstance(each, Merge):
+        return Fraction(each.factor)
+    if isinstance(each, Lerp):
+        return Fraction(size, outputs)
+    if isinstance(each, Gather):
+        return each.scale
+    return Fraction(1)
+
+
+def alignment_of(graph: Graph) -> tuple[int, ...]:
+    """Return the number that divides the sides of blocks and of the padded volume, per axis.
+
+    Every node's share of an aligned block then begins and ends with a whole voxel.
+    """
+    scales = scales_of(graph)
+    return tuple(
+        math.lcm(*(scale[axis].numerator for scale in scales)) for axis in range(graph.ndim)
+    )
 
 
 def scale_of(graph: Graph) -> tuple[int, ...]:

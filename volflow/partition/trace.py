@@ -18,8 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from volflow.errors import NoExactRule
 from volflow.partition.calls import as_called, changes_first, is_random, name_of, works_in_place
-from volflow.partition.graph import Graph, Node
-from volflow.partition.output_names import named_outputs
+from volflow.partition.graph import Graph, Node, named_outputs
 from volflow.partition.rules.results import result_of
 from volflow.partition.rules.table import RULES, SPREADING, VIEWS
 from volflow.partition.rules.tracing import OpCall, Traced, Tracer, leaves, mapped

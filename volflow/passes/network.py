@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,22 +14,56 @@ import torch
 from torch import Tensor, nn
 
 from volflow.geometry.roi import Roi
-from volflow.model.flips import Flipped
-from volflow.model.forward import pick_device
-from volflow.model.precision import explaining_half, resolve_precision
-from volflow.model.resident import resident
-from volflow.partition.graph import Graph, compute
+from volflow.model.forward import (
+    explaining_half,
+    mirrored_outputs,
+    pick_device,
+    resolve_precision,
+)
+from volflow.model.resident import made_once, resident
+from volflow.partition.graph import Graph, compute, named_outputs
 from volflow.partition.reach import trace_any
 from volflow.partition.reductions import statistic_of
 from volflow.passes.activations import ActivationStore
 
-__all__ = ["Blockwise", "ImageReader", "Network"]
+__all__ = ["Blockwise", "Flipped", "ImageReader", "Network"]
 
 Array = npt.NDArray[Any]
 
 # A box of the network's image ``(channels, *box.shape)`` in the network's dtype. Boxes may reach
 # into the padding beyond the volume, which holds zeros.
 ImageReader = Callable[[Roi], Array]
+
+
+class Flipped(nn.Module):
+    """A network averaged over mirrored copies of its image, as a module that can be traced.
+
+    Parameters
+    ----------
+    module
+        The network.
+    axes
+        Axes of the image, counted from 0, along which it is mirrored, in all combinations.
+    """
+
+    def __init__(self, module: nn.Module, axes: tuple[int, ...]) -> None:
+        super().__init__()
+        self.module, self.axes = module, axes
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """Return the mean of the outputs by name."""
+        copies: list[list[int]] = [[]]
+        for axis in self.axes:
+            copies += [[*axes, axis] for axes in copies]
+        # Journals number the nodes of this graph: all copies come first, then their sums.
+        results = [mirrored_outputs(self._outputs, image, axes) for axes in copies]
+        return {
+            name: sum((result[name] for result in results[1:]), first) / len(results)
+            for name, first in results[0].items()
+        }
+
+    def _outputs(self, image: Tensor) -> dict[str, Tensor]:
+        return named_outputs(self.module(image))
 
 
 @dataclass(frozen=True)
@@ -71,13 +106,19 @@ class Network:
         return replace(self, device=str(device), precision=precision)
 
     def graph(self, module: nn.Module | None = None) -> Graph:
-        """Return the graph of the resident model, or of a given one; node numbers are the same."""
-        if module is None:
-            module = resident(self.digest, torch.device(self.device))
-        if self.flips:
-            module = Flipped(module, self.flips)
-        with explaining_half(module, self.dtype):
-            return trace_any(module, self.channels, self.sizes, self.torch_dtype)
+        """Return the graph of the resident model, or of a given one; node numbers are the same.
+
+        It is traced once where the model is resident.
+        """
+        net = resident(self.digest, torch.device(self.device)) if module is None else module
+        places = {tensor.device for tensor in (*net.parameters(), *net.buffers())}
+        key = net, frozenset(places), self.channels, self.sizes, self.dtype, self.flips
+        return made_once(self.digest, key, partial(self._traced, net))
+
+    def _traced(self, module: nn.Module) -> Graph:
+        shown = Flipped(module, self.flips) if self.flips else module
+        with explaining_half(shown, self.dtype):
+            return trace_any(shown, self.channels, self.sizes, self.torch_dtype)
 
     @contextmanager
     def inference(self) -> Iterator[None]:

@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from distributed import Client
 
-from volflow.engine.plan import Plan
-from volflow.engine.run import run
-from volflow.engine.task import Context, Step
 from volflow.geometry.roi import Roi
-from volflow.model.forward import mark_peak, read_peak, torch_threads
+from volflow.model.forward import torch_threads
 from volflow.model.resident import ModelPlugin
+from volflow.model.trial import mark_peak, read_peak, tried_on_worker
 from volflow.partition.graph import Graph, Node, Window, live_bytes, needed, read_by
 from volflow.passes.cost import Cost
 from volflow.passes.network import Network
@@ -57,17 +56,8 @@ class OpProfile:
     free_bytes: int = 0
 
 
-@dataclass(frozen=True)
-class ProfileJob:
-    """The network to profile, with torch threads and the budget of the worker."""
-
-    network: Network
-    threads: int
-    memory_bytes: int
-
-
 def profile_ops(
-    network: Network, module: torch.nn.Module, client: Client, threads: int, memory_bytes: int
+    network: Network, model: ModelPlugin, client: Client, threads: int, memory_bytes: int
 ) -> OpProfile:
     """Profile the ops of a network on the first free worker of a client.
 
@@ -75,27 +65,24 @@ def profile_ops(
     ----------
     network
         With the device that was asked for.
-    module
-        The model.
+    model
+        Holds the network on the worker.
     client
         Whose worker is taken.
     threads, memory_bytes
         Torch threads, and the budget of the worker.
     """
-    job = ProfileJob(network, threads, memory_bytes)
-    plugin = ModelPlugin(module, network.digest)
-    plan = Plan("profile", _profile, job, ((0,),), 1, "network", 1, 1, True, (), plugin)
-    found: OpProfile = run(plan, cluster=client, progress=False).results[0]
-    return found
+    trial = partial(_profile, network, threads, memory_bytes)
+    return tried_on_worker("profile", trial, model, client)
 
 
-def _profile(job: ProfileJob, blocks: tuple[int, ...], context: Context) -> Iterator[Step]:
-    network = job.network.resolved()
+def _profile(network: Network, threads: int, memory_bytes: int) -> OpProfile:
+    network = network.resolved()
     device = torch.device(network.device)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
-    with torch_threads(job.threads), network.inference():
-        costs = measured(network.graph(), device, int(BOX_SHARE * job.memory_bytes))
-    yield Step(blocks[0], 1, OpProfile(network, costs, free))
+    with torch_threads(threads), network.inference():
+        costs = measured(network.graph(), device, int(BOX_SHARE * memory_bytes))
+    return OpProfile(network, costs, free)
 
 
 def measured(graph: Graph, device: torch.device, box_bytes: int = BOX_BYTES) -> dict[int, Cost]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 import volflow as vf
-from volflow.infer.exact import plan as exact_plan
+from volflow.infer.exact import method as exact_method
 from volflow.infer.predict import plan_predict
 from volflow.passes.cost import Cost
 from volflow.passes.network import Network
@@ -28,8 +28,8 @@ def assumed(monkeypatch):
             known[key] = traced(network, module)
         return known[key]
 
-    def profile_ops(network, module, *rest):
-        nodes = network.graph(module).nodes
+    def profile_ops(network, model, *rest):
+        nodes = network.graph(model.module).nodes
         costs = {
             n: Cost(node.flops * node.depth / 1e9, 8.0 * node.value_bytes)
             for n, node in enumerate(nodes)
@@ -37,7 +37,7 @@ def assumed(monkeypatch):
         }
         return OpProfile(network.resolved(), costs)
 
-    monkeypatch.setattr(exact_plan, "profile_ops", profile_ops)
+    monkeypatch.setattr(exact_method, "profile_ops", profile_ops)
     monkeypatch.setattr(Network, "graph", graph)
 
 

@@ -13,10 +13,11 @@ from tests.nets import random_net
 from volflow.errors import ResumeRefused, SourceChanged
 from volflow.infer import methods, request
 from volflow.infer.method import adopt
-from volflow.infer.methods import method_of, open_request
+from volflow.infer.methods import METHODS, method_of, open_request
 from volflow.infer.predict import plan_predict
 from volflow.infer.predict_options import PredictOptions
 from volflow.model.forward import Output
+from volflow.model.spec import make_spec
 from volflow.store.journal.journal import Record
 
 SAVED = {
@@ -42,6 +43,11 @@ EXACT = {**SAVED, "batch_size": 1, "exact": {"sizes": [16, 16, 16], "passes": [S
 
 def options_of(blend: str) -> PredictOptions:
     return PredictOptions(patch=8, blend=blend)
+
+
+@pytest.mark.parametrize("blend", METHODS)
+def test_a_bundle_may_ask_for_the_blends_of_all_methods(blend):
+    assert make_spec({"blend": blend}).blend == blend
 
 
 @pytest.mark.parametrize(("blend", "saved"), [("gaussian", SAVED), ("exact", EXACT)])

@@ -11,8 +11,8 @@ from torch import nn
 import volflow as vf
 from tests.nets import Named, random_net
 from volflow.errors import InvalidInput
-from volflow.model import precision
-from volflow.model.precision import has_bfloat16, resolve_precision
+from volflow.model import forward
+from volflow.model.forward import has_bfloat16, resolve_precision
 
 SHAPE = (12, 10, 9)
 CPU = torch.device("cpu")
@@ -120,7 +120,7 @@ class TestHalf:
 
 class TestBfloat16:
     def test_is_refused_on_a_cpu_that_emulates_it(self, run, monkeypatch, tmp_path):
-        monkeypatch.setattr(precision, "has_bfloat16", lambda: False)
+        monkeypatch.setattr(forward, "has_bfloat16", lambda: False)
         message = (
             "precision 'bfloat16' takes 12 times as long as float32 or longer on this CPU, which"
             " has neither AMX nor AVX512-BF16; leave precision out"
@@ -131,7 +131,7 @@ class TestBfloat16:
         assert not (tmp_path / "out.zarr").exists()
 
     def test_is_taken_where_the_cpu_has_it(self, run, monkeypatch, scan):
-        monkeypatch.setattr(precision, "has_bfloat16", lambda: True)
+        monkeypatch.setattr(forward, "has_bfloat16", lambda: True)
         net = nn.Conv3d(1, 1, 1, bias=False)
         nn.init.ones_(net.weight)
         found = run(net, precision="bfloat16")
@@ -139,7 +139,7 @@ class TestBfloat16:
         np.testing.assert_allclose(found[0], scan, rtol=2**-7)
 
     def test_auto_and_gpus_are_not_asked(self, monkeypatch):
-        monkeypatch.setattr(precision, "has_bfloat16", lambda: False)
+        monkeypatch.setattr(forward, "has_bfloat16", lambda: False)
         assert resolve_precision("auto", CPU, "float32") == "float32"
         assert resolve_precision("float32", CPU, "float32") == "float32"
         assert resolve_precision("bfloat16", torch.device("cuda"), "float32") == "bfloat16"

@@ -520,7 +520,7 @@ class TestForwards:
     ):
         scan = np.random.default_rng(0).random((16, 64, 64), "float32") + 1
         scan = stored(scan)
-        monkeypatch.setattr("volflow.model.forward.read_peak", lambda device: 0)
+        monkeypatch.setattr("volflow.model.trial.read_peak", lambda device: 0)
         options = {"patch": 8, "overlap": 0.5, "chunk": 8, "shard": 8, "batch_size": 1}
         full = predict(scan, random_net(), "full.zarr", **options)
         options["memory"] = SLACK_BYTES + 300 * 2**10

@@ -288,8 +288,8 @@ class TestMemory:
     def trial(self, monkeypatch):
         """What a trial forward seems to take, in bytes."""
         taken = [2**20]
-        monkeypatch.setattr("volflow.model.forward.mark_peak", lambda device: 0)
-        monkeypatch.setattr("volflow.model.forward.read_peak", lambda device: taken[-1])
+        monkeypatch.setattr("volflow.model.trial.mark_peak", lambda device: 0)
+        monkeypatch.setattr("volflow.model.trial.read_peak", lambda device: taken[-1])
         return taken
 
     @pytest.mark.parametrize("model", [torch.nn.Identity(), random_net()])

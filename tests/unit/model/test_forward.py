@@ -12,8 +12,9 @@ from torch import nn
 
 from tests import nets
 from volflow.errors import InvalidInput
-from volflow.model.forward import Forward, pick_device, probe, torch_threads
+from volflow.model.forward import Forward, pick_device, torch_threads
 from volflow.model.resident import ModelPlugin, forward_lock, resident
+from volflow.model.trial import probe
 
 
 @pytest.fixture

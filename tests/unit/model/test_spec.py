@@ -41,7 +41,7 @@ def test_whole_overlaps_stay_voxels_and_fractions_fractions(overlap):
         ({"spacing": [1, 1, float("nan")]}, "three positive sizes"),
         ({"spacing": [1, 0, 1]}, "three positive sizes"),
         ({"spacing": 1}, "three positive sizes"),
-        ({"blend": "mean"}, "unknown blend 'mean'; use one of"),
+        ({"blend": "mean"}, "blend is 'mean'; expected crop, average, gaussian, hann or exact"),
         ({"frame": "RAX"}, "frame must be three letters"),
         ({"output": "labels"}, 'expected "scores" or "classes"'),
         ({"classes": "abc"}, "expected a list of names"),
@@ -55,7 +55,3 @@ def test_wrong_values_are_one_line_naming_file_and_key(values, says):
     with pytest.raises(InvalidInput, match=f"^card.json: .*{says}") as caught:
         make_spec(values, "card.json")
     assert "\n" not in str(caught.value)
-
-
-def test_exact_is_a_blend():
-    assert make_spec({"blend": "exact"}).blend == "exact"

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from volflow.model.resident import ModelPlugin, lent
-from volflow.partition.scale import alignment_of
+from volflow.partition.reach import alignment_of
 from volflow.passes.cost import Cost, Costs, core, targets_of
 from volflow.passes.executor import Passes, run_passes
 from volflow.passes.network import Blockwise, Network

@@ -23,7 +23,6 @@ from volflow.infer.aggregate.batch import Kind
 from volflow.infer.aggregate.scratch import PendingPatches
 from volflow.infer.finish import Finish
 from volflow.infer.merge import settings_of
-from volflow.infer.method import Target
 from volflow.infer.patches.rolling import RollingBlend
 from volflow.infer.patches.sliding import FINISH_ROWS
 from volflow.infer.patches.tiling import limit_depth
@@ -101,10 +100,9 @@ class CaseBlend:
             volume = create(self.aside, VolumeSpec.of(shape, dtype, meta, chunk, shard))
             self.folder = folder.pop_all()
         self.blocks = BlockGrid(grid.shape, (shard[0], *grid.shape[1:]))  # layers of shards
-        targets = (Target("", "0", kind.channels, volume),)
         self.context = Context()  # the journal begins when the volume is whole
         self.writer = Writer(
-            self.blocks, Frame(), targets, range(len(self.blocks)), self.context, scratch.zeros
+            self.blocks, Frame(), {"": volume}, range(len(self.blocks)), self.context, scratch.zeros
         )
 
     @property

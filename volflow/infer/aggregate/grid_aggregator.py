@@ -11,6 +11,7 @@ import torch
 from volflow.engine.cluster import DEFAULT_SHARE, free_memory_bytes
 from volflow.errors import InvalidInput
 from volflow.geometry.budget import parse_bytes
+from volflow.geometry.windows import check_blend
 from volflow.infer.aggregate.batch import Kind, check_finite, corner_of, kind_of, places_of
 from volflow.infer.aggregate.case import CaseBlend
 from volflow.infer.aggregate.from_stream import grids_of, metas_of, targets_of
@@ -133,6 +134,7 @@ class GridAggregator:
                 "blend 'exact' is a property of the whole network, not of outputs of patches; use"
                 " crop, average, gaussian or hann"
             )
+        check_blend(blend)
         given = PredictOptions(
             patch=1, overlap=0, blend=blend, activation=activation, output=output, dtype=dtype,
             chunk=chunk, shard=shard, overwrite=overwrite,

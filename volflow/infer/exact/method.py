@@ -2,22 +2,77 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from distributed import Client
 
-from volflow.engine.plan import Plan
-from volflow.errors import InvalidInput
-from volflow.infer.exact.exact_boxes import exact_boxes
-from volflow.infer.exact.plan import ExactSettings, decide, last_pass, passes_of
-from volflow.infer.method import BoxFunction, Hull, Target, out_blocks
+from volflow.engine.cluster import connect, memory_per_worker, workers
+from volflow.engine.plan import Plan, runs_for
+from volflow.errors import InvalidInput, ResumeRefused
+from volflow.geometry.roi import Roi
+from volflow.infer.exact.choose import budget_of, choose_passes
+from volflow.infer.exact.window import (
+    ExactWindow,
+    OutputJob,
+    dropped_axis,
+    exact_outputs,
+    network_of,
+    seen_axes,
+    traced,
+)
+from volflow.infer.method import (
+    BoxFunction,
+    Hull,
+    Settings,
+    Targets,
+    facts_of,
+    out_blocks,
+    threads_per_worker,
+)
 from volflow.infer.predict_options import PredictOptions
-from volflow.infer.request import Request
-from volflow.passes.executor import run_passes
+from volflow.infer.request import Request, check_classes
+from volflow.model.resident import lent
+from volflow.partition.graph import needed
+from volflow.partition.reductions import partials_of, statistic_of
+from volflow.passes.cost import Pass, pass_facts, targets_of
+from volflow.passes.executor import Passes, run_passes
+from volflow.passes.network import Blockwise
+from volflow.passes.profile import profile_ops
+from volflow.store.journal.journal import Journal, journal_dir
 
-__all__ = ["boxes", "check", "decide", "plan", "plans", "read"]
+__all__ = ["BLENDS", "ExactSettings", "boxes", "check", "decide", "plan", "plans", "read"]
+
+BLENDS = ("exact",)
+
+Statistics = Mapping[int, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class ExactSettings(Settings):
+    """Settings of an exact run.
+
+    Parameters
+    ----------
+    sizes
+        Of the image as the network sees it, padded to its alignment.
+    passes
+        The last one writes the result.
+    """
+
+    sizes: tuple[int, ...]
+    passes: tuple[Pass, ...]
+
+    def own(self) -> dict[str, Any]:
+        """Plain values of the passes, for the journal, and the batches, which are of one block."""
+        passes = [asdict(step) for step in self.passes]
+        return {"batch_size": 1, "exact": {"sizes": list(self.sizes), "passes": passes}}
 
 
 def check(given: PredictOptions, options: PredictOptions) -> PredictOptions:
@@ -39,11 +94,76 @@ def check(given: PredictOptions, options: PredictOptions) -> PredictOptions:
 
 
 def read(saved: Mapping[str, Any]) -> ExactSettings | None:
-    """The settings of a journal; None where a run in patches wrote it."""
+    """Return the settings of a journal; None where a run in patches wrote it."""
     exact = saved.get("exact")
     if exact is None:
         return None
     return ExactSettings.from_dict(saved, {name: exact[name] for name in ("sizes", "passes")})
+
+
+def decide(request: Request, client: Client, memory_bytes: int) -> ExactSettings:
+    """Choose the passes and blocks of an exact run.
+
+    Raises
+    ------
+    NoExactRule
+        Where an op of the model has no rule.
+    MemoryRefused
+        Where no schedule fits, naming the memory that would.
+    InvalidInput
+        Where the model does not take such an image.
+    """
+    options = request.options
+    sizes, graph, outputs = traced(request)
+    check_classes(options, outputs)
+    # All that can be refused without a worker is refused by now.
+    threads = threads_per_worker(client)
+    network = network_of(request, sizes, options.device, options.precision)
+    found = profile_ops(network, request.plugin, client, threads, memory_bytes)
+    passes, layout = choose_passes(request, graph, outputs, found, client, memory_bytes)
+    block, chunk, shard = layout
+    return ExactSettings(
+        outputs=outputs,
+        dtype=found.network.dtype,
+        precision=found.network.precision,
+        device=found.network.device,
+        threads=threads,
+        block=block,
+        chunk=chunk,
+        shard=shard,
+        peak_bytes=budget_of(graph, max(step.peak_bytes for step in passes)),
+        sizes=sizes,
+        passes=passes,
+    )
+
+
+def _passes_of(request: Request, settings: ExactSettings) -> Passes:
+    """Return the passes of a run with these settings.
+
+    Raises
+    ------
+    ResumeRefused
+        Where the settings, those of a journal, name nodes that the model does not have.
+    """
+    network = network_of(request, settings.sizes, settings.device, settings.precision)
+    graph = network.graph(request.model.module)
+    for step in settings.passes:
+        nodes = (*step.given, *step.stores, *step.statistics)
+        sides = len(step.block) == graph.ndim and min(step.block) >= 1
+        if not sides or not all(n in range(len(graph.nodes)) for n in nodes):
+            raise ResumeRefused(
+                f"the journal of {request.out} names passes that the model has not; begin again"
+                " (overwrite=True, --overwrite)"
+            )
+    return Passes(
+        settings.passes,
+        graph,
+        Blockwise(network, partial(request.inputs.read, dtype=network.dtype)),
+        request.plugin,
+        Journal(journal_dir(request.out)).passes,
+        settings.threads,
+        settings.peak_bytes - max(step.peak_bytes for step in settings.passes),
+    )
 
 
 def plan(
@@ -51,12 +171,43 @@ def plan(
     settings: ExactSettings,
     client: Client,
     memory_bytes: int,
-    targets: tuple[Target, ...] = (),
-    done: frozenset[int] = frozenset(),
+    targets: Targets,
+    done: frozenset[int],
 ) -> Plan:
-    """Return the plan of the last pass, with what is known of those before it."""
-    passes = passes_of(request, settings)
-    return last_pass(passes, request, settings, client, memory_bytes, targets, done)
+    """Return the plan of the last pass, which tells of those before it as well."""
+    passes, options, last = _passes_of(request, settings), request.options, len(settings.passes) - 1
+    blocks = out_blocks(request, settings)
+    left = [number for number in range(len(blocks)) if number not in done]
+    job = OutputJob(
+        window=ExactWindow(
+            request.inputs,
+            passes.inputs_of(last),
+            dropped_axis(request),
+            settings.outputs,
+            request.finish(settings.dtype),
+        ),
+        grid=blocks,
+        targets=targets,
+        threads=settings.threads,
+        peak_bytes=passes.peak_bytes(last),
+    )
+    own = (
+        ("blend", "exact" + (f", frame {options.frame}" if options.frame else "")),
+        ("device", f"{settings.device} {settings.precision}"),
+    )
+    return Plan(
+        "predict",
+        exact_outputs,
+        job,
+        runs_for(left, len(workers(client))),
+        units=blocks.voxels(left),
+        unit="voxels",
+        peak_bytes=settings.peak_bytes,
+        memory_bytes=memory_bytes,
+        exclusive=True,
+        facts=(*facts_of(request, settings, own), *pass_facts(passes.graph, passes.steps)),
+        plugin=request.plugin,
+    )
 
 
 def plans(
@@ -64,17 +215,73 @@ def plans(
     settings: ExactSettings,
     client: Client,
     memory_bytes: int,
-    targets: tuple[Target, ...],
+    targets: Targets,
     done: frozenset[int],
 ) -> Iterator[Plan]:
     """Run the passes before the last, then yield the plan of that one."""
-    passes = passes_of(request, settings)
+    passes = _passes_of(request, settings)
     if len(done) < len(out_blocks(request, settings)):
         run_passes(passes, request.fingerprint(), client, memory_bytes, request.options.progress)
-    yield last_pass(passes, request, settings, client, memory_bytes, targets, done)
+    yield plan(request, settings, client, memory_bytes, targets, done)
     passes.drop(len(passes.steps) - 1)
 
 
 def boxes(request: Request, *, computed: bool) -> tuple[BoxFunction, Hull]:
-    """Each box from its own margin; statistics of a stored volume are measured now."""
-    return exact_boxes(request, measurable=not computed)
+    """Compute each box from its own margin; statistics of a stored volume are measured now.
+
+    Raises
+    ------
+    NoExactRule
+        Where an op of the model has none.
+    InvalidInput
+        Where statistics of an array are needed that is yet to be computed.
+    """
+    inputs, options = request.inputs, request.options
+    dropped, seen = dropped_axis(request), seen_axes(request)
+    sizes, graph, outputs = traced(request)
+    statistics: Statistics = {}
+    if graph.statistics and dropped is None:
+        if computed:
+            raise InvalidInput(
+                f"the model needs {len(graph.statistics)} statistics of the whole volume, which a"
+                " computed array does not have; store it first with vf.write, or use"
+                " blend='gaussian'"
+            )
+        statistics = _measured(request)
+    network = network_of(request, sizes, options.device, options.precision)
+    image = partial(inputs.read, dtype=network.dtype)
+    blockwise = Blockwise(network, image, statistics=statistics)
+    window = ExactWindow(inputs, blockwise, dropped, outputs, request.finish(network.dtype))
+
+    def hull(axis: int, low: int, high: int) -> tuple[int, int]:
+        if axis == dropped:
+            return low, high
+        at = seen.index(axis)
+        start, stop = [0] * len(seen), [1] * len(seen)
+        start[at], stop[at] = low, high
+        box = Roi(tuple(start), tuple(stop))
+        targets = dict.fromkeys(graph.outputs.values(), box)
+        low, high = tuple(needed(graph, targets, (0, *statistics))[0])[at]
+        return low, min(high, inputs.shape[axis])
+
+    return window, hull
+
+
+def _measured(request: Request) -> Statistics:
+    """Return statistics of the whole volume by node, measured as `predict` does."""
+    with tempfile.TemporaryDirectory() as folder, connect(None) as client, lent(request.plugin):
+        placed = replace(request, out=Path(folder) / "out.zarr")
+        memory_bytes = memory_per_worker(client, None)
+        passes = _passes_of(placed, decide(placed, client, memory_bytes))
+        if len(passes.steps) > 1:
+            run_passes(passes, request.fingerprint(), client, memory_bytes, False)
+            return dict(passes.inputs_of(len(passes.steps) - 1).statistics)
+        # The volume fits in memory as one block.
+        network = passes.blockwise.network
+        graph, found = network.graph(), dict[int, npt.NDArray[np.float64]]()
+        measuring = Pass((0,), (), graph.statistics, graph.sizes(0))
+        targets = targets_of(graph, measuring, Roi.full(graph.sizes(0)))
+        with network.inference():
+            for node, values in passes.blockwise.compute(graph, targets):
+                found |= partials_of(graph, graph.statistics, node, values)
+        return {n: statistic_of(graph, n).merged([part]) for n, part in found.items()}

@@ -21,7 +21,7 @@ from volflow.geometry.frame import Frame
 from volflow.geometry.roi import Roi
 from volflow.infer.method import BoxFunction, Hull
 from volflow.infer.request import Request, output_meta
-from volflow.model.resident import ModelPlugin, lent
+from volflow.model.resident import lent
 from volflow.store.layout import default_layout
 from volflow.volumes.arrays.graphs import carried
 from volflow.volumes.overlap.depth import is_whole, merged_chunks
@@ -92,7 +92,6 @@ def _lazy(blocks: Blocks, request: Request, *arrays: da.Array) -> da.Array:
     window = blocks.window
     front = () if window.finish.output == "classes" else ((window.outputs[0].channels,),)
     dtype = np.dtype(window.finish.dtype)
-    model = ModelPlugin(request.model.module, request.model.digest)
     decides = request.fingerprint()
     if arrays:  # whose voxels nobody has seen
         decides["input"] = [array.name for array in arrays]
@@ -101,7 +100,7 @@ def _lazy(blocks: Blocks, request: Request, *arrays: da.Array) -> da.Array:
     result: da.Array = da.map_blocks(
         _compute_block,
         *arrays,
-        carried(model, f"model-{request.model.digest[:32]}"),
+        carried(request.plugin, f"model-{request.model.digest[:32]}"),
         blocks=blocks,
         decided=token,
         name=f"map_model-{token}",

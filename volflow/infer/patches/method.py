@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -13,16 +13,15 @@ from distributed import Client
 
 from volflow.engine.cluster import workers
 from volflow.engine.plan import Plan
-from volflow.engine.run import run
-from volflow.engine.task import Context, Step
 from volflow.errors import InvalidInput, MemoryRefused
 from volflow.geometry.grid import PatchGrid, stride_of
+from volflow.geometry.windows import Blend
 from volflow.infer.method import (
     MOST_SIDE,
     BoxFunction,
     Hull,
     Settings,
-    Target,
+    Targets,
     facts_of,
     out_blocks,
     threads_per_worker,
@@ -33,12 +32,14 @@ from volflow.infer.patches.task import PredictJob, predict_blocks
 from volflow.infer.patches.tiling import Demand, choose_tiling, limit_depth, patch_count, runs_of
 from volflow.infer.predict_options import PredictOptions
 from volflow.infer.request import Request, check_classes, output_meta
-from volflow.model.forward import Forward, Output, Probe, output_shapes, probe, usual_batch
-from volflow.model.precision import has_half_weights
-from volflow.model.resident import ModelPlugin, lent
+from volflow.model.forward import Forward, Output, has_half_weights
+from volflow.model.resident import lent
+from volflow.model.trial import Probe, output_shapes, probe, tried_on_worker, usual_batch
 from volflow.store.layout import resolve_layout
 
-__all__ = ["PatchSettings", "boxes", "check", "decide", "plan", "plans", "read"]
+__all__ = ["BLENDS", "PatchSettings", "boxes", "check", "decide", "plan", "plans", "read"]
+
+BLENDS: tuple[str, ...] = get_args(Blend)
 
 
 @dataclass(frozen=True)
@@ -84,24 +85,13 @@ def decide(request: Request, client: Client, memory_bytes: int) -> PatchSettings
         found = _probed(request, client, memory_bytes, threads, found.batch_size // 2)
 
 
-def probe_block(
-    job: Callable[[], Probe], blocks: tuple[int, ...], context: Context
-) -> Iterator[Step]:
-    """Run the trial forward on a worker."""
-    yield Step(blocks[0], 1, job())
-
-
 def _probed(
     request: Request, client: Client, memory_bytes: int, threads: int, batch: int | None
 ) -> Probe:
     options = request.options
     forward = request.forward(options.device, options.precision)
-    job = partial(probe, forward, batch, memory_bytes, threads)
-    plugin = ModelPlugin(request.model.module, request.model.digest)
-    trial = Plan(
-        "trial forward", probe_block, job, ((0,),), 1, "forward", 1, memory_bytes, True, (), plugin
-    )
-    found: Probe = run(trial, cluster=client, progress=False).results[0]
+    trial = partial(probe, forward, batch, memory_bytes, threads)
+    found = tried_on_worker("trial forward", trial, request.plugin, client)
     scales = {o.scale for o in found.outputs}
     if len(scales) > 1:
         raise InvalidInput(
@@ -193,8 +183,8 @@ def plan(
     settings: PatchSettings,
     client: Client,
     memory_bytes: int,
-    targets: tuple[Target, ...] = (),
-    done: frozenset[int] = frozenset(),
+    targets: Targets,
+    done: frozenset[int],
 ) -> Plan:
     """Return the plan for the blocks that are not done, in runs that carry their open seam."""
     blocks = out_blocks(request, settings)
@@ -217,7 +207,7 @@ def plan(
         memory_bytes=memory_bytes,
         exclusive=True,
         facts=facts_of(request, settings, _facts(request, settings, job, runs)),
-        plugin=ModelPlugin(request.model.module, request.model.digest),
+        plugin=request.plugin,
     )
 
 
@@ -246,7 +236,7 @@ def plans(
     settings: PatchSettings,
     client: Client,
     memory_bytes: int,
-    targets: tuple[Target, ...],
+    targets: Targets,
     done: frozenset[int],
 ) -> Iterator[Plan]:
     """Yield the only plan: patches need nothing before it."""
@@ -260,7 +250,7 @@ def boxes(request: Request, *, computed: bool) -> tuple[BoxFunction, Hull]:
     # Without values a network is not asked whether it takes float32 beside weights of another.
     outputs = None if has_half_weights(model.module) else output_shapes(forward, model.module)
     if outputs is None:
-        with lent(ModelPlugin(model.module, model.digest)):
+        with lent(request.plugin):
             outputs = probe(forward, 1, 2**62, torch.get_num_threads()).outputs
     asked = options.batch_size
     batch = usual_batch(forward.patch) if asked == "auto" else int(asked)

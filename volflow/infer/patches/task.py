@@ -16,7 +16,7 @@ import torch
 from volflow.engine.task import Context, Step
 from volflow.geometry.grid import BlockGrid
 from volflow.geometry.roi import Roi
-from volflow.infer.method import Target
+from volflow.infer.method import Targets
 from volflow.infer.patches.sliding import SlidingWindow, slide
 from volflow.infer.patches.writer import Writer, tile_of
 from volflow.model.forward import torch_threads
@@ -42,7 +42,7 @@ class PredictJob:
 
     window: SlidingWindow
     grid: BlockGrid
-    targets: tuple[Target, ...]
+    targets: Targets
     threads: int
 
     def tile(self, *blocks: int) -> Roi:

@@ -14,8 +14,8 @@ from volflow.engine.task import Context
 from volflow.geometry.frame import Frame
 from volflow.geometry.grid import BlockGrid
 from volflow.geometry.roi import Roi
-from volflow.infer.method import Target
-from volflow.store.volume import shard_rois
+from volflow.infer.method import Targets, array_of
+from volflow.store.volume import Volume, shard_rois
 
 __all__ = ["Writer", "tile_of"]
 
@@ -36,9 +36,10 @@ def tile_of(grid: BlockGrid, frame: Frame, blocks: Sequence[int]) -> Roi:
 
 @dataclass(frozen=True)
 class OpenShard:
-    """One shard that is being filled: its box as stored and in the frame, and its voxels."""
+    """One shard of an output that is being filled: its box as stored and in the frame, voxels."""
 
-    target: Target
+    output: str
+    volume: Volume
     shard: Roi
     place: Roi
     voxels: npt.NDArray[Any]
@@ -64,7 +65,7 @@ class Writer:
 
     grid: BlockGrid
     frame: Frame
-    targets: tuple[Target, ...]
+    targets: Targets
     blocks: Sequence[int]
     context: Context
     empty: Callable[[tuple[int, ...], np.dtype[Any]], npt.NDArray[Any]] = np.empty
@@ -86,7 +87,7 @@ class Writer:
             for name, values in rows.items():
                 part = values[..., row - last : stop - last or None, :, :]
                 for one in self.shards:
-                    if one.target.name == name:
+                    if one.output == name:
                         self._copy(one, row, part)
             row = stop
             if row == end:
@@ -99,16 +100,15 @@ class Writer:
 
     def _open(self, number: int) -> Iterator[OpenShard]:
         block = self.grid[number].write_roi
-        for target in self.targets:
+        for output, volume in self.targets.items():
             box = block
-            if target.volume.ndim == 4:
-                box = Roi((0, *block.start), (target.channels, *block.stop))
-            for shard in shard_rois(target.volume, box):
+            if volume.ndim == 4:
+                box = Roi((0, *block.start), (volume.shape[0], *block.stop))
+            for shard in shard_rois(volume, box):
                 space = Roi(shard.start[-3:], shard.stop[-3:])
                 place = self.frame.roi(space, self.grid.shape)
-                yield OpenShard(
-                    target, shard, place, self._buffer(shard.shape, target.volume.dtype)
-                )
+                voxels = self._buffer(shard.shape, volume.dtype)
+                yield OpenShard(output, volume, shard, place, voxels)
 
     def _buffer(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         for n, spare in enumerate(self.spare):
@@ -150,6 +150,5 @@ def write_block(
     """Write the shards of a block, and record it with the seconds it took."""
     with context.block(number, stages) as block:
         for one in shards:
-            target = one.target
-            block.write(target.volume, one.shard, one.voxels, target.array)
+            block.write(one.volume, one.shard, one.voxels, array_of(one.output))
     return number, shards

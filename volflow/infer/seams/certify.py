@@ -21,8 +21,8 @@ from volflow.errors import InvalidInput, MemoryRefused
 from volflow.geometry.grid import PatchGrid, stride_of
 from volflow.geometry.roi import Roi
 from volflow.geometry.views import views
-from volflow.infer.exact.plan import slack_bytes
-from volflow.infer.exact.seen import dropped_axis
+from volflow.infer.exact.choose import slack_bytes
+from volflow.infer.exact.window import dropped_axis
 from volflow.infer.methods import checked_options, open_request
 from volflow.infer.predict import plan_predict, predict
 from volflow.infer.predict_options import NetworkOptions, PredictOptions

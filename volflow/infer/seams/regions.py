@@ -12,10 +12,10 @@ from volflow.errors import MemoryRefused, NoExactRule
 from volflow.geometry.budget import format_bytes
 from volflow.geometry.grid import PatchGrid
 from volflow.geometry.roi import Roi
-from volflow.infer.exact.seen import seen_axes
+from volflow.infer.exact.window import seen_axes
 from volflow.infer.request import Request
-from volflow.model.forward import probe
 from volflow.model.resident import ModelPlugin, lent
+from volflow.model.trial import probe
 from volflow.partition.reach import Halo, halo_of
 from volflow.volumes.framed import FramedImage
 

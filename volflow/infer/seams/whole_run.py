@@ -13,7 +13,7 @@ import torch
 
 from volflow.errors import InvalidInput, first_line
 from volflow.geometry.roi import Roi
-from volflow.infer.exact.seen import dropped_axis, seen_axes
+from volflow.infer.exact.window import dropped_axis, seen_axes
 from volflow.infer.finish import Finish
 from volflow.infer.request import Request
 from volflow.model.resident import ModelPlugin, lent

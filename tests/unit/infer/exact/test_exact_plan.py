@@ -17,8 +17,7 @@ from volflow.geometry.roi import Roi
 from volflow.infer.predict import plan_predict
 from volflow.model.unet import UNet
 from volflow.partition.graph import compute, live_bytes, needed
-from volflow.partition.reach import trace_any
-from volflow.partition.scale import alignment_of
+from volflow.partition.reach import alignment_of, trace_any
 from volflow.passes.cost import Cost, Costs, core, targets_of
 from volflow.passes.schedule import Planner
 from volflow.store.create import create
@@ -235,9 +234,9 @@ class TestPlanPredict:
     @pytest.mark.parametrize("shard", [8, (16, 8, 24), None])
     def test_blocks_of_the_last_pass_are_whole_shards(self, plan, shard):
         found = plan("none", shard=shard, memory="50MiB")
-        assert len(found.job.blocks) > 1
+        assert len(found.job.grid) > 1
         sides = [int(side) for side in re.findall(r"\d+", found.to_dict()["blocks"])]
         block, shards, chunks = sides[:3], sides[3:6], sides[6:]
-        assert block == list(found.job.blocks.block)
+        assert block == list(found.job.grid.block)
         assert all(b % s == 0 for b, s in zip(block, shards, strict=True))
         assert all(s % c == 0 for s, c in zip(shards, chunks, strict=True))

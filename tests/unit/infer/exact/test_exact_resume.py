@@ -14,7 +14,7 @@ import volflow as vf
 from tests.exact_oracle import EXACT, error, lively, whole
 from tests.stores import files
 from volflow.errors import ResumeRefused, RunFailed, StoreFull
-from volflow.infer.exact.output import ExactOutput
+from volflow.infer.exact.window import ExactWindow
 from volflow.infer.predict import plan_predict
 from volflow.model.unet import UNet
 from volflow.passes import executor
@@ -54,7 +54,7 @@ def counted(monkeypatch):
         monkeypatch.setattr(owner, inner.__name__, counting)
 
     count("pass", executor, executor.pass_block)
-    count("last", ExactOutput, ExactOutput.rows)
+    count("last", ExactWindow, ExactWindow.rows)
     return blocks, most
 
 

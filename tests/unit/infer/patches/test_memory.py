@@ -73,8 +73,8 @@ class TestGrowth:
 
 def test_the_plan_does_not_follow_the_volume(tmp_path, noise, monkeypatch):
     """What a trial forward takes is measured, and other threads add to it: here it is set."""
-    monkeypatch.setattr("volflow.model.forward.mark_peak", lambda device: 0)
-    monkeypatch.setattr("volflow.model.forward.read_peak", lambda device: 2**24)
+    monkeypatch.setattr("volflow.model.trial.mark_peak", lambda device: 0)
+    monkeypatch.setattr("volflow.model.trial.read_peak", lambda device: 2**24)
     net = torch.nn.Conv3d(1, 2, 3, padding=1)
     options = {"patch": 32, "memory": "250MiB", "chunk": 32, "shard": 32, "cluster": "threads"}
     peaks = []

@@ -1,0 +1,210 @@
+"""Choose the passes of an exact prediction, and the blocks of whole shards of its result."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from distributed import Client
+
+from volflow.engine.cluster import workers
+from volflow.errors import MemoryRefused
+from volflow.geometry.budget import format_bytes
+from volflow.infer.exact.window import dropped_axis, seen_axes
+from volflow.infer.method import SLACK_BYTES, TRIALS_DIFFER
+from volflow.infer.request import Request, output_meta
+from volflow.model.forward import Output
+from volflow.partition.graph import Graph
+from volflow.partition.reach import alignment_of
+from volflow.passes.activations import free_bytes
+from volflow.passes.cost import Costs, Pass
+from volflow.passes.profile import OpProfile
+from volflow.passes.schedule import SIDES, Planner
+from volflow.store.layout import resolve_layout
+
+__all__ = ["Layout", "budget_of", "choose_passes", "slack_bytes"]
+
+# Share of the free disk that may be kept between passes, and of a device's free memory.
+SCRATCH_SHARE = 0.8
+DEVICE_SHARE = 0.7
+# Factor by which allocators exceed the tensors that are alive.
+ALLOCATED = 1.15
+# Code, above all, that a library of convolutions keeps for each shape that it has met.
+KEPT_CODE_BYTES = 64 * 2**20
+
+Sides = tuple[int, ...]
+# Sides of a block, chunk and shard of the result: stored axes, output voxels.
+Layout = tuple[Sides, Sides, Sides]
+
+
+def slack_bytes(dtype: str) -> int:
+    """Return the memory of a worker beside tensors and buffers, for a network of a dtype."""
+    # In float64 torch itself convolves, without such a library.
+    return SLACK_BYTES if dtype == "float64" else SLACK_BYTES + KEPT_CODE_BYTES
+
+
+def budget_of(graph: Graph, peak_bytes: int) -> int:
+    """Return the memory of a worker whose tensors and buffers take so much."""
+    dtype = "float64" if graph.nodes[0].dtype == torch.float64 else "float32"
+    return math.ceil(ALLOCATED * peak_bytes) + slack_bytes(dtype)
+
+
+def choose_passes(
+    request: Request,
+    graph: Graph,
+    outputs: tuple[Output, ...],
+    found: OpProfile,
+    client: Client,
+    memory_bytes: int,
+) -> tuple[tuple[Pass, ...], Layout]:
+    """Return the passes that take the least time within the budget, and the layout of the result.
+
+    Parameters
+    ----------
+    request, graph, outputs
+        What is predicted, and the network for its padded image.
+    found
+        What its ops cost on a worker.
+    client, memory_bytes
+        The cluster, and the budget of a worker.
+
+    Raises
+    ------
+    MemoryRefused
+        Where none fit, naming the memory that would.
+    """
+    dtype = found.network.dtype
+    score_bytes, channels = np.dtype(dtype).itemsize, sum(output.channels for output in outputs)
+    stored = np.dtype(request.options.stored_dtype(dtype))
+    classes = request.options.output == "classes"
+    written = channels * score_bytes + stored.itemsize * (len(outputs) if classes else channels)
+    read = max(spec.voxel_bytes for spec in request.inputs.specs)
+    budget = (memory_bytes - slack_bytes(dtype)) / ALLOCATED
+    if found.network.device.startswith("cuda"):
+        budget = DEVICE_SHARE * found.free_bytes
+    costs = Costs(
+        graph,
+        input_bytes=2 * read + score_bytes * request.inputs.channels,
+        output_bytes=written,
+        ops=found.costs,
+        workers=max(1, len(workers(client))),
+    )
+    scratch = int(SCRATCH_SHARE * free_bytes(request.out.parent))
+    planner = Planner(costs, alignment_of(graph), int(budget), scratch)
+    dropped = dropped_axis(request)
+    if dropped is not None:
+        across = request.inputs.frame.axes[dropped]
+        return _of_slices(planner, request, outputs[0], stored.name, across)
+    layouts = _layouts(request, outputs[0], stored.name, graph.sizes(0), {})
+    try:
+        passes = planner.choose(tuple(layouts))
+    except MemoryRefused as error:
+        raise _refused(planner, "blocks", planner.least_bytes(tuple(layouts))) from error
+    return passes, layouts[passes[-1].block]
+
+
+def _of_slices(
+    planner: Planner, request: Request, output: Output, stored: str, across: int
+) -> tuple[tuple[Pass, ...], Layout]:
+    """Return the pass of a network of slices across an axis: whole ones, or parts of a few.
+
+    Nothing is kept, and statistics are those of whole slices.
+    """
+    graph, least = planner.graph, 0
+    ends = tuple(sorted(set(graph.outputs.values())))
+    chunk, shard = (sides[across] for sides in _stored(request, output, stored))
+    # A chunk is read once for all slices in it.
+    fewer = (side for side in (*SIDES, 4, 2, 1) if side < chunk)
+    for thickness in (chunk, *fewer) if request.options.shard is None else (shard,):
+        costs = replace(
+            planner.costs,
+            input_bytes=thickness * planner.costs.input_bytes,
+            output_bytes=thickness * planner.costs.output_bytes,
+        )
+        layouts = _layouts(request, output, stored, graph.sizes(0), {across: thickness})
+        for block, layout in layouts.items():
+            if graph.statistics and block != graph.sizes(0):
+                continue
+            step = Pass((0,), ends, (), block)
+            found = costs.measured(step, frozenset(), planner.memory_bytes)
+            if found is not None:
+                return (found,), layout
+            tried = costs.measured(step, frozenset(), 2**62)
+            assert tried is not None
+            least = tried.peak_bytes
+    raise _refused(planner, "slices", least)
+
+
+def _refused(planner: Planner, what: str, least_bytes: int) -> MemoryRefused:
+    # What ops take is measured anew by each profile.
+    enough = math.ceil(TRIALS_DIFFER * budget_of(planner.graph, least_bytes) / 2**20)
+    return MemoryRefused(
+        f"exact inference in the smallest {what} needs {enough} MiB per worker but memory is"
+        f" {format_bytes(budget_of(planner.graph, planner.memory_bytes))}; use"
+        f" memory=\"{enough}MiB\" or more, or blend='gaussian' with a small patch"
+    )
+
+
+def _stored(request: Request, output: Output, dtype: str) -> tuple[Sides, Sides]:
+    """Return the sides of chunk and shard in a large block."""
+    options, shape = request.options, request.out_shape(output.scale)
+    spacing = output_meta(request, output).spacing
+    return resolve_layout(shape, spacing, dtype, options.chunk, options.shard)
+
+
+def _layouts(
+    request: Request,
+    output: Output,
+    dtype: str,
+    sizes: Sides,
+    given: Mapping[int, int],
+) -> dict[Sides, Layout]:
+    """Return layouts of the result by the block that the network sees, largest first.
+
+    Parameters
+    ----------
+    request, output, dtype
+        What is predicted, an output of the network, and the dtype that is stored.
+    sizes
+        Sides of the padded image along the axes that the network sees.
+    given
+        Sides of a block that are given, by stored axis.
+    """
+    frame, seen, shape = request.inputs.frame, seen_axes(request), request.out_shape(output.scale)
+    stored, options = _stored(request, output, dtype), request.options
+    found: dict[Sides, Layout] = {}
+    for side in (max(shape), *SIDES):
+        sides = [given.get(axis, side) for axis in range(3)]
+        fixed, chunked = options.shard is not None, options.chunk is not None
+        layout = _layout(shape, sides, stored, fixed, chunked)
+        inside = [b * s for b, s in zip(frame.reorder(layout[0]), output.scale, strict=True)]
+        whole = frame.reorder([b >= n for b, n in zip(layout[0], shape, strict=True)])
+        block = tuple(
+            n if whole[a] else min(inside[a], n) for a, n in zip(seen, sizes, strict=True)
+        )
+        found.setdefault(block, layout)
+    return found
+
+
+def _layout(
+    shape: Sequence[int],
+    sides: Sequence[int],
+    stored: tuple[Sequence[int], Sequence[int]],
+    fixed: bool,
+    chunked: bool,
+) -> Layout:
+    """Return a block of about some sides and of whole shards, which shrink with it unless fixed."""
+    block, chunks, shards = [], [], []
+    for n, side, c, s in zip(shape, sides, *stored, strict=True):
+        unit = s if fixed or side >= n else c if chunked else min(c, side)
+        count = max(1, -(-n // max(side, unit)))
+        share = -(-n // count)
+        b = -(-share // unit) * unit
+        kept = s if fixed else b if b <= s else math.gcd(b, s)
+        block.append(b)
+        shards.append(kept)
+        chunks.append(kept if kept < c else math.gcd(c, kept))
+    return tuple(block), tuple(chunks), tuple(shards)
