@@ -518,15 +518,15 @@ class TestForwards:
     def test_a_narrow_budget_costs_forwards_and_says_so(
         self, predict, stored, client, calls, monkeypatch
     ):
-        scan = np.random.default_rng(0).random((16, 64, 64), "float32") + 1
+        scan = np.random.default_rng(0).random((16, 40, 40), "float32") + 1
         scan = stored(scan)
         monkeypatch.setattr("volflow.model.trial.read_peak", lambda device: 0)
         options = {"patch": 8, "overlap": 0.5, "chunk": 8, "shard": 8, "batch_size": 1}
         full = predict(scan, random_net(), "full.zarr", **options)
-        options["memory"] = SLACK_BYTES + 300 * 2**10
+        options["memory"] = SLACK_BYTES + 200 * 2**10
         plan = plan_predict(scan, random_net(), "never.zarr", cluster=client, **options)
         narrow = predict(scan, Counted(random_net()), "narrow.zarr", **options)
-        grid = 3 * 15 * 15
+        grid = 3 * 9 * 9
         assert len(calls) > 1.02 * grid
         assert (
             dict(plan.facts)["patches"] == f"{len(calls):,} forwards for {grid} patches of the grid"

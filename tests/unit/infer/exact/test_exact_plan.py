@@ -77,9 +77,13 @@ def chosen(kinds, sizes, share, workers, scratch=2**62):
 
 @settings(suppress_health_check=[HealthCheck.too_slow])
 @given(**schedules)
-def test_what_is_read_was_stored_and_what_is_needed_was_measured(kinds, sizes, share, workers):
+def test_a_schedule_keeps_to_its_laws(kinds, sizes, share, workers):
     found, passes = chosen(kinds, sizes, share, workers)
-    graph = found.graph
+    what_is_read_was_stored_and_what_is_needed_was_measured(found.graph, passes)
+    no_block_of_a_pass_takes_more_than_memory(found, passes)
+
+
+def what_is_read_was_stored_and_what_is_needed_was_measured(graph, passes):
     alone = len(passes) == 1 and passes[0].block == graph.sizes(0)
     stored, measured = {0}, []
     for step in passes:
@@ -101,10 +105,7 @@ def test_what_is_read_was_stored_and_what_is_needed_was_measured(kinds, sizes, s
     assert alone or set(measured) == set(graph.statistics)
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow])
-@given(**schedules)
-def test_no_block_of_a_pass_takes_more_than_memory(kinds, sizes, share, workers):
-    found, passes = chosen(kinds, sizes, share, workers)
+def no_block_of_a_pass_takes_more_than_memory(found, passes):
     graph, known = found.graph, set()
     for step in passes:
         assert step.peak_bytes <= found.memory_bytes

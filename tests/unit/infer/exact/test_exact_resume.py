@@ -31,10 +31,16 @@ def net():
     return lively(UNet(1, 2, (3, 6), norm="instance"))
 
 
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory):
+    """The scan, stored: it need not be converted by each run."""
+    return vf.convert(SCAN, tmp_path_factory.mktemp("scan") / "scan.zarr", progress=False)
+
+
 @pytest.fixture
-def run(exact, net):
+def run(exact, scan, net):
     def into(out="out.zarr", **options):
-        return exact(SCAN, net, out, **{"memory": MEMORY} | options)
+        return exact(scan, net, out, **{"memory": MEMORY} | options)
 
     return into
 
@@ -100,7 +106,9 @@ def mtimes(folder):
 
 
 class TestInterrupted:
-    @pytest.mark.parametrize("where", ["first", "middle", "last"])
+    @pytest.mark.parametrize(
+        "where", [pytest.param("first", marks=pytest.mark.slow), "middle", "last"]
+    )
     def test_goes_on_where_it_stopped(self, run, expected, stopped, counted, tmp_path, where):
         wanted, total, last = expected
         count = {"first": 2, "middle": (total - last) // 2, "last": total - last // 2}[where]
@@ -128,22 +136,22 @@ class TestInterrupted:
         assert len(counted[0]) == total - 5
         assert files(tmp_path / "out.zarr") == wanted
 
-    def test_another_network_is_refused(self, exact, stopped, tmp_path):
+    def test_another_network_is_refused(self, exact, stopped, scan, tmp_path):
         stopped(5)
         before = mtimes(tmp_path)
         torch.manual_seed(1)
         other = lively(UNet(1, 2, (3, 6), norm="instance"))
         with pytest.raises(ResumeRefused, match="weights: "):
-            exact(SCAN, other, memory=MEMORY)
+            exact(scan, other, memory=MEMORY)
         changed = {p.name for p, t in mtimes(tmp_path).items() if before.get(p) != t}
         assert changed <= {"lock"}
 
-    def test_a_plan_touches_nothing(self, stopped, net, tmp_path, client):
+    def test_a_plan_touches_nothing(self, stopped, scan, net, tmp_path, client):
         stopped(40)
         before = mtimes(tmp_path)
         other = lively(UNet(1, 2, (5, 6), norm="group"))
         for model, overwrite in ((net, False), (other, True)):
-            plan_predict(SCAN, model, tmp_path / "out.zarr", blend="exact", overwrite=overwrite,
+            plan_predict(scan, model, tmp_path / "out.zarr", blend="exact", overwrite=overwrite,
                          cluster=client, memory="100MiB", chunk=8, shard=8)  # fmt: skip
         assert mtimes(tmp_path) == before
 
@@ -162,11 +170,12 @@ class TestWhatPassesLeave:
         assert not list(passes(tmp_path).rglob("partials"))
         assert len(list(passes(tmp_path).rglob("statistics.f64"))) > 1
 
-    def test_done_is_returned_at_once(self, run, counted, tmp_path):
-        run()
+    def test_done_is_returned_at_once(self, exact, net, counted, tmp_path):
+        """Also where the input is an array in memory, which is stored first."""
+        exact(SCAN, net, memory=MEMORY)
         counted[0].clear()
         before = mtimes(tmp_path / "out.zarr")
-        run()
+        exact(SCAN, net, memory=MEMORY)
         assert counted[0] == []
         assert mtimes(tmp_path / "out.zarr") == before
 
@@ -176,8 +185,8 @@ class TestWhatPassesLeave:
         run(memory="2GiB", overwrite=True)
         assert not passes(tmp_path).exists() or not list(passes(tmp_path).iterdir())
 
-    def test_a_journal_per_pass(self, run, tmp_path, planned, net):
-        count = planned(SCAN, net, memory=MEMORY)[0]
+    def test_a_journal_per_pass(self, run, scan, tmp_path, planned, net):
+        count = planned(scan, net, memory=MEMORY)[0]
         run()
         folders = sorted(p.name for p in passes(tmp_path).iterdir() if p.name != "kept")
         assert folders == [f"{n:03d}" for n in range(count - 1)]
@@ -223,7 +232,9 @@ class TestDamage:
 
         damaged(0.1, "partials/*.f64", cut)
 
-    @pytest.mark.parametrize("content", [b"", b"123", b"0" * 8])
+    @pytest.mark.parametrize(
+        "content", [b"", pytest.param(b"123", marks=pytest.mark.slow), b"0" * 8]
+    )
     def test_of_statistics(self, damaged, content):
         damaged(0.6, "statistics.f64", lambda found: found[0].write_bytes(content))
 

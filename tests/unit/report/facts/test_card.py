@@ -172,6 +172,12 @@ def pyramid(tmp_path, side=64, count=4):
     return open_volume(tmp_path / "p.zarr")
 
 
+@pytest.fixture(scope="module")
+def levels(tmp_path_factory):
+    """A volume of four levels, which is only read."""
+    return pyramid(tmp_path_factory.mktemp("levels"))
+
+
 @pytest.fixture
 def reads(monkeypatch):
     seen = []
@@ -183,25 +189,24 @@ def reads(monkeypatch):
 
 
 @pytest.mark.parametrize(("useful", "level"), [(65, 0), (64, 0), (33, 0), (20, 1), (9, 2), (1, 3)])
-def test_the_coarsest_level_that_shows_enough_is_read(tmp_path, monkeypatch, reads, useful, level):
+def test_the_coarsest_level_that_shows_enough_is_read(levels, monkeypatch, reads, useful, level):
     monkeypatch.setattr(module, "USEFUL", useful)
-    page = Page(pyramid(tmp_path)._repr_html_())
+    page = Page(levels._repr_html_())
     assert set(reads) == {level}
     assert page.picture.shape == (64 >> level, 64 >> level, 3)
     assert "0 of 4: 1 × 1 × 1; 2 × 2 × 2; 4 × 4 × 4; 8 × 8 × 8 mm" in page.words
     assert "xy, z = 32" in page.words
 
 
-def test_what_costs_too_much_is_not_read(tmp_path, monkeypatch, reads):
-    volume = pyramid(tmp_path)
+def test_what_costs_too_much_is_not_read(levels, monkeypatch, reads):
     view = next(iter(module.views(None)))
-    assert decoded_bytes(volume, view) == 8 * 64 * 64 * 4
+    assert decoded_bytes(levels, view) == 8 * 64 * 64 * 4
     monkeypatch.setattr(module, "MOST_DECODED", 8 * 32 * 32 * 4)
-    Page(volume._repr_html_())
+    Page(levels._repr_html_())
     assert set(reads) == {1}  # level 0 would be better to look at, but costs too much
     reads.clear()
     monkeypatch.setattr(module, "MOST_DECODED", 100)
-    assert "no picture: a plane decodes 2 KiB; vf.pyramid adds levels" in volume._repr_html_()
+    assert "no picture: a plane decodes 2 KiB; vf.pyramid adds levels" in levels._repr_html_()
     assert reads == []
 
 
@@ -214,13 +219,12 @@ def test_a_volume_of_hundreds_of_terabytes_costs_nothing(tmp_path, reads):
     assert any(words.startswith("327 TiB in memory") for words in page.words)
 
 
-def test_a_million_files_are_not_counted(tmp_path, monkeypatch):
-    volume = pyramid(tmp_path)
+def test_a_million_files_are_not_counted(levels, monkeypatch):
     monkeypatch.setattr(module, "MOST_FILES", 100)
     seen = []
     scandir = os.scandir
     monkeypatch.setattr(os, "scandir", lambda path: seen.append(path) or scandir(path))
-    assert "more than 100 files stored, not counted" in volume._repr_html_()
+    assert "more than 100 files stored, not counted" in levels._repr_html_()
     assert len(seen) < 120
     in_memory = open_volume(zarr.ones(shape=(3, 4, 5), dtype="u1"))._repr_html_()
     assert "60 B in memory<" in in_memory
