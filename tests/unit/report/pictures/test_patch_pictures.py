@@ -130,7 +130,7 @@ def test_cases_on_different_grids_are_shown_in_voxels(stored, scan, words):
 
 
 def test_classes_alone_and_images_alone(cases, words):
-    labels = open_cases({"label": str(cases[0].sources["label"].volume.path)})
+    labels = open_cases({"label": str(cases[0].sources["label"].path)})
     figure = patch_sheet([sample(labels[0], (10, 10, 20))], cases=labels)
     assert len(figure.axes[0].images) == 1
     assert "liver" in words(figure)
