@@ -67,8 +67,7 @@ def read_planes(
     >>> read_planes(source, [(0, 1)], pixels=3, average=True)[0].tolist()
     [[27.5, 29.5, 31.5], [39.5, 41.5, 43.5]]
     """
-    average = average and channel is not None
-    pictures = [_PlaneReader(volume, *plane, steps(volume, pixels), average) for plane in planes]
+    pictures = [_PlaneReader(volume, plane, pixels, channel, average) for plane in planes]
     if volume.sequential:
         passes = [(pictures, _stream(volume, planes, channel))]
     else:
@@ -77,7 +76,7 @@ def read_planes(
     for some, pieces in passes:
         for roi, voxels in pieces:
             for picture in some:
-                picture.take(roi, voxels, channel)
+                picture.take(roi, voxels)
     return [picture.done() for picture in pictures]
 
 
@@ -85,77 +84,64 @@ class _PlaneReader:
     """Collects one plane from the boxes that are read of it."""
 
     def __init__(
-        self, volume: Source, normal: int, index: int, step: Sequence[int], average: bool
+        self, volume: Source, plane: tuple[int, int], pixels: int, channel: int | None, mean: bool
     ) -> None:
-        shape = volume.shape[-3:]
-        self.normal, self.index = normal, index
-        self.axes = [axis for axis in range(3) if axis != normal]
+        shape, step = volume.shape[-3:], steps(volume, pixels)
+        self.normal, self.index = plane
+        self.axes = [axis for axis in range(3) if axis != self.normal]
         self.size = [shape[axis] for axis in self.axes]
         if math.prod(self.size) > MOST_PIXELS:
             raise InvalidInput(
                 f"a plane of {self.size[0]} × {self.size[1]} voxels is too large to be read for a"
-                " picture; give the volume coarser levels (vf.pyramid, volflow pyramid) and show"
-                " one, or check its shape"
+                " picture; give the volume coarser levels (vf.pyramid) and show one, or check its"
+                " shape"
             )
         self.step = [step[axis] for axis in self.axes]
-        count = [-(-n // s) for n, s in zip(self.size, self.step, strict=True)]
         # The voxel in the middle of each pixel.
         self.middle = [
-            np.minimum(np.arange(c) * s + s // 2, n - 1)
-            for c, s, n in zip(count, self.step, self.size, strict=True)
+            np.minimum(np.arange(0, n, s) + s // 2, n - 1)
+            for s, n in zip(self.step, self.size, strict=True)
         ]
-        self.average = average and max(self.step) > 1
-        self.values: Array = np.zeros(count, np.float64 if self.average else volume.dtype)
-        self.best: Array | None = None
+        self.mean = mean and channel is not None and max(self.step) > 1
+        count = [len(middle) for middle in self.middle]
+        self.best = np.full(count, -np.inf) if channel is None else None
+        dtype = np.int64 if channel is None else np.float64 if self.mean else volume.dtype
+        self.values: Array = np.zeros(count, dtype)
 
-    def take(self, roi: Roi, voxels: Array, channel: int | None) -> None:
+    def take(self, roi: Roi, voxels: Array) -> None:
         """Take what a box, (c, z, y, x), holds of this plane."""
-        box = list(roi)
-        low, high = box[1 + self.normal]
+        (channel, _), *box = roi
+        low, high = box[self.normal]
         if not low <= self.index < high:
             return
         part = voxels.take(self.index - low, axis=1 + self.normal)
-        inside = [box[1 + axis] for axis in self.axes]
-        if self.average:
-            self._add(part[0], inside)
-            return
-        span = [
-            slice(*np.searchsorted(middle, bounds))
-            for middle, bounds in zip(self.middle, inside, strict=True)
-        ]
-        rows, columns = (
-            middle[cells] - bounds[0]
-            for middle, cells, bounds in zip(self.middle, span, inside, strict=True)
-        )
-        part = part[:, rows][:, :, columns]
-        if channel is None:
-            self._compare(part, box[0][0], (span[0], span[1]))
-        else:
-            self.values[span[0], span[1]] = part[0]
-
-    def _add(self, part: Array, inside: Sequence[tuple[int, int]]) -> None:
-        """Add the voxels of each pixel to its sum."""
         cells = []
-        for axis, ((low, high), step) in enumerate(zip(inside, self.step, strict=True)):
-            first = low // step
-            starts = np.arange(first, -(-high // step)) * step - low
-            part = np.add.reduceat(part, np.maximum(starts, 0), axis=axis, dtype=np.float64)
-            cells.append(slice(first, first + len(starts)))
-        self.values[tuple(cells)] += part
-
-    def _compare(self, part: Array, first: int, span: tuple[slice, slice]) -> None:
-        """Keep the number of the highest channel so far, the first of equal ones."""
-        if self.best is None:
-            self.best = np.full(self.values.shape, -np.inf)
-            self.values = np.zeros(self.values.shape, np.int64)
-        highest = part.max(axis=0)
-        better = highest > self.best[span]
-        self.best[span][better] = highest[better]
-        self.values[span][better] = first + part.argmax(axis=0)[better]
+        for n, (axis, step, middle) in enumerate(
+            zip(self.axes, self.step, self.middle, strict=True)
+        ):
+            low, high = box[axis]
+            if self.mean:
+                first, last = low // step, -(-high // step)
+                starts = np.maximum(np.arange(first, last) * step - low, 0)
+                part = np.add.reduceat(part, starts, axis=1 + n, dtype=np.float64)
+            else:
+                first, last = np.searchsorted(middle, (low, high))
+                part = part.take(middle[first:last] - low, axis=1 + n)
+            cells.append(slice(first, last))
+        values = self.values[tuple(cells)]
+        if self.mean:
+            values += part[0]
+        elif self.best is None:
+            values[...] = part[0]
+        else:  # the number of the highest channel so far, the first of equal ones
+            best, highest = self.best[tuple(cells)], part.max(axis=0)
+            better = highest > best
+            best[better] = highest[better]
+            values[better] = channel + part.argmax(axis=0)[better]
 
     def done(self) -> Array:
         """Return the plane; sums become means."""
-        if not self.average:
+        if not self.mean:
             return self.values
         rows, columns = (
             np.minimum(s, n - np.arange(0, n, s)) for s, n in zip(self.step, self.size, strict=True)

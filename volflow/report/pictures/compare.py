@@ -296,12 +296,8 @@ def disagreement(a: Array, b: Array) -> Array:
     >>> disagreement(np.array([0, 1, 0, 1, 2]), np.array([0, 0, 1, 2, 2])).tolist()
     [0, 1, 2, 3, 4]
     """
-    kind = np.full(a.shape, UNLIKE, np.uint8)
-    kind[b == 0] = ONLY_A
-    kind[a == 0] = ONLY_B
-    kind[a == b] = AGREED
-    kind[(a == 0) & (b == 0)] = 0
-    return kind
+    cases = [(a == 0) & (b == 0), a == b, a == 0, b == 0]
+    return np.select(cases, [0, AGREED, ONLY_B, ONLY_A], UNLIKE).astype(np.uint8)
 
 
 def deviation(differences: Sequence[Array]) -> tuple[dict[str, Any], float]:

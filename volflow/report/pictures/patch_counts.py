@@ -124,12 +124,11 @@ class PatchCounts:
         """Count a patch; of its voxels those inside the volume."""
         self.last = patch.shape
         shape = self.cases[patch.case].shape
-        centre = [s + m for s, m in zip(patch.start, patch.middle, strict=True)]
-        place = [min(max(c * BINS // n, 0), BINS - 1) for c, n in zip(centre, shape, strict=True)]
+        centre = np.add(patch.start, patch.middle)
+        place = np.clip(centre * BINS // shape, 0, BINS - 1)
         self.patches[patch.case] += 1
         for axis in range(3):
-            rows, columns = (other for other in range(3) if other != axis)
-            self.across[axis, place[rows], place[columns]] += 1
+            self.across[(axis, *np.delete(place, axis))] += 1
         if self.label is None:
             return
         labels = patch.arrays[self.label][0]

@@ -96,24 +96,18 @@ def cut(
     cuts = []
     for one, values in zip(slices, read, strict=True):
         view, turned = one.view, one.view.turn(values)
-        top, bottom = _edges(view.rows, view.flip_rows, turned.shape[0], pixel, shift, size)
-        left, right = _edges(view.columns, view.flip_columns, turned.shape[1], pixel, shift, size)
+        edges: list[float] = []  # where the first pixel begins and the last ends, as displayed
+        for axis, flip, count in zip(
+            (view.columns, view.rows),
+            (view.flip_columns, view.flip_rows),
+            turned.shape[::-1],
+            strict=True,
+        ):
+            low, high = shift[axis], shift[axis] + count * pixel[axis]
+            edges += [size[axis] - high, size[axis] - low] if flip else [low, high]
+        left, right, top, bottom = edges
         cuts.append(Cut(turned, (left, right, bottom, top)))
     return cuts
-
-
-def _edges(
-    axis: int,
-    flip: bool,
-    count: int,
-    pixel: Sequence[float],
-    shift: Sequence[float],
-    size: Sequence[float],
-) -> tuple[float, float]:
-    """Return where the first pixel begins and the last ends, along an axis as displayed."""
-    low = shift[axis]
-    high = low + count * pixel[axis]
-    return (size[axis] - high, size[axis] - low) if flip else (low, high)
 
 
 def on_one_grid(a: Cut, b: Cut) -> tuple[Array, Array, tuple[float, float, float, float]]:
