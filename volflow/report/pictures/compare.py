@@ -13,27 +13,11 @@ import numpy.typing as npt
 from volflow.errors import InvalidInput
 from volflow.report.colors import class_color, class_counts, class_numbers
 from volflow.report.facts.grid_facts import counted
-from volflow.report.pictures.layers import (
-    GREYS,
-    Layer,
-    Ramp,
-    class_layer,
-    difference_layer,
-    grey_layer,
-    grey_window,
-    heat_layer,
-    heat_window,
-)
+from volflow.report.pictures.layers import GREYS, Layer, Ramp, grey_window, heat_window
 from volflow.report.pictures.scene import Foot, Table, plane_panels
 from volflow.report.pictures.slices import Cut, Slice, on_one_grid
 from volflow.report.pictures.stack import at_levels, check_display, drawing, ground, scene_of
-from volflow.report.pictures.subject import (
-    Names,
-    Subject,
-    class_names,
-    few_values,
-    open_together,
-)
+from volflow.report.pictures.subject import Names, Subject, class_names, few_values, open_together
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -198,10 +182,10 @@ def _classes(
     if below:  # the scan shows the place; without it what agrees does
         maps = [np.where(plane == AGREED, 0, plane) for plane in maps]
     shown = [Cut(plane, extent) for plane, (*_, extent) in zip(maps, common, strict=True)]
-    layers = [class_layer(cut, names, colors, over_scan=bool(below)) for cut in cuts]
+    layers = [Layer.classes(cut, names, colors, over_scan=bool(below)) for cut in cuts]
     counts = sum((class_counts(plane) for plane in maps), Counter[int]())
     told = {kind: f"{UNLIKE_NAMES[kind]}   {counted(counts[kind])}" for kind in counts if kind}
-    layers.append(class_layer(shown, told, UNLIKE_COLORS, outlined=False))
+    layers.append(Layer.classes(shown, told, UNLIKE_COLORS, outlined=False))
     equal, total = facts["equal"], facts["total"]
     agreed = f"{100 * equal / total:.4g} % of {counted(total)} voxels shown agree"
     if equal == total:
@@ -235,15 +219,15 @@ def _numbers(
     both = [*cuts[0], *cuts[1]]
     if below:
         window = heat_window(both)
-        layers = [heat_layer(cut, pair[0].channel_name(), window) for cut in cuts]
+        layers = [Layer.heat(cut, pair[0].channel_name(), window) for cut in cuts]
     else:
         window = grey_window(both, percentiles)
-        layers = [grey_layer(cut, window) for cut in cuts]
+        layers = [Layer.grey(cut, window) for cut in cuts]
     scale = layers[0].key or Ramp("in A and B", *window, GREYS)
     common = [on_one_grid(mine, theirs) for mine, theirs in zip(*cuts, strict=True)]
     differences = [Cut(signed(mine, theirs), extent) for mine, theirs, extent in common]
     facts, reach = deviation([cut.values for cut in differences])
-    layers.append(difference_layer(differences, "A − B", reach))
+    layers.append(Layer.differences(differences, "A − B", reach))
     mean, largest = facts["mean_abs"], facts["max_abs"]
     told = f"|A − B| in these planes: mean {mean:.3g}, largest {largest:.3g}"
     if largest == 0:

@@ -21,21 +21,7 @@ from volflow.report.colors import (
 )
 from volflow.report.pictures.slices import Cut
 
-__all__ = [
-    "DIVERGING",
-    "GREYS",
-    "HEAT",
-    "Layer",
-    "Legend",
-    "Ramp",
-    "class_layer",
-    "difference_layer",
-    "grey_layer",
-    "grey_window",
-    "heat_layer",
-    "heat_window",
-    "painted",
-]
+__all__ = ["GREYS", "HEAT", "MANY", "Layer", "Ramp", "grey_window", "heat_window", "painted"]
 
 Array = npt.NDArray[Any]
 Legend = tuple[tuple[str, str], ...]  # names and colours
@@ -86,18 +72,90 @@ class Layer:
     labels: Sequence[Array] = ()
     colors: Mapping[int, str] = field(default_factory=dict)
 
+    @classmethod
+    def grey(cls, cuts: Sequence[Cut], window: tuple[float, float], under: str = "") -> Layer:
+        """Return a scan in grey, dimmed ``under`` a "result" or a "difference"."""
+        white = {"result": 0.8, "difference": 0.5}.get(under, 1.0)
+        return cls(
+            [Cut(painted(white * shades(cut.values, *window), GREYS), cut.extent) for cut in cuts]
+        )
+
+    @classmethod
+    def heat(
+        cls, cuts: Sequence[Cut], name: str, window: tuple[float, float], *, alone: bool = False
+    ) -> Layer:
+        """Return numbers as heat: the higher, the brighter.
+
+        Over a scan it is less transparent, too, and smooth; ``alone`` each pixel is seen.
+        """
+        pictures = []
+        for cut in cuts:
+            scaled = shades(cut.values, *window)
+            alpha = 1.0 if alone else HEAT_ALPHA * np.clip(scaled * 1.6, 0, 1)
+            pictures.append(Cut(painted(scaled, HEAT, alpha), cut.extent))
+        return cls(pictures, Ramp(name, *window, HEAT), smooth=not alone)
+
+    @classmethod
+    def differences(cls, cuts: Sequence[Cut], name: str, largest: float) -> Layer:
+        """Return signed differences: blue below zero, orange above, clear at zero."""
+        reach = largest if largest > 0 else 1.0
+        pictures = []
+        for cut in cuts:
+            scaled = shades(cut.values, -reach, reach)
+            away = np.where(np.isfinite(cut.values), np.abs(2 * scaled - 1), 0.0)
+            pictures.append(Cut(painted(scaled, DIVERGING, np.clip(away * 3, 0, 1)), cut.extent))
+        return cls(pictures, Ramp(name, -reach, reach, DIVERGING))
+
+    @classmethod
+    def classes(
+        cls,
+        cuts: Sequence[Cut],
+        names: Mapping[int, str],
+        colors: Mapping[int, str] | Sequence[str] = (),
+        *,
+        over_scan: bool = False,
+        outlined: bool = True,
+    ) -> Layer:
+        """Return classes as translucent colours; 0 is left clear.
+
+        Parameters
+        ----------
+        cuts
+            Slices of class numbers.
+        names
+            Names by class number.
+        colors
+            The colours of the metadata by class number, or a mapping that holds every class.
+        over_scan
+            Whether a scan underneath must be seen through the colours.
+        outlined
+            Whether outlines may be drawn around few classes.
+        """
+        planes = [class_numbers(cut.values) for cut in cuts]
+        shown = sum((class_counts(plane[plane != 0]) for plane in planes), Counter[int]())
+        chosen = {
+            value: colors[value] if isinstance(colors, Mapping) else class_color(value, colors)
+            for value in sorted(shown)
+        }
+        few = len(shown) <= MANY_CLASSES
+        fill = (OVER_SCAN if over_scan else ALONE) if outlined else OPAQUE
+        fill = fill if few else min(1.0, fill + 0.25)  # without outlines to set them off
+        pictures = []
+        for plane, cut in zip(planes, cuts, strict=True):
+            alpha = np.where(plane != 0, round(255 * fill), 0).astype(np.uint8)
+            pixels = np.concatenate([tinted(plane, chosen), alpha[..., None]], axis=-1)
+            pictures.append(Cut(pixels, cut.extent))
+        named = sorted(sorted(chosen, key=lambda value: -shown[value])[:MOST_NAMED])
+        legend = [(names.get(value) or f"class {value}", chosen[value]) for value in named]
+        if more := len(chosen) - len(named):
+            legend.append((f"and {more} more", MANY))
+        outlines = planes if few and outlined else ()
+        return cls(pictures, tuple(legend), smooth=False, labels=outlines, colors=chosen)
+
 
 def grey_window(cuts: Sequence[Cut], percentiles: tuple[float, float]) -> tuple[float, float]:
     """Return the values shown black and white: two percentiles of the voxels shown."""
     return window(np.concatenate([cut.values.ravel() for cut in cuts]), percentiles)
-
-
-def grey_layer(cuts: Sequence[Cut], window: tuple[float, float], under: str = "") -> Layer:
-    """Return a scan in grey, dimmed ``under`` a "result" or a "difference"."""
-    white = {"result": 0.8, "difference": 0.5}.get(under, 1.0)
-    return Layer(
-        [Cut(painted(white * shades(cut.values, *window), GREYS), cut.extent) for cut in cuts]
-    )
 
 
 def heat_window(cuts: Sequence[Cut]) -> tuple[float, float]:
@@ -105,77 +163,6 @@ def heat_window(cuts: Sequence[Cut]) -> tuple[float, float]:
     low, high = grey_window(cuts, (0, 100))
     low = min(0.0, low)
     return low, wider(low, high)
-
-
-def heat_layer(
-    cuts: Sequence[Cut], name: str, window: tuple[float, float], *, alone: bool = False
-) -> Layer:
-    """Return numbers as heat: the higher, the brighter.
-
-    Over a scan it is less transparent, too, and smooth; ``alone`` each pixel is seen.
-    """
-    pictures = []
-    for cut in cuts:
-        scaled = shades(cut.values, *window)
-        alpha = 1.0 if alone else HEAT_ALPHA * np.clip(scaled * 1.6, 0, 1)
-        pictures.append(Cut(painted(scaled, HEAT, alpha), cut.extent))
-    return Layer(pictures, Ramp(name, *window, HEAT), smooth=not alone)
-
-
-def difference_layer(cuts: Sequence[Cut], name: str, largest: float) -> Layer:
-    """Return signed differences: blue below zero, orange above, clear at zero."""
-    reach = largest if largest > 0 else 1.0
-    pictures = []
-    for cut in cuts:
-        scaled = shades(cut.values, -reach, reach)
-        away = np.where(np.isfinite(cut.values), np.abs(2 * scaled - 1), 0.0)
-        pictures.append(Cut(painted(scaled, DIVERGING, np.clip(away * 3, 0, 1)), cut.extent))
-    return Layer(pictures, Ramp(name, -reach, reach, DIVERGING))
-
-
-def class_layer(
-    cuts: Sequence[Cut],
-    names: Mapping[int, str],
-    colors: Mapping[int, str] | Sequence[str] = (),
-    *,
-    over_scan: bool = False,
-    outlined: bool = True,
-) -> Layer:
-    """Return classes as translucent colours; 0 is left clear.
-
-    Parameters
-    ----------
-    cuts
-        Slices of class numbers.
-    names
-        Names by class number.
-    colors
-        The colours of the metadata by class number, or a mapping that holds every class.
-    over_scan
-        Whether a scan underneath must be seen through the colours.
-    outlined
-        Whether outlines may be drawn around few classes.
-    """
-    planes = [class_numbers(cut.values) for cut in cuts]
-    shown = sum((class_counts(plane[plane != 0]) for plane in planes), Counter[int]())
-    chosen = {
-        value: colors[value] if isinstance(colors, Mapping) else class_color(value, colors)
-        for value in sorted(shown)
-    }
-    few = len(shown) <= MANY_CLASSES
-    fill = (OVER_SCAN if over_scan else ALONE) if outlined else OPAQUE
-    fill = fill if few else min(1.0, fill + 0.25)  # without outlines to set them off
-    pictures = []
-    for plane, cut in zip(planes, cuts, strict=True):
-        alpha = np.where(plane != 0, round(255 * fill), 0).astype(np.uint8)
-        pixels = np.concatenate([tinted(plane, chosen), alpha[..., None]], axis=-1)
-        pictures.append(Cut(pixels, cut.extent))
-    named = sorted(sorted(chosen, key=lambda value: -shown[value])[:MOST_NAMED])
-    legend = [(names.get(value) or f"class {value}", chosen[value]) for value in named]
-    if more := len(chosen) - len(named):
-        legend.append((f"and {more} more", MANY))
-    outlines = planes if few and outlined else ()
-    return Layer(pictures, tuple(legend), smooth=False, labels=outlines, colors=chosen)
 
 
 def painted(scaled: Array, colors: Sequence[str], alpha: Array | float = 1.0) -> Array:

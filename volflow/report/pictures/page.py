@@ -24,16 +24,7 @@ from matplotlib.transforms import Affine2D, ScaledTranslation
 from volflow.geometry.units import length_of_bar
 from volflow.geometry.views import View
 from volflow.report.pictures.layers import HEAT, Layer, Ramp, painted
-from volflow.report.pictures.scene import (
-    MARGIN,
-    BarChart,
-    Box,
-    Foot,
-    Panel,
-    Scene,
-    Table,
-    place,
-)
+from volflow.report.pictures.scene import MARGIN, BarChart, Box, Foot, Panel, Scene, Table, place
 
 __all__ = ["BACKGROUND", "FRAME", "INK", "MUTED", "Preview", "draw", "fitted", "text_width"]
 

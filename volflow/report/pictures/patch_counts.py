@@ -19,16 +19,7 @@ from volflow.sampling.cases.open_cases import open_cases
 from volflow.sampling.stream_options import SAMPLE_FIELDS
 from volflow.store.meta import Meta
 
-__all__ = [
-    "DrawnPatch",
-    "PatchCounts",
-    "each_patch",
-    "facts_text",
-    "leading_classes",
-    "open_patches",
-    "subtitle",
-    "title",
-]
+__all__ = ["DrawnPatch", "PatchCounts", "each_patch", "facts_text", "leading_classes"]
 
 Array = npt.NDArray[Any]
 
@@ -120,6 +111,59 @@ class PatchCounts:
     holding: Counter[int] = field(default_factory=Counter)
     last: tuple[int, ...] = ()
 
+    @classmethod
+    def of(
+        cls,
+        samples: Any,
+        cases: Any,
+        *,
+        image: str | None = None,
+        label: str | None = None,
+        channel: int = 0,
+        classes: Names = None,
+    ) -> PatchCounts:
+        """Choose the arrays of samples to show; no patch is taken yet.
+
+        Parameters
+        ----------
+        samples, cases
+            A stream, or anything with the cases that its samples come from.
+        image, label
+            Names of arrays; by default the first that holds no classes, and the first that does.
+        channel
+            Channel of the image.
+        classes
+            Names of the classes; by default those of the label's metadata.
+
+        Raises
+        ------
+        InvalidInput
+            If the cases are not known, or have no such array or channel.
+        """
+        stream = getattr(samples, "stream", samples)  # of a loader
+        known = getattr(stream, "cases", None) if cases is None else open_cases(cases)
+        if known is None:
+            raise InvalidInput(
+                "samples do not say which volumes they come from; give the stream itself, or"
+                " cases=stream.cases"
+            )
+        first = known[0]
+        for name in (image, label):
+            if name is not None and name not in first.sources:
+                raise InvalidInput(f"cases hold {', '.join(first.sources)}, given {name!r}")
+        if image is None:
+            image = next((name for name in first.sources if name not in first.classes), None)
+        if label is None:
+            label = next((name for name in first.sources if name in first.classes), None)
+        check_channel(channel, 1 if image is None else first.channels(image))
+        grid = _shared(known)
+        if getattr(samples, "stream", None) is not None and stream.augment:
+            # A patch that was turned has no left and right of its own.
+            grid = replace(grid, orientation=None, affine=None)
+        meta = Meta() if label is None else first.sources[label].meta
+        names = class_names(classes, meta.channels if meta.kind == "classes" else ())
+        return cls({case.name: case for case in known}, label, image, grid, names, meta.colors)
+
     def add(self, patch: DrawnPatch) -> None:
         """Count a patch; of its voxels those inside the volume."""
         self.last = patch.shape
@@ -194,57 +238,19 @@ class PatchCounts:
             "patch": list(self.shape),
         }
 
+    def title(self) -> tuple[str, ...]:
+        """Return the number of patches and their origin, as the parts of a title."""
+        cases, came = list(self.cases), len(self.patches)
+        part = f"{came} of " if came < len(cases) else ""
+        origin = cases[0] if len(cases) == 1 else f"{part}{len(cases)} cases"
+        number = "1 patch" if self.total == 1 else f"{self.total} patches"
+        return (f"{number} of {times(self.shape)} voxels", " from ", origin)
 
-def open_patches(
-    samples: Any,
-    cases: Any,
-    *,
-    image: str | None = None,
-    label: str | None = None,
-    channel: int = 0,
-    classes: Names = None,
-) -> PatchCounts:
-    """Choose the arrays of samples to show; no patch is taken yet.
-
-    Parameters
-    ----------
-    samples, cases
-        A stream, or anything with the cases that its samples come from.
-    image, label
-        Names of arrays; by default the first that holds no classes, and the first that does.
-    channel
-        Channel of the image.
-    classes
-        Names of the classes; by default those of the label's metadata.
-
-    Raises
-    ------
-    InvalidInput
-        If the cases are not known, or have no such array or channel.
-    """
-    stream = getattr(samples, "stream", samples)  # of a loader
-    known = getattr(stream, "cases", None) if cases is None else open_cases(cases)
-    if known is None:
-        raise InvalidInput(
-            "samples do not say which volumes they come from; give the stream itself, or"
-            " cases=stream.cases"
-        )
-    first = known[0]
-    for name in (image, label):
-        if name is not None and name not in first.sources:
-            raise InvalidInput(f"cases hold {', '.join(first.sources)}, given {name!r}")
-    if image is None:
-        image = next((name for name in first.sources if name not in first.classes), None)
-    if label is None:
-        label = next((name for name in first.sources if name in first.classes), None)
-    check_channel(channel, 1 if image is None else first.channels(image))
-    grid = _shared(known)
-    if getattr(samples, "stream", None) is not None and stream.augment:
-        # A patch that was turned has no left and right of its own.
-        grid = replace(grid, orientation=None, affine=None)
-    meta = Meta() if label is None else first.sources[label].meta
-    names = class_names(classes, meta.channels if meta.kind == "classes" else ())
-    return PatchCounts({case.name: case for case in known}, label, image, grid, names, meta.colors)
+    def subtitle(self, samples: Any, *more: str) -> str:
+        """Return the sampler that drew the patches, and how many came from each case."""
+        law = _law(getattr(getattr(samples, "stream", samples), "sampler", None))
+        origins = from_cases({name: self.patches[name] for name in self.cases})
+        return "   ·   ".join([*law, *more, *([origins] if len(self.cases) > 1 else [])])
 
 
 def _shared(cases: Sequence[Case]) -> Meta:
@@ -256,22 +262,6 @@ def _shared(cases: Sequence[Case]) -> Meta:
         orientations = {orientation for _, _, orientation in grids}
         return Meta(orientation=orientations.pop() if len(orientations) == 1 else None)
     return cases[0].meta
-
-
-def title(counts: PatchCounts) -> tuple[str, ...]:
-    """Return the number of patches and their origin, as the parts of a title."""
-    cases, came = list(counts.cases), len(counts.patches)
-    part = f"{came} of " if came < len(cases) else ""
-    origin = cases[0] if len(cases) == 1 else f"{part}{len(cases)} cases"
-    number = "1 patch" if counts.total == 1 else f"{counts.total} patches"
-    return (f"{number} of {times(counts.shape)} voxels", " from ", origin)
-
-
-def subtitle(samples: Any, counts: PatchCounts, *more: str) -> str:
-    """Return the sampler that drew the patches, and how many came from each case."""
-    law = _law(getattr(getattr(samples, "stream", samples), "sampler", None))
-    origins = from_cases({name: counts.patches[name] for name in counts.cases})
-    return "   ·   ".join([*law, *more, *([origins] if len(counts.cases) > 1 else [])])
 
 
 def _law(sampler: Any) -> list[str]:

@@ -12,22 +12,12 @@ from volflow.errors import InvalidInput
 from volflow.geometry.views import View, views
 from volflow.report.colors import class_color
 from volflow.report.facts.grid_facts import times
-from volflow.report.pictures.layers import (
-    MANY,
-    Layer,
-    class_layer,
-    grey_layer,
-    grey_window,
-    heat_layer,
-)
+from volflow.report.pictures.layers import MANY, Layer, grey_window
 from volflow.report.pictures.patch_counts import (
     DrawnPatch,
     PatchCounts,
     each_patch,
     leading_classes,
-    open_patches,
-    subtitle,
-    title,
 )
 from volflow.report.pictures.scene import (
     BarChart,
@@ -112,7 +102,7 @@ def patch_sheet(  # noqa: PLR0913 - each says what to show
     draw = drawing()
     check_tiles(tiles)
     check_display(classes, percentiles)
-    counts = open_patches(
+    counts = PatchCounts.of(
         samples, cases, image=image, label=label, channel=channel, classes=classes
     )
     view = view_across(axis, counts.grid.orientation)
@@ -135,7 +125,7 @@ def patch_sheet(  # noqa: PLR0913 - each says what to show
     if images:
         layers.append(_greys(images, [case for case, _ in drawn], percentiles, bool(labels)))
     if labels:
-        layers.append(class_layer(labels, counts.names, counts.colors, over_scan=bool(images)))
+        layers.append(Layer.classes(labels, counts.names, counts.colors, over_scan=bool(images)))
     # Of a single case only the place is worth saying.
     texts = [(case, ", ".join(map(str, start))) for case, start in drawn]
     texts = texts if len(counts.cases) > 1 else [(place, "") for _, place in texts]
@@ -143,8 +133,8 @@ def patch_sheet(  # noqa: PLR0913 - each says what to show
     locations = [list(start) for _, start in drawn]
     return draw(
         Scene(
-            title=title(counts),
-            subtitle=subtitle(samples, counts, f"middle slices across {view.axis}"),
+            title=counts.title(),
+            subtitle=counts.subtitle(samples, f"middle slices across {view.axis}"),
             size=size,
             unit=counts.grid.unit,
             facts=counts.facts() | {"axis": view.axis, "locations": locations},
@@ -198,7 +188,7 @@ def patch_stats(
     """
     draw = drawing()
     check_display(classes)
-    counts = open_patches(samples, cases, label=label, classes=classes)
+    counts = PatchCounts.of(samples, cases, label=label, classes=classes)
     for patch in islice(each_patch(samples), patches):
         counts.add(patch)
     facts = counts.facts()
@@ -211,14 +201,14 @@ def patch_stats(
         for view, place in zip(planes, places, strict=True)
     ]
     highest = max(int(place.max()) for place in places)
-    heat = heat_layer(cuts, "patches by where their centre falls", (0, highest), alone=True)
+    heat = Layer.heat(cuts, "patches by where their centre falls", (0, highest), alone=True)
     along = {axis: counts.histogram(n).tolist() for n, axis in enumerate("zyx")}
     most = max(max(numbers) for numbers in along.values())
     charts = [[BarChart(f"along {axis}", numbers, most)] for axis, numbers in along.items()]
     return draw(
         Scene(
-            title=title(counts),
-            subtitle=subtitle(samples, counts),
+            title=counts.title(),
+            subtitle=counts.subtitle(samples),
             size=size,
             unit=counts.grid.unit,
             facts=facts | {"along": along},
@@ -254,7 +244,7 @@ def _greys(
         for name in set(cases)
     }
     greys = [
-        grey_layer([cut], windows[case], "result" if dimmed else "").pictures[0]
+        Layer.grey([cut], windows[case], "result" if dimmed else "").pictures[0]
         for cut, case in zip(images, cases, strict=True)
     ]
     return Layer(greys)

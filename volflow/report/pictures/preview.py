@@ -14,13 +14,7 @@ from volflow.geometry.views import View
 from volflow.report.pictures.scene import MARGIN, WIDTH, Panel, beside, in_columns, plane_panels
 from volflow.report.pictures.slices import Slice
 from volflow.report.pictures.stack import at_levels, check_display, drawing, scene_of, stack
-from volflow.report.pictures.subject import (
-    Names,
-    Subject,
-    check_tiles,
-    open_together,
-    view_across,
-)
+from volflow.report.pictures.subject import Names, Subject, check_tiles, open_together, view_across
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,13 +8,7 @@ from volflow.geometry.views import View, views
 from volflow.infer.seams.certificate import Certificate, Seams, percent
 from volflow.report.facts.grid_facts import short_name, times
 from volflow.report.pictures.compare import deviation
-from volflow.report.pictures.layers import (
-    class_layer,
-    grey_layer,
-    grey_window,
-    heat_layer,
-    heat_window,
-)
+from volflow.report.pictures.layers import Layer, grey_window, heat_window
 from volflow.report.pictures.scene import Panel, Scene, in_columns
 from volflow.report.pictures.slices import Cut
 from volflow.report.pictures.stack import drawing
@@ -70,15 +64,15 @@ def seams_figure(certificate: Certificate) -> Figure:
     image, whole, *away = (
         Cut(view.turn(values), extent) for values in (plane.image, plane.whole, *plane.differences)
     )
-    grey = grey_layer([image], grey_window([image], PERCENTILES))
+    grey = Layer.grey([image], grey_window([image], PERCENTILES))
     if plane.whole.dtype.kind in "iu":
         names = dict(enumerate(certificate.classes))
-        kind, result = "classes", class_layer([whole], names, over_scan=True)
+        kind, result = "classes", Layer.classes([whole], names, over_scan=True)
     else:
-        kind, result = "scores", heat_layer([whole], "score", heat_window([whole]))
+        kind, result = "scores", Layer.heat([whole], "score", heat_window([whole]))
     _, reach = deviation(plane.differences)
     window = (0.0, reach or 1.0)
-    heat = heat_layer(away, "difference of scores from the whole run", window, alone=True)
+    heat = Layer.heat(away, "difference of scores from the whole run", window, alone=True)
     panels = [
         Panel(view, [grey], 0, "image", "as the network sees it"),
         Panel(view, [grey, result], 0, "whole", f"{kind} in one forward"),

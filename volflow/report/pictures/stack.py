@@ -6,14 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from volflow.errors import InvalidInput
-from volflow.report.pictures.layers import (
-    Layer,
-    class_layer,
-    grey_layer,
-    grey_window,
-    heat_layer,
-    heat_window,
-)
+from volflow.report.pictures.layers import Layer, grey_window, heat_window
 from volflow.report.pictures.scene import Panel, Scene
 from volflow.report.pictures.slices import Slice
 from volflow.report.pictures.subject import Names, Subject, class_names, few_values
@@ -99,11 +92,11 @@ def stack(
     below, levels = ground(under, slices, percentiles)
     if named or (guessed and few_values(cuts)):
         names, meta = class_names(classes, top.finest.meta.channels), top.finest.meta
-        layer = class_layer(cuts, names, meta.colors, over_scan=under is not None)
+        layer = Layer.classes(cuts, names, meta.colors, over_scan=under is not None)
     elif under is not None:
-        layer = heat_layer(cuts, top.channel_name(), heat_window(cuts))
+        layer = Layer.heat(cuts, top.channel_name(), heat_window(cuts))
     else:
-        layer = grey_layer(cuts, grey_window(cuts, percentiles))
+        layer = Layer.grey(cuts, grey_window(cuts, percentiles))
     return [*below[:1], layer], [top.shown(average), *levels]
 
 
@@ -115,7 +108,7 @@ def ground(
         return [], []
     cuts = under.cut(slices, average=True)
     window, shown = grey_window(cuts, percentiles), under.shown(average=True)
-    layers = [grey_layer(cuts, window, top) for top in ("result", "difference")]
+    layers = [Layer.grey(cuts, window, top) for top in ("result", "difference")]
     return layers, [f"{under.name} {shown}"] if shown else []
 
 

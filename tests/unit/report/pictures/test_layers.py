@@ -6,17 +6,7 @@ import numpy as np
 import pytest
 
 from volflow.report.colors import class_color
-from volflow.report.pictures.layers import (
-    DIVERGING,
-    HEAT,
-    class_layer,
-    difference_layer,
-    grey_layer,
-    grey_window,
-    heat_layer,
-    heat_window,
-    painted,
-)
+from volflow.report.pictures.layers import DIVERGING, HEAT, Layer, grey_window, heat_window, painted
 from volflow.report.pictures.slices import Cut
 
 
@@ -33,12 +23,12 @@ def test_one_grey_window_holds_for_all_planes():
     cuts = [cut([0, 10]), cut([10, 20])]
     window = grey_window(cuts, (0, 100))
     assert window == (0, 20)
-    layer = grey_layer(cuts, window)
+    layer = Layer.grey(cuts, window)
     assert [picture.values[..., 0].tolist() for picture in layer.pictures] == [
         [[0, 127]],
         [[127, 255]],
     ]
-    dim = grey_layer(cuts, window, "difference").pictures[1].values
+    dim = Layer.grey(cuts, window, "difference").pictures[1].values
     assert dim.tolist() == [[[63, 63, 63, 255], [127, 127, 127, 255]]]
 
 
@@ -51,13 +41,13 @@ def test_outliers_do_not_set_the_window():
 def test_planes_without_contrast_have_a_window(odd):
     low, high = grey_window([cut(odd, "f4")], (1, 99))
     assert high > low
-    assert grey_layer([cut(odd, "f4")], (low, high)).pictures[0].values.dtype == np.uint8
+    assert Layer.grey([cut(odd, "f4")], (low, high)).pictures[0].values.dtype == np.uint8
     low, high = heat_window([cut(odd, "f4")])
     assert high > low
 
 
 def test_heat_grows_brighter_and_less_transparent():
-    layer = heat_layer([cut(np.linspace(0, 1, 50))], "lesion", (0, 1))
+    layer = Layer.heat([cut(np.linspace(0, 1, 50))], "lesion", (0, 1))
     pixels = layer.pictures[0].values[0].astype(int)
     brightness = pixels[:, :3] @ (0.2126, 0.7152, 0.0722)
     assert (np.diff(brightness) > 0).all()
@@ -68,8 +58,8 @@ def test_heat_grows_brighter_and_less_transparent():
 
 
 def test_classes_keep_their_colour_whatever_else_is_shown():
-    both = class_layer([cut([0, 1, 2]), cut([2, 2, 0])], {1: "liver"}, over_scan=True)
-    alone = class_layer([cut([0, 2, 2])], {}, over_scan=True)
+    both = Layer.classes([cut([0, 1, 2]), cut([2, 2, 0])], {1: "liver"}, over_scan=True)
+    alone = Layer.classes([cut([0, 2, 2])], {}, over_scan=True)
     first, second = (picture.values[0].tolist() for picture in both.pictures)
     assert first == [[0, 0, 0, 0], [*rgb(class_color(1)), 92], [*rgb(class_color(2)), 92]]
     assert second[0] == second[1] == first[2] == alone.pictures[0].values[0, 1].tolist()
@@ -79,7 +69,7 @@ def test_classes_keep_their_colour_whatever_else_is_shown():
 
 
 def test_classes_take_the_colours_of_the_metadata():
-    layer = class_layer([cut([1, 2])], {}, ("000000", "123456"))
+    layer = Layer.classes([cut([1, 2])], {}, ("000000", "123456"))
     assert layer.pictures[0].values[0].tolist() == [
         [*rgb("#123456"), 191],
         [*rgb(class_color(2)), 191],
@@ -91,7 +81,7 @@ def test_classes_take_the_colours_of_the_metadata():
     [[-3, 0, 7], [2**62, 1, 0], [0.0, 1.0, 2.0], [np.nan, np.inf, 1], [False, True, True]],
 )
 def test_any_numbers_can_be_classes(values):
-    pixels = class_layer([cut(values)], {}).pictures[0].values
+    pixels = Layer.classes([cut(values)], {}).pictures[0].values
     shown = np.nan_to_num(np.asarray(values, "f8"), posinf=0).astype(np.int64)
     assert (pixels[0, :, 3] > 0).tolist() == (shown != 0).tolist()
     for value, pixel in zip(shown, pixels[0], strict=True):
@@ -100,7 +90,7 @@ def test_any_numbers_can_be_classes(values):
 
 def test_of_many_classes_those_of_which_most_is_shown_are_named():
     values = np.repeat(np.arange(1, 121), np.where(np.arange(1, 121) % 4 == 0, 5, 1))
-    layer = class_layer([cut(values), cut(np.full(9, 7))], {8: "liver"})
+    layer = Layer.classes([cut(values), cut(np.full(9, 7))], {8: "liver"})
     names = [name for name, _ in layer.key]
     # Of 120 classes 30 fill more than a voxel, and 7 does in another plane.
     assert names[:3] == ["class 1", "class 4", "class 7"]
@@ -112,13 +102,13 @@ def test_of_many_classes_those_of_which_most_is_shown_are_named():
 
 
 def test_nothing_but_background():
-    layer = class_layer([cut([0, 0])], {0: "background"})
+    layer = Layer.classes([cut([0, 0])], {0: "background"})
     assert not layer.pictures[0].values.any()
     assert layer.key == ()
 
 
 def test_differences_are_blue_below_and_orange_above():
-    layer = difference_layer([cut([-2, -1, 0, 1, 2, np.nan])], "A − B", 2)
+    layer = Layer.differences([cut([-2, -1, 0, 1, 2, np.nan])], "A − B", 2)
     pixels = layer.pictures[0].values[0].astype(int)
     assert tuple(pixels[0, :3]) == rgb(DIVERGING[0])
     assert tuple(pixels[4, :3]) == rgb(DIVERGING[-1])
@@ -126,7 +116,7 @@ def test_differences_are_blue_below_and_orange_above():
     assert pixels[3, 0] > pixels[3, 2]  # orange
     assert pixels[2, 3] == pixels[5, 3] == 0
     assert (layer.key.low, layer.key.high) == (-2, 2)
-    assert not difference_layer([cut([0.0, 0])], "", 0).pictures[0].values[..., 3].any()
+    assert not Layer.differences([cut([0.0, 0])], "", 0).pictures[0].values[..., 3].any()
 
 
 def test_beyond_the_ends_colours_saturate():
