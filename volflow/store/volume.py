@@ -195,11 +195,15 @@ class Volume(Source):
                 f"{data.shape}; cast or crop it first"
             )
         entries = []
+        dense = self.array.with_config({"write_empty_chunks": True})
         for piece in shard_rois(self, roi):
             part = data[piece.relative_to(roi.start).slices()]
             voxels = np.ascontiguousarray(part, dtype=self.dtype)
+            # Zarr compares each voxel to find chunks that are empty; one that is not is enough.
+            corners = voxels[tuple(slice(None, None, n) for n in self.array.chunks)]
+            target = dense if (corners != self.array.fill_value).all() else self.array
             try:
-                self.array.set_basic_selection(piece.slices(), voxels)
+                target.set_basic_selection(piece.slices(), voxels)
             except OSError as error:
                 if writing_failed(error) is not StoreFull:
                     raise
@@ -212,7 +216,7 @@ class Volume(Source):
                 # damaged, it must go, as this write is what repairs it.
                 if not discard_object(self.array, piece.start):
                     raise
-                self.array.set_basic_selection(piece.slices(), voxels)
+                target.set_basic_selection(piece.slices(), voxels)
             entries.append(ShardEntry(array, piece.start, piece.stop, google_crc32c.value(voxels)))
         return tuple(entries)
 
