@@ -157,8 +157,10 @@ def _own_cluster(workers: int, embedded: bool) -> SpecCluster:
         "nthreads": max(1, cores() // workers), "memory_limit": None, "silence_logs": logging.ERROR,
     }  # fmt: skip
     worker = {"cls": Worker if embedded else Nanny, "options": {**place, **options}}
-    # A laptop that slept must not find its workers given up; dead processes hang up anyway.
-    with dask.config.set({"distributed.scheduler.worker-ttl": None}):
+    # A laptop that slept must not find its workers given up; dead processes hang up anyway. What
+    # samples the stacks of busy threads a hundred times a second is for a dashboard.
+    settings = {"scheduler.worker-ttl": None, "worker.profile.enabled": False}
+    with dask.config.set({f"distributed.{name}": value for name, value in settings.items()}):
         return SpecCluster(
             workers=dict.fromkeys(range(workers), worker),
             scheduler={"cls": Scheduler, "options": place},
