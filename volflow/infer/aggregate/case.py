@@ -24,7 +24,6 @@ from volflow.infer.aggregate.scratch import PendingPatches
 from volflow.infer.finish import Finish
 from volflow.infer.merge import settings_of
 from volflow.infer.patches.rolling import RollingBlend
-from volflow.infer.patches.sliding import FINISH_ROWS
 from volflow.infer.patches.tiling import limit_depth
 from volflow.infer.patches.writer import Writer
 from volflow.infer.predict_options import PredictOptions
@@ -147,14 +146,11 @@ class CaseBlend:
             self.layer += 1
 
     def _close(self, layer: int) -> None:
-        covered: Any  # never None: the blend counts what comes
-        first, scores, covered = self.blend.finish(layer)
-        for low in range(0, scores.shape[1], FINISH_ROWS):
-            part = slice(low, low + FINISH_ROWS)
-            seen = covered[part]
+        seen: Any  # never None: the blend counts what comes
+        for first, scores, seen in self.blend.finish(layer):
             self.covered += int(np.count_nonzero(seen))
-            rows = self.finish_rows(scores[:, part], None if seen.all() else seen)
-            deque(self.writer.put(first + low, {"": rows}), maxlen=0)
+            rows = self.finish_rows(scores, None if seen.all() else seen)
+            deque(self.writer.put(first, {"": rows}), maxlen=0)
         self.blend.advance(layer)
 
     def finish(self) -> Volume:

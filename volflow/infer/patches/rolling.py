@@ -12,7 +12,7 @@ waking its threads than on the sums. On a GPU they are torch's; the calls have t
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -23,13 +23,13 @@ from volflow.geometry.grid import PatchGrid
 from volflow.geometry.roi import Roi
 from volflow.geometry.windows import Blend, weights
 
-__all__ = ["RollingBlend"]
+__all__ = ["FINISH_ROWS", "RollingBlend"]
 
 # Planes of a patch that are weighted and added together: few enough for the CPU's cache, many
 # enough that the calls rarely wait for Python's lock while chunks are decoded in other threads.
 CACHE_BYTES = 4 * 2**20
-# Rows whose weights are summed at once.
-NORM_ROWS = 16
+# Rows that are finished at once, so that they and their temporaries stay in the CPU's cache.
+FINISH_ROWS = 16
 
 # A NumPy array on the CPU, a tensor on a GPU.
 Scores = Any
@@ -78,6 +78,9 @@ class RollingBlend:
         self.sums = hold((channels, depth, height, width), self.weights.dtype)
         self.norm = hold((depth, height, width), self.weights.dtype) if skipping else None
         self.product = self._zeros((self.planes, *grid.patch[1:]))
+        if not skipping and not self.crop:
+            self.full = self._zeros((FINISH_ROWS, height, width))
+            self.across = self._across()
         layers = self.layers
         self.last = layers[-1]
         self.row = int(grid.starts[0][layers[0]])  # the volume row of sums[:, 0]
@@ -140,35 +143,32 @@ class RollingBlend:
                 sums = target[channel, part]
                 sums += product
 
-    def finish(self, layer: int) -> tuple[int, Scores, Scores | None]:
-        """Close the rows that no later layer reaches.
+    def finish(self, layer: int) -> Iterator[tuple[int, Scores, Scores | None]]:
+        """Close the rows that no later layer reaches, a few at a time.
 
-        Returns
-        -------
+        Yields
+        ------
         row
             The first of them, in the volume.
         scores_CZYX
-            Their blended scores; valid until `advance`.
+            Their blended scores; valid until the next.
         covered_ZYX
             False where no patch was run; None where all were.
         """
         final = layer == self.last
         stop = self.tile.stop[0] if final else int(self.grid.starts[0][layer + 1])
-        low, high = max(self.row, self.tile.start[0]), min(stop, self.tile.stop[0])
-        here = slice(low - self.row, max(low, high) - self.row)
-        scores = self.sums[:, here]
-        if self.norm is not None:
-            norm = self.norm[here]
-            # A few rows at a time on the CPU, so that the temporaries stay small.
-            step = NORM_ROWS if self.xp is np else max(1, len(norm))
-            for first in range(0, len(norm), step):
-                part = norm[first : first + step]
-                rows = scores[:, first : first + step]
-                rows /= self.xp.where(part > 0, part, self.xp.ones_like(part))
-            return low, scores, norm > 0
-        if not self.crop and high > low:
-            self._normalise(scores, low, high)
-        return low, scores, None
+        high = min(stop, self.tile.stop[0])
+        for low in range(max(self.row, self.tile.start[0]), high, FINISH_ROWS):
+            rows = range(low, min(low + FINISH_ROWS, high))
+            here = slice(low - self.row, rows.stop - self.row)
+            scores, covered = self.sums[:, here], None
+            if self.norm is not None:
+                norm = self.norm[here]
+                covered = norm > 0
+                scores /= self.xp.where(covered, norm, self.xp.ones_like(norm))
+            elif not self.crop:
+                scores /= self._full_norm(rows)
+            yield low, scores, covered
 
     def advance(self, layer: int) -> None:
         """Drop the closed rows and make room for the next layer's."""
@@ -185,22 +185,30 @@ class RollingBlend:
             buffer[max(0, depth - step) :] = 0
         self.row += step
 
-    def _normalise(self, scores: Scores, low: int, high: int) -> None:
-        """Divide rows by the sums of weights that a full grid gives them, in the order of `add`.
+    def _full_norm(self, rows: range) -> Scores:
+        """Return the sums of weights that a full grid gives to rows, in the order of `add`."""
+        norm = self.full[: len(rows)]
+        norm[...] = 0
+        depth = self.grid.patch[0]
+        for layer in self.grid.touching(0, rows.start, rows.stop):
+            start = int(self.grid.starts[0][layer])
+            low, high = max(rows.start, start), min(rows.stop, start + depth)
+            sums = norm[low - rows.start : high - rows.start]
+            weights = self.weights[low - start : high - start]
+            for place, patch in self.across:
+                part = sums[(slice(None), *place)]
+                part += weights[(slice(None), *patch)]
+        return norm
 
-        A few rows at a time on the CPU: fresh memory costs more than to sum the weights again.
-        """
-        step = NORM_ROWS if self.xp is np else high - low
-        for first in range(low, high, step):
-            stop = min(first + step, high)
-            tile = Roi((first, *self.tile.start[1:]), (stop, *self.tile.stop[1:]))
-            norm = self._zeros(tile.shape)
-            layers = self.grid.touching(0, first, stop)
-            for index in itertools.product(layers, self.rows, self.columns):
-                patch = self.grid.roi(index)
-                box = patch.intersect(tile)
-                if box.size:
-                    sums = norm[box.relative_to(tile.start).slices()]
-                    sums += self.weights[box.relative_to(patch.start).slices()]
-            part = scores[:, first - low : stop - low]
-            part /= norm
+    def _across(self) -> list[tuple[tuple[slice, ...], tuple[slice, ...]]]:
+        """Return where each patch of a layer lies in the tile, and which part of it that is."""
+        tile = Roi(self.tile.start[1:], self.tile.stop[1:])
+        found = []
+        for index in itertools.product(self.rows, self.columns):
+            whole = self.grid.roi((0, *index))
+            patch = Roi(whole.start[1:], whole.stop[1:])
+            box = patch.intersect(tile)
+            found.append(
+                (box.relative_to(tile.start).slices(), box.relative_to(patch.start).slices())
+            )
+        return found

@@ -25,10 +25,7 @@ from volflow.infer.patches.rows import RowReader
 from volflow.model.forward import Forward, Output
 from volflow.volumes.framed import FramedImage
 
-__all__ = ["FINISH_ROWS", "SlidingWindow", "read_hull", "slide"]
-
-# Rows are finished a few at a time, so that their temporaries stay small.
-FINISH_ROWS = 16
+__all__ = ["SlidingWindow", "read_hull", "slide"]
 
 
 @dataclass(frozen=True)
@@ -198,17 +195,17 @@ def _finish(
     window: SlidingWindow, blends: dict[str, RollingBlend], layer: int, context: Context
 ) -> Iterator[Rows]:
     """Yield the rows that are final after a layer, a few at a time."""
-    with context.stage("blend"):
-        closed = {name: blend.finish(layer) for name, blend in blends.items()}
-    first, scores, _ = next(iter(closed.values()))
-    for low in range(0, scores.shape[1], FINISH_ROWS):
-        part = slice(low, low + FINISH_ROWS)
+    parts = zip(*(blend.finish(layer) for blend in blends.values()), strict=True)
+    while True:
         with context.stage("blend"):
+            closed = next(parts, None)
+            if closed is None:
+                return
             rows = {
-                name: window.finish(values[:, part], None if covered is None else covered[part])
-                for name, (_, values, covered) in closed.items()
+                name: window.finish(scores, covered)
+                for name, (_, scores, covered) in zip(blends, closed, strict=True)
             }
-        yield first + low, rows
+        yield closed[0][0], rows
 
 
 class Batches:

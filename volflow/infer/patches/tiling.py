@@ -16,7 +16,7 @@ from volflow.geometry.budget import format_bytes
 from volflow.geometry.frame import Frame
 from volflow.geometry.grid import BlockGrid, PatchGrid
 from volflow.infer.method import SLACK_BYTES, TRIALS_DIFFER
-from volflow.infer.patches.sliding import FINISH_ROWS
+from volflow.infer.patches.rolling import FINISH_ROWS
 from volflow.store.layout import shrinking
 
 __all__ = ["Demand", "Tiling", "choose_tiling", "patch_count", "runs_of"]

@@ -58,10 +58,10 @@ def roll(grid, tile, blend, channels, *, left_out=(), skipping=False, dtype=torc
                 if index not in left_out:
                     scores = torch.from_numpy(scores_of(grid, index, channels)).to(dtype)
                     blending.add(index, scores)
-        first, scores, seen = blending.finish(layer)
-        rows += range(first, first + scores.shape[1])
-        found.append(np.array(scores))
-        covered.append(np.ones(scores.shape[1:], bool) if seen is None else np.array(seen))
+        for first, scores, seen in blending.finish(layer):
+            rows += range(first, first + scores.shape[1])
+            found.append(np.array(scores))
+            covered.append(np.ones(scores.shape[1:], bool) if seen is None else np.array(seen))
         blending.advance(layer)
     # Every row comes once, in order.
     assert rows == list(range(tile.start[0], tile.stop[0]))
