@@ -169,7 +169,7 @@ class Copy:
     def remedy(self) -> str:
         """Return what would make the copy fit."""
         least = math.ceil(self.peak_bytes / 2**20)
-        return f'use memory="{least}MiB" or more, or a smaller shard'
+        return f'use memory="{least}MiB" or more (--memory), or a smaller shard'
 
 
 def held_bytes(block: BlockGrid, dtype: np.dtype[Any], copies: float) -> int:

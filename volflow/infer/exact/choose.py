@@ -144,7 +144,8 @@ def _refused(planner: Planner, what: str, least_bytes: int) -> MemoryRefused:
     return MemoryRefused(
         f"exact inference in the smallest {what} needs {enough} MiB per worker but memory is"
         f" {format_bytes(budget_of(planner.graph, planner.memory_bytes))}; use"
-        f" memory=\"{enough}MiB\" or more, or blend='gaussian' with a small patch"
+        f" memory=\"{enough}MiB\" or more (--memory), or blend='gaussian' (--blend gaussian) with"
+        " a small patch"
     )
 
 

@@ -80,12 +80,12 @@ def check(given: PredictOptions, options: PredictOptions) -> PredictOptions:
     if given.overlap is not None:
         raise InvalidInput(
             f"overlap {given.overlap} is that of patches, and blend 'exact' has none; leave it"
-            " out, or use blend='gaussian'"
+            " out, or use blend='gaussian' (--blend gaussian)"
         )
     if options.mask is not None or options.skip_below is not None:
         raise InvalidInput(
             "mask and skip_below leave patches out, and blend 'exact' has none: every voxel may"
-            " depend on every other; leave them out, or use blend='gaussian'"
+            " depend on every other; leave them out, or use blend='gaussian' (--blend gaussian)"
         )
     slices = options.patch is not None and 1 in options.sides
     # Any side above 1 stands for the whole of its axis.

@@ -176,7 +176,7 @@ def choose_tiling(
     raise MemoryRefused(
         f"predict with patch {demand.grid.patch} needs at least {format_bytes(needed)} per"
         f" worker but memory is {format_bytes(memory_bytes)}; use"
-        f' memory="{enough}MiB" or more, a smaller patch, or a smaller batch_size'
+        f' memory="{enough}MiB" or more (--memory), a smaller patch, or a smaller batch_size'
     )
 
 

@@ -82,7 +82,7 @@ class OpCall:
         place = self.tracer.path
         return NoExactRule(
             f"{self.name} in {place or 'the model'} has no exact rule: {why}; use blend='gaussian'"
-            " (or hann, average, crop), whose result depends on the patch"
+            " (or hann, average, crop; --blend), whose result depends on the patch"
         )
 
     def named(self, names: Sequence[str]) -> dict[str, Any]:

@@ -106,9 +106,8 @@ class Layout:
 
     def require_memory(self) -> None:
         """Refuse a level that no task can make, saying what would do."""
-        self.plan().require_memory(
-            f'use memory="{math.ceil(self.peak_bytes / 2**20)}MiB" or more, or smaller chunks'
-        )
+        least = math.ceil(self.peak_bytes / 2**20)
+        self.plan().require_memory(f'use memory="{least}MiB" or more (--memory), or smaller chunks')
 
     def plan(self, left: tuple[int, ...] = (), threads: int = 1) -> Plan:
         """Return the plan for the blocks that are left, without a job."""
