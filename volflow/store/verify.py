@@ -28,7 +28,7 @@ from volflow.store.formats.exported import (
 )
 from volflow.store.frames import check_frames
 from volflow.store.journal.complete import begun_store
-from volflow.store.journal.journal import Journal, Record, journal_dir
+from volflow.store.journal.journal import Journal, journal_dir
 from volflow.store.journal.levels import level_journals
 from volflow.store.layout import ShardEntry
 from volflow.store.opening import is_url
@@ -174,10 +174,14 @@ class _Part:
 
 def _part(array: str, journal: Journal) -> _Part:
     record = journal.recorded()
-    grid = _grid(record, journal) if record else ()
+    grid = record.settings.get("grid") if record else ()
+    if grid is None:
+        raise Damaged(
+            f"the journal {journal.directory} records no grid of blocks; write the output again"
+        )
     total = math.prod(grid)
     done = {block: entries for block, entries in journal.done().items() if block < total}
-    return _Part(array, journal, grid, done)
+    return _Part(array, journal, tuple(grid), done)
 
 
 def _coverage(out: Path, part: _Part, step: Callable[[], None]) -> Coverage:
@@ -189,15 +193,6 @@ def _coverage(out: Path, part: _Part, step: Callable[[], None]) -> Coverage:
             bad.append((block, fault))
         step()
     return Coverage(str(out / part.array), part.grid, cells.decode(), tuple(bad))
-
-
-def _grid(record: Record, journal: Journal) -> tuple[int, ...]:
-    grid = record.settings.get("grid")
-    if grid is None:
-        raise Damaged(
-            f"the journal {journal.directory} records no grid of blocks; write the output again"
-        )
-    return tuple(grid)
 
 
 def _check(out: Path, done: Mapping[int, Sequence[ShardEntry]]) -> Iterator[tuple[int, str | None]]:

@@ -34,7 +34,7 @@ from volflow.store.slabs import Source
 from volflow.store.volume import Volume, described, open_volume
 from volflow.volumes.arrays.computed import refuse_masked
 from volflow.volumes.arrays.held import InProcess
-from volflow.volumes.arrays.pieces import Parcel, Pieces
+from volflow.volumes.arrays.pieces import Parcel, Pieces, compute_parcel
 from volflow.volumes.origin import Origin
 
 __all__ = [
@@ -108,7 +108,7 @@ def compute_blocks(
     """
     own, names, results = job
     for number in blocks:
-        voxels = own.source[number].compute(dict(zip(names, results, strict=True)))
+        voxels = compute_parcel(own.source[number], dict(zip(names, results, strict=True)))
         own.store(number, _checked(voxels, own.volume.dtype), context)
         yield Step(number, own.blocks[number].write_roi.size)
 

@@ -8,7 +8,7 @@ from typing import Any
 import zarr
 
 from volflow.errors import InvalidInput
-from volflow.store.journal.levels import place_of
+from volflow.store.journal.levels import finest_of
 from volflow.store.journal.outputs import discard_levels
 from volflow.store.ngff import write_group
 from volflow.store.volume import Volume, open_volume
@@ -51,9 +51,7 @@ def set_kind(volume: Any, kind: str) -> Volume:
     ...     set_kind(made, "classes").meta.kind
     'classes'
     """
-    opened = open_volume(volume)
-    place = place_of(opened)
-    finest = open_volume(str(opened.path))
+    finest, place = finest_of(volume)
     if finest.meta.kind == kind:
         return finest
     if kind == "classes" and finest.dtype.kind == "f":

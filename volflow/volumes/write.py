@@ -68,12 +68,6 @@ def _in_blocks(array: da.Array, copy: Copy, overwrite: bool) -> Copy:
     return replace(copy, peak_bytes=pieces)
 
 
-def _known_meta(source: Source) -> Meta:
-    """Return the metadata of an array; one that Dask computes has no file to go back to."""
-    computed = isinstance(source, DaskSource)
-    return replace(source.meta, source=None) if computed else described(source)
-
-
 def grid_of(like: VolumeLike, shape: Sequence[int]) -> Source:
     """Open the volume that ``like=`` names; refuses one on another grid.
 
@@ -155,7 +149,10 @@ def write_source(source: Source, out: str | os.PathLike[str], options: WriteOpti
         # Floats written like labels, such as distances to them, are an image.
         meta = described(grid)
         meta = replace(meta, kind="image") if array.dtype.kind == "f" else meta
-    meta = replace(meta or _known_meta(source), axes=axes)
+    if meta is None:  # what Dask computes has no file to go back to
+        computed = isinstance(source, DaskSource)
+        meta = replace(source.meta, source=None) if computed else described(source)
+    meta = replace(meta, axes=axes)
     if isinstance(grid, Volume):
         chunk = grid.chunks[-3:] if chunk is None else chunk
         shard = (grid.shards or grid.chunks)[-3:] if shard is None else shard

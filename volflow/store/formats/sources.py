@@ -19,7 +19,7 @@ from volflow.store.opening import is_url
 from volflow.store.slabs import Array, Source, check_dtype, file_identity
 from volflow.store.volume import Volume
 
-__all__ = ["ArraySource", "NpySource", "open_source"]
+__all__ = ["ArraySource", "NpySource", "open_source", "volume_shape"]
 
 MOST_HEADER = 2**16  # of a .npy file
 FORMATS = ".npy, .nii, .nii.gz, OME-Zarr and Zarr v2 or v3"
@@ -99,7 +99,7 @@ def open_source(x: Any) -> Source:
     if isinstance(x, Source) and not isinstance(x, Volume):  # opened before
         return x
     if isinstance(x, np.ndarray):
-        shape, axes = _volume_shape(x.shape, "the array")
+        shape, axes = volume_shape(x.shape, "the array")
         dtype = check_dtype(x.dtype, "the array")
         meta = Meta(axes, source=SourceInfo("numpy", str(dtype.newbyteorder("="))))
         return ArraySource(x.reshape(shape), meta)
@@ -120,7 +120,7 @@ def open_source(x: Any) -> Source:
 
 def _open_npy(path: str) -> NpySource:
     voxels = _map_npy(path)
-    shape, axes = _volume_shape(voxels.shape, path)
+    shape, axes = volume_shape(voxels.shape, path)
     dtype = check_dtype(voxels.dtype, path).newbyteorder("=")
     return NpySource(path, Meta(axes, source=SourceInfo("npy", str(dtype))), shape, dtype)
 
@@ -139,7 +139,14 @@ def _map_npy(path: str) -> Array:
         raise Damaged(f"{path} is no .npy array or is cut short ({first_line(error)})") from error
 
 
-def _volume_shape(shape: tuple[int, ...], name: str) -> tuple[tuple[int, ...], tuple[str, ...]]:
+def volume_shape(shape: tuple[int, ...], name: str) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Shape and axes of an array as a volume: ``yx`` is one slice.
+
+    Raises
+    ------
+    InvalidInput
+        Where it is none, or empty.
+    """
     if len(shape) == 2:
         shape = (1, *shape)
     if len(shape) not in (3, 4) or 0 in shape:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import zarr
 
@@ -24,9 +25,9 @@ from volflow.store.journal.journal import Journal, journal_dir
 from volflow.store.meta import Level
 from volflow.store.ngff import write_levels
 from volflow.store.opening import is_zarr
-from volflow.store.volume import Volume
+from volflow.store.volume import Volume, open_volume
 
-__all__ = ["Place", "drop_levels", "level_journals", "list_levels", "place_of"]
+__all__ = ["Place", "drop_levels", "finest_of", "level_journals", "list_levels", "place_of"]
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,19 @@ def place_of(volume: Volume) -> Place:
     # Without a run that wrote it, the outermost, as no journal may lie inside a store.
     store = begun_store(path)
     return Place(store, "/".join(path.relative_to(store).parts))
+
+
+def finest_of(volume: Any) -> tuple[Volume, Place]:
+    """The full resolution of a volume that may be given levels, opened anew, and its place.
+
+    Raises
+    ------
+    InvalidInput
+        As `place_of`.
+    """
+    opened = open_volume(volume)
+    place = place_of(opened)
+    return open_volume(str(opened.path)), place
 
 
 def level_journals(run: Journal) -> dict[str, Journal]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import pickle
 import sys
 import uuid
@@ -27,7 +28,7 @@ from volflow.volumes.arrays.pieces import gathered, identities_of, packed, piece
 if TYPE_CHECKING:
     import dask.array as da
 
-__all__ = ["DaskSource", "at_hand", "is_dask_array", "refuse_masked"]
+__all__ = ["DaskSource", "at_hand", "is_dask_array", "refuse_masked", "refuse_unknown_sizes"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -154,13 +155,25 @@ def refuse_masked(x: Any) -> None:
     InvalidInput
         Naming the remedy.
     """
-    if isinstance(x, np.ma.MaskedArray):
+    computed = is_dask_array(x)
+    if isinstance(x._meta if computed else x, np.ma.MaskedArray):
+        name, filled = "the array", "array.filled(value)"
+        if computed:
+            name, filled = "the Dask array", "dask.array.ma.filled(array, value)"
         raise InvalidInput(
-            "the array is masked, and a volume has no mask; say what masked voxels hold:"
-            " array.filled(value)"
+            f"{name} is masked, and a volume has no mask; say what masked voxels hold: {filled}"
         )
-    if is_dask_array(x) and isinstance(x._meta, np.ma.MaskedArray):
+
+
+def refuse_unknown_sizes(x: da.Array) -> None:
+    """Refuse a Dask array whose chunks do not know their sizes.
+
+    Raises
+    ------
+    InvalidInput
+        Naming the remedy.
+    """
+    if any(math.isnan(n) for n in x.shape):
         raise InvalidInput(
-            "the Dask array is masked, and a volume has no mask; say what masked voxels hold:"
-            " dask.array.ma.filled(array, value)"
+            f"the array has unknown sizes, shape {x.shape}; call x.compute_chunk_sizes() first"
         )

@@ -25,7 +25,7 @@ from dask.core import flatten
 from volflow.model.imports import code_of
 from volflow.store.slabs import Source
 from volflow.volumes.arrays.graphs import Key, in_order, nodes_of, reached
-from volflow.volumes.arrays.leaves import called, identity_of, is_leaf, is_lock, is_voxels
+from volflow.volumes.arrays.leaves import called, hash_of, identity_of, is_leaf, is_lock, is_voxels
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -89,7 +89,7 @@ def identify(array: da.Array, results: Mapping[Key, str] | None = None) -> Ident
     if not unknown and any(d not in reader.known for n in nodes.values() for d in n.dependencies):
         unknown = "results on a cluster"
     code = code_of(sorted(reader.modules))
-    return Identity(_hash(array.shape, array.dtype, array.chunks, code, *tokens), unknown)
+    return Identity(hash_of(array.shape, array.dtype, array.chunks, code, *tokens), unknown)
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class _Reader:
     def read(self, node: GraphNode) -> tuple[_Known, str]:
         """What is known of a node, and what of it cannot be."""
         self.seen = _Seen()
-        token = _hash(self.text(node))
+        token = hash_of(self.text(node))
         seen = self.seen
         if isinstance(node, Alias) and node.target in self.known:
             return self.known[node.target], ""
@@ -257,7 +257,3 @@ def _is_plain(func: Any) -> bool:
 def _is_arraylike(x: Any) -> bool:
     named = all(hasattr(x, name) for name in ("shape", "dtype", "__getitem__"))
     return named and not isinstance(x, type | np.ndarray)
-
-
-def _hash(*parts: Any) -> str:
-    return hashlib.sha256("\n".join(str(part) for part in parts).encode()).hexdigest()

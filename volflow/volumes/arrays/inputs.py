@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shlex
 import sys
@@ -14,12 +13,17 @@ import numpy as np
 import zarr
 
 from volflow.errors import InvalidInput
-from volflow.store.formats.sources import ArraySource, open_source
+from volflow.store.formats.sources import ArraySource, open_source, volume_shape
 from volflow.store.meta import Meta, SourceInfo
 from volflow.store.slabs import Array, Source, check_dtype
 from volflow.store.volume import Volume
 from volflow.store.xarrays import from_xarray
-from volflow.volumes.arrays.computed import DaskSource, is_dask_array, refuse_masked
+from volflow.volumes.arrays.computed import (
+    DaskSource,
+    is_dask_array,
+    refuse_masked,
+    refuse_unknown_sizes,
+)
 from volflow.volumes.arrays.leaves import Mapped, identity_of, mapped
 from volflow.volumes.arrays.pieces import settled
 
@@ -214,21 +218,15 @@ def _planned_source(x: Any) -> tuple[Any, Any]:
 
 
 def _open_dask(x: da.Array, meta: Meta | None) -> Source:
-    if any(math.isnan(n) for n in x.shape):
-        raise InvalidInput(
-            f"the array has unknown sizes, shape {x.shape}; call x.compute_chunk_sizes() first"
-        )
+    refuse_unknown_sizes(x)
     stored = stored_in(x)
     if stored is not None and x.ndim in (3, 4) and not isinstance(stored, Mapped):
         source = open_source(stored)
         return source if meta is None else _placed(source, meta)
-    if x.ndim == 2:
-        x = x[None]
-    if x.ndim not in (3, 4) or 0 in x.shape:
-        raise InvalidInput(f"the array has shape {x.shape}; a volume is zyx or czyx and not empty")
+    _, axes = volume_shape(x.shape, "the array")
     dtype = check_dtype(x.dtype, "the array").newbyteorder("=")
-    bare = Meta(("c", "z", "y", "x")[-x.ndim :], source=SourceInfo("dask", str(dtype)))
-    return DaskSource(settled(x), bare if meta is None else meta)
+    bare = Meta(axes, source=SourceInfo("dask", str(dtype)))
+    return DaskSource(settled(x[None] if x.ndim == 2 else x), bare if meta is None else meta)
 
 
 def _placed(source: Source, meta: Meta) -> Source:

@@ -29,6 +29,7 @@ from volflow.store.volume import Volume
 __all__ = [
     "Mapped",
     "called",
+    "hash_of",
     "identity_of",
     "is_leaf",
     "is_lock",
@@ -127,15 +128,15 @@ def identity_of(x: Any) -> str:
     try:
         if isinstance(x, Volume):
             voxels = _of_zarr(x.array)
-            return voxels and _hash(voxels, x.timepoint, x.stored_axes)
+            return voxels and hash_of(voxels, x.timepoint, x.stored_axes)
         if isinstance(x, zarr.Array):
             return _of_zarr(x)
         if isinstance(x, Mapped):
-            return _hash(file_identity(x.path), x)
+            return hash_of(file_identity(x.path), x)
         if _is_hdf5(x):
-            return _hash(file_identity(x.file.filename), x.name, x.shape, x.dtype)
+            return hash_of(file_identity(x.file.filename), x.name, x.shape, x.dtype)
         spec = (x.offset, x.shape, x.dtype, x.slope, x.inter, x.order)
-        return _hash(file_identity(x.file_like), *spec)
+        return hash_of(file_identity(x.file_like), *spec)
     except (OSError, TypeError, ValueError):  # not of a file on this machine
         return ""
 
@@ -181,9 +182,9 @@ def _of_zarr(array: zarr.Array[Any]) -> str:
     if isinstance(store, MemoryStore):
         return _of_bytes(array)
     if isinstance(store, ZipStore):
-        return _hash(file_identity(str(store.path)), array.path)
+        return hash_of(file_identity(str(store.path)), array.path)
     if local_folder(array) is not None:
-        return _hash(str(array.metadata), *stored_objects(array))
+        return hash_of(str(array.metadata), *stored_objects(array))
     return ""
 
 
@@ -204,5 +205,6 @@ def _address(x: npt.NDArray[Any]) -> int:
     return int(x.__array_interface__["data"][0])
 
 
-def _hash(*parts: Any) -> str:
+def hash_of(*parts: Any) -> str:
+    """A hash of what parts are as text."""
     return hashlib.sha256("\n".join(str(part) for part in parts).encode()).hexdigest()

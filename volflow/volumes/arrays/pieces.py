@@ -38,6 +38,7 @@ __all__ = [
     "Parcel",
     "Piece",
     "Pieces",
+    "compute_parcel",
     "gathered",
     "identities_of",
     "packed",
@@ -101,19 +102,17 @@ def piece_of(array: da.Array, roi: Roi) -> Piece:
     return Piece(reached(cut(nodes), flatten(keys)), keys, part.__dask_postcompute__())
 
 
-@dataclass(frozen=True)
-class Parcel:
-    """A piece on its way to a task: its pickle, or the array by name and the box."""
+Parcel = bytes | tuple[InProcess, Roi]
+"""A piece on its way to a task: its pickle, or the array by name and the box."""
 
-    content: bytes | tuple[InProcess, Roi]
 
-    def compute(self, results: Mapping[Key, Any]) -> Any:
-        """The voxels of the box, in this thread."""
-        if isinstance(self.content, bytes):
-            piece: Piece = pickle.loads(self.content)
-        else:
-            piece = piece_of(self.content[0].get(), self.content[1])
-        return piece.compute(results)
+def compute_parcel(parcel: Parcel, results: Mapping[Key, Any]) -> Any:
+    """The voxels of a box that came to this task, computed in this thread."""
+    if not isinstance(parcel, bytes):
+        held, roi = parcel
+        return piece_of(held.get(), roi).compute(results)
+    piece: Piece = pickle.loads(parcel)
+    return piece.compute(results)
 
 
 @dataclass(frozen=True)
@@ -181,7 +180,7 @@ class Pieces:
         met: list[dict[int, Any]] = []
         for roi in {rois[0]: None, rois[-1]: None}:
             piece, within = piece_of(self.array, roi), dict[int, Any]()
-            _pickled(piece, {}, within)
+            packed(piece, met=within)
             met.append({id(x): x for x in piece.values} | within)
         common = [x for n, x in met[0].items() if n in met[-1]] if len(met) > 1 else []
         kept = {}
@@ -211,13 +210,13 @@ class Pieces:
     def parcel(self, roi: Roi, held: InProcess | None) -> tuple[Parcel, dict[Key, Future[Any]]]:
         """What a task needs for a box, and the results that it waits for."""
         if held is not None and not self.results:
-            return Parcel((held, roi)), {}
+            return (held, roi), {}
         piece = piece_of(self.array, roi)
         needed = {key: self.results[key] for key in piece.needs}
         if held is not None:
-            return Parcel((held, roi)), needed
+            return (held, roi), needed
         kept = {id(thing): name for name, (thing, _) in self.kept.items()}
-        return Parcel(_pickled(piece, kept)), needed
+        return packed(piece, kept), needed
 
 
 def results_of(array: da.Array, client: Client) -> dict[Key, Future[Any]]:
@@ -298,8 +297,19 @@ def gathered(results: Mapping[Key, Future[Any]]) -> dict[Key, Any]:
     return dict(zip(results, client.gather(futures), strict=True))
 
 
-def packed(array: da.Array) -> bytes:
-    """An array with its graph as bytes, files in it as how to open them.
+def packed(
+    x: da.Array | Piece, kept: Mapping[int, str] | None = None, met: dict[int, Any] | None = None
+) -> bytes:
+    """An array with its graph, or a piece, as bytes; files in it as how to open them.
+
+    Parameters
+    ----------
+    x
+        What is sent.
+    kept
+        Names of what travels apart, by id.
+    met
+        Takes the large arrays within it, by id.
 
     Raises
     ------
@@ -307,30 +317,18 @@ def packed(array: da.Array) -> bytes:
         Where it cannot be sent to another process, naming what stands in the way.
     """
     try:
-        return _dumps(array, {}, None)
+        return _dumps(x, kept or {}, met)
     except Exception as error:  # objects raise what they like
-        nodes = nodes_of(array.__dask_graph__())
-        raise _immovable(nodes, error) from error
+        nodes = x.nodes if isinstance(x, Piece) else nodes_of(x.__dask_graph__())
+        raise InvalidInput(
+            f"the Dask array cannot be sent to another process: {_culprit(nodes, error)}; run it"
+            ' in this process (cluster="threads"), or open files and make locks within the function'
+            " that uses them"
+        ) from error
 
 
 def _identity_of(result: Any) -> str:
     return identity_of(result) if isinstance(result, np.ndarray) else ""
-
-
-def _pickled(piece: Piece, kept: Mapping[int, str], met: dict[int, Any] | None = None) -> bytes:
-    """A piece as bytes; large arrays within it are noted in ``met``."""
-    try:
-        return _dumps(piece, kept, met)
-    except Exception as error:  # objects raise what they like
-        raise _immovable(piece.nodes, error) from error
-
-
-def _immovable(nodes: Nodes, error: Exception) -> InvalidInput:
-    return InvalidInput(
-        f"the Dask array cannot be sent to another process: {_culprit(nodes, error)}; run it in"
-        ' this process (cluster="threads"), or open files and make locks within the function that'
-        " uses them"
-    )
 
 
 def _culprit(nodes: Nodes, error: Exception) -> str:

@@ -6,7 +6,6 @@ between workers, thin chunks merged silently. Here each block reads itself and i
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +20,7 @@ from volflow.errors import InvalidInput
 from volflow.store.layout import piece_of
 from volflow.store.slabs import Source
 from volflow.store.volume import Volume, open_volume
+from volflow.volumes.arrays.computed import refuse_unknown_sizes
 from volflow.volumes.arrays.inputs import (
     VolumeLike,
     as_array,
@@ -190,10 +190,7 @@ def as_lazy(x: Any, block: Block = None) -> Stored | da.Array:
     """What a user hands over as a stored array with its blocks, or as a Dask array."""
     x, _ = as_array(x)
     if isinstance(x, da.Array):
-        if any(math.isnan(n) for n in x.shape):
-            raise InvalidInput(
-                f"the array has unknown sizes, shape {x.shape}; call x.compute_chunk_sizes() first"
-            )
+        refuse_unknown_sizes(x)
         stored = stored_in(x)
         if stored is None:
             return x

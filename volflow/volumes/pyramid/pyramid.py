@@ -22,7 +22,7 @@ from volflow.errors import writing_failed
 from volflow.option import called_like, from_keywords, journey
 from volflow.store.aside import sweep
 from volflow.store.create import add_array
-from volflow.store.journal.levels import Place, list_levels, place_of
+from volflow.store.journal.levels import Place, finest_of, list_levels
 from volflow.store.journal.outputs import begin_anew, discard_levels
 from volflow.store.meta import Level
 from volflow.store.volume import Volume, open_volume
@@ -92,7 +92,7 @@ def pyramid(
     [(1.0, 1.0, 1.0), (2.0, 2.0, 2.0)]
     """
     options = from_keywords(PyramidOptions, locals())
-    finest, place = _finest(volume)
+    finest, place = finest_of(volume)
     with connect(options.cluster, wait=options.wait) as client:
         memory_bytes = memory_per_worker(client, options.memory)
         with place.run.lock():
@@ -107,12 +107,6 @@ def pyramid(
                     " is done is kept, put it right and run the same command again"
                 ) from error
     return open_volume(str(finest.path))
-
-
-def _finest(volume: Any) -> tuple[Volume, Place]:
-    opened = open_volume(volume)
-    place = place_of(opened)
-    return open_volume(str(opened.path)), place
 
 
 def _execute(
@@ -169,7 +163,7 @@ def plan_pyramid(volume: Any, **options: Any) -> Plan:
         As in `pyramid`.
     """
     asked = from_keywords(PyramidOptions, options)
-    finest, place = _finest(volume)
+    finest, place = finest_of(volume)
     with connect(asked.cluster, wait=asked.wait) as client:
         memory_bytes = memory_per_worker(client, asked.memory)
         threads = max(1, sum(workers(client).values()))

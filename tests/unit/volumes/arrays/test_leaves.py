@@ -181,7 +181,7 @@ class TestTravel:
         """Bytes of the first task, and of what each worker gets once."""
         pieces = Pieces.of(array, client, here=False).shared(self.ROIS)
         parcel, _ = pieces.parcel(self.ROIS[0], None)
-        return len(parcel.content), pieces.kept_bytes
+        return len(parcel), pieces.kept_bytes
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_a_task_carries_at_most_its_block(self, client, folder, kind):
