@@ -18,7 +18,7 @@ import numpy.typing as npt
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
 
-__all__ = ["MOST_BLOCKS", "Block", "BlockGrid", "PatchGrid", "per_axis", "stride_of"]
+__all__ = ["MOST_BLOCKS", "BlockGrid", "PatchGrid", "per_axis", "stride_of"]
 
 MOST_BLOCKS = 2**22  # each is a task and a record; 100 TB in shards of 256³ voxels are 3 million
 
@@ -90,15 +90,6 @@ def stride_of(
 
 
 @dataclass(frozen=True)
-class Block:
-    """One unit of scheduled work: its number, grid index, and the box that it writes."""
-
-    number: int
-    index: tuple[int, ...]
-    write_roi: Roi
-
-
-@dataclass(frozen=True)
 class BlockGrid:
     """A regular tiling of a volume; the last block of an axis may be smaller.
 
@@ -110,7 +101,7 @@ class BlockGrid:
     Examples
     --------
     >>> grid = BlockGrid((100, 64, 64), (40, 64, 64))
-    >>> len(grid), grid[1].write_roi.start, grid[2].write_roi.shape
+    >>> len(grid), grid[1].start, grid[2].shape
     (3, (40, 0, 0), (20, 64, 64))
     """
 
@@ -134,15 +125,13 @@ class BlockGrid:
     def __len__(self) -> int:
         return math.prod(self.counts)
 
-    def __getitem__(self, number: int) -> Block:
-        if not 0 <= number < len(self):
-            raise IndexError(f"block {number} of {len(self)}")
-        index = tuple(int(i) for i in np.unravel_index(number, self.counts))
-        start = tuple(i * b for i, b in zip(index, self.block, strict=True))
-        write = Roi(start, tuple(a + b for a, b in zip(start, self.block, strict=True)))
-        return Block(number, index, write.clip(self.shape))
+    def __getitem__(self, number: int) -> Roi:
+        """The box of a block, which nothing but its task writes."""
+        start = [i * b for i, b in zip(self.index(number), self.block, strict=True)]
+        stop = [a + b for a, b in zip(start, self.block, strict=True)]
+        return Roi(tuple(start), tuple(stop)).clip(self.shape)
 
-    def __iter__(self) -> Iterator[Block]:
+    def __iter__(self) -> Iterator[Roi]:
         return (self[number] for number in range(len(self)))
 
     def voxels(self, numbers: Iterable[int]) -> int:
@@ -153,7 +142,13 @@ class BlockGrid:
         >>> BlockGrid((100, 64, 64), (40, 64, 64)).voxels((1, 2))
         245760
         """
-        return sum(self[number].write_roi.size for number in numbers)
+        return sum(self[number].size for number in numbers)
+
+    def index(self, number: int) -> tuple[int, ...]:
+        """The grid index of a block."""
+        if not 0 <= number < len(self):
+            raise IndexError(f"block {number} of {len(self)}")
+        return tuple(int(i) for i in np.unravel_index(number, self.counts))
 
     def number(self, index: Sequence[int]) -> int:
         """The number of the block at a grid index."""

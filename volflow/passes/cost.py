@@ -128,7 +128,7 @@ class Costs:
         given = (*step.given, *known)
         # The largest block is one in the middle; if none is, the first.
         grid = step.grid(graph)
-        middle = grid[grid.number([(n - 1) // 2 for n in grid.counts])].write_roi
+        middle = grid[grid.number([(n - 1) // 2 for n in grid.counts])]
         boxes = needed(graph, targets_of(graph, step, middle), given)
         peak = live_bytes(graph, boxes, given, self._workspaces) + self._buffers(
             step, boxes, middle
@@ -154,7 +154,7 @@ class Costs:
         graph, grid = self.graph, step.grid(self.graph)
         totals: dict[int, list[float]] = {}
         for picks, weights in _diagonal(grid.counts):
-            box = grid[grid.number(picks)].write_roi
+            box = grid[grid.number(picks)]
             for number, part in needed(graph, targets_of(graph, step, box), given).items():
                 sums = totals.setdefault(number, [0.0] * graph.ndim)
                 for axis, weight in enumerate(weights):

@@ -173,7 +173,7 @@ class Passes:
         unmeasured = self.statistics(number) is None
 
         def undone(block: int) -> bool:
-            if any(store.missing(grid[block].index) for store in stores):
+            if any(store.missing(grid.index(block)) for store in stores):
                 return True
             return unmeasured and (block not in done or self._partial(number, block) is None)
 
@@ -309,17 +309,17 @@ def pass_blocks(job: PassJob, blocks: tuple[int, ...], context: Context) -> Iter
 
 def pass_block(job: PassJob, graph: Graph, number: int) -> int:
     """Compute one block; returns its voxels."""
-    step, block = job.step, job.step.grid(graph)[number]
-    targets, partials = targets_of(graph, step, block.write_roi), dict[int, Array]()
+    step, grid = job.step, job.step.grid(graph)
+    targets, partials = targets_of(graph, step, grid[number]), dict[int, Array]()
     with job.blockwise.network.inference():
         for node, values in job.blockwise.compute(graph, targets):
             partials |= partials_of(graph, step.statistics, node, values)
             if node in job.stores:
                 plain = values.float() if values.dtype == torch.bfloat16 else values
-                job.stores[node].write(block.index, plain.numpy(force=True))
+                job.stores[node].write(grid.index(number), plain.numpy(force=True))
     if partials:
         flat = np.concatenate([partials[s].ravel() for s in step.statistics])
         path = partial_path(job.partials, number)
         with making_room(path.parent):
             write_file(path, flat.tobytes())
-    return block.write_roi.size
+    return grid[number].size

@@ -76,7 +76,7 @@ class CopyJob:
     def store(self, number: int, voxels: npt.NDArray[Any], context: Context) -> None:
         """Write a block, unless its source has changed meanwhile."""
         with context.block(number) as block:
-            block.write(self.volume, self.blocks[number].write_roi, voxels)
+            block.write(self.volume, self.blocks[number], voxels)
             if self.origin is not None:
                 self.origin.check()
 
@@ -93,7 +93,7 @@ def copy_blocks(job: CopyJob, blocks: tuple[int, ...], context: Context) -> Iter
     """Copy blocks of a source that can be read anywhere."""
     source = job.open()
     for number in blocks:
-        roi = job.blocks[number].write_roi
+        roi = job.blocks[number]
         job.store(number, source.read(roi), context)
         yield Step(number, roi.size)
 
@@ -110,7 +110,7 @@ def compute_blocks(
     for number in blocks:
         voxels = compute_parcel(own.source[number], dict(zip(names, results, strict=True)))
         own.store(number, _checked(voxels, own.volume.dtype), context)
-        yield Step(number, own.blocks[number].write_roi.size)
+        yield Step(number, own.blocks[number].size)
 
 
 def _checked(voxels: Any, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
@@ -144,13 +144,13 @@ def _stream_blocks(job: CopyJob, blocks: tuple[int, ...], context: Context) -> I
             )
             if pending is not None:
                 pending[1].result()
-                yield Step(pending[0], job.blocks[pending[0]].write_roi.size)
+                yield Step(pending[0], job.blocks[pending[0]].size)
                 pending = None
             if number in blocks:
                 pending = number, pool.submit(job.store, number, voxels, context)
         if pending is not None:
             pending[1].result()
-            yield Step(pending[0], job.blocks[pending[0]].write_roi.size)
+            yield Step(pending[0], job.blocks[pending[0]].size)
 
 
 @dataclass(frozen=True)
@@ -308,7 +308,7 @@ def _computing(plan: Plan, job: CopyJob, pieces: Pieces, held: InProcess | None)
         parcels: dict[int, Parcel] = {}
         results: dict[Any, Any] = {}
         for number in blocks:
-            parcels[number], needed = pieces.parcel(job.blocks[number].write_roi, held)
+            parcels[number], needed = pieces.parcel(job.blocks[number], held)
             results |= needed
         return replace(job, source=parcels), list(results), list(results.values())
 

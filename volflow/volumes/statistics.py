@@ -94,7 +94,7 @@ def measure_blocks(job: StatisticsJob, blocks: tuple[int, ...], context: Context
         found: dict[int, Histogram] = {}
         for number in job.pieces_of(block):
             context.check()
-            roi = job.pieces[number].write_roi
+            roi = job.pieces[number]
             _measure_piece(job, roi, found, context)
             yield Step(None, roi.size)
         yield Step(block, 0, found)

@@ -167,7 +167,7 @@ def write_source(source: Source, out: str | os.PathLike[str], options: WriteOpti
 
         pieces = Pieces.of(array, client, is_embedded(client))
         identity = pieces.identity()
-        rois = [copy.blocks[n].write_roi for n in (0, len(copy.blocks) - 1)]
+        rois = [copy.blocks[n] for n in (0, len(copy.blocks) - 1)]
         pieces = pieces.shared(rois)
         copy = replace(copy, peak_bytes=copy.peak_bytes + pieces.kept_bytes)
         record = make_record(identity.token, copy)

@@ -71,12 +71,13 @@ class TestBlockGrid:
     def test_numbers_go_through_in_c_order(self):
         grid = BlockGrid((10, 6, 7), (4, 3, 7))
         assert grid.counts == (3, 2, 1)
-        assert [b.index for b in grid] == [(z, y, 0) for z in range(3) for y in range(2)]
-        assert [grid.number(b.index) for b in grid] == list(range(6))
+        indices = [grid.index(n) for n in range(6)]
+        assert indices == [(z, y, 0) for z in range(3) for y in range(2)]
+        assert [grid.number(index) for index in indices] == list(range(6))
 
     def test_blocks_are_cut_at_the_border(self):
         grid = BlockGrid((10, 6, 7), (4, 3, 7))
-        assert grid[5].write_roi == Roi((8, 3, 0), (10, 6, 7))
+        assert grid[5] == Roi((8, 3, 0), (10, 6, 7))
 
     @pytest.mark.parametrize("number", [-1, 6])
     def test_there_are_no_more(self, number):

@@ -61,8 +61,7 @@ def test_the_last_pass_computes_the_network_from_what_the_others_left(passes, ne
     assert set(blockwise.statistics) == set(graph.statistics)
     result = torch.full((1, 2, *SHAPE), torch.nan, dtype=torch.float64)
     with lent(passes.model), blockwise.network.inference():
-        for block in passes.grid(last):
-            box = block.write_roi
+        for box in passes.grid(last):
             for node, values in blockwise.compute(graph, targets_of(graph, step, box)):
                 result[(..., *core(graph, node, box).slices())] = values
     with torch.inference_mode():
@@ -91,6 +90,6 @@ def test_what_is_done_is_not_run_again(passes, client):
 def test_the_mode_of_inference_ends_with_its_block(passes):
     with lent(passes.model), passes.blockwise.network.inference():
         assert torch.is_inference_mode_enabled()
-        steps = passes.blockwise.compute(passes.graph, {1: passes.grid(0)[0].write_roi})
+        steps = passes.blockwise.compute(passes.graph, {1: passes.grid(0)[0]})
         next(steps)
     assert not torch.is_inference_mode_enabled()

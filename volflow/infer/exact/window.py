@@ -240,7 +240,7 @@ def exact_outputs(job: OutputJob, blocks: tuple[int, ...], context: Context) -> 
     context.trim()
     for number in blocks:
         context.trim(job.peak_bytes)
-        box = job.grid[number].write_roi
+        box = job.grid[number]
         with context.block(number) as block:
             with context.stage("model"), torch_threads(job.threads):
                 _, rows = next(job.window.rows(frame.roi(box, job.grid.shape)))

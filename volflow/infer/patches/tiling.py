@@ -211,9 +211,9 @@ def runs_of(
     """
     axis, flip = frame.axes[0], frame.flips[0]
     columns: dict[tuple[int, ...], list[int]] = {}
-    for block in blocks:
-        across = tuple(i for a, i in enumerate(block.index) if a != axis)
-        columns.setdefault(across, []).append(block.number)
+    for number in range(len(blocks)):
+        across = tuple(i for a, i in enumerate(blocks.index(number)) if a != axis)
+        columns.setdefault(across, []).append(number)
     pieces = -(-workers // len(columns))
     runs = []
     for numbers in columns.values():

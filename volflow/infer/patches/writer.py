@@ -30,7 +30,7 @@ def tile_of(grid: BlockGrid, frame: Frame, blocks: Sequence[int]) -> Roi:
     frame, blocks
         The frame, and numbers of blocks.
     """
-    first, last = (frame.roi(grid[n].write_roi, grid.shape) for n in (blocks[0], blocks[-1]))
+    first, last = (frame.roi(grid[n], grid.shape) for n in (blocks[0], blocks[-1]))
     return Roi(first.start, last.stop)
 
 
@@ -99,7 +99,7 @@ class Writer:
                 self.position += 1
 
     def _open(self, number: int) -> Iterator[OpenShard]:
-        block = self.grid[number].write_roi
+        block = self.grid[number]
         for output, volume in self.targets.items():
             box = block
             if volume.ndim == 4:

@@ -121,7 +121,7 @@ class CountJob:
         """Return the box of a piece."""
         number = bisect_right(self.firsts, piece) - 1
         low, grid = self.grids[number]
-        return grid[piece - self.firsts[number]].write_roi.shift(low).intersect(self.boxes[number])
+        return grid[piece - self.firsts[number]].shift(low).intersect(self.boxes[number])
 
 
 def _units(source: Source) -> list[tuple[int, ...]]:

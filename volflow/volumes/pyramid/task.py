@@ -47,9 +47,8 @@ class LevelJob:
 
     def pieces(self, number: int) -> list[Roi]:
         """Return the pieces of a block, cut so that each chunk of the source is read once."""
-        block = self.blocks[number].write_roi
-        grid = BlockGrid(block.shape, self.piece)
-        return [piece.write_roi.shift(block.start) for piece in grid]
+        block = self.blocks[number]
+        return [piece.shift(block.start) for piece in BlockGrid(block.shape, self.piece)]
 
     def read(self, piece: Roi) -> tuple[Array, float]:
         """Read the voxels ``zyx`` that merge into a piece; returns them and the seconds it took."""
@@ -75,7 +74,7 @@ def halve_blocks(job: LevelJob, blocks: tuple[int, ...], context: Context) -> It
     with ThreadPoolExecutor(1) as pool:
         pieces = _read_ahead(job, blocks, pool, context)
         for number in blocks:
-            block = job.blocks[number].write_roi
+            block = job.blocks[number]
             if filled.shape != block.shape:
                 del filled
                 filled = np.empty(block.shape, job.target.dtype)

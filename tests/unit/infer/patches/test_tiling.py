@@ -162,7 +162,7 @@ class TestRuns:
     def test_go_along_the_first_axis_of_the_frame(self, counts, frame, done, workers):
         grid = BlockGrid(counts, (1, 1, 1))
         for run in runs_of(grid, frame, frozenset(done), workers):
-            boxes = [frame.roi(grid[n].write_roi, counts) for n in run]
+            boxes = [frame.roi(grid[n], counts) for n in run]
             for a, b in itertools.pairwise(boxes):
                 assert b.start[0] == a.stop[0]
                 assert b.start[1:] == a.start[1:]
