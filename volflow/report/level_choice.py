@@ -10,6 +10,7 @@ import zarr
 from zarr.storage import StorePath
 
 from volflow.store.meta import Vector
+from volflow.store.slabs import Source
 from volflow.store.volume import Volume, open_volume
 
 __all__ = ["at_level", "fitting_level", "level_like", "low_edge"]
@@ -34,27 +35,29 @@ def at_level(volume: Volume, level: int) -> Volume:
     return replace(open_volume(node, level, timepoint=volume.timepoint), path=volume.path)
 
 
-def fitting_level(volume: Volume, longest: int, axes: Sequence[int] = (0, 1, 2)) -> Volume:
+def fitting_level(volume: Source, longest: int, axes: Sequence[int] = (0, 1, 2)) -> Source:
     """Return the finest level at most ``longest`` voxels long, or the coarsest if none is.
 
     Parameters
     ----------
     volume
-        The finest level to be considered.
+        The finest level to be considered; what is no `Volume` has no other.
     longest
         A number of voxels, such as the pixels of a picture.
     axes
         Which of z, y, x count.
     """
-    while volume.level + 1 < len(volume.levels):
+    while isinstance(volume, Volume) and volume.level + 1 < len(volume.levels):
         if max(volume.spatial_shape[axis] for axis in axes) <= longest:
             break
         volume = at_level(volume, volume.level + 1)
     return volume
 
 
-def level_like(volume: Volume, spacing: Vector) -> Volume:
+def level_like(volume: Source, spacing: Vector) -> Source:
     """Return the level whose voxel size is closest to ``spacing`` on a logarithmic scale."""
+    if not isinstance(volume, Volume):
+        return volume
     wanted = np.log(spacing)
     unlike = [
         float(np.abs(np.log(level.scale) - wanted).sum()) for level in volume.levels[volume.level :]
@@ -62,7 +65,7 @@ def level_like(volume: Volume, spacing: Vector) -> Volume:
     return at_level(volume, volume.level + int(np.argmin(unlike)))
 
 
-def low_edge(volume: Volume) -> Vector:
+def low_edge(volume: Source) -> Vector:
     """Return where the first voxel begins along z, y, x, in the unit of the volume.
 
     Examples
@@ -70,5 +73,6 @@ def low_edge(volume: Volume) -> Vector:
     >>> low_edge(open_volume(zarr.ones(shape=(3, 4, 5), dtype="uint8")))
     (-0.5, -0.5, -0.5)
     """
-    z, y, x = (t - s / 2 for t, s in zip(volume.meta.translation, volume.spacing, strict=True))
+    meta = volume.meta
+    z, y, x = (t - s / 2 for t, s in zip(meta.translation, meta.spacing, strict=True))
     return (z, y, x)

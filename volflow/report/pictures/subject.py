@@ -57,27 +57,22 @@ class Subject:
         Its name in the picture and in messages.
     finest
         Level 0, or the one that was given; a file or array has no other. Positions count in it.
+    level
+        The one that is read.
     channel
         The channel shown; None for the number of the highest one.
     folder
         The folder in which it lies, "" if that is not known.
-    chosen
-        The level that is read; None for the finest.
     pixels
         The number of pixels that the picture can show along an axis.
     """
 
     name: str
     finest: Source
+    level: Source
     channel: int | None = 0
     folder: str = ""
-    chosen: Volume | None = None
     pixels: int = 2**31
-
-    @property
-    def level(self) -> Source:
-        """The level that is read."""
-        return self.finest if self.chosen is None else self.chosen
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -98,29 +93,22 @@ class Subject:
         """Choose a level; by default the finest that ``pixels`` along these axes can show."""
         if not is_whole(0 if level is None else level):
             raise InvalidInput(f"level must be a whole number, given {level!r}")
-        if isinstance(self.finest, Volume):
-            fits = fitting_level(self.finest, pixels, axes)
-            chosen = fits if level is None else at_level(self.finest, level)
-            return replace(self, chosen=chosen, pixels=pixels)
+        if isinstance(self.finest, Volume) and level is not None:
+            return replace(self, level=at_level(self.finest, level), pixels=pixels)
         if level:
             raise InvalidInput(f"{self.name} has no levels, given level {level}; leave it out")
-        return replace(self, pixels=pixels)
+        return replace(self, level=fitting_level(self.finest, pixels, axes), pixels=pixels)
 
     def like(self, other: Subject) -> Subject:
         """Choose the level whose voxels are most like those read of another subject."""
-        if not isinstance(self.finest, Volume):
-            return replace(self, pixels=other.pixels)
-        chosen = level_like(self.finest, other.level.meta.spacing)
-        return replace(self, chosen=chosen, pixels=other.pixels)
+        level = level_like(self.finest, other.level.meta.spacing)
+        return replace(self, level=level, pixels=other.pixels)
 
     def cut(self, slices: Sequence[Slice], *, average: bool = False) -> list[Cut]:
         """Read slices."""
-        shift: tuple[float, ...] = (0.0, 0.0, 0.0)
-        if self.chosen is not None and isinstance(self.finest, Volume):
-            edges = zip(low_edge(self.chosen), low_edge(self.finest), strict=True)
-            shift = tuple(inner - outer for inner, outer in edges)
         how: dict[str, Any] = {"pixels": self.pixels, "channel": self.channel, "average": average}
-        return cut(self.level, slices, self.size, shift=shift, **how)
+        shift = np.subtract(low_edge(self.level), low_edge(self.finest))
+        return cut(self.level, slices, self.size, shift=shift.tolist(), **how)
 
     def scan(self) -> list[Array]:
         """Read a few planes along z of the coarsest level that still shows where things are."""
@@ -207,8 +195,8 @@ class Subject:
         >>> open_subject(np.zeros((4, 9000, 9000), "u1")).at_level(None, 1600).shown()
         'one of 1 × 6 × 6 voxels'
         """
-        parts, level = [], self.chosen
-        if level is not None and len(level.levels) > 1:
+        parts, level = [], self.level
+        if isinstance(level, Volume) and len(level.levels) > 1:
             parts.append(f"level {level.level}" + (f", {self.voxel}" if level.level else ""))
         step = steps(self.level, self.pixels)
         if max(step) > 1:
@@ -287,10 +275,11 @@ def open_subject(x: VolumeLike, channel: int | None = None, *, merge: bool = Fal
     else:
         check_channel(channel, count)
     path = finest.path if isinstance(finest, Volume) else x
-    if not isinstance(path, str | os.PathLike):
-        return Subject("volume" if isinstance(finest, Volume) else "array", finest, channel)
-    name = short_name(os.fspath(path)) or str(path)
-    return Subject(name, finest, channel, Path(path).absolute().parent.name)
+    if isinstance(path, str | os.PathLike):
+        name, folder = short_name(os.fspath(path)) or str(path), Path(path).absolute().parent.name
+    else:
+        name, folder = "volume" if isinstance(finest, Volume) else "array", ""
+    return Subject(name, finest, finest, channel, folder)
 
 
 def open_together(

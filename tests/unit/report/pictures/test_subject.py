@@ -24,7 +24,8 @@ from volflow.store.volume import open_volume
 
 def subject(shape, name="a", dtype="f8", channel=0, **meta):
     axes = ("c", "z", "y", "x")[-len(shape) :]
-    return Subject(name, ArraySource(np.zeros(shape, dtype), Meta(axes, **meta)), channel)
+    source = ArraySource(np.zeros(shape, dtype), Meta(axes, **meta))
+    return Subject(name, source, source, channel)
 
 
 def pyramid(path, shape=(40, 40, 40), count=3, spacing=(1.0, 1.0, 1.0)):
