@@ -143,29 +143,25 @@ def _slices(one: Subject, other: Subject, at: str | Sequence[int]) -> list[Slice
 
 def _shown(pair: Pair, average: bool) -> list[str]:
     """Return which levels are shown of A and B, in one text if it is the same for both."""
-    first, second = (each.shown(average) for each in pair)
+    texts = [each.shown(average) for each in pair]
     if pair[0].voxel != pair[1].voxel:
-        first, second = (
-            first or f"voxels of {pair[0].voxel}",
-            second or f"voxels of {pair[1].voxel}",
-        )
-    elif first == second:
-        return [first]
-    return [f"{letter} {text}" for letter, text in (("A", first), ("B", second)) if text]
+        texts = [text or f"voxels of {each.voxel}" for text, each in zip(texts, pair, strict=True)]
+    elif texts[0] == texts[1]:
+        return texts[:1]
+    return [f"{letter} {text}" for letter, text in zip("AB", texts, strict=True) if text]
 
 
 def _as_classes(pair: Pair, cuts: Sequence[Sequence[Cut]], classes: Names) -> bool:
     """Return True if both show classes; raise InvalidInput if only one of them can."""
-    named = [each.named_classes(classes) for each in pair]
-    if any(named):
-        for one, other in (pair, pair[::-1]):
-            if one.named_classes(classes) and not (other.named_classes(classes) or other.whole):
-                raise InvalidInput(
-                    f"{one.name} shows classes and {other.name} does not, so that they cannot be"
-                    " compared; choose a channel of scores, or name the classes"
-                )
-        return True
-    return all(each.whole and few_values(cut) for each, cut in zip(pair, cuts, strict=True))
+    for one, other in (pair, pair[::-1]):
+        if one.named_classes(classes) and not (other.named_classes(classes) or other.whole):
+            raise InvalidInput(
+                f"{one.name} shows classes and {other.name} does not, so that they cannot be"
+                " compared; choose a channel of scores, or name the classes"
+            )
+    return any(each.named_classes(classes) for each in pair) or all(
+        each.whole and few_values(cut) for each, cut in zip(pair, cuts, strict=True)
+    )
 
 
 def _classes(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import volflow.report.pictures.preview as sheet_module
+import volflow.report.pictures.preview as preview_module
 import volflow.report.planes as planes_module
 from volflow.errors import InvalidInput
 from volflow.report.colors import class_color
@@ -94,7 +94,7 @@ def test_a_class_has_one_colour_on_every_tile():
 
 
 def test_tiles_are_read_from_the_level_that_fits(pyramid, monkeypatch, reads, words):
-    monkeypatch.setattr(sheet_module, "SHARP", 10)  # 64 pixels, the least
+    monkeypatch.setattr(preview_module, "SHARP", 10)  # 64 pixels, the least
     array = np.random.default_rng(0).random((16, 160, 160), "f4")
     path = pyramid(array, Meta(unit="millimeter"))
     figure = contact_sheet(path, path, tiles=16)
@@ -113,7 +113,7 @@ def test_tiles_are_read_from_the_level_that_fits(pyramid, monkeypatch, reads, wo
 
 
 def test_memory_is_bounded_without_levels(stored, monkeypatch, reads):
-    monkeypatch.setattr(sheet_module, "SHARP", 10)
+    monkeypatch.setattr(preview_module, "SHARP", 10)
     monkeypatch.setattr(planes_module, "PIECE_VOXELS", 16 * 16 * 16)
     path = stored(np.zeros((16, 200, 200), "u1"), Meta(kind="classes"))
     figure = contact_sheet(path, tiles=16)
