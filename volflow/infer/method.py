@@ -145,18 +145,6 @@ class BoxFunction(Protocol):
         """Activation, classes and dtype of what is stored."""
 
     @property
-    def scale(self) -> tuple[int, ...]:
-        """Input voxels per output voxel, per frame axis."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Voxels of the input, per frame axis."""
-
-    @property
-    def out_shape(self) -> tuple[int, ...]:
-        """Voxels of the output, per frame axis."""
-
-    @property
     def cache_key(self) -> tuple[object, ...]:
         """Values that decide the voxels beside the request's fingerprint."""
 

@@ -123,21 +123,6 @@ class ExactWindow:
     finish: Finish
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Voxels of the input, per frame axis."""
-        return self.inputs.shape
-
-    @property
-    def scale(self) -> tuple[int, ...]:
-        """Input voxels per output voxel."""
-        return self.outputs[0].scale
-
-    @property
-    def out_shape(self) -> tuple[int, ...]:
-        """Sides of the output, per frame axis."""
-        return tuple(-(-n // s) for n, s in zip(self.shape, self.scale, strict=True))
-
-    @property
     def cache_key(self) -> tuple[object, ...]:
         """Values that decide the voxels beside the request."""
         return "exact", self.blockwise.network.device, self.blockwise.network.precision

@@ -130,7 +130,7 @@ def _compute_block(
 
 def over_stored(request: Request, window: BoxFunction, block: Block) -> da.Array:
     """Return the array whose blocks read their voxels from the store."""
-    out = request.inputs.frame.restore(window.out_shape)
+    out = request.out_shape(window.outputs[0].scale)
     if block is None:
         spacing = output_meta(request, window.outputs[0]).spacing
         block = default_layout(out, spacing, "float32")[1]
@@ -143,7 +143,7 @@ def over_stored(request: Request, window: BoxFunction, block: Block) -> da.Array
 
 def over_computed(array: da.Array, request: Request, window: BoxFunction, hull: Hull) -> da.Array:
     """Return the array whose blocks get their voxels from chunks of a computed array ``czyx``."""
-    scale = window.inputs.frame.restore(window.scale)
+    scale = window.inputs.frame.restore(window.outputs[0].scale)
     chunks, merged = (), array.chunks[-3:]
     while merged != chunks:
         chunks = merged

@@ -52,16 +52,6 @@ class SlidingWindow:
     outputs: tuple[Output, ...]
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Voxels of the input, per frame axis."""
-        return self.grid.shape
-
-    @property
-    def out_shape(self) -> tuple[int, ...]:
-        """Voxels of the output, per frame axis."""
-        return self.grid.reduced(self.scale).shape
-
-    @property
     def cache_key(self) -> tuple[object, ...]:
         """Values that decide the voxels beside the request's fingerprint."""
         return self.batch_size, self.forward.device, self.forward.precision

@@ -20,11 +20,6 @@ def _require_free(call: OpCall, x: Traced, dim: int) -> int:
     return dim
 
 
-def _note(call: OpCall, dims: Any = None) -> Any:
-    """Record a call that leaves the axes where they are."""
-    return call.as_is(call.tracer.dims(call.inputs[0]) if dims is None else dims)
-
-
 def along(*names: str, default: int | None = None) -> Callable[[OpCall], Any]:
     """The rule of an op along one dim that keeps the number of dims."""
 
@@ -33,12 +28,12 @@ def along(*names: str, default: int | None = None) -> Callable[[OpCall], Any]:
         if dim is None:
             raise call.refuse("it does not say along which dim; give dim=1")
         _require_free(call, call.inputs[0], int(dim))
-        return _note(call)
+        return call.as_is()
 
     return rule
 
 
-def concatenate(call: OpCall) -> Traced:
+def concatenate(call: OpCall) -> Any:
     """Record a concatenation along channels."""
     given = call.named(("tensors", "dim"))
     first = call.inputs[0]
@@ -48,11 +43,10 @@ def concatenate(call: OpCall) -> Traced:
             raise call.refuse("it joins the image with a tensor that is not computed from it")
         if call.tracer.dims(x) != call.tracer.dims(first):
             raise call.refuse("it joins tensors whose axes lie along different dims")
-    result: Traced = _note(call)
-    return result
+    return call.as_is()
 
 
-def stack(call: OpCall) -> Traced:
+def stack(call: OpCall) -> Any:
     """Record a stack: a new dim without an axis."""
     given = call.named(("tensors", "dim"))
     first = call.inputs[0]
@@ -63,8 +57,7 @@ def stack(call: OpCall) -> Traced:
         raise call.refuse("it stacks tensors whose axes lie along different dims")
     dims = list(call.tracer.dims(first))
     dims.insert(int(given.get("dim", 0)) % (first.ndim + 1), None)
-    result: Traced = _note(call, tuple(dims))
-    return result
+    return call.as_is(dims)
 
 
 def unbind(call: OpCall) -> Any:
@@ -72,35 +65,32 @@ def unbind(call: OpCall) -> Any:
     x = call.inputs[0]
     dim = _require_free(call, x, int(call.named(("input", "dim")).get("dim", 0)))
     dims = tuple(axis for d, axis in enumerate(call.tracer.dims(x)) if d != dim)
-    return _note(call, dims)
+    return call.as_is(dims)
 
 
-def channel_shuffle(call: OpCall) -> Traced:
+def channel_shuffle(call: OpCall) -> Any:
     """Record a shuffle of channels, which lie along dim 1."""
     _require_free(call, call.inputs[0], 1)
-    result: Traced = _note(call)
-    return result
+    return call.as_is()
 
 
-def linear(call: OpCall) -> Traced:
+def linear(call: OpCall) -> Any:
     """Record a linear layer over the last dim."""
     x = call.inputs[0]
     _require_free(call, x, -1)
     if len(call.inputs) > 1:
         raise call.refuse("its weights depend on the image")
-    result: Traced = _note(call)
-    return result
+    return call.as_is()
 
 
-def matmul(call: OpCall) -> Traced:
+def matmul(call: OpCall) -> Any:
     """Record a product of the last dim with a matrix of weights."""
     x, other = (*call.args, None)[:2]
     plain = isinstance(x, Traced) and not isinstance(other, Traced)
     if not plain or not isinstance(other, Tensor) or other.ndim != 2:
         raise call.refuse("every voxel may depend on every other")
     _require_free(call, call.inputs[0], -1)
-    result: Traced = _note(call)
-    return result
+    return call.as_is()
 
 
 LOCAL: dict[str, Callable[[OpCall], Any]] = {

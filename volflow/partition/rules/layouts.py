@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor
 
-from volflow.partition.rules.kernels import Local
 from volflow.partition.rules.resampling import cut, spread
 from volflow.partition.rules.tracing import OpCall, Traced
 
@@ -17,22 +16,13 @@ __all__ = ["LAYOUTS"]
 Dims = tuple[int | None, ...]
 
 
-def _note(
-    call: OpCall, x: Traced, dims: Dims, function: Callable[[Tensor, tuple[int, ...]], Tensor]
-) -> Traced:
-    """Record a function of the tensor and of the box's sizes per axis."""
-    reads = [call.tracer.straight(x, call.tracer.sizes(x))]
-    compute = Local(lambda tensors, sizes: function(tensors[0], sizes))
-    return call.tracer.add(call, [x], reads, compute, call.metas(), dims)
-
-
 def permute(call: OpCall) -> Traced:
     """Record a new order of dims, by whatever name: torch is asked where each dim goes."""
     x = call.inputs[0]
     labels = x.meta.new_empty(tuple(range(2, x.ndim + 2)))  # each dim has a size of its own
-    moved = call.filled([labels], call.func)
+    moved = call.run([labels])
     dims = tuple(call.tracer.dims(x)[size - 2] for size in moved.shape)
-    return _note(call, x, dims, lambda tensor, sizes: call.run([tensor]))
+    return call.local(x, dims, lambda tensor, sizes: call.run([tensor]))
 
 
 def squeeze(call: OpCall) -> Traced:
@@ -44,7 +34,7 @@ def squeeze(call: OpCall) -> Traced:
     if any(dims[d] is not None for d in gone):
         raise call.refuse("it drops an axis of the volume")
     rest = tuple(axis for d, axis in enumerate(dims) if d not in gone)
-    return _note(call, x, rest, lambda tensor, sizes: tensor.squeeze(gone))
+    return call.local(x, rest, lambda tensor, sizes: tensor.squeeze(gone))
 
 
 def unsqueeze(call: OpCall) -> Traced:
@@ -53,7 +43,7 @@ def unsqueeze(call: OpCall) -> Traced:
     dim = int(call.named(("input", "dim"))["dim"]) % (x.ndim + 1)
     dims = list(call.tracer.dims(x))
     dims.insert(dim, None)
-    return _note(call, x, tuple(dims), lambda tensor, sizes: tensor.unsqueeze(dim))
+    return call.local(x, tuple(dims), lambda tensor, sizes: tensor.unsqueeze(dim))
 
 
 def reshape(call: OpCall) -> Traced:
@@ -71,7 +61,7 @@ def reshape(call: OpCall) -> Traced:
     def values(tensor: Tensor, sizes: tuple[int, ...]) -> Tensor:
         return tensor.reshape(_filled(shape, dims, sizes))
 
-    return _note(call, x, dims, values)
+    return call.local(x, dims, values)
 
 
 def _filled(shape: Sequence[int], dims: Dims, sizes: Sequence[int]) -> tuple[int, ...]:
@@ -146,7 +136,7 @@ def repeat(call: OpCall) -> Traced:
     """Record repeated channels."""
     x, meta = call.inputs[0], call.metas()
     dims = _repeated(call, x, meta)
-    return _note(call, x, dims, lambda tensor, sizes: call.run([tensor]))
+    return call.local(x, dims, lambda tensor, sizes: call.run([tensor]))
 
 
 def index(call: OpCall) -> Any:
@@ -192,9 +182,7 @@ def _picked(call: OpCall, x: Traced, after: list[Any]) -> Traced:
         if isinstance(k, slice):
             dims.append(axis)
     key = tuple(after)
-    reads = [call.tracer.straight(x, call.tracer.sizes(x))]
-    compute = Local(lambda tensors, sizes: tensors[0][key])
-    return call.tracer.add(call, [x], reads, compute, x.meta[key], (*dims, *left))
+    return call.local(x, (*dims, *left), lambda tensor, sizes: tensor[key], x.meta[key])
 
 
 LAYOUTS: dict[str, Callable[[OpCall], Any]] = {

@@ -108,11 +108,11 @@ def _with_running(call: OpCall, given: dict[str, Any]) -> Traced:
     _channels_first(call, x)
     mean, var = given["running_mean"], given["running_var"]
     weight, bias, eps = given.get("weight"), given.get("bias"), float(given.get("eps", 1e-5))
-    compute = Local(lambda tensors, sizes: F.batch_norm(
-        tensors[0], mean, var, weight, bias, training=False, eps=eps
-    ))  # fmt: skip
-    reads = [call.tracer.straight(x, call.tracer.sizes(x))]
-    return call.tracer.add(call, [x], reads, compute, call.metas(), call.tracer.dims(x))
+
+    def normed(x: Tensor, sizes: tuple[int, ...]) -> Tensor:
+        return F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
+
+    return call.local(x, call.tracer.dims(x), normed)
 
 
 def group_norm(call: OpCall) -> Traced:
@@ -133,15 +133,14 @@ def group_norm(call: OpCall) -> Traced:
     return _apply(call, x, _statistic(call, x), normed)
 
 
-def layer_norm(call: OpCall) -> Traced:
+def layer_norm(call: OpCall) -> Any:
     """Record a layer norm over dims without an axis, such as channels that come last."""
     x = call.inputs[0]
     shape = call.named(("input", "normalized_shape"))["normalized_shape"]
     count = 1 if isinstance(shape, int) else len(shape)
     if any(axis is not None for axis in call.tracer.dims(x)[-count:]):
         raise call.refuse("it has a weight for every voxel of the volume, or none per channel")
-    result: Traced = call.as_is(call.tracer.dims(x))
-    return result
+    return call.as_is()
 
 
 def reduced_dims(x: Tensor, dim: Any) -> list[int]:

@@ -79,7 +79,11 @@ def pad(call: OpCall) -> Traced:
     if any(free):
         if mode != "constant":
             raise call.refuse(f"it pads channels in mode {mode!r}")
-        result = _pad_channels(call, x, free, value)
+
+        def padded(tensor: Tensor, sizes: tuple[int, ...] = ()) -> Tensor:
+            return F.pad(tensor, free, value=value)
+
+        result = call.local(x, dims, padded, padded(x.meta))
     return copied(call, result, positions, value) if positions else result
 
 
@@ -88,13 +92,6 @@ def _padded(size: int, low: int, high: int, mode: str) -> Positions:
     line = torch.arange(size, dtype=torch.float64).reshape(1, 1, -1)
     padded = F.pad(line, (low, high), mode, -1.0 if mode == "constant" else None)
     return padded.flatten().numpy().astype(np.int64)
-
-
-def _pad_channels(call: OpCall, x: Traced, free: list[int], value: float) -> Traced:
-    meta = F.pad(x.meta, free, value=value)
-    compute = Local(lambda tensors, sizes: F.pad(tensors[0], free, value=value))
-    reads = [call.tracer.straight(x, call.tracer.sizes(x))]
-    return call.tracer.add(call, [x], reads, compute, meta, call.tracer.dims(x))
 
 
 def flip(call: OpCall) -> Traced:
@@ -142,9 +139,7 @@ def cut(call: OpCall, x: Traced, slices: dict[int, slice]) -> Traced:
     free = {d: part for d, part in slices.items() if dims[d] is None}
     if free:
         index = tuple(free.get(d, slice(None)) for d in range(x.ndim))
-        reads = [call.tracer.straight(x, call.tracer.sizes(x))]
-        compute = Local(lambda tensors, sizes: tensors[0][index])
-        x = call.tracer.add(call, [x], reads, compute, x.meta[index], dims)
+        x = call.local(x, dims, lambda tensor, sizes: tensor[index], x.meta[index])
     if any(not len(where) for where in axes.values()):
         raise call.refuse("it cuts away the whole volume")
     scales = {d: Fraction(abs(slices[d].step or 1)) for d in axes}

@@ -96,22 +96,51 @@ class OpCall:
 
     def run(self, tensors: Sequence[Tensor]) -> Any:
         """Call the function with these in the place of the traced tensors."""
-        return self.filled(tensors, self.func)
-
-    def filled(self, tensors: Sequence[Tensor], func: Any) -> Any:
-        """Call a function with these in the place of the traced tensors."""
         stream = iter(tensors)
-        args, kwargs = _replaced((self.args, self.kwargs), stream)
-        return func(*args, **kwargs)
+        args, kwargs = mapped(
+            (self.args, self.kwargs), lambda x: next(stream) if isinstance(x, Traced) else x
+        )
+        return self.func(*args, **kwargs)
 
-    def as_is(self, dims: Sequence[int | None]) -> Any:
-        """Record the call itself, which knows nothing of places; several results, several nodes."""
+    def local(
+        self,
+        x: Traced,
+        dims: Sequence[int | None],
+        function: Callable[[Tensor, tuple[int, ...]], Tensor],
+        meta: Tensor | None = None,
+    ) -> Traced:
+        """Record a function of one tensor that knows nothing of places.
+
+        Parameters
+        ----------
+        x, dims
+            The tensor, and the axis along each dim of the result.
+        function
+            Of a window of the tensor, and of the sizes of the box per axis.
+        meta
+            The result on the meta device; that of the call by default.
+        """
+        reads = [self.tracer.straight(x, self.tracer.sizes(x))]
+        compute = Local(lambda tensors, sizes: function(tensors[0], sizes))
+        return self.tracer.add(
+            self, [x], reads, compute, self.metas() if meta is None else meta, dims
+        )
+
+    def as_is(self, dims: Sequence[int | None] | None = None) -> Any:
+        """Record the call itself, which knows nothing of places; several results, several nodes.
+
+        The axes stay along the dims where they are, unless others are given.
+        """
         tracer, inputs, metas = self.tracer, self.inputs, self.metas()
-        sizes = tracer.sizes(inputs[0])
+        sizes, axes = tracer.sizes(inputs[0]), tracer.dims(inputs[0]) if dims is None else dims
         reads = [tracer.straight(x, sizes) for x in inputs]
 
         def node(meta: Tensor, which: int | None) -> Traced:
-            return tracer.add(self, inputs, reads, Local(self._pick(which)), meta, dims)
+            def values(tensors: Sequence[Tensor], sizes: tuple[int, ...]) -> Any:
+                raw = self.run(tensors)
+                return raw if which is None else raw[which]
+
+            return tracer.add(self, inputs, reads, Local(values), meta, axes)
 
         if isinstance(metas, Tensor):
             return node(metas, None)
@@ -120,14 +149,6 @@ class OpCall:
         nodes = tuple(node(meta, which) for which, meta in enumerate(metas))
         named = hasattr(type(metas), "n_sequence_fields")  # (values, indices)
         return type(metas)(nodes) if named else nodes
-
-    def _pick(self, which: int | None) -> Callable[[Sequence[Tensor], tuple[int, ...]], Tensor]:
-        def values(tensors: Sequence[Tensor], sizes: tuple[int, ...]) -> Tensor:
-            raw = self.run(tensors)
-            result: Tensor = raw if which is None else raw[which]
-            return result
-
-        return values
 
     def metas(self) -> Any:
         """Return torch's result on the meta device."""
@@ -254,8 +275,3 @@ def mapped(tree: Any, change: Any) -> Any:
     if isinstance(tree, dict):
         return {name: mapped(one, change) for name, one in tree.items()}
     return tree
-
-
-def _replaced(tree: Any, stream: Iterator[Tensor]) -> Any:
-    """The same nest of arguments with the traced tensors taken from a stream, in order."""
-    return mapped(tree, lambda x: next(stream) if isinstance(x, Traced) else x)
