@@ -94,6 +94,11 @@ class Node:
         found = dict(zip(self.dims, self.shape, strict=True))
         return tuple(found.get(axis, 1) for axis in range(ndim))
 
+    @property
+    def has_axes(self) -> bool:
+        """Whether an axis of the image lies along any of its dims."""
+        return any(axis is not None for axis in self.dims)
+
     @cached_property
     def depth(self) -> int:
         """Values per voxel: the product of all dims without an axis."""
@@ -134,6 +139,15 @@ class Graph:
     def statistics(self) -> tuple[int, ...]:
         """Nodes that depend on the whole of their input, among those that the outputs need."""
         return tuple(n for n in self.above(self.outputs.values(), ()) if self.nodes[n].statistic)
+
+    @cached_property
+    def ends(self) -> tuple[int, ...]:
+        """Nodes that are outputs, in order."""
+        return tuple(sorted(set(self.outputs.values())))
+
+    def bytes_of(self, numbers: Iterable[int]) -> int:
+        """Return the bytes of whole nodes."""
+        return sum(self.nodes[n].value_bytes * math.prod(self.sizes(n)) for n in numbers)
 
     def above(self, targets: Iterable[int], stop: Iterable[int]) -> tuple[int, ...]:
         """Return the nodes to compute for the targets, in order, if those of `stop` are known."""

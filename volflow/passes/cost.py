@@ -130,9 +130,8 @@ class Costs:
         grid = step.grid(graph)
         middle = grid[grid.number([(n - 1) // 2 for n in grid.counts])]
         boxes = needed(graph, targets_of(graph, step, middle), given)
-        peak = live_bytes(graph, boxes, given, self._workspaces) + self._buffers(
-            step, boxes, middle
-        )
+        peak = live_bytes(graph, boxes, given, self._workspaces)
+        peak += self._buffers(step, boxes, middle)
         if peak > limit_bytes:
             return None
         seconds, flops = self._cost(step, given)
@@ -141,10 +140,9 @@ class Costs:
     def _buffers(self, step: Pass, boxes: Mapping[int, Roi], box: Roi) -> int:
         """Return the bytes of a block beside its tensors: as it is read, and as it is written."""
         read = boxes[0].size * self.input_bytes if 0 in boxes else 0
-        ends = set(self.graph.outputs.values())
         write = sum(
             core(self.graph, n, box).size
-            * (2 * self.output_bytes if n in ends else self.graph.nodes[n].value_bytes)
+            * (2 * self.output_bytes if n in self.graph.ends else self.graph.nodes[n].value_bytes)
             for n in step.stores
         )
         return read + write
@@ -160,13 +158,9 @@ class Costs:
                 for axis, weight in enumerate(weights):
                     sums[axis] += weight * part.shape[axis]
         volumes = {number: math.prod(sums) for number, sums in totals.items()}
-        return self._seconds(step, volumes, given), self._flops(volumes, given)
-
-    def _flops(self, volumes: Mapping[int, float], given: Sequence[int]) -> float:
-        nodes = self.graph.nodes
-        return sum(
-            nodes[n].flops * nodes[n].depth * v for n, v in volumes.items() if n not in given
-        )
+        computed = {n: volume for n, volume in volumes.items() if n not in given}
+        flops = sum(graph.nodes[n].flops * graph.nodes[n].depth * v for n, v in computed.items())
+        return self._seconds(step, volumes, given), flops
 
     def _seconds(self, step: Pass, volumes: Mapping[int, float], given: Sequence[int]) -> float:
         nodes = self.graph.nodes
@@ -176,8 +170,7 @@ class Costs:
             self.seconds_of(s) * math.prod(self.graph.sizes(nodes[s].inputs[0]))
             for s in step.statistics
         )
-        ends = set(self.graph.outputs.values())
-        stored = self.kept_bytes(n for n in step.stores if n not in ends)
+        stored = self.kept_bytes(n for n in step.stores if n not in self.graph.ends)
         moved = fetched / FETCH_BYTES_PER_S + stored / STORE_BYTES_PER_S
         count = len(step.grid(self.graph))
         rounds = -(-count // self.workers) / count  # of all blocks, when no worker waits
@@ -189,9 +182,7 @@ class Costs:
 
     def kept_bytes(self, kept: Iterable[int]) -> int:
         """Return the bytes of whole nodes."""
-        return sum(
-            self.graph.nodes[n].value_bytes * math.prod(self.graph.sizes(n)) for n in kept if n
-        )
+        return self.graph.bytes_of(n for n in kept if n)
 
 
 def _diagonal(counts: Sequence[int]) -> Iterable[tuple[tuple[int, ...], tuple[float, ...]]]:
@@ -235,16 +226,12 @@ def _describe(graph: Graph, step: Pass, last: bool) -> str:
     text = f"blocks of {'×'.join(map(str, step.block))}"
     read = [n for n in step.given if n]
     if read:
-        text += f", reads {format_bytes(_bytes(graph, read))}"
+        text += f", reads {format_bytes(graph.bytes_of(read))}"
     if step.statistics:
         text += f", measures {len(step.statistics)} statistics"
     if step.stores and not last:
-        text += f", keeps {format_bytes(_bytes(graph, step.stores))}"
+        text += f", keeps {format_bytes(graph.bytes_of(step.stores))}"
     return text + f", {format_bytes(step.peak_bytes)}, about {_duration(step.seconds)}"
-
-
-def _bytes(graph: Graph, numbers: Sequence[int]) -> int:
-    return sum(graph.nodes[n].value_bytes * math.prod(graph.sizes(n)) for n in numbers)
 
 
 def _duration(seconds: float) -> str:

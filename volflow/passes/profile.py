@@ -90,7 +90,7 @@ def measured(graph: Graph, device: torch.device, box_bytes: int = BOX_BYTES) -> 
     costs: dict[int, Cost] = {}
     seen: dict[object, Cost] = {}
     for number, node in enumerate(graph.nodes):
-        if node.compute is None or not any(axis is not None for axis in _dims(graph, number)):
+        if node.compute is None or not _placed(graph, node).has_axes:
             continue
         box = _box(graph, number, min(box_bytes, BOX_BYTES))
         shapes = tuple(
@@ -104,17 +104,15 @@ def measured(graph: Graph, device: torch.device, box_bytes: int = BOX_BYTES) -> 
     return costs
 
 
-def _dims(graph: Graph, number: int) -> tuple[int | None, ...]:
-    """Return the dims of an op's output, or of a statistic's input."""
-    node = graph.nodes[number]
-    return graph.nodes[node.inputs[0]].dims if node.statistic else node.dims
+def _placed(graph: Graph, node: Node) -> Node:
+    """Return the node whose boxes an op is run on: its own, or a statistic's input."""
+    return graph.nodes[node.inputs[0]] if node.statistic else node
 
 
 def _box(graph: Graph, number: int, most_bytes: int) -> Roi:
     """Return a box in the middle of a node, or of the input of a statistic."""
     node = graph.nodes[number]
-    seen = graph.nodes[node.inputs[0]] if node.statistic else node
-    sizes = seen.sizes(graph.ndim)
+    sizes = _placed(graph, node).sizes(graph.ndim)
     for side in range(MOST_SIDE, 4, -4):
         box = _middle(sizes, side)
         operations = box.size * node.flops * node.depth

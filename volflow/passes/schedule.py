@@ -74,8 +74,8 @@ class Planner:
         MemoryRefused
             Where not even the smallest blocks fit, naming the memory that they take.
         """
-        outputs = tuple(sorted(set(self.graph.outputs.values())))
-        alone = self._whole(outputs)
+        step = Pass((0,), self.graph.ends, (), self.graph.sizes(0))  # one block, statistics and all
+        alone = self.costs.measured(step, frozenset(), self.memory_bytes)
         if alone is not None and blocks is not None and alone.block not in blocks:
             alone = None
         if alone is not None and self.costs.workers == 1:
@@ -138,8 +138,7 @@ class Planner:
             if self._costly(number):
                 last = number
                 while last + 1 < len(nodes) and (
-                    nodes[last + 1].statistic
-                    or not any(a is not None for a in nodes[last + 1].dims)
+                    nodes[last + 1].statistic or not nodes[last + 1].has_axes
                 ):
                     last += 1
                 found.append(last)
@@ -166,13 +165,12 @@ class Planner:
         if cut < 0:
             return frozenset({0})
         nodes = self.graph.nodes
-        ends = set(self.graph.outputs.values())
         crossing = {
             source
             for number in range(cut + 1, len(nodes))
             for source in nodes[number].inputs
             if source <= cut
-        } | {number for number in ends if number <= cut}
+        } | {number for number in self.graph.ends if number <= cut}
         kept, stack = set[int](), list(crossing)
         while stack:
             number = stack.pop()
@@ -189,7 +187,7 @@ class Planner:
         end = last == len(self.graph.nodes) - 1
         given = self._kept(first)
         if end:
-            stores = tuple(sorted(set(self.graph.outputs.values())))
+            stores = self.graph.ends
         else:
             stores = tuple(sorted(self._kept(last) - given - {0}))
             if self.costs.kept_bytes(self._kept(last) | given) > self.scratch_bytes:
@@ -199,7 +197,7 @@ class Planner:
         steps: list[Pass] = []
         stored = not stores
         while todo or not stored:
-            ready = tuple(s for s in todo if self._depends(s) <= known)
+            ready = tuple(s for s in todo if self._above[s] <= known)
             now = () if stored or not self._all_known(stores, given, known) else stores
             step = self._fitted(
                 given, now, ready, frozenset(known), blocks if end and now else None
@@ -214,32 +212,16 @@ class Planner:
                 break
         return steps
 
-    def _depends(self, statistic: int) -> set[int]:
-        """Return the other statistics that one depends on."""
-        return self._above[statistic]
-
     @cached_property
     def _above(self) -> dict[int, set[int]]:
-        found: dict[int, set[int]] = {}
-        behind: list[set[int]] = []
-        for number, node in enumerate(self.graph.nodes):
-            reached: set[int] = set()
-            for source in node.inputs:
-                reached |= behind[source]
-            found[number] = set(reached)
-            behind.append(reached | {number} if node.statistic else reached)
-        return found
+        """By statistic, the other statistics that it depends on."""
+        nodes, statistics = self.graph.nodes, set(self.graph.statistics)
+        return {s: {*self.graph.above(nodes[s].inputs, ())} & statistics for s in statistics}
 
     def _all_known(self, targets: Iterable[int], given: frozenset[int], known: set[int]) -> bool:
         """Return whether targets follow from what is kept and the statistics known."""
         above = self.graph.above(targets, given | known)
         return not any(self.graph.nodes[n].statistic for n in above)
-
-    def _whole(self, outputs: tuple[int, ...]) -> Pass | None:
-        """Return one pass of one block, statistics included; None where that does not fit."""
-        return self.costs.measured(
-            Pass((0,), outputs, (), self.graph.sizes(0)), frozenset(), self.memory_bytes
-        )
 
     def _fitted(
         self,
@@ -252,7 +234,11 @@ class Planner:
         """Return the pass with the largest block that fits, or one that keeps more workers busy."""
         key = (given, stores, statistics, known, blocks is None)
         if key not in self._known:
-            read = self._read(given, stores, statistics, known)
+            # Of the nodes that were kept those that the pass reads.
+            targets = {*stores, *(self.graph.nodes[s].inputs[0] for s in statistics)}
+            above = self.graph.above(targets, given | known)
+            sources = {source for n in above for source in self.graph.nodes[n].inputs}
+            read = tuple(sorted((sources | targets) & given))
             found: Pass | None = None
             for block in blocks if blocks is not None else self.blocks:
                 step = Pass(read, stores, statistics, block)
@@ -266,20 +252,6 @@ class Planner:
                     break
             self._known[key] = found
         return self._known[key]
-
-    def _read(
-        self,
-        given: frozenset[int],
-        stores: tuple[int, ...],
-        statistics: tuple[int, ...],
-        known: frozenset[int],
-    ) -> tuple[int, ...]:
-        """Return which of the nodes that were kept a pass reads."""
-        targets = [*stores, *(self.graph.nodes[s].inputs[0] for s in statistics)]
-        stop = set(given) | set(known)
-        above = self.graph.above(targets, stop)
-        read = {source for n in above for source in self.graph.nodes[n].inputs} | set(targets)
-        return tuple(sorted(read & given))
 
     @cached_property
     def blocks(self) -> tuple[tuple[int, ...], ...]:

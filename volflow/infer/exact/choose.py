@@ -114,7 +114,6 @@ def _of_slices(
     Nothing is kept, and statistics are those of whole slices.
     """
     graph, least = planner.graph, 0
-    ends = tuple(sorted(set(graph.outputs.values())))
     chunk, shard = (sides[across] for sides in _stored(request, output, stored))
     # A chunk is read once for all slices in it.
     fewer = (side for side in (*SIDES, 4, 2, 1) if side < chunk)
@@ -128,7 +127,7 @@ def _of_slices(
         for block, layout in layouts.items():
             if graph.statistics and block != graph.sizes(0):
                 continue
-            step = Pass((0,), ends, (), block)
+            step = Pass((0,), graph.ends, (), block)
             found = costs.measured(step, frozenset(), planner.memory_bytes)
             if found is not None:
                 return (found,), layout
