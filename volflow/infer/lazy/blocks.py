@@ -33,49 +33,6 @@ Cuts = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
-class Blocks:
-    """The blocks of a result: its cuts along z, y, x, and what computes them.
-
-    Parameters
-    ----------
-    window
-        What decides the voxels. Without volumes where each block brings its own.
-    cuts
-        Where blocks begin along the stored axes, and the length, in output voxels.
-    starts
-        Where the voxels that a block is given begin, along the stored axes.
-    """
-
-    window: BoxFunction
-    cuts: Cuts
-    starts: Cuts = ()
-
-    @property
-    def out_shape(self) -> tuple[int, ...]:
-        """Voxels of the output along the stored axes."""
-        return tuple(axis[-1] for axis in self.cuts)
-
-    def roi(self, index: tuple[int, ...]) -> Roi:
-        """Return a block's box in output voxels along the stored axes."""
-        pairs = [(axis[i], axis[i + 1]) for axis, i in zip(self.cuts, index[-3:], strict=True)]
-        return Roi(tuple(a for a, _ in pairs), tuple(b for _, b in pairs))
-
-    def compute(self, window: BoxFunction, index: tuple[int, ...]) -> npt.NDArray[Any]:
-        """Return a block's voxels along the stored axes, ``czyx`` scores or ``zyx`` classes."""
-        frame = window.inputs.frame
-        box = self.roi(index)
-        tile = frame.roi(box, self.out_shape)
-        front = () if window.finish.output == "classes" else (window.outputs[0].channels,)
-        result = np.empty((*front, *box.shape), window.finish.dtype)
-        shown = frame.show(result)
-        for first, rows in window.rows(tile):
-            voxels = next(iter(rows.values()))
-            at = first - tile.start[0]
-            shown[..., at : at + voxels.shape[-3], :, :] = voxels
-        return result
-
-
-@dataclass(frozen=True)
 class Part:
     """A part of an array ``czyx`` in memory that begins at a voxel; it is read like the whole."""
 
@@ -87,24 +44,37 @@ class Part:
         return self.voxels[(slice(None), *roi.relative_to(self.start).slices())]
 
 
-def _lazy(blocks: Blocks, request: Request, *arrays: da.Array) -> da.Array:
-    """Return the Dask array of all blocks, ``czyx`` or ``zyx``."""
-    window = blocks.window
+def _lazy(
+    window: BoxFunction, request: Request, cuts: Cuts, starts: Cuts = (), *arrays: da.Array
+) -> da.Array:
+    """Return the Dask array of all blocks, ``czyx`` or ``zyx``.
+
+    Parameters
+    ----------
+    window, request
+        What decides the voxels. Without volumes where each block brings its own.
+    cuts
+        Where blocks begin along the stored axes, and the length, in output voxels.
+    starts, *arrays
+        Where the voxels that a block is given begin, along the stored axes, and who gives them.
+    """
     front = () if window.finish.output == "classes" else ((window.outputs[0].channels,),)
     dtype = np.dtype(window.finish.dtype)
     decides = request.fingerprint()
     if arrays:  # whose voxels nobody has seen
         decides["input"] = [array.name for array in arrays]
     # The frame of a computed array follows from the volume that it is like.
-    token = tokenize(decides, window.inputs.frame, window.cache_key, blocks.cuts)
+    token = tokenize(decides, window.inputs.frame, window.cache_key, cuts)
     result: da.Array = da.map_blocks(
         _compute_block,
         *arrays,
         carried(request.plugin, f"model-{request.model.digest[:32]}"),
-        blocks=blocks,
+        window=window,
+        cuts=cuts,
+        starts=starts,
         decided=token,
         name=f"map_model-{token}",
-        chunks=(*front, *(tuple(np.diff(axis).tolist()) for axis in blocks.cuts)),
+        chunks=(*front, *(tuple(np.diff(axis).tolist()) for axis in cuts)),
         drop_axis=0 if arrays and not front else None,
         new_axis=None if arrays else list(range(len(front) + 3)),
         dtype=dtype,
@@ -114,18 +84,34 @@ def _lazy(blocks: Blocks, request: Request, *arrays: da.Array) -> da.Array:
 
 
 def _compute_block(
-    *arrays: npt.NDArray[Any], blocks: Blocks, decided: str, block_id: tuple[int, ...]
+    *arrays: npt.NDArray[Any],
+    window: BoxFunction,
+    cuts: Cuts,
+    starts: Cuts,
+    decided: str,
+    block_id: tuple[int, ...],
 ) -> npt.NDArray[Any]:
-    """Compute a block; ``decided`` is an argument because Dask may name tasks by all of them."""
+    """Return a block's voxels along the stored axes, ``czyx`` scores or ``zyx`` classes.
+
+    ``decided`` is an argument because Dask may name tasks by all of them.
+    """
     del decided
     *padded, model = arrays
-    window = blocks.window.resolve_device()
+    window, index, frame = window.resolve_device(), block_id[-3:], window.inputs.frame
     if padded:
-        start = tuple(axis[i] for axis, i in zip(blocks.starts, block_id[-3:], strict=True))
-        inputs = replace(window.inputs, volumes=(Part(padded[0], start),))
-        window = window.with_inputs(inputs)
+        start = tuple(axis[i] for axis, i in zip(starts, index, strict=True))
+        window = window.with_inputs(replace(window.inputs, volumes=(Part(padded[0], start),)))
+    low, high = (tuple(a[i + n] for a, i in zip(cuts, index, strict=True)) for n in (0, 1))
+    tile = frame.roi(Roi(low, high), tuple(axis[-1] for axis in cuts))
+    front = () if window.finish.output == "classes" else (window.outputs[0].channels,)
+    result = np.empty((*front, *Roi(low, high).shape), window.finish.dtype)
+    shown = frame.show(result)
     with lent(model.item()):
-        return blocks.compute(window, block_id)
+        for first, rows in window.rows(tile):
+            voxels = next(iter(rows.values()))
+            at = first - tile.start[0]
+            shown[..., at : at + voxels.shape[-3], :, :] = voxels
+    return result
 
 
 def over_stored(request: Request, window: BoxFunction, block: Block) -> da.Array:
@@ -138,7 +124,7 @@ def over_stored(request: Request, window: BoxFunction, block: Block) -> da.Array
     if len(sides) != 3 or not all(is_whole(side) and side > 0 for side in sides):
         raise InvalidInput(f"block must be a positive integer or one for z, y, x, given {block!r}")
     cuts = tuple((*range(0, n, side), n) for n, side in zip(out, sides, strict=True))
-    return _lazy(Blocks(window, cuts), request)
+    return _lazy(window, request, cuts)
 
 
 def over_computed(array: da.Array, request: Request, window: BoxFunction, hull: Hull) -> da.Array:
@@ -164,7 +150,7 @@ def over_computed(array: da.Array, request: Request, window: BoxFunction, hull: 
     begins = tuple(
         tuple(max(0, at - d) for at in axis[:-1]) for axis, d in zip(starts, depth, strict=True)
     )
-    return _lazy(Blocks(window, cuts, begins), request, padded)
+    return _lazy(window, request, cuts, begins, padded)
 
 
 def _depth(frame: Frame, hull: Hull, cuts: Cuts, starts: list[list[int]]) -> tuple[int, ...]:
