@@ -16,6 +16,7 @@ import torch
 
 import volflow as vf
 import volflow.infer.predict as predict_module
+import volflow.model.imports as imports_module
 from tests.nets import Named, Tiring, random_net
 from tests.stores import files
 from volflow.errors import InvalidInput, Locked, ResumeRefused, RunFailed
@@ -98,7 +99,7 @@ class TestInterrupted:
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(f"volflow.infer.predict.{place}", killed)
+            patch.setattr(predict_module, place, killed)
             with pytest.raises(KeyboardInterrupt):
                 predict(volume, random_net())
         result = predict(volume, random_net())
@@ -249,7 +250,7 @@ class TestRefused:
 
     def test_another_version_of_a_package(self, predict, volume, monkeypatch):
         predict(volume, random_net())
-        monkeypatch.setattr("volflow.model.imports._versions", lambda name: {name: "9.9"})
+        monkeypatch.setattr(imports_module, "_versions", lambda name: {name: "9.9"})
         with pytest.raises(
             ResumeRefused, match=rf"packages.torch: {re.escape(version('torch'))} → 9.9"
         ):

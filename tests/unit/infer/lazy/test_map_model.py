@@ -26,11 +26,11 @@ def voxels(shape, dtype="f4"):
 
 
 @pytest.fixture
-def stored(tmp_path):
+def stored(client, tmp_path):
     def make(data, name="scan.zarr", **options):
         meta = options.pop("meta", None)
         layout = {"chunk": 8, "shard": 16, **options}
-        return vf.write(data, tmp_path / name, meta=meta, progress=False, **layout)
+        return vf.write(data, tmp_path / name, meta=meta, cluster=client, progress=False, **layout)
 
     return make
 
@@ -81,13 +81,19 @@ class Watched(nn.Module):
         return x
 
 
-def both(volume, net, tmp_path, block=16, **options):
+@pytest.fixture
+def both(client, tmp_path):
     """The lazy array, and what `predict` stores."""
-    lazy = vf.map_model(volume, net, block=block, **options)
-    batch = vf.predict(
-        volume, net, tmp_path / "out.zarr", progress=False, **{"batch_size": 1, **options}
-    )
-    return lazy, batch[:]
+
+    def made(volume, net, block=16, **options):
+        lazy = vf.map_model(volume, net, block=block, **options)
+        batch = vf.predict(
+            volume, net, tmp_path / "out.zarr", cluster=client, progress=False,
+            **{"batch_size": 1, **options},
+        )  # fmt: skip
+        return lazy, batch[:]
+
+    return made
 
 
 class TestEqualToPredict:
@@ -96,10 +102,10 @@ class TestEqualToPredict:
         [("gaussian", 0.25), ("gaussian", 0), ("hann", (2, 5, 3)), ("average", 0.25),
          ("crop", (2, 5, 3))],
     )  # fmt: skip
-    def test_stored_volumes_bit_for_bit(self, stored, tmp_path, blend, overlap):
+    def test_stored_volumes_bit_for_bit(self, stored, both, blend, overlap):
         data = voxels((37, 30, 41))
         options = {"patch": (12, 10, 14), "overlap": overlap, "blend": blend}
-        lazy, batch = both(stored(data), random_net(), tmp_path, **options)
+        lazy, batch = both(stored(data), random_net(), **options)
         assert lazy.chunks == ((2,), (16, 16, 5), (16, 14), (16, 16, 9))
         assert lazy.dtype == batch.dtype
         np.testing.assert_array_equal(lazy.compute(), batch)
@@ -108,48 +114,48 @@ class TestEqualToPredict:
 
     @pytest.mark.parametrize("blend", ["gaussian", "crop"])
     @pytest.mark.parametrize("chunks", [(20, 16, 23), (7, 30, 5), -1])
-    def test_computed_arrays_bit_for_bit(self, stored, tmp_path, blend, chunks):
+    def test_computed_arrays_bit_for_bit(self, stored, both, blend, chunks):
         data = voxels((37, 30, 41))
         options = {"patch": (12, 10, 14), "overlap": 0.5, "blend": blend}
-        batch = both(stored(data), random_net(), tmp_path, **options)[1]
+        batch = both(stored(data), random_net(), **options)[1]
         lazy = vf.map_model(da.from_array(data, chunks=chunks) + 0, random_net(), **options)
         np.testing.assert_array_equal(lazy.compute(), batch)
 
     @pytest.mark.parametrize("batch_size", [1, 2, 3])
-    def test_batches_lie_at_the_same_places(self, stored, tmp_path, batch_size):
+    def test_batches_lie_at_the_same_places(self, stored, both, batch_size):
         data = voxels((20, 22, 50))
         options = {"patch": 10, "overlap": 0.5, "batch_size": batch_size}
-        lazy, batch = both(stored(data), random_net(), tmp_path, **options)
+        lazy, batch = both(stored(data), random_net(), **options)
         np.testing.assert_array_equal(lazy.compute(), batch)
         computed = vf.map_model(da.from_array(data, chunks=10) + 0, random_net(), **options)
         np.testing.assert_array_equal(computed.compute(), batch)
 
     @pytest.mark.parametrize("frame", ["RAS", "LPI", "SRA"])
-    def test_frames(self, stored, tmp_path, frame):
+    def test_frames(self, stored, both, frame):
         data = voxels((21, 30, 26))
         volume = stored(data, meta=Meta(orientation="SAL", spacing=(2, 1, 1)))
         options = {"patch": (9, 8, 12), "overlap": 0.25, "frame": frame}
-        lazy, batch = both(volume, random_net(), tmp_path, **options)
+        lazy, batch = both(volume, random_net(), **options)
         np.testing.assert_array_equal(lazy.compute(), batch)
         derived = volume.dask(chunks=(10, 15, 13)) * 1
         computed = vf.map_model(derived, random_net(), like=volume, **options)
         np.testing.assert_array_equal(computed.compute(), batch)
 
     @pytest.mark.parametrize("shape", [(37, 30, 41), (16, 16, 16), (33, 9, 17)])
-    def test_scores_of_half_the_resolution(self, stored, tmp_path, shape):
+    def test_scores_of_half_the_resolution(self, stored, both, shape):
         data = voxels(shape)
         options = {"patch": 12, "overlap": 0.5}
-        lazy, batch = both(stored(data), Halving(), tmp_path, block=7, **options)
+        lazy, batch = both(stored(data), Halving(), block=7, **options)
         np.testing.assert_array_equal(lazy.compute(), batch)
         computed = vf.map_model(da.from_array(data, chunks=(9, 15, 1)) + 0, Halving(), **options)
         np.testing.assert_array_equal(computed.compute(), batch)
 
     @pytest.mark.layered
-    def test_classes_of_several_channels_with_activation_and_normalisation(self, stored, tmp_path):
+    def test_classes_of_several_channels_with_activation_and_normalisation(self, stored, both):
         data = voxels((2, 20, 22, 24))
         net = random_net(2, 3)
         options = {"patch": 10, "output": "classes", "activation": "softmax"}
-        lazy, batch = both(stored(data), net, tmp_path, normalize="zscore", **options)
+        lazy, batch = both(stored(data), net, normalize="zscore", **options)
         assert lazy.dtype == np.uint8
         assert lazy.shape == (20, 22, 24)
         np.testing.assert_array_equal(lazy.compute(), batch)
@@ -161,7 +167,7 @@ class TestEqualToPredict:
         assert np.mean(computed.compute() == batch) > 0.999
 
     @pytest.mark.parametrize("normalize", [None, lambda block: (block - 200) / 9])
-    def test_several_volumes_mask_and_threshold(self, stored, tmp_path, normalize):
+    def test_several_volumes_mask_and_threshold(self, stored, both, normalize):
         a, b = stored(voxels((20, 22, 24)), "a.zarr"), stored(voxels((20, 22, 24)), "b.zarr")
         mask = np.zeros((20, 22, 24), "u1")
         mask[:9, :8] = 1
@@ -169,7 +175,7 @@ class TestEqualToPredict:
         options = {"patch": 8, "mask": mask, "skip_below": 60, "fill": -7.0}
         options["normalize"] = normalize
         pair = {"a": a, "b": b}
-        lazy, batch = both(pair, random_net(2), tmp_path, **options)
+        lazy, batch = both(pair, random_net(2), **options)
         assert 0 < (batch == -7).mean() < 1
         np.testing.assert_array_equal(lazy.compute(), batch)
         computed = {"a": a.dask() + 0, "b": b}
@@ -178,26 +184,26 @@ class TestEqualToPredict:
         )
 
     @pytest.mark.parametrize("shape", [(3, 4, 5), (1, 30, 30), (8, 8, 8)])
-    def test_volumes_no_larger_than_the_patch(self, stored, tmp_path, shape):
-        lazy, batch = both(stored(voxels(shape)), random_net(), tmp_path, patch=8)
+    def test_volumes_no_larger_than_the_patch(self, stored, both, shape):
+        lazy, batch = both(stored(voxels(shape)), random_net(), patch=8)
         np.testing.assert_array_equal(lazy.compute(), batch)
 
-    def test_slices_and_flips(self, stored, tmp_path):
+    def test_slices_and_flips(self, stored, both):
         options = {"patch": (1, 16, 16), "flips": "yx"}
-        lazy, batch = both(stored(voxels((5, 30, 41))), slice_net(), tmp_path, **options)
+        lazy, batch = both(stored(voxels((5, 30, 41))), slice_net(), **options)
         np.testing.assert_array_equal(lazy.compute(), batch)
 
-    def test_the_usual_batch_is_that_of_predict(self, stored, tmp_path):
+    def test_the_usual_batch_is_that_of_predict(self, stored, both):
         options = {"patch": 16, "batch_size": "auto"}
-        lazy, batch = both(stored(voxels((20, 20, 60))), random_net(), tmp_path, **options)
+        lazy, batch = both(stored(voxels((20, 20, 60))), random_net(), **options)
         np.testing.assert_array_equal(lazy.compute(), batch)
 
-    def test_a_bundle_says_its_own(self, stored, tmp_path):
+    def test_a_bundle_says_its_own(self, stored, tmp_path, both):
         torch.manual_seed(0)
         net = vf_unet.UNet(1, 2, features=(2, 4)).eval()
         vf.save_model(net, tmp_path / "bundle", patch=8, normalize="minmax", output="classes")
         data = stored(voxels((20, 22, 24)))
-        lazy, batch = both(data, tmp_path / "bundle", tmp_path)
+        lazy, batch = both(data, tmp_path / "bundle")
         assert batch.any()
         np.testing.assert_array_equal(lazy.compute(), batch)
 
