@@ -197,10 +197,12 @@ class Driver:
     def _too_small(self) -> MemoryRefused:
         limits = (worker.memory_bytes or 0 for worker in self.roster.live.values())
         peak, largest = format_bytes(self.plan.peak_bytes), format_bytes(max(limits))
+        # A run that was begun keeps its blocks.
+        anew = ", with overwrite=True, --overwrite" if self.plan.journal else ""
         return MemoryRefused(
             f"{self.plan.operation} needs {peak} per worker, but the largest worker of the Dask"
-            f" cluster at {self.cluster} has {largest}; ask for less than that (memory=, --memory),"
-            " start larger workers, or wait for them (wait=, --wait)"
+            f" cluster at {self.cluster} has {largest}; ask for less than that (memory=,"
+            f" --memory{anew}), start larger workers, or wait for them (wait=, --wait)"
         )
 
     def _retry(self, attempt: Attempt, error: VolflowError) -> None:
