@@ -224,45 +224,34 @@ def run_passes(
         stores = {node: passes.store(node) for node in wanted}
         for store in stores.values():
             store.open()
-        record = Record("pass", {**fingerprint}, {"grid": [len(passes.grid(number))]})
-        plan = _plan(passes, number, left, stores, len(workers(client)), memory_bytes)
-        run(replace(plan, journal=journal, record=record), cluster=client, progress=progress)
+        step, grid = passes.steps[number], passes.grid(number)
+        # Statistics that are known already are not measured again.
+        known = passes.statistics(number) is not None
+        job = PassJob(
+            passes.inputs_of(number),
+            replace(step, statistics=()) if known else step,
+            stores,
+            passes.partials(number),
+            passes.threads,
+            passes.peak_bytes(number),
+        )
+        plan = Plan(
+            f"pass {number + 1} of {len(passes.steps)}",
+            pass_blocks,
+            job,
+            runs_for(left, len(workers(client))),
+            units=grid.voxels(left),
+            unit="voxels",
+            peak_bytes=step.peak_bytes,
+            memory_bytes=memory_bytes,
+            exclusive=True,
+            plugin=passes.model,
+            journal=journal,
+            record=Record("pass", {**fingerprint}, {"grid": [len(grid)]}),
+        )
+        run(plan, cluster=client, progress=progress)
         passes.merge(number)
         passes.drop(number)
-
-
-def _plan(
-    passes: Passes,
-    number: int,
-    left: list[int],
-    stores: dict[int, ActivationStore],
-    count: int,
-    memory_bytes: int,
-) -> Plan:
-    """Return the plan of a pass for the blocks that are left, on so many workers."""
-    step, grid = passes.steps[number], passes.grid(number)
-    # Statistics that are known already are not measured again.
-    known = passes.statistics(number) is not None
-    job = PassJob(
-        passes.inputs_of(number),
-        replace(step, statistics=()) if known else step,
-        stores,
-        passes.partials(number),
-        passes.threads,
-        passes.peak_bytes(number),
-    )
-    return Plan(
-        f"pass {number + 1} of {len(passes.steps)}",
-        pass_blocks,
-        job,
-        runs_for(left, count),
-        units=grid.voxels(left),
-        unit="voxels",
-        peak_bytes=step.peak_bytes,
-        memory_bytes=memory_bytes,
-        exclusive=True,
-        plugin=passes.model,
-    )
 
 
 @dataclass(frozen=True)

@@ -111,8 +111,9 @@ class Network:
         It is traced once where the model is resident.
         """
         net = resident(self.digest, torch.device(self.device)) if module is None else module
-        places = {tensor.device for tensor in (*net.parameters(), *net.buffers())}
-        key = net, frozenset(places), self.channels, self.sizes, self.dtype, self.flips
+        places = frozenset(tensor.device for tensor in (*net.parameters(), *net.buffers()))
+        cast = any(map(torch.is_autocast_enabled, ("cpu", "cuda")))  # to other dtypes
+        key = net, places, cast, self.channels, self.sizes, self.dtype, self.flips
         return made_once(self.digest, key, partial(self._traced, net))
 
     def _traced(self, module: nn.Module) -> Graph:
