@@ -151,13 +151,12 @@ class ModelPlugin(WorkerPlugin):
         with _guard:
             found = _residents[self.digest]
             found.users -= 1
-            if found.users:
-                return
-            found.modules.clear()
-            found.made.clear()
-            gone = [digest for digest, other in _residents.items() if not other.users]
-            for digest in gone[:-MOST_REMEMBERED]:
-                del _residents[digest]
+            if not found.users:
+                found.modules.clear()
+                found.made.clear()
+                gone = [digest for digest, other in _residents.items() if not other.users]
+                for digest in gone[:-MOST_REMEMBERED]:
+                    del _residents[digest]
         if worker is not None:
             give_back()  # others may use this worker, and it keeps more now than Dask lets it
 
