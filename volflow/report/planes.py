@@ -155,21 +155,23 @@ def _pieces(
     """Read boxes that cover planes across one axis, each chunk layer once, in small pieces."""
     shape = volume.shape[-3:]
     chunks: Sequence[int] = getattr(volume, "chunks", (1, 1, 1))[-3:]
-    count = volume.shape[0] if channel is None and len(volume.shape) == 4 else 1
+    axes = len(volume.shape)
+    count = volume.shape[0] if channel is None and axes == 4 else 1
     begin = channel or 0
     normal, (first, second) = pictures[0].normal, pictures[0].axes
     for low, high in _layers([one.index for one in pictures], chunks[normal]):
         free = PIECE_VOXELS // ((high - low) * count)
         wide = _whole(free // chunks[first], chunks[second], shape[second])
         tall = _whole(free // wide, chunks[first], shape[first])
-        corners = itertools.product(range(0, shape[first], tall), range(0, shape[second], wide))
-        for row, column in corners:
-            start, stop = [begin, 0, 0, 0], [begin + count, 0, 0, 0]
-            start[1 + normal], stop[1 + normal] = low, high
-            start[1 + first], stop[1 + first] = row, min(row + tall, shape[first])
-            start[1 + second], stop[1 + second] = column, min(column + wide, shape[second])
-            roi = Roi(tuple(start), tuple(stop))
-            yield roi, _read(volume, roi)
+        spans = {normal: [(low, high)]}
+        for axis, length in ((first, tall), (second, wide)):
+            begins = range(0, shape[axis], length)
+            spans[axis] = [(n, min(n + length, shape[axis])) for n in begins]
+        for box in itertools.product(*(spans[axis] for axis in range(3))):
+            start, stop = zip((begin, begin + count), *box, strict=True)
+            # A volume without channels has one.
+            inside = Roi(start[-axes:], stop[-axes:])
+            yield Roi(start, stop), volume.read(inside).reshape(-1, *inside.shape[-3:])
 
 
 def _layers(indices: Sequence[int], chunk: int) -> list[tuple[int, int]]:
@@ -189,13 +191,6 @@ def _layers(indices: Sequence[int], chunk: int) -> list[tuple[int, int]]:
 def _whole(length: int, chunk: int, size: int) -> int:
     """Return the length of as many whole chunks as fit, at least one, at most the whole axis."""
     return min(size, max(1, length // chunk) * chunk)
-
-
-def _read(volume: Source, roi: Roi) -> Array:
-    """Read a box of all four axes, (c, z, y, x); a volume without channels has one."""
-    if len(volume.shape) == 4:
-        return volume.read(roi)
-    return np.reshape(volume.read(Roi(roi.start[1:], roi.stop[1:])), roi.shape)
 
 
 def _stream(

@@ -312,10 +312,8 @@ def open_together(
 def same_box(a: Subject, b: Subject) -> None:
     """Refuse two volumes that do not cover the same box in the same directions."""
     first, second = a.finest.meta, b.finest.meta
-    for what, mine, theirs in (
-        ("unit", first.unit, second.unit),
-        ("orientation", first.orientation, second.orientation),
-    ):
+    for what in ("unit", "orientation"):
+        mine, theirs = getattr(first, what), getattr(second, what)
         if mine and theirs and mine != theirs:
             raise InvalidInput(
                 f"{a.name} and {b.name} must have the same {what} to be shown as one;"
