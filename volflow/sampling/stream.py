@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -163,7 +163,7 @@ class PatchStream(IterableDataset[dict[str, Any]]):
     @property
     def augment(self) -> tuple[BatchTransform, ...]:
         """The callables that change batches, in their order."""
-        return self.options.transforms
+        return cast(tuple[BatchTransform, ...], self.options.augment)
 
     @property
     def rank(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from volflow.errors import InvalidInput
 from volflow.sampling.cases.named_arrays import Case
@@ -69,11 +69,6 @@ class StreamOptions:
             if getattr(self, name) is not None:
                 number = check_whole(getattr(self, name), f"{name} must be positive and whole")
                 object.__setattr__(self, name, number)
-
-    @property
-    def transforms(self) -> tuple[BatchTransform, ...]:
-        """The callables that change batches, in their order."""
-        return cast(tuple[BatchTransform, ...], self.augment)
 
     def totals(self, cases: Sequence[Case]) -> tuple[int, ...]:
         """Patches of an epoch: one number, or one of each case; none of a grid, which gives all.

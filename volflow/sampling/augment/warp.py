@@ -58,9 +58,7 @@ def signed_turn(quarters: npt.ArrayLike, flips: npt.ArrayLike) -> npt.NDArray[np
     """
     matrix = np.diag(np.where(flips, -1, 1))
     for axis, count in enumerate(np.asarray(quarters)):
-        quarter = np.eye(3, dtype=int)
-        i, j = (other for other in range(3) if other != axis)
-        quarter[np.ix_((i, j), (i, j))] = [[0, -1], [1, 0]]
+        quarter = _rotation(axis, 0, 1).astype(int)
         matrix = matrix @ np.linalg.matrix_power(quarter, int(count))
     return matrix
 
@@ -89,12 +87,16 @@ def affine(angles: npt.ArrayLike, factors: npt.ArrayLike, shears: npt.ArrayLike)
     sheared = np.eye(3)
     sheared[[1, 0, 0], [2, 2, 1]] = shears
     for axis, angle in enumerate(np.asarray(angles, float)):
-        turned = np.eye(3)
-        i, j = (other for other in range(3) if other != axis)
-        c, s = np.cos(angle), np.sin(angle)
-        turned[np.ix_((i, j), (i, j))] = [[c, -s], [s, c]]
-        matrix = matrix @ turned
+        matrix = matrix @ _rotation(axis, np.cos(angle), np.sin(angle))
     return matrix @ sheared @ np.diag(np.asarray(factors, float))
+
+
+def _rotation(axis: int, cosine: float, sine: float) -> Array:
+    """Return the matrix of a rotation about an axis, in the plane of the two others."""
+    matrix = np.eye(3)
+    i, j = (other for other in range(3) if other != axis)
+    matrix[np.ix_((i, j), (i, j))] = [[cosine, -sine], [sine, cosine]]
+    return matrix
 
 
 def sources(

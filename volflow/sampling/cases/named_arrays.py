@@ -208,7 +208,7 @@ def _check_grid(case: str, sources: Mapping[str, Source]) -> None:
     turned = [(name, meta, meta.orientation) for name, meta in metas if meta.orientation]
     for what, agree, known in (
         ("spacing", _same_spacing, spaced),
-        ("orientation", _same_orientation, turned),
+        ("orientation", lambda a, b: a.orientation == b.orientation, turned),
     ):
         for name, meta, text in known[1:]:
             if not agree(known[0][1], meta):
@@ -229,10 +229,6 @@ def _same_spacing(a: Meta, b: Meta) -> bool:
     return (not known or a.unit == b.unit) and all(
         math.isclose(s, t, rel_tol=1e-3) for s, t in zip(a.spacing, b.spacing, strict=True)
     )
-
-
-def _same_orientation(a: Meta, b: Meta) -> bool:
-    return a.orientation == b.orientation
 
 
 def _length(meta: Meta) -> str:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
-from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -66,21 +65,20 @@ class ThreadReader:
     def __init__(self, voxels: int, threads: int) -> None:
         self.voxels = voxels
         self.pool = ThreadPoolExecutor(threads, "volflow-read")
-        self.spare: SimpleQueue[Mapping[str, Array]] = SimpleQueue()
+        self.spare: list[Mapping[str, Array]] = []
 
     def read(self, case: Case, roi: Roi) -> Callable[[], LoadedSuperchunk]:
         """Begin in one of the threads."""
-        if self.spare.empty():
+        if not self.spare:
             sizes = {name: self.voxels * case.voxel_bytes(name) for name in case.sources}
-            buffers: Mapping[str, Array] = {n: np.empty(s, np.uint8) for n, s in sizes.items()}
-        else:
-            buffers = self.spare.get()
+            self.spare.append({name: np.empty(size, np.uint8) for name, size in sizes.items()})
+        buffers = self.spare.pop()
         return self.pool.submit(load, case, roi, buffers).result
 
     def free(self, loaded: LoadedSuperchunk) -> None:
         """Keep the buffers for what is read next."""
         if loaded.buffers is not None:
-            self.spare.put(loaded.buffers)
+            self.spare.append(loaded.buffers)
 
     def close(self) -> None:
         """End the threads."""
