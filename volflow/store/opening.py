@@ -18,6 +18,7 @@ from volflow.geometry.roi import Roi
 from volflow.store.atomic import read_json
 from volflow.store.frames import check_frames
 from volflow.store.meta import Level, Meta
+from volflow.store.slabs import check_dtype
 
 __all__ = [
     "check_array",
@@ -209,11 +210,7 @@ def spatial_meta(meta: Meta, levels: Sequence[Level], level: int) -> Meta:
 def check_array(array: zarr.Array[Any], axes: Sequence[str], timepoint: int | None) -> int | None:
     """Refuse an array that is no volume; the timepoint to read where it has a time axis."""
     _check_sizes(array)
-    kind = getattr(array.dtype, "kind", "?")
-    if kind not in "biuf" or array.dtype.itemsize > 8:
-        raise InvalidInput(
-            f"{label(array)} holds {array.dtype}; a volume holds bool, integers or floats"
-        )
+    check_dtype(array.dtype, label(array))
     if array.ndim != len(axes):
         raise Damaged(
             f"{label(array)} has {array.ndim} axes, its metadata name {', '.join(axes)}; "

@@ -135,22 +135,22 @@ def stream_blocks(job: CopyJob, blocks: tuple[int, ...], context: Context) -> It
 
 
 def _stream_blocks(job: CopyJob, blocks: tuple[int, ...], context: Context) -> Iterator[Step]:
-    depth = job.blocks.block[-3]
-    pending: tuple[int, Future[None]] | None = None
+    """Write each slab while the next is read."""
+    sides = job.blocks.block
+
+    def store(number: int, voxels: npt.NDArray[Any]) -> Step:
+        job.store(number, voxels, context)
+        return Step(number, voxels.size)
+
+    pending: Future[Step] | None = None
     with ThreadPoolExecutor(1) as pool:
-        for roi, voxels in job.open().slabs(depth):
-            number = job.blocks.number(
-                [a // b for a, b in zip(roi.start, job.blocks.block, strict=True)]
-            )
+        for roi, voxels in job.open().slabs(sides[-3]):
+            number = job.blocks.number([a // b for a, b in zip(roi.start, sides, strict=True)])
             if pending is not None:
-                pending[1].result()
-                yield Step(pending[0], job.blocks[pending[0]].size)
-                pending = None
-            if number in blocks:
-                pending = number, pool.submit(job.store, number, voxels, context)
+                yield pending.result()
+            pending = pool.submit(store, number, voxels) if number in blocks else None
         if pending is not None:
-            pending[1].result()
-            yield Step(pending[0], job.blocks[pending[0]].size)
+            yield pending.result()
 
 
 @dataclass(frozen=True)

@@ -160,10 +160,8 @@ def write_source(source: Source, out: str | os.PathLike[str], options: WriteOpti
     with connect(options.cluster, wait=options.wait) as client:
         memory_bytes = memory_per_worker(client, options.memory)
         copy = lay_out(DaskSource(array, meta), os.fspath(out), chunk, shard, memory_bytes)
-        copy = replace(
-            copy, what=f"Dask array {array.shape} in {math.prod(array.numblocks)} chunks"
-        )
-        copy = _in_blocks(array, copy, options.overwrite)
+        what = f"Dask array {array.shape} in {math.prod(array.numblocks)} chunks"
+        copy = _in_blocks(array, replace(copy, what=what), options.overwrite)
 
         pieces = Pieces.of(array, client, is_embedded(client))
         identity = pieces.identity()

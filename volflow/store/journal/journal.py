@@ -109,17 +109,13 @@ class Journal:
             Where the record is damaged or of an unknown format.
         """
         try:
-            saved = read_json(self._plan)
+            return as_record(read_json(self._plan))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise InvalidInput(_unreadable(self._plan, _reason(error))) from error
         except ValueError as error:
             raise Damaged(_unreadable(self._plan, _reason(error))) from error
-        try:
-            return as_record(saved)
-        except ValueError as error:
-            raise Damaged(_unreadable(self._plan, str(error))) from error
 
     def make_place(self) -> None:
         """Make the journal's directory beside the output; refuses where that cannot be made."""
