@@ -38,17 +38,13 @@ def padded_axes(
     >>> z.low, y.low, z.boundary
     (2, 0, 'reflect')
     """
+    per_array = []
     for name, given in (("depth", depth), ("boundary", boundary)):
-        if isinstance(given, list) and len(given) != len(chunks):
-            raise InvalidInput(f"{name} lists {len(given)} entries for {len(chunks)} arrays")
-    return [
-        _axes(
-            sizes,
-            depth[n] if isinstance(depth, list) else depth,
-            boundary[n] if isinstance(boundary, list) else boundary,
-        )
-        for n, sizes in enumerate(chunks)
-    ]
+        entries = given if isinstance(given, list) else [given] * len(chunks)
+        if len(entries) != len(chunks):
+            raise InvalidInput(f"{name} lists {len(entries)} entries for {len(chunks)} arrays")
+        per_array.append(entries)
+    return [_axes(*one) for one in zip(chunks, *per_array, strict=True)]
 
 
 def _axes(chunks: Chunks, depth: Any, boundary: Any) -> tuple[PaddedAxis, ...]:
