@@ -13,7 +13,7 @@ from torch import nn
 from tests import nets
 from volflow.errors import InvalidInput
 from volflow.model.forward import Forward, pick_device, torch_threads
-from volflow.model.resident import ModelPlugin, forward_lock, resident
+from volflow.model.resident import ModelPlugin, forward_lock, held, made_once, resident
 from volflow.model.trial import probe
 
 
@@ -246,6 +246,25 @@ class TestResident:
         second.teardown(None)
         with pytest.raises(KeyError):
             resident("shared", torch.device("cpu"))
+
+    def test_what_is_made_of_it_goes_with_it(self):
+        plugin, made = ModelPlugin(nn.Identity(), "made of"), []
+
+        def make():
+            made.append(1)
+            return len(made)
+
+        for last in (1, 2):
+            with held(plugin):
+                assert [made_once("made of", "key", make) for _ in range(3)] == [last] * 3
+
+    def test_its_trials_are_remembered_for_the_next_case(self):
+        net, tried = nn.Identity(), []
+        net.register_forward_hook(lambda *given: tried.append(1))
+        for _ in range(4):
+            with held(ModelPlugin(net, "tried")):
+                probe(Forward("tried", (4, 4, 4), 1), 1, 2**32, 1)
+        assert len(tried) == 2
 
     def test_it_travels_with_its_weights(self):
         net = nets.random_net()

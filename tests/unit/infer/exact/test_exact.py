@@ -15,6 +15,7 @@ from tests import nets
 from tests.exact_oracle import EXACT, error, lively, whole
 from volflow.errors import InvalidInput, MemoryRefused, NoExactRule
 from volflow.model.unet import UNet
+from volflow.passes import network
 
 SHAPE = (18, 13, 21)
 
@@ -457,3 +458,13 @@ class TestRefused:
         scan[3, 4, 5] = np.nan
         with pytest.raises(vf.errors.VolflowError, match="produced NaN or infinity"):
             exact(scan, unet(2))
+
+
+def test_a_network_is_traced_once(client, tmp_path, monkeypatch):
+    traced, trace = [], network.trace_any
+    monkeypatch.setattr(network, "trace_any", lambda *of: traced.append(of) or trace(*of))
+    options = {"cluster": client, "memory": "50MiB", "chunk": 8, "shard": 8, "progress": False}
+    net, scan = unet(2, "instance"), noise()
+    result = vf.predict(scan, net, tmp_path / "out.zarr", blend="exact", **options)
+    assert error(result[:], whole(scan, net, 2)) < EXACT
+    assert len(traced) == 1
