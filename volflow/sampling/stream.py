@@ -44,7 +44,7 @@ class PatchStream(IterableDataset[dict[str, Any]]):
 
     Superchunks of volumes are decoded once each, and many patches are cut from them while several
     are mixed; the window of them is refilled all the time. The order of patches is a pure function
-    of ``(seed, epoch, index)``: not of memory, threads, workers, ranks, feeds or interruptions.
+    of ``(seed, epoch, index)``: not of memory, threads, workers, ranks, readers or interruptions.
 
     Iterating yields samples: a tensor ``czyx`` for each array, in the stored dtype; ``"location"``
     (int64: z0, y0, x0, z1, y1, x1), ``"case"``, ``"index"`` (place in the epoch) and ``"key"`` (an

@@ -397,13 +397,21 @@ class TestResumes:
         assert not list(Path(volume.path).glob(".*"))
 
 
+@pytest.fixture(scope="module")
+def whole(client, tmp_path_factory):
+    """A folder with a volume of three levels and its journals."""
+    folder, options = tmp_path_factory.mktemp("whole"), {"cluster": client, "progress": False}
+    volume = vf.convert(random("u2"), folder / "a.zarr", chunk=8, shard=8, **options)
+    vf.pyramid(volume, levels=2, **options)
+    return folder
+
+
 class TestVerify:
     @pytest.fixture
-    def made(self, client, tmp_path, pyramid):
-        volume = vf.convert(
-            random("u2"), tmp_path / "a.zarr", chunk=8, shard=8, cluster=client, progress=False
-        )
-        return pyramid(volume, levels=2)
+    def made(self, whole, tmp_path):
+        """A copy of it, to be damaged."""
+        shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+        return vf.open(tmp_path / "a.zarr")
 
     def test_reads_levels_too(self, made):
         seen = []
