@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import zarr
 
 from volflow.errors import InvalidInput
 from volflow.geometry.histogram import Histogram
@@ -175,6 +176,7 @@ def _refuse_different(volumes: Sequence[Volume]) -> None:
 
 
 def _finest(volume: Any) -> Volume:
+    volume = open_volume(volume) if isinstance(volume, zarr.Array) else volume
     path = volume.path if isinstance(volume, Volume) else volume
     if not isinstance(path, str | os.PathLike):
         raise InvalidInput(
