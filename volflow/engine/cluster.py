@@ -101,9 +101,9 @@ def connect(cluster: Cluster = None, *, wait: float | str | None = None) -> Iter
     Raises
     ------
     InvalidInput
-        Where no cluster can be made of it, or the scheduler does not answer.
+        If no cluster can be made of it, or the scheduler does not answer.
     RunFailed
-        Where no worker came in time.
+        If no worker came in time.
 
     Examples
     --------

@@ -173,12 +173,12 @@ def run(
     Raises
     ------
     ResumeRefused
-        Where the plan's journal was begun with something else.
+        If the plan's journal was begun with something else.
     MemoryRefused
-        Where all workers are too small for the plan, and no others are expected: the cluster does
+        If all workers are too small for the plan, and no others are expected: the cluster does
         not grow by itself, and nobody said how long to wait.
     RunFailed
-        Where blocks failed after their retries, no worker came for as long as `patience` allows,
+        If blocks failed after their retries, no worker came for as long as `patience` allows,
         or the scheduler is gone.
     VolflowError
         What a task raised of that kind, at once and without retry: what is refused stays refused,

@@ -106,7 +106,7 @@ class BlockWriter:
         Raises
         ------
         Superseded
-            Where nobody waits for the task any more when its first shard comes; nothing is
+            If nobody waits for the task any more when its first shard comes; nothing is
             written then.
         """
         if not self.entries:
@@ -160,7 +160,7 @@ class Context:
         Raises
         ------
         Superseded
-            Where that is so.
+            If that is so.
         """
         if not self.wanted():
             raise Superseded("the driver no longer waits for this task, which stops")

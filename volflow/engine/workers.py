@@ -78,7 +78,7 @@ def worker_records(client: Client) -> dict[str, Mapping[str, Any]]:
     Raises
     ------
     RunFailed
-        Where the scheduler does not answer.
+        If the scheduler does not answer.
     """
     try:
         scheduler: Any = client.scheduler
@@ -130,7 +130,7 @@ def patient(wait: float | str | None, most_s: float | None = None) -> Iterator[N
     Raises
     ------
     InvalidInput
-        Where it is no time, or below 0.
+        If it is no time, or below 0.
     """
     wait_s = _patience.get() if wait is None else _seconds(wait)
     if most_s is not None:
@@ -187,7 +187,7 @@ def await_workers(client: Client) -> None:
     Raises
     ------
     RunFailed
-        Where none came in time, or the scheduler is gone.
+        If none came in time, or the scheduler is gone.
     """
     waiting = patience()
     while not worker_records(client):

@@ -29,7 +29,7 @@ def parse_bytes(size: str | int | float) -> int:
     Raises
     ------
     InvalidInput
-        Where it is not a positive amount.
+        If it is not a positive amount.
 
     Examples
     --------

@@ -63,7 +63,7 @@ class Frame:
         Raises
         ------
         InvalidInput
-            Where letters are wrong, or a frame is wanted of a volume without orientation.
+            If letters are wrong, or a frame is wanted of a volume without orientation.
         """
         if wanted is None:
             return cls()

@@ -65,7 +65,7 @@ def stride_of(
     Raises
     ------
     InvalidInput
-        Where the overlap is negative or not smaller than the patch.
+        If the overlap is negative or not smaller than the patch.
 
     Examples
     --------
@@ -190,7 +190,7 @@ class PatchGrid:
     Raises
     ------
     InvalidInput
-        Where a stride does not lie in 1..patch or a padding in 0..patch - 1, or an axis is padded
+        If a stride does not lie in 1..patch or a padding in 0..patch - 1, or an axis is padded
         both by ``pad_tail`` and by ``padding``.
 
     Examples
@@ -283,7 +283,7 @@ class PatchGrid:
         Raises
         ------
         InvalidInput
-            Where patch or stride is no multiple of the scale.
+            If patch or stride is no multiple of the scale.
 
         Examples
         --------

@@ -170,7 +170,7 @@ class Histogram:
         Raises
         ------
         InvalidInput
-            Where ``q`` is not in 0..100, or there is no voxel.
+            If ``q`` is not in 0..100, or there is no voxel.
 
         Examples
         --------

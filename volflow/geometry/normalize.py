@@ -62,7 +62,7 @@ class Normalization:
         Raises
         ------
         InvalidInput
-            Where the block has another number of channels.
+            If the block has another number of channels.
         """
         if len(stored) != len(self.scale):
             raise InvalidInput(
@@ -93,7 +93,7 @@ def normalization(name: str, statistics: Distribution) -> Normalization:
     Raises
     ------
     InvalidInput
-        Where the name is unknown or the percentiles are not ascending in 0..100.
+        If the name is unknown or the percentiles are not ascending in 0..100.
 
     Examples
     --------

@@ -22,7 +22,7 @@ class Roi:
     Raises
     ------
     ValueError
-        Where the lengths differ or an axis is reversed.
+        If the lengths differ or an axis is reversed.
 
     Examples
     --------

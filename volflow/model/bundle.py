@@ -84,7 +84,7 @@ def load_model(
     Raises
     ------
     InvalidInput
-        Where it cannot be loaded; one line, with the remedy.
+        If it cannot be loaded; one line, with the remedy.
 
     Examples
     --------
@@ -135,7 +135,7 @@ def save_model(
     Raises
     ------
     InvalidInput
-        Where a field is wrong, the architecture does not build this module, or the path is
+        If a field is wrong, the architecture does not build this module, or the path is
         taken; nothing is written then.
 
     Examples

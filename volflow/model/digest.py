@@ -82,7 +82,7 @@ def digest_of(model: nn.Module | Callable[..., Any]) -> str:
     Raises
     ------
     InvalidInput
-        Where a parameter has no values yet (a lazy layer, or the meta device).
+        If a parameter has no values yet (a lazy layer, or the meta device).
 
     Examples
     --------

@@ -41,7 +41,7 @@ class UNet(nn.Module):
     Raises
     ------
     InvalidInput
-        Where an argument cannot be used, or an input is no multiple of `alignment`.
+        If an argument cannot be used, or an input is no multiple of `alignment`.
 
     Examples
     --------

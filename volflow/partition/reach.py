@@ -198,9 +198,9 @@ def halo_of(module: nn.Module, channels: int = 1, shape: Sequence[int] | None = 
     Raises
     ------
     NoExactRule
-        Where an op cannot be cut into blocks, naming it and its module.
+        If an op cannot be cut into blocks, naming it and its module.
     InvalidInput
-        Where the model does not take such a volume.
+        If the model does not take such a volume.
 
     Examples
     --------
@@ -314,7 +314,7 @@ def scale_of(graph: Graph) -> tuple[int, ...]:
     Raises
     ------
     InvalidInput
-        Where outputs differ in scale, are finer than the input, or lose voxels at the border.
+        If outputs differ in scale, are finer than the input, or lose voxels at the border.
     """
     scales = scales_of(graph)
     found = {tuple(scales[n]) for n in graph.outputs.values()}

@@ -51,7 +51,7 @@ def trace(
     Raises
     ------
     NoExactRule
-        Where an op cannot be cut into blocks, naming it and its module.
+        If an op cannot be cut into blocks, naming it and its module.
     Exception
         Any error that the module raises for an input of this shape.
 

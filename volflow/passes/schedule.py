@@ -72,7 +72,7 @@ class Planner:
         Raises
         ------
         MemoryRefused
-            Where not even the smallest blocks fit, naming the memory that they take.
+            If not even the smallest blocks fit, naming the memory that they take.
         """
         step = Pass((0,), self.graph.ends, (), self.graph.sizes(0))  # one block, statistics and all
         alone = self.costs.measured(step, frozenset(), self.memory_bytes)

@@ -47,7 +47,7 @@ def folder_aside(target: Path) -> Iterator[Path]:
     Raises
     ------
     OSError
-        Where it cannot be made.
+        If it cannot be made.
     """
     path, handle = _new_folder(target)
     try:
@@ -64,7 +64,7 @@ def file_aside(target: Path) -> Iterator[tuple[Path, IO[bytes]]]:
     Raises
     ------
     OSError
-        Where it cannot be made.
+        If it cannot be made.
     """
     path, file = _new_file(target)
     try:
@@ -81,7 +81,7 @@ def replace_folder(new: Path, target: Path) -> None:
     Raises
     ------
     OSError
-        Where it cannot be moved; what was at the place is there again.
+        If it cannot be moved; what was at the place is there again.
     """
     if not target.exists():
         new.rename(target)

@@ -34,7 +34,7 @@ def plain(value: Any) -> Any:
     Raises
     ------
     TypeError
-        Where a part has no JSON form.
+        If a part has no JSON form.
 
     Examples
     --------
@@ -84,7 +84,7 @@ def write_file(path: Path, data: bytes) -> None:
     Raises
     ------
     OSError
-        Where it cannot be written; what was there before is still there.
+        If it cannot be written; what was there before is still there.
     """
     with file_aside(path) as (part, file):
         file.write(data)
@@ -98,7 +98,7 @@ def write_json(path: Path, value: Any) -> None:
     Raises
     ------
     OSError
-        Where it cannot be written; what was there before is still there.
+        If it cannot be written; what was there before is still there.
     """
     write_file(path, json.dumps(value, default=_encode).encode())
 
@@ -109,9 +109,9 @@ def read_json(path: Path, most_bytes: int = MOST_BYTES) -> Any:
     Raises
     ------
     ValueError
-        Where it is no JSON, as after a power cut, too large, or nested too deeply.
+        If it is no JSON, as after a power cut, too large, or nested too deeply.
     OSError
-        Where it cannot be read.
+        If it cannot be read.
     """
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -126,7 +126,7 @@ def parse_json(data: bytes) -> Any:
     Raises
     ------
     ValueError
-        Where it is none, or nested so deeply that what walks through it would not come back.
+        If it is none, or nested so deeply that what walks through it would not come back.
 
     Examples
     --------

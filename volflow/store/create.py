@@ -37,7 +37,7 @@ def create(path: str | os.PathLike[str], spec: VolumeSpec, *, overwrite: bool = 
     Raises
     ------
     InvalidInput
-        Where an argument is refused; whatever was there is still there.
+        If an argument is refused; whatever was there is still there.
 
     Examples
     --------
@@ -93,7 +93,7 @@ def check_target(path: str | os.PathLike[str], *, overwrite: bool = False) -> st
     Raises
     ------
     InvalidInput
-        Where the name ends like that of another format, the folder around it is missing, or
+        If the name ends like that of another format, the folder around it is missing, or
         something is there already that may not or must not be replaced.
     """
     target = os.fspath(path)

@@ -26,9 +26,9 @@ def to_box(key: Any, shape: Sequence[int]) -> tuple[Roi, tuple[int | slice, ...]
     Raises
     ------
     InvalidInput
-        Where the key holds anything else.
+        If the key holds anything else.
     IndexError
-        Where an integer lies outside, or there are more of them than axes.
+        If an integer lies outside, or there are more of them than axes.
 
     Examples
     --------

@@ -88,7 +88,7 @@ def resolve_layout(
     Raises
     ------
     InvalidInput
-        Where the shard is not a multiple of the chunk; the message names what fits.
+        If the shard is not a multiple of the chunk; the message names what fits.
 
     Examples
     --------
@@ -233,7 +233,7 @@ def split(roi: Roi, shape: Sequence[int], unit: Sequence[int], axes: Sequence[st
     Raises
     ------
     InvalidInput
-        Where an object lies partly outside of the box: whoever writes the other part would lose
+        If an object lies partly outside of the box: whoever writes the other part would lose
         this one, or the other way round.
 
     Examples

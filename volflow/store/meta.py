@@ -85,7 +85,7 @@ class Meta:
     Raises
     ------
     InvalidInput
-        Where a field is malformed.
+        If a field is malformed.
 
     Examples
     --------
@@ -218,7 +218,7 @@ class VolumeSpec:
         Raises
         ------
         InvalidInput
-            Where no volume can be like that.
+            If no volume can be like that.
 
         Examples
         --------

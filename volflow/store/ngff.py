@@ -104,7 +104,7 @@ def read_group(group: zarr.Group) -> tuple[Meta, tuple[Level, ...]]:
     Raises
     ------
     InvalidInput
-        Where the group is no image, or its metadata cannot be understood.
+        If the group is no image, or its metadata cannot be understood.
     """
     attributes: dict[str, Any] = group.attrs.asdict()
     ome: Any = attributes.get("ome", attributes)

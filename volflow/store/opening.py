@@ -70,7 +70,7 @@ def open_node(path: str) -> tuple[str, Node]:
     Raises
     ------
     InvalidInput
-        Where there is none, or its metadata are damaged.
+        If there is none, or its metadata are damaged.
     """
     if not is_url(path):
         local = Path(path.removeprefix("file://")).expanduser().absolute()
@@ -261,9 +261,9 @@ def read_stored(
     Raises
     ------
     Unreadable
-        Where the stored bytes are damaged.
+        If the stored bytes are damaged.
     RunFailed
-        Where they cannot be reached.
+        If they cannot be reached.
     """
     try:
         check_frames(array, index)

@@ -159,7 +159,7 @@ def refuse_complex(values: Any, what: str) -> None:
     Raises
     ------
     InvalidInput
-        Where they are complex.
+        If they are complex.
 
     Examples
     --------

@@ -57,9 +57,9 @@ def verify(
     Raises
     ------
     InvalidInput
-        Where the output has no journal, as what other programs wrote.
+        If the output has no journal, as what other programs wrote.
     Damaged
-        Where the journal is.
+        If the journal is.
     Locked
         While a driver writes the output.
     """

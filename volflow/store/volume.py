@@ -144,11 +144,11 @@ class Volume(Source):
         Raises
         ------
         InvalidInput
-            Where the box reaches outside.
+            If the box reaches outside.
         Unreadable
-            Where the stored bytes are damaged.
+            If the stored bytes are damaged.
         RunFailed
-            Where they cannot be reached.
+            If they cannot be reached.
         """
         roi = self._box(roi)
         start = dict(zip(self.axes, roi, strict=True))
@@ -179,9 +179,9 @@ class Volume(Source):
         Raises
         ------
         InvalidInput
-            Where the box owns a shard only in part, or the data do not fit.
+            If the box owns a shard only in part, or the data do not fit.
         StoreFull
-            Where no space is left.
+            If no space is left.
         """
         if tuple(self.stored_axes) != self.axes:
             raise InvalidInput(
@@ -329,7 +329,7 @@ def shard_rois(volume: Volume, roi: Roi) -> list[Roi]:
     Raises
     ------
     InvalidInput
-        Where it owns one only in part: two writers could then lose each other's voxels.
+        If it owns one only in part: two writers could then lose each other's voxels.
     """
     roi = volume._box(roi)
     return split(roi, volume.shape, volume.shards or volume.chunks, volume.axes)
@@ -356,7 +356,7 @@ def open_volume(
     Raises
     ------
     InvalidInput
-        Where there is no such volume, or it is none that can be read; one line says why.
+        If there is no such volume, or it is none that can be read; one line says why.
 
     Examples
     --------

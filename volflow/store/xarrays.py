@@ -52,7 +52,7 @@ def from_xarray(x: xarray.DataArray) -> tuple[Any, Meta]:
     Raises
     ------
     InvalidInput
-        Where a dimension is unknown, or a coordinate is not regular and ascending.
+        If a dimension is unknown, or a coordinate is not regular and ascending.
 
     Examples
     --------
@@ -97,7 +97,7 @@ def to_xarray(volume: Volume) -> xarray.DataArray:
     Raises
     ------
     InvalidInput
-        Where xarray is not installed.
+        If xarray is not installed.
 
     Examples
     --------

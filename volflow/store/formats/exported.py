@@ -112,7 +112,7 @@ def keep_receipt(path: Path, receipt: Receipt) -> None:
     Raises
     ------
     OSError
-        Where it cannot be written.
+        If it cannot be written.
     """
     folder = journal_dir(path)
     folder.mkdir(exist_ok=True)
@@ -125,7 +125,7 @@ def file_sum(path: Path) -> FileSum:
     Raises
     ------
     OSError
-        Where it cannot be read.
+        If it cannot be read.
     """
     found = FileSum()
     with path.open("rb") as file:

@@ -81,7 +81,7 @@ class NiftiSource(Source):
         Raises
         ------
         InvalidInput
-            Where the file is cut short or damaged.
+            If the file is cut short or damaged.
         """
         with _stream(self.path, self.sequential) as stream, _damage(self.path):
             stream.seek(self.offset)
@@ -116,10 +116,10 @@ def open_nifti(path: str) -> NiftiSource:
     Raises
     ------
     InvalidInput
-        Where it is none, or holds what a volume cannot (colours, complex numbers, more than one
+        If it is none, or holds what a volume cannot (colours, complex numbers, more than one
         axis beyond x, y, z).
     Damaged
-        Where it is cut short, or its header says what cannot be.
+        If it is cut short, or its header says what cannot be.
     """
     nibabel = import_nibabel()
     compressed = _is_packed(path)

@@ -51,7 +51,7 @@ def header_bytes(meta: Meta, shape: Sequence[int], dtype: np.dtype[Any]) -> byte
     Raises
     ------
     Damaged
-        Where the metadata describe no grid that NIfTI can.
+        If the metadata describe no grid that NIfTI can.
     """
     try:
         return _header_bytes(meta, shape, dtype)

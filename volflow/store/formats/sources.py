@@ -88,7 +88,7 @@ def open_source(x: Any) -> Source:
     Raises
     ------
     InvalidInput
-        Where it cannot be read; one line says why.
+        If it cannot be read; one line says why.
 
     Examples
     --------
@@ -145,7 +145,7 @@ def volume_shape(shape: tuple[int, ...], name: str) -> tuple[tuple[int, ...], tu
     Raises
     ------
     InvalidInput
-        Where it is none, or empty.
+        If it is none, or empty.
     """
     if len(shape) == 2:
         shape = (1, *shape)

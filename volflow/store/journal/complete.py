@@ -20,7 +20,7 @@ def open_complete(x: Any) -> Volume:
     Raises
     ------
     InvalidInput
-        Where it cannot be opened, or the run that writes it has not ended.
+        If it cannot be opened, or the run that writes it has not ended.
     """
     volume = open_volume(x)
     require_complete(volume)

@@ -106,7 +106,7 @@ class Journal:
         Raises
         ------
         Damaged
-            Where the record is damaged or of an unknown format.
+            If the record is damaged or of an unknown format.
         """
         try:
             return as_record(read_json(self._plan))
@@ -129,9 +129,9 @@ class Journal:
         Raises
         ------
         Locked
-            Where another driver holds it.
+            If another driver holds it.
         InvalidInput
-            Where the directory cannot be made or written.
+            If the directory cannot be made or written.
         """
         path = self.directory / "lock"
         self.make_place()
@@ -155,9 +155,9 @@ class Journal:
         Raises
         ------
         ResumeRefused
-            Where it differs, saying in what.
+            If it differs, saying in what.
         InvalidInput
-            Where the journal is damaged.
+            If the journal is damaged.
         """
         given = Record(record.operation, plain(record.fingerprint), plain(record.settings))
         before = self.recorded()
@@ -176,9 +176,9 @@ class Journal:
         Raises
         ------
         ResumeRefused
-            Where the record differs from the first run's, saying in what.
+            If the record differs from the first run's, saying in what.
         InvalidInput
-            Where the journal is damaged or cannot be written.
+            If the journal is damaged or cannot be written.
         """
         given = self.compare(record)
         token = uuid.uuid4().hex
@@ -198,7 +198,7 @@ class Journal:
         Raises
         ------
         Superseded
-            Where the session is not the running one.
+            If the session is not the running one.
         """
         try:
             current = read_json(self._session)
@@ -240,7 +240,7 @@ class Journal:
         Raises
         ------
         RunFailed
-            Where the record cannot be written; the block then is not done.
+            If the record cannot be written; the block then is not done.
         Superseded
             As `check`.
         """

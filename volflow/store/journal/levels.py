@@ -75,7 +75,7 @@ def place_of(volume: Volume) -> Place:
     Raises
     ------
     InvalidInput
-        Where it is not one that volflow wrote to a local path.
+        If it is not one that volflow wrote to a local path.
     """
     if volume.path is None:
         raise InvalidInput("a volume in memory has no place for levels; store it with vf.write")

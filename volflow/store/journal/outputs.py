@@ -32,7 +32,7 @@ def check_apart(out: str | os.PathLike[str], *inputs: Any) -> None:
     Raises
     ------
     InvalidInput
-        Where an input is the output or lies inside of it.
+        If an input is the output or lies inside of it.
     """
     place = Path(os.path.realpath(out))
     for one in inputs:

@@ -97,7 +97,7 @@ def typed(kind: type[T], saved: Any) -> T:
     Raises
     ------
     ValueError
-        Where it holds anything else, saying where.
+        If it holds anything else, saying where.
 
     Examples
     --------
@@ -119,7 +119,7 @@ def as_entries(saved: Any) -> tuple[tuple[ShardEntry, ...], dict[str, float]]:
     Raises
     ------
     ValueError
-        Where the value is not what `Journal.mark` writes.
+        If the value is not what `Journal.mark` writes.
     """
     try:
         entries = tuple(_shard_entry(entry) for entry in saved["entries"])
