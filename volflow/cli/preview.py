@@ -14,7 +14,7 @@ from volflow.option import numbers, option
 
 __all__ = ["preview"]
 
-LAYER = ("level", "channel", "classes")  # what all pictures are told
+LAYER = ("level", "channel", "classes")  # options of all three pictures
 
 
 def _place(name: str, text: str) -> Any:
@@ -24,21 +24,28 @@ def _place(name: str, text: str) -> Any:
 
 @dataclass(frozen=True)
 class PreviewOptions:
-    """What a preview can be told."""
+    """The options of `volflow preview`, some of which belong to one of its three pictures."""
 
     over: str | None = option(None, "The scan underneath.")
     against: str | None = option(None, "Another result: both, and how they differ.")
     sheet: str | None = option(
         None, "Many planes along an axis: z, y, x, axial, coronal or sagittal."
     )
-    tiles: int | None = option(None, "How many planes of a sheet: 24.")
+    tiles: int | None = option(None, "How many planes a sheet shows. Default: 24.")
     out: str | None = option(None, f"{OUT} Default: beside VOLUME.", names=("--out", "-o"))
-    at: Any = option(None, "center, content, or a voxel z,y,x. Default: by content.", read=_place)
+    at: Any = option(
+        None,
+        "Where planes cross: center, content, or a voxel z,y,x. Default: center of a volume alone,"
+        " else content.",
+        read=_place,
+    )
     classes: list[str] | None = option(
-        None, "Names of the classes from 0 on: background,liver,tumour.", read=class_names
+        None, "Names of the classes from 0 on, such as background,liver,tumour.", read=class_names
     )
     channel: int | None = option(None, "Which channel to show.")
-    level: int | None = option(None, "Which level of the pyramid.")
+    level: int | None = option(
+        None, "Which level of the pyramid. Default: the finest that the picture can show."
+    )
     dpi: int = option(150, DPI)
 
 

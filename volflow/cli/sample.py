@@ -61,31 +61,35 @@ def as_probabilities(name: str, text: str) -> dict[int, float]:
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """What `volflow sample` can be told."""
+    """The options of `volflow sample`, some of which belong to one sampler or picture."""
 
-    sampler: str = option("uniform", "uniform, weighted, label, or grid; by default uniform.")
-    patch: Any = option(64, "Voxels: 64, or 32,96,96 (z,y,x).", read=numbers)
+    sampler: str = option("uniform", "uniform, weighted, label or grid.")
+    patch: Any = option(64, "Voxels per side: 64, or 32,96,96 (z,y,x).", read=numbers)
     count: int | None = option(
-        None, "How many patches: 32; 1000 with --stats.", names=("--count", "-n")
+        None, "How many patches. Default: 32, or 1000 with --stats.", names=("--count", "-n")
     )
-    stats: bool = option(False, "Where patches fall instead of what they show.")
+    stats: bool = option(False, "Show where patches fall, not what they hold.")
     out: str | None = option(None, f"{OUT} Default: beside CASES.", names=("--out", "-o"))
     border: str | None = option(
-        None, "inside: patches lie in the volume; pad: centres lie anywhere."
+        None, "inside: patches lie within the volume; pad: their centres do. Default: inside."
     )
-    label: str | None = option(None, "Name of the array of classes; by default the first.")
-    weight: str | None = option(None, "Name of the array of weights: weight.")
+    label: str | None = option(None, "Name of the array of classes. Default: the first.")
+    weight: str | None = option(None, "Name of the array of weights. Default: weight.")
     probabilities: dict[int, float] | None = option(
         None,
-        "Of each class, such as 0=1,1=3; by default all voxels above 0.",
+        "Weight of each class, such as 0=1,1=3. Default: all voxels above 0 alike.",
         read=as_probabilities,
     )
-    overlap: Any = option(None, "Of a grid: in voxels, or as a fraction below 1.", read=numbers)
-    axis: str | None = option(None, "Across the slices shown: z, y, x, axial, coronal or sagittal.")
-    classes: list[str] | None = option(
-        None, "Names of the classes from 0 on: background,liver,tumour.", read=class_names
+    overlap: Any = option(
+        None, "Of patches of a grid, in voxels or as a fraction below 1. Default: 0.", read=numbers
     )
-    seed: int = option(0, "Of the random places: 0.")
+    axis: str | None = option(
+        None, "The axis across slices: z, y, x, axial, coronal or sagittal. Default: z."
+    )
+    classes: list[str] | None = option(
+        None, "Names of the classes from 0 on, such as background,liver,tumour.", read=class_names
+    )
+    seed: int = option(0, "Seed of the random places.")
     dpi: int = option(150, DPI)
 
 
@@ -138,8 +142,8 @@ def sample(
     if plan:
         counts = stream.case_counts()
         planned = {"sampler": repr(chosen), "cases": counts, "peak_bytes": stream.plan.peak_bytes}
-        told = ", ".join(f"{name} {n}" for name, n in counts.items())
-        say(planned, as_json, f"{chosen}\n{stream.plan}\ncases       {told}")
+        shares = ", ".join(f"{name} {n}" for name, n in counts.items())
+        say(planned, as_json, f"{chosen}\n{stream.plan}\ncases       {shares}")
         return
     from volflow.report.pictures.patch_counts import facts_text
     from volflow.report.pictures.patch_pictures import patch_sheet, patch_stats

@@ -65,14 +65,23 @@ def _shown(kind: Any) -> list[Field[Any]]:
 def _parameter(option: Field[Any], panel: str | None) -> inspect.Parameter:
     said = option.metadata
     names = said["names"] or (spelled(option),)
-    told = typer.Option(*names, help=said["help"], rich_help_panel=panel or said["panel"])
+    shown = typer.Option(*names, help=_help(option), rich_help_panel=panel or said["panel"])
     kind = list[str] if said["many"] else KINDS.get(str(option.type), str)
     return inspect.Parameter(
         option.name,
         inspect.Parameter.KEYWORD_ONLY,
         default=None,
-        annotation=Annotated[kind | None, told],
+        annotation=Annotated[kind | None, shown],
     )
+
+
+def _help(option: Field[Any]) -> str:
+    """Return the help of an option, with its default where that is a value of its own."""
+    text, default = str(option.metadata["help"]), option.default
+    if default is None or default is False or default in ("", "auto"):
+        return text
+    shown = ", ".join(map(str, default)) if isinstance(default, tuple) else default
+    return f"{text} Default: {shown}."
 
 
 def _made(kind: Any, words: Mapping[str, Any]) -> Any:

@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 OUT = "The picture (.png, .pdf, .svg)."
-DPI = "Pixels per inch of the picture: 150."
+DPI = "Pixels per inch of the picture."
 PlanOnly = Annotated[bool, typer.Option("--plan", help="Print the plan and run nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]

@@ -36,14 +36,14 @@ class NetworkOptions(ModelOptions):
 
     frame: str | None = option(None, "The axes that the model expects, such as RAS.", MODEL)
     normalize: str | Callable[[Any], Any] | None = option(
-        None, "minmax, zscore or percentile; none where the bundle names one.", MODEL
+        None, "minmax, zscore or percentile; none leaves out what the bundle names.", MODEL
     )
     activation: str | Callable[[Any], Any] | None = option(
         None, "After blending: softmax or sigmoid.", MODEL
     )
-    device: str = option("auto", "cpu, cuda or cuda:1; by default the best.", MODEL)
+    device: str = option("auto", "cpu, cuda or cuda:1. Default: the best there is.", MODEL)
     patch: int | tuple[int, int, int] | None = option(
-        None, "The model's window: 96, or 96,96,48.", PATCHES, read=numbers
+        None, "The model's window in voxels: 96, or 96,96,48 (z,y,x).", PATCHES, read=numbers
     )
 
 
@@ -52,23 +52,31 @@ class PredictOptions(OutputOptions, NetworkOptions):
     """The options of `predict`."""
 
     batch_size: int | str = option(
-        "auto", "Patches per call; by default found by trial.", MODEL, read=number_or_word
+        "auto", "Patches per forward. Default: found by a trial.", MODEL, read=number_or_word
     )
     precision: str = option("auto", "float32, or bfloat16 where the device has it.", MODEL)
     overlap: float | tuple[float, float, float] | None = option(
-        None, "In voxels, or as a fraction below 1.", PATCHES, read=numbers
+        None,
+        "Of patches, in voxels or as a fraction below 1. Default: the bundle's, or 0.25.",
+        PATCHES,
+        read=numbers,
     )
     blend: str | None = option(
-        None, "gaussian, hann, average or crop; exact: no seams at all.", PATCHES
+        None,
+        "gaussian, hann, average or crop; exact: no seams at all. Default: the bundle's, or"
+        " gaussian.",
+        PATCHES,
     )
-    flips: str = option("", "Average over mirrored copies along these: zyx.", PATCHES)
+    flips: str = option("", "Average over copies mirrored along these axes, such as zyx.", PATCHES)
     mask: VolumeLike | None = option(None, "A volume; patches outside of it are skipped.", PATCHES)
     skip_below: float | None = option(
         None, "Skip patches whose voxels all lie below this.", PATCHES
     )
-    fill: float | None = option(None, "Value of what is skipped.", PATCHES)
-    output: str | None = option(None, "classes or scores.", RESULT)
-    dtype: str | None = option(None, "Of its voxels, such as float16.", RESULT)
+    fill: float | None = option(None, "Value of voxels that are skipped.", PATCHES)
+    output: str | None = option(
+        None, "classes or scores. Default: the bundle's, or scores.", RESULT
+    )
+    dtype: str | None = option(None, "Data type of the result, such as float16.", RESULT)
     chunk: int | tuple[int, int, int] | None = option(
         None, "Voxels of a compressed piece.", RESULT, read=numbers
     )
@@ -127,9 +135,11 @@ def as_sides(name: str, text: str) -> tuple[int, ...]:
 class HaloOptions(ModelOptions):
     """The options of `halo`."""
 
-    channels: int | None = option(None, "Of its input; a bundle's, or 1.")
+    channels: int | None = option(
+        None, "Channels of the input. Default: those of the bundle, or 1."
+    )
     shape: Sequence[int] | None = option(
-        None, "Of the volume, z,y,x (y,x of slices); by default very large.", read=as_sides
+        None, "Sides of the volume, z,y,x (y,x of slices). Default: very large.", read=as_sides
     )
 
 
@@ -139,7 +149,7 @@ class SeamsOptions(NetworkOptions):
 
     overlaps: Sequence[float | tuple[float, float, float]] = option(
         (0, 0.25, 0.5),
-        "May be repeated; 0, 0.25 and 0.5.",
+        "Of patches, in voxels or as a fraction below 1; may be repeated.",
         SEAMS,
         names=("--overlap",),
         read=numbers,
@@ -147,13 +157,13 @@ class SeamsOptions(NetworkOptions):
     )
     blends: Sequence[str] = option(
         ("gaussian",),
-        "May be repeated: crop, average, hann; gaussian.",
+        "gaussian, hann, average or crop; may be repeated.",
         SEAMS,
         names=("--blend",),
         many=True,
     )
-    regions: int = option(2, "How many are measured: 2.", SEAMS)
-    seed: int = option(0, "Of the draw of regions.", SEAMS)
+    regions: int = option(2, "How many regions are measured.", SEAMS)
+    seed: int = option(0, "Seed of the draw of regions.", SEAMS)
     memory: str | int | None = option(
         None, "What one worker may use, such as 2GiB. Default: a share of what is free.", SEAMS
     )

@@ -45,8 +45,8 @@ class ConvertOptions(LayoutOptions):
 
     labels: bool | None = option(
         None,
-        "A label map, whose voxels are classes, or an image; also for what is converted already."
-        " Default: what the file says.",
+        "Take the source for a label map, whose voxels are classes, or for an image. Of what is"
+        " converted already only the metadata change. Default: what the file says.",
         names=("--labels/--image",),
     )
 
@@ -73,7 +73,7 @@ class ExportOptions:
     """The options of `export`."""
 
     overwrite: bool = option(False, "Replace the output if it exists.")
-    memory: str | int = option("1GiB", "What the planes in memory may take: 1GiB.")
+    memory: str | int = option("1GiB", "What the planes in memory may take.")
 
 
 def as_foreground(name: str, text: str) -> bool | float:

@@ -89,4 +89,8 @@ def test_help_lists_options_under_their_headings(cut, capsys):
     assert places == sorted(places)
     assert text.index("By chance") < text.index("--seed")
     assert text.count("--count") == 1
+    for line in ("Voxels. Default: 64.", "How many. Default: 7.", "Of the draw. Default: 0."):
+        assert line in text
+    assert "None" not in text
+    assert "False" not in text
     assert "like" not in text
