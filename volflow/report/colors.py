@@ -1,4 +1,4 @@
-"""Colours of voxels, alike in all pictures: the palette of classes, the window of greys."""
+"""Colours of voxels, alike in all pictures: when they are classes, their palette, the greys."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
+    "FEW_VALUES",
     "PALETTE",
+    "PERCENTILES",
     "class_color",
     "class_counts",
     "class_numbers",
@@ -26,6 +28,8 @@ Array = npt.NDArray[Any]
 # Okabe and Ito's palette (https://jfly.uni-koeln.de/color), told apart with any colour vision;
 # first what shows best on grey.
 PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0072B2")
+FEW_VALUES = 32  # an image that holds no more different whole numbers may show classes
+PERCENTILES = (1.0, 99.5)  # of voxels, shown black and white
 TABLE = 2**16  # class numbers up to here are counted in a table
 MOST_COLORS = 256  # of classes; their numbers go round after that
 # Of further colours, in Oklab: no grey, nothing that is lost on black or white.

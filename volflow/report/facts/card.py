@@ -21,7 +21,14 @@ from volflow.errors import InvalidInput, first_line
 from volflow.geometry.budget import format_bytes
 from volflow.geometry.units import unit_sign
 from volflow.geometry.views import View, views
-from volflow.report.colors import class_color, class_numbers, shades, tinted, window
+from volflow.report.colors import (
+    PERCENTILES,
+    class_color,
+    class_numbers,
+    shades,
+    tinted,
+    window,
+)
 from volflow.report.facts.grid_facts import counted, file_sizes, lengths, short_name, times
 from volflow.report.facts.run_state import unfinished
 
@@ -37,7 +44,6 @@ MOST_FILES = 2000
 MOST_NAMES = 32
 USEFUL = 160  # pixels along the longer side, below which a level shows too little
 SHARP, SIDE = 400, 200  # of the thumbnail: pixels at most, and how large it is shown
-PERCENTILES = (1, 99.5)
 
 _TABLE = "border-collapse:collapse;background:transparent;color:inherit;margin:0"
 _CELL = "text-align:left;vertical-align:top;border:none;background:transparent;padding:1px 0"

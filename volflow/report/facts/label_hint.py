@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from volflow.errors import VolflowError
+from volflow.report.colors import FEW_VALUES
 from volflow.report.facts.value_counts import SAMPLE_BYTES, sample_boxes
 from volflow.store.slabs import Source
 from volflow.store.volume import Volume
@@ -17,7 +18,6 @@ __all__ = ["label_hint"]
 
 Array = npt.NDArray[Any]
 
-FEW_VALUES = 32
 FLAT = 0.8  # of the voxels beside another that is not 0 have its value
 STREAM_PLANES = 8  # held at a time of a file that is read from front to back
 

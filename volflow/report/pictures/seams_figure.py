@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from volflow.geometry.views import View, views
 from volflow.infer.seams.certificate import Certificate, Seams, percent
+from volflow.report.colors import PERCENTILES
 from volflow.report.facts.grid_facts import short_name, times
 from volflow.report.pictures.compare import deviation
 from volflow.report.pictures.layers import Layer, grey_window, heat_window
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["seams_figure"]
-
-PERCENTILES = (1, 99.5)
 
 
 def seams_figure(certificate: Certificate) -> Figure:

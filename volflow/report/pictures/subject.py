@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from volflow.errors import InvalidInput
 from volflow.geometry.views import View, views
+from volflow.report.colors import FEW_VALUES
 from volflow.report.facts.grid_facts import lengths, short_name, times
 from volflow.report.facts.run_state import unfinished
 from volflow.report.level_choice import at_level, fitting_level, level_like, low_edge
@@ -44,7 +45,6 @@ Array = npt.NDArray[Any]
 
 MOST_TILES = 200  # of a page
 COARSE = 128  # voxels along the longest side that still show where things are
-FEW_VALUES = 32  # an image of whole numbers with no more is taken for classes
 
 
 @dataclass(frozen=True)

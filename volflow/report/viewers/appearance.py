@@ -21,7 +21,7 @@ import zarr
 from volflow.errors import InvalidInput
 from volflow.geometry.histogram import Histogram
 from volflow.geometry.units import unit_name
-from volflow.report.colors import class_color
+from volflow.report.colors import FEW_VALUES, PERCENTILES, class_color
 from volflow.report.facts.value_counts import value_counts
 from volflow.store.opening import is_url
 from volflow.store.volume import Volume, open_volume
@@ -36,9 +36,7 @@ __all__ = [
     "metres",
 ]
 
-PERCENTILES = (1.0, 99.5)  # shown black and white
 CLASS_OPACITY, SCORE_OPACITY = 0.35, 0.6
-FEW_VALUES = 32  # an overlay of whole numbers with no more is taken for classes
 MANY_CLASSES = 256  # instances rather: the viewer chooses their colours
 MANY_CHANNELS = 12  # further ones are there but not shown at first
 
@@ -138,7 +136,7 @@ def appearances(volumes: Sequence[Any]) -> tuple[Appearance, ...]:
     Parameters
     ----------
     volumes
-        Paths of local OME-Zarr volumes, or `Volume`.
+        Paths of local OME-Zarr volumes, `Volume`, or arrays of local Zarr stores.
 
     Raises
     ------

@@ -9,6 +9,9 @@ import webbrowser
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
+
+import zarr
 
 from volflow.errors import InvalidInput
 from volflow.report.viewers.appearance import Appearance, appearances
@@ -68,7 +71,7 @@ class ViewerLink(VolumeServer, AbstractContextManager["ViewerLink"]):
 
 
 def view(
-    *volumes: str | os.PathLike[str] | Volume,
+    *volumes: str | os.PathLike[str] | Volume | zarr.Array[Any],
     host: str = "127.0.0.1",
     port: int | None = None,
     open_browser: bool = False,
@@ -83,8 +86,8 @@ def view(
     Parameters
     ----------
     volumes
-        Paths of OME-Zarr volumes on this machine, or `Volume`. They lie where their metadata say,
-        whatever their grids and units.
+        Paths of OME-Zarr volumes on this machine, `Volume`, or ``zarr.Array`` in a store on this
+        machine. They lie where their metadata say, whatever their grids and units.
     host
         Where to listen. Anything but loopback lets others read the volumes.
     port

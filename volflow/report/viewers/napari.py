@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 import numpy as np
+import zarr
 
 from volflow.report.viewers.appearance import (
     CLASS_OPACITY,
@@ -33,7 +34,7 @@ if __name__ == "__main__":
 """
 
 
-def napari_snippet(*volumes: str | os.PathLike[str] | Volume) -> str:
+def napari_snippet(*volumes: str | os.PathLike[str] | Volume | zarr.Array[Any]) -> str:
     """Return a Python script that opens volumes in napari, the first as the ground.
 
     Each lies where its metadata say, in its true size, with every level of its pyramid; napari
@@ -42,7 +43,7 @@ def napari_snippet(*volumes: str | os.PathLike[str] | Volume) -> str:
     Parameters
     ----------
     volumes
-        Paths of OME-Zarr volumes on this machine, or `Volume`.
+        As in `volflow.view`.
 
     Returns
     -------
