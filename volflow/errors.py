@@ -57,17 +57,17 @@ class MemoryRefused(InvalidInput):
 
 
 class ResumeRefused(InvalidInput):
-    """The output was begun with another input, weights, settings or code version."""
+    """The output was started with another input, weights, settings or code version."""
 
 
 class Damaged(InvalidInput):
-    """A file that is not what its format says, or numbers that are none where they are needed."""
+    """A file that breaks its format, or NaN or infinity where numbers are needed."""
 
     exit_code = 3
 
 
 class Unreadable(Damaged):
-    """Stored voxels that do not decode; those of other places may be right."""
+    """Stored voxels that cannot be decoded; others of the volume may be intact."""
 
 
 class Locked(InvalidInput):

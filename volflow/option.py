@@ -1,7 +1,7 @@
-"""How the options of a journey are said: once, in a frozen dataclass that all its callers share.
+"""The options of a journey, declared once in a frozen dataclass that all its callers share.
 
 A field of it holds the option's name, type and default, and, made by `option`, how it is typed on
-the command line. The journey's own signature says names, types and defaults again, for editors and
+the command line. The journey's own signature repeats names, types and defaults for editors and
 readers; a test compares the two.
 """
 
@@ -44,14 +44,14 @@ def option(
     Parameters
     ----------
     default, help
-        What it is where it is not given, and what it does, in a line.
+        Its value where it is not given, and a line on what it does.
     panel
         The heading under which help lists it.
     names
         Its spellings where that is not its name; ``("--on/--off",)`` of a switch with both.
     read
-        Makes its value of its name and what was typed, or raises InvalidInput. Without it the
-        option's type says enough: a switch, a whole number, a number or text.
+        Turns its name and what was typed into its value, or raises InvalidInput. Without it the
+        type of the option decides: a switch, a whole number, a number or text.
     many
         Whether it may be typed several times, each one an item of its value.
     """

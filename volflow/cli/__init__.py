@@ -113,7 +113,7 @@ def volflow(
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run a command line and return its exit code; errors are told on standard error."""
+    """Run a command line and return its exit code; errors are printed on standard error."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # names in files may hold what no terminal can show
             stream.reconfigure(errors="backslashreplace")
@@ -122,10 +122,10 @@ def run(arguments: Sequence[str]) -> int:
     try:
         code = app(args=words, prog_name="volflow", standalone_mode=False)
     except Exception as error:
-        told = _explain(error)
-        if told is None:
+        explained = _explain(error)
+        if explained is None:
             raise
-        line, code = told
+        line, code = explained
         if debug:
             sys.stderr.write(traceback.format_exc())
         if line:

@@ -1,4 +1,4 @@
-"""The command ``volflow halo``: what exact inference takes, and what seams do to a result."""
+"""The command ``volflow halo``: what exact inference needs, and what seams do to a result."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ def halo(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Tell what exact inference of a model takes; on a volume, what the seams of patches cost.
+    """Show what exact inference of a model needs; on a volume, what the seams of patches cost.
 
-    With --on the model is run on regions whole, by the exact blend and in blended patches.
+    With --on, regions are computed whole, by the exact blend and in blended patches.
     """
     if on is None:
         shared = replace(seams, weights=None, trust=False)
         for name in (*changed(shared), *(["--out"] if out else [])):
             raise InvalidInput(
-                f"{name} says how a volume is run; add --on scan.zarr, or leave it out"
+                f"{name} is for a run on a volume; add --on scan.zarr, or leave it out"
             )
         from volflow.infer.halo import halo as find
 
@@ -54,7 +54,7 @@ def halo(
         say(found.to_dict(), as_json, found.describe())
         return
     for name in changed(replace(alone, weights=None, trust=False)):
-        raise InvalidInput(f"{name} is that of the volume given by --on; leave it out")
+        raise InvalidInput(f"{name} follows from the volume given by --on; leave it out")
     from volflow.report.pictures.preview import check_target, save
     from volflow.report.pictures.stack import drawing
 
@@ -66,8 +66,8 @@ def halo(
     from volflow.infer.seams.certify import certify_seams
     from volflow.report.pictures.seams_figure import seams_figure
 
-    told = None if quiet else partial(typer.echo, err=True)
-    certificate = certify_seams(named, model, **vars(replace(seams, progress=told)))
+    progress = None if quiet else partial(typer.echo, err=True)
+    certificate = certify_seams(named, model, **vars(replace(seams, progress=progress)))
     save(seams_figure(certificate), target)
     facts = {"path": str(target), **certificate.to_dict()}
     say(facts, as_json, f"{certificate.describe()}\n{target}")

@@ -11,7 +11,7 @@ import typer
 
 __all__ = ["changed", "spelled", "typed"]
 
-# The types of options that are typed as something else than text.
+# The types of options that are not typed as text.
 KINDS: dict[str, Any] = {
     "bool": bool, "bool | None": bool, "Progress": bool, "int": int, "int | None": int,
     "float | None": float,
@@ -63,10 +63,10 @@ def _shown(kind: Any) -> list[Field[Any]]:
 
 
 def _parameter(option: Field[Any], panel: str | None) -> inspect.Parameter:
-    said = option.metadata
-    names = said["names"] or (spelled(option),)
-    shown = typer.Option(*names, help=_help(option), rich_help_panel=panel or said["panel"])
-    kind = list[str] if said["many"] else KINDS.get(str(option.type), str)
+    how = option.metadata
+    names = how["names"] or (spelled(option),)
+    shown = typer.Option(*names, help=_help(option), rich_help_panel=panel or how["panel"])
+    kind = list[str] if how["many"] else KINDS.get(str(option.type), str)
     return inspect.Parameter(
         option.name,
         inspect.Parameter.KEYWORD_ONLY,

@@ -106,5 +106,5 @@ def say_facts(facts: Mapping[str, Any], as_json: bool) -> None:
 
 
 def say_plan(plan: Plan, as_json: bool) -> None:
-    """Print the plan of a run that is not begun."""
+    """Print the plan of a run that is not started."""
     say(plan.to_dict(), as_json, plan.describe())

@@ -26,17 +26,21 @@ def view(
     ] = False,
     port: Annotated[
         int | None,
-        typer.Option(help="Where to serve; 0 takes any that is free. Default: 8642, or any."),
+        typer.Option(
+            help="The port; 0 takes any that is free. Default: 8642 if it is free, else any."
+        ),
     ] = None,
     host: Annotated[
-        str, typer.Option(help="Where to listen. Beyond loopback others can read the volumes.")
+        str,
+        typer.Option(help="The address to serve at. Beyond loopback others can read the volumes."),
     ] = "127.0.0.1",
     open_browser: Annotated[bool, typer.Option("--open", help="Open the link.")] = False,
     as_json: Json = False,
 ) -> None:
     """Serve volumes to Neuroglancer and print the link; Ctrl-C ends it.
 
-    The first is the ground. Only this machine can read them; the extra "view" works offline.
+    The first is the ground, the others lie over it. Only this machine can read them. With the
+    extra "view" no network is needed.
     """
     if napari:
         from volflow.report.viewers.napari import napari_snippet

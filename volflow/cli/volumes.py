@@ -33,9 +33,9 @@ def convert(
 ) -> None:
     """Convert a file to a sharded OME-Zarr 0.5 volume with its spacing and orientation.
 
-    The file is never held whole. Run again after an interruption, it does only what is left; all of
-    it where the source has changed meanwhile, as a file that was still being uploaded. A finished
-    volume whose source has changed is refused unless --overwrite is given.
+    The file is never held whole. Run again after an interruption, the command does only what is
+    left; it starts over where the source has changed since, such as a file that was still being
+    uploaded. A finished volume whose source has changed is refused without --overwrite.
     """
     from volflow.volumes.convert import convert as run_convert
     from volflow.volumes.convert import plan_convert

@@ -168,7 +168,7 @@ def _predict_and_kill(guard: Guard, words: Sequence[object], journal: Journal) -
 
     say("3. predict   the same without --plan, to be killed at half")
     if _progress(journal)[0]:
-        say(f"{INDENT}begun before: {_state(journal)}")
+        say(f"{INDENT}started before: {_state(journal)}")
     if not half():
         command = _volflow(*words, "--quiet")
         watched = guard.run("predict", command, until=half, state=lambda: _state(journal))
@@ -191,7 +191,7 @@ def _resume(guard: Guard, words: Sequence[object], journal: Journal, kept: dict[
 def _progress(journal: Journal) -> tuple[dict[int, int], int]:
     """Return when each block that is done was recorded, and how many blocks there are.
 
-    There are 0 blocks if the journal was not begun.
+    There are 0 blocks if the run was not started.
     """
     record = journal.recorded()
     files = (journal.directory / "done").glob("[0-9]*.json")

@@ -150,7 +150,7 @@ def watch(
 
 
 def check_system() -> None:
-    """Refuse systems that do not tell the memory of other processes.
+    """Refuse systems that do not show the memory of other processes.
 
     Raises
     ------
@@ -160,7 +160,7 @@ def check_system() -> None:
     if not (PROC / "self" / "status").exists():
         raise InvalidInput(
             f"watching the memory of a process needs Linux's /proc, and this is {sys.platform};"
-            " run it on Linux, a container of it will do"
+            " run it on Linux, or in a Linux container"
         )
 
 
@@ -254,7 +254,7 @@ class Guard:
                 f" {format_bytes(self.cap_bytes)}; what is done is kept, run the same command again"
             )
         if watched.ended == "failed" and check:
-            reason = (watched.output.splitlines() or ["it said nothing"])[-1]
+            reason = (watched.output.splitlines() or ["it printed nothing"])[-1]
             raise RunFailed(f"{name} failed: {_OURS.sub('', reason)}")
         return watched
 

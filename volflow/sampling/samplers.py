@@ -1,4 +1,4 @@
-"""Samplers: which patches, as data. A sampler holds no voxels and no state; it says the law.
+"""Samplers: which patches, as data. A sampler is a law; it holds no voxels and no state.
 
 A patch is named by its *start*, its first voxel; its *centre* is ``start + patch // 2``. With
 ``border="inside"`` patches lie in the volume, so that voxels near its border are seen less often:

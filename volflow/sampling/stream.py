@@ -352,6 +352,6 @@ def _check_names(names: Iterable[str]) -> None:
     taken = [name for name in names if name in SAMPLE_FIELDS]
     if taken:
         raise InvalidInput(
-            f"a sample says its {', '.join(SAMPLE_FIELDS)} under these names, which the case gives"
-            f" to arrays: {', '.join(taken)}; name them otherwise"
+            f"a sample holds its {', '.join(SAMPLE_FIELDS)} under these names, which the case gives"
+            f" to arrays: {', '.join(taken)}; rename the arrays"
         )

@@ -43,7 +43,7 @@ __all__ = ["convert", "plan_convert"]
 
 @dataclass(frozen=True)
 class Import:
-    """A source, its destination, and why an unfinished copy of it is begun anew, if it is."""
+    """A source, its destination, and why an unfinished copy of it starts over, if it does."""
 
     source: Any
     out: str | os.PathLike[str]
@@ -53,7 +53,7 @@ class Import:
 
     @classmethod
     def of(cls, source: Any, out: Any, options: ConvertOptions) -> Import:
-        """Look at the source, then at what was begun at the place."""
+        """Look at the source, then at what was started at the destination."""
         check_apart(out, source)
         journal, origin = Journal(journal_dir(out)), origin_of(open_source(source))
         anew = "" if options.overwrite or origin is None else origin.begins_anew(journal)
@@ -107,8 +107,8 @@ def convert(  # noqa: PLR0913 - a public journey takes flat options
     cluster, wait, memory, progress
         As in `predict`. A ``.nii.gz`` is one forward pass in one task.
     overwrite
-        Replace a volume that is there. Without it, an interrupted conversion is resumed, or begun
-        anew where its source has changed since, as a file that was still being uploaded.
+        Replace a volume that is there. Without it, an interrupted conversion is resumed, or starts
+        over where its source has changed since, such as a file that was still being uploaded.
     resume
         As in `write`, for what Dask computes.
 

@@ -215,7 +215,7 @@ def _pieces(volume: Source, path: Path, budget: int) -> Iterator[Any]:
 
 
 def _check_place(volume: Source) -> None:
-    """Refuse what `GridAggregator` made of arrays that said nothing of where they lie."""
+    """Refuse what `GridAggregator` made of arrays whose place in space was not known."""
     meta = volume.meta
     computed = meta.source is not None and meta.source.format == "dask"
     if isinstance(volume, Volume) and computed and not meta.orientation and not meta.affine:

@@ -20,7 +20,7 @@ def set_kind(volume: Any, kind: str) -> Volume:
     """Take a stored volume for a label map, or for an image; its voxels stay as they are.
 
     Coarser levels were made for what it was before, means of an image or commonest classes, so
-    they are removed; `pyramid` makes them anew.
+    they are removed; `pyramid` makes them again.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ def set_kind(volume: Any, kind: str) -> Volume:
     if kind == "classes" and finest.dtype.kind == "f":
         raise InvalidInput(
             f"{finest.path} holds {finest.dtype}, and a label map holds integers; convert its"
-            " source anew as one: labels=True, --labels"
+            " source again as one: labels=True, --labels"
         )
     with place.run.lock():
         group = zarr.open_group(str(finest.path), mode="r+", use_consolidated=False)

@@ -15,7 +15,7 @@ from volflow.store.volume import Volume
 
 __all__ = ["Origin", "origin_of"]
 
-NOTE = "source.json"  # in the journal's folder: which source was begun with
+NOTE = "source.json"  # in the journal's folder: the source of the copy
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Origin:
     def begins_anew(self, journal: Journal) -> str:
         """Return why an unfinished copy of the same source cannot be resumed; ``""`` where it can.
 
-        A finished copy, and one of another source, is not begun anew without being asked for.
+        A finished copy, and one of another source, does not start over without being asked to.
         """
         before = journal.recorded()
         if before is None or before.fingerprint.get("input") in (None, self.identity):
@@ -78,8 +78,8 @@ class Origin:
             done, total = len(journal.done()), math.prod(before.settings.get("grid", ()))
             if read_json(journal.directory / NOTE) == noted and done < total:
                 return (
-                    f"{Path(self.path).name} has changed since its conversion was begun ({done} of"
-                    f" {total} blocks were done); it is begun anew"
+                    f"{Path(self.path).name} has changed since its conversion was started ({done}"
+                    f" of {total} blocks were done); it starts over"
                 )
         return ""
 

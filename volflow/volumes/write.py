@@ -117,10 +117,10 @@ def write(  # noqa: PLR0913 - a public journey takes flat options
         A volume whose spacing, unit, orientation and layout the new one takes.
     meta
         The same in detail, where there is no such volume. Without either, the new one takes what
-        the array knows: an ``xarray.DataArray`` says it by its coordinates.
+        the array knows: an ``xarray.DataArray`` by its coordinates.
     resume
-        Trust that the array is what it was where that cannot be told, because a function of it
-        reads files: an interrupted run is then resumed instead of begun anew.
+        Trust that the array is what it was where that cannot be determined, because a function of
+        it reads files: an interrupted run is then resumed instead of started over.
     chunk, shard, cluster, wait, memory, overwrite, progress
         As in `convert`. Memory is projected from the array's own chunks: what a graph computes on
         the way to them, such as the scores behind a threshold, comes on top.
@@ -175,7 +175,7 @@ def write_source(source: Source, out: str | os.PathLike[str], options: WriteOpti
             overwrite = not options.resume and _begins_anew(copy, record, identity)
             if overwrite:
                 announce(
-                    f"write: {copy.path} is computed anew: the array depends on"
+                    f"write: {copy.path} is computed again: the array depends on"
                     f" {identity.unknown}, which may read something else by now; resume=True"
                     " trusts that it does not",
                     options.progress,
@@ -184,19 +184,19 @@ def write_source(source: Source, out: str | os.PathLike[str], options: WriteOpti
 
 
 def _refuse_older(copy: Copy) -> None:
-    """Refuse to resume what was begun when arrays were known by the names that Dask gives them."""
+    """Refuse to resume a run of a version that knew arrays by the names that Dask gives them."""
     before = Journal(journal_dir(copy.path)).recorded()
     named = before is not None and len(str(before.fingerprint.get("input"))) == TOKEN_LENGTH
     if named and before is not None and before.operation == "convert" and Path(copy.path).exists():
         raise ResumeRefused(
             f"{copy.path} was written by an older version of volflow, which knew a Dask array by"
-            " its name alone, so that it cannot be told whether this is the same; begin again"
+            " its name alone, so that it is not known whether this is the same; begin again"
             " (overwrite=True), or choose another output"
         )
 
 
 def _begins_anew(copy: Copy, record: Record, identity: Identity) -> bool:
-    """Return True if a run is begun anew because its input cannot be identified."""
+    """Return True if a run starts over because its input cannot be identified."""
     journal = Journal(journal_dir(copy.path))
     if not identity.unknown or journal.recorded() is None or not Path(copy.path).exists():
         return False

@@ -90,10 +90,10 @@ def test_without_an_exact_rule(scan, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--patch", "8"], "--patch says how a volume is run; add --on scan.zarr"),
-        (["--overlap", "0"], "--overlap says how a volume is run"),
-        (["--blend", "hann"], "--blend says how a volume is run"),
-        (["-o", "s.png"], "--out says how a volume is run"),
+        (["--patch", "8"], "--patch is for a run on a volume; add --on scan.zarr"),
+        (["--overlap", "0"], "--overlap is for a run on a volume"),
+        (["--blend", "hann"], "--blend is for a run on a volume"),
+        (["-o", "s.png"], "--out is for a run on a volume"),
         (["--shape", "64"], "shape must be whole numbers z,y,x, or y,x of slices, given '64'"),
         (["--shape", "64,a,64"], "shape must be whole numbers"),
         (["--channels", "0"], "channels must be a whole number from 1, given 0"),
@@ -106,8 +106,8 @@ def test_what_does_not_fit_a_model_alone(bundle, capsys, words, message):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--shape", "8,8,8"], "--shape is that of the volume given by --on; leave it out"),
-        (["--channels", "1"], "--channels is that of the volume"),
+        (["--shape", "8,8,8"], "--shape follows from the volume given by --on; leave it out"),
+        (["--channels", "1"], "--channels follows from the volume"),
         (["-o", "seams.txt"], "a picture is written as .png"),
         (["--overlap", "half"], "overlap must be one number or three"),
         (["--blend", "exact"], "leave it out of blends"),

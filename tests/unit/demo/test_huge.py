@@ -165,14 +165,14 @@ class TestKill:
         journal.mark(4, [], {})
         kept = huge._predict_and_kill(self.guard(journal, range(4)), ["predict"], journal)
         assert sorted(kept) == [0, 1, 4]
-        assert "begun before: 1 of 5 blocks done" in capsys.readouterr().out
+        assert "started before: 1 of 5 blocks done" in capsys.readouterr().out
 
     def test_begun_before_and_beyond_half(self, journal, capsys, nothing_runs):
         for block in (0, 1, 3):
             journal.mark(block, [], {})
         kept = huge._predict_and_kill(huge.Guard(MIB), ["predict"], journal)
         assert sorted(kept) == [0, 1, 3]
-        assert "begun before: 3 of 5 blocks done" in capsys.readouterr().out
+        assert "started before: 3 of 5 blocks done" in capsys.readouterr().out
 
 
 def test_the_watching_process_stays_light(fresh_python):

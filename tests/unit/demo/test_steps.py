@@ -133,7 +133,7 @@ class TestGuard:
             guard.run(
                 "scan", python("import sys; sys.exit('…\\nvolflow: the disk is full; make room')")
             )
-        with pytest.raises(RunFailed, match=r"^scan failed: it said nothing$"):
+        with pytest.raises(RunFailed, match=r"^scan failed: it printed nothing$"):
             guard.run("scan", python("import os; os._exit(3)"))
 
     def test_commands_follow_each_other(self):

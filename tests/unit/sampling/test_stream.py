@@ -447,7 +447,7 @@ class TestRefusals:
 
     def test_of_arrays_named_as_what_a_sample_says(self):
         image = np.zeros((8, 8, 8), "u1")
-        with pytest.raises(InvalidInput, match="gives to arrays: key; name them otherwise"):
+        with pytest.raises(InvalidInput, match="gives to arrays: key; rename the arrays"):
             vf.PatchStream({"image": image, "key": image}, vf.UniformSampler(4), 8)
 
     def test_of_an_epoch(self, cases):

@@ -111,12 +111,12 @@ class TestChangedSince:
         assert "is cut short; copy it again" in early.stderr
         source.write_bytes(whole)
         assert run([*words, "--plan"]) == 0
-        assert "a.nii.gz has changed since its conversion was begun" in capsys.readouterr().out
+        assert "a.nii.gz has changed since its conversion was started" in capsys.readouterr().out
         assert run([*words, "--json"]) == 0
         told = capsys.readouterr()
         assert (
-            "convert: a.nii.gz has changed since its conversion was begun (0 of 5 blocks were"
-            " done); it is begun anew\n"
+            "convert: a.nii.gz has changed since its conversion was started (0 of 5 blocks were"
+            " done); it starts over\n"
         ) in told.err
         assert json.loads(told.out)["run"]["done"] == 5
         assert np.array_equal(vf.open(tmp_path / "out.zarr")[:], SCAN)

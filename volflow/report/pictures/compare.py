@@ -180,8 +180,8 @@ def _classes(
     shown = [Cut(plane, extent) for plane, (*_, extent) in zip(maps, common, strict=True)]
     layers = [Layer.classes(cut, names, colors, over_scan=bool(below)) for cut in cuts]
     counts = sum((class_counts(plane) for plane in maps), Counter[int]())
-    told = {kind: f"{UNLIKE_NAMES[kind]}   {counted(counts[kind])}" for kind in counts if kind}
-    layers.append(Layer.classes(shown, told, UNLIKE_COLORS, outlined=False))
+    kinds = {kind: f"{UNLIKE_NAMES[kind]}   {counted(counts[kind])}" for kind in counts if kind}
+    layers.append(Layer.classes(shown, kinds, UNLIKE_COLORS, outlined=False))
     equal, total = facts["equal"], facts["total"]
     agreed = f"{100 * equal / total:.4g} % of {counted(total)} voxels shown agree"
     if equal == total:
@@ -225,13 +225,13 @@ def _numbers(
     facts, reach = deviation([cut.values for cut in differences])
     layers.append(Layer.differences(differences, "A − B", reach))
     mean, largest = facts["mean_abs"], facts["max_abs"]
-    told = f"|A − B| in these planes: mean {mean:.3g}, largest {largest:.3g}"
+    figures = f"|A − B| in these planes: mean {mean:.3g}, largest {largest:.3g}"
     if largest == 0:
-        told = "the same in these planes"
+        figures = "the same in these planes"
     if facts["compared"] == 0:
-        told = "no voxel is a number in both"
+        figures = "no voxel is a number in both"
     key: list[Foot] = [layers[-1].key] if largest else []
-    return layers, [[scale], [], [*key, told]], facts
+    return layers, [[scale], [], [*key, figures]], facts
 
 
 def agreement(pairs: Sequence[tuple[Array, Array]], names: Mapping[int, str]) -> dict[str, Any]:

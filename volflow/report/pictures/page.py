@@ -315,7 +315,7 @@ def fitted(text: str, wide: float, size: float, weight: str = "normal") -> str:
     >>> fitted("a name on" + chr(10) + "two lines", 9, 10), len(fitted("long" * 99, 1, 10)) < 20
     ('a name on two lines', True)
     """
-    # Names of files may hold anything, even what is no text.
+    # File names may hold anything, even bytes that are not text.
     text = text.encode("utf-8", "replace").decode()
     text = "".join(" " if unicodedata.category(sign) == "Cc" else sign for sign in text)
     keep, short = len(text), text

@@ -35,7 +35,7 @@ def drawing() -> Callable[[Scene], Figure]:
 
 
 def check_display(classes: Any, percentiles: Any = (0, 100)) -> None:
-    """Refuse names of classes that are none, and percentiles that make no grey window."""
+    """Refuse class names that are not names, and percentiles that give no grey window."""
     names = classes.values() if isinstance(classes, Mapping) else classes
     listed = isinstance(names, Collection) and not isinstance(names, str)
     if names is not None and not (listed and all(isinstance(name, str) for name in names)):

@@ -164,7 +164,7 @@ class Subject:
         return voxel
 
     def named_classes(self, classes: Names) -> bool:
-        """Return True if this shows classes, because it says so, or names are given for them."""
+        """Return True if this shows classes, by its metadata or because names are given."""
         several = self.channel is None and len(self.finest.shape) == 4
         return self.finest.meta.kind == "classes" or classes is not None or several
 

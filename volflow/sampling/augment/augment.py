@@ -315,7 +315,7 @@ def _check_turn(turn: Any, square: npt.NDArray[np.bool_], patch: Any, spacing: A
     """Refuse quarter turns of planes that do not look the same afterwards.
 
     One number for ``turn`` means every plane that can be turned, three are meant as they are;
-    ``square`` says of the planes across z, y and x whether they can be turned.
+    ``square`` holds for the planes across z, y and x whether they can be turned.
     """
     asked = np.broadcast_to(np.asarray(turn) > 0, 3)
     refused = not square.any() if np.ndim(turn) == 0 else (asked & ~square).any()

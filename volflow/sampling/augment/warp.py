@@ -31,8 +31,8 @@ class Motion:
     turn
         ``(3, 3)``: a signed permutation of the axes, from the moved patch to the given one.
     matrix
-        ``(3, 3)``, in voxels from the centre, the turn in it. None where there is no more than
-        the turn: then voxels change place, not value.
+        ``(3, 3)``, in voxels from the centre; it includes the turn. None where nothing is done
+        beyond the turn: then voxels change place, not value.
     shift
         In voxels.
     displacement
@@ -140,7 +140,7 @@ def move(
     motion
         The place that each voxel comes from.
     grid
-        The same, from `sources`; None where the motion is no more than a turn.
+        The same, from `sources`; None where the motion is only a turn.
     outside
         The values outside the patch: zeros, or its outermost voxels.
 

@@ -214,8 +214,8 @@ def _check_grid(case: str, sources: Mapping[str, Source]) -> None:
             if not agree(known[0][1], meta):
                 raise InvalidInput(
                     f'arrays of a case share one grid, but in "{case}" {known[0][0]} has {what}'
-                    f" {known[0][2]} and {name} {text}; resample one onto the other's grid or mend"
-                    " its metadata"
+                    f" {known[0][2]} and {name} {text}; resample one onto the other's grid or"
+                    " correct its metadata"
                 )
 
 

@@ -73,7 +73,7 @@ class DaskSource(Source):
     def identity(self) -> str:
         """A hash of what the array reads and computes.
 
-        Where that cannot be told the name counts that Dask gives it.
+        Where that cannot be determined, the name that Dask gives the array counts.
         """
         found = identify(self.array, identities_of(self.results))
         name = self.array.name if found.unknown else ""

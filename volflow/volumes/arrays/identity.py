@@ -94,7 +94,7 @@ def identify(array: da.Array, results: Mapping[Key, str] | None = None) -> Ident
 
 @dataclass(frozen=True)
 class _Known:
-    """A node: its hash, and whether voxels come from it or only what says how to make them."""
+    """A node: its hash, and whether it gives voxels or only instructions for making them."""
 
     token: str
     voxels: bool
@@ -120,7 +120,7 @@ class _Reader:
 
     known: dict[Key, _Known]
     seen: _Seen = _Seen()
-    # Functions and large objects are met once per block. They are kept, so that no id is used anew.
+    # Functions and large objects are met once per block; kept, so that no id is used again.
     memo: dict[int, tuple[Any, str, _Seen]] = field(default_factory=dict)
     # Where functions and classes of the user's come from.
     modules: set[str] = field(default_factory=set)
@@ -180,7 +180,7 @@ class _Reader:
         return text
 
     def special(self, x: Any) -> str | None:
-        """Leaves, locks and what says itself what it is; None for other objects."""
+        """The text of leaves, locks and objects that identify themselves; None for others."""
         if is_lock(x):
             return "lock"
         if is_leaf(x):
@@ -207,7 +207,7 @@ class _Reader:
             self.seen |= _Seen(before.voxels, before.foreign, blind)
             return f"{type(x).__qualname__}"
         if _is_arraylike(x) and not self.seen.voxels:
-            # Its pickle tells what it is where it holds the voxels, not where it says how to read.
+            # Its pickle identifies it if that holds the voxels, not if it holds how to read them.
             whole = len(file.getvalue()) >= math.prod(x.shape) * getattr(x.dtype, "itemsize", 8)
             blind = "" if whole else f"an array of type {type(x).__name__}"
             self.seen |= _Seen(voxels=True, blind=blind)
@@ -215,7 +215,7 @@ class _Reader:
 
 
 class _IdentityPickler(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickle has no types
-    """Pickles what is special as the text that says what it is."""
+    """Pickles what is special as the text that identifies it."""
 
     def __init__(self, file: io.BytesIO, whole: Any, reader: _Reader) -> None:
         super().__init__(file, protocol=5)
@@ -249,7 +249,7 @@ def _module(func: Any) -> str:
 
 
 def _is_plain(func: Any) -> bool:
-    """Whether a function is none of the user's, and reads no files."""
+    """Whether a function is not one of the user's, and reads no files."""
     root = _module(func).partition(".")[0]
     return root in _PLAIN and getattr(func, "__name__", "") not in _READERS
 

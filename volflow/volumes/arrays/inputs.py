@@ -94,7 +94,7 @@ def open_input(x: VolumeLike | Source) -> Source:
 
 
 def as_array(x: Any) -> tuple[Any, Meta | None]:
-    """A DataArray or tensor as a NumPy or Dask array, with what it says of its grid; else x itself.
+    """A DataArray or tensor as a NumPy or Dask array, with the grid that it states; else x itself.
 
     Raises
     ------
@@ -230,7 +230,7 @@ def _open_dask(x: da.Array, meta: Meta | None) -> Source:
 
 
 def _placed(source: Source, meta: Meta) -> Source:
-    """A stored volume on the grid that a DataArray over it says; itself where that is its own."""
+    """A stored volume on the grid of a DataArray over it; unchanged where the two agree."""
     assert isinstance(source, Volume)
     own = source.meta
     same = np.allclose(

@@ -114,13 +114,13 @@ def is_leaf(x: Any) -> bool:
 
 
 def is_voxels(x: Any) -> bool:
-    """Whether it is a leaf that is no mere array in memory, such as a table of file names."""
+    """Whether a leaf holds voxels for certain; an array in memory may be a table of file names."""
     known = isinstance(x, Volume | zarr.Array | Mapped)
     return known or _is_hdf5(x) or _is_proxy(x) or mapped(x) is not None
 
 
 def identity_of(x: Any) -> str:
-    """What changes when the voxels of a leaf do; empty where that cannot be told."""
+    """A text that changes when the voxels of a leaf do; empty where there is none."""
     if isinstance(x, np.ndarray) and (part := mapped(x)) is not None:
         return identity_of(part)
     if isinstance(x, np.ndarray):
@@ -152,7 +152,7 @@ def called(x: Any) -> str:
 def reopening(x: Any) -> tuple[Any, ...] | None:
     """How a process that has not opened a leaf opens it: a function and its arguments.
 
-    None for what says so itself, as Zarr arrays and the proxies of nibabel do.
+    None for what pickles in that way by itself, as Zarr arrays and the proxies of nibabel do.
     """
     if isinstance(x, np.ndarray) and (part := mapped(x)) is not None:
         return Mapped.open, (part,)

@@ -146,7 +146,7 @@ class Pieces:
         Raises
         ------
         InvalidInput
-            Where the array holds results on another cluster, or such that are lost.
+            Where the array holds results on another cluster, or results that are lost.
         """
         return cls(array, client, here, results_of(array, client))
 
@@ -280,7 +280,7 @@ def gathered(results: Mapping[Key, Future[Any]]) -> dict[Key, Any]:
     Raises
     ------
     InvalidInput
-        Where this process is no part of the cluster.
+        Where this process is not part of the cluster.
     """
     if not results:
         return {}
@@ -289,8 +289,8 @@ def gathered(results: Mapping[Key, Future[Any]]) -> dict[Key, Any]:
         client = next(iter(results.values())).client or get_client()
     except ValueError:
         raise InvalidInput(
-            "the array holds results that are kept on a Dask cluster, of which this process is no"
-            " part; read it in the process that persisted it, or give the array as it was before"
+            "the array holds results that are kept on a Dask cluster to which this process does not"
+            " belong; read it in the process that persisted it, or give the array as it was before"
             " persist()"
         ) from None
     futures = [_of_client(key, client) for key in results]

@@ -155,7 +155,7 @@ def merged_chunks(sizes: Sequence[int], least: int) -> tuple[int, ...]:
 
 
 def check_chunks(axes: Sequence[PaddedAxis]) -> None:
-    """Refuse chunks thinner than the depth, which Dask would merge and split anew.
+    """Refuse chunks thinner than the depth, which Dask would merge and split again.
 
     Raises
     ------

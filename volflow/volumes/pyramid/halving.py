@@ -172,7 +172,7 @@ def _every_other(rows: Array, axis: int) -> tuple[Array, Array]:
 def _float_mean(rows: Array, factors: Factors, out: Array, wide: np.dtype[Any]) -> None:
     share = 1 / math.prod(factors)
     with np.errstate(invalid="ignore"):  # infinities of both signs
-        if rows.dtype == wide:  # scaled before, lest the sum exceed what float64 holds
+        if rows.dtype == wide:  # scaled before, as the sum may exceed what float64 holds
             out[...] = _sums(rows * share, factors, wide)
         else:
             sums = _sums(rows, factors, wide)
@@ -183,7 +183,7 @@ def _float_mean(rows: Array, factors: Factors, out: Array, wide: np.dtype[Any]) 
 def _integer_mean(rows: Array, factors: Factors, out: Array, wide: np.dtype[Any]) -> None:
     count = math.prod(factors)
     bits = count.bit_length() - 1
-    if rows.dtype == wide:  # 64 bits: what is divided away is summed apart, lest the sum wrap
+    if rows.dtype == wide:  # 64 bits: what is divided away is summed apart, as the sum may wrap
         whole = _sums(rows >> bits, factors, wide)
         rest = _sums(rows & (count - 1), factors, wide)
         whole += rest >> bits

@@ -194,7 +194,7 @@ def _task(layout: Layout, place: Place, identity: str, overwrite: bool) -> Task:
 
 
 def _begun(layout: Layout, place: Place, fingerprint: dict[str, Any]) -> Layout | None:
-    """Return the layout of a level that can be completed; None where it has to begin anew."""
+    """Return the layout of a level that can be completed; None where it has to start over."""
     record = place.journal(layout.level).recorded()
     path = place.path(layout.level)
     if record is None and path.exists():

@@ -53,7 +53,7 @@ def pyramid(
     all are complete; until then the volume is valid without them.
 
     An interrupted run is resumed by the same call, and where everything is there it returns at
-    once. Levels of a volume that has changed since are made anew.
+    once. Levels of a volume that has changed since are made again.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ def pyramid(
     cluster, wait, memory, progress
         As in `predict`.
     overwrite
-        Make all levels anew, and replace arrays of these names that volflow did not make.
+        Make all levels again, and replace arrays of these names that volflow did not make.
 
     Returns
     -------
@@ -115,7 +115,7 @@ def _execute(
     first = Level("0", finest.meta.spacing, finest.meta.translation)
     wanted = (first, *(task.listed for task in tasks))
     kept = next((n for n, task in enumerate(tasks) if not task.begun), len(tasks))
-    if len(finest.levels) > kept + 1:  # what is made anew or removed is listed no more
+    if len(finest.levels) > kept + 1:  # what is made again or removed is no longer listed
         list_levels(finest, wanted[: kept + 1])
         finest = open_volume(str(finest.path))
     discard_levels(place, len(tasks))

@@ -115,7 +115,7 @@ class TestChangedInput:
 
 class TestUnidentified:
     ANEW = (
-        "{} is computed anew: the array depends on the function loaded, which may read something"
+        "{} is computed again: the array depends on the function loaded, which may read something"
         " else by now; resume=True trusts that it does not\n"
     )
 
