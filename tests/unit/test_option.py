@@ -1,4 +1,4 @@
-"""Options: a journey's signature and its options object say the same; wrong names are refused."""
+"""Options: signatures and options objects agree; wrong names and wrong numbers are refused."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import volflow as vf
 from volflow.cli.typed import spelled
 from volflow.errors import InvalidInput
 from volflow.infer.predict_options import HaloOptions, PredictOptions, SeamsOptions
+from volflow.option import numbers
 from volflow.sampling.stream_options import StreamOptions
 from volflow.volumes.volume_options import (
     ConvertOptions,
@@ -99,3 +100,24 @@ def test_a_plan_takes_what_its_journey_takes():
         one, other = inspect.signature(plan), inspect.signature(journey)
         assert one.parameters == other.parameters
         assert one.return_annotation == "Plan"
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        ("64", 64),
+        ("0.25", 0.25),
+        ("64,32,16", (64, 32, 16)),
+        (" 1, 0.5,2", (1, 0.5, 2)),
+    ],
+)
+def test_numbers_per_axis(text, want):
+    got = numbers("patch", text)
+    assert got == want
+    assert type(got) is type(want)
+
+
+@pytest.mark.parametrize("text", ["", "x", "1,2", "1,2,3,4", "1,,2", "0x10"])
+def test_wrong_numbers_are_refused(text):
+    with pytest.raises(InvalidInput, match="patch must be one number or three"):
+        numbers("patch", text)

@@ -27,7 +27,6 @@ from volflow.errors import (
 )
 from volflow.geometry.roi import Roi
 from volflow.infer.predict_options import PredictOptions
-from volflow.option import numbers
 from volflow.store.create import create
 from volflow.store.meta import Meta, VolumeSpec
 
@@ -381,24 +380,3 @@ def test_a_path_with_an_equals_sign_is_a_path_where_it_exists(tmp_path, monkeypa
 def test_names_are_given_once():
     with pytest.raises(InvalidInput, match="two volumes are named 't1'"):
         inputs(["t1=a", "t1=b"])
-
-
-@pytest.mark.parametrize(
-    ("text", "want"),
-    [
-        ("64", 64),
-        ("0.25", 0.25),
-        ("64,32,16", (64, 32, 16)),
-        (" 1, 0.5,2", (1, 0.5, 2)),
-    ],
-)
-def test_numbers_per_axis(text, want):
-    got = numbers("patch", text)
-    assert got == want
-    assert type(got) is type(want)
-
-
-@pytest.mark.parametrize("text", ["", "x", "1,2", "1,2,3,4", "1,,2", "0x10"])
-def test_wrong_numbers_are_refused(text):
-    with pytest.raises(InvalidInput, match="patch must be one number or three"):
-        numbers("patch", text)
