@@ -35,6 +35,13 @@ def test_a_scan_is_grey_between_percentiles(scan, ramp):
     assert (shown.labels, shown.colors, shown.unit) == ((), (), "millimeter")
 
 
+def test_an_array_of_a_store_is_shown_as_its_path_is(scan):
+    array = zarr.open_array(f"{open_volume(scan).path}/0", mode="r")
+    (shown,), (named,) = appearances([array]), appearances([scan])
+    assert shown.volume.shape == named.volume.shape
+    assert shown.window == named.window
+
+
 def test_stored_statistics_decide_and_nothing_is_read(scan, monkeypatch):
     volume = open_volume(scan)
     known = Statistics((measure(np.linspace(-5, 5, 1000, dtype="f4")),))
