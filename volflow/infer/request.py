@@ -23,7 +23,7 @@ from volflow.model.resident import ModelPlugin
 from volflow.model.spec import Model
 from volflow.store.journal.journal import Journal, journal_dir
 from volflow.store.journal.outputs import check_apart
-from volflow.store.meta import Meta, VolumeSpec
+from volflow.store.meta import Meta, VolumeSpec, difference_of_grids
 from volflow.store.slabs import Source
 from volflow.store.volume import Volume
 from volflow.volumes.arrays.inputs import VolumeLike, open_input
@@ -229,24 +229,15 @@ def framed_image(
 
 
 def _check_one_grid(specs: Mapping[str, VolumeSpec]) -> None:
-    first_name, first = next(iter(specs.items()))
-    for name, spec in specs.items():
-        if spec.spatial_shape != first.spatial_shape:
-            raise InvalidInput(
-                f"inputs must lie on one grid: {name or 'the volume'} has shape"
-                f" {spec.spatial_shape}, {first_name or 'the volume'} {first.spatial_shape}"
-            )
-        one, other = spec.meta, first.meta
-        if not np.allclose(one.spacing, other.spacing, rtol=1e-3):
-            raise InvalidInput(
-                f"inputs must lie on one grid: {name or 'the volume'} has spacing"
-                f" {one.spacing}, {first_name or 'the volume'} {other.spacing}"
-            )
-        if None not in (a := (one.orientation, other.orientation)) and len(set(a)) > 1:
-            raise InvalidInput(
-                f"inputs must lie on one grid: {name or 'the volume'} is oriented"
-                f" {one.orientation}, {first_name or 'the volume'} {other.orientation}"
-            )
+    """Refuse inputs that differ in shape, spacing or orientation; unknown ones fit any."""
+    differing = difference_of_grids({name: (x.shape, x.meta) for name, x in specs.items()})
+    if differing is not None:
+        what, first, value, name, other = differing
+        raise InvalidInput(
+            f"inputs must lie on one grid: {name or 'the volume'} has {what} {other},"
+            f" {first or 'the volume'} {value}; resample one onto the other's grid, or correct"
+            " its metadata"
+        )
 
 
 def _check_spacing(meta: Meta, frame: Frame, model: Model) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from volflow.errors import InvalidInput
+from volflow.geometry.units import unit_sign
 from volflow.store.layout import resolve_layout
 
 __all__ = [
@@ -20,6 +22,7 @@ __all__ = [
     "Vector",
     "VolumeSpec",
     "check_spacing",
+    "difference_of_grids",
     "is_color",
 ]
 
@@ -130,6 +133,11 @@ class Meta:
             put(self, "orientation", _orientation(self.orientation))
         if self.affine is not None:
             put(self, "affine", _affine(self.affine))
+
+    @property
+    def knows_spacing(self) -> bool:
+        """Whether the spacing is known, not the default of a bare array."""
+        return self.unit is not None or self.spacing != Meta.spacing
 
     def regrid(self, factors: Sequence[float], offset: Sequence[float] | None = None) -> Meta:
         """Meta of a grid with voxels ``factors`` times as long.
@@ -257,6 +265,58 @@ class VolumeSpec:
     def voxel_bytes(self) -> int:
         """Bytes of one voxel in all channels."""
         return self.channels * self.dtype.itemsize
+
+
+def difference_of_grids(
+    grids: Mapping[str, tuple[Sequence[int], Meta]],
+) -> tuple[str, str, str, str, str] | None:
+    """Return how the first array that lies on another grid differs; None if all share one grid.
+
+    Parameters
+    ----------
+    grids
+        Shape (``zyx`` or ``czyx``) and metadata by name. An unknown spacing or orientation, such as
+        that of a bare array, fits any.
+
+    Returns
+    -------
+    tuple of str
+        ``"shape"``, ``"spacing"`` or ``"orientation"``; a name and its value; the other name and
+        its value.
+
+    Examples
+    --------
+    >>> scan = (20, 30, 30), Meta(spacing=(2, 1, 1), unit="millimeter")
+    >>> difference_of_grids({"scan": scan, "mask": ((20, 30, 30), Meta())})
+    >>> difference_of_grids({"scan": scan, "t1": ((20, 30, 30), Meta(unit="millimeter"))})
+    ('spacing', 'scan', '2×1×1 mm', 't1', '1×1×1 mm')
+    """
+    values = {
+        "shape": {name: str(tuple(shape[-3:])) for name, (shape, _) in grids.items()},
+        "spacing": {name: _length(meta) for name, (_, meta) in grids.items()},
+        "orientation": {name: meta.orientation or "" for name, (_, meta) in grids.items()},
+    }
+    for what, value_of in values.items():
+        first, *others = [name for name, value in value_of.items() if value] or [""]
+        for name in others:
+            close = what == "spacing" and _same_spacing(grids[first][1], grids[name][1])
+            if not close and value_of[name] != value_of[first]:
+                return what, first, value_of[first], name, value_of[name]
+    return None
+
+
+def _length(meta: Meta) -> str:
+    """Return the spacing as people write it, ``""`` where it is unknown."""
+    if not meta.knows_spacing:
+        return ""
+    return "×".join(f"{s:.6g}" for s in meta.spacing) + f" {unit_sign(meta.unit)}".rstrip()
+
+
+def _same_spacing(a: Meta, b: Meta) -> bool:
+    known = a.unit is not None and b.unit is not None
+    return (not known or a.unit == b.unit) and all(
+        math.isclose(s, t, rel_tol=1e-3) for s, t in zip(a.spacing, b.spacing, strict=True)
+    )
 
 
 def check_spacing(sizes: Sequence[float]) -> None:

@@ -458,6 +458,17 @@ class TestSkipping:
         np.testing.assert_allclose(result[:], expected, atol=1e-6)
         assert 0.2 < covered.mean() < 0.8
 
+    def test_a_mask_in_memory_lies_on_the_grid_of_its_volume(self, predict, stored, scan):
+        """It has no spacing or orientation of its own."""
+        known = {"spacing": (2.0, 1.0, 1.0), "unit": "millimeter", "orientation": "SAR"}
+        net = random_net()
+        mask = np.zeros(scan.shape, "uint8")
+        mask[12:15, 3:6, 20:] = 7
+        volume = stored(scan, **known)
+        result = predict(volume, net, mask=mask)
+        beside = predict(volume, net, "beside.zarr", mask=stored(mask, "mask.zarr", **known))
+        assert np.array_equal(result[:], beside[:])
+
     def test_a_mask_decides(self, predict, scan, calls):
         mask = np.zeros(scan.shape, "uint8")
         mask[12:15, 3:6, 20:] = 7

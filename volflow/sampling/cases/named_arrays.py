@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,8 +11,7 @@ import numpy as np
 
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
-from volflow.geometry.units import unit_sign
-from volflow.store.meta import Meta, Vector
+from volflow.store.meta import Meta, Vector, difference_of_grids
 from volflow.store.slabs import Array, Source
 from volflow.store.volume import described
 from volflow.volumes.arrays.inputs import refuse_sequential
@@ -84,7 +82,7 @@ class Case:
         """Metadata of the grid, axes z, y, x: the lead's; what it does not know is the others'."""
         metas = [described(source) for source in self.sources.values()]
         placed = next((m for m in metas if m.orientation), metas[0])
-        grid = next(filter(_knows_spacing, metas), placed)
+        grid = next((m for m in metas if m.knows_spacing), placed)
         placed = placed if placed.orientation else grid
         return replace(
             grid,
@@ -195,41 +193,16 @@ def channels_of(source: Source) -> int:
 
 def _check_grid(case: str, sources: Mapping[str, Source]) -> None:
     """Refuse arrays that differ in shape, spacing or orientation; unknown ones fit any."""
-    (lead, first), *others = sources.items()
-    for name, source in others:
-        if source.shape[-3:] != first.shape[-3:]:
-            raise InvalidInput(
-                f'arrays of a case share one grid, but in "{case}" {lead} has shape'
-                f" {first.shape[-3:]} and {name} {source.shape[-3:]}; crop or resample one, or make"
-                ' them cases of their own: [{"image": …}, {"image": …}]'
-            )
-    metas = [(name, source.meta) for name, source in sources.items()]
-    spaced = [(name, meta, _length(meta)) for name, meta in metas if _knows_spacing(meta)]
-    turned = [(name, meta, meta.orientation) for name, meta in metas if meta.orientation]
-    for what, agree, known in (
-        ("spacing", _same_spacing, spaced),
-        ("orientation", lambda a, b: a.orientation == b.orientation, turned),
-    ):
-        for name, meta, text in known[1:]:
-            if not agree(known[0][1], meta):
-                raise InvalidInput(
-                    f'arrays of a case share one grid, but in "{case}" {known[0][0]} has {what}'
-                    f" {known[0][2]} and {name} {text}; resample one onto the other's grid or"
-                    " correct its metadata"
-                )
-
-
-def _knows_spacing(meta: Meta) -> bool:
-    """Return True if the spacing is known, not the default of a bare array."""
-    return meta.unit is not None or meta.spacing != Meta().spacing
-
-
-def _same_spacing(a: Meta, b: Meta) -> bool:
-    known = a.unit is not None and b.unit is not None
-    return (not known or a.unit == b.unit) and all(
-        math.isclose(s, t, rel_tol=1e-3) for s, t in zip(a.spacing, b.spacing, strict=True)
+    differing = difference_of_grids({name: (x.shape, x.meta) for name, x in sources.items()})
+    if differing is None:
+        return
+    what, first, value, name, other = differing
+    remedy = "resample one onto the other's grid or correct its metadata"
+    if what == "shape":
+        remedy = (
+            'crop or resample one, or make them cases of their own: [{"image": …}, {"image": …}]'
+        )
+    raise InvalidInput(
+        f'arrays of a case share one grid, but in "{case}" {first} has {what} {value} and {name}'
+        f" {other}; {remedy}"
     )
-
-
-def _length(meta: Meta) -> str:
-    return "×".join(f"{s:.6g}" for s in meta.spacing) + f" {unit_sign(meta.unit)}".rstrip()
