@@ -195,13 +195,15 @@ class Volume(Source):
                 f"{data.shape}; cast or crop it first"
             )
         entries = []
-        dense = self.array.with_config({"write_empty_chunks": True})
+        dense, empty = self.array.with_config({"write_empty_chunks": True}), self.array.fill_value
         for piece in shard_rois(self, roi):
             part = data[piece.relative_to(roi.start).slices()]
             voxels = np.ascontiguousarray(part, dtype=self.dtype)
             # Zarr compares each voxel to find chunks that are empty; one that is not is enough.
             corners = voxels[tuple(slice(None, None, n) for n in self.array.chunks)]
-            target = dense if (corners != self.array.fill_value).all() else self.array
+            # To it NaN equals NaN, and an array that names no fill value has one all the same.
+            told = empty is not None and ((corners != empty) & np.isfinite(corners)).all()
+            target = dense if told else self.array
             try:
                 target.set_basic_selection(piece.slices(), voxels)
             except OSError as error:

@@ -1,5 +1,6 @@
 """Volumes: opened or refused in one line, read anywhere, written by whole shards only."""
 
+import itertools
 import os
 import pickle
 import subprocess
@@ -334,6 +335,38 @@ def test_shards_of_fill_value_leave_no_file(tmp_path):
     volume.write(Roi.full(volume.shape), np.zeros_like(voxels))
     assert not volume[...].any()
     assert not [p for p in (tmp_path / "a.zarr" / "0").rglob("c/**/*") if p.is_file()]
+
+
+@pytest.mark.parametrize(
+    ("fill", "shards"),
+    [*itertools.product((0, 1, np.nan, np.inf), (None, (16, 16, 16))), (None, None)],
+)
+def test_chunks_are_left_out_as_zarr_leaves_them_out(tmp_path, fill, shards):
+    """Whatever the fill value; one voxel of each chunk is looked at first."""
+    shape, kept = (20, 9, 12), {}
+    version = 2 if fill is None else 3
+    empty = np.full(shape, 0 if fill is None else fill, "f4")
+    half, corner, signed = empty.copy(), empty.copy(), np.full(shape, -0.0, "f4")
+    half[10:] = 2
+    corner[0, 0, 0] = 2
+    for name, voxels in {"empty": empty, "half": half, "corner": corner, "signed": signed}.items():
+        for by in ("volume", "zarr"):
+            array = zarr.create_array(
+                tmp_path / by / name, shape=shape, dtype="f4", chunks=(8, 8, 8), shards=shards,
+                fill_value=fill, zarr_format=version,
+            )  # fmt: skip
+            volume = open_volume(array)
+            if by == "volume":
+                volume.write(Roi.full(shape), voxels)
+            for piece in shard_rois(volume, Roi.full(shape)) if by == "zarr" else ():
+                array.set_basic_selection(piece.slices(), voxels[piece.slices()])
+            np.testing.assert_array_equal(volume[...], voxels)
+            kept[by, name] = {
+                str(path.relative_to(array.store.root)): path.read_bytes()
+                for path in array.store.root.rglob("*")
+                if path.is_file()
+            }
+        assert kept["volume", name] == kept["zarr", name]
 
 
 # Identity, pickling, Dask
