@@ -88,14 +88,20 @@ def output_shapes(forward: Forward, module: torch.nn.Module) -> tuple[Output, ..
     """
     sides = [side for axis, side in enumerate(forward.patch) if axis != forward.dropped]
     dtype = forward.torch_dtype
+    weights: dict[int, Any] = {id(t): t for t in (*module.parameters(), *module.buffers())}
     try:
-        graph = trace_any(module, forward.channels, sides, dtype)
+        # A copy that shares the weights: what a module keeps of its first call has no values here.
+        shell = copy.deepcopy(module, weights)
+    except Exception:  # whatever copying may raise
+        return None
+    try:
+        graph = trace_any(shell, forward.channels, sides, dtype)
         raw: Any = {
             name: torch.empty(graph.nodes[n].shape, dtype=graph.nodes[n].dtype, device="meta")
             for name, n in graph.outputs.items()
         }
     except VolflowError:  # an op that has no rule
-        raw = _faked(module, torch.Size((1, forward.channels, *sides)), dtype)
+        raw = _faked(shell, torch.Size((1, forward.channels, *sides)), dtype)
     if raw is None:
         return None
     named = checked_outputs(raw)
@@ -104,14 +110,11 @@ def output_shapes(forward: Forward, module: torch.nn.Module) -> tuple[Output, ..
     return tuple(_check_output(forward, name, value, 1) for name, value in named.items())
 
 
-def _faked(module: torch.nn.Module, shape: torch.Size, dtype: torch.dtype) -> Any:
+def _faked(shell: torch.nn.Module, shape: torch.Size, dtype: torch.dtype) -> Any:
     """Return what a module makes of an image without values; None where it asks for them."""
     from torch._subclasses.fake_tensor import FakeTensorMode  # which imports torch's compiler
 
-    weights: dict[int, Any] = {id(t): t for t in (*module.parameters(), *module.buffers())}
     try:
-        # A copy that shares the weights: what a module keeps of its first call has no values here.
-        shell = copy.deepcopy(module, weights)
         with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
             return shell(torch.empty(shape, dtype=dtype))
     except Exception:  # whatever a module may raise, a trial on numbers shows what it is

@@ -92,22 +92,33 @@ def _eager(module: nn.Module, seen: dict[nn.Module, nn.Module]) -> nn.Module:
 
 @contextmanager
 def _forgetting(module: nn.Module) -> Iterator[None]:
-    """Restore attributes in which a module keeps traced tensors, such as intermediate outputs."""
-    dicts = [vars(one) for one in module.modules()]
-    lists = [x for each in dicts for x in each.values() if isinstance(x, list)]
-    before = [each.copy() for each in dicts], [each.copy() for each in lists]
+    """Restore what a module keeps of traced tensors: in attributes, and in lists and dicts."""
+    before = [(one, copy.copy(one)) for one in _kept(module)]
     try:
         yield
     finally:
-        for now, old in zip(dicts, before[0], strict=True):
-            for name in [name for name, value in now.items() if _holds_traced(value)]:
+        for now, old in before:
+            if isinstance(now, list):
+                if _holds_traced(now):
+                    now[:] = old
+                continue
+            # Copied first: another thread that runs the module may keep something meanwhile.
+            for name in [name for name, value in list(now.items()) if _holds_traced(value)]:
                 if name in old:
                     now[name] = old[name]
                 else:
                     del now[name]
-        for values, earlier in zip(lists, before[1], strict=True):
-            if _holds_traced(values):
-                values[:] = earlier
+
+
+def _kept(module: nn.Module) -> list[Any]:
+    """Return the attributes of a module and its parts, and every list and dict in them, once."""
+    seen, stack = dict[int, Any](), [vars(part) for part in module.modules()]
+    while stack:
+        one: Any = stack.pop()
+        if isinstance(one, tuple | list | dict) and id(one) not in seen:
+            seen[id(one)] = one
+            stack.extend(one.values() if isinstance(one, dict) else one)
+    return [one for one in seen.values() if not isinstance(one, tuple)]
 
 
 def _holds_traced(value: Any) -> bool:

@@ -250,6 +250,32 @@ def test_hooks_and_state_are_as_before(function):
     assert torch.equal(torch.ones(2) + 1, torch.full((2,), 2.0))  # no mode is left behind
 
 
+class Keeper(nn.Module):
+    """Keeps its image in an attribute, in lists and in dicts that are there, and in new ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.list, self.dict, self.inner = [1], {"one": 1}, ({"one": [1]}, 2)
+
+    def forward(self, x):
+        self.last = x
+        self.list.append(x)
+        self.dict[tuple(x.shape)] = {"image": [x]}
+        self.dict["calls"] = self.dict.get("calls", 0) + 1
+        self.inner[0][tuple(x.shape)] = x
+        self.inner[0]["one"].append((x, x))
+        return x + 1
+
+
+def test_what_a_module_keeps_is_as_before():
+    net = Keeper()
+    trace(net, 1, SIZES)
+    assert "last" not in vars(net)
+    assert net.list == [1]
+    assert net.dict == {"one": 1, "calls": 1}  # what is no image stays
+    assert net.inner == ({"one": [1]}, 2)
+
+
 def test_a_module_of_its_own_error():
     with pytest.raises(ZeroDivisionError):
         trace(Apply(lambda x: 1 / 0), 1, (3,))

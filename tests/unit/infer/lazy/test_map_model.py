@@ -65,6 +65,20 @@ class Keeps(nn.Module):
         return x + self.ramp
 
 
+class Remembers(nn.Module):
+    """Keeps what it makes for images of a shape in a dict, as of masks, and in one within it."""
+
+    def __init__(self):
+        super().__init__()
+        self.made = {"by shape": {}}
+
+    def forward(self, x):
+        made = self.made["by shape"]
+        if tuple(x.shape) not in made:
+            self.made[tuple(x.shape)] = made[tuple(x.shape)] = torch.ones_like(x)
+        return x + made[tuple(x.shape)] + self.made[tuple(x.shape)]
+
+
 class Watched(nn.Module):
     """Notes how many forwards run at once."""
 
@@ -234,6 +248,14 @@ class TestGraph:
         data = voxels((8, 8, 8))
         lazy = vf.map_model(stored(data), Keeps(), patch=8, overlap=0)
         np.testing.assert_allclose(lazy[0].compute(), data + np.arange(8), rtol=1e-6)
+
+    @pytest.mark.parametrize("blend", ["average", "exact"])
+    def test_a_module_may_keep_tensors_of_each_shape(self, stored, blend):
+        data, net = voxels((8, 8, 8)), Remembers()
+        patch = {"patch": 8, "overlap": 0} if blend == "average" else {}
+        for _ in range(2):
+            lazy = vf.map_model(stored(data), net, blend=blend, **patch)
+            np.testing.assert_allclose(lazy[0].compute(), data + 2, rtol=1e-6)
 
     @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
     def test_a_module_that_only_pickle_copies(self, stored):
