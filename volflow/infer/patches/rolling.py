@@ -79,8 +79,8 @@ class RollingBlend:
         self.norm = hold((depth, height, width), self.weights.dtype) if skipping else None
         self.product = self._zeros((self.planes, *grid.patch[1:]))
         if not skipping and not self.crop:
-            self.full = self._zeros((FINISH_ROWS, height, width))
-            self.across = self._across()
+            self.full = self._zeros((min(FINISH_ROWS, depth), height, width))
+            self.across = self._across(1, self.rows), self._across(2, self.columns)
         layers = self.layers
         self.last = layers[-1]
         self.row = int(grid.starts[0][layers[0]])  # the volume row of sums[:, 0]
@@ -195,20 +195,17 @@ class RollingBlend:
             low, high = max(rows.start, start), min(rows.stop, start + depth)
             sums = norm[low - rows.start : high - rows.start]
             weights = self.weights[low - start : high - start]
-            for place, patch in self.across:
-                part = sums[(slice(None), *place)]
-                part += weights[(slice(None), *patch)]
+            for (row, patch_row), (column, patch_column) in itertools.product(*self.across):
+                part = sums[:, row, column]
+                part += weights[:, patch_row, patch_column]
         return norm
 
-    def _across(self) -> list[tuple[tuple[slice, ...], tuple[slice, ...]]]:
-        """Return where each patch of a layer lies in the tile, and which part of it that is."""
-        tile = Roi(self.tile.start[1:], self.tile.stop[1:])
+    def _across(self, axis: int, patches: range) -> list[tuple[slice, slice]]:
+        """Return where patches along an axis lie in the tile, and which part of each that is."""
+        low, high = self.tile.start[axis], self.tile.stop[axis]
         found = []
-        for index in itertools.product(self.rows, self.columns):
-            whole = self.grid.roi((0, *index))
-            patch = Roi(whole.start[1:], whole.stop[1:])
-            box = patch.intersect(tile)
-            found.append(
-                (box.relative_to(tile.start).slices(), box.relative_to(patch.start).slices())
-            )
+        for number in patches:
+            start = int(self.grid.starts[axis][number])
+            first, stop = max(low, start), min(high, start + self.grid.patch[axis])
+            found.append((slice(first - low, stop - low), slice(first - start, stop - start)))
         return found
