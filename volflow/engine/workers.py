@@ -59,7 +59,8 @@ def is_embedded(client: Client) -> bool:
 
 def grows(client: Client) -> bool:
     """Return True where the client's cluster starts workers by itself, or may do so."""
-    # One that is no cluster of Dask's own has its own ways; of an address nothing is known.
+    # One that is no cluster of Dask's own has its own ways; one of which only the address is known
+    # counts as it is.
     return getattr(client.cluster, "_adaptive", client.cluster) is not None
 
 

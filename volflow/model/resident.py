@@ -103,11 +103,14 @@ def trials_of(digest: str) -> dict[Hashable, list[Any]]:
 def made_once(digest: str, key: Hashable, make: Callable[[], T]) -> T:
     """Return what is made of a model, once while it is resident."""
     with _guard:
-        found = _residents.get(digest)
-        made = found.made if found is not None and found.users else {}
-    if key not in made:
-        made[key] = make()
-    result: T = made[key]
+        found = _residents.get(digest) or Resident()
+        made = found.made.get(key)
+    if made is None:
+        made = make()
+        with _guard:
+            if found.users:  # else its last run has ended meanwhile
+                made = found.made.setdefault(key, made)
+    result: T = made
     return result
 
 

@@ -258,6 +258,18 @@ class TestResident:
             with held(plugin):
                 assert [made_once("made of", "key", make) for _ in range(3)] == [last] * 3
 
+    def test_what_is_made_when_the_last_run_ends_is_not_kept(self):
+        plugin, kept = ModelPlugin(nn.Identity(), "ends"), object()
+
+        def make():
+            plugin.teardown()
+            return kept
+
+        plugin.setup()
+        assert made_once("ends", "graph", make) is kept
+        with held(plugin):
+            assert made_once("ends", "graph", list) == []
+
     def test_its_trials_are_remembered_for_the_next_case(self):
         net, tried = nn.Identity(), []
         net.register_forward_hook(lambda *given: tried.append(1))

@@ -14,7 +14,7 @@ from volflow.geometry.grid import PatchGrid
 from volflow.geometry.roi import Roi
 from volflow.infer.exact.window import seen_axes
 from volflow.infer.request import Request
-from volflow.model.resident import ModelPlugin, lent
+from volflow.model.resident import lent
 from volflow.model.trial import probe
 from volflow.partition.reach import Halo, halo_of
 from volflow.volumes.framed import FramedImage
@@ -53,7 +53,7 @@ def memory_of(
         depth = sum(halo.graph.nodes[n].depth for n in {*halo.graph.outputs.values()})
     except NoExactRule as error:
         why = str(error)
-        with lent(ModelPlugin(module, request.model.digest)):
+        with lent(request.plugin):
             tried = probe(forward, 1, 2**62, torch.get_num_threads())
         depth = sum(output.channels for output in tried.outputs)
         # Of a small patch nothing may be seen.

@@ -16,7 +16,7 @@ from volflow.geometry.roi import Roi
 from volflow.infer.exact.window import dropped_axis, seen_axes
 from volflow.infer.finish import Finish
 from volflow.infer.request import Request
-from volflow.model.resident import ModelPlugin, lent
+from volflow.model.resident import lent
 from volflow.partition.reach import padded_sizes
 from volflow.store.volume import Volume
 
@@ -109,11 +109,11 @@ def run_whole(request: Request, image: Array, *, ruled: bool) -> WholeRun:
     InvalidInput
         Where the network cannot be run on such an image.
     """
-    model, options, dropped = request.model, request.options, dropped_axis(request)
+    options, dropped = request.options, dropped_axis(request)
     forward, shape = request.forward(options.device, "float32"), image.shape[1:]
     seen = [shape[axis] for axis in seen_axes(request)]
     if ruled:
-        padded = padded_sizes(model.module, len(image), seen)
+        padded = padded_sizes(request.model.module, len(image), seen)
     else:  # what divides a patch, which it takes, by halves
         patch = [options.sides[axis] for axis in seen_axes(request)]
         likely = [min(LIKELY_ALIGNMENT, p & -p) for p in patch]
@@ -126,7 +126,7 @@ def run_whole(request: Request, image: Array, *, ruled: bool) -> WholeRun:
     axis, count = (1, 1) if dropped is None else (1 + dropped, shape[dropped])
     began = time.process_time()
     try:
-        with lent(ModelPlugin(model.module, model.digest)):
+        with lent(request.plugin):
             found = [
                 forward(torch.from_numpy(part)[None].to(options.device))
                 for part in np.split(wide, count, axis)
