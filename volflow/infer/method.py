@@ -7,9 +7,10 @@ A new method is a folder beside ``patches`` and ``exact``, and a line in `volflo
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ from distributed import Client
 
 from volflow.engine.cluster import cores, is_embedded
 from volflow.engine.plan import Plan
+from volflow.engine.task import Task
 from volflow.engine.workers import worker_records
 from volflow.errors import ResumeRefused
 from volflow.geometry.grid import BlockGrid, per_axis
@@ -37,13 +39,14 @@ __all__ = [
     "BoxFunction",
     "Hull",
     "Method",
+    "OutputJob",
     "Rows",
     "Settings",
     "Targets",
     "adopt",
     "array_of",
-    "facts_of",
     "out_blocks",
+    "output_plan",
     "threads_per_worker",
 ]
 
@@ -75,6 +78,8 @@ class Settings:
         Of the result, in output voxels along the stored axes.
     peak_bytes
         What a worker is thought to take.
+    batch_size
+        Of consecutive patches of one row of the grid; 1 where the network sees whole blocks.
     """
 
     outputs: tuple[Output, ...]
@@ -86,10 +91,11 @@ class Settings:
     chunk: tuple[int, ...]
     shard: tuple[int, ...]
     peak_bytes: int
+    batch_size: int
 
     def own(self) -> dict[str, Any]:
-        """Return what the method adds, as plain values for the journal."""
-        return {}
+        """Return what the method adds, as plain values for the journal: passes, if it has any."""
+        return {"exact": None}
 
     def to_dict(self, grid: tuple[int, ...]) -> dict[str, Any]:
         """Return plain values for the journal."""
@@ -98,14 +104,14 @@ class Settings:
         return {"grid": list(grid), **common, "outputs": outputs, **self.own()}
 
     @classmethod
-    def from_dict(cls, saved: Mapping[str, Any], own: Mapping[str, Any]) -> Self:
+    def from_dict(cls, saved: Mapping[str, Any], **own: Any) -> Self:
         """Return the settings that a journal holds.
 
         Parameters
         ----------
         saved
             What `to_dict` made.
-        own
+        **own
             Of it the fields that the method adds.
 
         Raises
@@ -122,7 +128,8 @@ class Settings:
         sides = [settings.block, settings.chunk, settings.shard, *scales]
         if {len(three) for three in sides} != {3} or not settings.outputs:
             raise ValueError("there are not three numbers for three axes")
-        counts = (settings.threads, *(o.channels for o in settings.outputs))
+        channels = (output.channels for output in settings.outputs)
+        counts = (settings.threads, settings.batch_size, *channels)
         if not all(1 <= n <= MOST_SIDE for n in (*counts, *itertools.chain(*sides))):
             raise ValueError("numbers are out of any range")
         np.dtype(settings.dtype)
@@ -159,6 +166,7 @@ class BoxFunction(Protocol):
 
 
 S = TypeVar("S", bound=Settings)
+W = TypeVar("W", bound=BoxFunction)
 
 
 class Method(Protocol[S]):
@@ -221,24 +229,20 @@ class Method(Protocol[S]):
             Blocks that are left out.
         """
 
-    def plans(
+    def prepared(
         self,
         request: Request,
         settings: S,
         client: Client,
         memory_bytes: int,
-        targets: Targets,
         done: frozenset[int],
-    ) -> Iterator[Plan]:
-        """Yield what `plan` returns, to be run before the iterator is resumed.
-
-        What must be computed first is computed before it is yielded, and what that left on disk is
-        removed behind it.
+    ) -> AbstractContextManager[None]:
+        """Compute what the plan needs first; what that left on disk goes when the plan was run.
 
         Parameters
         ----------
-        request, settings, client, memory_bytes, targets, done
-            As in `plan`.
+        request, settings, client, memory_bytes, done
+            As in `plan`, which is called and run within.
         """
 
     def boxes(self, request: Request, *, computed: bool) -> tuple[BoxFunction, Hull]:
@@ -315,24 +319,68 @@ def threads_per_worker(client: Client) -> int:
     return max(1, cores() // max((hosts.count(h) for h in hosts), default=1))
 
 
-def facts_of(
-    request: Request, settings: Settings, own: Sequence[tuple[str, str]]
-) -> tuple[tuple[str, str], ...]:
-    """Return the lines of a plan that people read: name and value.
+@dataclass(frozen=True)
+class OutputJob(Generic[W]):
+    """What a task that writes the result needs to know; small and picklable.
 
     Parameters
     ----------
-    request, settings
-        What is predicted, and how.
+    window
+        What decides the voxels.
+    grid
+        The tiling of the outputs, in output voxels and stored axis order.
+    targets
+        Where they are written.
+    threads, peak_bytes
+        Torch threads, and the projected memory of a block.
+    """
+
+    window: W
+    grid: BlockGrid
+    targets: Targets
+    threads: int
+    peak_bytes: int
+
+
+def output_plan(
+    request: Request,
+    settings: Settings,
+    task: Task,
+    job: OutputJob[Any],
+    runs: tuple[tuple[int, ...], ...],
+    memory_bytes: int,
+    own: tuple[tuple[str, str], ...],
+) -> Plan:
+    """Return the plan that writes the result.
+
+    Parameters
+    ----------
+    request, settings, memory_bytes
+        What is predicted, how, and within which budget per worker.
+    task, job, runs
+        What computes runs of blocks.
     own
-        Lines of the method: blend and device.
+        Lines of the method that people read, blend and device: name and value.
     """
     options = request.options
     blocks = f"{settings.block} voxels, shards {settings.shard}, chunks {settings.chunk}"
-    return (
+    facts = (
         ("input", f"{request.named()} {request.inputs.shape}"),
         ("model", request.model.name),
         ("output", f"{request.out} {options.output} {options.stored_dtype(settings.dtype)}"),
         *own,
         ("blocks", blocks),
+    )
+    return Plan(
+        "predict",
+        task,
+        job,
+        runs,
+        units=sum(job.grid.voxels(run) for run in runs),
+        unit="voxels",
+        peak_bytes=settings.peak_bytes,
+        memory_bytes=memory_bytes,
+        exclusive=True,
+        facts=facts,
+        plugin=request.plugin,
     )

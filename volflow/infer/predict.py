@@ -336,7 +336,7 @@ def _record(request: Request, settings: Settings) -> Record:
 def _execute(
     request: Request, settings: Settings, client: Client, memory_bytes: int, *, again: bool
 ) -> Result:
-    """Run what is left of the plans, under the output's lock; ``again`` begins anew."""
+    """Run what is left of the plan, under the output's lock; ``again`` begins anew."""
     options = request.options
     method, journal = method_of(options), Journal(journal_dir(request.out))
     with journal.lock():
@@ -354,7 +354,8 @@ def _execute(
             begin_anew(request.out, journal, record)
         targets = _targets(request, settings)
         done = frozenset(journal.done())
-        for plan in method.plans(request, settings, client, memory_bytes, targets, done):
+        with method.prepared(request, settings, client, memory_bytes, done):
+            plan = method.plan(request, settings, client, memory_bytes, targets, done)
             plan = replace(plan, journal=journal, record=record)
             run(plan, cluster=client, progress=options.progress)
     return targets.get("", targets)

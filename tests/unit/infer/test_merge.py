@@ -165,3 +165,8 @@ class TestInputs:
 
 def test_an_exact_run_takes_no_notice_of_a_bundles_overlap():
     assert checked_options(PredictOptions(blend="exact"), make_spec({"overlap": 8})).overlap is None
+
+
+def test_a_batch_size_means_nothing_to_the_exact_method():
+    given = PredictOptions(blend="exact", batch_size=4)
+    assert checked_options(given, PLAIN).batch_size == "auto"

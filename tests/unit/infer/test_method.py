@@ -144,4 +144,4 @@ def test_a_third_method_is_a_line(tmp_path, predict, stored, scan, monkeypatch):
     result = predict(volume, random_net(), **options)
     lazy = vf.map_model(volume, random_net(), block=8, **options)
     assert np.array_equal(lazy.compute(), result[:])
-    assert set(calls) == {"check", "decide", "plans", "boxes"}
+    assert set(calls) == {"check", "decide", "plan", "prepared", "boxes"}

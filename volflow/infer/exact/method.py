@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,6 @@ from volflow.geometry.roi import Roi
 from volflow.infer.exact.choose import budget_of, choose_passes
 from volflow.infer.exact.window import (
     ExactWindow,
-    OutputJob,
     dropped_axis,
     exact_outputs,
     network_of,
@@ -30,10 +30,11 @@ from volflow.infer.exact.window import (
 from volflow.infer.method import (
     BoxFunction,
     Hull,
+    OutputJob,
     Settings,
     Targets,
-    facts_of,
     out_blocks,
+    output_plan,
     threads_per_worker,
 )
 from volflow.infer.predict_options import PredictOptions
@@ -47,7 +48,7 @@ from volflow.passes.network import Blockwise
 from volflow.passes.profile import profile_ops
 from volflow.store.journal.journal import Journal, journal_dir
 
-__all__ = ["BLENDS", "ExactSettings", "boxes", "check", "decide", "plan", "plans", "read"]
+__all__ = ["BLENDS", "ExactSettings", "boxes", "check", "decide", "plan", "prepared", "read"]
 
 BLENDS = ("exact",)
 
@@ -70,13 +71,13 @@ class ExactSettings(Settings):
     passes: tuple[Pass, ...]
 
     def own(self) -> dict[str, Any]:
-        """Plain values of the passes, for the journal, and the batches, which are of one block."""
+        """Return plain values of the passes, for the journal."""
         passes = [asdict(step) for step in self.passes]
-        return {"batch_size": 1, "exact": {"sizes": list(self.sizes), "passes": passes}}
+        return {"exact": {"sizes": list(self.sizes), "passes": passes}}
 
 
 def check(given: PredictOptions, options: PredictOptions) -> PredictOptions:
-    """Refuse what leaves patches out; of a patch only whether the network takes slices counts."""
+    """Refuse what leaves patches out; a patch only says whether the network takes slices."""
     if given.overlap is not None:
         raise InvalidInput(
             f"overlap {given.overlap} is that of patches, and blend 'exact' has none; leave it"
@@ -90,7 +91,8 @@ def check(given: PredictOptions, options: PredictOptions) -> PredictOptions:
     slices = options.patch is not None and 1 in options.sides
     # Any side above 1 stands for the whole of its axis.
     z, y, x = (min(side, 2) for side in options.sides) if slices else (0, 0, 0)
-    return replace(options, patch=(z, y, x) if slices else None, overlap=None)
+    patch = (z, y, x) if slices else None
+    return replace(options, patch=patch, overlap=None, batch_size="auto")
 
 
 def read(saved: Mapping[str, Any]) -> ExactSettings | None:
@@ -98,7 +100,7 @@ def read(saved: Mapping[str, Any]) -> ExactSettings | None:
     exact = saved.get("exact")
     if exact is None:
         return None
-    return ExactSettings.from_dict(saved, {name: exact[name] for name in ("sizes", "passes")})
+    return ExactSettings.from_dict(saved, sizes=exact["sizes"], passes=exact["passes"])
 
 
 def decide(request: Request, client: Client, memory_bytes: int) -> ExactSettings:
@@ -132,6 +134,7 @@ def decide(request: Request, client: Client, memory_bytes: int) -> ExactSettings
         chunk=chunk,
         shard=shard,
         peak_bytes=budget_of(graph, max(step.peak_bytes for step in passes)),
+        batch_size=1,
         sizes=sizes,
         passes=passes,
     )
@@ -178,51 +181,36 @@ def plan(
     passes, options, last = _passes_of(request, settings), request.options, len(settings.passes) - 1
     blocks = out_blocks(request, settings)
     left = [number for number in range(len(blocks)) if number not in done]
-    job = OutputJob(
-        window=ExactWindow(
-            request.inputs,
-            passes.inputs_of(last),
-            dropped_axis(request),
-            settings.outputs,
-            request.finish(settings.dtype),
-        ),
-        grid=blocks,
-        targets=targets,
-        threads=settings.threads,
-        peak_bytes=passes.peak_bytes(last),
+    window = ExactWindow(
+        request.inputs,
+        passes.inputs_of(last),
+        dropped_axis(request),
+        settings.outputs,
+        request.finish(settings.dtype),
     )
+    job = OutputJob(window, blocks, targets, settings.threads, passes.peak_bytes(last))
+    runs = runs_for(left, len(workers(client)))
     own = (
         ("blend", "exact" + (f", frame {options.frame}" if options.frame else "")),
         ("device", f"{settings.device} {settings.precision}"),
     )
-    return Plan(
-        "predict",
-        exact_outputs,
-        job,
-        runs_for(left, len(workers(client))),
-        units=blocks.voxels(left),
-        unit="voxels",
-        peak_bytes=settings.peak_bytes,
-        memory_bytes=memory_bytes,
-        exclusive=True,
-        facts=(*facts_of(request, settings, own), *pass_facts(passes.graph, passes.steps)),
-        plugin=request.plugin,
-    )
+    found = output_plan(request, settings, exact_outputs, job, runs, memory_bytes, own)
+    return replace(found, facts=(*found.facts, *pass_facts(passes.graph, passes.steps)))
 
 
-def plans(
+@contextmanager
+def prepared(
     request: Request,
     settings: ExactSettings,
     client: Client,
     memory_bytes: int,
-    targets: Targets,
     done: frozenset[int],
-) -> Iterator[Plan]:
-    """Run the passes before the last, then yield the plan of that one."""
+) -> Iterator[None]:
+    """Run the passes before the last; what they kept is dropped behind it."""
     passes = _passes_of(request, settings)
     if len(done) < len(out_blocks(request, settings)):
         run_passes(passes, request.fingerprint(), client, memory_bytes, request.options.progress)
-    yield plan(request, settings, client, memory_bytes, targets, done)
+    yield
     passes.drop(len(passes.steps) - 1)
 
 

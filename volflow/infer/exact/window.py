@@ -15,10 +15,9 @@ import numpy.typing as npt
 import torch
 
 from volflow.engine.task import Context, Step
-from volflow.geometry.grid import BlockGrid
 from volflow.geometry.roi import Roi
 from volflow.infer.finish import Finish
-from volflow.infer.method import Rows, Targets, array_of
+from volflow.infer.method import OutputJob, Rows, array_of
 from volflow.infer.request import Request
 from volflow.model.forward import Output, torch_threads
 from volflow.partition.graph import Graph, needed
@@ -29,7 +28,6 @@ from volflow.volumes.framed import FramedImage
 
 __all__ = [
     "ExactWindow",
-    "OutputJob",
     "dropped_axis",
     "exact_outputs",
     "network_of",
@@ -196,30 +194,9 @@ def _across(box: Roi, axis: int, low: int, high: int) -> Roi:
     return Roi(start, (*box.stop[:axis], high, *box.stop[axis:]))
 
 
-@dataclass(frozen=True)
-class OutputJob:
-    """The last pass, which writes the result.
-
-    Parameters
-    ----------
-    window
-        What decides the voxels.
-    grid
-        The tiling of the outputs, in output voxels and stored axis order.
-    targets
-        Where they are written.
-    threads, peak_bytes
-        As in `PassJob`.
-    """
-
-    window: ExactWindow
-    grid: BlockGrid
-    targets: Targets
-    threads: int
-    peak_bytes: int
-
-
-def exact_outputs(job: OutputJob, blocks: tuple[int, ...], context: Context) -> Iterator[Step]:
+def exact_outputs(
+    job: OutputJob[ExactWindow], blocks: tuple[int, ...], context: Context
+) -> Iterator[Step]:
     """Compute blocks of the outputs and write them."""
     frame = job.window.inputs.frame
     context.trim()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, get_args
 
@@ -17,19 +17,20 @@ from volflow.errors import InvalidInput, MemoryRefused
 from volflow.geometry.grid import PatchGrid, stride_of
 from volflow.geometry.windows import Blend
 from volflow.infer.method import (
-    MOST_SIDE,
     BoxFunction,
     Hull,
+    OutputJob,
     Settings,
     Targets,
-    facts_of,
     out_blocks,
+    output_plan,
     threads_per_worker,
 )
 from volflow.infer.patches.rows import rows_at_once
 from volflow.infer.patches.sliding import SlidingWindow, read_hull
-from volflow.infer.patches.task import PredictJob, predict_blocks
+from volflow.infer.patches.task import predict_blocks
 from volflow.infer.patches.tiling import Demand, choose_tiling, limit_depth, patch_count, runs_of
+from volflow.infer.patches.writer import tile_of
 from volflow.infer.predict_options import PredictOptions
 from volflow.infer.request import Request, check_classes, output_meta
 from volflow.model.forward import Forward, Output, has_half_weights
@@ -37,20 +38,9 @@ from volflow.model.resident import lent
 from volflow.model.trial import Probe, output_shapes, probe, tried_on_worker, usual_batch
 from volflow.store.layout import resolve_layout
 
-__all__ = ["BLENDS", "PatchSettings", "boxes", "check", "decide", "plan", "plans", "read"]
+__all__ = ["BLENDS", "boxes", "check", "decide", "plan", "prepared", "read"]
 
 BLENDS: tuple[str, ...] = get_args(Blend)
-
-
-@dataclass(frozen=True)
-class PatchSettings(Settings):
-    """Settings of a run in patches; batches are consecutive patches of one row of the grid."""
-
-    batch_size: int
-
-    def own(self) -> dict[str, Any]:
-        """Return the batch size, and that the run is not exact."""
-        return {"batch_size": self.batch_size, "exact": None}
 
 
 def check(given: PredictOptions, options: PredictOptions) -> PredictOptions:
@@ -61,17 +51,12 @@ def check(given: PredictOptions, options: PredictOptions) -> PredictOptions:
     return options
 
 
-def read(saved: Mapping[str, Any]) -> PatchSettings | None:
+def read(saved: Mapping[str, Any]) -> Settings | None:
     """Return the settings of a journal; None where an exact run wrote it."""
-    if saved.get("exact") is not None:
-        return None
-    settings = PatchSettings.from_dict(saved, {"batch_size": saved["batch_size"]})
-    if not 1 <= settings.batch_size <= MOST_SIDE:
-        raise ValueError("numbers are out of any range")
-    return settings
+    return None if saved.get("exact") is not None else Settings.from_dict(saved)
 
 
-def decide(request: Request, client: Client, memory_bytes: int) -> PatchSettings:
+def decide(request: Request, client: Client, memory_bytes: int) -> Settings:
     """Return settings for a first run, from a trial forward and the budget."""
     asked, threads = request.options.batch_size, threads_per_worker(client)
     found = _probed(request, client, memory_bytes, threads, None if asked == "auto" else int(asked))
@@ -101,7 +86,7 @@ def _probed(
     return found
 
 
-def _settings(request: Request, found: Probe, memory_bytes: int) -> PatchSettings:
+def _settings(request: Request, found: Probe, memory_bytes: int) -> Settings:
     options, frame = request.options, request.inputs.frame
     demand = _demand(request, found)
     out_shape = request.out_shape(demand.scale)
@@ -112,17 +97,17 @@ def _settings(request: Request, found: Probe, memory_bytes: int) -> PatchSetting
     if options.shard is None:
         shard = limit_depth(shard, chunk, out_shape, frame.axes[0])
     least = shard if options.shard is not None else chunk
-    tiling = choose_tiling(demand, shard, least, memory_bytes)
-    return PatchSettings(
+    block, shard, peak_bytes = choose_tiling(demand, shard, least, memory_bytes)
+    return Settings(
         outputs=found.outputs,
         dtype=found.dtype,
         precision=found.precision,
         device=found.device,
         threads=found.threads,
-        block=tiling.block,
+        block=block,
         chunk=chunk,
-        shard=tiling.shard,
-        peak_bytes=tiling.peak_bytes,
+        shard=shard,
+        peak_bytes=peak_bytes,
         batch_size=found.batch_size,
     )
 
@@ -180,7 +165,7 @@ def _window(
 
 def plan(
     request: Request,
-    settings: PatchSettings,
+    settings: Settings,
     client: Client,
     memory_bytes: int,
     targets: Targets,
@@ -190,32 +175,24 @@ def plan(
     blocks = out_blocks(request, settings)
     runs = runs_of(blocks, request.inputs.frame, done, max(1, len(workers(client))))
     forward = request.forward(settings.device, settings.precision)
-    job = PredictJob(
-        window=_window(request, settings.outputs, forward, settings.batch_size),
-        grid=blocks,
-        targets=targets,
-        threads=settings.threads,
-    )
-    return Plan(
-        "predict",
-        predict_blocks,
-        job,
-        runs,
-        units=sum(blocks.voxels(run) for run in runs),
-        unit="voxels",
-        peak_bytes=settings.peak_bytes,
-        memory_bytes=memory_bytes,
-        exclusive=True,
-        facts=facts_of(request, settings, _facts(request, settings, job, runs)),
-        plugin=request.plugin,
-    )
+    window = _window(request, settings.outputs, forward, settings.batch_size)
+    job = OutputJob(window, blocks, targets, settings.threads, settings.peak_bytes)
+    own = _facts(request, settings, job, runs)
+    return output_plan(request, settings, predict_blocks, job, runs, memory_bytes, own)
 
 
 def _facts(
-    request: Request, settings: PatchSettings, job: PredictJob, runs: tuple[tuple[int, ...], ...]
+    request: Request,
+    settings: Settings,
+    job: OutputJob[SlidingWindow],
+    runs: tuple[tuple[int, ...], ...],
 ) -> tuple[tuple[str, str], ...]:
-    options, grid = request.options, job.window.grid
-    calls = sum(_calls(job, run) for run in runs)
+    options, window = request.options, job.window
+    grid, crop = window.grid, window.blend == "crop"
+    tiles = (tile_of(job.grid, window.inputs.frame, run) for run in runs)
+    calls = sum(
+        patch_count(grid.reduced(window.scale), [[side] for side in tile], crop) for tile in tiles
+    )
     blend = f"{options.blend}, patch {grid.patch}, stride {grid.stride}"
     return (
         ("blend", blend + (f", frame {options.frame}" if options.frame else "")),
@@ -224,23 +201,9 @@ def _facts(
     )
 
 
-def _calls(job: PredictJob, run: tuple[int, ...]) -> int:
-    """Return the number of forwards in a run of blocks."""
-    tile = [[side] for side in job.tile(*run)]
-    window = job.window
-    return patch_count(window.grid.reduced(window.scale), tile, window.blend == "crop")
-
-
-def plans(
-    request: Request,
-    settings: PatchSettings,
-    client: Client,
-    memory_bytes: int,
-    targets: Targets,
-    done: frozenset[int],
-) -> Iterator[Plan]:
-    """Yield the only plan: patches need nothing before it."""
-    yield plan(request, settings, client, memory_bytes, targets, done)
+def prepared(*_: Any) -> AbstractContextManager[None]:
+    """Patches need nothing before them."""
+    return nullcontext()
 
 
 def boxes(request: Request, *, computed: bool) -> tuple[BoxFunction, Hull]:

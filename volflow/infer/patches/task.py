@@ -9,48 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 
 import torch
 
 from volflow.engine.task import Context, Step
-from volflow.geometry.grid import BlockGrid
-from volflow.geometry.roi import Roi
-from volflow.infer.method import Targets
+from volflow.infer.method import OutputJob
 from volflow.infer.patches.sliding import SlidingWindow, slide
 from volflow.infer.patches.writer import Writer, tile_of
 from volflow.model.forward import torch_threads
 
-__all__ = ["PredictJob", "predict_blocks"]
+__all__ = ["predict_blocks"]
+
+Job = OutputJob[SlidingWindow]
 
 
-@dataclass(frozen=True)
-class PredictJob:
-    """Everything a task needs to know; small and picklable.
-
-    Parameters
-    ----------
-    window
-        What decides the voxels.
-    grid
-        The tiling of the outputs, in output voxels and stored axis order.
-    targets
-        Where they are written.
-    threads
-        Of torch.
-    """
-
-    window: SlidingWindow
-    grid: BlockGrid
-    targets: Targets
-    threads: int
-
-    def tile(self, *blocks: int) -> Roi:
-        """Return the box of a run of blocks, in frame coordinates and output voxels."""
-        return tile_of(self.grid, self.window.inputs.frame, blocks)
-
-
-def predict_blocks(job: PredictJob, blocks: tuple[int, ...], context: Context) -> Iterator[Step]:
+def predict_blocks(job: Job, blocks: tuple[int, ...], context: Context) -> Iterator[Step]:
     """Run blocks that lie behind each other along the frame's first axis."""
     context.trim()
     for run in _neighbours(job, blocks):
@@ -58,20 +31,24 @@ def predict_blocks(job: PredictJob, blocks: tuple[int, ...], context: Context) -
             yield from _run(job, run, context)
 
 
-def _neighbours(job: PredictJob, blocks: Sequence[int]) -> Iterator[tuple[int, ...]]:
+def _neighbours(job: Job, blocks: Sequence[int]) -> Iterator[tuple[int, ...]]:
     """Cut a sequence of blocks where the next does not begin where the last ended."""
     run: list[int] = []
+    end = 0
     for number in blocks:
-        if run and job.tile(run[-1]).stop[0] != job.tile(number).start[0]:
+        box = tile_of(job.grid, job.window.inputs.frame, (number,))
+        if run and box.start[0] != end:
             yield tuple(run)
             run = []
         run.append(number)
+        end = box.stop[0]
     if run:
         yield tuple(run)
 
 
-def _run(job: PredictJob, blocks: tuple[int, ...], context: Context) -> Iterator[Step]:
-    tile, frame = job.tile(*blocks), job.window.inputs.frame
+def _run(job: Job, blocks: tuple[int, ...], context: Context) -> Iterator[Step]:
+    frame = job.window.inputs.frame
+    tile = tile_of(job.grid, frame, blocks)
     with (
         closing(Writer(job.grid, frame, job.targets, blocks, context)) as writer,
         closing(slide(job.window, tile, context)) as sliding,

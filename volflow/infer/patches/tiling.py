@@ -19,7 +19,9 @@ from volflow.infer.method import SLACK_BYTES, TRIALS_DIFFER
 from volflow.infer.patches.rolling import FINISH_ROWS
 from volflow.store.layout import shrinking
 
-__all__ = ["Demand", "Tiling", "choose_tiling", "patch_count", "runs_of"]
+__all__ = ["Demand", "choose_tiling", "patch_count", "runs_of"]
+
+Sides = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -88,15 +90,6 @@ class Demand:
         return host if self.on_device else host + blend + self.forward_bytes
 
 
-@dataclass(frozen=True)
-class Tiling:
-    """Blocks of the output (stored axes, output voxels), its shards, and the projected peak."""
-
-    block: tuple[int, ...]
-    shard: tuple[int, ...]
-    peak_bytes: int
-
-
 def patch_count(grid: PatchGrid, tiles: Sequence[Sequence[tuple[int, int]]], crop: bool) -> int:
     """Return the number of patches computed when each axis is cut into these intervals of voxels.
 
@@ -135,8 +128,8 @@ def _candidates(
 
 def choose_tiling(
     demand: Demand, shard: Sequence[int], chunk: Sequence[int], memory_bytes: int
-) -> Tiling:
-    """Return the tiling with the fewest forwards that fits the budget.
+) -> tuple[Sides, Sides, int]:
+    """Choose the tiling with the fewest forwards that fits the budget.
 
     Parameters
     ----------
@@ -148,6 +141,13 @@ def choose_tiling(
     memory_bytes
         Budget of one worker.
 
+    Returns
+    -------
+    block, shard
+        Sides along the stored axes, in output voxels.
+    peak_bytes
+        What a task is projected to take.
+
     Raises
     ------
     MemoryRefused
@@ -157,7 +157,7 @@ def choose_tiling(
     shape = demand.frame.restore(out.shape)
     smallest = tuple(shard)
     for smallest in shrinking(shard, chunk, chunk):
-        best: tuple[int, int, Tiling] | None = None
+        best: tuple[int, int, Sides] | None = None
         for block in _candidates(shape, smallest, demand.frame):
             peak = demand.peak_bytes(_clip(block, shape), _clip(smallest, shape))
             if peak > memory_bytes:
@@ -168,9 +168,9 @@ def choose_tiling(
             ]
             calls = patch_count(out, tiles, demand.crop)
             if best is None or (calls, peak) < best[:2]:
-                best = calls, peak, Tiling(block, smallest, peak)
+                best = calls, peak, block
         if best is not None:
-            return best[2]
+            return best[2], smallest, best[1]
     needed = demand.peak_bytes(_clip(smallest, shape), _clip(smallest, shape))
     enough = math.ceil(needed * TRIALS_DIFFER / 2**20)
     raise MemoryRefused(

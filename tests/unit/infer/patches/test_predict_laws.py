@@ -15,7 +15,6 @@ import volflow as vf
 from tests.oracle import sliding_window
 from volflow.geometry.roi import Roi
 from volflow.infer.patches import method as patches
-from volflow.infer.patches.tiling import Tiling
 from volflow.store.create import create
 from volflow.store.meta import Meta, VolumeSpec
 
@@ -79,7 +78,7 @@ def cut_into(monkeypatch):
     """Force a block shape, as another memory budget would choose it."""
 
     def force(block: tuple[int, ...], shard: tuple[int, ...]) -> None:
-        monkeypatch.setattr(patches, "choose_tiling", lambda *_: Tiling(block, shard, peak_bytes=1))
+        monkeypatch.setattr(patches, "choose_tiling", lambda *_: (block, shard, 1))
 
     return force
 
