@@ -19,7 +19,15 @@ LAYER = ("level", "channel", "classes")  # options of all three pictures
 
 def _place(name: str, text: str) -> Any:
     """Where planes are laid, as typed: a word, or a voxel."""
-    return text if text in ("center", "content") else numbers(name, text)
+    if text in ("center", "content"):
+        return text
+    try:
+        return numbers(name, text)
+    except InvalidInput:
+        raise InvalidInput(
+            f"{name} must be center, content or a voxel z,y,x, given {text!r}; write for example"
+            " 20,64,64"
+        ) from None
 
 
 @dataclass(frozen=True)

@@ -283,6 +283,7 @@ def test_pictures_are_written_beside_the_volume(options, name, holds, volume, ca
         (["--sheet", "z", "--against", "b.zarr"], "are two pictures; ask for one at a time"),
         (["--tiles", "4"], "--tiles 4 needs the axis of a sheet; add --sheet z"),
         (["--sheet", "z", "--at", "1,2,3"], "--at places three planes"),
+        (["--at", "middle"], "at must be center, content or a voxel z,y,x, given 'middle'"),
         (["--sheet", "q"], "axis must be z, y or x, or one of axial, coronal, sagittal"),
         (["--sheet", "z", "--tiles", "999"], "tiles must be 1 to 200, given 999"),
         (["--against", "gone.zarr"], "gone.zarr does not exist"),

@@ -138,6 +138,9 @@ def _stored_text(facts: Mapping[str, Any]) -> str:
     size, raw = facts["stored_bytes"], facts["raw_bytes"]
     text = format_bytes(size)
     if size and raw:
-        compared = "smaller" if size <= raw else "larger"
-        text += f", {max(raw / size, size / raw):.3g} times {compared} than raw"
+        factor, compared = (
+            f"{max(raw / size, size / raw):.3g}",
+            "smaller" if size < raw else "larger",
+        )
+        text += ", as much as raw" if factor == "1" else f", {factor} times {compared} than raw"
     return text + (f", {facts['objects']} files" if "objects" in facts else "")

@@ -147,3 +147,6 @@ def test_stored_size_is_compared_with_raw():
     for stored, said in ((500, "2 times smaller"), (1044, "1.04 times larger")):
         text = facts_text(facts | {"raw_bytes": 1000, "stored_bytes": stored})
         assert f"B, {said} than raw" in text
+    for stored in (999, 1000, 1001):
+        text = facts_text(facts | {"raw_bytes": 10**6, "stored_bytes": 1000 * stored})
+        assert text.endswith("KiB, as much as raw")
