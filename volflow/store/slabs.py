@@ -139,9 +139,9 @@ def check_dtype(dtype: Any, name: str) -> np.dtype[Any]:
     """
     kind: np.dtype[Any] = np.dtype(dtype)
     if kind.kind not in "biuf" or kind.itemsize > 8:
+        remedy = "save its parts one by one" if kind.kind in "cV" else "cast it to one of these"
         raise InvalidInput(
-            f"{name} holds {kind}; a volume holds bool, integers or floats up to 64 bits; save its "
-            "parts one by one"
+            f"{name} holds {kind}; a volume holds bool, integers or floats up to 64 bits; {remedy}"
         )
     return kind
 

@@ -134,6 +134,7 @@ def refusals(folder):
         "line": np.zeros(5),
         "six": np.zeros((1,) * 6),
         "complex": np.zeros((2, 2, 2), "complex64"),
+        "times": np.zeros((2, 2, 2), "datetime64[s]"),
         "none": np.zeros((0, 2, 2)),
     }.items():
         zarr.create_array(folder / name, data=array, chunks=(2,) * array.ndim)
@@ -157,7 +158,8 @@ def refusals(folder):
         ("lost.zarr", "level '0' of .*lost.zarr cannot be opened"),
         ("line", "has 1 axes"),
         ("six", "has 6 axes"),
-        ("complex", "holds complex64"),
+        ("complex", "holds complex64; .* up to 64 bits; save its parts one by one"),
+        ("times", r"holds datetime64\[s\]; .* up to 64 bits; cast it to one of these"),
         ("none", "is empty"),
         ("xyz", "axes must be z, y, x"),
     ],
