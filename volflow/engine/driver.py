@@ -37,6 +37,8 @@ __all__ = ["Driver"]
 
 # An adaptive cluster grows by what it is offered; more at once would only load the scheduler.
 MOST_OFFERS = 16
+# Where all workers are too small for so long, no larger one is just being started again.
+ALONE_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ class Driver:
     submitted: int = 0
     retried: int = 0
     offered: int = 0
+    small_since_s: float | None = None  # when the first reading of too small workers alone came
     stopped: bool = False
 
     def __post_init__(self) -> None:
@@ -180,6 +183,10 @@ class Driver:
         """Wait where no worker works and none can be given a block; give up after long."""
         live, load = self.roster.live, self._load()
         fitting = {a: worker for a, worker in live.items() if self.slots(worker)}
+        if fitting or not live:
+            self.small_since_s = None
+        elif self.small_since_s is None:
+            self.small_since_s = now_s
         if any(load[a] or not worker.paused for a, worker in fitting.items()):
             self.patience.worker_seen()
             return []
@@ -188,8 +195,8 @@ class Driver:
             need = format_bytes(self.plan.peak_bytes)
             lacks = " that is not paused" if fitting else f" with {need} of memory"
         actions = self.patience.none_seen(self.cluster, now_s, lacks)
-        # By the time at which a wait is announced, all workers of a fixed cluster have come.
-        if actions and self.fixed and live and not fitting and not self.submitted:
+        alone = self.small_since_s is not None and now_s - self.small_since_s >= ALONE_S
+        if self.fixed and alone and not self.submitted:
             actions = [Stop(self._too_small())]
         self.stopped = any(isinstance(action, Stop) for action in actions)
         return actions

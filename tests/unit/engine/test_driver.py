@@ -106,14 +106,25 @@ class TestPaused:
     def test_where_no_others_are_expected_they_are_refused(self):
         driver = driver_of(((0,),), peak_bytes=2**30, fixed=True, cluster="tcp://x")
         small = {"a": WorkerReading(1, 2**20), "b": WorkerReading(1, 2**21)}
-        assert kinds(driver.on_workers(small, now_s=0), Stop) == []  # others may be about to join
-        (stop,) = driver.on_workers(small, now_s=2)
+        for second in range(10):  # others may be about to join
+            assert kinds(driver.on_workers(small, now_s=second), Stop) == []
+        (stop,) = driver.on_workers(small, now_s=10)
         assert type(stop.error) is MemoryRefused
         assert str(stop.error) == (
             "test needs 1 GiB per worker, but the largest worker of the Dask cluster at tcp://x"
             " has 2 MiB; ask for less than that (memory=, --memory), start larger workers, or wait"
             " for them (wait=, --wait)"
         )
+
+    def test_while_a_larger_one_is_started_again_they_are_not(self):
+        """As between two passes, of which each has a driver of its own."""
+        small, large = {"a": WorkerReading(1, 2**20)}, {"b": WorkerReading(1, 2**30)}
+        driver = driver_of(((0,),), peak_bytes=2**30, fixed=True, cluster="tcp://x")
+        for second in range(70):  # nobody has come yet, as from a queue
+            assert kinds(driver.on_workers({}, now_s=second), Stop) == []
+        for second in range(70, 78):  # the smaller one comes first
+            assert kinds(driver.on_workers(small, now_s=second), Stop) == []
+        assert kinds(driver.on_workers({**small, **large}, now_s=78), Submit)
 
     def test_those_of_a_cluster_that_grows_and_those_that_stay_behind_are_not(self):
         small, large = WorkerReading(1, 2**20), WorkerReading(1, 2**30)

@@ -18,6 +18,7 @@ from distributed import Client, LocalCluster, Status, get_worker
 from distributed.comm.core import CommClosedError
 
 import volflow as vf
+from volflow.engine import driver
 from volflow.engine.cluster import connect
 from volflow.engine.messages import WorkerReading
 from volflow.engine.plan import Plan
@@ -144,7 +145,8 @@ class TestWaiting:
         assert not list(tmp_path.iterdir())
 
     @pytest.mark.parametrize(("wait", "adaptive"), [(None, False), ("1s", False), ("1s", True)])
-    def test_workers_that_are_all_too_small_are_refused(self, wait, adaptive):
+    def test_workers_that_are_all_too_small_are_refused(self, wait, adaptive, monkeypatch):
+        monkeypatch.setattr(driver, "ALONE_S", 1.0)
         with empty_cluster(processes=False, memory_limit="1GiB") as cluster:
             if adaptive:
                 cluster.adapt(minimum=1, maximum=1, interval="50ms")
