@@ -45,7 +45,7 @@ def test_an_edited_helper_never_gives_the_old_result(tmp_path, predict):
     second = predict()
     assert second.returncode == 2, second.stderr
     said = " ".join(second.stderr.split())
-    assert "out.zarr was begun with something else: code.helper: " in said
+    assert "out.zarr was started with different inputs or settings: code.helper: " in said
     assert "overwrite" in said
     assert "net:" not in said
     assert "Traceback" not in said
@@ -81,7 +81,7 @@ def test_an_edited_function_of_a_dask_graph_never_gives_the_old_result(tmp_path,
         "class Scaled:\n    def __call__(self, block):\n        return helper.scaled(block)\n"
     )
     script = GRAPH.format(how=how)
-    for factor, answer in ((2, ""), (2, ""), (3, "out.zarr was begun with something else")):
+    for factor, answer in ((2, ""), (2, ""), (3, "out.zarr was started with different")):
         (tmp_path / "helper.py").write_text(HELPER.format(factor=factor))
         said = fresh_python(script)
         assert answer in said

@@ -141,7 +141,7 @@ class TestSegmentMri:
         ("words", "line"),
         [
             (["nowhere.zarr", "x.zarr"], "nowhere.zarr does not exist; check the path"),
-            (["scan.nii.gz", "x.zarr", "--plan"], "is no Zarr store but a file; convert it first"),
+            (["scan.nii.gz", "x.zarr", "--plan"], "is a file, not a Zarr store; convert it first"),
             (["scan.zarr", "scan.zarr"], "scan.zarr would replace its own input"),
             (
                 ["scan.zarr", "x.zarr", "--tissue", "liver"],

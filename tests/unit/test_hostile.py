@@ -63,9 +63,9 @@ def nifti(path, **fields):
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"vox_offset": -1}, "its voxels begin at byte -1, inside its header"),
-        ({"vox_offset": 347}, "its voxels begin at byte 347"),
-        ({"vox_offset": 3e38}, "its voxels begin at byte 3e+38"),
+        ({"vox_offset": -1}, "vox_offset -1, inside the header"),
+        ({"vox_offset": 347}, "vox_offset 347"),
+        ({"vox_offset": 3e38}, "vox_offset 3e+38"),
         ({"vox_offset": np.nan}, "damaged NIfTI header"),
         ({"vox_offset": -np.inf}, "damaged NIfTI header"),
         ({"dim": (4, 32767, 32767, 32767, 32767, 1, 1, 1)}, "is cut short"),
@@ -98,13 +98,13 @@ def test_a_sound_nifti_of_the_other_byte_order_is_read(folder):
 @pytest.mark.parametrize(
     ("head", "says"),
     [
-        ({"shape": (10**15,) * 3}, "is no .npy array or is cut short"),
-        ({"shape": (2**40, 2**40, 2**40)}, "is no .npy array or is cut short"),
-        ({"shape": (-6, 10, 12)}, "is no .npy array or is cut short"),
-        ({"descr": "|O"}, "is no .npy array or is cut short"),
+        ({"shape": (10**15,) * 3}, "is not a .npy array or is cut short"),
+        ({"shape": (2**40, 2**40, 2**40)}, "is not a .npy array or is cut short"),
+        ({"shape": (-6, 10, 12)}, "is not a .npy array or is cut short"),
+        ({"descr": "|O"}, "is not a .npy array or is cut short"),
         ({"descr": "|V2"}, "a volume holds bool, integers or floats"),
-        ("(" * 500, "is no .npy array or is cut short"),
-        ("{" + "[" * 2000, "is no .npy array or is cut short"),
+        ("(" * 500, "is not a .npy array or is cut short"),
+        ("{" + "[" * 2000, "is not a .npy array or is cut short"),
     ],
 )
 def test_npy_headers(folder, refused, head, says):
@@ -148,16 +148,16 @@ GRID = "chunk_grid", "configuration", "chunk_shape"
         (GROUP, [(("attributes", "volflow", "affine"), [[0] * 4] * 4)], "affine must map voxels"),
         (GROUP, [(("attributes", "volflow", "source", "header"), "a")], "damaged OME-Zarr"),
         (ARRAY, [(("shape",), [-6, 10, 12])], "level '0' of"),
-        (ARRAY, [(("shape",), [10**18, 10**18, 10**18])], "which no store can hold"),
-        (ARRAY, [((*GRID, 0), 0)], "which no store can hold"),
+        (ARRAY, [(("shape",), [10**18, 10**18, 10**18])], "which is impossible"),
+        (ARRAY, [((*GRID, 0), 0)], "which is impossible"),
         (ARRAY, [((*CHUNK, 0), 3)], "level '0' of"),
-        (ARRAY, [((*GRID, 0), 4 * 10**9)], "which no store can hold"),
+        (ARRAY, [((*GRID, 0), 4 * 10**9)], "which is impossible"),
         (ARRAY, [(("codecs", 0, "name"), "unheard of")], "level '0' of"),
         (ARRAY, [(("data_type",), "string")], "level '0' of"),
         (ARRAY, [(("shape",), [6, 10])], "level '0' of"),
         ("v2.zarr/s/.zarray", [(("dtype",), "|O")], "level 's' of"),
         ("v2.zarr/s/.zarray", [(("dtype",), [["a", "<i2"]])], "level 's' of"),
-        ("v2.zarr/s/.zarray", [(("chunks",), [0, 0, 0])], "which no store can hold"),
+        ("v2.zarr/s/.zarray", [(("chunks",), [0, 0, 0])], "which is impossible"),
     ],
 )
 @pytest.mark.parametrize("command", ["info", "preview", "export"])
@@ -176,7 +176,7 @@ def test_a_pyramid_of_many_levels(folder, refused):
     text = (folder / GROUP).read_text().replace('"here"', ", ".join([level] * 30_000))
     (folder / GROUP).write_text(text)
     assert refused("info", "a.zarr") == (
-        f"volflow: {folder}/a.zarr: it lists 30000 levels; no pyramid has more than 64\n", 3
+        f"volflow: {folder}/a.zarr: it lists 30000 levels; at most 64 are possible\n", 3
     )  # fmt: skip
 
 
@@ -225,8 +225,8 @@ def test_the_grid_of_a_journal(folder, refused, words, grid):
 @pytest.mark.parametrize(
     ("at", "new", "bad"),
     [
-        (("entries", 0, "stop"), [10**13] * 3, "the journal's box does not lie in the array"),
-        (("entries", 0, "start"), [1, 0, 0], "the journal's box is no stored object"),
+        (("entries", 0, "stop"), [10**13] * 3, "the journal's box lies outside the array"),
+        (("entries", 0, "start"), [1, 0, 0], "the journal's box is not a stored object"),
         (("entries", 0, "start"), ["a", 0, 0], None),
         (("stages",), {"read": 10**400}, None),
         (("entries", 0, "array"), "0/0", "array 0/0 cannot be opened"),
@@ -328,7 +328,7 @@ def test_a_blosc_chunk_that_is_cut_short_does_not_end_the_process(tmp_path, zarr
     data = bytearray(chunk.read_bytes()[:cut])
     data[12:16] = (2**30).to_bytes(4, "little")[: max(0, cut - 12)]
     chunk.write_bytes(data)
-    with pytest.raises(Unreadable, match="bytes that says it had"):
+    with pytest.raises(Unreadable, match="bytes whose header claims"):
         open_volume(tmp_path / "a.zarr")[:]
 
 
@@ -353,7 +353,7 @@ def test_nor_does_one_inside_of_a_shard(tmp_path, claimed):
     shard.write_bytes(data)
     volume = open_volume(tmp_path / "a.zarr")
     assert np.array_equal(volume[8:12, :, 4:12], array[8:12, :, 4:12])
-    with pytest.raises(Unreadable, match=f"bytes that says it had {claimed}"):
+    with pytest.raises(Unreadable, match=f"bytes whose header claims {claimed}"):
         volume[8:9, 4:5, 12:13]
 
 

@@ -128,10 +128,10 @@ ON_DISK = {
     "pyramid": r"a volume is opened from a path, .* given \w+; store other arrays with vf\.convert",
     "view": r"a viewer reads volumes from disk, given one in memory; store it first: vf\.convert",
     "napari_snippet": r"a viewer reads volumes from disk, given one in memory; store it first: vf",
-    "verify": r"an output on disk is verified, given a \w+ in memory; give the path of what volf",
+    "verify": r"only outputs on disk can be verified, given a \w+ in memory; give the path of an ",
 }
-ON_FILES = dict.fromkeys(ON_DISK, "is no Zarr store but a file; convert it first: vf.convert") | {
-    "verify": "has no receipt in .*; only what volflow wrote can be verified"
+ON_FILES = dict.fromkeys(ON_DISK, "is a file, not a Zarr store; convert it first: vf.convert") | {
+    "verify": "has no receipt in .*; only files that volflow wrote can be verified"
 }
 ON_AN_ARRAY = {
     "pyramid": "is an array of the volume .*; give that one",

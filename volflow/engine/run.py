@@ -173,7 +173,7 @@ def run(
     Raises
     ------
     ResumeRefused
-        If the plan's journal was begun with something else.
+        If the plan's journal was started with different inputs or settings.
     MemoryRefused
         If all workers are too small for the plan, and no others are expected: the cluster does
         not grow by itself, and nobody said how long to wait.

@@ -276,8 +276,8 @@ def adopt(method: Method[S], request: Request, record: Record) -> S:
     options = request.options
     if settings is None:
         raise ResumeRefused(
-            f"{request.out} was begun with something else: another blend than {options.blend!r}; go"
-            " back to that, or begin again (overwrite=True, --overwrite), or choose another output"
+            f"{request.out} was started with another blend than {options.blend!r}; use that"
+            " again, or begin again (overwrite=True, --overwrite), or choose another output"
         )
     wanted = {
         "batch_size": options.batch_size,
@@ -289,7 +289,7 @@ def adopt(method: Method[S], request: Request, record: Record) -> S:
     for name, value in wanted.items():
         if value not in ("auto", getattr(settings, name, value)):
             raise ResumeRefused(
-                f"{request.out} was begun with {name} {getattr(settings, name)!r}, now {value!r};"
+                f"{request.out} was started with {name} {getattr(settings, name)!r}, now {value!r};"
                 f" leave {name} out to resume, or use overwrite=True (--overwrite)"
             )
     return settings

@@ -1,1 +1,1 @@
-"""Volumes on disk: OME-Zarr metadata, shards, foreign sources and the journal of a run."""
+"""Volumes on disk: OME-Zarr metadata, shards, foreign formats as sources, the journal of a run."""

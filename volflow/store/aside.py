@@ -1,14 +1,14 @@
-"""Write beside a place and move there what is whole; remove what processes that died left behind.
+"""Write under a temporary name and rename when complete; remove what dead processes left behind.
 
 ::
 
-    .out.zarr.new-1a2b3c4d      a folder in the making
+    .out.zarr.new-1a2b3c4d      a folder being written
     .out.zarr.old-1a2b3c4d      a folder that is being replaced
-    .seg.nii.gz.1a2b3c4d.tmp    a file in the making
+    .seg.nii.gz.1a2b3c4d.tmp    a file being written
 
-The process that makes one of these holds a lock (`flock`) on it, which ends with the process: what
-another process can lock has no owner any more. Where a file system cannot lock folders, what was
-left there stays.
+The process that makes one of these holds a lock (`flock`) on it, which ends with the process: if
+another process can lock it, its owner is dead. If a file system cannot lock folders, leftovers on
+it stay.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from typing import IO
 
 __all__ = ["beside", "file_aside", "folder_aside", "replace_folder", "sweep"]
 
-# Also the names that versions before this one gave.
+# Includes the names that earlier versions used.
 _NAMES = re.compile(r"(?:(?:new|old|part)-[0-9a-f]{8}|(?:[0-9a-f]{8}|[0-9a-f]{32})\.tmp)")
 
 
 def beside(target: Path, word: str) -> Path:
-    """A new name beside a target, by which `sweep` knows it.
+    """Return a new path beside a target, in the form that `sweep` recognises.
 
     Examples
     --------
@@ -42,7 +42,7 @@ def beside(target: Path, word: str) -> Path:
 
 @contextmanager
 def folder_aside(target: Path) -> Iterator[Path]:
-    """A new folder beside a target; what is not moved away by the end of the block is deleted.
+    """Make a new folder beside a target; it is deleted at the end of the block unless moved.
 
     Raises
     ------
@@ -59,7 +59,7 @@ def folder_aside(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def file_aside(target: Path) -> Iterator[tuple[Path, IO[bytes]]]:
-    """A new file beside a target, and its path; what is not moved away in the block is deleted.
+    """Yield a new file beside a target, and its path; it is deleted at the end unless moved.
 
     Raises
     ------
@@ -81,7 +81,7 @@ def replace_folder(new: Path, target: Path) -> None:
     Raises
     ------
     OSError
-        If it cannot be moved; what was at the place is there again.
+        If it cannot be moved; the old folder is then back in its place.
     """
     if not target.exists():
         new.rename(target)
@@ -102,9 +102,9 @@ def replace_folder(new: Path, target: Path) -> None:
 
 
 def sweep(target: Path) -> None:
-    """Delete what processes that died have left beside a target; what has an owner stays.
+    """Delete what dead processes left beside a target; what a live process owns stays.
 
-    What cannot be read or deleted stays as well: nothing of it is in anybody's way.
+    Leftovers that cannot be read or deleted stay as well: they do no harm.
     """
     prefix = f".{target.name}."
     try:
@@ -130,8 +130,8 @@ def _remove_abandoned(path: Path) -> None:
             os.close(handle)
 
 
-# Between its making and its locking another process may take a thing for abandoned; then there is
-# another.
+# Before it is locked, another process may delete a new file or folder as abandoned; then a new one
+# is made.
 
 
 def _new_folder(target: Path) -> tuple[Path, int]:
@@ -155,7 +155,7 @@ def _new_file(target: Path) -> tuple[Path, IO[bytes]]:
 
 
 def _lock(handle: int, *, without: bool = False) -> bool:
-    """Whether this process now holds the lock; ``without`` where there are no locks to be had."""
+    """Return True if this process now holds the lock; ``without`` if locks are not supported."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -14,8 +14,8 @@ from volflow.store.aside import file_aside
 
 __all__ = ["differences", "parse_json", "plain", "read_json", "write_file", "write_json"]
 
-MOST_BYTES = 64 * 2**20  # of a file of metadata; a pyramid's take some thousand
-DEEPEST = 64  # containers within containers; ours and NGFF's nest some ten deep
+MOST_BYTES = 64 * 2**20  # of a metadata file; those of a pyramid have a few thousand
+DEEPEST = 64  # nested containers; ours and NGFF's nest about ten deep
 
 
 def _encode(value: Any) -> Any:
@@ -29,7 +29,7 @@ def _encode(value: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """The value as it comes back from JSON: tuples are lists, NumPy numbers Python's.
+    """Return the value as JSON stores it: tuples become lists, NumPy numbers Python numbers.
 
     Raises
     ------
@@ -45,7 +45,7 @@ def plain(value: Any) -> Any:
 
 
 def differences(old: Any, new: Any, name: str = "") -> list[str]:
-    """What differs between two JSON values, key by key, as lines ``name: old → new``.
+    """Return the differences between two JSON values by key, as lines ``name: old → new``.
 
     Examples
     --------
@@ -78,8 +78,8 @@ def _short(text: str) -> str:
 def write_file(path: Path, data: bytes) -> None:
     """Write a file that other processes see whole or not at all.
 
-    It survives the death of this process, not a power cut: nothing is forced to the disk,
-    as the stored voxels are not either.
+    It survives the death of this process, but not a power cut: like the voxels, it is not
+    flushed to the disk.
 
     Raises
     ------
@@ -93,7 +93,7 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as JSON, as `write_file` does.
+    """Write a value as JSON, atomically as `write_file`.
 
     Raises
     ------
@@ -104,12 +104,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, most_bytes: int = MOST_BYTES) -> Any:
-    """What the file holds: the one way by which JSON comes in, whoever wrote it.
+    """Return the value of a JSON file; all JSON, trusted or not, is read by this function.
 
     Raises
     ------
     ValueError
-        If it is no JSON, as after a power cut, too large, or nested too deeply.
+        If it is not JSON (as after a power cut), too large, or nested too deeply.
     OSError
         If it cannot be read.
     """
@@ -121,12 +121,12 @@ def read_json(path: Path, most_bytes: int = MOST_BYTES) -> Any:
 
 
 def parse_json(data: bytes) -> Any:
-    """The value of a JSON text.
+    """Return the value of a JSON text.
 
     Raises
     ------
     ValueError
-        If it is none, or nested so deeply that what walks through it would not come back.
+        If it is not JSON, or nested so deeply that recursive code would overflow the stack.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""What was found when an output was read back: which blocks, and which file, are right."""
+"""Results of reading an output back: which blocks, and which exported file, are intact."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ NAMED = 5  # bad blocks that a summary names
 
 @dataclass(frozen=True)
 class FileCheck:
-    """Whether an exported file is what was written.
+    """Whether an exported file is still as it was written.
 
     Parameters
     ----------
     path
-        Of the file.
+        Path of the file.
     fault
-        How it differs from that; ``""`` where it does not.
+        How it differs from what was written; ``""`` if it does not.
     damaged
-        Whether it was written and is that no more; a run may not have come to it yet.
+        Whether it was written and has changed since; False if the run has not written it yet.
     note
-        How it was verified, or what mends it.
+        How it was verified, or how to repair it.
 
     Examples
     --------
@@ -42,7 +42,7 @@ class FileCheck:
 
     @property
     def ok(self) -> bool:
-        """Whether it is right."""
+        """Whether the file is intact."""
         return not self.fault
 
     def __str__(self) -> str:
@@ -51,12 +51,12 @@ class FileCheck:
 
 @dataclass(frozen=True)
 class Coverage:
-    """Which blocks of an output are there and right.
+    """Which blocks of an output are stored and intact.
 
     Parameters
     ----------
     path
-        The output.
+        Path of the output.
     grid
         Blocks per axis; block numbers count in C order.
     cells
@@ -64,10 +64,10 @@ class Coverage:
     bad
         Number and reason of each bad block.
     levels
-        The same of each coarser level.
+        Coverage of each coarser level.
     file
-        What became of the file, where the output is one; the blocks are those of the volume behind
-        it then, none where there is no such volume any more.
+        The check of the file, if the output is one; the blocks are then those of the volume that
+        it was exported from, none if that volume is gone.
 
     Examples
     --------
@@ -89,36 +89,36 @@ class Coverage:
 
     @property
     def total(self) -> int:
-        """Blocks of the output."""
+        """Number of blocks of the output."""
         return len(self.cells)
 
     @property
     def done(self) -> int:
-        """Blocks that are stored and read back with the right checksum."""
+        """Number of blocks that are stored and read back with the right checksum."""
         return self.cells.count(VERIFIED)
 
     @property
     def missing(self) -> int:
-        """Blocks that were never finished."""
+        """Number of blocks that were never finished."""
         return self.cells.count(MISSING)
 
     @property
     def ok(self) -> bool:
-        """Whether every block is there and right, of all levels, and so is the file."""
+        """Whether every block of every level, and the file, is stored and intact."""
         whole = self.done == self.total and all(level.ok for level in self.levels)
         return whole and (self.file is None or self.file.ok)
 
     @property
     def damaged(self) -> bool:
-        """Whether a block that was done, of any level, or the file is not what was written."""
+        """Whether a finished block of any level, or the file, differs from what was written."""
         blocks = bool(self.bad) or any(level.damaged for level in self.levels)
         return blocks or (self.file is not None and self.file.damaged)
 
     def map(self) -> str:
-        """The blocks as text: a row per z, a letter per (y, x) in reading order.
+        """Return the blocks as text: a row per z, a letter per (y, x) in reading order.
 
         A grid wider or higher than 100 is condensed: one letter then stands for several blocks,
-        bad where any is bad, ``o`` where some are missing.
+        ``x`` if any is bad, ``o`` if some are missing.
         """
         if not self.cells:
             return ""

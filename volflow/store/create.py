@@ -28,16 +28,16 @@ def create(path: str | os.PathLike[str], spec: VolumeSpec, *, overwrite: bool = 
     Parameters
     ----------
     path
-        Of the new directory, or a URL.
+        Path of the new directory, or a URL.
     spec
-        Its shape, dtype, layout and metadata.
+        Shape (``zyx`` or ``czyx``), dtype, layout and metadata.
     overwrite
-        Replace the volume that is there. Anything that is no Zarr image is never replaced.
+        Replace an existing volume. Anything other than a Zarr image is never replaced.
 
     Raises
     ------
     InvalidInput
-        If an argument is refused; whatever was there is still there.
+        If an argument is invalid; anything at the path is unchanged then.
 
     Examples
     --------
@@ -61,20 +61,20 @@ def create(path: str | os.PathLike[str], spec: VolumeSpec, *, overwrite: bool = 
         if is_url(target):
             fill(target)
         else:
-            # Written aside and moved at the end: a call that ends early leaves nothing half done.
+            # Written under a temporary name, renamed at the end: interrupted, it leaves nothing.
             sweep(Path(target))
             with folder_aside(Path(target)) as aside:
                 fill(str(aside))
                 replace_folder(aside, Path(target))
     except OSError as error:
         raise InvalidInput(
-            f"{target} cannot be made: {error.strerror or error}; choose another place"
+            f"{target} cannot be created: {error.strerror or error}; choose another path"
         ) from error
     return open_volume(target)
 
 
 def add_array(group: zarr.Group, name: str, spec: VolumeSpec, fill_value: Any) -> zarr.Array[Any]:
-    """Make the array of a level."""
+    """Create the Zarr array of a level, with the spec's shape and dtype."""
     return group.create_array(
         name,
         shape=spec.shape,
@@ -88,13 +88,13 @@ def add_array(group: zarr.Group, name: str, spec: VolumeSpec, fill_value: Any) -
 
 
 def check_target(path: str | os.PathLike[str], *, overwrite: bool = False) -> str:
-    """The absolute path or URL for a new volume, or a refusal; nothing is changed.
+    """Return the absolute path or URL of a new volume, checked; nothing is changed.
 
     Raises
     ------
     InvalidInput
-        If the name ends like that of another format, the folder around it is missing, or
-        something is there already that may not or must not be replaced.
+        If the name has the suffix of another format, the parent folder is missing, or the path
+        exists and may not be replaced.
     """
     target = os.fspath(path)
     if is_url(target):
@@ -103,7 +103,7 @@ def check_target(path: str | os.PathLike[str], *, overwrite: bool = False) -> st
             raise InvalidInput(f"{target} exists; choose another name or overwrite=True")
         return target
     local = Path(target.removeprefix("file://")).expanduser().absolute()
-    if not is_zarr(local.parent):  # in a store arrays have whatever names
+    if not is_zarr(local.parent):  # inside a store any name is allowed
         _check_name(local)
     if not local.parent.is_dir():
         raise InvalidInput(f"the folder {local.parent} does not exist; make it first")
@@ -113,25 +113,25 @@ def check_target(path: str | os.PathLike[str], *, overwrite: bool = False) -> st
         raise InvalidInput(f"{local} exists; choose another name or overwrite=True")
     if local.is_symlink() or not local.is_dir() or not is_zarr(local) or not _opens(str(local)):
         raise InvalidInput(
-            f"{local} exists and is no Zarr image, so that it is not overwritten; remove it "
+            f"{local} exists and is not a Zarr image, so it is not overwritten; remove it "
             "yourself or choose another name"
         )
     return str(local)
 
 
 def _check_name(path: PurePath) -> None:
-    """Refuse a name that promises another format; what follows a dot is none if it is a number."""
+    """Refuse a name with the suffix of another format; a number after a dot is not a suffix."""
     if re.fullmatch(r"(?!\.zarr$)\.[a-z]\w*", path.suffix, re.IGNORECASE):
         stem = re.sub(r"\.(nii|tar|ome)$", "", path.stem, flags=re.IGNORECASE)
         raise InvalidInput(
-            f'{path.name} is no name for a Zarr volume, as "{path.suffix}" stands for another'
+            f'{path.name} cannot name a Zarr volume: "{path.suffix}" is the suffix of another'
             f' format; write to "{stem}.zarr", and export the result for'
             " .nii.gz, .nii or .npy (vf.export, volflow export)"
         )
 
 
 def _opens(path: str) -> bool:
-    """Whether there is an image or array, even one that volflow cannot read as a volume."""
+    """Return True if the path holds an image or array, even one that volflow cannot read."""
     try:
         node = open_node(path)[1]
     except InvalidInput:

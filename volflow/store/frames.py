@@ -1,7 +1,7 @@
-"""Chunks that must not reach their decoder: it would take the process with it.
+"""Detection of truncated Blosc chunks, on which the decoder would crash the process.
 
-Blosc believes what a chunk says of its own length and reads on behind its end (c-blosc 1.21, as in
-numcodecs 0.16): a chunk that was cut short ends the process, and no exception tells why.
+Blosc trusts the length in a chunk's header and reads beyond the end of a truncated chunk (c-blosc
+1.21, as in numcodecs 0.16), which ends the process without an exception.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from zarr.storage import LocalStore
 
 __all__ = ["check_frames"]
 
-HEADER = 16  # of a Blosc frame; its length stands at byte 12
-EMPTY = 2**64 - 1  # the place of a chunk that a shard does not hold
+HEADER = 16  # bytes of a Blosc header; the frame's length is at byte 12
+EMPTY = 2**64 - 1  # offset of a chunk that a shard does not hold
 
 Index = Sequence[int | slice]
 
 
 def check_frames(array: zarr.Array[Any], index: Index) -> None:
-    """Refuse a box of a local array, one of whose Blosc chunks claims more bytes than it has.
+    """Refuse a box of a local array if one of its Blosc chunks is truncated.
 
     Parameters
     ----------
     array
-        Any; only what Blosc packed is looked at.
+        Any Zarr array; only chunks that Blosc compressed are checked.
     index
-        An integer or a slice with both ends per axis.
+        Per axis an integer, or a slice with both ends.
 
     Raises
     ------
     ValueError
-        Naming the chunk or shard.
+        If a chunk is truncated, naming the chunk or shard.
 
     Examples
     --------
@@ -58,7 +58,7 @@ def check_frames(array: zarr.Array[Any], index: Index) -> None:
                     claimed = int.from_bytes(head[12:], "little")
                     if len(head) < HEADER or claimed > length or start + length > size:
                         raise ValueError(
-                            f"{name} has a chunk of {length} bytes that says it had {claimed}"
+                            f"{name} has a chunk of {length} bytes whose header claims {claimed}"
                         )
         except FileNotFoundError:
             continue  # an empty chunk
@@ -71,7 +71,7 @@ def _is_blosc(array: zarr.Array[Any]) -> bool:
 
 
 def _codecs(array: zarr.Array[Any]) -> Sequence[Any]:
-    """What a chunk went through, in a shard or not."""
+    """Return the codecs of a chunk, inside a shard or not."""
     codecs: Sequence[Any] = array.metadata.codecs  # type: ignore[union-attr] # of Zarr v3
     return codecs[0].codecs if isinstance(codecs[0], ShardingCodec) else codecs
 
@@ -79,7 +79,7 @@ def _codecs(array: zarr.Array[Any]) -> Sequence[Any]:
 def _frames(
     file: int, size: int, array: zarr.Array[Any], number: Sequence[int], index: Index
 ) -> Iterator[tuple[int, int]]:
-    """Begin and length of each chunk in a file that an index touches; a shard has a table."""
+    """Yield offset and length of each chunk in a file that an index touches."""
     if array.shards is None:
         yield 0, size
         return
@@ -90,7 +90,7 @@ def _frames(
     at = 0 if codec.index_location.value == "start" else size - bytes_ - extra
     found = os.pread(file, bytes_, at) if at >= 0 else b""
     if len(found) < bytes_:
-        return  # which zarr says itself
+        return  # zarr raises for this itself
     table = np.frombuffer(found, "<u8").reshape(*counts, 2)
     corner = [n * s for n, s in zip(number, array.shards, strict=True)]
     inside = [
@@ -106,7 +106,7 @@ def _frames(
 
 
 def _ranges(sizes: Sequence[int], index: Index) -> list[range]:
-    """The numbers of the chunks that an index touches, per axis.
+    """Return the numbers of the chunks that an index touches, per axis.
 
     Examples
     --------

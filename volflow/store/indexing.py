@@ -1,4 +1,4 @@
-"""NumPy's basic indexing in terms of boxes."""
+"""NumPy's basic indexing, converted to boxes."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ __all__ = ["to_box"]
 
 
 def to_box(key: Any, shape: Sequence[int]) -> tuple[Roi, tuple[int | slice, ...]]:
-    """The box that holds what an index asks for, and the index within that box.
+    """Return the box that an index selects from, and the index within that box.
 
     Parameters
     ----------
     key
         Integers, forward slices and ``...``, as in ``array[key]``.
     shape
-        Of the array.
+        Voxels per axis of the array.
 
     Raises
     ------
     InvalidInput
         If the key holds anything else.
     IndexError
-        If an integer lies outside, or there are more of them than axes.
+        If an integer is out of bounds, or there are more entries than axes.
 
     Examples
     --------
@@ -41,7 +41,7 @@ def to_box(key: Any, shape: Sequence[int]) -> tuple[Roi, tuple[int | slice, ...]
         if isinstance(item, slice):
             start, stop, step = item.indices(size)
             if step < 1:
-                raise InvalidInput(f"a volume is sliced forward, given step {step}; flip it after")
+                raise InvalidInput(f"slice steps must be positive, given {step}; flip the result")
             bounds.append((start, max(start, stop)))
             inner.append(slice(None, None, step))
         else:
@@ -54,7 +54,7 @@ def to_box(key: Any, shape: Sequence[int]) -> tuple[Roi, tuple[int | slice, ...]
 
 
 def _expand(key: Any, ndim: int) -> tuple[Any, ...]:
-    """One integer or slice per axis."""
+    """Return one integer or slice per axis."""
     keys = key if isinstance(key, tuple) else (key,)
     if not all(item is Ellipsis or isinstance(item, slice | int | np.integer) for item in keys):
         raise InvalidInput(f"a volume is indexed with integers, slices and ..., given {key!r}")

@@ -24,11 +24,11 @@ __all__ = [
 
 Shape = tuple[int, ...]
 
-# A chunk is what a reader decodes at least, a shard what a writer holds at least.
+# A chunk is the least that a reader decodes, a shard the least that a writer holds.
 CHUNK_VOXELS = 64**3
 SHARD_VOXELS = 256**3
 SHARD_BYTES = 64 * 2**20
-LONGEST_CHUNK = 256  # keeps chunks of very thick slices from becoming whole planes
+LONGEST_CHUNK = 256  # without it, chunks of very thick slices would be whole planes
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class ShardEntry:
 def default_layout(
     shape: Sequence[int], spacing: Sequence[float], dtype: Any
 ) -> tuple[Shape, Shape]:
-    """Chunk and shard for a volume, of about equal physical extent along z, y, x.
+    """Return the default chunk and shard of a volume, about equally long along z, y, x.
 
     Both are powers of two, of about 64³ and 256³ voxels where the volume is large enough.
 
@@ -55,7 +55,7 @@ def default_layout(
     spacing
         Voxel size along z, y, x.
     dtype
-        Of the stored voxels.
+        Dtype of the stored voxels.
 
     Returns
     -------
@@ -83,12 +83,12 @@ def resolve_layout(
     chunk: int | Sequence[int] | None,
     shard: int | Sequence[int] | None,
 ) -> tuple[Shape, Shape]:
-    """Chunk and shard from what the user gave, the rest by default.
+    """Return chunk and shard per axis: the user's where given, else the defaults.
 
     Raises
     ------
     InvalidInput
-        If the shard is not a multiple of the chunk; the message names what fits.
+        If the shard is not a multiple of the chunk; the message names one that is.
 
     Examples
     --------
@@ -125,16 +125,16 @@ def resolve_layout(
 def piece_of(
     chunk: Sequence[int], shard: Sequence[int] | None, shape: Sequence[int], dtype: Any
 ) -> Shape:
-    """A box of whole chunks that is worth a task: the shard, or about 256³ voxels of chunks.
+    """Return the sides of a box for one task: the shard, or whole chunks of about 256³ voxels.
 
-    A block with a halo decodes the chunks around it too: one chunk alone would decode 27.
+    A block with a halo also decodes the chunks around it: a single chunk would decode 27.
 
     Parameters
     ----------
     chunk, shard, shape
-        Of a stored array of any number of axes; the last three are grown.
+        Of a stored array with any number of axes; the last three are grown.
     dtype
-        Of its voxels.
+        Dtype of its voxels.
 
     Examples
     --------
@@ -152,17 +152,17 @@ def piece_of(
 def piece_of_cells(
     cell: Sequence[int], units: Sequence[Sequence[int]], shape: Sequence[int], dtype: Any
 ) -> Shape:
-    """A box of whole cells that is worth a read, and of whole stored units where that can be.
+    """Return the sides of a box for one read: whole cells, and whole stored units if possible.
 
-    It holds about 256³ voxels, or as many as a unit that is larger. Where cells and units meet
-    too seldom, units at the borders of the boxes are read twice.
+    It holds about 256³ voxels, or one unit if that is larger. If the borders of cells and units
+    rarely coincide, units at the borders of the boxes are read twice.
 
     Parameters
     ----------
     cell
         Voxels per axis; cells are counted from voxel 0.
     units
-        What can be read without waste, the best first: shards, chunks.
+        Sizes that are read without waste, best first: shards, chunks.
     shape, dtype
         Of the array.
 
@@ -188,15 +188,15 @@ def piece_of_cells(
 def shrinking(
     shard: Sequence[int], chunk: Sequence[int], weights: Sequence[int]
 ) -> Iterator[Shape]:
-    """Yield a shard and ever smaller ones, for what must fit into memory.
+    """Yield the sides of a shard, then ever smaller ones, until one fits into memory.
 
     Parameters
     ----------
     shard, chunk
-        Per axis; the smaller ones are of whole chunks.
+        Voxels per axis; the smaller shards consist of whole chunks.
     weights
-        Per axis, what a chunk counts: the axis that counts most is halved. Along an axis of
-        weight 0 the shard stays as it is.
+        Per axis, the weight of a chunk: the axis with the greatest weight in all is halved. An
+        axis of weight 0 keeps its length.
 
     Examples
     --------
@@ -226,15 +226,15 @@ def split(roi: Roi, shape: Sequence[int], unit: Sequence[int], axes: Sequence[st
     roi
         A box inside the array.
     shape, unit
-        Of the array, and of its stored objects (shards, or chunks where there are none).
+        Voxels per axis of the array and of its stored objects (shards, or chunks if unsharded).
     axes
-        Names for the message.
+        Names of the axes, for the message.
 
     Raises
     ------
     InvalidInput
-        If an object lies partly outside of the box: whoever writes the other part would lose
-        this one, or the other way round.
+        If an object lies partly outside the box: writers of its two parts would overwrite each
+        other's voxels.
 
     Examples
     --------
@@ -264,7 +264,7 @@ def _shard_voxels(dtype: Any) -> int:
 def _grow(
     start: Shape, shape: Shape, spacing: Sequence[float], voxels: int, longest: int = 2**62
 ) -> Shape:
-    """Double the physically shortest side, x first, until the box has so many voxels."""
+    """Double the physically shortest side, x first, until the box has ``voxels`` voxels."""
     size = list(start)
     while np.prod(size, dtype=float) * 2 <= voxels:
         free = [n for n in reversed(range(len(size))) if size[n] < min(shape[n], longest)]
@@ -275,13 +275,13 @@ def _grow(
 
 
 def _divisor(size: int, usual: int) -> int:
-    """The chunk for a shard of this size; the whole shard where it divides badly."""
+    """Return the chunk for a shard of this size; the whole shard if it divides badly."""
     best = max(n for n in range(1, min(size, usual) + 1) if size % n == 0)
     return best if best * 4 > min(size, usual) else size
 
 
 def _sizes(name: str, value: int | Sequence[int] | None, ndim: int) -> Shape:
-    """Sizes along z, y, x from an int, three, or (one channel and) three."""
+    """Return sizes along z, y, x from one integer, three, or three after one channel."""
     try:
         sizes = (value,) * 3 if isinstance(value, int) else tuple(int(v) for v in value or ())
     except (TypeError, ValueError):

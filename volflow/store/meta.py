@@ -1,4 +1,4 @@
-"""What is known of a volume beside its voxels: axes, spacing, orientation, origin."""
+"""Metadata of a volume: axes, spacing, orientation, origin."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ __all__ = [
     "is_color",
 ]
 
-# Nothing that is imaged is smaller or farther in any unit, and squares of these are floats.
+# No image has smaller or larger lengths in any unit, and their squares fit into a float.
 SHORTEST, LONGEST = 1e-30, 1e30
-MOST_RATIO = 1e9  # of two sides of a voxel
+MOST_RATIO = 1e9  # between two sides of a voxel
 
 Vector = tuple[float, float, float]
 Affine = tuple[tuple[float, ...], ...]
@@ -40,7 +40,7 @@ _PAIRS = {"R": "RL", "L": "RL", "A": "AP", "P": "AP", "S": "SI", "I": "SI"}
 
 @dataclass(frozen=True)
 class SourceInfo:
-    """The file a volume was made from: what `export` needs to write it back.
+    """The file that a volume was made from, as `export` needs it to write the volume back.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ class SourceInfo:
     dtype
         Stored dtype of the file, before any scaling.
     header
-        The file's own header, byte for byte, where the format has one.
+        The file's own header, byte for byte, if the format has one.
     """
 
     format: str
@@ -59,17 +59,17 @@ class SourceInfo:
 
 @dataclass(frozen=True)
 class Meta:
-    """What is known of a volume beside its voxels.
+    """Metadata of a volume: everything but its voxels.
 
     Parameters
     ----------
     axes
-        ``("z", "y", "x")`` or ``("c", "z", "y", "x")``; others' files may add ``"t"`` in front
-        or lack ``"z"``.
+        ``("z", "y", "x")`` or ``("c", "z", "y", "x")``; files of other software may add
+        ``"t"`` in front or lack ``"z"``.
     spacing
         Voxel size along z, y, x.
     unit
-        Unit of the spacing as NGFF spells it (``"millimeter"``), None where unknown.
+        Unit of the spacing as NGFF spells it (``"millimeter"``), None if unknown.
     translation
         Centre of the first voxel, in the same unit, along the array's own axes.
     orientation
@@ -140,7 +140,7 @@ class Meta:
         return self.unit is not None or self.spacing != Meta.spacing
 
     def regrid(self, factors: Sequence[float], offset: Sequence[float] | None = None) -> Meta:
-        """Meta of a grid with voxels ``factors`` times as long.
+        """Return the metadata of a grid with voxels ``factors`` times as long.
 
         Parameters
         ----------
@@ -169,7 +169,7 @@ class Meta:
 
 @dataclass(frozen=True)
 class Level:
-    """One array of a pyramid: where it lies in its group, and its grid along z, y, x."""
+    """One array of a pyramid: its path in the group, and its grid along z, y, x."""
 
     path: str
     scale: Vector
@@ -178,20 +178,20 @@ class Level:
 
 @dataclass(frozen=True)
 class VolumeSpec:
-    """A volume without its voxels: what plans are made from.
+    """A volume without its voxels, as plans use it.
 
-    A `Volume` has one, a file of another format has one before it is converted.
+    A `Volume` has one; so has a file of another format before it is converted.
 
     Parameters
     ----------
     shape
         Voxels per axis, ``zyx`` or ``czyx`` as ``meta.axes``.
     dtype
-        Of the voxels, in the machine's byte order.
+        Dtype of the voxels, in the machine's byte order.
     chunk
         The smallest piece that is read, per axis.
     shard
-        The stored object that holds chunks, per axis; None where unsharded.
+        The stored object that holds chunks, per axis; None if unsharded.
     meta
         Axes, spacing, unit, orientation.
 
@@ -213,12 +213,12 @@ class VolumeSpec:
     def of(
         cls, shape: Sequence[int], dtype: Any, meta: Meta, chunk: Sizes = None, shard: Sizes = None
     ) -> VolumeSpec:
-        """The spec of a new volume; a chunk and a shard of it hold one channel.
+        """Return the spec of a new volume, whose chunks and shards hold one channel.
 
         Parameters
         ----------
         shape, dtype, meta
-            ``zyx`` or ``czyx``, as ``meta.axes``; bool, integer or float.
+            Shape ``zyx`` or ``czyx`` as ``meta.axes``; dtype bool, integer or float.
         chunk, shard
             Voxels per axis; the shard is a multiple of the chunk. By default about 64³ and 256³,
             following the spacing.
@@ -226,7 +226,7 @@ class VolumeSpec:
         Raises
         ------
         InvalidInput
-            If no volume can be like that.
+            If a volume cannot have this shape, dtype or layout.
 
         Examples
         --------
@@ -258,7 +258,7 @@ class VolumeSpec:
 
     @property
     def channels(self) -> int:
-        """Number of channels; 1 where there is no channel axis."""
+        """Number of channels; 1 if there is no channel axis."""
         return self.shape[0] if "c" in self.meta.axes else 1
 
     @property
@@ -320,12 +320,12 @@ def _same_spacing(a: Meta, b: Meta) -> bool:
 
 
 def check_spacing(sizes: Sequence[float]) -> None:
-    """Refuse sizes that no voxel has, and with which nothing could be computed.
+    """Refuse voxel sizes that are not positive and finite, or too extreme to compute with.
 
     Raises
     ------
     InvalidInput
-        Naming them.
+        If a size is refused, naming all of them.
 
     Examples
     --------
@@ -343,7 +343,7 @@ def check_spacing(sizes: Sequence[float]) -> None:
 
 
 def is_color(text: str) -> bool:
-    """Whether a text is a colour as NGFF writes it: six hexadecimal digits."""
+    """Return True if a text is a colour in NGFF's form: six hexadecimal digits."""
     return re.fullmatch("[0-9A-Fa-f]{6}", text) is not None
 
 

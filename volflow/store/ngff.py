@@ -1,7 +1,7 @@
-"""OME-Zarr metadata in and out: reads 0.4 and 0.5, writes 0.5.
+"""OME-Zarr metadata: reads versions 0.4 and 0.5, writes 0.5.
 
-What NGFF has no words for (the world affine, the header of the file a volume came from) is
-kept beside it, under the group attribute ``"volflow"``.
+Metadata that NGFF cannot express (the world affine, the header of the source file) are stored
+under the group attribute ``"volflow"``.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ _PALETTE = ("FFFFFF", "00FF00", "FF00FF", "00FFFF", "FFFF00", "FF0000", "0000FF"
 def write_group(group: zarr.Group, meta: Meta, levels: Sequence[Level]) -> None:
     """Write OME-Zarr 0.5 image metadata; the level arrays must exist.
 
-    Other attributes of the group are kept, but for those of an image that is now a label map.
+    Other attributes of the group are kept, except those that hold only for the other kind (image
+    or label map).
 
     Parameters
     ----------
@@ -54,10 +55,10 @@ def write_group(group: zarr.Group, meta: Meta, levels: Sequence[Level]) -> None:
         raise InvalidInput("OME-Zarr 0.5 needs a Zarr v3 group, given v2; write to a new path")
     array = group[levels[0].path]
     if not isinstance(array, zarr.Array):
-        raise InvalidInput(f"level {levels[0].path!r} of {label(group)} is no array")
+        raise InvalidInput(f"level {levels[0].path!r} of {label(group)} is not an array")
     old: dict[str, Any] = group.attrs.asdict()
     ome: dict[str, Any] = dict(old["ome"]) if isinstance(old.get("ome"), Mapping) else {}
-    for name in ("image-label", "omero"):  # one of the two, or none
+    for name in ("image-label", "omero"):  # at most one of them applies
         ome.pop(name, None)
     ome["version"] = "0.5"
     ome["multiscales"] = [
@@ -75,17 +76,17 @@ def write_group(group: zarr.Group, meta: Meta, levels: Sequence[Level]) -> None:
 
 
 def write_levels(group: zarr.Group, meta: Meta, levels: Sequence[Level]) -> None:
-    """Replace the list of levels in the metadata of an image, and nothing else.
+    """Replace the list of levels in the metadata of an image; the rest is unchanged.
 
     Parameters
     ----------
     group, meta, levels
-        As in `write_group`; ``group`` has such metadata already.
+        As in `write_group`; ``group`` must have image metadata already.
     """
     ome: Any = plain(group.attrs["ome"])
     image = ome["multiscales"][0]
     image["datasets"] = [_dataset(meta, level) for level in levels]
-    # Each level says all of its scale, and how the coarser ones were made.
+    # Each level states its whole scale; the type says how the coarser ones were made.
     image.pop("coordinateTransformations", None)
     image["type"] = "mode" if meta.kind == "classes" else "mean"
     group.update_attributes({"ome": ome})
@@ -97,14 +98,14 @@ def read_group(group: zarr.Group) -> tuple[Meta, tuple[Level, ...]]:
     Returns
     -------
     Meta
-        Of the first level.
+        Metadata of the first level.
     tuple of Level
         All levels, finest first.
 
     Raises
     ------
     InvalidInput
-        If the group is no image, or its metadata cannot be understood.
+        If the group is not an image, or its metadata cannot be parsed.
     """
     attributes: dict[str, Any] = group.attrs.asdict()
     ome: Any = attributes.get("ome", attributes)
@@ -112,15 +113,15 @@ def read_group(group: zarr.Group) -> tuple[Meta, tuple[Level, ...]]:
     if not multiscales:
         inside = nodes_below(Path(label(group))) if isinstance(group.store, LocalStore) else ""
         raise InvalidInput(
-            f"{label(group)} is a Zarr group but no image: it has no multiscales metadata; "
+            f"{label(group)} is a Zarr group, but not an image: it has no multiscales metadata; "
             f"open one inside: {inside or '(none found)'}"
         )
     try:
-        with np.errstate(all="ignore"):  # what overflows is refused as what it has become
+        with np.errstate(all="ignore"):  # overflows are refused below, as infinite values
             return _parse(ome, multiscales[0], attributes.get("volflow") or {})
     except InvalidInput as error:
         raise type(error)(f"{label(group)}: {error}") from None
-    except Exception as error:  # values of any kind may stand anywhere
+    except Exception as error:  # any value may have any type
         raise Damaged(
             f"{label(group)}: damaged OME-Zarr metadata ({type(error).__name__}: {error}); "
             "0.4 or 0.5 is expected"
@@ -131,7 +132,7 @@ def _parse(
     ome: Mapping[str, Any], image: Mapping[str, Any], extra: Mapping[str, Any]
 ) -> tuple[Meta, tuple[Level, ...]]:
     if "axes" not in image:
-        raise InvalidInput("OME-Zarr before 0.4 has no axes; write it anew as 0.4 or 0.5")
+        raise InvalidInput("OME-Zarr before 0.4 has no axes; convert it to 0.4 or 0.5")
     axes: list[Mapping[str, Any]] = [
         {"name": axis} if isinstance(axis, str) else axis for axis in image["axes"]
     ]
@@ -139,7 +140,7 @@ def _parse(
     scale, shift = _transform(image.get("coordinateTransformations", ()), len(axes))
     datasets = image["datasets"]
     if len(datasets) > MOST_LEVELS:
-        raise Damaged(f"it lists {len(datasets)} levels; no pyramid has more than {MOST_LEVELS}")
+        raise Damaged(f"it lists {len(datasets)} levels; at most {MOST_LEVELS} are possible")
     levels = []
     for dataset in datasets:
         own, moved = _transform(dataset.get("coordinateTransformations"), len(axes))
@@ -153,7 +154,7 @@ def _parse(
         check_spacing(levels[-1].scale)
     channels = list((ome.get("omero") or {}).get("channels") or ())
     colors = [str(channel.get("color")) for channel in channels]
-    if extra:  # our own group: the palette that omero demands is not the user's choice
+    if extra:  # our own group: omero then holds a default palette, not the user's colours
         colors = [str(color) for color in extra.get("colors", ())]
     meta = Meta(
         axes=names,
@@ -174,13 +175,13 @@ def _read_unit(names: Sequence[str], axes: Sequence[Mapping[str, Any]]) -> str |
     units = {axis.get("unit") for name, axis in zip(names, axes, strict=True) if name in "zyx"}
     if len(units) > 1:
         raise InvalidInput(
-            f"the spatial axes have different units, {units}; write them anew in one"
+            f"the spatial axes have different units, {units}; convert them to one unit"
         )
     return units.pop() if units else None
 
 
 def _read_orientation(names: Sequence[str], axes: Sequence[Mapping[str, Any]]) -> str | None:
-    """Three letters, or None where an axis says nothing or something else than anatomy."""
+    """Return three letters, or None if an axis has no anatomical orientation."""
     letters = ""
     for name, axis in zip(names, axes, strict=True):
         value = axis.get("orientation")
@@ -197,7 +198,7 @@ def _read_source(source: Mapping[str, Any] | None) -> SourceInfo | None:
 
 
 def _axis_name(axis: Mapping[str, Any]) -> str:
-    """The one-letter name of an axis; the type decides where others' names are free."""
+    """Return the one-letter name of an axis, by its type for channels and time."""
     kinds = {"channel": "c", "time": "t"}
     return kinds.get(str(axis.get("type")), str(axis["name"]).lower())
 
@@ -206,7 +207,7 @@ def _transform(
     steps: Sequence[Mapping[str, Any]] | None, ndim: int
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     if steps is None:
-        raise InvalidInput("a level has no coordinateTransformations, so that its scale is unknown")
+        raise InvalidInput("a level has no coordinateTransformations, so its scale is unknown")
     scale, shift = np.ones(ndim), np.zeros(ndim)
     for step in steps:
         if step["type"] == "scale":
@@ -223,7 +224,7 @@ def _entries(values: Any, ndim: int) -> np.ndarray[Any, Any]:
     numbers = np.asarray(values, dtype=float)
     if numbers.shape != (ndim,):
         raise InvalidInput(
-            f"a transformation has not one entry for each of {ndim} axes: {values!r:.80}"
+            f"a transformation must have one entry for each of {ndim} axes, given {values!r:.80}"
         )
     return numbers
 

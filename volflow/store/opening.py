@@ -1,4 +1,4 @@
-"""From a path or URL to a Zarr array that can be read as a volume, or one line saying why not."""
+"""Open and check the Zarr array of a volume; each refusal is one line with the reason."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ Node = zarr.Array[Any] | zarr.Group
 
 _MARKERS = ("zarr.json", ".zarray", ".zgroup")
 _DOCUMENTS = (*_MARKERS, ".zattrs")
-MOST_CLAIMED = 2**62  # bytes of an array or of a chunk: what can be counted in 64 bits
+MOST_CLAIMED = 2**62  # bytes of an array or of a chunk, countable in 64 bits
 SMALL_CHUNK = 2**24  # voxels
 MOST_INDEXED = 2**22  # chunks of a shard, whose index is read whole
 _PLAIN_AXES = {2: "yx", 3: "zyx", 4: "czyx", 5: "tczyx"}
 
 
 def is_url(path: str) -> bool:
-    """Whether a path is a URL of something else than a local file."""
+    """Return True if a path is a URL that does not name a local file."""
     return "://" in path and not path.startswith("file://")
 
 
 def is_zarr(path: Path) -> bool:
-    """Whether a local directory is a Zarr group or array."""
+    """Return True if a local directory is a Zarr group or array."""
     return any((path / name).is_file() for name in _MARKERS)
 
 
@@ -63,14 +63,14 @@ def open_node(path: str) -> tuple[str, Node]:
     Returns
     -------
     path
-        Absolute where it is local, so that it means the same to every worker.
+        Absolute if it is local, so that it is the same for every worker.
     node
         The array or group there.
 
     Raises
     ------
     InvalidInput
-        If there is none, or its metadata are damaged.
+        If there is no array or group, or its metadata are damaged.
     """
     if not is_url(path):
         local = Path(path.removeprefix("file://")).expanduser().absolute()
@@ -85,12 +85,12 @@ def open_node(path: str) -> tuple[str, Node]:
         # Consolidated metadata go stale; the nodes' own never do.
         return path, zarr.open(path, mode="r+", use_consolidated=False)
     except NodeNotFoundError:
-        raise InvalidInput(f"{path} holds no Zarr array or group; check the address") from None
+        raise InvalidInput(f"{path} is not a Zarr array or group; check the address") from None
     except ImportError as error:
         raise InvalidInput(
             f'{path} needs a package that is not installed ({error}); pip install "volflow[cloud]"'
         ) from error
-    except Exception as error:  # what zarr raises for broken JSON depends on where it breaks
+    except Exception as error:  # zarr raises various errors for broken JSON
         text = f"{path} cannot be opened: {type(error).__name__}: {first_line(error)}"
         if is_url(path):
             raise InvalidInput(f"{text}; check the address") from error
@@ -98,7 +98,7 @@ def open_node(path: str) -> tuple[str, Node]:
 
 
 def _check_documents(path: Path) -> None:
-    """Refuse metadata that are no JSON, or more of it than zarr should be given to read."""
+    """Refuse metadata that are not JSON or too large, before zarr reads them."""
     for name in _DOCUMENTS:
         try:
             read_json(path / name)
@@ -119,28 +119,28 @@ def _check_local(path: Path) -> None:
         raise InvalidInput(f"{path} does not exist; check the path")
     if not path.is_dir():
         raise InvalidInput(
-            f'{path.name} is no Zarr store but a file; convert it first: vf.convert("{path}", '
+            f'{path.name} is a file, not a Zarr store; convert it first: vf.convert("{path}", '
             f'"volume.zarr"), or volflow convert {path} volume.zarr'
         )
     if not is_zarr(path):
         inside = nodes_below(path)
-        convert = "write what it holds as OME-Zarr or Zarr first"
+        convert = "convert its contents to OME-Zarr or Zarr first"
         remedy = f"open one inside: {inside}" if inside else convert
-        raise InvalidInput(f"{path} is a directory but no Zarr array or group; {remedy}")
+        raise InvalidInput(f"{path} is a directory, but not a Zarr array or group; {remedy}")
 
 
 def nodes_below(path: Path) -> str:
-    """The first few Zarr arrays and groups in a local directory, for a message."""
+    """Return the first few Zarr arrays and groups in a local directory, for a message."""
     names = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and is_zarr(entry))
     return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
 
 
 def local_folder(node: Node) -> Path | None:
-    """The folder of a node, absolute; None where it is not on this machine."""
+    """Return the absolute folder of a node; None if it is not on this machine."""
     store: Any = node.store
     if isinstance(store, LocalStore):
         return (Path(store.root) / node.path).absolute()
-    # Dask opens paths through fsspec, whose local files are wrapped to look asynchronous.
+    # Dask opens paths through fsspec, which wraps local files in an asynchronous interface.
     files = getattr(getattr(store, "fs", None), "sync_fs", getattr(store, "fs", None))
     protocol = getattr(files, "protocol", ())
     if "file" in ((protocol,) if isinstance(protocol, str) else protocol):
@@ -149,7 +149,7 @@ def local_folder(node: Node) -> Path | None:
 
 
 def local_path(node: Node) -> str | None:
-    """The absolute path of a node, its address where it is remote, None in memory."""
+    """Return the absolute path of a node, its address if it is remote, None if in memory."""
     if (folder := local_folder(node)) is not None:
         return str(folder)
     address = str(node.store_path)
@@ -157,12 +157,12 @@ def local_path(node: Node) -> str | None:
 
 
 def label(node: Node) -> str:
-    """What to call a node in a message."""
+    """Return the name of a node for a message."""
     return local_path(node) or "the array in memory"
 
 
 def level_array(group: zarr.Group, name: str) -> zarr.Array[Any]:
-    """The array of a level; others' metadata may name one that is not there."""
+    """Return the array of a level; the metadata may name one that does not exist."""
     try:
         if isinstance(group.store, LocalStore) and ".." not in PurePosixPath(name).parts:
             _check_documents(Path(group.store.root) / group.path / name.strip("/"))
@@ -178,13 +178,13 @@ def level_array(group: zarr.Group, name: str) -> zarr.Array[Any]:
 
 
 def plain_meta(array: zarr.Array[Any]) -> Meta:
-    """Axes of a plain array: from its dimension names, else by their number."""
+    """Return the metadata of a plain array: axes by its dimension names, else by their number."""
     names = getattr(array.metadata, "dimension_names", None)
     if names and all(names):
         try:
             return Meta(tuple(str(name).lower() for name in names))
         except InvalidInput as error:
-            # Names such as dim_0 say nothing; x, y, z in another order do.
+            # Names such as dim_0 are ignored; x, y, z in another order are refused.
             if set("".join(map(str, names)).lower()) <= set("tczyx"):
                 raise InvalidInput(f"{label(array)}: {error}") from None
     if array.ndim not in _PLAIN_AXES:
@@ -195,7 +195,7 @@ def plain_meta(array: zarr.Array[Any]) -> Meta:
 
 
 def spatial_meta(meta: Meta, levels: Sequence[Level], level: int) -> Meta:
-    """The metadata of a level as a volume has it: on its own grid, without t, with z."""
+    """Return the metadata of a level on its own grid, without t and with z."""
     axes = tuple(axis for axis in "czyx" if axis in meta.axes or axis == "z")
     here, first = levels[level], levels[0]
     if level:
@@ -208,12 +208,12 @@ def spatial_meta(meta: Meta, levels: Sequence[Level], level: int) -> Meta:
 
 
 def check_array(array: zarr.Array[Any], axes: Sequence[str], timepoint: int | None) -> int | None:
-    """Refuse an array that is no volume; the timepoint to read where it has a time axis."""
+    """Return the timepoint to read (None without a time axis); refuse what is not a volume."""
     _check_sizes(array)
     check_dtype(array.dtype, label(array))
     if array.ndim != len(axes):
         raise Damaged(
-            f"{label(array)} has {array.ndim} axes, its metadata name {', '.join(axes)}; "
+            f"{label(array)} has {array.ndim} axes, but its metadata name {', '.join(axes)}; "
             "the store is damaged"
         )
     if 0 in array.shape:
@@ -224,7 +224,7 @@ def check_array(array: zarr.Array[Any], axes: Sequence[str], timepoint: int | No
         if count > 1:
             raise InvalidInput(
                 f"{label(array)} has {count} timepoints; choose one with timepoint=0 to {count - 1}"
-                ', for a command by storing it: vf.convert(vf.open(…, timepoint=0), "one.zarr")'
+                '; for a command, store it first: vf.convert(vf.open(…, timepoint=0), "one.zarr")'
             )
     elif not 0 <= timepoint < count:
         given = f"has {count} timepoints" if count else "has no time axis"
@@ -233,7 +233,7 @@ def check_array(array: zarr.Array[Any], axes: Sequence[str], timepoint: int | No
 
 
 def _check_sizes(array: zarr.Array[Any]) -> None:
-    """Refuse sizes that no store can have; those of chunks are multiplied and divided by."""
+    """Refuse impossible sizes of an array, its chunks and shards, before computing with them."""
     try:
         shape, chunk, shard = array.shape, array.chunks, array.shards or array.chunks
         voxel = max(1, int(array.dtype.itemsize))
@@ -241,47 +241,47 @@ def _check_sizes(array: zarr.Array[Any]) -> None:
             math.prod(sizes) * voxel > MOST_CLAIMED for sizes in (shape, chunk, shard)
         )
         wrong = wrong or math.prod(shard) // math.prod(chunk) > MOST_INDEXED
-    except Exception as error:  # grids of chunks that are not regular, dtypes of no size
+    except Exception as error:  # irregular chunks, dtypes without a size
         raise InvalidInput(
             f"{label(array)} has no regular chunks of numbers ({type(error).__name__}:"
-            f" {first_line(error)}); write it anew with regular ones"
+            f" {first_line(error)}); store it again with regular chunks"
         ) from error
     if wrong:
         raise Damaged(
-            f"{label(array)} claims shape {shape}, chunks {chunk} and shards {shard}, which no"
-            " store can hold; its metadata are damaged"
+            f"{label(array)} claims shape {shape}, chunks {chunk} and shards {shard}, which is"
+            " impossible; its metadata are damaged"
         )
 
 
 def read_stored(
     array: zarr.Array[Any], index: tuple[int | slice, ...], box: Roi, path: str | None
 ) -> Any:
-    """The voxels that an index selects, or one line saying why a box cannot be read.
+    """Return the voxels that an index selects, in the stored dtype.
 
     Raises
     ------
     Unreadable
         If the stored bytes are damaged.
     RunFailed
-        If they cannot be reached.
+        If the store cannot be reached.
     """
     try:
         check_frames(array, index)
         return array.get_basic_selection(index)
-    except Exception as error:  # codecs and stores raise whatever they like
-        # For small chunks there is memory: what was asked for is what damaged bytes claim.
+    except Exception as error:  # codecs and stores raise errors of any class
+        # For small chunks there is enough memory: the request came from damaged bytes.
         if isinstance(error, MemoryError) and math.prod(array.chunks) > SMALL_CHUNK:
             raise
-        # A disk or a network may come back; bytes that were read and are wrong stay wrong.
+        # A disk or a network may recover; damaged bytes stay damaged.
         kind = RunFailed if isinstance(error, OSError) else Unreadable
         raise kind(
             f"{path} cannot be read at {box.start}:{box.stop} ({type(error).__name__}:"
-            f" {error}); restore the file or write the volume anew"
+            f" {error}); restore the file or write the volume again"
         ) from error
 
 
 def stored_objects(array: zarr.Array[Any]) -> list[str]:
-    """Name, size and time of every file of a local array; else just its address."""
+    """Return name, size and time of every file of a local array; else only its address."""
     root = local_folder(array)
     if root is None:
         return [str(array.store_path)]
@@ -291,7 +291,7 @@ def stored_objects(array: zarr.Array[Any]) -> list[str]:
             for entry in entries:
                 if entry.is_dir():
                     pending.append(Path(entry.path))
-                elif not entry.name.endswith(".partial"):  # zarr's unfinished ones
+                elif not entry.name.endswith(".partial"):  # zarr's unfinished files
                     stat = entry.stat()
                     name = Path(entry.path).relative_to(root).as_posix()
                     lines.append(f"{name} {stat.st_size} {stat.st_mtime_ns}\n")
@@ -299,7 +299,7 @@ def stored_objects(array: zarr.Array[Any]) -> list[str]:
 
 
 def discard_object(array: zarr.Array[Any], start: Sequence[int]) -> bool:
-    """Delete the file of the shard (or chunk) that begins there; False where none could be."""
+    """Delete the file of the shard (or chunk) that begins there; return False if impossible."""
     root = local_folder(array)
     if root is None:
         return False

@@ -1,7 +1,7 @@
-"""Files that keep what was measured of a volume: beside it, or else in the user's cache.
+"""Sidecars: files that cache measurements of a volume, beside it or in the user's cache.
 
-A sidecar only saves time: one that is absent, damaged or of another state of the volume is made
-anew, and where none can be written there is none.
+A sidecar only saves time: if it is absent, damaged or outdated it is computed again, and if none
+can be written there is none.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from volflow.store.volume import Volume
 
 __all__ = ["keep", "load_arrays", "part_of", "save_arrays", "sidecar_paths"]
 
-MOST_BYTES = 2**33  # of unpacked arrays; the class counts of 10 TB in cells of 64³ take 1 GB
+MOST_BYTES = 2**33  # of unpacked arrays; class counts of 10 TB in cells of 64³ take 1 GB
 
 
 def sidecar_paths(path: str | None, name: str) -> Iterator[Path]:
-    """Where a sidecar may lie; nowhere for a volume in memory, which has no path.
+    """Yield the paths at which a sidecar may lie; none for a volume in memory.
 
     Examples
     --------
@@ -38,7 +38,7 @@ def sidecar_paths(path: str | None, name: str) -> Iterator[Path]:
     if path is None:
         return
     inside = any((Path(path).parent / marker).exists() for marker in ("zarr.json", ".zgroup"))
-    # A directory of ours inside somebody's store would be a foreign body.
+    # Nothing of ours is written inside another software's store.
     if "://" not in path and not inside:
         yield journal_dir(path) / name
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "volflow"
@@ -46,13 +46,13 @@ def sidecar_paths(path: str | None, name: str) -> Iterator[Path]:
 
 
 def part_of(volume: Volume) -> str:
-    """What the names of sidecars add for a coarser level or a later timepoint."""
+    """Return the suffix of sidecar names for a coarser level or a later timepoint."""
     level = f"-level{volume.level}" if volume.level else ""
     return level + (f"-t{volume.timepoint}" if volume.timepoint else "")
 
 
 def keep(places: Iterable[Path], write: Callable[[Path], object]) -> Path | None:
-    """Write a sidecar at the first place where that can be; None where it cannot."""
+    """Write a sidecar at the first writable place and return its path; None if there is none."""
     for path in places:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,16 +67,16 @@ def keep(places: Iterable[Path], write: Callable[[Path], object]) -> Path | None
 def save_arrays(
     places: Iterable[Path], fingerprint: str, arrays: Mapping[str, Array]
 ) -> Path | None:
-    """Keep arrays, packed into one ``.npz`` file, with the state of the volume that they describe.
+    """Store arrays in one ``.npz`` file, with a fingerprint of the volume that they describe.
 
     Parameters
     ----------
     places
         See `sidecar_paths`.
     fingerprint
-        Of the volume, and of the meaning of the arrays.
+        Identifies the volume's state and the meaning of the arrays.
     arrays
-        By name, of any dtype but objects.
+        By name; any shape, any dtype but object.
     """
     packed = io.BytesIO()
     columns: dict[str, Any] = {"fingerprint": np.array(fingerprint), **arrays}
@@ -85,21 +85,21 @@ def save_arrays(
 
 
 def load_arrays(places: Iterable[Path], fingerprint: str) -> dict[str, Array] | None:
-    """The arrays kept under that fingerprint; None where there are none."""
+    """Return the arrays stored with this fingerprint, by name; None if there are none."""
     for path in places:
         try:
-            # Of a damaged file that it opened itself NumPy would leave the handle open.
+            # NumPy leaves the handle open if it opened a damaged file itself.
             with np.load(io.BytesIO(_packed(path)), allow_pickle=False) as saved:
                 if saved["fingerprint"] == fingerprint:
                     return {name: saved[name] for name in saved.files if name != "fingerprint"}
-        except Exception:  # absent, or damaged in whatever way
+        except Exception:  # absent, or damaged in any way
             continue
     return None
 
 
 def _packed(path: Path) -> bytes:
-    """The bytes of a packed file; a ValueError where it, or what it unpacks to, is too large."""
+    """Return the bytes of an ``.npz`` file; ValueError if it, packed or unpacked, is too large."""
     with zipfile.ZipFile(path) as archive:
         if sum(max(member.file_size, 0) for member in archive.infolist()) > MOST_BYTES:
-            raise ValueError("it claims more than any sidecar holds")
+            raise ValueError("it is larger than any sidecar")
     return path.read_bytes()

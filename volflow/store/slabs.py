@@ -1,4 +1,4 @@
-"""Sources: what a volume can be made from and read from, and the numbers that they may hold."""
+"""Sources: the interface to images that a volume is made from, and the dtypes they may have."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ Array = np.ndarray[Any, np.dtype[Any]]
 class Source(ABC):
     """A 3-D image of any format, ``zyx`` or ``czyx``.
 
-    A source holds no voxels of a file and pickles, so that workers read for themselves. A format
-    says its `shape`, `dtype`, `meta`, `path`, `identity` and how to `read`; all else follows.
+    A source of a file holds no voxels and can be pickled, so that workers read for themselves. A
+    format defines `shape`, `dtype`, `meta`, `path`, `identity` and `read`; the rest is derived.
     """
 
-    if TYPE_CHECKING:  # fields of most formats, which no property may stand in the way of
+    if TYPE_CHECKING:  # fields in most formats, which a property would hide
 
         @property
         def shape(self) -> tuple[int, ...]:
@@ -43,7 +43,7 @@ class Source(ABC):
 
         @property
         def dtype(self) -> np.dtype[Any]:
-            """Of the voxels that it gives, in the machine's byte order."""
+            """Dtype of the voxels that `read` returns, in the machine's byte order."""
 
         @property
         def meta(self) -> Meta:
@@ -51,19 +51,19 @@ class Source(ABC):
 
         @property
         def path(self) -> str | None:
-            """Where it lies; None in memory and for what Dask computes."""
+            """Path of the file; None in memory and for Dask arrays."""
 
     @abstractmethod
     def identity(self) -> str:
-        """A hash that changes when the voxels do."""
+        """Return a hash that changes when the voxels do."""
 
     @abstractmethod
     def read(self, roi: Roi) -> Array:
-        """The voxels of a box with one entry per axis; refused where `sequential`."""
+        """Return the voxels of a box with one entry per axis; refused if `sequential`."""
 
     @property
     def sequential(self) -> bool:
-        """Whether it gives its voxels only by `slabs`, from front to back."""
+        """Whether the voxels can be read only by `slabs`, from front to back."""
         return False
 
     @property
@@ -73,17 +73,17 @@ class Source(ABC):
 
     @property
     def piece(self) -> tuple[int, ...]:
-        """Voxels per axis that are read at once without much waste."""
+        """Voxels per axis of a box that is read without much waste."""
         return (*(1 for _ in self.shape[:-3]), *(min(64, n) for n in self.shape[-3:]))
 
     @property
     def shards(self) -> tuple[int, ...] | None:
-        """The stored object that holds chunks, per axis; None where unsharded."""
+        """The stored object that holds chunks, per axis; None if unsharded."""
         return None
 
     @property
     def spec(self) -> VolumeSpec:
-        """The volume that it is, or becomes when it is converted, without its voxels.
+        """The spec of the volume that it is, or becomes when it is converted.
 
         Examples
         --------
@@ -95,7 +95,7 @@ class Source(ABC):
         return VolumeSpec(self.shape, self.dtype, *layout, self.meta)
 
     def slabs(self, depth: int) -> Iterator[tuple[Roi, Array]]:
-        """Every voxel once, ``depth`` z-planes of one channel at a time, in C order."""
+        """Yield box and voxels of ``depth`` z-planes of one channel at a time, in C order."""
         return ((roi, self.read(roi)) for roi in slab_rois(self.shape, depth))
 
     def __getitem__(self, key: Any) -> Array:
@@ -112,7 +112,7 @@ class Source(ABC):
 
 
 def slab_rois(shape: Sequence[int], depth: int) -> Iterator[Roi]:
-    """Boxes of ``depth`` whole z-planes of one channel, in C order.
+    """Yield boxes of ``depth`` whole z-planes of one channel, in C order.
 
     Examples
     --------
@@ -128,7 +128,7 @@ def slab_rois(shape: Sequence[int], depth: int) -> Iterator[Roi]:
 
 
 def check_dtype(dtype: Any, name: str) -> np.dtype[Any]:
-    """The dtype, refused where it is none of a volume.
+    """Return the dtype; refuse one that a volume cannot have.
 
     Examples
     --------
@@ -178,7 +178,7 @@ def refuse_complex(values: Any, what: str) -> None:
 
 
 def file_identity(path: str) -> str:
-    """A hash of a file's size, time and first bytes: cheap, and new when the file is."""
+    """Return a hash of a file's size, time and first bytes, which changes with the file."""
     stat = Path(path).stat()
     digest = hashlib.sha256(f"{stat.st_size} {stat.st_mtime_ns}\n".encode())
     with Path(path).open("rb") as file:

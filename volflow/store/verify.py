@@ -43,31 +43,30 @@ def verify(
     """Read every stored object of an output back and compare it with its checksum.
 
     Blocks found bad are marked undone, so that running the same command again repairs just these.
-    Coarser levels are read too; `pyramid` repairs those. Of an exported file its own checksum is
-    compared, which was kept when it was written, and the volume behind it is read.
+    Coarser levels are read too; `pyramid` repairs those. An exported file is compared with the
+    checksum recorded when it was written, and the volume that it was exported from is read.
 
     Parameters
     ----------
     path
-        An output that volflow wrote, or the `Volume` that it gave; or a file that `predict` or
-        `export` wrote.
+        An output that volflow wrote, or its `Volume`; or a file that `predict` or `export` wrote.
     progress
-        Called with the number of blocks read so far and of those to read.
+        Called with the number of blocks read so far and the number to read.
 
     Raises
     ------
     InvalidInput
-        If the output has no journal, as what other programs wrote.
+        If the output has no journal, as outputs of other programs.
     Damaged
-        If the journal is.
+        If the journal is damaged.
     Locked
-        While a driver writes the output.
+        If a driver is writing the output.
     """
     named = path.path if isinstance(path, Volume) else isinstance(path, str | os.PathLike)
     if not named:
         raise InvalidInput(
-            f"an output on disk is verified, given a {type(path).__name__} in memory; give the path"
-            " of what volflow wrote, or its Volume"
+            f"only outputs on disk can be verified, given a {type(path).__name__} in memory; give"
+            " the path of an output that volflow wrote, or its Volume"
         )
     out = os.fspath((path.path or "") if isinstance(path, Volume) else path)
     out = out.removeprefix("file://")
@@ -80,8 +79,8 @@ def _verify_volume(out: str, progress: Callable[[int, int], object] | None) -> C
     journal = Journal(journal_dir(out))
     if journal.recorded() is None:
         raise InvalidInput(
-            f"{out} has no journal ({journal.directory}); only what volflow wrote can be verified,"
-            " as the checksums lie there"
+            f"{out} has no journal ({journal.directory}), which holds the checksums; only outputs"
+            " that volflow wrote can be verified"
         )
     with journal.lock():
         parts = [_part("", journal)]
@@ -100,7 +99,7 @@ def _verify_file(path: Path, progress: Callable[[int, int], object] | None) -> C
     receipt, stored = read_receipt(path), stored_behind(path)
     if stored is not None:
         coverage = _verify_volume(str(stored), progress)
-        remedy = "run the same command again, which writes it anew from the volume behind it"
+        remedy = "run the same command again, which exports the volume again"
         removed = f"move it away and {remedy}" if path.exists() else remedy
         check = _check_file(path, removed, coverage)
         if receipt and check.ok and coverage.ok and _is_older(path, receipt, stored):
@@ -108,8 +107,8 @@ def _verify_file(path: Path, progress: Callable[[int, int], object] | None) -> C
         return replace(coverage, file=check)
     if receipt is None:
         raise InvalidInput(
-            f"{path} has no receipt in {journal_dir(path)}; only what volflow wrote can be"
-            " verified, as the checksums lie there"
+            f"{path} has no receipt in {journal_dir(path)}, which holds the checksum; only files"
+            " that volflow wrote can be verified"
         )
     origin = receipt.volume or "what it came from"
     remedy = f"export it again from {origin} with overwrite=True (--overwrite)"
@@ -118,7 +117,7 @@ def _verify_file(path: Path, progress: Callable[[int, int], object] | None) -> C
 
 
 def _is_older(path: Path, receipt: Receipt, stored: Path) -> bool:
-    """Whether the volume behind a file was written anew since, with other voxels."""
+    """Return True if the volume behind a file was written again since, with other voxels."""
     volume = open_volume(stored)
     return receipt.state != state_of(volume) and bool(foreign_voxels(path, volume))
 
@@ -126,45 +125,45 @@ def _is_older(path: Path, receipt: Receipt, stored: Path) -> bool:
 def _verify_exported(
     path: Path, receipt: Receipt, progress: Callable[[int, int], object] | None
 ) -> tuple[Coverage, str]:
-    """The volume that a file was exported from, with what became of it, as far as is known."""
+    """Return the coverage of the volume that a file was exported from, and a note on its state."""
     nothing = Coverage(str(path), (), "")
     if not receipt.volume or is_url(receipt.volume):
-        return nothing, "what it was exported from has no journal on this machine"
+        return nothing, "the volume it was exported from has no journal on this machine"
     try:
         changed = state_of(open_volume(receipt.volume)) != receipt.state
         coverage = _verify_volume(str(begun_store(Path(receipt.volume))), progress)
-    except (ValueError, OSError) as error:  # gone, without a journal, written by another run
-        return nothing, f"what it was exported from was not verified: {error}"
+    except (ValueError, OSError) as error:  # gone, without a journal, or being written
+        return nothing, f"the volume it was exported from was not verified: {error}"
     if not (coverage.ok or coverage.damaged):
         blocks = f"{coverage.done} of {coverage.total} blocks"
-        return nothing, f"what it was exported from is not whole any more: {blocks}"
-    return coverage, "what it was exported from has changed since" if changed else ""
+        return nothing, f"the volume it was exported from is no longer complete: {blocks}"
+    return coverage, "the volume it was exported from has changed since" if changed else ""
 
 
 def _check_file(path: Path, remedy: str, coverage: Coverage, note: str = "") -> FileCheck:
-    """Whether the file is what its receipt says; without one, whether it holds the volume."""
+    """Compare a file with its receipt or, if it holds no checksum, with the volume."""
     receipt = read_receipt(path)
     while receipt is not None:
         fault, now = fault_of(path, receipt), read_receipt(path)
         if not fault or now == receipt:
             return FileCheck(str(path), fault, bool(fault), remedy if fault else note)
-        receipt = now  # it was exported anew meanwhile
+        receipt = now  # it was exported again meanwhile
     if not path.exists():
         fault = "it is missing" if coverage.ok else "it is not written yet"
         return FileCheck(str(path), fault, coverage.ok, remedy if coverage.ok else "")
     if not coverage.ok:
-        return FileCheck(str(path), "it cannot be compared with a volume that is not whole")
+        return FileCheck(str(path), "it cannot be compared, as the volume is not complete")
     fault = foreign_voxels(path, open_volume(coverage.path))
     note = (
-        "no checksum was kept when it was exported: its voxels are those of the volume behind it,"
-        " its header was not compared"
+        "no checksum was recorded at its export: its voxels equal the volume's, its header was not"
+        " compared"
     )
     return FileCheck(str(path), fault, bool(fault), remedy if fault else note)
 
 
 @dataclass(frozen=True)
 class _Part:
-    """What one journal vouches for: the run's own output, or a coarser level."""
+    """The output that one journal describes: the run's own, or a coarser level."""
 
     array: str
     journal: Journal
@@ -196,7 +195,7 @@ def _coverage(out: Path, part: _Part, step: Callable[[], None]) -> Coverage:
 
 
 def _check(out: Path, done: Mapping[int, Sequence[ShardEntry]]) -> Iterator[tuple[int, str | None]]:
-    """The number of each done block, and what is wrong with it."""
+    """Yield the number of each finished block, and its fault or None."""
     names = {entry.array for entries in done.values() for entry in entries}
     arrays = {name: _open(out, name) for name in sorted(names)}
     # One object at a time: zarr decodes its chunks on all cores.
@@ -208,19 +207,19 @@ def _open(out: Path, name: str) -> zarr.Array[Any] | str:
     inside = PurePosixPath(name)
     if inside.is_absolute() or ".." in inside.parts:
         raise Damaged(
-            f"the journal of {out} names an array outside of it: {name!r}; it is damaged,"
+            f"the journal of {out} names an array outside the output: {name!r}; it is damaged,"
             " write the output again"
         )
     try:
         return zarr.open_array(out / inside, mode="r")
-    except Exception as error:  # whatever zarr makes of a damaged or deleted array
+    except Exception as error:  # zarr raises any error for a damaged or deleted array
         return f"array {name} cannot be opened ({first_line(error)})"
 
 
 def _fault(
     arrays: Mapping[str, zarr.Array[Any] | str], entries: Sequence[ShardEntry]
 ) -> str | None:
-    """What is wrong with the objects of a block; None where all are right."""
+    """Return the fault of a block's stored objects; None if all are intact."""
     for entry in entries:
         array = arrays[entry.array]
         if isinstance(array, str):
@@ -230,17 +229,17 @@ def _fault(
         if not len(entry.start) == len(entry.stop) == array.ndim or not all(
             0 <= a < b <= n for a, b, n in zip(*bounds, strict=True)
         ):
-            return f"{where}: the journal's box does not lie in the array"
+            return f"{where}: the journal's box lies outside the array"
         unit = array.shards or array.chunks
         if any(a % n or b - a > n for a, b, n in zip(entry.start, entry.stop, unit, strict=True)):
-            return f"{where}: the journal's box is no stored object of the array"
+            return f"{where}: the journal's box is not a stored object of the array"
         try:
             box = Roi(entry.start, entry.stop).slices()
             check_frames(array, box)
             voxels = np.ascontiguousarray(array[box])
         except PermissionError as error:
             raise InvalidInput(f"{where} cannot be read: permission denied") from error
-        except Exception as error:  # codecs raise whatever they like
+        except Exception as error:  # codecs raise errors of any class
             return f"{where}: cannot be decoded ({first_line(error)})"
         if google_crc32c.value(voxels) != entry.crc32c:
             return f"{where}: checksum differs"

@@ -41,9 +41,9 @@ __all__ = ["Volume", "described", "open_volume", "shard_rois"]
 
 @dataclass(frozen=True, eq=False)
 class Volume(Source):
-    """A 3-D array on disk, ``zyx`` or ``czyx``, with its place in the world.
+    """A 3-D array on disk, ``zyx`` or ``czyx``, with spacing, orientation and origin.
 
-    It holds no voxels, pickles to a few hundred bytes and opens again without reading anything.
+    It holds no voxels, pickles to a few hundred bytes and is unpickled without reading anything.
     Made by `open_volume` (``vf.open``) and `create`.
 
     Parameters
@@ -53,11 +53,11 @@ class Volume(Source):
     meta
         Axes, spacing, unit, orientation, affine, channels of this level.
     path
-        Of the group or array, absolute; None in memory.
+        Absolute path of the group or array; None in memory.
     level, levels
         Which level of the pyramid this is, and all of them.
     timepoint
-        Which one, where the array has a time axis.
+        The timepoint, if the array has a time axis.
     """
 
     array: zarr.Array[Any]
@@ -85,12 +85,12 @@ class Volume(Source):
 
     @property
     def channels_count(self) -> int:
-        """Number of channels; 1 where there is no channel axis."""
+        """Number of channels; 1 if there is no channel axis."""
         return self.shape[0] if "c" in self.axes else 1
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of what `read` returns: the stored dtype in the machine's byte order."""
+        """Dtype of the array that `read` returns: the stored one in the machine's byte order."""
         return np.dtype(self.array.dtype).newbyteorder("=")
 
     @property
@@ -105,12 +105,12 @@ class Volume(Source):
 
     @property
     def shards(self) -> tuple[int, ...] | None:
-        """The stored object that holds chunks, per axis; None where unsharded."""
+        """The stored object that holds chunks, per axis; None if unsharded."""
         return None if self.array.shards is None else self._per_axis(self.array.shards)
 
     @property
     def spec(self) -> VolumeSpec:
-        """The volume without its voxels, from which plans are made."""
+        """Shape, dtype, layout and metadata, from which plans are made."""
         return VolumeSpec(self.shape, self.dtype, self.chunks, self.shards, self.meta)
 
     @property
@@ -120,21 +120,21 @@ class Volume(Source):
 
     @property
     def unit(self) -> str | None:
-        """Unit of the spacing, None where unknown."""
+        """Unit of the spacing, None if unknown."""
         return self.meta.unit
 
     @property
     def orientation(self) -> str | None:
-        """Where the index grows to along z, y, x, e.g. ``"SAR"``; None where unknown."""
+        """Direction in which the index grows along z, y, x, e.g. ``"SAR"``; None if unknown."""
         return self.meta.orientation
 
     @property
     def affine(self) -> tuple[tuple[float, ...], ...] | None:
-        """Voxel (x, y, z) to world, as in NIfTI; None where unknown."""
+        """4 x 4, voxel (x, y, z) to world, as in NIfTI; None if unknown."""
         return self.meta.affine
 
     def read(self, roi: Roi) -> Array:
-        """The voxels of a box.
+        """Return the voxels of a box, ``zyx`` or ``czyx``, in the volume's dtype.
 
         Parameters
         ----------
@@ -144,11 +144,11 @@ class Volume(Source):
         Raises
         ------
         InvalidInput
-            If the box reaches outside.
+            If the box reaches outside the volume.
         Unreadable
             If the stored bytes are damaged.
         RunFailed
-            If they cannot be reached.
+            If the store cannot be reached.
         """
         roi = self._box(roi)
         start = dict(zip(self.axes, roi, strict=True))
@@ -167,14 +167,14 @@ class Volume(Source):
         roi
             A box that owns every shard (or chunk, where unsharded) it touches.
         data
-            Of the box's shape, and of a dtype that the volume's holds without loss.
+            Voxels of the box's shape, of a dtype that the volume's holds without loss.
         array
             The volume's array in the output, as the journal names it.
 
         Returns
         -------
         tuple of ShardEntry
-            One per shard, for the journal.
+            One entry per shard, for the journal.
 
         Raises
         ------
@@ -191,7 +191,7 @@ class Volume(Source):
         roi = self._box(roi)
         if data.shape != roi.shape or not np.can_cast(data.dtype, self.dtype, "safe"):
             raise InvalidInput(
-                f"data must be {self.dtype} {roi.shape} to be written there, given {data.dtype} "
+                f"data must be {self.dtype} {roi.shape}, given {data.dtype} "
                 f"{data.shape}; cast or crop it first"
             )
         entries = []
@@ -199,7 +199,7 @@ class Volume(Source):
         for piece in shard_rois(self, roi):
             part = data[piece.relative_to(roi.start).slices()]
             voxels = np.ascontiguousarray(part, dtype=self.dtype)
-            # Zarr compares each voxel to find chunks that are empty; one that is not is enough.
+            # Zarr compares each voxel to find empty chunks; here one voxel that differs is enough.
             corners = voxels[tuple(slice(None, None, n) for n in self.array.chunks)]
             # To it NaN equals NaN, and an array that names no fill value has one all the same.
             told = empty is not None and ((corners != empty) & np.isfinite(corners)).all()
@@ -214,8 +214,8 @@ class Volume(Source):
                     " room and run the same command again"
                 ) from error
             except Exception:
-                # Where a shard reaches over the border zarr reads it first. If what is there is
-                # damaged, it must go, as this write is what repairs it.
+                # Zarr reads a shard at the border before it writes it. A damaged one is deleted,
+                # as this write repairs it.
                 if not discard_object(self.array, piece.start):
                     raise
                 target.set_basic_selection(piece.slices(), voxels)
@@ -223,36 +223,36 @@ class Volume(Source):
         return tuple(entries)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
-        """The whole volume in memory, for ``np.asarray(vol)``."""
+        """Return the whole volume in memory, for ``np.asarray(vol)``."""
         return self.read(Roi.full(self.shape)).astype(dtype or self.dtype, copy=False)
 
     def dask(self, chunks: Sequence[int | Sequence[int]] | None = None) -> da.Array:
-        """The volume as a Dask array, one task per shard (or chunk, where unsharded).
+        """Return the volume as a lazy Dask array, one task per shard (or chunk, if unsharded).
 
         Parameters
         ----------
         chunks
-            Other pieces; whole shards read fastest.
+            Other chunks of the Dask array; whole shards are read fastest.
         """
         import dask.array as da
         from dask.base import tokenize
 
         pieces = tuple(chunks or self.shards or self.chunks)
-        # The name follows the stored bytes and the pieces, so that Dask never takes old results
-        # for new, nor one cut for another.
+        # The name depends on the stored bytes and the chunks, so that Dask never reuses results
+        # of other bytes or other chunks.
         name = f"volume-{tokenize(self.identity(), pieces)}"
         meta = np.empty((0,) * self.ndim, self.dtype)
         array: da.Array = da.from_array(self, chunks=pieces, name=name, meta=meta)
         return array
 
     def xarray(self) -> xarray.DataArray:
-        """The volume as an ``xarray.DataArray`` over `dask`, on coordinates in its own unit."""
+        """Return the volume as an ``xarray.DataArray`` over `dask`, coordinates in its unit."""
         from volflow.store.xarrays import to_xarray
 
         return to_xarray(self)
 
     def identity(self) -> str:
-        """A hash that changes when the stored voxels do: of names, sizes and times of the files.
+        """Return a hash of names, sizes and times of the files, which changes with the voxels.
 
         For remote and in-memory volumes it covers the metadata and the address only.
         """
@@ -286,7 +286,7 @@ class Volume(Source):
         return text + ")"
 
     def _repr_html_(self) -> str:
-        """For notebooks: a small picture and a table."""
+        """Return HTML for notebooks: a small picture and a table."""
         from volflow.report.facts.card import volume_html
 
         return volume_html(self)
@@ -294,13 +294,13 @@ class Volume(Source):
     def __getstate__(self) -> dict[str, Any]:
         if isinstance(self.array.store, MemoryStore):
             raise InvalidInput(
-                "a volume in memory cannot be sent to another process, where writes to it would "
-                "be lost; store it at a path"
+                "a volume in memory cannot be sent to another process, as writes there would be "
+                "lost; store it at a path"
             )
         return self.__dict__.copy()
 
     def _box(self, roi: Roi) -> Roi:
-        """The box with one entry per axis, checked against the shape."""
+        """Return the box with one entry per axis, checked against the shape."""
         full = roi
         if roi.ndim == 3 and self.ndim == 4:
             full = Roi((0, *roi.start), (self.shape[0], *roi.stop))
@@ -308,7 +308,7 @@ class Volume(Source):
             a < 0 or b > n for (a, b), n in zip(full, self.shape, strict=True)
         ):
             raise InvalidInput(
-                f"roi {roi.start}:{roi.stop} does not lie in the volume of shape {self.shape}; "
+                f"roi {roi.start}:{roi.stop} reaches outside the volume of shape {self.shape}; "
                 "clip it first"
             )
         return full
@@ -319,19 +319,19 @@ class Volume(Source):
 
 
 def described(source: Source) -> Meta:
-    """The metadata of a source for a volume that is made from it: what that was, too."""
+    """Return the metadata of a volume made from a source, including its source format."""
     if isinstance(source, Volume) and source.meta.source is None:
         return replace(source.meta, source=SourceInfo("zarr", str(source.dtype)))
     return source.meta
 
 
 def shard_rois(volume: Volume, roi: Roi) -> list[Roi]:
-    """The shards (or chunks, where unsharded) that a box owns.
+    """Return the boxes of the shards (or chunks, if unsharded) that a box owns, in C order.
 
     Raises
     ------
     InvalidInput
-        If it owns one only in part: two writers could then lose each other's voxels.
+        If it owns one only in part: two writers could then overwrite each other's voxels.
     """
     roi = volume._box(roi)
     return split(roi, volume.shape, volume.shards or volume.chunks, volume.axes)
@@ -351,14 +351,14 @@ def open_volume(
         Path or URL of an OME-Zarr 0.4 or 0.5 image or label image, or of a plain Zarr v2 or v3
         array; a ``zarr.Array`` or ``zarr.Group``; a `Volume`. A 2-D image is read as one slice.
     level
-        Of the pyramid; 0 is the finest.
+        Level of the pyramid; 0 is the finest.
     timepoint
-        Which one, where there are several.
+        The timepoint to open; required if there are several.
 
     Raises
     ------
     InvalidInput
-        If there is no such volume, or it is none that can be read; one line says why.
+        If there is no such volume, or it cannot be read; one line with the reason.
 
     Examples
     --------

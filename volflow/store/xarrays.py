@@ -1,6 +1,6 @@
-"""Volumes as xarray has them: the grid read from coordinates, and coordinates made from the grid.
+"""Volumes from and to xarray: grids from coordinates, and coordinates from grids.
 
-xarray itself is imported only where a volume is handed to it.
+xarray is imported only if a volume is converted to it.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ if TYPE_CHECKING:
 __all__ = ["from_xarray", "to_xarray"]
 
 CHANNEL_DIMS = ("c", "channel", "channels")
-# Steps of coordinates may differ by this share of a step, as those of float32 do.
+# Steps of coordinates may differ by this fraction of a step, as in float32.
 REGULAR = 1e-3
-# A step that was measured, and the one that the coordinate notes, are the same within this.
+# A measured step and the spacing in the coordinate's attributes are equal within this.
 NOTED = 1e-6
 
 
 def from_xarray(x: xarray.DataArray) -> tuple[Any, Meta]:
-    """The voxels of a DataArray in the order ``zyx`` or ``czyx``, and what its coordinates say.
+    """Return the voxels of a DataArray in the order ``zyx`` or ``czyx``, and their metadata.
 
     Parameters
     ----------
     x
-        With the dimensions z, y, x and perhaps one of channels, in any order; without z it is one
-        slice. What Dask computes stays lazy, and what lies in a file is not read.
+        With the dimensions z, y, x and optionally a channel dimension, in any order; without z it
+        is one slice. Dask arrays stay lazy, and files are not read.
 
     Returns
     -------
     array
-        A NumPy or Dask array.
+        A NumPy or Dask array, ``zyx`` or ``czyx``, of the DataArray's dtype.
     meta
         Spacing and origin from the coordinates, the unit from their ``units``, names of channels
-        from the channel coordinate; orientation, affine and kind as `to_xarray` notes them.
+        from the channel coordinate; orientation, affine and kind as `to_xarray` stores them.
 
     Raises
     ------
@@ -89,10 +89,10 @@ def from_xarray(x: xarray.DataArray) -> tuple[Any, Meta]:
 
 
 def to_xarray(volume: Volume) -> xarray.DataArray:
-    """A volume as a DataArray over its Dask array; no voxel is read.
+    """Return a volume as a lazy DataArray, ``zyx`` or ``czyx``; no voxel is read.
 
-    Coordinates are the centres of voxels and note the spacing, which a single slice does not show;
-    the affine is noted as one of coordinates, so that it holds for what is cut out as well.
+    Coordinates are voxel centres; their attributes hold the spacing, which a single slice does not
+    show. The affine is stored relative to the coordinates, so that it also holds for cut-outs.
 
     Raises
     ------
@@ -111,7 +111,7 @@ def to_xarray(volume: Volume) -> xarray.DataArray:
         import xarray
     except ImportError as error:
         raise InvalidInput(
-            'this needs the package xarray, which is not installed; pip install "volflow[xarray]"'
+            'this needs xarray, which is not installed; pip install "volflow[xarray]"'
         ) from error
     meta = volume.meta
     coords: dict[str, Any] = {}
@@ -135,21 +135,21 @@ def to_xarray(volume: Volume) -> xarray.DataArray:
 
 
 def _dims(dims: Sequence[Hashable]) -> dict[str, Hashable]:
-    """The dimension of each axis."""
+    """Return the dimension of each axis."""
     found: dict[str, Hashable] = {}
     for dim in dims:
         name = str(dim).lower()
         found.setdefault("c" if name in CHANNEL_DIMS else name, dim)
     if len(found) < len(dims) or not {"y", "x"} <= set(found) <= set("czyx"):
         raise InvalidInput(
-            f"a volume has the dimensions z, y, x and perhaps c, given {', '.join(map(str, dims))};"
-            ' rename them, x.rename({"lat": "y"}), and choose from others, x.isel(time=0)'
+            f"dimensions must be z, y, x and optionally c, given {', '.join(map(str, dims))};"
+            ' rename them, x.rename({"lat": "y"}), and select along others, x.isel(time=0)'
         )
     return found
 
 
 def _voxels(x: xarray.DataArray) -> Any:
-    """What lies under a DataArray: NumPy's if in memory, else Dask's."""
+    """Return the array of a DataArray: NumPy if in memory, else Dask."""
     if x.chunks is not None:
         return x.data
     if not x.variable._in_memory:  # in a file: ``x.data`` would load all of it
@@ -161,22 +161,22 @@ def _voxels(x: xarray.DataArray) -> Any:
         return x.chunk(dict(zip(x.dims, piece, strict=True))).data
     if not isinstance(x.data, np.ndarray):
         raise InvalidInput(
-            f"the DataArray holds a {type(x.data).__name__}, and a volume is read from NumPy or"
-            " Dask; give x.as_numpy()"
+            f"the DataArray holds a {type(x.data).__name__}; expected NumPy or Dask; give"
+            " x.as_numpy()"
         )
     return x.data
 
 
 def _grid(x: xarray.DataArray, dims: Mapping[str, Hashable]) -> tuple[Vector, Vector, str | None]:
-    """Spacing, origin and unit; of a bare array where there are no coordinates."""
+    """Return spacing, origin (z, y, x) and unit; the defaults if there are no coordinates."""
     there = {
         axis: x.coords[dims.get(axis, axis)] for axis in "zyx" if dims.get(axis, axis) in x.coords
     }
     bare = [str(dims[a]) for a in "zyx" if a in dims and a not in there and x.sizes[dims[a]] > 1]
     if there and bare:
         raise InvalidInput(
-            f"dimension {bare[0]} has no coordinate, but {next(iter(there.values())).name} has, so"
-            f" that its spacing is unknown; add it, x.assign_coords({bare[0]}=…), or drop them all"
+            f"dimension {bare[0]} has no coordinate, but {next(iter(there.values())).name} has;"
+            f" its spacing is unknown; add it, x.assign_coords({bare[0]}=…), or drop them all"
         )
     steps = {axis: _step(coordinate) for axis, coordinate in there.items()}
     units = {
@@ -187,7 +187,7 @@ def _grid(x: xarray.DataArray, dims: Mapping[str, Hashable]) -> tuple[Vector, Ve
     if len(set(units.values())) > 1:
         given = ", ".join(f"{name}: {unit or 'none'}" for name, unit in units.items())
         raise InvalidInput(
-            f"coordinates of a volume have one unit, given {given}; convert them, and set"
+            f"coordinates of a volume must share one unit, given {given}; convert them, and set"
             ' x.coords["z"].attrs["units"]'
         )
     z, y, x_ = (steps.get(axis, (1.0, 0.0)) for axis in "zyx")
@@ -195,7 +195,7 @@ def _grid(x: xarray.DataArray, dims: Mapping[str, Hashable]) -> tuple[Vector, Ve
 
 
 def _step(coordinate: xarray.DataArray) -> tuple[float, float]:
-    """Step and first value of a coordinate."""
+    """Return step and first value of a coordinate."""
     name, stored = str(coordinate.name), np.atleast_1d(coordinate.values)
     if stored.dtype.kind not in "iuf" or not np.isfinite(stored).all():
         raise InvalidInput(
@@ -211,7 +211,7 @@ def _step(coordinate: xarray.DataArray) -> tuple[float, float]:
     mean = float((values[-1] - values[0]) / len(steps))
     if mean < 0 and (steps < 0).all():
         raise InvalidInput(
-            f"coordinate {name} must ascend, given {values[0]:g} to {values[-1]:g}; turn it round:"
+            f"coordinate {name} must ascend, given {values[0]:g} to {values[-1]:g}; reverse it:"
             f" x.isel({name}=slice(None, None, -1))"
         )
     precision = np.finfo(stored.dtype).eps if stored.dtype.kind == "f" else 0.0
@@ -232,7 +232,7 @@ def _refuse_irregular(name: str, steps: npt.NDArray[Any]) -> None:
 
 
 def _orientation(attrs: Mapping[Any, Any]) -> str | None:
-    """As `to_xarray` notes it; of other software the attribute may mean anything."""
+    """Return the orientation stored by `to_xarray`; other software's attribute is ignored."""
     try:
         return Meta(orientation=attrs.get("orientation")).orientation
     except (AttributeError, InvalidInput):
@@ -240,7 +240,7 @@ def _orientation(attrs: Mapping[Any, Any]) -> str | None:
 
 
 def _affine(attrs: Mapping[Any, Any], spacing: Vector, origin: Vector) -> Affine | None:
-    """Of the voxels, from the noted one of coordinates."""
+    """Return the affine of the voxels, from the stored affine of the coordinates."""
     noted = attrs.get("to_world")
     if noted is None:
         return None
@@ -248,14 +248,14 @@ def _affine(attrs: Mapping[Any, Any], spacing: Vector, origin: Vector) -> Affine
         to_world = np.reshape(np.array(noted, float), (4, 4))
     except (TypeError, ValueError):
         raise InvalidInput(
-            f'attrs["to_world"] must hold the 16 numbers that Volume.xarray notes, given {noted!r};'
+            f'attrs["to_world"] must hold the 16 numbers that Volume.xarray sets, given {noted!r};'
             ' remove it: del x.attrs["to_world"]'
         ) from None
     return Meta(affine=to_world @ _index_to_coordinates(spacing, origin)).affine
 
 
 def _index_to_coordinates(spacing: Vector, origin: Vector) -> npt.NDArray[Any]:
-    """4 x 4, voxel (x, y, z) to coordinates (x, y, z)."""
+    """Return the 4 x 4 float64 matrix from voxel (x, y, z) to coordinates (x, y, z)."""
     matrix = np.diag([*spacing[::-1], 1.0])
     matrix[:3, 3] = origin[::-1]
     return matrix

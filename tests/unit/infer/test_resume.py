@@ -180,11 +180,11 @@ class TestAdopted:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"batch_size": 5}, "begun with batch_size 2, now 5; leave batch_size out to resume"),
-            ({"precision": "bfloat16"}, "begun with precision 'float32', now 'bfloat16'"),
-            ({"device": "cuda"}, "begun with device 'cpu', now 'cuda'"),
-            ({"chunk": 4}, r"begun with chunk \(8, 8, 8\), now \(4, 4, 4\)"),
-            ({"shard": 16}, r"begun with shard \(8, 8, 8\), now \(16, 16, 16\)"),
+            ({"batch_size": 5}, "started with batch_size 2, now 5; leave batch_size out to resume"),
+            ({"precision": "bfloat16"}, "started with precision 'float32', now 'bfloat16'"),
+            ({"device": "cuda"}, "started with device 'cpu', now 'cuda'"),
+            ({"chunk": 4}, r"started with chunk \(8, 8, 8\), now \(4, 4, 4\)"),
+            ({"shard": 16}, r"started with shard \(8, 8, 8\), now \(16, 16, 16\)"),
         ],
     )
     def test_what_contradicts_them_is_refused(self, predict, volume, change, message):
@@ -227,7 +227,9 @@ class TestRefused:
 
     def test_changed_weights(self, predict, volume):
         predict(volume, random_net(seed=0))
-        with pytest.raises(ResumeRefused, match=r"begun with something else: weights: \w{8}… → "):
+        with pytest.raises(
+            ResumeRefused, match=r"different inputs or settings: weights: \w{8}… → "
+        ):
             predict(volume, random_net(seed=1))
 
     def test_a_result_of_the_version_before_opens_and_verifies_and_is_not_resumed(
@@ -242,7 +244,7 @@ class TestRefused:
         assert vf.verify(tmp_path / "out.zarr").ok
         assert vf.open(tmp_path / "out.zarr")[:].any()
         message = (
-            r"out.zarr was begun by a volflow whose predict gives other values \(version 1 of it"
+            r"out.zarr was started by a volflow whose predict gives other values \(version 1, now "
         )
         with pytest.raises(ResumeRefused, match=message):
             predict(volume, random_net())
@@ -270,7 +272,7 @@ class TestRefused:
     def test_changed_voxels(self, predict, volume, stored, tmp_path):
         predict(volume, random_net())
         volume.write(vf.Roi((0, 0, 0), (16, 16, 16)), SCAN[:16, :16, :16] + 1)
-        with pytest.raises(ResumeRefused, match="begun with something else: input: "):
+        with pytest.raises(ResumeRefused, match="different inputs or settings: input: "):
             predict(volume, random_net())
 
     def test_the_output_of_another_operation(self, predict, tmp_path):

@@ -90,7 +90,7 @@ def test_what_is_no_image_is_never_deleted(tmp_path):
     (tmp_path / "link.zarr").symlink_to(tmp_path / "a.zarr")
     before = content(tmp_path)
     for name in ("folder", "plate.zarr", "file.zarr", "link.zarr"):
-        with pytest.raises(InvalidInput, match="exists and is no Zarr image"):
+        with pytest.raises(InvalidInput, match="exists and is not a Zarr image"):
             create(tmp_path / name, VolumeSpec.of((5, 6, 7), "uint8", Meta()), overwrite=True)
     assert content(tmp_path) == before
 
@@ -118,14 +118,14 @@ def test_the_name_of_another_format_is_refused(tmp_path, name, suffix):
         check_target(tmp_path / name)
     stem = "seg.zarr" if "zip" in name else "seg"
     assert str(refused.value) == (
-        f'{name} is no name for a Zarr volume, as "{suffix}" stands for another format; write to'
+        f'{name} cannot name a Zarr volume: "{suffix}" is the suffix of another format; write to'
         f' "{stem}.zarr", and export the result for .nii.gz, .nii or .npy (vf.export,'
         " volflow export)"
     )
 
 
 def test_a_url_of_another_format_is_refused():
-    with pytest.raises(InvalidInput, match=r'^seg.tif is no name .* write to "seg.zarr"'):
+    with pytest.raises(InvalidInput, match=r'^seg.tif cannot name .* write to "seg.zarr"'):
         check_target("memory://bucket/seg.tif")
 
 

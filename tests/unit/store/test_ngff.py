@@ -194,7 +194,7 @@ def test_broken_metadata_are_refused_in_one_line(name):
     "attributes", [{}, {"ome": 3}, {"ome": {}}, {"multiscales": []}, {"ome": {"plate": {}}}]
 )
 def test_a_group_that_is_no_image_is_refused(attributes):
-    with pytest.raises(InvalidInput, match="no image"):
+    with pytest.raises(InvalidInput, match="not an image"):
         read_group(group_with(attributes))
 
 

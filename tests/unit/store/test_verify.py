@@ -178,13 +178,13 @@ def test_a_box_that_does_not_lie_in_the_array_is_bad(out, journal, start, stop):
     journal.mark(0, [ShardEntry("0", start, stop, 0)], {})
     (bad,) = verify(out).bad
     assert bad[0] == 0
-    assert "does not lie in the array" in bad[1]
+    assert "lies outside the array" in bad[1]
 
 
 @pytest.mark.parametrize("name", ["../secret", "/etc", "0/../../secret"])
 def test_a_journal_cannot_lead_out_of_the_output(out, journal, name):
     journal.mark(0, [ShardEntry(name, (0, 0, 0), (1, 1, 1), 0)], {})
-    with pytest.raises(InvalidInput, match="names an array outside of it"):
+    with pytest.raises(InvalidInput, match="names an array outside the output"):
         verify(out)
 
 

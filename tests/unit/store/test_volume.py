@@ -147,10 +147,10 @@ def refusals(folder):
     ("name", "message"),
     [
         ("missing", "does not exist"),
-        ("empty", "is a directory but no Zarr array or group"),
+        ("empty", "is a directory, but not a Zarr array or group"),
         (".", r"open one inside: complex, cut, keys, line, list, …"),
-        ("scan.nii.gz", r"is no Zarr store but a file; convert it first: vf\.convert"),
-        ("plate.zarr", "no image: it has no multiscales metadata; open one inside: A1"),
+        ("scan.nii.gz", r"is a file, not a Zarr store; convert it first: vf\.convert"),
+        ("plate.zarr", "not an image: it has no multiscales metadata; open one inside: A1"),
         ("cut", "cannot be opened: zarr.json: Unterminated"),
         ("keys", "cannot be opened: KeyError"),
         ("list", "its metadata are damaged"),
@@ -213,7 +213,7 @@ def test_a_spatial_box_reads_all_channels(tmp_path):
 )
 def test_a_box_outside_is_refused(tmp_path, roi):
     volume, _ = filled(tmp_path / "a.zarr")
-    with pytest.raises(InvalidInput, match="does not lie in the volume"):
+    with pytest.raises(InvalidInput, match="reaches outside the volume"):
         volume.read(roi)
 
 

@@ -139,7 +139,7 @@ class TestRefused:
     def test_what_is_no_volume_is_not_overwritten(self, convert, tmp_path, scan):
         (tmp_path / "out.zarr").mkdir()
         (tmp_path / "out.zarr" / "thesis.tex").write_text("years of work")
-        with pytest.raises(InvalidInput, match="is no Zarr image, so that it is not overwritten"):
+        with pytest.raises(InvalidInput, match="is not a Zarr image, so it is not overwritten"):
             convert(scan, overwrite=True)
         assert (tmp_path / "out.zarr" / "thesis.tex").read_text() == "years of work"
 
@@ -222,7 +222,7 @@ class TestResume:
 
     def test_another_source_is_refused_and_replaced_on_request(self, convert, scan):
         convert(scan)
-        with pytest.raises(ResumeRefused, match=r"out.zarr was begun with something else: input: "):
+        with pytest.raises(ResumeRefused, match=r"different inputs or settings: input: "):
             convert(scan + 1)
         assert np.array_equal(convert(scan + 1, overwrite=True)[:], scan + 1)
 

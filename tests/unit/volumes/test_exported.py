@@ -79,7 +79,7 @@ class TestPredicted:
             (flip, "its checksum differs", "seg.npy"),
             (flip, "its checksum differs", "seg.nii.gz"),
             (edit, "it", "seg.nii.gz"),
-            (truncate, r"it has \d+ bytes, it had \d+", "seg.nii"),
+            (truncate, r"it has \d+ bytes, expected \d+", "seg.nii"),
         ],
     )
     def test_a_changed_one_is_refused_and_kept(self, segment, calls, change, fault, name):
@@ -174,7 +174,7 @@ class TestOfTheVersionBefore:
     def test_a_good_one_is_good(self, segment, old):
         coverage = vf.verify(old)
         assert coverage.ok
-        assert "no checksum was kept when it was exported: its voxels are" in str(coverage)
+        assert "no checksum was recorded at its export: its voxels equal" in str(coverage)
         before = looks(old)
         segment(old.name)
         assert looks(old) == before
@@ -242,7 +242,8 @@ class TestExported:
         assert looks(out) == before
         coverage = vf.verify(out)
         assert coverage.ok
-        assert coverage.file.note == "what it was exported from has no journal on this machine"
+        note = "the volume it was exported from has no journal on this machine"
+        assert coverage.file.note == note
         assert coverage.map() == ""
         array[0, 0, 0] = 7
         with pytest.raises(InvalidInput, match=r"a.npy holds what a volume was before"):
@@ -303,13 +304,13 @@ class TestVerifyOfExported:
         shutil.rmtree(tmp_path / "scan.zarr")
         coverage = vf.verify(out)
         assert coverage.ok
-        assert "what it was exported from was not verified: " in str(coverage)
+        assert "the volume it was exported from was not verified: " in str(coverage)
 
     def test_a_volume_that_is_not_whole_any_more_is_said(self, out, tmp_path):
         Journal(journal_dir(tmp_path / "scan.zarr")).forget([3])
         coverage = vf.verify(out)
         assert coverage.ok
-        assert "is not whole any more: 26 of 27 blocks" in str(coverage)
+        assert "is no longer complete: 26 of 27 blocks" in str(coverage)
 
     def test_a_damaged_receipt_is_none(self, out):
         (journal_dir(out) / "export.json").write_text('{"format": 1, "files": 3}')

@@ -25,7 +25,7 @@ def refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def check(call, out):
-        with pytest.raises(InvalidInput, match=rf"^{out} (is no name for a Zarr|names no format)"):
+        with pytest.raises(InvalidInput, match=rf"^{out} (cannot name a Zarr|names no format)"):
             call()
         return [path.name for path in tmp_path.iterdir()] == ["scan.zarr"]
 

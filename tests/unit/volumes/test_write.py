@@ -190,7 +190,7 @@ class TestResume:
 
     def test_another_array_is_refused(self, write):
         write(da.from_array(SCAN))
-        with pytest.raises(ResumeRefused, match="was begun with something else: input"):
+        with pytest.raises(ResumeRefused, match="different inputs or settings: input"):
             write(da.from_array(SCAN + 1))
         assert np.array_equal(write(da.from_array(SCAN + 1), overwrite=True)[:], SCAN + 1)
 

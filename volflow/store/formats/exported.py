@@ -1,4 +1,4 @@
-"""What is known of exported files: a receipt beside each says what it was when it was written.
+"""Receipts of exported files: size and checksum recorded when a file was written.
 
 ::
 
@@ -55,23 +55,23 @@ class FileSum:
     crc32c: int = 0
 
     def of(self, data: bytes) -> FileSum:
-        """That of a file with these bytes behind."""
+        """Return the sum of the file with these bytes appended."""
         return FileSum(self.size + len(data), google_crc32c.extend(self.crc32c, data))
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """What an exported file was when it was written.
+    """Record of an exported file as it was written.
 
     Parameters
     ----------
     files
-        The file's sum; while it replaces another, also that one's: a process may be killed before
-        or after the file is in its place.
+        Sum of the file; while it replaces another, of both: a process may be killed before or
+        after the replacement.
     volume
         Path of the volume that it holds.
     state
-        Of the volume, as `state_of` gives it.
+        Identity of the volume, from `state_of`.
     """
 
     files: tuple[FileSum, ...]
@@ -80,7 +80,7 @@ class Receipt:
 
 
 def is_foreign(path: Any) -> bool:
-    """Whether something is the name of a file in a format that `export` writes.
+    """Return True if something is the name of a file in a format that `export` writes.
 
     Examples
     --------
@@ -91,13 +91,13 @@ def is_foreign(path: Any) -> bool:
 
 
 def state_of(volume: Source) -> str:
-    """The identity of a volume's voxels; ``""`` where that cannot be asked for."""
+    """Return the identity of a volume's voxels; ``""`` if it cannot be determined."""
     known = volume.path is not None and not is_url(volume.path)
     return volume.identity() if known else ""
 
 
 def read_receipt(path: Path) -> Receipt | None:
-    """The receipt of a file; None where there is none, or a damaged one."""
+    """Return the receipt of a file; None if it is absent or damaged."""
     try:
         saved = read_json(journal_dir(path) / RECEIPT)
         receipt = typed(Receipt, saved)
@@ -107,7 +107,7 @@ def read_receipt(path: Path) -> Receipt | None:
 
 
 def keep_receipt(path: Path, receipt: Receipt) -> None:
-    """Keep the receipt of a file beside it.
+    """Write the receipt of a file beside it.
 
     Raises
     ------
@@ -120,7 +120,7 @@ def keep_receipt(path: Path, receipt: Receipt) -> None:
 
 
 def file_sum(path: Path) -> FileSum:
-    """The sum of a file, read from front to back.
+    """Return the sum of a file, which is read from front to back.
 
     Raises
     ------
@@ -135,12 +135,12 @@ def file_sum(path: Path) -> FileSum:
 
 
 def fault_of(path: Path, receipt: Receipt) -> str:
-    """How a file differs from what was exported; ``""`` where it does not."""
+    """Return how a file differs from its receipt; ``""`` if it does not."""
     sizes = [one.size for one in receipt.files]
     try:
         size = path.stat().st_size
         if size not in sizes:
-            return f"it has {size} bytes, it had {sizes[0]}"
+            return f"it has {size} bytes, expected {sizes[0]}"
         return "" if file_sum(path) in receipt.files else "its checksum differs"
     except FileNotFoundError:
         return "it is missing"
@@ -149,7 +149,7 @@ def fault_of(path: Path, receipt: Receipt) -> str:
 
 
 def foreign_voxels(path: Path, volume: Source) -> str:
-    """How the voxels of a file differ from those of a volume; ``""`` where they do not."""
+    """Return how the voxels of a file differ from a volume's; ``""`` if they do not."""
     if not path.name.lower().endswith(".npy"):
         import_nibabel()
     try:
@@ -161,8 +161,8 @@ def foreign_voxels(path: Path, volume: Source) -> str:
         for roi, voxels in source.slabs(min(volume.piece[-3], 1 + SLAB_BYTES // plane_bytes)):
             stored = volume.read(Roi((0,) * lead + roi.start, (1,) * lead + roi.stop))
             if not np.array_equal(stored.reshape(voxels.shape), voxels, equal_nan=True):
-                return f"its voxels from {roi.start} on differ from those of the volume"
-    except Unreadable:  # that is the volume
+                return f"its voxels differ from the volume's, from {roi.start} on"
+    except Unreadable:  # raised by the volume
         raise
     except InvalidInput as error:  # damaged, or cut short
         return str(error)
@@ -170,7 +170,7 @@ def foreign_voxels(path: Path, volume: Source) -> str:
 
 
 def stored_behind(path: str | os.PathLike[str]) -> Path | None:
-    """The volume that `predict` wrote on the way to a file; None where there is none."""
+    """Return the volume that `predict` wrote before it exported a file; None if there is none."""
     if "://" in os.fspath(path):
         return None
     kept = journal_dir(path) / BEHIND

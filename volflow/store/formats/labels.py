@@ -1,4 +1,4 @@
-"""Label maps: a source taken for classes or for an image, whatever its file says."""
+"""Label maps: read a source as classes or as an image, overriding its file."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ __all__ = ["NotLabels", "taken_as", "whole_numbers"]
 
 
 class NotLabels(InvalidInput):
-    """A voxel that should be the number of a class is not a whole number."""
+    """Raised if a voxel of a label map is not a whole number."""
 
 
 def taken_as(source: Source, labels: bool | None) -> Source:
-    """A source as a label map or as an image.
+    """Return a source as a label map or as an image.
 
     Parameters
     ----------
     source
-        What is read.
+        The source to read.
     labels
         True for a label map, whose voxels are whole numbers: floats become integers of their size,
-        so that none is rounded. False for an image. None for what the source says of itself.
+        so that none is rounded. False for an image. None keeps the source's own kind.
 
     Examples
     --------
@@ -44,14 +44,14 @@ def taken_as(source: Source, labels: bool | None) -> Source:
     integers = kind == "classes" and source.dtype.kind == "f"
     if kind == source.meta.kind and not integers:
         return source
-    # No float of up to four bytes needs more than four to be an integer, or it is out of range.
+    # Whole floats of up to four bytes fit into four-byte integers, or are out of range.
     dtype = np.dtype(f"i{max(4, source.dtype.itemsize)}") if integers else source.dtype
     return _TakenAs(source, kind, dtype)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class _TakenAs(Source):
-    """A source that counts as another kind than it says, or whose floats are whole numbers."""
+    """A source read as another kind than its own, or with its floats as integers."""
 
     source: Source
     kind: str
@@ -59,35 +59,35 @@ class _TakenAs(Source):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """As the source's."""
+        """Shape of the source."""
         return self.source.shape
 
     @property
     def meta(self) -> Meta:
-        """As the source's, but for the kind."""
+        """Metadata of the source, with the kind replaced."""
         return replace(described(self.source), kind=self.kind)
 
     @property
     def path(self) -> str | None:
-        """As the source's."""
+        """Path of the source."""
         return self.source.path
 
     @property
     def sequential(self) -> bool:
-        """As the source's."""
+        """Whether the source can be read only from front to back."""
         return self.source.sequential
 
     def identity(self) -> str:
-        """As the source's."""
+        """Return the identity of the source."""
         return self.source.identity()
 
     def read(self, roi: Roi) -> Array:
-        """The voxels of a box."""
+        """Return the voxels of a box, ``zyx`` or ``czyx``."""
         return whole_numbers(self.source.read(roi), self.dtype, roi.start)
 
     def slabs(self, depth: int) -> Iterator[tuple[Roi, Array]]:
-        """All voxels in C order."""
-        # Mapped and not looped over: a loop would hold each slab while the next is read.
+        """Yield box and voxels of slabs in C order."""
+        # With map(), not a loop, which would hold each slab while the next is read.
         return map(self._whole, self.source.slabs(depth))
 
     def _whole(self, slab: tuple[Roi, Array]) -> tuple[Roi, Array]:
@@ -96,28 +96,28 @@ class _TakenAs(Source):
 
 
 def whole_numbers(voxels: Array, dtype: np.dtype[Any], corner: tuple[int, ...]) -> Array:
-    """Floats that are whole numbers as integers; voxels of another dtype as they are.
+    """Return whole floats as integers of the same shape; other dtypes are returned unchanged.
 
     Parameters
     ----------
     voxels
-        Of a box, read for this call: where integers are as wide, they take the place of floats.
+        Voxels of a box; overwritten in place if the integers are as wide as the floats.
     dtype
-        That of the integers.
+        Dtype of the integers.
     corner
-        Of the box, for the message.
+        First voxel of the box, for the message.
 
     Raises
     ------
     NotLabels
-        Naming the first voxel that is not a whole number, or too large for one.
+        If a voxel is not a whole number or does not fit the dtype, naming the first.
     """
     if voxels.dtype == dtype:
         return voxels
     own = voxels.flags.owndata and voxels.flags.carray
     in_place = own and voxels.dtype.itemsize == dtype.itemsize
     numbers = voxels.view(dtype) if in_place else np.empty(voxels.shape, dtype)
-    for place in np.ndindex(voxels.shape[:-2]):  # plane by plane, so that little is held
+    for place in np.ndindex(voxels.shape[:-2]):  # plane by plane, to save memory
         plane = voxels[place]
         with np.errstate(invalid="ignore"):
             whole = plane.astype(dtype)
@@ -126,9 +126,9 @@ def whole_numbers(voxels: Array, dtype: np.dtype[Any], corner: tuple[int, ...]) 
             first = tuple(wrong[0].tolist())
             voxel = tuple(a + b for a, b in zip(corner, (*place, *first), strict=True))
             raise NotLabels(
-                f"voxel {voxel} is {plane[first]}, and a label map holds whole numbers that"
-                f" {dtype} can hold; convert it as an image (labels=False, --image), or mend its"
-                " values first"
+                f"voxel {voxel} is {plane[first]}, but a label map holds whole numbers within"
+                f" {dtype}; convert it as an image (labels=False, --image), or correct its values"
+                " first"
             )
         numbers[place] = whole
     return numbers

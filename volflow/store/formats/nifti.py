@@ -23,9 +23,9 @@ __all__ = ["LABEL_INTENT", "UNITS", "NiftiSource", "import_nibabel", "open_nifti
 
 Stream = gzip.GzipFile | io.BufferedReader
 
-INFLATES = 1032  # deflate makes no more than so many bytes of one
+INFLATES = 1032  # the most bytes that deflate produces from one
 MOST_HEADER = 2**30  # bytes before the voxels; extensions of tens of MiB exist
-MOST_SCALED = 1e30  # by a scaling that still leaves numbers
+MOST_SCALED = 1e30  # largest slope or intercept; scaled values stay finite
 
 UNITS = {1: "meter", 2: "millimeter", 3: "micrometer"}
 LABEL_INTENT = 1002  # NIFTI_INTENT_LABEL: each voxel is the number of a class
@@ -35,7 +35,7 @@ LABEL_INTENT = 1002  # NIFTI_INTENT_LABEL: each voxel is the number of a class
 class NiftiSource(Source):
     """A ``.nii`` file, read anywhere, or a ``.nii.gz`` file, read once from front to back.
 
-    A NIfTI file holds x fastest, so that its bytes are ``czyx`` in C order: nothing is turned.
+    In a NIfTI file x varies fastest, so its bytes are ``czyx`` in C order, without a transpose.
     Made by `open_nifti`.
     """
 
@@ -54,7 +54,7 @@ class NiftiSource(Source):
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of the scaled values."""
+        """Dtype of the scaled values."""
         stored = self.stored_dtype.newbyteorder("=")
         if self.slope is None:
             return stored
@@ -62,21 +62,21 @@ class NiftiSource(Source):
         return np.dtype(np.float32 if small else np.float64)
 
     def identity(self) -> str:
-        """A hash that changes when the file does."""
+        """Return a hash that changes when the file does."""
         return file_identity(self.path)
 
     def read(self, roi: Roi) -> Array:
-        """The voxels of a box; only of an uncompressed file."""
+        """Return the scaled voxels of a box, ``zyx`` or ``czyx``; only of an uncompressed file."""
         if self.sequential:
             raise InvalidInput(
-                f"{self.path} is compressed as a whole and cannot be read by parts; use slabs()"
+                f"{self.path} is compressed as a whole, so parts of it cannot be read; use slabs()"
             )
-        # Mapped for this one read: a mapping kept open would count its pages as ours.
+        # Mapped for this read only: pages of an open mapping count as this process's memory.
         voxels = np.memmap(self.path, self.stored_dtype, "r", self.offset, self.shape)
         return self._scaled(np.asarray(voxels[roi.slices()]))
 
     def slabs(self, depth: int) -> Iterator[tuple[Roi, Array]]:
-        """All voxels in file order, ``depth`` z-planes at a time.
+        """Yield box and voxels of ``depth`` z-planes at a time, in file order.
 
         Raises
         ------
@@ -89,14 +89,14 @@ class NiftiSource(Source):
                 voxels = np.empty(roi.shape, self.stored_dtype)
                 _fill(stream, voxels)
                 if self.sequential and roi.stop == self.shape:
-                    # Reading on to the end makes gzip compare its checksum. The last slab comes
-                    # after that, so that who has it has what was whole.
+                    # Reading to the end makes gzip compare its checksum. The last slab is yielded
+                    # after that, so that a complete read is a verified one.
                     while stream.read(2**20):
                         continue
                 yield roi, self._scaled(voxels)
 
     def _scaled(self, voxels: Array) -> Array:
-        """True values in the machine's byte order; a fresh array."""
+        """Return the scaled values in the machine's byte order, as a new array."""
         if self.slope is None:
             return voxels.astype(self.dtype)
         values = np.empty(voxels.shape, self.dtype)
@@ -105,7 +105,7 @@ class NiftiSource(Source):
             values.reshape(-1, *voxels.shape[-2:]),
             strict=True,
         ):
-            with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold is ±inf
+            with np.errstate(over="ignore", invalid="ignore"):  # overflows of float32 become ±inf
                 target[...] = plane * np.float64(self.slope) + self.inter
         return values
 
@@ -116,10 +116,10 @@ def open_nifti(path: str) -> NiftiSource:
     Raises
     ------
     InvalidInput
-        If it is none, or holds what a volume cannot (colours, complex numbers, more than one
-        axis beyond x, y, z).
+        If it is not a NIfTI file, or a volume cannot hold it (colours, complex numbers, more than
+        one axis beyond x, y, z).
     Damaged
-        If it is cut short, or its header says what cannot be.
+        If it is cut short, or its header is invalid.
     """
     nibabel = import_nibabel()
     compressed = _is_packed(path)
@@ -131,7 +131,7 @@ def open_nifti(path: str) -> NiftiSource:
         stored = check_dtype(header.get_data_dtype(), path)
         slope, inter = header.get_slope_inter()
         offset = _offset(header, path)
-        with np.errstate(all="ignore"):  # what overflows is refused as what it has become
+        with np.errstate(all="ignore"):  # overflows are refused below, as infinite values
             affine = _affine(header)
             spacing = _spacing(header["pixdim"][1:4], affine, path)
         orientation = None if affine is None else "".join(reversed(nibabel.aff2axcodes(affine)))
@@ -139,7 +139,7 @@ def open_nifti(path: str) -> NiftiSource:
             raise ValueError(f"voxels are scaled by {slope:g} and {inter:g}")
     except InvalidInput:
         raise
-    except Exception as error:  # nibabel raises whatever its arithmetic does
+    except Exception as error:  # nibabel raises errors of any class
         raise Damaged(f"{path}: damaged NIfTI header ({error}); repair the file") from error
     if (slope, inter) == (1, 0):
         slope = None
@@ -150,7 +150,7 @@ def open_nifti(path: str) -> NiftiSource:
     meta = Meta(
         axes=("c", "z", "y", "x")[-len(shape) :],
         spacing=spacing,
-        # Scanner and template spaces are in millimetres; many files do not say so.
+        # Scanner and template spaces are in millimetres, although many files do not state it.
         unit=UNITS.get(int(header["xyzt_units"]) & 7, None if affine is None else "millimeter"),
         orientation=orientation,
         affine=None if affine is None else tuple(tuple(row) for row in affine.tolist()),
@@ -165,12 +165,12 @@ def _is_packed(path: str) -> bool:
 
 
 def parse_header(start: bytes, path: str) -> Any:
-    """The nibabel header in the first bytes of a file."""
+    """Return the nibabel header from the first bytes of a file."""
     nibabel = import_nibabel()
     size = {int.from_bytes(start[:4], order) for order in ("little", "big")} & {348, 540}
     magic = start[4:8] if 540 in size else start[344:348]
     if not size or magic[:3] not in (b"n+1", b"n+2", b"ni1", b"ni2") or len(start) < min(size):
-        raise InvalidInput(f"{path} is no NIfTI file; its first bytes are not a NIfTI header")
+        raise InvalidInput(f"{path} is not a NIfTI file; its first bytes are not a NIfTI header")
     if magic[:2] == b"ni":
         raise InvalidInput(f"{path} is half of a .hdr/.img pair; save it as one .nii file")
     make = nibabel.Nifti2Header if 540 in size else nibabel.Nifti1Header
@@ -178,7 +178,7 @@ def parse_header(start: bytes, path: str) -> Any:
 
 
 def import_nibabel() -> Any:
-    """Nibabel, or a refusal that says how to get it."""
+    """Return the module nibabel; InvalidInput with the remedy if it is not installed."""
     try:
         import nibabel
     except ImportError:
@@ -201,19 +201,19 @@ def _shape(dim: Sequence[int], path: str) -> tuple[int, ...]:
 
 
 def _offset(header: Any, path: str) -> int:
-    """Where the voxels begin; 0 stands for right behind the header."""
+    """Return the offset of the voxels; 0 in the file means right after the header."""
     stated = float(header["vox_offset"])
     offset = int(stated) or int(header.single_vox_offset)
     if not len(header.binaryblock) <= offset <= MOST_HEADER:
         raise Damaged(
-            f"{path} says that its voxels begin at byte {stated:g}, inside its header or far behind"
-            " it; repair the file"
+            f"{path} has a header with vox_offset {stated:g}, inside the header or far beyond it;"
+            " repair the file"
         )
     return offset
 
 
 def _affine(header: Any) -> Array | None:
-    """Voxel to world: the sform, else the qform, else nothing is known."""
+    """Return the 4 x 4 voxel-to-world matrix: the sform, else the qform, else None."""
     if header["sform_code"] > 0:
         return np.asarray(header.get_sform(), dtype=float)
     if header["qform_code"] > 0:
@@ -222,8 +222,8 @@ def _affine(header: Any) -> Array | None:
 
 
 def _spacing(pixdim: Array, affine: Array | None, path: str) -> tuple[float, float, float]:
-    """Voxel size along z, y, x: from the affine, in the header's own decimals where they agree."""
-    # The shortest decimals that make the stored float32: 0.78, not 0.7799999713897705.
+    """Return the voxel size along z, y, x: the affine's, in the header's decimals if they agree."""
+    # The shortest decimals of the stored float32: 0.78, not 0.7799999713897705.
     sizes = [abs(float(str(value))) for value in pixdim]
     if affine is not None:
         lengths = [math.hypot(*column) for column in affine[:3, :3].T.tolist()]
@@ -249,7 +249,7 @@ def _stream(path: str, compressed: bool) -> Stream:
 
 @contextmanager
 def _damage(path: str) -> Iterator[None]:
-    """Say which file is damaged, whatever the decoder raises."""
+    """Turn errors of the decoder into Damaged with the path of the file."""
     try:
         yield
     except EOFError as error:

@@ -1,4 +1,4 @@
-"""The header of a NIfTI file to be written: the source's own where a volume came from one."""
+"""The header of a NIfTI file to write: the source's own if the volume came from NIfTI."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from volflow.store.slabs import Array
 __all__ = ["header_bytes", "stored_dtype"]
 
 SCANNER, LONGEST = 1, 32767
-# What NIfTI has no unit for is written in millimetres.
+# Lengths in units that NIfTI lacks are written in millimetres.
 _MILLIMETERS = {"angstrom": 1e-7, "nanometer": 1e-6, "centimeter": 10.0, "inch": 25.4}
 
 
 def stored_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """The little-endian dtype in which NIfTI holds these voxels without loss.
+    """Return the little-endian dtype in which NIfTI stores these voxels without loss.
 
     Examples
     --------
@@ -33,34 +33,34 @@ def stored_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 
 def header_bytes(meta: Meta, shape: Sequence[int], dtype: np.dtype[Any]) -> bytes:
-    """All bytes before the voxels of a ``.nii`` file.
+    """Return all bytes before the voxels of a ``.nii`` file.
 
     A volume on its source's own grid gets the source's header: orientation codes, units and both
-    affines stay as they were. Scaling is reset, as the voxels are true values. NIfTI-2 is written
-    where the source was, or where a side is longer than NIfTI-1 can say.
+    affines are unchanged. Scaling is reset, as the voxels are scaled already. NIfTI-2 is written
+    if the source was NIfTI-2 or a side is too long for NIfTI-1.
 
     Parameters
     ----------
     meta
-        Of the volume.
+        Metadata of the volume.
     shape
-        ``zyx`` or ``czyx``.
+        Voxels per axis, ``zyx`` or ``czyx``.
     dtype
-        Of the voxels, as `stored_dtype` gives it.
+        Dtype of the voxels, from `stored_dtype`.
 
     Raises
     ------
     Damaged
-        If the metadata describe no grid that NIfTI can.
+        If NIfTI cannot describe the grid.
     """
     try:
         return _header_bytes(meta, shape, dtype)
     except InvalidInput:
         raise
-    except Exception as error:  # nibabel raises whatever its arithmetic does
+    except Exception as error:  # nibabel raises errors of any class
         raise Damaged(
-            f"no NIfTI header can be made of what the volume says of its grid ({error}); correct"
-            " its affine, or the header that is kept of its source"
+            f"the volume's grid does not fit into a NIfTI header ({error}); correct its affine,"
+            " or the stored header of its source"
         ) from error
 
 
@@ -69,7 +69,7 @@ def _header_bytes(meta: Meta, shape: Sequence[int], dtype: np.dtype[Any]) -> byt
     source = _source_header(meta)
     large = max(shape) > LONGEST or (source is not None and len(source.binaryblock) == 540)
     header = (nibabel.Nifti2Header if large else nibabel.Nifti1Header)()
-    header.set_data_shape(_dims(source, shape))  # first, as it resets sizes beyond its axes
+    header.set_data_shape(_dims(source, shape))  # first, as it resets the sizes of further axes
     if source is not None:
         own = {"sizeof_hdr", "magic", "eol_check", "vox_offset", "bitpix", "datatype", "dim"}
         for key in set(header.keys()) & set(source.keys()) - own:
@@ -81,7 +81,7 @@ def _header_bytes(meta: Meta, shape: Sequence[int], dtype: np.dtype[Any]) -> byt
     header["cal_min"] = header["cal_max"] = 0
     if meta.kind == "classes":
         header.set_intent(LABEL_INTENT)
-    elif int(header["intent_code"]) == LABEL_INTENT:  # of the labels that an image was made from
+    elif int(header["intent_code"]) == LABEL_INTENT:  # of labels from which an image was made
         header.set_intent("none")
     if source is None or not _same_grid(source, meta):
         _set_grid(header, meta)
@@ -98,7 +98,7 @@ def _source_header(meta: Meta) -> Any:
 
 
 def _dims(source: Any, shape: Sequence[int]) -> tuple[int, ...]:
-    """Sizes in file order; axes of one voxel that the source had are kept."""
+    """Return sizes in file order, keeping the source's axes of one voxel."""
     sizes = tuple(reversed(shape))
     if source is not None:
         given = tuple(int(n) for n in source["dim"][1 : int(source["dim"][0]) + 1])
@@ -109,7 +109,7 @@ def _dims(source: Any, shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def _same_grid(source: Any, meta: Meta) -> bool:
-    """Whether the volume lies where its source lay."""
+    """Return True if the volume's grid equals its source's."""
     sizes = np.abs(source["pixdim"][1:4]).astype(float)
     if meta.affine is None:
         return bool(np.allclose(sizes, meta.spacing[::-1], rtol=1e-6))
@@ -122,7 +122,7 @@ def _same_grid(source: Any, meta: Meta) -> bool:
 
 
 def _set_grid(header: Any, meta: Meta) -> None:
-    """Spacing, unit and affine from the metadata; no orientation is claimed that is not known."""
+    """Set spacing, unit and affine; an unknown orientation is left unset."""
     codes = {name: code for code, name in UNITS.items()}
     factor = _MILLIMETERS.get(meta.unit or "", 1.0)
     unit = "millimeter" if factor != 1 else meta.unit
@@ -140,7 +140,7 @@ def _set_grid(header: Any, meta: Meta) -> None:
 
 
 def _affine(meta: Meta) -> Array | None:
-    """The affine, or one made of spacing, orientation and translation."""
+    """Return the 4 x 4 affine, or one from spacing, orientation and translation."""
     if meta.affine is not None:
         return np.array(meta.affine, dtype=float)
     if meta.orientation is None:

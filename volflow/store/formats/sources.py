@@ -1,4 +1,4 @@
-"""Open what a volume can be made from: arrays and files as sources."""
+"""Open arrays and files as sources of volumes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from volflow.store.volume import Volume
 
 __all__ = ["ArraySource", "NpySource", "open_source", "volume_shape"]
 
-MOST_HEADER = 2**16  # of a .npy file
+MOST_HEADER = 2**16  # bytes of a .npy header
 FORMATS = ".npy, .nii, .nii.gz, OME-Zarr and Zarr v2 or v3"
 
 
@@ -35,29 +35,29 @@ class ArraySource(Source):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """As the array's."""
+        """Shape of the array, ``zyx`` or ``czyx``."""
         return tuple(self.array.shape)
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """In the machine's byte order."""
+        """Dtype of the array, in the machine's byte order."""
         return self.array.dtype.newbyteorder("=")
 
     def identity(self) -> str:
-        """A hash of the values."""
+        """Return a hash of the values."""
         digest = hashlib.sha256(f"{self.dtype} {self.shape}\n".encode())
         for _, voxels in self.slabs(16):
             digest.update(np.ascontiguousarray(voxels).data)
         return digest.hexdigest()
 
     def read(self, roi: Roi) -> Array:
-        """The voxels of a box, copied."""
+        """Return a copy of the voxels of a box."""
         return self.array[roi.slices()].astype(self.dtype)
 
 
 @dataclass(frozen=True, repr=False)
 class NpySource(Source):
-    """A ``.npy`` file; mapped, never loaded."""
+    """A ``.npy`` file, memory-mapped for each read."""
 
     path: str
     meta: Meta
@@ -65,30 +65,30 @@ class NpySource(Source):
     dtype: np.dtype[Any]
 
     def identity(self) -> str:
-        """A hash that changes when the file does."""
+        """Return a hash that changes when the file does."""
         return file_identity(self.path)
 
     def read(self, roi: Roi) -> Array:
-        """The voxels of a box."""
-        # Mapped for this one read: a mapping kept open would count its pages as ours.
+        """Return the voxels of a box, ``zyx`` or ``czyx``."""
+        # Mapped for this read only: pages of an open mapping count as this process's memory.
         voxels = _map_npy(self.path)
         voxels = voxels if voxels.ndim > 2 else voxels[None]
         return voxels[roi.slices()].astype(self.dtype)
 
 
 def open_source(x: Any) -> Source:
-    """Open anything a volume can be made from; no voxel is read.
+    """Open anything that a volume can be made from; no voxel is read.
 
     Parameters
     ----------
     x
-        Path of a ``.npy``, ``.nii`` or ``.nii.gz`` file; whatever `open_volume` opens; or a
+        Path of a ``.npy``, ``.nii`` or ``.nii.gz`` file; anything that `open_volume` opens; a
         NumPy array, ``zyx`` or ``czyx`` (``yx`` is one slice); or a source.
 
     Raises
     ------
     InvalidInput
-        If it cannot be read; one line says why.
+        If it cannot be read; one line with the reason.
 
     Examples
     --------
@@ -129,23 +129,24 @@ def _map_npy(path: str) -> Array:
     try:
         with Path(path).open("rb") as file:
             version = np.lib.format.read_magic(file)
-            # NumPy reads the whole header before it finds it too long.
+            # NumPy reads the whole header before it refuses a long one.
             if version != (1, 0) and int.from_bytes(file.read(4), "little") > MOST_HEADER:
                 raise ValueError(f"its header has more than {MOST_HEADER} bytes")
         return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
     except OSError:
         raise
-    except Exception as error:  # the header is a Python literal, which can fail in any way
-        raise Damaged(f"{path} is no .npy array or is cut short ({first_line(error)})") from error
+    except Exception as error:  # parsing the header, a Python literal, may raise any error
+        reason = first_line(error)
+        raise Damaged(f"{path} is not a .npy array or is cut short ({reason})") from error
 
 
 def volume_shape(shape: tuple[int, ...], name: str) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """Shape and axes of an array as a volume: ``yx`` is one slice.
+    """Return shape and axes of an array as a volume; ``yx`` becomes one slice.
 
     Raises
     ------
     InvalidInput
-        If it is none, or empty.
+        If it has another number of axes, or is empty.
     """
     if len(shape) == 2:
         shape = (1, *shape)

@@ -1,1 +1,1 @@
-"""What is done of an output: its journal, and what must be complete to be read."""
+"""Journals of outputs: finished blocks, resuming, completeness."""

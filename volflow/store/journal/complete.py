@@ -1,4 +1,4 @@
-"""Inputs must be complete: what is not written yet would be read as zeros."""
+"""Check that inputs are complete: blocks not written yet would be read as zeros."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["begun_store", "count_blocks", "open_complete", "require_complete"]
 
 
 def open_complete(x: Any) -> Volume:
-    """Open a volume as `open_volume` does, to compute from it.
+    """Open a volume as an input, refusing one that is not complete.
 
     Raises
     ------
@@ -30,12 +30,12 @@ def open_complete(x: Any) -> Volume:
 def require_complete(volume: Volume) -> None:
     """Refuse a volume whose journal says that blocks are missing.
 
-    Volumes without a journal, remote or of other software, are taken as they are.
+    Volumes without a journal, remote or from other software, are accepted.
 
     Raises
     ------
     InvalidInput
-        Saying how many blocks are done and how to go on.
+        If blocks are missing, with their number and how to finish them.
     """
     if volume.path is None or is_url(volume.path):
         return
@@ -43,23 +43,23 @@ def require_complete(volume: Volume) -> None:
     if done < total:
         raise InvalidInput(
             f"{volume.path} is not complete: {done} of {total} blocks are done, and the others"
-            " would be read as zeros; run the command that began it again, then use it"
+            " would be read as zeros; run the command that started it again first"
         )
 
 
 def begun_store(path: Path) -> Path:
-    """The store whose run wrote a volume: the volume's own, or one around it."""
+    """Return the store whose run wrote a volume: the volume itself, or one around it."""
     while not (journal_dir(path) / "plan.json").exists() and is_zarr(path.parent):
         path = path.parent
     return path
 
 
 def count_blocks(path: Path) -> tuple[int, int]:
-    """How many blocks of a volume are done, and of how many; none of none without a journal."""
+    """Return the numbers of finished and of all blocks of a volume; (0, 0) without a journal."""
     journal = Journal(journal_dir(begun_store(path)))
     record = journal.recorded()
     if record is None:
         return 0, 0
     total = math.prod(record.settings.get("grid", ()))
-    # Names only: a volume of 10 TB has a record for each of some 300 000 blocks.
+    # Only names are read: a volume of 10 TB has records of some 300 000 blocks.
     return sum(1 for _ in (journal.directory / "done").glob("*.json")), total

@@ -1,15 +1,15 @@
-"""What is done: one small file per block beside the output, a fingerprint, a lock.
+"""The journal of an output: a small file per finished block, a fingerprint and a lock.
 
 ::
 
     out.zarr.volflow/
-        lock              held by flock while a driver lives; names its process
+        lock              held by flock while a driver runs; names its process
         plan.json         operation, fingerprint and settings of the first run
-        session           token of the driver at work; gone when it has ended
+        session           token of the running driver; deleted when it ends
         done/00000012.json    the checksums of what block 12 wrote
 
-A block is done when its file is there, which is written after its voxels: a process may die at any
-moment. After a power cut the disk may hold less than was written; ``verify`` finds out.
+A block is done if its file exists, which is written after its voxels, so a process may die at any
+moment. After a power cut the disk may lack voxels that were written; ``verify`` finds them.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ __all__ = ["Journal", "Record", "journal_dir"]
 
 
 def journal_dir(out: str | os.PathLike[str]) -> Path:
-    """The directory of the journal and the sidecars of an output.
+    """Return the directory of the journal and the sidecars of an output.
 
-    Links are followed, so that one output has one journal by whatever name it is reached.
+    Symbolic links are resolved, so that an output has one journal under all its names.
 
     Raises
     ------
     InvalidInput
-        For a URL: journals lie on local file systems.
+        If it is a URL: journals lie on local file systems.
 
     Examples
     --------
@@ -74,7 +74,7 @@ def journal_dir(out: str | os.PathLike[str]) -> Path:
 
 @dataclass(frozen=True)
 class Journal:
-    """The journal of one output; making one touches no file.
+    """The journal of one output; the constructor touches no file.
 
     Parameters
     ----------
@@ -97,11 +97,11 @@ class Journal:
 
     @property
     def passes(self) -> Path:
-        """Folder of the passes of an exact output, and of what they keep."""
+        """Folder of the passes of an exact output and of their stored activations."""
         return self.directory / "passes"
 
     def recorded(self) -> Record | None:
-        """What the first run recorded; None where nothing was begun.
+        """Return the record of the first run; None if there was none.
 
         Raises
         ------
@@ -118,13 +118,13 @@ class Journal:
             raise Damaged(_unreadable(self._plan, _reason(error))) from error
 
     def make_place(self) -> None:
-        """Make the journal's directory beside the output; refuses where that cannot be made."""
+        """Make the journal's directory beside the output; raises InvalidInput if impossible."""
         with _writing(self.directory, begun=False):
             self.directory.mkdir(exist_ok=True)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the output for one driver; the lock dies with its process.
+        """Hold the lock on the output, which is released when the process ends or dies.
 
         Raises
         ------
@@ -136,7 +136,7 @@ class Journal:
         path = self.directory / "lock"
         self.make_place()
         with _writing(self.directory, begun=False):
-            # Appending never truncates: the file may be the holder's.
+            # Opened for appending, which never truncates: another driver may hold the file.
             file = path.open("a+", encoding="utf-8")
         with file:
             _acquire(file, path)
@@ -150,12 +150,12 @@ class Journal:
                     _note(file, "")
 
     def compare(self, record: Record) -> Record:
-        """Refuse a record that differs from the first run's; returns it as it is stored.
+        """Return a record as it is stored; refuse one that differs from the first run's.
 
         Raises
         ------
         ResumeRefused
-            If it differs, saying in what.
+            If it differs, naming the differences.
         InvalidInput
             If the journal is damaged.
         """
@@ -163,20 +163,20 @@ class Journal:
         before = self.recorded()
         if before is not None and (change := change_between(before, given)):
             raise ResumeRefused(
-                f"{_output(self.directory)} was begun {change}, or begin again (overwrite=True,"
+                f"{_output(self.directory)} was started {change}, or begin again (overwrite=True,"
                 " --overwrite), or choose another output"
             )
         return given
 
     def begin(self, record: Record) -> str:
-        """Open a session: the first run is recorded, a later one compared with it.
+        """Open a session and return its token; the first run is recorded, later ones compared.
 
-        To be called under the lock. Returns the token for `check`.
+        To be called under the lock.
 
         Raises
         ------
         ResumeRefused
-            If the record differs from the first run's, saying in what.
+            If the record differs from the first run's, naming the differences.
         InvalidInput
             If the journal is damaged or cannot be written.
         """
@@ -198,7 +198,7 @@ class Journal:
         Raises
         ------
         Superseded
-            If the session is not the running one.
+            If the session is no longer the current one.
         """
         try:
             current = read_json(self._session)
@@ -211,7 +211,7 @@ class Journal:
             raise Superseded(f"the driver of {_output(self.directory)} {why}; this task stops")
 
     def end(self) -> None:
-        """Close the session; tasks still under way stop at their next check."""
+        """Close the session; running tasks stop at their next check."""
         with _writing(self._session):
             self._session.unlink(missing_ok=True)
 
@@ -228,19 +228,19 @@ class Journal:
         Parameters
         ----------
         block
-            Its number.
+            Number of the block.
         entries
-            What it wrote.
+            The shards that it wrote.
         stages
-            Seconds it spent, by stage.
+            Seconds it took, by stage.
         session
-            Where given, it must still be the running one: a task that outlived its driver may
-            not vouch for a block of the next run.
+            If given, it must still be the current one: a task that outlived its driver must
+            not record a block of the next run.
 
         Raises
         ------
         RunFailed
-            If the record cannot be written; the block then is not done.
+            If the record cannot be written; the block is then not done.
         Superseded
             As `check`.
         """
@@ -255,35 +255,35 @@ class Journal:
             write_json(self._entry(block), value)
 
     def done(self, blocks: Iterable[int] | None = None) -> dict[int, tuple[ShardEntry, ...]]:
-        """What is done, by block number, in their order; a damaged record is none.
+        """Return the entries of the finished blocks by number, ascending, without damaged records.
 
         Parameters
         ----------
         blocks
-            Only these, as a task asks for its own: their records alone are read.
+            Read only the records of these blocks; all by default.
         """
         return {block: entries for block, entries, _ in self._records(blocks)}
 
     def stages(self) -> dict[int, dict[str, float]]:
-        """The seconds of each done block, by stage."""
+        """Return the seconds of each finished block, by stage."""
         return {block: stages for block, _, stages in self._records()}
 
     def forget(self, blocks: Iterable[int]) -> None:
-        """Make blocks undone, so that the next run repeats them."""
+        """Delete the records of blocks, so that the next run repeats them."""
         with _writing(self.directory):
             for block in blocks:
                 self._entry(block).unlink(missing_ok=True)
 
     def clear(self) -> None:
-        """Forget the run and all blocks; sidecars and the lock stay."""
+        """Delete the records of the run and of all blocks; sidecars and the lock stay."""
         with _writing(self.directory):
             self._session.unlink(missing_ok=True)
-            # The record goes last: blocks that are done must never meet another record.
+            # The run's record is deleted last, so that finished blocks never meet another record.
             self._sweep(everything=True)
             self._plan.unlink(missing_ok=True)
 
     def _sweep(self, *, everything: bool) -> None:
-        """Delete what killed writers left behind; with ``everything`` also the blocks."""
+        """Delete leftovers of killed writers; with ``everything`` also the records of blocks."""
         for folder in (self.directory, self.directory / "done"):
             for path in folder.glob(".*.tmp"):
                 path.unlink(missing_ok=True)
@@ -302,7 +302,7 @@ class Journal:
             try:
                 block, (entries, stages) = int(path.stem), as_entries(read_json(path))
             except FileNotFoundError:
-                continue  # not done, or forgotten in the meantime
+                continue  # not done, or deleted meanwhile
             except OSError as error:
                 raise RunFailed(_unreadable(path, _reason(error))) from error
             except ValueError:
@@ -321,8 +321,8 @@ def _acquire(file: IO[str], path: Path) -> None:
         except (ValueError, TypeError, KeyError):
             who = "another process"
         raise Locked(
-            f"{_output(path.parent)} is being written by {who}; one driver at a time;"
-            " wait for it to end or stop it, the lock goes with its process"
+            f"{_output(path.parent)} is being written by {who}; only one driver may write;"
+            " wait for it to end or stop it, which releases the lock"
         ) from None
     except OSError as error:
         raise InvalidInput(
@@ -358,16 +358,16 @@ def _unreadable(path: Path, why: str) -> str:
 
 @contextmanager
 def _writing(path: Path, *, begun: bool = True) -> Iterator[None]:
-    """Turn a failure of the disk into one clear line; before work it is a refusal."""
+    """Turn a disk error into one clear line; InvalidInput if nothing was started yet."""
     try:
         yield
     except OSError as error:
         why = f"the journal {path} cannot be written: {_reason(error)}; "
         failed = writing_failed(error)
         if begun or failed is StoreFull:
-            remedy = "what is done stays done; put it right and run the same command again"
+            remedy = "what is done is kept; fix this and run the same command again"
             raise failed(why + remedy) from error
         if isinstance(error, FileNotFoundError):
             why = f"the folder {path.parent} does not exist; "
-        remedy = "it lies beside the output; choose an output in a folder that can be written"
+        remedy = "it lies beside the output; choose an output in a writable folder"
         raise InvalidInput(why + remedy) from error

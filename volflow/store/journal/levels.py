@@ -1,4 +1,4 @@
-"""Where the coarser levels of a volume and their journals lie, and which its metadata list.
+"""Locations of the coarser levels of a volume and their journals, and its list of levels.
 
 ::
 
@@ -7,7 +7,7 @@
     out.zarr.volflow/         the journal of the run that wrote level 0
         levels/1/, 2/, …      a journal for each coarser level
 
-Of a volume inside a store, such as an output by name, ``seg/1`` takes the place of ``1``.
+For a volume inside a store, such as a named output, read ``seg/1`` for ``1``.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ __all__ = ["Place", "drop_levels", "finest_of", "level_journals", "list_levels",
 
 @dataclass(frozen=True)
 class Place:
-    """Where a volume lies: the outermost store around it, and its name in there.
+    """Location of a volume: the outermost store around it, and its name in that store.
 
     Parameters
     ----------
     store
-        A path; the journals lie beside it.
+        Path of the store; the journals lie beside it.
     name
-        ``""`` where the volume is the store.
+        ``""`` if the volume is the store.
     """
 
     store: Path
@@ -47,38 +47,38 @@ class Place:
 
     @property
     def run(self) -> Journal:
-        """The journal of the run that wrote the volume; its lock holds the whole store."""
+        """Return the journal of the run that wrote the volume; its lock covers the whole store."""
         return Journal(journal_dir(self.store))
 
     def array(self, level: int) -> str:
-        """The array of a level, below the store."""
+        """Return the path of a level's array, relative to the store."""
         return f"{self.name}/{level}".lstrip("/")
 
     def path(self, level: int) -> Path:
-        """The folder of that array."""
+        """Return the folder of a level's array."""
         return self.store / self.array(level)
 
     def journal(self, level: int) -> Journal:
-        """The journal of a coarser level."""
+        """Return the journal of a coarser level."""
         return Journal(_levels(self.run) / self.array(level))
 
     def surplus(self, count: int) -> list[int]:
-        """Levels beyond ``count`` that have a journal."""
+        """Return the levels beyond ``count`` that have a journal."""
         found = _levels(self.run).joinpath(self.name).glob("[0-9]*")
         numbers = (int(path.name) for path in found if path.name.isdecimal())
         return sorted(number for number in numbers if number > count)
 
 
 def place_of(volume: Volume) -> Place:
-    """The place of a volume that may be given levels.
+    """Return the location of a volume to which levels can be added.
 
     Raises
     ------
     InvalidInput
-        If it is not one that volflow wrote to a local path.
+        If volflow did not write it to a local path.
     """
     if volume.path is None:
-        raise InvalidInput("a volume in memory has no place for levels; store it with vf.write")
+        raise InvalidInput("levels cannot be added to a volume in memory; store it with vf.write")
     journal_dir(volume.path)  # refuses a URL
     path = Path(volume.path)
     if not volume.levels[0].path and is_zarr(path.parent):
@@ -86,16 +86,16 @@ def place_of(volume: Volume) -> Place:
     ours = volume.array.metadata.zarr_format == 3 and volume.levels[0].path == "0"
     if not ours or "volflow" not in zarr.open_group(path, mode="r").attrs:
         raise InvalidInput(
-            f"{volume.path} is no volume that volflow wrote, and its levels are the business of"
-            " what did; copy it with vf.convert (volflow convert) and give the copy levels"
+            f"{volume.path} was not written by volflow, so its levels are not changed; copy it"
+            " with vf.convert (volflow convert) and add levels to the copy"
         )
-    # Without a run that wrote it, the outermost, as no journal may lie inside a store.
+    # If no run wrote it, the outermost store, as no journal may lie inside a store.
     store = begun_store(path)
     return Place(store, "/".join(path.relative_to(store).parts))
 
 
 def finest_of(volume: Any) -> tuple[Volume, Place]:
-    """The full resolution of a volume that may be given levels, opened anew, and its place.
+    """Return the full resolution of a volume to which levels can be added, and its location.
 
     Raises
     ------
@@ -108,7 +108,7 @@ def finest_of(volume: Any) -> tuple[Volume, Place]:
 
 
 def level_journals(run: Journal) -> dict[str, Journal]:
-    """The journals of the coarser levels in a store, by the array below it."""
+    """Return the journals of the coarser levels in a store, by the array's relative path."""
     base = _levels(run)
     folders = [p.parent for p in base.rglob("plan.json") if p.parent.name.isdecimal()]
     folders.sort(key=lambda folder: (folder.parent, int(folder.name)))
@@ -116,12 +116,12 @@ def level_journals(run: Journal) -> dict[str, Journal]:
 
 
 def drop_levels(run: Journal) -> None:
-    """Forget the levels of a store that is written anew."""
+    """Delete the journals of the levels of a store that is written again."""
     shutil.rmtree(_levels(run), ignore_errors=True)
 
 
 def list_levels(finest: Volume, levels: tuple[Level, ...]) -> None:
-    """Write a volume's list of levels, unless it is this one already."""
+    """Write a volume's list of levels if it has changed."""
     if levels != finest.levels:
         group = zarr.open_group(str(finest.path), mode="r+", use_consolidated=False)
         write_levels(group, finest.meta, levels)

@@ -1,4 +1,4 @@
-"""Where an output goes: never over its own inputs; begun anew, or deleted with its journal."""
+"""Start an output again, delete it with its journal, and keep it apart from its inputs."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def check_apart(out: str | os.PathLike[str], *inputs: Any) -> None:
     Parameters
     ----------
     out
-        Of the output.
+        Path of the output.
     inputs
-        Whatever is read: paths and volumes are compared, all else is not on the disk.
+        All inputs; paths and volumes are compared, other objects are not on disk.
 
     Raises
     ------
     InvalidInput
-        If an input is the output or lies inside of it.
+        If an input is the output or lies inside it.
     """
     place = Path(os.path.realpath(out))
     for one in inputs:
@@ -46,10 +46,10 @@ def check_apart(out: str | os.PathLike[str], *inputs: Any) -> None:
 
 
 def begin_anew(out: Path, journal: Journal, record: Record) -> None:
-    """Forget what was begun at a place, delete it, and record the new run; under the lock.
+    """Delete an output and its journal, and record the new run; to be called under the lock.
 
-    The volumes are made after this, so that a process may be killed at any point: no block counts
-    as done of an output that is made anew, and no output is found without its record.
+    The volumes are created after this, so a process may be killed at any point: blocks of the old
+    output never count as done, and no output exists without its record.
     """
     discard(out, journal)
     journal.begin(record)
@@ -58,7 +58,7 @@ def begin_anew(out: Path, journal: Journal, record: Record) -> None:
 def discard_levels(place: Place, count: int) -> None:
     """Delete the coarser levels of a volume beyond ``count``, with their journals; under the lock.
 
-    They must be listed no more.
+    The metadata must no longer list them.
     """
     for level in place.surplus(count):
         discard(place.path(level), place.journal(level))
@@ -70,7 +70,7 @@ def discard(out: Path, journal: Journal) -> None:
     sweep(out)
     old = beside(out, "old")
     if out.exists():
-        # Moved first: half deleted, it would pass for done, or for no Zarr store to be replaced.
+        # Renamed first: half deleted, it could pass for complete, or for a foreign folder.
         out.rename(old)
     drop_levels(journal)
     shutil.rmtree(journal.passes, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What the files of a journal say, checked: whoever wrote them, nothing else comes out of them."""
+"""The records in the files of a journal, validated when they are read."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ __all__ = ["FORMAT", "Record", "as_entries", "as_record", "change_between", "typ
 
 FORMAT = 1
 T = TypeVar("T")
-MOST_LINES = 4  # of what has changed, in a refusal
+MOST_LINES = 4  # listed in a refusal
 
 
 @dataclass(frozen=True)
 class Record:
-    """What a run is: compared when it is resumed.
+    """The identity of a run, compared when it is resumed.
 
     Parameters
     ----------
     operation
-        Such as "predict".
+        Name of the operation, such as "predict".
     fingerprint
-        What the result depends on, by name: input, weights, code, settings, version.
+        Everything that the result depends on, by name: input, weights, code, settings, version.
     settings
-        What a resume adopts from the first run: "grid" (blocks per axis), batch, threads.
+        Settings that a resumed run adopts from the first: "grid" (blocks per axis), batch, threads.
     """
 
     operation: str
@@ -40,34 +40,34 @@ class Record:
 
 
 def change_between(before: Record, given: Record) -> str:
-    """What keeps a run from being resumed, and how it could be; empty where nothing does.
+    """Return why a run cannot be resumed, with a remedy; empty if it can.
 
     Examples
     --------
     >>> change_between(Record("predict", {"mask": None}), Record("predict", {"mask": "1a2b"}))
-    'with something else: mask: null → 1a2b; go back to that'
+    'with different inputs or settings: mask: null → 1a2b; use those again'
     """
     old, new = (record.fingerprint.get("version") for record in (before, given))
     if before.operation == given.operation and None not in (old, new) and old != new:
         return (
-            f"by a volflow whose {given.operation} gives other values (version {old} of it, this"
-            f" is version {new}); finish it with that volflow"
+            f"by a volflow whose {given.operation} gives other values (version {old}, now"
+            f" version {new}); finish it with that volflow"
         )
     lines = [
         line.removeprefix("fingerprint.") for line in differences(asdict(before), asdict(given))
     ]
     more = f"; and {len(lines) - MOST_LINES} more" if len(lines) > MOST_LINES else ""
-    said = "; ".join(lines[:MOST_LINES]) + more
-    return f"with something else: {said}; go back to that" if lines else ""
+    changes = "; ".join(lines[:MOST_LINES]) + more
+    return f"with different inputs or settings: {changes}; use those again" if lines else ""
 
 
 def as_record(saved: Any) -> Record:
-    """The record that a plan holds.
+    """Return the record of a plan file, validated.
 
     Raises
     ------
     ValueError
-        Saying what is wrong with it.
+        If it is invalid, naming the fault.
 
     Examples
     --------
@@ -92,12 +92,12 @@ def as_record(saved: Any) -> Record:
 
 
 def typed(kind: type[T], saved: Any) -> T:
-    """A value of a dataclass, made of what JSON holds of it: lists are tuples, dicts dataclasses.
+    """Return a dataclass made from its JSON value: lists become tuples, dicts dataclasses.
 
     Raises
     ------
     ValueError
-        If it holds anything else, saying where.
+        If the value does not fit the dataclass, naming the field.
 
     Examples
     --------
@@ -114,7 +114,7 @@ def typed(kind: type[T], saved: Any) -> T:
 
 
 def as_entries(saved: Any) -> tuple[tuple[ShardEntry, ...], dict[str, float]]:
-    """What a block wrote, and its seconds by stage.
+    """Return the entries of the shards that a block wrote, and its seconds by stage.
 
     Raises
     ------

@@ -196,7 +196,7 @@ def test_what_cannot_be_laid_over_each_other_is_refused(tmp_path, scan, ramp):
     [
         ([], "there is no volume to view; give one or more"),
         (["gone.zarr"], r"gone\.zarr does not exist"),
-        (["scan.nii.gz"], r"scan\.nii\.gz is no Zarr store but a file; convert it first"),
+        (["scan.nii.gz"], r"scan\.nii\.gz is a file, not a Zarr store; convert it first"),
         (["https://example.org/a.zarr"], r"remote.*copy it with vf\.convert"),
         ([np.zeros((2, 2, 2))], "given one in memory; store it first"),
         ([3], "given one in memory"),

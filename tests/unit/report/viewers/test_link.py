@@ -225,7 +225,7 @@ def test_others_being_able_to_read_is_said(scan, monkeypatch, capsys):
         ([], "there is no volume to view; give one or more: scan.zarr out.zarr"),
         (["--napari"], "there is no volume to view"),
         (["gone.zarr"], "gone.zarr does not exist; check the path"),
-        (["scan.nii.gz"], "scan.nii.gz is no Zarr store but a file; convert it first"),
+        (["scan.nii.gz"], "scan.nii.gz is a file, not a Zarr store; convert it first"),
         (["scan.zarr", "--port", "99999"], "port must be 0 (any that is free) to 65535"),
         (["scan.zarr", "--host", "192.0.2.1"], "host must be an address of this machine"),
     ],

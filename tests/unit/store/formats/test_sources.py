@@ -322,7 +322,7 @@ def header_with(**fields):
         ({"srow_x": 0}, "singular affine"),
         ({"srow_x": (np.nan, 0, 0, 0)}, "voxels of size"),
         ({"magic": b"ni1"}, "half of a .hdr/.img pair"),
-        ({"magic": b"abc"}, "is no NIfTI file"),
+        ({"magic": b"abc"}, "is not a NIfTI file"),
         ({"scl_slope": 2, "scl_inter": np.nan}, "damaged NIfTI header"),
         ({"vox_offset": np.nan}, "damaged NIfTI header"),
         ({"vox_offset": 1e9}, "is cut short"),
@@ -346,7 +346,7 @@ def test_a_short_file_is_refused_at_once(tmp_path):
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
 def test_other_bytes_are_refused(tmp_path, name, content):
     (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
-    with pytest.raises(InvalidInput, match="is no NIfTI file"):
+    with pytest.raises(InvalidInput, match="is not a NIfTI file"):
         open_source(tmp_path / name)
 
 
@@ -399,8 +399,8 @@ def test_slabs_are_read_as_they_are_asked_for(tmp_path, monkeypatch):
     ("name", "content", "message"),
     [
         ("a.tif", b"II*", "is of a format that cannot be read; .npy, .nii, .nii.gz"),
-        ("a.npy", b"", "is no .npy array or is cut short"),
-        ("a.npy", b"junk" * 40, "is no .npy array or is cut short"),
+        ("a.npy", b"", "is not a .npy array or is cut short"),
+        ("a.npy", b"junk" * 40, "is not a .npy array or is cut short"),
     ],
 )
 def test_other_files_are_refused(tmp_path, name, content, message):
@@ -437,7 +437,7 @@ def test_arrays_that_are_no_volume_are_refused(tmp_path, voxels, message):
 def test_missing_and_unknown_things_are_refused(tmp_path):
     with pytest.raises(InvalidInput, match="does not exist"):
         open_source(tmp_path / "a.nii.gz")
-    with pytest.raises(InvalidInput, match="is a directory but no Zarr"):
+    with pytest.raises(InvalidInput, match="is a directory, but not a Zarr"):
         open_source(tmp_path)
     with pytest.raises(InvalidInput, match="given int"):
         open_source(3)

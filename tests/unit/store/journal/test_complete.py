@@ -11,7 +11,7 @@ from volflow.errors import InvalidInput
 from volflow.store.journal.complete import open_complete
 from volflow.store.journal.journal import Journal, journal_dir
 
-MESSAGE = r"is not complete: 7 of 8 blocks are done, .* run the command that began it again"
+MESSAGE = r"is not complete: 7 of 8 blocks are done, .* run the command that started it again"
 
 
 @pytest.fixture

@@ -120,8 +120,8 @@ def test_a_result_of_another_version_is_refused_as_such(journal):
     with pytest.raises(ResumeRefused) as refusal:
         journal.begin(changed)
     assert str(refusal.value) == (
-        f"{str(journal.directory).removesuffix('.volflow')} was begun by a volflow whose predict"
-        " gives other values (version 1 of it, this is version 2); finish it with that volflow,"
+        f"{str(journal.directory).removesuffix('.volflow')} was started by a volflow whose predict"
+        " gives other values (version 1, now version 2); finish it with that volflow,"
         " or begin again (overwrite=True, --overwrite), or choose another output"
     )
 
@@ -131,7 +131,7 @@ def test_of_many_changes_the_first_are_named(journal):
     with pytest.raises(ResumeRefused) as refusal:
         journal.begin(other(code={f"mine.m{n}": "2" * 64 for n in range(9)}))
     assert "code.mine.m0: 11111111… → 22222222…; code.mine.m1: " in str(refusal.value)
-    assert "mine.m3: 11111111… → 22222222…; and 5 more; go back to that" in str(refusal.value)
+    assert "mine.m3: 11111111… → 22222222…; and 5 more; use those again" in str(refusal.value)
 
 
 def test_one_and_one_point_zero_differ_and_nan_equals_itself():
@@ -231,7 +231,7 @@ def test_a_full_disk_leaves_no_half_record_and_loses_nothing_done(begun, monkeyp
     begun.mark(0, [ENTRY], {})
     with monkeypatch.context() as patch:
         full_disk(patch)
-        with pytest.raises(RunFailed, match="no space left on device; what is done stays done"):
+        with pytest.raises(RunFailed, match="no space left on device; what is done is kept"):
             begun.mark(1, [ENTRY], {})
     assert sorted(path.name for path in (begun.directory / "done").iterdir()) == ["00000000.json"]
     assert begun.done() == {0: (ENTRY,)}

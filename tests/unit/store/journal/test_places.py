@@ -95,5 +95,5 @@ def test_only_what_volflow_wrote_has_a_place(tmp_path):
         place_of(open_volume(tmp_path / "a.zarr" / "0"))
     group = zarr.open_group(made.path, mode="r+")
     del group.attrs["volflow"]
-    with pytest.raises(InvalidInput, match=r"is no volume that volflow wrote"):
+    with pytest.raises(InvalidInput, match=r"was not written by volflow"):
         place_of(open_volume(tmp_path / "a.zarr"))

@@ -85,7 +85,9 @@ class TestChangedInput:
     def test_a_changed_store_never_gives_the_old_result(self, client, folder):
         self.write(client, folder, self.work(folder))
         save(folder, SCAN + 4)
-        with pytest.raises(ResumeRefused, match=r"begun with something else: input: .*overwrite"):
+        with pytest.raises(
+            ResumeRefused, match=r"different inputs or settings: input: .*overwrite"
+        ):
             self.write(client, folder, self.work(folder))
         volume = self.write(client, folder, self.work(folder), overwrite=True)
         assert np.array_equal(volume[:], (SCAN + 4) * 2)
@@ -97,7 +99,7 @@ class TestChangedInput:
 
         run()
         save(folder, SCAN + 4)
-        with pytest.raises(ResumeRefused, match="begun with something else: input"):
+        with pytest.raises(ResumeRefused, match="different inputs or settings: input"):
             run()
         assert np.allclose(run(overwrite=True)[0], SCAN + 4, atol=0.01)
 
@@ -145,7 +147,7 @@ class TestUnidentified:
     def test_another_array_replaces_nothing(self, client, folder):
         self.write(client, folder)
         for options in ({}, {"resume": True}):
-            with pytest.raises(ResumeRefused, match="begun with something else: input"):
+            with pytest.raises(ResumeRefused, match="different inputs or settings: input"):
                 self.write(client, folder, self.array(folder) + 1, **options)
         assert np.array_equal(vf.open(folder / "out.zarr")[:], SCAN)
 
@@ -165,7 +167,7 @@ class TestUnidentified:
         assert capsys.readouterr().err == said
         save(folder, SCAN + 2)
         assert np.allclose(run(resume=True)[0], SCAN + 1, atol=0.01)
-        with pytest.raises(ResumeRefused, match="begun with something else: weights"):
+        with pytest.raises(ResumeRefused, match="different inputs or settings: weights"):
             run(2.0)
         assert capsys.readouterr().err == said
         assert np.allclose(vf.open(folder / "out.zarr")[0], SCAN + 1, atol=0.01)
