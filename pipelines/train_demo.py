@@ -82,7 +82,7 @@ def main(
     Example: python pipelines/train_demo.py --out volflow/demo/bundle
     """
     if out.exists() and not (out / "bundle.json").is_file():
-        raise typer.BadParameter(f"{out} exists and is no bundle")
+        raise typer.BadParameter(f"{out} exists and is not a bundle")
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
     torch.manual_seed(seed)

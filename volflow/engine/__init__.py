@@ -1,1 +1,1 @@
-"""The driver: plans run in bounded windows on Dask, in this process or on a cluster."""
+"""The driver: runs plans in bounded windows on Dask, in this process or on a cluster."""

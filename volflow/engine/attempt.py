@@ -1,9 +1,9 @@
-"""A task on its worker: it reports each step, and stops when nobody waits for it any more.
+"""A task on its worker: it reports each step, and stops when its driver no longer waits for it.
 
-Dask does not stop a thread whose task was cancelled: when a driver dies, takes a run of blocks back
-or loses its scheduler, the task would go on beside the one that does its blocks again. So a task
-looks after each step whether its worker still counts it as running, and one that comes to a process
-where another still works on its blocks waits for that one to stop.
+Dask does not stop the thread of a cancelled task: if a driver dies, takes blocks back or loses its
+scheduler, the task would run on beside its replacement. So after each step a task checks that its
+worker still counts it as running, and a task whose blocks are still in work in the same process
+waits for the earlier one to stop.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from volflow.store.journal.journal import Journal
 
 __all__ = ["Session", "execute"]
 
-# A waiting task looks this often whether it is still wanted itself.
+# Interval at which a waiting task checks that it is still wanted itself.
 LOOK_EVERY_S = 0.5
 
 
-_at_work: set[tuple[str, int]] = set()  # (run, block) of the tasks of this process
+_at_work: set[tuple[str, int]] = set()  # (run, block) of the running tasks of this process
 _changed = threading.Condition()
 
 
 @contextmanager
 def _alone(topic: str, blocks: tuple[int, ...], wanted: Callable[[], bool]) -> Iterator[None]:
-    """Hold blocks of a run, after an earlier task of this process has let go of them."""
+    """Reserve blocks of a run, after an earlier task of this process has released them."""
     mine = {(topic, block) for block in blocks}
     with _changed:
         while wanted() and mine & _at_work:
             _changed.wait(LOOK_EVERY_S)
-        mine -= _at_work  # only where nobody wants this task, which then does nothing
+        mine -= _at_work  # not empty only if this task is unwanted; it then does nothing
         _at_work.update(mine)
     try:
         yield
@@ -50,7 +50,7 @@ def _alone(topic: str, blocks: tuple[int, ...], wanted: Callable[[], bool]) -> I
 
 
 def _wanted(worker: Worker, key: Any) -> bool:
-    """Whether a worker still counts a task as running."""
+    """Return True if a worker still counts a task as running."""
     if worker.status in (Status.closed, Status.closing, Status.failed):
         return False
     task = worker.state.tasks.get(key)
@@ -59,7 +59,7 @@ def _wanted(worker: Worker, key: Any) -> bool:
 
 @dataclass(frozen=True)
 class Session:
-    """What a driver says of its run to each task: journal, its token there, memory of a worker."""
+    """A driver's run as each task needs it: journal, session token, memory of a worker."""
 
     journal: Journal | None = None
     token: str = ""
@@ -74,9 +74,9 @@ def execute(task: Task, job: Any, blocks: tuple[int, ...], topic: str, session: 
     task, job, blocks
         See `Plan`.
     topic
-        Names the run; its steps are events of it.
+        Event topic of the run, which receives its steps.
     session
-        What the task's context is made from.
+        Source of the task's context.
     """
     worker = get_worker()
     key = worker.get_current_task()
@@ -98,7 +98,7 @@ def execute(task: Task, job: Any, blocks: tuple[int, ...], topic: str, session: 
         with _alone(topic, blocks, wanted):
             if not wanted():
                 return Outcome(results)
-            # Closed, so that the task has stopped, before others are let at its blocks.
+            # Closed first, so that the task has stopped before its blocks are released.
             with closing(run_task(task, job, blocks, context)) as steps:
                 for step in steps:
                     report(step)
@@ -112,7 +112,7 @@ def execute(task: Task, job: Any, blocks: tuple[int, ...], topic: str, session: 
 
 
 def _portable(error: Exception) -> Exception:
-    """The error itself where it is ours, else its text: foreign classes may not unpickle."""
+    """Return the error if it is ours, else a copy of its text: foreign classes may not unpickle."""
     if isinstance(error, VolflowError):
         return error
     return RuntimeError(f"{type(error).__name__}: {error}")

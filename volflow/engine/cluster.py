@@ -1,4 +1,4 @@
-"""Where work runs: Dask inside this process, or a cluster; and how much memory it may use."""
+"""Connections to Dask, in this process or on a cluster, and the memory of workers."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ __all__ = [
 
 Cluster = str | int | Client | DaskCluster | None
 
-# A process shares its memory with the allocator's slack, the page tables and Dask itself.
+# The rest is left to the allocator's slack, the page tables and Dask itself.
 DEFAULT_SHARE = 0.6
 
-# Workers that are started here are there in seconds, also in place of dead ones.
+# Workers started here, replacements included, are ready within seconds.
 OWN_WORKERS_S = 60.0
-# One whose address is right answers much sooner.
+# A scheduler at a correct address answers much sooner.
 ANSWER_S = 10.0
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -64,17 +64,17 @@ OWN_CGROUPS = Path("/proc/self/cgroup")
 
 
 def cores() -> int:
-    """CPU cores that this process may use: by its affinity, and by the quota of its cgroups."""
+    """Return the CPU cores of this process, by its affinity and its cgroups' quota."""
     here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    # Rounded up: the half core of a quota of 2.5 would be idle, and below one core there is one.
+    # Rounded up: half a core of a quota of 2.5 would be idle, and at least one is needed.
     return min(here, math.ceil(_cgroup_cpus() or here))
 
 
 class OwnProcess(WorkerPlugin):
-    """Makes a worker process ours: Ctrl-C is the driver's, memory is cheap, the log is quiet."""
+    """Prepares a worker process: it ignores Ctrl-C, tunes its allocator and quietens its log."""
 
     def setup(self, worker: Any) -> None:
-        """Run in the main thread of each worker process, those in place of dead ones too."""
+        """Run in the main thread of each worker process, replacements included."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         prepare_allocators(own=True)
         quieten()
@@ -82,7 +82,7 @@ class OwnProcess(WorkerPlugin):
 
 @contextmanager
 def connect(cluster: Cluster = None, *, wait: float | str | None = None) -> Iterator[Client]:
-    """A Dask client for ``cluster`` that has a worker, closed again if it was opened here.
+    """Yield a Dask client of ``cluster`` with a worker; it is closed if it was opened here.
 
     Parameters
     ----------
@@ -92,18 +92,18 @@ def connect(cluster: Cluster = None, *, wait: float | str | None = None) -> Iter
         ``"tcp://host:port"``: a scheduler; a ``distributed.Client`` or cluster object
         (``dask_jobqueue.SLURMCluster``, ``dask_cuda.LocalCUDACluster``, …).
     wait
-        How long to wait where the cluster has no worker, now or later, or none that can be given
-        a block (all idle ones paused, or too small): seconds, or a text such as ``"10 minutes"``;
-        None as long as it takes, or as long as the connection around this one was told. Workers
-        that are started here come within a minute or not at all, and a scheduler at an address
-        answers in ten seconds, or in as long as this where that is less.
+        How long to wait while the cluster has no worker, now or later, or none that can take a
+        block (all idle ones paused, or too small): seconds, or a text such as ``"10 minutes"``;
+        None for as long as it takes, or for the limit of the enclosing connection. Workers
+        started here are given at most a minute, a scheduler at an address ten seconds, or this
+        limit if it is shorter.
 
     Raises
     ------
     InvalidInput
-        If no cluster can be made of it, or the scheduler does not answer.
+        If ``cluster`` is invalid, or the scheduler does not answer.
     RunFailed
-        If no worker came in time.
+        If no worker joined in time.
 
     Examples
     --------
@@ -125,7 +125,7 @@ def connect(cluster: Cluster = None, *, wait: float | str | None = None) -> Iter
 
 @contextmanager
 def _client(cluster: Any) -> Iterator[tuple[Client, bool]]:
-    """A client, and whether its workers are started here."""
+    """Yield a client, and True if its workers are started here."""
     if cluster is None:
         try:
             cluster = default_client()
@@ -148,8 +148,8 @@ def _client(cluster: Any) -> Iterator[tuple[Client, bool]]:
 def _own_cluster(workers: int, embedded: bool) -> SpecCluster:
     """Workers of this machine: threads of this process, or processes that share its cores.
 
-    `distributed.LocalCluster` would have each worker open an HTTP port on all interfaces, or have
-    it look for Bokeh: told on which address, it takes that for a dashboard that is wanted.
+    `distributed.LocalCluster` would have each worker open an HTTP port on all interfaces or, given
+    an address for it, start a Bokeh dashboard.
     """
     place: dict[str, Any] = {"protocol": "inproc://" if embedded else "tcp://", "dashboard": False}
     place |= {"host": None if embedded else "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
@@ -157,8 +157,8 @@ def _own_cluster(workers: int, embedded: bool) -> SpecCluster:
         "nthreads": max(1, cores() // workers), "memory_limit": None, "silence_logs": logging.ERROR,
     }  # fmt: skip
     worker = {"cls": Worker if embedded else Nanny, "options": {**place, **options}}
-    # A laptop that slept must not find its workers given up; dead processes hang up anyway. What
-    # samples the stacks of busy threads a hundred times a second is for a dashboard.
+    # Workers must survive a laptop's sleep; dead processes close their connection anyway. The
+    # profiler, which samples stacks a hundred times a second, is for the dashboard only.
     settings = {"scheduler.worker-ttl": None, "worker.profile.enabled": False}
     with dask.config.set({f"distributed.{name}": value for name, value in settings.items()}):
         return SpecCluster(
@@ -203,21 +203,21 @@ def _open_client(cluster: Any) -> Iterator[Client]:
 
 
 def _answer_s() -> float:
-    """Seconds in which a scheduler has to answer: no more than workers are waited for."""
+    """Return the seconds to wait for a scheduler, at most those to wait for workers."""
     wait_s = patience().wait_s
     return ANSWER_S if wait_s is None else min(ANSWER_S, max(1.0, wait_s))
 
 
 def memory_per_worker(client: Client, memory: str | int | None) -> int:
-    """Bytes that one worker may add above its resident size.
+    """Return the bytes that one worker may use above its resident size.
 
     Parameters
     ----------
     client
         The connected client.
     memory
-        What the user asked for; None takes a share of what the machine, the cgroup, SLURM or
-        the worker's own limit leaves free.
+        The user's request; None takes a share of the memory that the machine, the cgroup, SLURM
+        or the worker's own limit leaves free.
     """
     if memory is not None:
         return parse_bytes(memory)
@@ -235,13 +235,13 @@ def memory_per_worker(client: Client, memory: str | int | None) -> int:
 
 
 def free_memory_bytes() -> int:
-    """Memory this process could still take on this machine."""
+    """Return the bytes that this process could still allocate on this machine."""
     candidates: list[int | None] = [virtual_memory().available, _cgroup_free(), _slurm_limit()]
     return min(c for c in candidates if c is not None)
 
 
 def _cgroup_free() -> int | None:
-    """Room left by the cgroups around this process, of version 1 or 2, up to the outermost."""
+    """Return the free bytes of this process's cgroups, version 1 or 2, up to the outermost."""
     names = {
         1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
         2: ("memory.max", "memory.current", "inactive_file"),
@@ -251,13 +251,13 @@ def _cgroup_free() -> int | None:
 
 
 def _cgroup_cpus() -> float | None:
-    """CPU time per second that the cgroups around this process allow; None without a quota."""
+    """Return the CPU quota of this process's cgroups in cores; None without a quota."""
     quotas = [_quota(at, version) for at, version in _cgroups("cpu")]
     return min((quota for quota in quotas if quota is not None), default=None)
 
 
 def _cgroups(controller: str) -> Iterator[tuple[Path, int]]:
-    """Folders of the cgroups around this process, up to the outermost, and their version."""
+    """Yield folder and version of this process's cgroups, up to the outermost."""
     try:
         own = OWN_CGROUPS.read_text().splitlines()
     except OSError:  # not Linux
@@ -290,7 +290,7 @@ def _room(cgroup: Path, limit: str, used: str, cache: str) -> int | None:
     try:
         room = int((cgroup / limit).read_text()) - int((cgroup / used).read_text())
         lines = (cgroup / "memory.stat").read_text().splitlines()
-        # Files read and written count as used memory, but give way.
+        # Page cache counts as used memory, but is reclaimable.
         room += sum(int(line.split()[1]) for line in lines if line.split()[0] == cache)
     except (OSError, ValueError):  # absent, or "max"
         return None
@@ -298,7 +298,7 @@ def _room(cgroup: Path, limit: str, used: str, cache: str) -> int | None:
 
 
 def _slurm_limit() -> int | None:
-    """What SLURM grants on this node, in its MiB: per node, or per CPU."""
+    """Return the bytes that SLURM grants on this node, from its MiB per node or per CPU."""
     per_node = _slurm("SLURM_MEM_PER_NODE")
     per_cpu = _slurm("SLURM_MEM_PER_CPU") * _slurm("SLURM_CPUS_ON_NODE")
     return (per_node or per_cpu) * 1024**2 or None

@@ -1,12 +1,12 @@
 """The decisions of one run as a pure state machine: events in, actions out.
 
-It knows neither Dask nor a clock, and it does no I/O. An adapter (`volflow.engine.run`) hands in
-what the scheduler says of its workers, what became of each attempt, and the time. What comes back
-is plain data, to be performed in order. So its laws are tested in virtual time.
+It uses neither Dask nor a clock, and does no I/O. An adapter (`volflow.engine.run`) passes in
+readings of the scheduler's workers, the outcome of each attempt, and the time. It returns actions
+as plain data, to be performed in order. So its laws can be tested in virtual time.
 
-A block that is not done is in one place: in a run that waits, in one attempt in flight, or given
-up. `Driver.slots` alone decides how many attempts a worker may hold. A worker that should get no
-more, because it is short of memory or about to leave, is `paused`.
+A block that is not done is in exactly one place: in a waiting run, in one attempt in flight, or
+given up. Only `Driver.slots` decides how many attempts a worker may hold. A worker that should get
+no more, because it is short of memory or about to leave, is `paused`.
 """
 
 from __future__ import annotations
@@ -35,43 +35,43 @@ if TYPE_CHECKING:
 
 __all__ = ["Driver"]
 
-# An adaptive cluster grows by what it is offered; more at once would only load the scheduler.
+# An adaptive cluster grows with the work offered; more would only load the scheduler.
 MOST_OFFERS = 16
-# Where all workers are too small for so long, no larger one is just being started again.
+# Seconds of only too small workers after which no larger one can still be restarting.
 ALONE_S = 10.0
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """A run of blocks that waits for a worker or is with one; how often its first block failed."""
+    """A run of blocks, waiting or on a worker, and how often its first block has failed."""
 
     blocks: tuple[int, ...]
     failures: int = 0
     worker: str = ""
 
     def left(self, done: Mapping[int, Any]) -> Attempt:
-        """Return what is left to do; behind another first block the failures count anew."""
+        """Return the blocks left to do; with another first block, failures count from 0."""
         blocks = tuple(block for block in self.blocks if block not in done)
         return Attempt(blocks, self.failures if blocks[:1] == self.blocks[:1] else 0)
 
 
 @dataclass
 class Driver:
-    """What waits, what is in flight, what is done and what was given up, and the rules between.
+    """The blocks that wait, are in flight, done or given up, and the transitions between them.
 
     Parameters
     ----------
     plan
-        What is run.
+        The plan to run.
     retries
         How often a failing block is tried again before it is given up.
     patience
-        How long to wait where nobody works.
+        How long to wait while no worker is available.
     cluster
-        What errors call the cluster: the address of its scheduler.
+        Address of the scheduler, for messages.
     fixed
-        Whether no other workers are expected: where those that are there are all too small for
-        the plan, it is refused.
+        True if no other workers are expected: the plan is refused if all present ones are too
+        small for it.
 
     Examples
     --------
@@ -114,14 +114,14 @@ class Driver:
         return [*logs, *taken, *self._wait(now_s), *self._proceed()]
 
     def on_completed(self, number: int, outcome: Outcome) -> list[Action]:
-        """Account for an attempt that ended, be it that it was taken back before."""
+        """Account for an attempt that ended, even if it was taken back before."""
         if self.stopped:
             return []
         attempt = self.in_flight.pop(number, None)
         for block, result in outcome.results.items():
             self.results.setdefault(block, result)
             self.given_up.pop(block, None)
-        if attempt is None:  # what it did counts, how it ended does not
+        if attempt is None:  # its results count, its error does not
             self._drop_done()
             return self._proceed()
         error = outcome.error
@@ -135,7 +135,7 @@ class Driver:
         return self._proceed()
 
     def slots(self, worker: WorkerReading) -> int:
-        """Attempts that a worker may hold at once, within its memory and the plan's."""
+        """Return the number of attempts that a worker may hold at once, within the memory."""
         memory_bytes = self.plan.memory_bytes
         if worker.memory_bytes is not None:
             if worker.memory_bytes < self.plan.peak_bytes:
@@ -146,7 +146,7 @@ class Driver:
         return max(1, min(worker.threads, memory_bytes // max(1, self.plan.peak_bytes)))
 
     def _proceed(self) -> list[Action]:
-        """Fill the free slots, offer what is left over, and stop where nothing is left."""
+        """Fill the free slots, offer the remaining runs, and stop if nothing is left."""
         if self.stopped:
             return []
         if not self.waiting and not self.in_flight:
@@ -172,7 +172,7 @@ class Driver:
         return Counter(attempt.worker for attempt in self.in_flight.values())
 
     def _take_back(self) -> list[TakeBack]:
-        """Queue again what lost workers hold."""
+        """Queue the attempts of lost workers again."""
         lost = self.roster.take_lost()
         numbers = [n for n, attempt in self.in_flight.items() if attempt.worker in lost]
         for number in numbers:
@@ -180,7 +180,7 @@ class Driver:
         return [TakeBack(number) for number in numbers]
 
     def _wait(self, now_s: float) -> list[Log | Stop]:
-        """Wait where no worker works and none can be given a block; give up after long."""
+        """Wait while no worker is busy and none can take a block; fail after the patience."""
         live, load = self.roster.live, self._load()
         fitting = {a: worker for a, worker in live.items() if self.slots(worker)}
         if fitting or not live:
@@ -204,7 +204,7 @@ class Driver:
     def _too_small(self) -> MemoryRefused:
         limits = (worker.memory_bytes or 0 for worker in self.roster.live.values())
         peak, largest = format_bytes(self.plan.peak_bytes), format_bytes(max(limits))
-        # A run that was begun keeps its blocks.
+        # A run that was started keeps its division into blocks.
         anew = ", with overwrite=True, --overwrite" if self.plan.journal else ""
         return MemoryRefused(
             f"{self.plan.operation} needs {peak} per worker, but the largest worker of the Dask"
@@ -213,7 +213,7 @@ class Driver:
         )
 
     def _retry(self, attempt: Attempt, error: VolflowError) -> None:
-        """Queue what is left of a run again, or give up its first block and go on behind it."""
+        """Queue the rest of a run again, or give up its first block and continue after it."""
         left = attempt.left(self.results)
         if not left.blocks:
             return
@@ -226,7 +226,7 @@ class Driver:
             self.waiting.append(Attempt(left.blocks[1:]))
 
     def _drop_done(self) -> None:
-        """Leave blocks that are done out of the runs that wait."""
+        """Remove finished blocks from the waiting runs."""
         left = [attempt.left(self.results) for attempt in self.waiting]
         self.waiting = deque(attempt for attempt in left if attempt.blocks)
 

@@ -1,4 +1,4 @@
-"""Resident memory of this process: how much, its peak, and giving back what is free."""
+"""Resident memory of this process: its size, its peak, and returning free memory."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ import psutil
 
 __all__ = ["MemoryGuard", "begin_peak", "give_back", "peak_bytes", "resident_bytes"]
 
-# Memory is given back before the budget is reached: what is asked for next comes on top.
+# Memory is returned before the budget is reached, as the next allocation adds to it.
 GIVE_BACK_SHARE = 0.6
-# What readers, writers and a forward may take between two looks, which counts in small budgets.
+# Bytes that readers, writers and a forward may allocate between two checks.
 BETWEEN_LOOKS_BYTES = 96 * 2**20
 
 
 def give_back() -> None:
-    """Return free memory to the system; allocators keep what was freed until they are told."""
+    """Return free memory to the system, which allocators otherwise keep."""
     with suppress(OSError, AttributeError):  # glibc only
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def resident_bytes() -> int:
-    """Return the resident memory of this process."""
+    """Return the resident memory of this process in bytes."""
     return int(psutil.Process().memory_info().rss)
 
 
 def begin_peak() -> int:
-    """Start to watch the peak of resident memory, and return what is resident now."""
-    give_back()  # else what comes next would seem to cost nothing
+    """Start to record the peak of resident memory, and return the bytes resident now."""
+    give_back()  # else the next allocations would seem to cost nothing
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -38,7 +38,7 @@ def begin_peak() -> int:
 
 
 def peak_bytes() -> int:
-    """Return the peak of resident memory since `begin_peak`; off Linux, since the process began."""
+    """Return the peak resident bytes since `begin_peak`; off Linux, since the process started."""
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:
@@ -51,24 +51,24 @@ def peak_bytes() -> int:
 
 
 class MemoryGuard:
-    """Gives free memory back to the system when a task nears its budget.
+    """Returns free memory to the system when a task nears its budget.
 
-    The allocator keeps what many threads freed, in pieces that the next run cannot use. Unless it
-    is told to give them back, resident memory grows from run to run although nothing is held.
+    The allocator keeps memory freed by many threads in fragments that the next run cannot use.
+    Unless they are returned, resident memory grows from run to run although nothing is held.
 
     Parameters
     ----------
     budget_bytes
-        What the task may add to the memory that is resident when the guard is made.
+        Bytes that the task may add to the memory that is resident when the guard is made.
     """
 
     def __init__(self, budget_bytes: int) -> None:
         self.budget_bytes = budget_bytes
-        give_back()  # what the last task left is not this one's base
+        give_back()  # leftovers of the last task do not belong to this one's base
         self.base_bytes = resident_bytes()
 
     def trim(self, next_bytes: int = 0) -> None:
-        """Give free memory back if the budget is near, or too near for `next_bytes` more."""
+        """Return free memory if the budget is near, or too near for `next_bytes` more."""
         ahead = max(next_bytes, BETWEEN_LOOKS_BYTES)
         room = min(GIVE_BACK_SHARE * self.budget_bytes, self.budget_bytes - ahead)
         if resident_bytes() - self.base_bytes > room:

@@ -1,4 +1,4 @@
-"""What the driver and its adapter tell each other: events in, actions out, as plain data."""
+"""Messages between the driver and its adapter: events in, actions out, as plain data."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class WorkerReading:
-    """What the scheduler says of one worker: its threads, its memory limit, if it takes tasks."""
+    """The scheduler's view of one worker: its threads, its memory limit, whether it is paused."""
 
     threads: int
     memory_bytes: int | None = None
@@ -31,7 +31,7 @@ class WorkerReading:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a task brought back: results of the blocks it finished, and the error that ended it."""
+    """Outcome of a task: results of the blocks it finished, and the error that ended it."""
 
     results: Mapping[int, Any]
     error: BaseException | None = None
@@ -40,7 +40,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Submit:
-    """Give some blocks to a worker, as an attempt with a number of its own."""
+    """Submit blocks to a worker, as an attempt with its own number."""
 
     number: int
     blocks: tuple[int, ...]
@@ -56,14 +56,14 @@ class TakeBack:
 
 @dataclass(frozen=True)
 class HoldOffers:
-    """Let so many tasks that no worker can take stay with the scheduler."""
+    """Keep this many unrunnable tasks at the scheduler, as work on offer."""
 
     count: int
 
 
 @dataclass(frozen=True)
 class Log:
-    """Tell the log something, at a level of `logging`."""
+    """Write a line to the log, at a level of `logging`."""
 
     level: int
     text: str
@@ -71,7 +71,7 @@ class Log:
 
 @dataclass(frozen=True)
 class Stop:
-    """The run has ended: well, or with an error to raise."""
+    """End the run, successfully or with an error to raise."""
 
     error: VolflowError | None = None
 

@@ -1,9 +1,9 @@
-"""What fresh memory costs: torch is asked for huge pages, and what is freed is kept for the next.
+"""Cheaper memory allocation: huge pages for torch, and freed memory kept for the next layer.
 
-Each layer of a network frees about as much memory as the next one takes. The system hands memory
-out in pages of 4 KiB, one by one as they are touched, and zeroes them: up to half of a small
-network's time. Pages of 2 MiB need far fewer faults, and memory that stays with the process none.
-`engine/memory.py` gives back what a task has kept when it nears its budget.
+Each layer of a network frees about as much memory as the next one allocates. The system provides
+memory in pages of 4 KiB, one by one as they are touched, and zeroes them, which takes up to half of
+a small network's time. Pages of 2 MiB need far fewer faults, and memory kept by the process none.
+`engine/memory.py` returns kept memory when a task nears its budget.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from volflow.geometry.budget import format_bytes
 
 __all__ = ["HUGE_PAGES", "prepare_allocators"]
 
-# Read by torch at its first allocation; NumPy asks for huge pages by itself.
+# Read by torch at its first allocation; NumPy requests huge pages by itself.
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 
 SYSTEM = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -27,10 +27,10 @@ AT_START = Path("/proc/self/environ")
 logger = logging.getLogger(__name__)
 
 
-# Of glibc: name, number for mallopt, bytes, and what they mean.
+# Thresholds of glibc: name, number for mallopt, bytes, and their meaning in the log.
 THRESHOLDS = (
     ("trim", -1, 512 * 2**20, "at the end of the heap is kept"),
-    # The most that glibc takes; it comes to this by itself where no threshold is set.
+    # The maximum of glibc, which it reaches by itself if no threshold is set.
     ("mmap", -3, 32 * 2**20, "at a time comes from the heap"),
 )
 
@@ -38,20 +38,20 @@ THRESHOLDS = (
 def prepare_allocators(*, own: bool) -> str:
     """Make fresh memory cheap in this process, for as long as it lives; may be called again.
 
-    A variable of the user wins over what is set here. Where the system has no huge pages, or the
+    The user's environment variables take precedence. If the system has no huge pages, or the
     allocator no thresholds, nothing is done.
 
     Parameters
     ----------
     own
-        Whether this process is there for the work: a command or a worker. In a user's own Python
-        torch is asked for huge pages, as NumPy asks for them, and glibc's thresholds, which adapt
-        themselves, are left alone, unless Dask's nanny has set one.
+        True if this process exists for the work: a command or a worker. In a user's own Python
+        only torch's huge pages are enabled, as NumPy's are; glibc's thresholds, which adapt
+        themselves, are unchanged unless Dask's nanny has set one.
 
     Returns
     -------
     str
-        What is in force, also logged at the level of debugging.
+        The settings in force, also logged at level DEBUG.
 
     Examples
     --------
@@ -82,7 +82,7 @@ def _keep_what_is_freed(own: bool) -> list[str]:
         return ["this system's allocator has no thresholds"]
     found = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
     tunables = found.get("GLIBC_TUNABLES", "")
-    # What users, and Dask's nanny, set them by.
+    # Environment variables by which users and Dask's nanny set them.
     variables = {name: f"MALLOC_{name.upper()}_THRESHOLD_" for name, *_ in THRESHOLDS}
     dasks = {name for name, variable in variables.items() if _is_dasks(variable, found)}
     told = []
@@ -90,14 +90,14 @@ def _keep_what_is_freed(own: bool) -> list[str]:
         chosen = variables[name] in found or f"glibc.malloc.{name}_threshold" in tunables
         if chosen and name not in dasks:
             told.append(f"{variables[name]} is the user's")
-        # Where one is set, the other no longer adapts itself.
+        # If one is set, the other no longer adapts itself.
         elif (own or dasks) and mallopt(number, value_bytes):
             told.append(f"{format_bytes(value_bytes)} {meaning}")
     return told
 
 
 def _is_dasks(variable: str, found: Mapping[str, str]) -> bool:
-    """Whether a variable has the value that Dask's nanny gives it where nobody chose another."""
+    """Return True if a variable has the default value that Dask's nanny gives it."""
     if variable not in found:
         return False
     import distributed  # noqa: F401 (its defaults are among Dask's from here on)

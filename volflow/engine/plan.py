@@ -1,4 +1,4 @@
-"""Work as data: what will run, in which pieces, and what it needs."""
+"""Plans: the work of an operation as data, with its pieces, memory and facts."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ class Plan:
     Parameters
     ----------
     operation
-        Its name, as printed.
+        Name of the operation, as printed.
     task, job
-        ``task(job, blocks, context)`` runs some blocks in order and yields a `Step` per block. Both
-        travel to the workers, so the task is a module-level function and the job small and
+        ``task(job, blocks, context)`` runs blocks in order and yields a `Step` per block. Both
+        are sent to the workers, so the task is a module-level function and the job small and
         picklable.
     runs
         Blocks in the pieces that are scheduled: one task per run of neighbouring blocks.
     units, unit
-        Total work, for progress, and what it counts.
+        Total work, for progress, and the name of its unit.
     peak_bytes, memory_bytes
         Projected peak of one task, and the budget of a worker.
     exclusive
-        One task at a time per worker process, rather than one per thread.
+        True for one task at a time per worker process, instead of one per thread.
     facts
-        Lines for people: name and value.
+        Lines of the description: name and value.
     plugin
         Set up on every worker before its first task.
     job_of
-        Where each run needs a job of its own: makes it, when the run is submitted.
+        If each run needs its own job, the function that makes it when the run is submitted.
     journal, record
-        Where done blocks are recorded, and as what; None for a plan that records nothing.
+        Journal of finished blocks, and the record of the run; None for a plan without a journal.
 
     Examples
     --------
@@ -78,7 +78,7 @@ class Plan:
         return sum(len(run) for run in self.runs)
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan for machines: plain values only."""
+        """Return the plan as plain values, for machines."""
         return {
             "operation": self.operation,
             "blocks": self.blocks,
@@ -91,7 +91,7 @@ class Plan:
         }
 
     def describe(self) -> str:
-        """The plan for people."""
+        """Return the plan as text, for people."""
         facts = (
             *self.facts,
             ("work", f"{self.blocks} blocks in {len(self.runs)} tasks, {self.units:,} {self.unit}"),
@@ -105,7 +105,7 @@ class Plan:
         return "\n".join([self.operation, *(f"  {name:{width}}  {value}" for name, value in facts)])
 
     def require_memory(self, remedy: str) -> None:
-        """Refuse a plan whose projected peak exceeds its budget, saying what would fit."""
+        """Refuse a plan whose projected peak exceeds its budget, with the remedy."""
         if self.peak_bytes > self.memory_bytes:
             raise MemoryRefused(
                 f"{self.operation} needs {format_bytes(self.peak_bytes)} per worker but memory is"

@@ -1,4 +1,4 @@
-"""A plan's plugin on every worker, as long as its driver lives."""
+"""Keep a plan's plugin on every worker for the lifetime of its driver."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ __all__ = ["with_plugin"]
 
 log = logging.getLogger("volflow")
 
-# A driver that lost its scheduler for a moment comes back as the same client.
+# A driver that lost its scheduler for a moment reconnects as the same client.
 GRACE_S = 60.0
 
 
 class Departure(SchedulerPlugin):
-    """Takes a worker plugin from all workers when the client that brought it is gone for good.
+    """Removes a worker plugin from all workers when the client that registered it is gone.
 
     Parameters
     ----------
     client
-        Its id.
+        Id of the client.
     plugin
         Name of the worker plugin.
     grace_s
-        Seconds in which the client may come back.
+        Seconds in which the client may reconnect.
     """
 
     def __init__(self, client: str, plugin: str, grace_s: float) -> None:
@@ -47,7 +47,7 @@ class Departure(SchedulerPlugin):
     async def _leave(self, scheduler: Any) -> None:
         if self.client in scheduler.clients:
             return
-        with suppress(ValueError):  # its driver has taken it away itself
+        with suppress(ValueError):  # its driver has removed it already
             await scheduler.unregister_worker_plugin(None, self.plugin)
         with suppress(KeyError, ValueError):
             scheduler.remove_plugin(self.name)
@@ -55,15 +55,15 @@ class Departure(SchedulerPlugin):
 
 @contextmanager
 def with_plugin(client: Client, plugin: WorkerPlugin | None) -> Iterator[None]:
-    """Have a plugin on every worker, those that join later too.
+    """Register a plugin on every worker, including those that join later.
 
-    Where the workers are threads of this process its methods are called directly. Elsewhere the
-    scheduler takes the plugin away also when this process is killed.
+    If the workers are threads of this process, its methods are called directly. Otherwise the
+    scheduler removes the plugin even if this process is killed.
     """
     if plugin is None:
         yield
     elif is_embedded(client):
-        plugin.setup(None)  # type: ignore[arg-type] # there is no worker of its own
+        plugin.setup(None)  # type: ignore[arg-type] # there is no separate worker
         try:
             yield
         finally:
@@ -74,12 +74,12 @@ def with_plugin(client: Client, plugin: WorkerPlugin | None) -> Iterator[None]:
         client.register_plugin(plugin, name=name)
         try:
             client.register_plugin(departure, name=departure.name)
-        except Exception as error:  # such as a scheduler without volflow, or without pickle
-            log.debug("the scheduler will not take %s back if this process dies: %s", name, error)
+        except Exception as error:  # e.g. a scheduler without volflow, or without pickle
+            log.debug("the scheduler cannot remove %s if this process dies: %s", name, error)
         try:
             yield
         finally:
-            # A scheduler that is gone has taken its plugins with it.
+            # If the scheduler is gone, so are its plugins.
             with suppress(OSError, ValueError, RuntimeError):
                 if client.status == "running":
                     client.unregister_worker_plugin(name)

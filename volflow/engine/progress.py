@@ -19,7 +19,7 @@ LINE_EVERY_S = 10.0  # at most, in logs
 
 @dataclass
 class RunState:
-    """How far a run has come.
+    """Progress of a run.
 
     Examples
     --------
@@ -48,7 +48,7 @@ class RunState:
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds since the run began."""
+        """Seconds since the run started."""
         return time.monotonic() - self.began_s
 
     @property
@@ -58,13 +58,13 @@ class RunState:
 
     @property
     def eta_s(self) -> float | None:
-        """Seconds left at the mean rate so far."""
+        """Estimated seconds left, at the mean rate so far."""
         if not self.units:
             return None
         return self.elapsed_s * (self.total_units - self.units) / self.units
 
     def bottleneck(self) -> str:
-        """The stage that takes the largest share of the tasks' time, and that share."""
+        """Return the stage that takes the largest share of the tasks' time, and that share."""
         total = sum(self.stages.values())
         if not total:
             return ""
@@ -72,7 +72,7 @@ class RunState:
         return f"{stage} {seconds / total:.0%}"
 
     def line(self) -> str:
-        """The state in one line."""
+        """Return the state in one line."""
         rate = self.units / max(self.elapsed_s, 1e-9)
         parts = [
             f"{self.blocks}/{self.total_blocks} blocks",
@@ -102,14 +102,14 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-# What a caller may ask to see of a run; see `shown`.
+# How progress is shown; see `shown`.
 Progress = bool | Callable[[RunState], object] | None
-# Shows what has changed, and the end of it.
+# Shows the current state.
 Show = Callable[[], object]
 
 
 def announce(line: str, progress: Progress) -> None:
-    """Say what a user should know of a run, in a line on standard error; nothing where False."""
+    """Write a line about a run to standard error, unless ``progress`` is False."""
     if progress is not False:
         sys.stderr.write(f"{line}\n")
         sys.stderr.flush()
@@ -117,12 +117,12 @@ def announce(line: str, progress: Progress) -> None:
 
 @contextmanager
 def shown(state: RunState, progress: Progress) -> Iterator[Show]:
-    """Show how far a run has come, whenever what is yielded is called, and at its end.
+    """Show the progress of a run whenever the yielded function is called, and at the end.
 
     Parameters
     ----------
     state
-        Of the run, as it changes; shown from one thread.
+        State of the run, which changes; shown from one thread.
     progress
         None: a bar on a terminal or in a notebook, else plain lines; True: plain lines at least;
         False: nothing; a function: called with each `RunState`.
@@ -145,7 +145,7 @@ def shown(state: RunState, progress: Progress) -> Iterator[Show]:
 
 
 def _lines(state: RunState) -> tuple[Show, Show]:
-    """One plain line at most every few seconds, for logs, and one at the end."""
+    """Return functions for plain lines in logs: one at most every few seconds, one at the end."""
     last_s = time.monotonic()
 
     def end() -> None:
@@ -162,7 +162,7 @@ def _lines(state: RunState) -> tuple[Show, Show]:
 
 
 def _bar(state: RunState, console: Console) -> tuple[Show, Show]:
-    """A bar on a terminal, or a notebook's, from the first step on."""
+    """Return functions for a bar on a terminal or in a notebook: at each step, at the end."""
     bar = bars.Progress(
         bars.TextColumn("[bold]{task.description}"),
         bars.BarColumn(bar_width=24),
@@ -172,7 +172,7 @@ def _bar(state: RunState, console: Console) -> tuple[Show, Show]:
     task = bar.add_task(state.operation, total=1.0, line="")
 
     def show() -> None:
-        bar.start()  # again it does nothing
+        bar.start()  # a second call does nothing
         bar.update(task, completed=state.fraction, line=state.line())
 
     def end() -> None:

@@ -1,7 +1,7 @@
-"""Dask's log of connections that close, which volflow tells in one line where it matters.
+"""Filter Dask's log records of closed connections, which volflow reports in one line if relevant.
 
-At the end of a run, and on a loaded machine in the middle of one, a heartbeat finds its connection
-closed: Dask logs the traceback of that, as an error, on the terminal of whoever called.
+At the end of a run, and on a loaded machine during it, a heartbeat may find its connection closed;
+Dask then logs the traceback as an error on the user's terminal.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CLOSED = {"CancelledError", "ClosedClientError", "CommClosedError"}
 
 
 class ClosedConnections(logging.Filter):
-    """Drops what is logged of connections that were closed, and nothing else."""
+    """Drops log records about closed connections, and nothing else."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return False for a record about a closed connection."""
@@ -39,6 +39,6 @@ _filter = ClosedConnections()
 
 
 def quieten() -> None:
-    """Keep closed connections out of this process's log; calling it again changes nothing."""
+    """Install the filter in this process; further calls change nothing."""
     for name in LOGGERS:
         logging.getLogger(name).addFilter(_filter)

@@ -1,7 +1,7 @@
-"""Who works, by several readings of the scheduler, and how long to wait where nobody does.
+"""Live workers, from successive readings of the scheduler, and how long to wait for some.
 
-One reading is no evidence: a worker counts as lost when it has been missing from several in a row.
-The time is handed in.
+One reading is not enough: a worker counts as lost if it is missing from several in a row. The time
+is passed in.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from volflow.errors import RunFailed
 
 __all__ = ["Patience", "Roster"]
 
-# A worker is lost when it was missing for so long, and from so many readings in a row.
+# A worker is lost if it was missing this long, and from this many readings in a row.
 LOST_AFTER_S = 3.0
 LOST_AFTER_READINGS = 3
-# A wait is announced when it is more than a hiccup, and then now and again.
+# A wait is announced after the first of these seconds, then at this interval.
 ANNOUNCE_AFTER_S = 2.0
 ANNOUNCE_EVERY_S = 60.0
 
 
 @dataclass
 class Roster:
-    """Which workers live, by readings of the scheduler.
+    """The live workers, from readings of the scheduler.
 
     Examples
     --------
@@ -42,7 +42,7 @@ class Roster:
     missing: dict[str, list[float]] = field(default_factory=dict)
 
     def read(self, reading: Mapping[str, WorkerReading], now_s: float) -> list[Log]:
-        """Account for a reading; a false alarm costs a line of the log."""
+        """Account for a reading; a worker that reappears is logged."""
         logs = []
         for address in {*self.live, *self.missing} - reading.keys():
             self.missing.setdefault(address, []).append(now_s)
@@ -55,7 +55,7 @@ class Roster:
         return logs
 
     def take_lost(self) -> set[str]:
-        """Return the workers that were missing long enough to be dead, and forget them."""
+        """Return the workers that count as lost, and remove them."""
         lost = {
             address
             for address, times in self.missing.items()
@@ -68,12 +68,12 @@ class Roster:
 
 @dataclass
 class Patience:
-    """How long to wait while a cluster has no worker, and what is said meanwhile.
+    """How long to wait while a cluster has no worker, and the messages meanwhile.
 
     Parameters
     ----------
     wait_s
-        Seconds; None waits for ever.
+        Seconds; None waits forever.
     """
 
     wait_s: float | None = None
@@ -85,7 +85,7 @@ class Patience:
         self.since_s = self.said_s = None
 
     def none_seen(self, cluster: str, now_s: float, lacks: str = "") -> list[Log | Stop]:
-        """Account for a reading without a worker, or without one that has what the run needs."""
+        """Account for a reading without a worker, or without one that the run can use."""
         self.since_s = now_s if self.since_s is None else self.since_s
         waited_s = now_s - self.since_s
         if self.wait_s is not None and waited_s >= self.wait_s:

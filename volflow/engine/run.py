@@ -1,8 +1,8 @@
 """Run a plan on any Dask client: a bounded window of runs of blocks.
 
-The driver (`volflow.engine.driver`) decides what is submitted where, and what is done when
-something goes wrong; here its decisions meet Dask. Results are released at once, so that neither
-the scheduler nor the client grows with the volume. Tasks report through Dask's event topics.
+The driver (`volflow.engine.driver`) decides what is submitted where and how failures are handled;
+this module performs its decisions with Dask. Results are released at once, so that neither the
+scheduler nor the client grows with the volume. Tasks report through Dask's event topics.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ __all__ = ["RunReport", "run"]
 
 # The scheduler is asked for its workers at most this often; a query costs it 0.6 ms.
 READ_EVERY_S = 1.0
-# A result is small: one that does not come in this time has gone with its worker.
+# Results are small: one that takes longer than this was lost with its worker.
 FETCH_S = 5.0
 
 
 @dataclass(frozen=True)
 class RunReport:
-    """What a run did: results by block, seconds per stage, wall seconds, tasks retried."""
+    """Report of a run: results by block, seconds per stage, wall seconds, tasks retried."""
 
     results: dict[int, Any]
     stages: dict[str, float]
@@ -55,7 +55,7 @@ class RunReport:
 
 @dataclass
 class Adapter:
-    """Does with a Dask client what the driver decides, and tells the driver what comes of it."""
+    """Performs the driver's actions with a Dask client, and reports events to the driver."""
 
     client: Client
     plan: Plan
@@ -67,7 +67,7 @@ class Adapter:
     ended: SimpleQueue[int] = field(default_factory=SimpleQueue)
 
     def loop(self) -> None:
-        """Read who works each second and take what has ended in between, until the driver stops."""
+        """Read the workers each second and collect ended attempts, until the driver stops."""
         due_s = time.monotonic()
         with offers(self.client) as hold:
             while not self.driver.stopped:
@@ -82,12 +82,12 @@ class Adapter:
                     self.perform(action, hold)
 
     def perform(self, action: Action, hold: Callable[[int], None]) -> None:
-        """Do one thing that the driver decided."""
+        """Perform one action of the driver."""
         match action:
             case Submit():
                 self.submit(action)
             case TakeBack(number):
-                # One that has ended meanwhile stays: its late answer counts.
+                # An attempt that has ended meanwhile stays: its late result counts.
                 if not self.futures[number].done():
                     self.futures.pop(number).cancel()
             case HoldOffers(count):
@@ -96,7 +96,7 @@ class Adapter:
                 tell(action)
 
     def submit(self, given: Submit) -> None:
-        """Give an attempt to its worker."""
+        """Submit an attempt to its worker."""
         future = self.client.submit(
             execute,
             self.plan.task,
@@ -112,19 +112,19 @@ class Adapter:
         self.watch(given.number, future)
 
     def watch(self, number: int, future: Future[Outcome]) -> None:
-        """Have the number of an attempt queued when it has ended."""
+        """Queue the number of an attempt when its future ends."""
         future.add_done_callback(lambda _: self.ended.put(number))
 
     def collect(self, most_s: float) -> list[Action]:
-        """Take one attempt that has ended, waiting a moment for it."""
+        """Collect one ended attempt, waiting at most ``most_s`` seconds for it."""
         try:
             number = self.ended.get(timeout=most_s)
             future = self.futures.pop(number)
-        except (Empty, KeyError):  # none has, or it was taken back
+        except (Empty, KeyError):  # none has ended, or it was taken back
             return []
         try:
             ending = self.ending(future)
-        except TimeoutError:  # lost with its worker: Dask does it again, or it is taken back
+        except TimeoutError:  # lost with its worker: Dask runs it again, or it is taken back
             self.futures[number] = future
             self.watch(number, future)
             return []
@@ -132,13 +132,13 @@ class Adapter:
         return self.driver.on_completed(number, ending)
 
     def ending(self, future: Future[Outcome]) -> Outcome:
-        """Return what an attempt brought back, or why it brought nothing."""
+        """Return the outcome of an attempt, with an error if its result was lost."""
         if future.status == "finished":
             return future.result(timeout=FETCH_S)
         if future.status == "error":
             error = future.exception()
             return Outcome({}, RunFailed(f"{type(error).__name__}: {error}"))
-        while self.client.status == "connecting":  # to a lost scheduler, as long as Dask tries
+        while self.client.status == "connecting":  # Dask tries to reach a lost scheduler
             time.sleep(READ_EVERY_S / 10)
         if self.client.status != "running":
             raise scheduler_gone()
@@ -152,12 +152,12 @@ def run(
     progress: Progress = None,
     retries: int = 2,
 ) -> RunReport:
-    """Run a plan to its end; one with a journal while its lock is held.
+    """Run a plan to its end; if it has a journal, under the journal's lock.
 
     Parameters
     ----------
     plan
-        What to run.
+        The plan to run.
     cluster
         See `connect`.
     progress
@@ -175,15 +175,15 @@ def run(
     ResumeRefused
         If the plan's journal was started with different inputs or settings.
     MemoryRefused
-        If all workers are too small for the plan, and no others are expected: the cluster does
-        not grow by itself, and nobody said how long to wait.
+        If all workers are too small for the plan and no others are expected: the cluster does
+        not grow by itself, and no wait was set.
     RunFailed
-        If blocks failed after their retries, no worker came for as long as `patience` allows,
-        or the scheduler is gone.
+        If blocks failed after their retries, no worker joined within the `patience`, or the
+        scheduler is gone.
     VolflowError
-        What a task raised of that kind, at once and without retry: what is refused stays refused,
-        and a full disk stays full. A bare `RunFailed`, as of a file that cannot be reached, and
-        an `Unreadable` place are tried again, and the other blocks go on.
+        If a task raised it, at once and without retry, as a retry would not help. Only a plain
+        `RunFailed`, e.g. of an unreachable file, and `Unreadable` are retried, while the other
+        blocks continue.
     """
     with _session(plan) as session:
         if not plan.runs:
@@ -227,7 +227,7 @@ def _drive(
         client.subscribe_topic(topic, on_event)
         try:
             adapter.loop()
-            state.units, state.blocks = plan.units, plan.blocks  # the last events may lag behind
+            state.units, state.blocks = plan.units, plan.blocks  # the last events may arrive late
         except BaseException as error:
             if session.journal is not None:
                 session.journal.end()  # tasks stop at their next check
@@ -235,7 +235,7 @@ def _drive(
                 raise scheduler_gone(address) from None
             raise
         finally:
-            if client.status == "running":  # else the scheduler has forgotten them all
+            if client.status == "running":  # else the scheduler has dropped them all
                 with suppress(OSError, RuntimeError):
                     client.cancel(list(adapter.futures.values()))
                     client.unsubscribe_topic(topic)

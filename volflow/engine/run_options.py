@@ -1,4 +1,4 @@
-"""The options that journeys share: where they run, and what becomes of what is there."""
+"""The options that all operations share: where they run, and whether they overwrite."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What a task needs beside its job: the context that the driver makes for it on the worker.
+"""The context of a task on its worker: cancellation, writing and recording blocks, timing.
 
-A task is ``task(job, blocks, context)``, a generator of `Step`; it is given the blocks that are
-left to do. The context knows whether anybody still waits for the task, how blocks are written and
-recorded, and how long each stage takes, so that a task holds nothing but its own work.
+A task is ``task(job, blocks, context)``, a generator of `Step`, called with the blocks that are
+left to do. The context checks that the driver still waits for the task, writes and records blocks,
+and times each stage, so that a task contains only its own work.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ __all__ = ["BlockWriter", "Clock", "Context", "Step", "Task", "run_task"]
 
 @dataclass(frozen=True)
 class Step:
-    """One sign of life of a task.
+    """One step of a task, reported to the driver.
 
     Parameters
     ----------
     block
-        The block that is now done, on the store and in the journal; None while under way.
+        The block that is now stored and recorded in the journal; None for a step within a block.
     units
         Work done since the last step, in the plan's units.
     result
-        What the block yields to the driver; small.
+        Result of the block for the driver; small.
     """
 
     block: int | None
@@ -62,7 +62,7 @@ class Clock:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Count the seconds of a block of code."""
+        """Add the seconds of a block of code to a stage."""
         began = time.perf_counter()
         try:
             yield
@@ -70,17 +70,17 @@ class Clock:
             self.add(name, time.perf_counter() - began)
 
     def add(self, name: str, seconds: float) -> None:
-        """Count seconds that were measured elsewhere, as in another thread."""
+        """Add seconds that were measured elsewhere, as in another thread."""
         for stages in (self.step, self.block):
             stages[name] = stages.get(name, 0.0) + seconds
 
     def take_step(self) -> dict[str, float]:
-        """The seconds since the last step."""
+        """Return the seconds per stage since the last step, and reset them."""
         taken, self.step = self.step, {}
         return taken
 
     def take_block(self) -> dict[str, float]:
-        """The seconds since the last block."""
+        """Return the seconds per stage since the last block, and reset them."""
         taken, self.block = self.block, {}
         return taken
 
@@ -99,15 +99,15 @@ class BlockWriter:
         Parameters
         ----------
         volume, roi, voxels
-            As `Volume.write` takes them; the box owns its shards.
+            As for `Volume.write`: a box that owns its shards, and voxels of its shape and dtype.
         array
             The volume's array below the output, as the journal names it.
 
         Raises
         ------
         Superseded
-            If nobody waits for the task any more when its first shard comes; nothing is
-            written then.
+            If the driver no longer waits for the task before its first shard; nothing is written
+            then.
         """
         if not self.entries:
             self.context.check()
@@ -118,17 +118,17 @@ class BlockWriter:
 
 @dataclass
 class Context:
-    """What a task holds beside its job; made on the worker for one attempt at some blocks.
+    """Context of one attempt at some blocks, made on the worker.
 
     Parameters
     ----------
     journal, session
-        Where done blocks are recorded, and the token of the driver; None for a task that records
-        nothing, whose written blocks are collected in ``written`` instead.
+        Journal of finished blocks, and the token of the driver; None for a task without a
+        journal, whose written blocks are collected in ``written`` instead.
     memory_bytes
-        What the task may add to its process; None where nothing bounds it.
+        Bytes that the task may add to its process; None without a limit.
     wanted
-        Says whether the driver still waits for this attempt.
+        Returns True while the driver waits for this attempt.
 
     Examples
     --------
@@ -155,12 +155,12 @@ class Context:
         return tuple(block for block in blocks if block not in done)
 
     def check(self) -> None:
-        """Stop the task where its driver has ended, was replaced or took its blocks back.
+        """Stop the task if its driver has ended, was replaced or took its blocks back.
 
         Raises
         ------
         Superseded
-            If that is so.
+            If the task must stop.
         """
         if not self.wanted():
             raise Superseded("the driver no longer waits for this task, which stops")
@@ -171,26 +171,26 @@ class Context:
     def block(
         self, number: int, stages: Mapping[str, float] | None = None
     ) -> Iterator[BlockWriter]:
-        """Write a block: when the ``with`` ends well, the block is recorded as done.
+        """Write a block, which is recorded as done when the ``with`` ends without an error.
 
         Parameters
         ----------
         number
-            Of the block.
+            Number of the block.
         stages
-            Seconds that the block took so far, by stage; by default those that `stage` counted
-            since the last block. The seconds of writing are added.
+            Seconds of the block so far, by stage; by default those measured by `stage` since the
+            last block. The seconds of writing are added.
 
         Raises
         ------
         Superseded
-            As `check`, before anything is written and before the block is recorded.
+            As `check`, before the first write and before the block is recorded.
         """
         self.check()
         writer = BlockWriter(self)
         yield writer
         written = {"write": writer.seconds} if writer.entries else {}
-        if stages is None:  # in the task's own thread, whose clock counts the writing too
+        if stages is None:  # in the task's own thread, whose clock measures the writing, too
             for stage, seconds in written.items():
                 self.clock.add(stage, seconds)
             took = self.clock.take_block()
@@ -202,17 +202,17 @@ class Context:
             self.journal.mark(number, writer.entries, took, session=self.session)
 
     def stage(self, name: str) -> AbstractContextManager[None]:
-        """Count the seconds of a block of code as a stage, for progress and the journal."""
+        """Time a block of code as a stage, for progress and the journal."""
         return self.clock.stage(name)
 
     def trim(self, next_bytes: int = 0) -> None:
-        """Give free memory back to the system where the process nears its budget.
+        """Return free memory to the system if the process nears its budget.
 
         Parameters
         ----------
         next_bytes
-            What the task will take next. The first call, before a task allocates anything, sets
-            the size from which the process is measured.
+            Bytes that the task will allocate next. The first call, before any allocation, sets
+            the base from which the process is measured.
         """
         if self.memory_bytes is None:
             return

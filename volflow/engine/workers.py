@@ -1,7 +1,7 @@
-"""Who works for a Dask client: asked of the scheduler itself, awaited where nobody is there yet.
+"""The workers of a Dask client: read from the scheduler itself, and awaited if there are none.
 
-`distributed.Client.scheduler_info` answers from a cache that a timer of Dask's overwrites without
-workers, so its answer is no evidence.
+`distributed.Client.scheduler_info` returns a cache that a timer of Dask's overwrites without
+workers, so it is not reliable.
 """
 
 from __future__ import annotations
@@ -39,33 +39,32 @@ __all__ = [
 
 log = logging.getLogger("volflow")
 
-# A cluster without workers is asked again so soon.
+# Interval at which a cluster without workers is queried.
 LOOK_EVERY_S = 0.25
-# Others are paused, or close; one that starts is running before its first task reaches it.
+# Others are paused or closing; a starting worker runs before its first task reaches it.
 STARTED = ("init", "running")
-# No worker has it: a task that asks for it stays with the scheduler and counts as work to come.
+# No worker has it: a task that requires it stays at the scheduler and counts as future work.
 OFFER = {"volflow-offer": 1}
 
 
 def address_of(client: Client) -> str:
-    """Return the address of a client's scheduler; empty where the client is closed."""
+    """Return the address of a client's scheduler; empty if the client is closed."""
     return str(getattr(client.scheduler, "address", ""))
 
 
 def is_embedded(client: Client) -> bool:
-    """Return True where the client's workers are threads of this process."""
+    """Return True if the client's workers are threads of this process."""
     return address_of(client).startswith("inproc://")
 
 
 def grows(client: Client) -> bool:
-    """Return True where the client's cluster starts workers by itself, or may do so."""
-    # One that is no cluster of Dask's own has its own ways; one of which only the address is known
-    # counts as it is.
+    """Return True if the client's cluster starts workers by itself, or may do so."""
+    # A cluster that is not one of Dask's classes may grow; one known by address only is fixed.
     return getattr(client.cluster, "_adaptive", client.cluster) is not None
 
 
 def scheduler_gone(address: str = "") -> RunFailed:
-    """Return the error for a scheduler that answers no more; what is done is kept."""
+    """Return the error for a scheduler that no longer answers."""
     place = f" at {address}" if address else ""
     return RunFailed(
         f"the Dask scheduler{place} is gone; what is done is kept: start the cluster again and run"
@@ -74,7 +73,7 @@ def scheduler_gone(address: str = "") -> RunFailed:
 
 
 def worker_records(client: Client) -> dict[str, Mapping[str, Any]]:
-    """Return what the scheduler knows of its live workers, by address.
+    """Return the scheduler's records of its live workers, by address.
 
     Raises
     ------
@@ -95,9 +94,9 @@ def workers(client: Client) -> dict[str, int]:
 
 
 def read_workers(client: Client) -> dict[str, WorkerReading]:
-    """Return what a driver needs to know of the live workers, by address.
+    """Return the driver's readings of the live workers, by address.
 
-    A worker that Dask runs nothing new on is paused: it is short of memory, or about to leave.
+    A worker on which Dask starts nothing new is paused: short of memory, or about to leave.
     """
     return {
         address: WorkerReading(
@@ -113,25 +112,25 @@ _patience: ContextVar[float | None] = ContextVar("volflow_patience", default=Non
 
 
 def patience() -> Patience:
-    """Return the patience that the connection around this call was opened with."""
+    """Return the patience of the enclosing connection."""
     return Patience(_patience.get())
 
 
 @contextmanager
 def patient(wait: float | str | None, most_s: float | None = None) -> Iterator[None]:
-    """Let everything that runs inside wait so long for a first or another worker.
+    """Set how long everything inside the block waits for a first or another worker.
 
     Parameters
     ----------
     wait
-        Seconds, or a text such as "10 minutes"; None leaves it as it is: for ever, at first.
+        Seconds, or a text such as "10 minutes"; None keeps the current limit, by default none.
     most_s
-        Where more is of no use.
+        Upper limit in seconds, if longer waits are useless.
 
     Raises
     ------
     InvalidInput
-        If it is no time, or below 0.
+        If ``wait`` is not a duration, or negative.
     """
     wait_s = _patience.get() if wait is None else _seconds(wait)
     if most_s is not None:
@@ -155,12 +154,12 @@ def _seconds(wait: float | str) -> float:
 
 @contextmanager
 def offers(client: Client) -> Iterator[Callable[[int], None]]:
-    """Offer work to an adaptive cluster, which grows or stays as long as it is held.
+    """Offer work to an adaptive cluster, which grows, or stays, while the offer is held.
 
     Yields
     ------
     Callable
-        Lets so many tasks wait that no worker can take.
+        Sets the number of waiting tasks that no worker can take.
     """
     futures: list[Future[None]] = []
 
@@ -188,7 +187,7 @@ def await_workers(client: Client) -> None:
     Raises
     ------
     RunFailed
-        If none came in time, or the scheduler is gone.
+        If none joined in time, or the scheduler is gone.
     """
     waiting = patience()
     while not worker_records(client):
@@ -198,7 +197,7 @@ def await_workers(client: Client) -> None:
 
 
 def tell(action: Log | Stop) -> None:
-    """Write a line to the log, or raise the error that a run ends with, if there is one."""
+    """Write a line to the log, or raise the error of a stop, if there is one."""
     if isinstance(action, Log):
         log.log(action.level, action.text)
     elif action.error is not None:

@@ -1,1 +1,1 @@
-"""Networks: load and save them safely, tell them apart by digest, and the house U-Net."""
+"""Networks: loading and saving them safely, their digests, and the built-in U-Net."""

@@ -4,13 +4,13 @@
 
     {
       "version": 1,
-      "architecture": "unet",                     the house U-Net; or "package.module:callable"
+      "architecture": "unet",                     the built-in U-Net; or "package.module:callable"
       "arguments": {"in_channels": 1, …},         its keyword arguments
       "channels": ["t1"], "classes": ["background", …], "patch": 64, …       see Spec
     }
 
-Opening a bundle of the house U-Net runs no code from it. An import path does name code to run,
-so such a bundle is opened only on trust.
+Opening a bundle of the built-in U-Net runs no code from it. An import path names code to run, so
+such a bundle is opened only with ``trust=True``.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def load_model(
     *,
     trust: bool = False,
 ) -> Model:
-    """Load a network, whatever names it.
+    """Load a network from a module, a function, a file or an import path.
 
     Parameters
     ----------
@@ -78,13 +78,13 @@ def load_model(
     weights
         For a network that an import path names: ``.safetensors``, or a PyTorch checkpoint.
     trust
-        Allow what runs code that a file brings or names: ``.pt2`` archives, checkpoints that
+        Allow running code that a file contains or names: ``.pt2`` archives, checkpoints that
         hold more than tensors, bundles whose architecture is an import path.
 
     Raises
     ------
     InvalidInput
-        If it cannot be loaded; one line, with the remedy.
+        If it cannot be loaded; one line with the remedy.
 
     Examples
     --------
@@ -92,7 +92,7 @@ def load_model(
     Identity()
     """
     if isinstance(model, (str, os.PathLike)):
-        prepare_allocators(own=False)  # it may be the first that torch allocates
+        prepare_allocators(own=False)  # this may be torch's first allocation
         return _load_named(os.fspath(model), None if weights is None else Path(weights), trust)
     if weights is not None:
         raise InvalidInput(
@@ -115,19 +115,19 @@ def save_model(
     overwrite: bool = False,
     **spec: Any,
 ) -> Model:
-    """Save a network as a bundle, and return it as loaded back.
+    """Save a network as a bundle, and return it as loaded from there.
 
     Parameters
     ----------
     module
-        A `UNet`, or any module that ``architecture`` builds; a `Model` brings its own spec.
+        A `UNet`, or any module that ``architecture`` builds; a `Model` has its own spec.
     path
-        The directory to make; it appears whole or not at all.
+        The directory to make; it appears complete or not at all.
     architecture, arguments
         ``"package.module:callable"`` and its keyword arguments, for other modules than `UNet`;
-        opening such a bundle takes ``trust=True``.
+        opening such a bundle requires ``trust=True``.
     overwrite
-        Replace a bundle that is there; nothing else is ever replaced.
+        Replace an existing bundle; nothing else is ever replaced.
     **spec
         The fields of `Spec`: ``channels``, ``classes``, ``patch``, ``overlap``, ``frame``,
         ``spacing``, ``normalize``, ``output`` and so on.
@@ -179,7 +179,7 @@ def save_model(
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[nn.Module]:
-    """Put a module in eval mode for a while; every layer gets its own mode back.
+    """Put a module in eval mode within a block; every layer gets its own mode back.
 
     Examples
     --------
@@ -200,7 +200,7 @@ def evaluating(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _model(module: nn.Module, spec: Spec, name: str, imported: str = "") -> Model:
-    """The network as a `Model`; ``imported`` is the import path that names what builds it."""
+    """Return the network as a `Model`; ``imported`` is the import path of its factory."""
     code = imported.partition(":")[0]
     digest, known = identity_of(module, [code] if code else [])
     return Model(module, spec, digest, name, known)
@@ -221,7 +221,7 @@ def _load_named(name: str, weights: Path | None, trust: bool) -> Model:
             ' "package.module:callable"'
         )
     if weights is not None:
-        raise InvalidInput(f"model {name!r} brings its own weights; leave weights= out")
+        raise InvalidInput(f"model {name!r} includes its weights; leave weights= out")
     if path.is_dir():
         return _load_bundle(path, trust)
     if path.suffix == ".pt2":
@@ -230,8 +230,8 @@ def _load_named(name: str, weights: Path | None, trust: bool) -> Model:
         fixed = len(sides) == 3 and None not in sides
         return _model(exported.eval(), Spec(patch=sides if fixed else None), name)  # type: ignore[arg-type]
     raise InvalidInput(
-        f"model {name!r} is neither a bundle directory nor a .pt2 archive; weights alone need"
-        ' their network: model="package.module:callable", weights=this file'
+        f"model {name!r} is neither a bundle directory nor a .pt2 archive; weights alone"
+        ' need their network: model="package.module:callable", weights=this file'
     )
 
 
@@ -240,7 +240,7 @@ def _load_bundle(path: Path, trust: bool) -> Model:
     try:
         card = read_json(where)
     except FileNotFoundError as error:
-        raise InvalidInput(f"model {str(path)!r} is no bundle: it holds no {CARD}") from error
+        raise InvalidInput(f"{str(path)!r} is not a model bundle: {CARD} is missing") from error
     except OSError as error:
         raise InvalidInput(f"{where} cannot be read: {error}") from error
     except ValueError as error:
@@ -254,10 +254,10 @@ def _load_bundle(path: Path, trust: bool) -> Model:
     spec = make_spec(rest, str(where))
     architecture, arguments = card.get("architecture"), card.get("arguments", {})
     if not isinstance(architecture, str) or not isinstance(arguments, dict):
-        raise InvalidInput(f"{where}: architecture must be a text, arguments a JSON object")
+        raise InvalidInput(f"{where}: architecture must be a string, arguments a JSON object")
     if architecture != "unet" and not trust:
         raise InvalidInput(
-            f"{where} names the code {architecture!r:.99} to run; pass trust=True (--trust) if you"
+            f"{where} would run the code {architecture!r:.99}; pass trust=True (--trust) if you"
             " trust its source"
         )
     weights = path / WEIGHTS
@@ -272,10 +272,10 @@ def _build(
     spec: Spec,
     where: str,
 ) -> nn.Module:
-    """The network of a bundle with its weights, in eval mode."""
+    """Return the network of a bundle with its weights, in eval mode."""
     if architecture == "unet":
         try:
-            # An outline first: sizes are compared before memory is taken for them.
+            # On the meta device first: sizes are compared before memory is allocated.
             with torch.device("meta"):
                 unet = UNet(**arguments)
         except TypeError as error:
@@ -290,7 +290,7 @@ def _build(
         )
     fit_weights(module, state, where)
     if any(p.dtype in (torch.float16, torch.bfloat16) for p in module.parameters()):
-        module.float()  # stored small, computed in float32; autocast is the caller's choice
+        module.float()  # weights may be stored in half precision; autocast is the caller's choice
     return module.cpu().eval()
 
 
@@ -313,7 +313,7 @@ def _check_place(path: Path, overwrite: bool) -> None:
     if not overwrite:
         raise InvalidInput(f"{path} exists; pass overwrite=True or another path")
     if not path.is_dir() or {p.name for p in path.iterdir()} - {CARD, WEIGHTS}:
-        raise InvalidInput(f"{path} is no bundle, so it is not overwritten; pass another path")
+        raise InvalidInput(f"{path} is not a bundle, so it is not overwritten; pass another path")
 
 
 def _write(path: Path, card: str, state: dict[str, Tensor]) -> None:
@@ -323,7 +323,7 @@ def _write(path: Path, card: str, state: dict[str, Tensor]) -> None:
         with folder_aside(path) as aside:
             save_file(state, aside / WEIGHTS)
             (aside / CARD).write_text(card, encoding="utf-8")
-            # safetensors leaves its file to the owner alone; the user's umask decides instead.
+            # safetensors makes its file readable by the owner only; the user's umask should decide.
             (aside / WEIGHTS).chmod((aside / CARD).stat().st_mode)
             replace_folder(aside, path)
     except (OSError, SafetensorError) as error:

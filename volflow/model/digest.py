@@ -1,4 +1,4 @@
-"""A digest that tells one model from another: changed weights or code must not resume a run."""
+"""Digests of models: a run must not be resumed with changed weights or code."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ Parts = Iterator[bytes | memoryview]
 
 @dataclasses.dataclass
 class Seen:
-    """What was described so far: objects by their id, and the modules that they come from.
+    """Objects described so far, by id, and the modules that they come from.
 
-    Objects are kept, not only their ids: an id may be given to another object later.
+    Objects are kept, not only their ids, because ids are reused.
     """
 
     objects: dict[int, Any] = dataclasses.field(default_factory=dict)
     modules: set[str] = dataclasses.field(default_factory=set)
 
     def note(self, thing: Any) -> None:
-        """Note the modules of an object, or of a class and those that it is derived from."""
+        """Record the modules of an object, or of a class and its base classes."""
         if isinstance(thing, ModuleType):
             self.modules.add(thing.__name__)
             return
@@ -55,15 +55,15 @@ class Seen:
             self.modules.add(thing.__module__ or "")
 
 
-# The code of these packages counts by name only, so that neither their updates nor a new
-# Python make a run with the same weights look like another.
+# Code of these packages counts by name only, so that neither their updates nor a new Python
+# version change the digest of a model with the same weights.
 _STABLE = ("torch.", "volflow.", "builtins.")
 _PLAIN = (
     bool, int, float, complex, str, bytes, slice, range, type(None),
     torch.dtype, torch.device, np.dtype, np.generic,
 )  # fmt: skip
-# Values that functions may name as globals. Where there is no file that holds what is assigned to
-# them, as in a notebook, containers count, too; elsewhere they are rather state.
+# Values of globals that functions use. If no file holds their assignment, as in a notebook,
+# containers count, too; elsewhere they are more likely state.
 _GLOBALS = (nn.Module, torch.Tensor, np.ndarray, int, float, str)
 _CONTAINERS = (complex, bytes, tuple, list, dict, set, frozenset, type)
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
@@ -71,13 +71,13 @@ _BOOKKEEPING = frozenset(vars(nn.Module()))
 
 
 def digest_of(model: nn.Module | Callable[..., Any]) -> str:
-    """Return the sha256 of what a model computes with.
+    """Return the sha256 (hex) of everything that a model computes with.
 
     It covers every parameter and buffer (name, dtype, shape, bytes), the class of every layer
     with its attributes and hooks, and the byte code of classes that are neither PyTorch's
     nor volflow's. Of a function it covers the byte code, the defaults, and the tensors,
     arrays, plain values, modules and neighbouring functions that it closes over or names.
-    What is imported from elsewhere is told by `identity_of`.
+    Imported code is covered by `identity_of`.
 
     Raises
     ------
@@ -104,7 +104,7 @@ def identity_of(model: Any, modules: Iterable[str] = ()) -> tuple[str, Code]:
     model
         As for `digest_of`.
     modules
-        Names of modules that it comes from, beside those that can be told from it.
+        Names of modules that it comes from, besides those found in the model itself.
 
     Examples
     --------
@@ -119,14 +119,14 @@ def identity_of(model: Any, modules: Iterable[str] = ()) -> tuple[str, Code]:
 def _described(model: Any, seen: Seen) -> str:
     sha = hashlib.sha256()
     for part in _parts(model, seen):
-        # Lengths keep neighbouring parts apart.
+        # With their lengths, neighbouring parts stay distinct.
         sha.update(len(part).to_bytes(8, "little"))
         sha.update(part)
     return sha.hexdigest()
 
 
 def _parts(thing: Any, seen: Seen) -> Parts:
-    """Describe what a model may hold as a stream of bytes; unknown things by their type."""
+    """Yield the bytes that describe a part of a model; unknown objects by their type."""
     if isinstance(thing, _PLAIN):
         yield repr(thing).encode()
     elif isinstance(thing, torch.Tensor):
@@ -176,7 +176,7 @@ def _object(thing: Any, seen: Seen) -> Parts:
 
 
 def _fields(thing: Any) -> list[Any]:
-    """What an object holds that is there to hold data."""
+    """Return the values of an object that exists to hold data."""
     if isinstance(thing, enum.Enum):
         return [thing.name]
     if dataclasses.is_dataclass(thing):
@@ -221,12 +221,12 @@ def _module(module: nn.Module, seen: Seen) -> Parts:
 
 
 def _script(layer: nn.Module, seen: Seen) -> Parts:
-    """Describe what was scripted or traced by its text, as its class says nothing of it."""
+    """Describe a scripted or traced layer by its code, as its class says nothing about it."""
     if isinstance(layer, torch.fx.GraphModule):
         yield str(layer.code).encode()
     elif isinstance(layer, torch.jit.ScriptModule):
         text, constants = "", {}
-        with suppress(Exception):  # a layer without a forward of its own
+        with suppress(Exception):  # a layer without its own forward
             text, found = layer.code_with_constants
             constants = dict(found.const_mapping)
         yield text.encode()
@@ -234,15 +234,15 @@ def _script(layer: nn.Module, seen: Seen) -> Parts:
 
 
 def _counts(key: str, value: Any, kind: type) -> bool:
-    """Whether a layer's attribute may decide what it computes."""
+    """Return True if a layer's attribute may affect what it computes."""
     if key == "training" or key in _BOOKKEEPING:
         return False
-    # What PyTorch notes is no setting, and a user's private objects may be caches.
+    # PyTorch's own attributes are not settings, and a user's private objects may be caches.
     return key[0] != "_" or (isinstance(value, _PLAIN) and not _stable(kind.__module__))
 
 
 def _hook(hook: Any, seen: Seen) -> Parts:
-    """Describe a hook by its code and plain values: it may keep what it saw beside them."""
+    """Describe a hook by its code and plain values only: it may store what it has seen."""
     seen.note(hook)
     function = getattr(hook, "__func__", hook)
     if isinstance(function, FunctionType):
@@ -294,13 +294,13 @@ def _closed_over(function: FunctionType) -> Iterator[Any]:
 
 
 def _codes(code: CodeType) -> list[CodeType]:
-    """A function's code, and those of its comprehensions, lambdas and inner functions."""
+    """Return the code of a function and of its comprehensions, lambdas and inner functions."""
     inner = [const for const in code.co_consts if isinstance(const, CodeType)]
     return [code, *(one for each in inner for one in _codes(each))]
 
 
 def _imported(code: CodeType) -> Iterator[str]:
-    """Names that a function imports when it runs; of ``from a import b`` also ``a.b``."""
+    """Yield names that a function imports when it runs; for ``from a import b`` also ``a.b``."""
     module = ""
     for step in dis.get_instructions(code):
         if step.opname == "IMPORT_NAME":

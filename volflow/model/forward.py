@@ -1,4 +1,4 @@
-"""One forward of a batch of patches: device, precision, flips, out-of-memory, outputs by name."""
+"""One forward of a batch of patches: device, precision, flips, retry on out-of-memory."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Output:
 
 
 def pick_device(device: str) -> torch.device:
-    """The torch device for ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ….
+    """Return the torch device for ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ….
 
     Examples
     --------
@@ -65,7 +65,7 @@ def pick_device(device: str) -> torch.device:
 
 @contextmanager
 def torch_threads(threads: int) -> Iterator[None]:
-    """Torch's CPU threads within a block; the number decides the last bits of some results."""
+    """Set torch's CPU threads within a block; the last bits of some results depend on it."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -75,7 +75,7 @@ def torch_threads(threads: int) -> Iterator[None]:
 
 
 def compute_dtype(module: torch.nn.Module) -> str:
-    """The dtype of a module's images and scores: float64 where its weights are, else float32.
+    """Return the dtype of a module's images and scores: float64 if its weights are, else float32.
 
     Examples
     --------
@@ -90,12 +90,12 @@ def compute_dtype(module: torch.nn.Module) -> str:
 
 
 def resolve_precision(precision: str, device: torch.device, dtype: str) -> str:
-    """What a precision means on a device: ``"auto"`` is bfloat16 on a GPU that has it.
+    """Return the precision on a device: ``"auto"`` is bfloat16 on a GPU that supports it.
 
     Raises
     ------
     InvalidInput
-        For bfloat16 on a CPU that only emulates it.
+        If bfloat16 is requested on a CPU that only emulates it.
     """
     cuda = device.type == "cuda"
     if precision == "auto":
@@ -110,25 +110,25 @@ def resolve_precision(precision: str, device: torch.device, dtype: str) -> str:
 
 
 def has_bfloat16() -> bool:
-    """Whether this CPU multiplies in bfloat16, by AMX, AVX512-BF16 or Arm's BF16."""
+    """Return True if this CPU multiplies in bfloat16, by AMX, AVX512-BF16 or Arm's BF16."""
     if hasattr(torch.cpu, "get_capabilities"):
         found = torch.cpu.get_capabilities()
         return any(has is True for name, has in found.items() if name.endswith("bf16"))
     names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     asked = [getattr(torch.cpu, name) for name in names if hasattr(torch.cpu, name)]
-    return not asked or any(ask() for ask in asked)  # an older torch cannot tell
+    return not asked or any(ask() for ask in asked)  # older versions of torch do not know
 
 
 def has_half_weights(module: torch.nn.Module) -> bool:
-    """Whether a module has weights or buffers of half precision."""
+    """Return True if a module has weights or buffers of half precision."""
     return any(tensor.dtype in HALF for tensor in (*module.parameters(), *module.buffers()))
 
 
 @contextmanager
 def explaining_half(module: torch.nn.Module, dtype: str) -> Iterator[None]:
-    """Where PyTorch refuses an image, say so if weights of half precision may be why.
+    """Explain an error of PyTorch if weights of half precision may be its cause.
 
-    A model may have such weights and cast its images itself: only one that fails is explained.
+    A model may have such weights and cast its images itself, so only a failure is explained.
 
     Examples
     --------
@@ -156,18 +156,18 @@ def explaining_half(module: torch.nn.Module, dtype: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Forward:
-    """How patches go through the model.
+    """How a batch of patches is computed: model, device, precision and flips.
 
     Parameters
     ----------
     digest
-        The resident model.
+        Digest of the resident model.
     patch
-        Voxels per axis, in the model's order; the first axis of 1 is dropped (``NCYX``).
+        Voxels per axis, in the model's order; the first axis of size 1 is dropped (``NCYX``).
     channels
-        Input channels.
+        Number of input channels.
     device, precision
-        Precision ``"bfloat16"`` runs under autocast; scores come back as float32 all the same.
+        Precision ``"bfloat16"`` runs under autocast; scores are still returned as float32.
     dtype
         The model's own parameter dtype: float32, or float64.
     flips
@@ -184,27 +184,27 @@ class Forward:
 
     @property
     def dropped(self) -> int | None:
-        """The spatial axis of 1 that 2-D models do not see."""
+        """The spatial axis of size 1 that 2-D models do not have; None for 3-D models."""
         return self.patch.index(1) if 1 in self.patch else None
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """The dtype of inputs and scores."""
+        """Dtype of inputs and scores."""
         return torch.float64 if self.dtype == "float64" else torch.float32
 
     def resolve_device(self) -> Forward:
-        """The same with the device and precision that "auto" means on this machine."""
+        """Return the same with "auto" resolved to a device and precision of this machine."""
         device = pick_device(self.device)
         precision = resolve_precision(self.precision, device, self.dtype)
         return replace(self, device=str(device), precision=precision)
 
     def module(self) -> torch.nn.Module:
-        """The resident model on this forward's device."""
+        """Return the resident model on this forward's device."""
         return resident(self.digest, torch.device(self.device))
 
     def __call__(self, batch_NCZYX: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Scores of a batch, by output name: float32 (float64) ``NCZYX`` on the device."""
-        # The batch itself comes last: models may write into their input, and the copies may not.
+        """Return a batch's scores by output name: float32 (float64) ``NCZYX`` on the device."""
+        # The unflipped batch comes last: a model may write into its input, which flips copy.
         copies = [
             axes
             for n in range(len(self.flips), -1, -1)
@@ -237,7 +237,7 @@ class Forward:
     def run_with_oom_retry(
         self, batch: torch.Tensor, batch_size: int
     ) -> tuple[dict[str, torch.Tensor], int]:
-        """Scores of a batch, and the batch size that fitted: halved on out-of-memory."""
+        """Return a batch's scores by output name, ``NCZYX``, and the batch size that fitted."""
         while True:
             try:
                 parts = [self(part) for part in batch.split(batch_size)]
@@ -249,7 +249,7 @@ class Forward:
             return {name: torch.cat([p[name] for p in parts]) for name in parts[0]}, batch_size
 
     def halved(self, batch_size: int, error: Exception) -> int:
-        """The batch size to try after running out of memory."""
+        """Return the batch size to try after running out of memory."""
         if not is_out_of_memory(error):
             raise error
         if batch_size == 1:
@@ -272,9 +272,9 @@ def mirrored_outputs(
     Parameters
     ----------
     network
-        Gives outputs by name.
+        Returns outputs by name.
     image
-        ``NCZYX`` (``NCYX``).
+        The image, ``NCZYX`` (``NCYX``).
     axes
         Axes of the image, counted from 0; none for the image itself.
     """
@@ -284,14 +284,14 @@ def mirrored_outputs(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory, of this machine or of a GPU, is used up."""
+    """Return True if an error means that memory, of this machine or a GPU, is exhausted."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return "can't allocate memory" in str(error) or "out of memory" in str(error)
 
 
 def checked_outputs(raw: Any) -> dict[str, torch.Tensor]:
-    """Return the outputs by name; refuses what is not a tensor of real numbers."""
+    """Return the outputs by name; refuse anything but tensors of real numbers."""
     named = named_outputs(raw)
     for name, value in named.items():
         refuse_complex(value, f"the model's output {name}".rstrip())

@@ -1,8 +1,8 @@
-"""What code a model runs: the user's modules that it imports, and the packages that are installed.
+"""The code that a model runs: the user's modules that it imports, and installed packages.
 
-A module of the user's is identified by its bytes, as are all modules that it imports in turn; an
-installed package by its version. Only what is imported is looked at, and nothing is imported to
-look at it.
+A user's module is identified by its bytes, as are all modules that it imports in turn; an
+installed package by its version. Only imported modules are examined, and nothing is imported for
+that.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from volflow.model.loaded import parsed, unlike_file
 
 __all__ = ["MAIN", "Code", "code_of", "has_source"]
 
-# What runs as a script or in a notebook has no file of its own: much of it is no model's business.
+# A script or notebook is not a module of the model: most of its code is unrelated.
 MAIN = ("__main__", "__mp_main__")
-# A result carries a version for each operation instead.
+# Results record a version of each operation instead.
 _OWN = "volflow"
 _INSTALLED = ("site-packages", "dist-packages")
 
 
 @dataclass(frozen=True)
 class Code:
-    """What code a model runs.
+    """The code that a model runs.
 
     Parameters
     ----------
     modules
-        The user's modules by name, each with a sha256 of its file.
+        The user's modules by name, each with the sha256 of its file.
     packages
         The distributions that they and the model import, with their versions.
     """
@@ -55,13 +55,13 @@ class Code:
 
 
 def code_of(names: Iterable[str]) -> Code:
-    """Return the code that modules of these names run, and all that they import.
+    """Return the code that modules run, including everything that they import.
 
     Parameters
     ----------
     names
-        Of modules. What cannot be found, the standard library, volflow and ``__main__`` add
-        nothing.
+        Names of modules. Modules that cannot be found, the standard library, volflow and
+        ``__main__`` add nothing.
 
     Examples
     --------
@@ -78,14 +78,14 @@ def code_of(names: Iterable[str]) -> Code:
         if name in seen or package == _OWN:
             continue
         seen.add(name)
-        if package != name:  # importing a module runs the packages around it
+        if package != name:  # importing a module also runs its parent packages
             waiting.append(name.rpartition(".")[0])
         spec = _find(name, known)
         if spec is None or spec.origin is None or _is_standard(spec.origin):
             continue
         versions = _versions(package) if _is_installed(spec) else {}
         packages |= versions
-        if versions:  # what nobody gave a version is known by its bytes only
+        if versions:  # code without a version is identified by its bytes
             continue
         content = _content(spec)
         if content is None:
@@ -97,13 +97,13 @@ def code_of(names: Iterable[str]) -> Code:
 
 
 def has_source(name: str) -> bool:
-    """Whether what a loaded module holds stands in a file of its own."""
+    """Return True if a loaded module has its own source file."""
     spec = getattr(sys.modules.get(name), "__spec__", None)
     return name not in MAIN and getattr(spec, "origin", None) is not None
 
 
 def _find(name: str, known: dict[str, ModuleSpec | None]) -> ModuleSpec | None:
-    """Where a module is or would be loaded from; unlike importlib's, this imports no package."""
+    """Return the spec of a module; unlike importlib's function, without importing packages."""
     if name not in known:
         module = sys.modules.get(name)
         found = getattr(module, "__spec__", None)
@@ -122,11 +122,11 @@ def _search(name: str, known: dict[str, ModuleSpec | None]) -> ModuleSpec | None
     for finder in sys.meta_path:
         try:
             spec = finder.find_spec(name, path)
-        except Exception:  # finders of others may raise anything
+        except Exception:  # third-party finders may raise any error
             continue
         if spec is not None:
             return spec
-    # Python's own finder needs the packages around a folder without __init__.py to be imported.
+    # Python's own finder requires the parents of a folder without __init__.py to be imported.
     folders = [str(folder) for at in path or () if (folder := Path(at, inner)).is_dir()]
     if not folders:
         return None
@@ -146,11 +146,11 @@ def _is_standard(origin: str) -> bool:
 
 
 def _is_installed(spec: ModuleSpec) -> bool:
-    """Whether an installer put the module there; what is installed editable is the user's."""
+    """Return True if an installer installed the module; editable installs are the user's."""
     path = Path(spec.origin or "")
     if set(_INSTALLED) & set(path.parts):
         return True
-    # The folder that the outermost package lies in: "pip install --target" leaves its records.
+    # Folder of the outermost package: "pip install --target" writes its records there.
     depth = spec.name.count(".") + (spec.submodule_search_locations is not None)
     try:
         return any(path.parents[depth].glob("*.dist-info"))
@@ -160,7 +160,7 @@ def _is_installed(spec: ModuleSpec) -> bool:
 
 @functools.cache
 def _versions(package: str) -> dict[str, str]:
-    """Versions of the distributions that bring a package, by their names; often it is one."""
+    """Return the versions, by name, of the distributions that contain a package."""
     try:
         found = [metadata.distribution(package)]
     except metadata.PackageNotFoundError:
@@ -170,16 +170,16 @@ def _versions(package: str) -> dict[str, str]:
 
 
 def _is_python(spec: ModuleSpec) -> bool:
-    """Whether a module is Python that can be read."""
+    """Return True if a module has readable Python source."""
     return str(spec.origin).endswith(".py")
 
 
 def _content(spec: ModuleSpec) -> bytes | None:
     origin = str(spec.origin)
     try:
-        # Loaders read what lies in archives, too.
+        # Loaders also read from archives.
         return bytes(spec.loader.get_data(origin))  # type: ignore[union-attr]
-    except Exception:  # loaders of others may raise anything, and need not have it
+    except Exception:  # third-party loaders may raise any error, or lack get_data
         try:
             return Path(origin).read_bytes()
         except OSError:
@@ -188,7 +188,7 @@ def _content(spec: ModuleSpec) -> bytes | None:
 
 @functools.lru_cache(maxsize=512)
 def _imports(source: bytes, package: str) -> tuple[str, ...]:
-    """Names that a module imports anywhere in it; of ``from a import b`` also ``a.b``."""
+    """Return names that a module imports anywhere; for ``from a import b`` also ``a.b``."""
     found: dict[str, None] = {}
     try:
         waiting: list[ast.AST] = [parsed(source)]
@@ -223,12 +223,12 @@ def _imported(node: ast.AST, package: str) -> Iterator[str]:
 
 def _inner(node: ast.AST) -> Iterable[ast.AST]:
     if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
-        return node.orelse  # what stands there for type checkers is never run
+        return node.orelse  # code for type checkers is never run
     return ast.iter_child_nodes(node)
 
 
 def _digest_of_module(name: str, spec: ModuleSpec, content: bytes) -> str:
-    """A sha256 of a module's file, and of what is in memory where that is another."""
+    """Return the sha256 of a module's file, and of the loaded code if that differs."""
     sha = hashlib.sha256(content)
     module = sys.modules.get(name)
     if module is not None and _is_python(spec):

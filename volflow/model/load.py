@@ -1,4 +1,4 @@
-"""Turn what a user names into a module: import paths, callables, exported programs, weights."""
+"""Make modules from import paths, callables and exported programs, and load weights."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ class Wrapped(nn.Module):
 
 
 class Exported(nn.Module):
-    """A program of `torch.export`, with the parts of a module that such programs lack.
+    """A program of `torch.export`, with the methods of a module that such programs lack.
 
     It can be put in eval mode (its mode was fixed at export), pickled, and called with any
-    batch size where it was exported for a batch of one.
+    batch size if it was exported for a batch of one.
     """
 
     def __init__(self, program: torch.export.ExportedProgram) -> None:
@@ -72,13 +72,13 @@ class Exported(nn.Module):
         self.graph = program.module()
 
     def forward(self, image: Tensor) -> Any:
-        """Return the program's outputs, one run per sample where it takes single ones."""
+        """Return the program's outputs, with one run per sample if it takes single ones."""
         if not self.single or len(image) == 1:
             return self.graph(image)
         return _joined([self.graph(sample) for sample in image.split(1)])
 
     def train(self, mode: bool = True) -> Exported:
-        """Note the mode; the program itself keeps the one it was exported in."""
+        """Record the mode; the program itself keeps the mode of its export."""
         self.training = mode
         return self
 
@@ -93,7 +93,7 @@ def _unpickle_exported(archive: bytes) -> Exported:
 
 
 def _input_shape(program: torch.export.ExportedProgram) -> tuple[int | None, ...]:
-    """Sides of the program's only input; None where dynamic."""
+    """Return the sizes of the program's only input; None for dynamic dims."""
     inputs = program.graph_signature.user_inputs
     values = [n.meta.get("val") for n in program.graph.nodes if n.name in inputs]
     if len(values) != 1 or not isinstance(values[0], Tensor) or values[0].ndim < 3:
@@ -101,7 +101,7 @@ def _input_shape(program: torch.export.ExportedProgram) -> tuple[int | None, ...
             f"the exported model must take one tensor (batch, channels, …); it takes"
             f" {len(inputs)} inputs: {', '.join(map(str, inputs))}"
         )
-    sides: tuple[Any, ...] = tuple(values[0].shape)  # a dynamic one is a SymInt
+    sides: tuple[Any, ...] = tuple(values[0].shape)  # a dynamic size is a SymInt
     return tuple(side if isinstance(side, int) else None for side in sides)
 
 
@@ -119,7 +119,7 @@ def load_exported(path: Path, trust: bool) -> Exported:
     """Load a ``.pt2`` archive of `torch.export.save`.
 
     Such archives hold pickles (example inputs, at times weights and constants) that
-    ``torch.export.load`` unpickles in full, so they are opened only on trust.
+    ``torch.export.load`` unpickles in full, so they are opened only with ``trust=True``.
     """
     if not trust:
         raise InvalidInput(
@@ -129,14 +129,14 @@ def load_exported(path: Path, trust: bool) -> Exported:
     try:
         program = torch.export.load(path)
     except Exception as error:
-        raise InvalidInput(f"{path} is no torch.export archive: {_line(error)}") from error
+        raise InvalidInput(f"{path} is not a torch.export archive: {_line(error)}") from error
     return Exported(program)
 
 
 def import_named(name: str) -> Any:
     """Return the object that ``"package.module:attribute"`` names.
 
-    The current directory counts as a place to import from, after all installed packages.
+    The current directory is searched, too, after all installed packages.
 
     Examples
     --------
@@ -146,7 +146,7 @@ def import_named(name: str) -> Any:
     module_name, _, attribute = name.partition(":")
     here = str(Path.cwd())
     if not {here, ""} & set(sys.path):
-        # It stays, so that worker processes find the module when they unpickle the model.
+        # The entry stays, so that worker processes find the module when they unpickle the model.
         sys.path.append(here)
     importlib.invalidate_caches()
     try:
@@ -168,18 +168,18 @@ def import_named(name: str) -> Any:
 
 
 def as_module(thing: Any, name: str, arguments: Mapping[str, Any] | None = None) -> nn.Module:
-    """Make a module of a module, of what makes one, or of a function of one tensor.
+    """Return a module made from a module, a factory, or a function of one tensor.
 
     Parameters
     ----------
     thing
         A module is returned as it is. A callable that can be called with ``arguments`` alone
         is called, and must return a module or a function; one that needs a positional
-        argument is taken for a function of a tensor. What is made here is in eval mode.
+        argument is taken for a function of a tensor. Modules made here are in eval mode.
     name
-        For messages.
+        Name in messages.
     arguments
-        For the callable, by keyword.
+        Keyword arguments of the callable.
 
     Examples
     --------
@@ -215,7 +215,7 @@ def as_module(thing: Any, name: str, arguments: Mapping[str, Any] | None = None)
 
 
 def _takes(function: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
-    """Whether a call fits, and needs all of the positional arguments."""
+    """Return True if a call fits the signature and needs all positional arguments."""
     try:
         signature = inspect.signature(function)
     except ValueError:
@@ -247,7 +247,7 @@ def read_weights(path: Path, trust: bool = False) -> dict[str, Tensor]:
             return {name: tensor.clone() for name, tensor in load_file(path).items()}
         except OSError as error:
             raise InvalidInput(f"weights {path} cannot be read: {_line(error)}") from error
-        except Exception as error:  # a header may claim what torch then cannot make
+        except Exception as error:  # a header may claim tensors that torch cannot make
             raise Damaged(f"weights {path} cannot be read: {_line(error)}") from error
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=not trust)
@@ -277,7 +277,7 @@ def _unwrap(loaded: Any, path: Path) -> dict[str, Tensor]:
 
 
 def fit_weights(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Load weights into a module, or say in one line what does not fit.
+    """Load weights into a module; InvalidInput in one line if they do not fit.
 
     Examples
     --------
@@ -301,11 +301,11 @@ def fit_weights(module: nn.Module, state: Mapping[str, Tensor], where: str) -> N
     if problems:
         kind = type(module).__name__
         raise InvalidInput(f"weights {where} do not fit {kind}: {'; '.join(problems)}")
-    # Assigned where the module is a mere outline on the meta device.
+    # Assigned, not copied, if the module is on the meta device.
     outline = any(tensor.is_meta for tensor in own.values())
     try:
         module.load_state_dict(state, assign=outline)
-    except Exception as error:  # of a dtype that no parameter can have
+    except Exception as error:  # a dtype that no parameter can have
         raise InvalidInput(f"weights {where} do not fit: {_line(error)}") from error
 
 

@@ -1,7 +1,7 @@
-"""Whether a loaded module still is what its file says.
+"""Compare a loaded module with its file.
 
-In a notebook a file may be edited after it was imported: what runs then is the old code, which must
-not pass for the new.
+In a notebook a file may be edited after it was imported. The old code then still runs, and must
+not be identified by the new file.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ __all__ = ["parsed", "unlike_file", "unwrapped"]
 
 Signature = tuple[Any, ...]
 
-PARSINGS = 20  # that another's parsing may disturb
+PARSINGS = 20  # attempts, as parsing in another thread may disturb ours
 _parsing = threading.Lock()
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
 
 def unlike_file(module: ModuleType, source: bytes) -> bytes:
-    """Describe the functions and constants of a loaded module if its file has others.
+    """Describe the functions and constants of a loaded module if its file differs.
 
     Returns
     -------
     bytes
-        The same for the same code in memory; empty where the file holds all of it. Functions of
-        the file that are not in memory do not count.
+        Equal for equal code in memory; empty if the file holds all of it. Functions of the file
+        that are not in memory do not count.
 
     Examples
     --------
@@ -52,7 +52,7 @@ def unlike_file(module: ModuleType, source: bytes) -> bytes:
 
 
 def _signature(code: CodeType) -> Signature:
-    """What a function does, whatever its line."""
+    """Return the code of a function without its line numbers."""
     constants = (
         _signature(one)
         if isinstance(one, CodeType)
@@ -78,7 +78,7 @@ def _functions(source: bytes) -> frozenset[Signature]:
 
 @functools.lru_cache(maxsize=512)
 def _constants(source: bytes) -> frozenset[tuple[str, str]]:
-    """What is assigned to names in capitals, once each; other names may be state."""
+    """Return the values assigned once to names in capitals; other names may be state."""
     try:
         body = parsed(source).body
     except (SyntaxError, ValueError, RecursionError):
@@ -96,8 +96,8 @@ def _constants(source: bytes) -> frozenset[tuple[str, str]]:
 def parsed(source: bytes) -> ast.Module:
     """Return the syntax tree of a module, in any thread.
 
-    Python 3.11 counts the depth of a tree for all threads together while it makes one, and gives
-    up with a SystemError where two do so at once, ours or another's.
+    Python 3.11 shares the depth counter of its parser between threads, and raises SystemError if
+    two threads parse at once.
 
     Raises
     ------
@@ -112,7 +112,7 @@ def parsed(source: bytes) -> ast.Module:
 
 
 def _literal(node: ast.expr) -> str | None:
-    """The text of a plain value or a tuple of such; of anything else there is none."""
+    """Return the text of a plain value or a tuple of plain values; None for anything else."""
     try:
         value = ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
@@ -122,7 +122,7 @@ def _literal(node: ast.expr) -> str | None:
 
 
 def _codes(module: ModuleType) -> Iterator[CodeType]:
-    """The functions of a module and of its classes that were read from its file."""
+    """Yield the code of the functions of a module and its classes that come from its file."""
     waiting: list[Any] = list(vars(module).values())
     seen: set[int] = set()
     while waiting:
@@ -142,7 +142,7 @@ def _within(thing: Any, name: str) -> Iterable[Any]:
 
 
 def unwrapped(member: Any) -> tuple[Any, ...]:
-    """Return the functions behind a member of a class or module; itself where it is one.
+    """Return the functions behind a member of a class or module; itself if it is a function.
 
     Examples
     --------

@@ -1,7 +1,7 @@
-"""One model per process: loaded once, found by its digest, gone with the run.
+"""One model per process: loaded once, found by its digest, dropped after the run.
 
-A scattered model is lost with its worker, and a model inside each task is shipped with each task.
-A worker plugin is set up again on every worker that joins or restarts.
+A scattered model is lost with its worker, and a model in the task is sent with every task. A worker
+plugin is set up again on every worker that joins or restarts.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ __all__ = [
     "trials_of",
 ]
 
-# More than glibc takes from a heap, so that it gets pages of its own.
+# More than glibc allocates from a heap, so that it is mapped separately.
 PROBE_BYTES = 33 * 2**20
-# Models whose trials are remembered after they have gone.
+# Number of models whose trials are remembered after they are dropped.
 MOST_REMEMBERED = 64
 
 T = TypeVar("T")
@@ -45,20 +45,20 @@ logger = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Resident:
-    """What a process has of a model.
+    """State of one model in this process.
 
     Parameters
     ----------
     modules
-        As it was handed over, under an empty name, and by device; none when nobody uses it.
+        The module as given, under an empty name, and by device; empty while no run uses it.
     made
-        What was made of it once, such as its graph; goes with it.
+        Objects derived from it once, such as its graph; dropped with it.
     trials
-        What trial forwards showed. It stays, as a loop over many cases uses the model anew in each.
+        Results of trial forwards. They stay, as a loop over many cases loads the model for each.
     users
         Number of runs that use it.
     places
-        How many tasks may have it lent at a time.
+        Semaphore of the tasks that may use it at a time.
     """
 
     modules: dict[str, torch.nn.Module] = field(default_factory=dict)
@@ -76,18 +76,18 @@ _guard = threading.Lock()
 
 
 def asks_for_huge_pages() -> bool:
-    """Whether torch asks for huge pages in this process: what it then takes begins with a page."""
+    """Return True if torch asks for huge pages in this process: its memory is then page-aligned."""
     return torch.empty(PROBE_BYTES, dtype=torch.uint8).data_ptr() % mmap.PAGESIZE == 0
 
 
 def forward_lock(device: torch.device) -> threading.Lock:
-    """The lock that lets one forward at a time run on a device, whatever the scheduler."""
+    """Return the lock of a device, on which one forward runs at a time."""
     with _guard:
         return _locks.setdefault(f"{device.type}:{device.index or 0}", threading.Lock())
 
 
 def resident(digest: str, device: torch.device) -> torch.nn.Module:
-    """The model of this digest, moved to the device on first use."""
+    """Return the model with this digest, moved to the device on first use."""
     with _guard:
         modules = _residents[digest].modules
         if str(device) not in modules:
@@ -96,12 +96,12 @@ def resident(digest: str, device: torch.device) -> torch.nn.Module:
 
 
 def trials_of(digest: str) -> dict[Hashable, list[Any]]:
-    """What trial forwards of a model showed in this process, to be added to."""
+    """Return the results of a model's trial forwards in this process, a dict to be added to."""
     return _residents[digest].trials
 
 
 def made_once(digest: str, key: Hashable, make: Callable[[], T]) -> T:
-    """Return what is made of a model, once while it is resident."""
+    """Return an object derived from a model, made once while the model is resident."""
     with _guard:
         found = _residents.get(digest) or Resident()
         made = found.made.get(key)
@@ -120,9 +120,9 @@ class ModelPlugin(WorkerPlugin):
     Parameters
     ----------
     module
-        In eval mode; used as it is in this process, copied by cloudpickle to others.
+        A module in eval mode; used as it is in this process, copied by cloudpickle to others.
     digest
-        What tasks ask for.
+        Digest by which tasks find it.
     """
 
     def __init__(self, module: torch.nn.Module, digest: str) -> None:
@@ -136,7 +136,7 @@ class ModelPlugin(WorkerPlugin):
         return self.digest
 
     def setup(self, worker: Any = None) -> None:
-        """Make the model known in this process."""
+        """Make the model resident in this process."""
         prepare_allocators(own=worker is not None)
         wanted = os.environ.get(HUGE_PAGES) == "1" and logger.isEnabledFor(logging.DEBUG)
         if wanted and not asks_for_huge_pages():
@@ -150,7 +150,7 @@ class ModelPlugin(WorkerPlugin):
             found.modules.setdefault("", self.module)
 
     def teardown(self, worker: Any = None) -> None:
-        """Forget the model and its copies on devices, unless another run needs them."""
+        """Drop the model and its copies on devices, unless another run uses them."""
         with _guard:
             found = _residents[self.digest]
             found.users -= 1
@@ -161,12 +161,12 @@ class ModelPlugin(WorkerPlugin):
                 for digest in gone[:-MOST_REMEMBERED]:
                     del _residents[digest]
         if worker is not None:
-            give_back()  # others may use this worker, and it keeps more now than Dask lets it
+            give_back()  # other users of this worker need the memory that it keeps
 
 
 @contextmanager
 def held(model: ModelPlugin) -> Iterator[None]:
-    """Keep a model resident in this process for a while."""
+    """Keep a model resident in this process within a block."""
     model.setup()
     try:
         yield
@@ -176,10 +176,10 @@ def held(model: ModelPlugin) -> Iterator[None]:
 
 @contextmanager
 def lent(model: ModelPlugin) -> Iterator[None]:
-    """Keep a model resident for the length of one task, where no plugin was set up.
+    """Keep a model resident for one task, for workers without the plugin.
 
-    Two tasks of a process at a time: while one computes the other reads or blends, and more would
-    only hold memory, since one forward at a time runs on a device.
+    At most two tasks of a process run at a time: while one computes the other reads or blends.
+    More would only take memory, since one forward at a time runs on a device.
     """
     with _guard:
         places = _residents.setdefault(model.digest, Resident()).places
@@ -188,5 +188,5 @@ def lent(model: ModelPlugin) -> Iterator[None]:
 
 
 def _unpack(module: bytes, digest: str) -> ModelPlugin:
-    prepare_allocators(own=False)  # weights are the first that torch allocates in a worker
+    prepare_allocators(own=False)  # weights are torch's first allocation in a worker
     return ModelPlugin(cloudpickle.loads(module), digest)

@@ -1,4 +1,4 @@
-"""What a model expects and means, beside its weights."""
+"""Metadata of a model: its expected input and the meaning of its output."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Model", "Spec", "make_spec"]
 
 Whole = Annotated[int, Field(ge=0, le=2**31 - 1, strict=True)]
 Side = Annotated[int, Field(ge=1, le=2**31 - 1, strict=True)]
-# Strict: 1.0 must not turn into one voxel, nor 1 into a fraction.
+# Strict: 1.0 must not become one voxel, nor 1 a fraction.
 Share = Annotated[float, Field(ge=0, lt=1, strict=True)]
 Size = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -36,23 +36,23 @@ _EXPECTED = {
 
 @dataclass(frozen=True)
 class Spec:
-    """How a model wants its input, and what its output means; None leaves it to the caller.
+    """Expected input of a model and meaning of its output; None leaves a choice to the caller.
 
-    Values per axis stand in the model's own axis order: that of ``frame`` where there is one,
-    else ``zyx``. Make one with `make_spec`, which checks the values.
+    Values per axis are in the model's own axis order: that of ``frame`` if given, else ``zyx``.
+    Make one with `make_spec`, which checks the values.
 
     Parameters
     ----------
     channels
-        Names of the input channels, in their order.
+        Names of the input channels, in order.
     classes
         Names of the output classes, by number.
     background
-        The class of voxels that the model never saw.
+        The class of voxels that the model does not see.
     patch
-        Voxels per axis the model takes at a time; 1 on an axis means slices.
+        Voxels per axis of the model's input; 1 on an axis means slices.
     overlap
-        Of neighbouring patches: voxels, or a fraction of the patch below 1.
+        Overlap of neighbouring patches: voxels, or a fraction of the patch below 1.
     blend
         How overlapping outputs are combined, or ``"exact"``.
     frame
@@ -60,11 +60,11 @@ class Spec:
     spacing, unit
         Voxel size the model was trained at.
     normalize, activation
-        Applied before the model, on whole-volume statistics, and after blending.
+        Normalisation of the input with whole-volume statistics, activation after blending.
     output
         ``"scores"`` per channel, or ``"classes"``, their argmax.
     description
-        Free text: data, licence, authors.
+        Free text, such as data, licence, authors.
 
     Examples
     --------
@@ -97,7 +97,7 @@ class Spec:
                 raise InvalidInput(f"{name} must have different names, got {list(names)}")
         if self.classes and self.background >= len(self.classes):
             raise InvalidInput(
-                f"background is class {self.background}, and there are {len(self.classes)} classes"
+                f"background is class {self.background}, but there are {len(self.classes)} classes"
             )
         if self.channels == ():
             raise InvalidInput("channels must name at least one channel, or be left out")
@@ -105,19 +105,19 @@ class Spec:
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A network and what belongs to it.
+    """A network with its spec, digest and code.
 
     Parameters
     ----------
     module
-        The network. What was loaded or built here is in eval mode and on the CPU; a module
-        handed over is used as it is, so run it inside `volflow.model.bundle.evaluating`.
+        The network. If it was loaded or built here it is in eval mode and on the CPU; a module
+        that was passed in is unchanged, so run it inside `volflow.model.bundle.evaluating`.
     spec
-        What it expects and means.
+        Expected input and meaning of the output.
     digest
-        sha256 of weights and architecture: other weights, other digest.
+        sha256 of weights and architecture.
     name
-        Where it came from, for messages and reports.
+        Its origin, for messages and reports.
     code
         The modules and packages that it runs.
     """
@@ -141,14 +141,14 @@ def make_spec(values: Mapping[str, Any], where: str = "model spec") -> Spec:
     Parameters
     ----------
     values
-        By field name; JSON lists are taken as tuples.
+        Values by field name; JSON lists become tuples.
     where
-        What the message blames.
+        Name of their origin, for the message.
 
     Raises
     ------
     InvalidInput
-        For an unknown field or a value that cannot be used; one line.
+        If a field is unknown or a value cannot be used; one line.
 
     Examples
     --------

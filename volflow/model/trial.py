@@ -1,4 +1,4 @@
-"""What a model returns and takes: told by its graph, or shown by a forward on zeros."""
+"""Outputs and memory of a model, from its graph or from a trial forward on zeros."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Probe:
-    """What a trial forward showed."""
+    """Results of a trial forward."""
 
     outputs: tuple[Output, ...]
     dtype: str
@@ -79,12 +79,12 @@ def _check_output(forward: Forward, name: str, value: torch.Tensor, batch: int) 
 
 
 def output_shapes(forward: Forward, module: torch.nn.Module) -> tuple[Output, ...] | None:
-    """What a module returns for a patch, found without computing it.
+    """Return the outputs of a module for a patch, without computing them.
 
     Returns
     -------
     tuple of Output or None
-        None where the module asks for the values of its input, so that only a trial tells.
+        None if the module depends on values of its input, so that a trial is needed.
     """
     sides = [side for axis, side in enumerate(forward.patch) if axis != forward.dropped]
     dtype = forward.torch_dtype
@@ -100,7 +100,7 @@ def output_shapes(forward: Forward, module: torch.nn.Module) -> tuple[Output, ..
             name: torch.empty(graph.nodes[n].shape, dtype=graph.nodes[n].dtype, device="meta")
             for name, n in graph.outputs.items()
         }
-    except VolflowError:  # an op that has no rule
+    except VolflowError:  # an op without a rule
         raw = _faked(shell, torch.Size((1, forward.channels, *sides)), dtype)
     if raw is None:
         return None
@@ -111,18 +111,18 @@ def output_shapes(forward: Forward, module: torch.nn.Module) -> tuple[Output, ..
 
 
 def _faked(shell: torch.nn.Module, shape: torch.Size, dtype: torch.dtype) -> Any:
-    """Return what a module makes of an image without values; None where it asks for them."""
+    """Return the outputs for an image without values; None if the module needs values."""
     from torch._subclasses.fake_tensor import FakeTensorMode  # which imports torch's compiler
 
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
             return shell(torch.empty(shape, dtype=dtype))
-    except Exception:  # whatever a module may raise, a trial on numbers shows what it is
+    except Exception:  # any error of the module will be reported by the trial forward
         return None
 
 
 def usual_batch(patch: Sequence[int]) -> int:
-    """As many patches as make up 64³ voxels, so that tiny ones do not drown in call overhead.
+    """Return the number of patches that make up 64³ voxels, so that call overhead stays small.
 
     Examples
     --------
@@ -138,10 +138,10 @@ def probe(forward: Forward, batch_size: int | None, memory_bytes: int, threads: 
     Parameters
     ----------
     forward
-        With device ``"auto"`` or a name; the device found is in the result.
+        A forward with device ``"auto"`` or a name; the result holds the device found.
     batch_size
-        None finds one: on a GPU doubled while it fits half of the free memory, on a CPU as many
-        patches as make up 64³ voxels, so that tiny patches do not drown in call overhead.
+        None chooses one: on a GPU doubled while it fits in half of the free memory, on a CPU as
+        many patches as make up 64³ voxels.
     memory_bytes
         The worker's budget; on a CPU a batch takes at most half of it.
     threads
@@ -166,13 +166,13 @@ def probe(forward: Forward, batch_size: int | None, memory_bytes: int, threads: 
         ):
             batch //= 2
             outputs, peak = _trial(forward, batch)
-    # A batch that was asked for is kept, as the same call must resume; the run halves it again.
+    # A requested batch size is recorded, so that the same call resumes; the run halves it again.
     size = batch_size or batch
     return Probe(outputs, forward.dtype, peak, size, str(device), forward.precision, threads)
 
 
 def _fitting(forward: Forward, batch: int) -> tuple[tuple[Output, ...], int, int]:
-    """A trial of the batch, or of what fits of it: outputs, peak, and how many did."""
+    """Try a batch, halved until it fits: return outputs, peak in bytes, and its size."""
     while True:
         try:
             return *_trial(forward, batch), batch
@@ -183,9 +183,9 @@ def _fitting(forward: Forward, batch: int) -> tuple[tuple[Output, ...], int, int
 def _trial(forward: Forward, batch: int) -> tuple[tuple[Output, ...], int]:
     """Return the outputs of a forward of so many patches, and the memory that it took.
 
-    On a CPU both follow from the model, the patch and the threads, so that a loop over many cases
-    tries twice: the first forward of a process also takes what torch keeps for all later ones. On
-    a GPU others may have taken memory meanwhile, and it is tried anew.
+    On a CPU both depend only on the model, the patch and the threads, so a loop over many cases
+    tries twice: the first forward of a process also allocates what torch keeps for later ones. On
+    a GPU other processes may have taken memory meanwhile, so each call tries again.
     """
     if torch.device(forward.device).type != "cpu":
         return _tried(forward, batch)
@@ -205,7 +205,7 @@ def _tried(forward: Forward, batch: int) -> tuple[tuple[Output, ...], int]:
     with explaining_half(forward.module(), forward.dtype):
         try:
             outputs = forward(data.to(device))
-        except Exception as error:  # models raise whatever they like
+        except Exception as error:  # models raise errors of any class
             if isinstance(error, InvalidInput) or is_out_of_memory(error):
                 raise
             raise InvalidInput(
@@ -216,16 +216,16 @@ def _tried(forward: Forward, batch: int) -> tuple[tuple[Output, ...], int]:
 
 
 def tried_on_worker(name: str, trial: Callable[[], T], model: ModelPlugin, client: Client) -> T:
-    """Return what a function finds out on the first free worker of a client.
+    """Return the result of a function that runs on the first free worker of a client.
 
     Parameters
     ----------
     name
-        Of the trial, for people.
+        Name of the trial, for dashboards and logs.
     trial
         A picklable function without arguments.
     model
-        Resident on the worker while it runs.
+        The model that is resident on the worker while it runs.
     client
         The cluster.
     """
@@ -239,7 +239,7 @@ def _call(trial: Callable[[], T], blocks: tuple[int, ...], context: Context) -> 
 
 
 def mark_peak(device: torch.device) -> int:
-    """Begin to watch the peak of memory on a device; returns what is taken now."""
+    """Start to record the peak memory on a device; return the bytes in use now."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -248,7 +248,7 @@ def mark_peak(device: torch.device) -> int:
 
 
 def read_peak(device: torch.device) -> int:
-    """The peak of memory on a device since it is watched."""
+    """Return the peak memory on a device since `mark_peak`, in bytes."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device)

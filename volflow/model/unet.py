@@ -1,4 +1,4 @@
-"""The house U-Net: small, plain, built from keyword arguments that fit in a JSON file."""
+"""The built-in U-Net: small and plain, built from keyword arguments that JSON can hold."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["UNet"]
 
 Norm = Literal["batch", "instance", "group", "none"]
 Up = Literal["transposed", "linear"]
-MOST_LEVELS, MOST_CHANNELS = 16, 2**16  # beyond these no weights fit into any memory
+MOST_LEVELS, MOST_CHANNELS = 16, 2**16  # beyond these, weights exceed any memory
 
 
 class UNet(nn.Module):
@@ -25,12 +25,12 @@ class UNet(nn.Module):
     Parameters
     ----------
     in_channels, out_channels
-        Channels of the image and scores per voxel; the scores are raw (no softmax).
+        Channels of the image, and scores per voxel, which are raw (no softmax).
     features
         Channels per level, finest first; each further level halves the resolution.
     norm
         ``"batch"`` uses stored statistics at inference, so that the result of a voxel does
-        not depend on the patch it lies in; ``"none"`` neither. ``"instance"`` and ``"group"``
+        not depend on its patch; the same holds for ``"none"``. ``"instance"`` and ``"group"``
         take their statistics from the patch, and differ from patch to patch.
     up
         ``"transposed"`` convolution, or ``"linear"`` interpolation (bi- or trilinear)
@@ -41,7 +41,7 @@ class UNet(nn.Module):
     Raises
     ------
     InvalidInput
-        If an argument cannot be used, or an input is no multiple of `alignment`.
+        If an argument cannot be used, or an input's sides are not multiples of `alignment`.
 
     Examples
     --------
@@ -83,11 +83,11 @@ class UNet(nn.Module):
 
     @property
     def alignment(self) -> int:
-        """What every side of an input must be a multiple of."""
+        """The number that must divide every side of an input."""
         return int(2 ** (len(self.encode) - 1))
 
     def forward(self, image: Tensor) -> Tensor:
-        """Scores ``(N, out_channels, …)`` of an image ``(N, in_channels, …)``."""
+        """Return scores ``(N, out_channels, …)`` of an image ``(N, in_channels, …)``."""
         sides = image.shape[2:]
         if any(side % self.alignment for side in sides):
             raise InvalidInput(
@@ -107,7 +107,7 @@ class UNet(nn.Module):
 
 
 def _layer(kind: str, dims: int) -> type[nn.Module]:
-    """``Conv`` in 3 dims is ``torch.nn.Conv3d``."""
+    """Return the layer class of a kind: ``Conv`` in 3 dims is ``torch.nn.Conv3d``."""
     layer: type[nn.Module] = getattr(nn, f"{kind}{dims}d")
     return layer
 

@@ -261,7 +261,7 @@ class TestPlace:
     def test_what_is_no_volume_is_never_overwritten(self, refused, tmp_path):
         (tmp_path / "out.zarr").mkdir()
         (tmp_path / "out.zarr" / "thesis.tex").write_text("years of work")
-        assert "is no Zarr image" in refused(overwrite=True)
+        assert "is not a Zarr image" in refused(overwrite=True)
 
     def test_a_file_that_is_there(self, refused, tmp_path):
         (tmp_path / "seg.nii.gz").write_text("precious")

@@ -126,10 +126,10 @@ def test_existing_path_is_kept_unless_overwritten(bundle):
 
 def test_nothing_but_a_bundle_is_overwritten(bundle):
     (bundle / "thesis.txt").write_text("years of work")
-    with pytest.raises(InvalidInput, match="is no bundle, so it is not overwritten"):
+    with pytest.raises(InvalidInput, match="is not a bundle, so it is not overwritten"):
         save_model(unet(), bundle, overwrite=True)
     assert (bundle / "thesis.txt").read_text() == "years of work"
-    with pytest.raises(InvalidInput, match="is no bundle"):
+    with pytest.raises(InvalidInput, match="is not a bundle"):
         save_model(unet(), bundle / "thesis.txt", overwrite=True)
 
 
@@ -181,7 +181,7 @@ def test_other_modules_need_an_architecture_and_trust(tmp_path):
         arguments={"in_features": 3, "out_features": 2},
         channels=["a", "b", "c"],
     )
-    with pytest.raises(InvalidInput, match=r"names the code 'torch\.nn:Linear' to run; pass trust"):
+    with pytest.raises(InvalidInput, match=r"would run the code 'torch\.nn:Linear'; pass trust"):
         load_model(tmp_path / "net")
     loaded = load_model(tmp_path / "net", trust=True)
     assert torch.equal(loaded.module.weight, linear.weight)
@@ -204,7 +204,7 @@ def test_arguments_that_are_no_json_are_refused(tmp_path):
         ({"pach": 3}, "bundle.json: unknown key 'pach'; known are"),
         ({"patch": "big"}, "bundle.json: patch is 'big'; expected"),
         ({"version": 2}, "version 2; this volflow reads version 1"),
-        ({"architecture": 3}, "architecture must be a text"),
+        ({"architecture": 3}, "architecture must be a string"),
         ({"arguments": [1]}, "arguments a JSON object"),
         ({"arguments": {"in_channels": 2}}, "arguments do not fit: .*out_channels"),
         ({"arguments": {"in_channels": 2, "out_channels": 3, "depth": 5}}, "'depth'"),
@@ -219,7 +219,7 @@ def test_arguments_that_are_no_json_are_refused(tmp_path):
         ),
         ({"arguments": {"in_channels": 2, "out_channels": 3, "features": [4] * 17}}, "1 to 16 lev"),
         ({"channels": ["t1"]}, "1 channels are named, the U-Net takes 2"),
-        ({"architecture": "resnet"}, "names the code 'resnet' to run"),
+        ({"architecture": "resnet"}, "would run the code 'resnet'"),
     ],
 )
 def test_broken_cards_are_one_line(bundle, changes, says):
@@ -244,7 +244,7 @@ def test_damaged_json_is_one_line(bundle, text):
 
 def test_missing_parts_are_named(bundle, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InvalidInput, match=r"is no bundle: it holds no bundle\.json"):
+    with pytest.raises(InvalidInput, match=r"is not a model bundle: bundle\.json is missing"):
         load_model(tmp_path / "empty")
     weights = bundle / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8])

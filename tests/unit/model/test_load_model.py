@@ -89,7 +89,7 @@ def test_import_path_finds_functions_of_a_tensor(mynet, name):
         ("net.zarr", "'net.zarr' does not exist; give a bundle directory"),
         ("my net:Net", "does not exist"),
         ("mynet:", "does not exist"),
-        ("", "does not exist|is no bundle"),
+        ("", "does not exist|is not a model bundle"),
         ("mynet.py", "neither a bundle directory nor a .pt2"),
     ],
 )
@@ -180,7 +180,7 @@ def test_weights_go_only_with_an_import_path(mynet):
     with pytest.raises(InvalidInput, match="load them into this one"):
         load_model(nn.ReLU(), "w.pt")
     (mynet / "w.pt").write_bytes(b"")
-    with pytest.raises(InvalidInput, match="brings its own weights"):
+    with pytest.raises(InvalidInput, match="includes its weights"):
         load_model("w.pt", "w.pt")
     with pytest.raises(InvalidInput, match='weights alone need their network: model="package'):
         load_model("w.pt")
@@ -262,7 +262,7 @@ def test_exported_programs_are_refused_without_trust_and_when_unfit(tmp_path):
     with pytest.raises(InvalidInput, match=r"must take one tensor .* it takes 2 inputs"):
         load_model(path, trust=True)
     path.write_bytes(b"junk")
-    with pytest.raises(InvalidInput, match=r"is no torch\.export archive"):
+    with pytest.raises(InvalidInput, match=r"is not a torch\.export archive"):
         load_model(path, trust=True)
 
 

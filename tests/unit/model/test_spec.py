@@ -46,7 +46,7 @@ def test_whole_overlaps_stay_voxels_and_fractions_fractions(overlap):
         ({"output": "labels"}, 'expected "scores" or "classes"'),
         ({"classes": "abc"}, "expected a list of names"),
         ({"classes": ["a", "a"]}, "classes must have different names"),
-        ({"classes": ["a"], "background": 1}, "background is class 1, and there are 1 classes"),
+        ({"classes": ["a"], "background": 1}, "background is class 1, but there are 1 classes"),
         ({"channels": []}, "at least one channel"),
         ({"unit": 3}, "unit is 3; expected a text"),
     ],

@@ -148,7 +148,7 @@ class TestFloats:
         assert str(refused.value) == (
             f"{file}: voxel (33, 5, 69) is {np.float32(value)}, and a label map holds whole"
             " numbers that int32 can hold; convert it as an image (labels=False, --image), or"
-            " mend its values first"
+            " correct its values first"
         )
         assert not (tmp_path / "seg.zarr").exists()
         assert convert(file).meta.kind == "image"
@@ -220,7 +220,7 @@ class TestChangedLater:
         with pytest.raises(InvalidInput, match="kind must be"):
             set_kind(floats, "labels")
         zarr.create_array(tmp_path / "others.zarr", data=voxels)
-        with pytest.raises(InvalidInput, match="no volume that volflow wrote"):
+        with pytest.raises(InvalidInput, match="was not written by volflow"):
             set_kind(tmp_path / "others.zarr", "classes")
 
     def test_killed_on_the_way_no_mean_is_taken_for_a_class(

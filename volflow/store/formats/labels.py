@@ -126,9 +126,9 @@ def whole_numbers(voxels: Array, dtype: np.dtype[Any], corner: tuple[int, ...]) 
             first = tuple(wrong[0].tolist())
             voxel = tuple(a + b for a, b in zip(corner, (*place, *first), strict=True))
             raise NotLabels(
-                f"voxel {voxel} is {plane[first]}, but a label map holds whole numbers within"
-                f" {dtype}; convert it as an image (labels=False, --image), or correct its values"
-                " first"
+                f"voxel {voxel} is {plane[first]}, and a label map holds whole numbers that"
+                f" {dtype} can hold; convert it as an image (labels=False, --image), or correct its"
+                " values first"
             )
         numbers[place] = whole
     return numbers
