@@ -90,7 +90,7 @@ def output_shapes(forward: Forward, module: torch.nn.Module) -> tuple[Output, ..
     dtype = forward.torch_dtype
     weights: dict[int, Any] = {id(t): t for t in (*module.parameters(), *module.buffers())}
     try:
-        # A copy that shares the weights: what a module keeps of its first call has no values here.
+        # A copy that shares the weights, as a module may keep tensors of its first call.
         shell = copy.deepcopy(module, weights)
     except Exception:  # whatever copying may raise
         return None
