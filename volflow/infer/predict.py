@@ -272,7 +272,11 @@ def _decide(
             f"the model returns outputs by name ({names}), which {file.name} cannot hold;"
             ' use an output like "out.zarr" and export them'
         )
-    levels = _levels(request, settings, memory_bytes) if options.levels else ()
+    levels = tuple(
+        layout
+        for output in (settings.outputs if options.levels else ())
+        for layout in lay_out(_spec(request, settings, output), None, memory_bytes)
+    )
     for layout in () if before else levels:
         layout.require_memory()
     return settings, levels
@@ -290,14 +294,6 @@ def _recorded(out: Path, overwrite: bool) -> Record | None:
         return None if overwrite else before
     check_target(out, overwrite=overwrite)
     return None
-
-
-def _levels(request: Request, settings: Settings, memory_bytes: int) -> tuple[Layout, ...]:
-    """Return the layouts of the coarser levels of the outputs."""
-    found: list[Layout] = []
-    for output in settings.outputs:
-        found += lay_out(_spec(request, settings, output), None, memory_bytes)
-    return tuple(found)
 
 
 def _spec(request: Request, settings: Settings, output: Output) -> VolumeSpec:

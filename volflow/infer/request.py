@@ -23,6 +23,7 @@ from volflow.model.resident import ModelPlugin
 from volflow.model.spec import Model
 from volflow.store.journal.journal import Journal, journal_dir
 from volflow.store.journal.outputs import check_apart
+from volflow.store.layout import resolve_layout
 from volflow.store.meta import Meta, VolumeSpec, difference_of_grids
 from volflow.store.slabs import Source
 from volflow.store.volume import Volume
@@ -41,6 +42,8 @@ __all__ = [
     "make_request",
     "normalized",
     "output_meta",
+    "stored_bytes",
+    "stored_layout",
 ]
 
 # Raised when the same inputs give other voxels than before; part of the fingerprint.
@@ -374,3 +377,19 @@ def output_meta(request: Request, output: Output) -> Meta:
     axes = ("z", "y", "x") if classes else ("c", "z", "y", "x")
     kind = "classes" if classes else "image"
     return replace(meta, axes=axes, kind=kind, channels=names, colors=())
+
+
+def stored_layout(
+    request: Request, output: Output, computed: str
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the chunk and shard of an output of scores of a dtype: as asked for, or the usual."""
+    options, shape = request.options, request.out_shape(output.scale)
+    spacing, dtype = output_meta(request, output).spacing, options.stored_dtype(computed)
+    return resolve_layout(shape, spacing, dtype, options.chunk, options.shard)
+
+
+def stored_bytes(request: Request, outputs: tuple[Output, ...], computed: str) -> int:
+    """Return the bytes of one voxel of all outputs, for scores of a dtype."""
+    classes = request.options.output == "classes"
+    values = sum(1 if classes else output.channels for output in outputs)
+    return values * np.dtype(request.options.stored_dtype(computed)).itemsize

@@ -15,7 +15,7 @@ from volflow.errors import MemoryRefused
 from volflow.geometry.budget import format_bytes
 from volflow.infer.exact.window import dropped_axis, seen_axes
 from volflow.infer.method import SLACK_BYTES, TRIALS_DIFFER
-from volflow.infer.request import Request, output_meta
+from volflow.infer.request import Request, stored_bytes, stored_layout
 from volflow.model.forward import Output
 from volflow.partition.graph import Graph
 from volflow.partition.reach import alignment_of
@@ -23,7 +23,6 @@ from volflow.passes.activations import free_bytes
 from volflow.passes.cost import Costs, Pass
 from volflow.passes.profile import OpProfile
 from volflow.passes.schedule import SIDES, Planner
-from volflow.store.layout import resolve_layout
 
 __all__ = ["Layout", "budget_of", "choose_passes", "slack_bytes"]
 
@@ -78,9 +77,6 @@ def choose_passes(
     """
     dtype = found.network.dtype
     score_bytes, channels = np.dtype(dtype).itemsize, sum(output.channels for output in outputs)
-    stored = np.dtype(request.options.stored_dtype(dtype))
-    classes = request.options.output == "classes"
-    written = channels * score_bytes + stored.itemsize * (len(outputs) if classes else channels)
     read = max(spec.voxel_bytes for spec in request.inputs.specs)
     budget = (memory_bytes - slack_bytes(dtype)) / ALLOCATED
     if found.network.device.startswith("cuda"):
@@ -88,7 +84,7 @@ def choose_passes(
     costs = Costs(
         graph,
         input_bytes=2 * read + score_bytes * request.inputs.channels,
-        output_bytes=written,
+        output_bytes=channels * score_bytes + stored_bytes(request, outputs, dtype),
         ops=found.costs,
         workers=max(1, len(workers(client))),
     )
@@ -97,8 +93,8 @@ def choose_passes(
     dropped = dropped_axis(request)
     if dropped is not None:
         across = request.inputs.frame.axes[dropped]
-        return _of_slices(planner, request, outputs[0], stored.name, across)
-    layouts = _layouts(request, outputs[0], stored.name, graph.sizes(0), {})
+        return _of_slices(planner, request, outputs[0], dtype, across)
+    layouts = _layouts(request, outputs[0], dtype, graph.sizes(0), {})
     try:
         passes = planner.choose(tuple(layouts))
     except MemoryRefused as error:
@@ -107,14 +103,14 @@ def choose_passes(
 
 
 def _of_slices(
-    planner: Planner, request: Request, output: Output, stored: str, across: int
+    planner: Planner, request: Request, output: Output, dtype: str, across: int
 ) -> tuple[tuple[Pass, ...], Layout]:
     """Return the pass of a network of slices across an axis: whole ones, or parts of a few.
 
     Nothing is kept, and statistics are those of whole slices.
     """
     graph, least = planner.graph, 0
-    chunk, shard = (sides[across] for sides in _stored(request, output, stored))
+    chunk, shard = (sides[across] for sides in stored_layout(request, output, dtype))
     # A chunk is read once for all slices in it.
     fewer = (side for side in (*SIDES, 4, 2, 1) if side < chunk)
     for thickness in (chunk, *fewer) if request.options.shard is None else (shard,):
@@ -123,7 +119,7 @@ def _of_slices(
             input_bytes=thickness * planner.costs.input_bytes,
             output_bytes=thickness * planner.costs.output_bytes,
         )
-        layouts = _layouts(request, output, stored, graph.sizes(0), {across: thickness})
+        layouts = _layouts(request, output, dtype, graph.sizes(0), {across: thickness})
         for block, layout in layouts.items():
             if graph.statistics and block != graph.sizes(0):
                 continue
@@ -148,13 +144,6 @@ def _refused(planner: Planner, what: str, least_bytes: int) -> MemoryRefused:
     )
 
 
-def _stored(request: Request, output: Output, dtype: str) -> tuple[Sides, Sides]:
-    """Return the sides of chunk and shard in a large block."""
-    options, shape = request.options, request.out_shape(output.scale)
-    spacing = output_meta(request, output).spacing
-    return resolve_layout(shape, spacing, dtype, options.chunk, options.shard)
-
-
 def _layouts(
     request: Request,
     output: Output,
@@ -167,14 +156,14 @@ def _layouts(
     Parameters
     ----------
     request, output, dtype
-        What is predicted, an output of the network, and the dtype that is stored.
+        What is predicted, an output of the network, and the dtype of its scores.
     sizes
         Sides of the padded image along the axes that the network sees.
     given
         Sides of a block that are given, by stored axis.
     """
     frame, seen, shape = request.inputs.frame, seen_axes(request), request.out_shape(output.scale)
-    stored, options = _stored(request, output, dtype), request.options
+    stored, options = stored_layout(request, output, dtype), request.options
     found: dict[Sides, Layout] = {}
     for side in (max(shape), *SIDES):
         sides = [given.get(axis, side) for axis in range(3)]

@@ -32,11 +32,10 @@ from volflow.infer.patches.task import predict_blocks
 from volflow.infer.patches.tiling import Demand, choose_tiling, limit_depth, patch_count, runs_of
 from volflow.infer.patches.writer import tile_of
 from volflow.infer.predict_options import PredictOptions
-from volflow.infer.request import Request, check_classes, output_meta
+from volflow.infer.request import Request, check_classes, stored_bytes, stored_layout
 from volflow.model.forward import Forward, Output, has_half_weights
 from volflow.model.resident import lent
 from volflow.model.trial import Probe, output_shapes, probe, tried_on_worker, usual_batch
-from volflow.store.layout import resolve_layout
 
 __all__ = ["BLENDS", "boxes", "check", "decide", "plan", "prepared", "read"]
 
@@ -89,13 +88,10 @@ def _probed(
 def _settings(request: Request, found: Probe, memory_bytes: int) -> Settings:
     options, frame = request.options, request.inputs.frame
     demand = _demand(request, found)
-    out_shape = request.out_shape(demand.scale)
-    spacing = output_meta(request, found.outputs[0]).spacing
-    dtype = options.stored_dtype(found.dtype)
     check_classes(options, found.outputs)
-    chunk, shard = resolve_layout(out_shape, spacing, dtype, options.chunk, options.shard)
+    chunk, shard = stored_layout(request, found.outputs[0], found.dtype)
     if options.shard is None:
-        shard = limit_depth(shard, chunk, out_shape, frame.axes[0])
+        shard = limit_depth(shard, chunk, request.out_shape(demand.scale), frame.axes[0])
     least = shard if options.shard is not None else chunk
     block, shard, peak_bytes = choose_tiling(demand, shard, least, memory_bytes)
     return Settings(
@@ -114,10 +110,7 @@ def _settings(request: Request, found: Probe, memory_bytes: int) -> Settings:
 
 def _demand(request: Request, found: Probe) -> Demand:
     scale, inputs = found.outputs[0].scale, request.inputs
-    score_bytes = 8 if found.dtype == "float64" else 4
-    channels = sum(o.channels for o in found.outputs)
-    stored = np.dtype(request.options.stored_dtype(found.dtype)).itemsize
-    classes = request.options.output == "classes"
+    score_bytes = np.dtype(found.dtype).itemsize
     if callable(request.options.normalize):  # rows are held as it made them
         input_bytes = score_bytes * inputs.channels
     else:
@@ -130,12 +123,11 @@ def _demand(request: Request, found: Probe) -> Demand:
         input_bytes=input_bytes,
         raw_bytes=max(spec.voxel_bytes for spec in inputs.specs),
         segment_rows=rows_at_once(inputs),
-        output_channels=channels,
-        output_bytes=stored * (len(found.outputs) if classes else channels),
+        output_channels=sum(o.channels for o in found.outputs),
+        output_bytes=stored_bytes(request, found.outputs, found.dtype),
         score_bytes=score_bytes,
         forward_bytes=found.peak_bytes,
         on_device=found.device.startswith("cuda"),
-        skipping=inputs.skipping,
     )
 
 

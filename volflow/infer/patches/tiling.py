@@ -44,8 +44,6 @@ class Demand:
         Peak of one forward.
     on_device
         The blend and the forward are in a GPU's memory, not in the host's.
-    skipping
-        A sum of weights is kept beside the scores.
     """
 
     grid: PatchGrid
@@ -60,7 +58,6 @@ class Demand:
     score_bytes: int
     forward_bytes: int
     on_device: bool = False
-    skipping: bool = False
 
     def peak_bytes(self, block: Sequence[int], shard: Sequence[int]) -> int:
         """Return a task's projected peak for a block in output voxels along the stored axes."""
