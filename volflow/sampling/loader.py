@@ -6,8 +6,10 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, nullcontext
+from contextlib import nullcontext
+from contextvars import copy_context
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,11 +53,11 @@ class Loader:
         stream = self.stream
         epoch, begin = stream.begin()
         side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
-        with (
-            closing(self._batches(epoch, begin)) as batches,
-            ThreadPoolExecutor(1, "volflow-batches") as maker,
-        ):
-            ready = deque(maker.submit(self._make, batches, side) for _ in range(AHEAD))
+        # Of the maker; its batches are closed in it too, as a cluster is left where it was entered.
+        batches, context = self._batches(epoch, begin), copy_context()
+        with ThreadPoolExecutor(1, "volflow-batches") as maker:
+            make = partial(context.run, self._make, batches, side)
+            ready = deque(maker.submit(make) for _ in range(AHEAD))
             try:
                 while True:
                     asked_s = time.perf_counter()
@@ -63,7 +65,7 @@ class Loader:
                     stream.metrics.stall_s += time.perf_counter() - asked_s
                     if made is None:
                         break
-                    ready.append(maker.submit(self._make, batches, side))
+                    ready.append(maker.submit(make))
                     batch, indices, event = made
                     self._receive(batch, event)
                     for index in indices:
@@ -71,6 +73,7 @@ class Loader:
                     yield batch
             finally:
                 maker.shutdown(cancel_futures=True)
+                context.run(batches.close)
         stream.end(epoch)
 
     def _make(self, batches: Iterator[Batch], side: Any) -> tuple[Batch, list[int], Any] | None:

@@ -182,6 +182,13 @@ class TestOrder:
         assert fingerprint(stream) == first
         assert fingerprint(stream_of(cases, sampler, seed=1)) not in (first, second)
 
+    def test_batches_of_a_cluster_may_be_left(self, cases):
+        stream = vf.PatchStream(cases, vf.UniformSampler(4), 96, cluster="threads")
+        batches = iter(stream.loader(batch_size=4))
+        next(batches)
+        batches.close()
+        assert stream.state_dict()["index"] == 4
+
     def test_a_loop_that_was_left_begins_anew(self, cases):
         stream = stream_of(cases, SAMPLERS["uniform"])
         next(iter(stream))
