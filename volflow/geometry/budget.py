@@ -1,4 +1,4 @@
-"""Bytes: parse them, print them."""
+"""Parse and format amounts of memory."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _UNITS = {
 
 
 def parse_bytes(size: str | int | float) -> int:
-    """Read an amount of memory.
+    """Return the bytes of an amount of memory.
 
     Parameters
     ----------
     size
-        Bytes, or a number with a unit: ``kB MB GB TB`` count in 1000, ``KiB MiB GiB TiB``
-        (and the bare letters, as SLURM writes them) in 1024.
+        Bytes, or a number with a unit: ``kB MB GB TB`` are powers of 1000, ``KiB MiB GiB TiB``
+        (and the bare letters, as in SLURM) powers of 1024.
 
     Raises
     ------
     InvalidInput
-        If it is not a positive amount.
+        If the amount is not positive or cannot be parsed.
 
     Examples
     --------
@@ -49,7 +49,7 @@ def parse_bytes(size: str | int | float) -> int:
 
 
 def format_bytes(size: float) -> str:
-    """Print an amount of memory with three digits.
+    """Return an amount of memory as text with three digits.
 
     Examples
     --------

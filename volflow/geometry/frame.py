@@ -1,8 +1,8 @@
 """Frames: the axis order and directions in which a model expects its voxels.
 
 Volumes are stored zyx. A network trained on arrays in (x, y, z) order pointing right, anterior
-and superior has the frame ``"RAS"``. A `Frame` maps between the two; grids of patches live in the
-frame, so that a flipped copy of a scan is cut in the same places.
+and superior has the frame ``"RAS"``. A `Frame` maps between the two; patch grids are laid out in
+the frame, so that a flipped copy of a scan is cut in the same places.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ def _check(letters: str, what: str) -> str:
 
 @dataclass(frozen=True)
 class Frame:
-    """How the axes seen by a model lie in the stored array.
+    """Mapping from the axes of a model to the axes of the stored array.
 
     Parameters
     ----------
     axes
-        For each frame axis, the stored axis shown there.
+        For each frame axis, the stored axis along it.
     flips
         For each frame axis, whether its index runs against the stored one.
 
@@ -58,12 +58,12 @@ class Frame:
 
     @classmethod
     def between(cls, stored: str | None, wanted: str | None) -> Frame:
-        """The frame ``wanted`` over an array stored with orientation ``stored``.
+        """Return the frame ``wanted`` over an array stored with orientation ``stored``.
 
         Raises
         ------
         InvalidInput
-            If letters are wrong, or a frame is wanted of a volume without orientation.
+            If the letters are invalid, or the volume has no orientation but a frame is given.
         """
         if wanted is None:
             return cls()
@@ -82,15 +82,15 @@ class Frame:
         return cls((axes[0], axes[1], axes[2]), (flips[0], flips[1], flips[2]))
 
     def reorder(self, per_axis: Sequence[T]) -> tuple[T, ...]:
-        """Values given per stored axis, per frame axis."""
+        """Return values given per stored axis in the order of frame axes."""
         return tuple(per_axis[a] for a in self.axes)
 
     def restore(self, per_axis: Sequence[T]) -> tuple[T, ...]:
-        """Values given per frame axis, per stored axis."""
+        """Return values given per frame axis in the order of stored axes."""
         return tuple(per_axis[self.axes.index(a)] for a in range(3))
 
     def roi(self, stored: Roi, shape: Sequence[int]) -> Roi:
-        """A box of the stored array of ``shape``, in frame coordinates."""
+        """Return a box of the stored array of ``shape``, in frame coordinates."""
         bounds = []
         for axis, flip in zip(self.axes, self.flips, strict=True):
             low, high, n = stored.start[axis], stored.stop[axis], shape[axis]
@@ -98,22 +98,22 @@ class Frame:
         return Roi(tuple(b[0] for b in bounds), tuple(b[1] for b in bounds))
 
     def stored_roi(self, roi: Roi, shape: Sequence[int]) -> Roi:
-        """A box in frame coordinates, in the stored array of ``shape``."""
+        """Return a box given in frame coordinates, in the stored array of ``shape``."""
         return self.inverse.roi(roi, self.reorder(shape))
 
     @property
     def inverse(self) -> Frame:
-        """The frame that undoes this one."""
+        """Return the inverse frame."""
         axes = tuple(self.axes.index(a) for a in range(3))
         return Frame(axes, self.restore(self.flips))  # type: ignore[arg-type]
 
     def show(self, stored: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """A view of an array, its last three axes stored, as the frame orders them."""
+        """Return a view of ``(..., z, y, x)`` as stored, its last three axes in frame order."""
         lead = stored.ndim - 3
         shown = stored.transpose(*range(lead), *(lead + a for a in self.axes))
         z, y, x = (slice(None, None, -1 if flip else 1) for flip in self.flips)
         return shown[..., z, y, x]
 
     def store(self, shown: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """The inverse of `show`."""
+        """Return a view of an array in frame order, its last three axes as stored."""
         return self.inverse.show(shown)

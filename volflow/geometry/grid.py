@@ -1,8 +1,8 @@
 """Blocks of storage and patches of a model: two grids over one volume.
 
 A `BlockGrid` tiles a volume with the units of scheduled work; its write rois never overlap.
-A `PatchGrid` places a model's window; its patches overlap, cover every voxel, and do not know
-about blocks. Everything here is per axis, so a grid of 10^9 patches is a few short arrays.
+A `PatchGrid` places a model's window; its patches overlap, cover every voxel, and are independent
+of blocks. Everything is stored per axis, so a grid of 10^9 patches is a few short arrays.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from volflow.geometry.roi import Roi
 
 __all__ = ["MOST_BLOCKS", "BlockGrid", "PatchGrid", "per_axis", "stride_of"]
 
-MOST_BLOCKS = 2**22  # each is a task and a record; 100 TB in shards of 256³ voxels are 3 million
+MOST_BLOCKS = 2**22  # each has a task and a record; 100 TB in shards of 256³ voxels are 3 million
 
 AXES = "zyx"
 
 
 def per_axis(value: int | Sequence[int], name: str, ndim: int = 3) -> tuple[int, ...]:
-    """One positive integer per axis from an integer or a sequence.
+    """Return one positive integer per axis from an integer or a sequence.
 
     Examples
     --------
@@ -36,7 +36,7 @@ def per_axis(value: int | Sequence[int], name: str, ndim: int = 3) -> tuple[int,
     numbers: Sequence[int] = [value] * ndim if isinstance(value, int | np.integer) else value
     try:
         right = len(numbers) == ndim and all(int(v) == v and v >= 1 for v in numbers)
-    except (TypeError, ValueError):  # no sequence, or not of numbers
+    except (TypeError, ValueError):  # not a sequence, or not of numbers
         right = False
     if not right:
         raise InvalidInput(
@@ -50,15 +50,15 @@ def stride_of(
     overlap: float | Sequence[float],
     scale: Sequence[int] = (1, 1, 1),
 ) -> tuple[int, ...]:
-    """The step between patches.
+    """Return the step between patches, in voxels per axis.
 
     Parameters
     ----------
     patch
         Voxels per axis.
     overlap
-        Voxels where an integer, a fraction of the patch where a float below 1; one for all axes
-        or one per axis. A fraction f gives max(1, floor(patch · (1 - f))), as MONAI.
+        Voxels if an integer, a fraction of the patch if a float below 1; one for all axes or one
+        per axis. A fraction f gives max(1, floor(patch · (1 - f))), as MONAI.
     scale
         Input voxels per output voxel; the stride is rounded down to a multiple of it.
 
@@ -113,7 +113,7 @@ class BlockGrid:
             raise InvalidInput(f"block {self.block} does not tile a volume of shape {self.shape}")
         if len(self) > MOST_BLOCKS:
             raise InvalidInput(
-                f"blocks {self.block} cut a volume of shape {self.shape} into {len(self)}, at most"
+                f"blocks {self.block} cut a volume of shape {self.shape} into {len(self)}; at most"
                 f" {MOST_BLOCKS} can be run; choose larger shards, or check the volume's shape"
             )
 
@@ -126,7 +126,7 @@ class BlockGrid:
         return math.prod(self.counts)
 
     def __getitem__(self, number: int) -> Roi:
-        """The box of a block, which nothing but its task writes."""
+        """Return the box of a block, which only its task writes."""
         start = [i * b for i, b in zip(self.index(number), self.block, strict=True)]
         stop = [a + b for a, b in zip(start, self.block, strict=True)]
         return Roi(tuple(start), tuple(stop)).clip(self.shape)
@@ -135,7 +135,7 @@ class BlockGrid:
         return (self[number] for number in range(len(self)))
 
     def voxels(self, numbers: Iterable[int]) -> int:
-        """Return how many voxels some blocks hold together.
+        """Return the number of voxels of some blocks together.
 
         Examples
         --------
@@ -145,13 +145,13 @@ class BlockGrid:
         return sum(self[number].size for number in numbers)
 
     def index(self, number: int) -> tuple[int, ...]:
-        """The grid index of a block."""
+        """Return the grid index of a block."""
         if not 0 <= number < len(self):
             raise IndexError(f"block {number} of {len(self)}")
         return tuple(int(i) for i in np.unravel_index(number, self.counts))
 
     def number(self, index: Sequence[int]) -> int:
-        """The number of the block at a grid index."""
+        """Return the number of the block at a grid index."""
         return int(np.ravel_multi_index(tuple(index), self.counts))
 
 
@@ -172,25 +172,25 @@ def _axis_starts(
 class PatchGrid:
     """One global grid of patch positions over a volume.
 
-    Per axis the starts are 0, s, 2s, … while the patch fits, then one last patch shifted back to
-    end at the border. A volume smaller than the patch has one patch that begins before it
-    (half of the padding, rounded down). Patch order is lexicographic.
+    Per axis the starts are 0, s, 2s, … while the patch fits, then one last patch is shifted back
+    to end at the border. A volume smaller than the patch has one patch, which begins before it
+    (by half of the padding, rounded down). Patch order is lexicographic.
 
     Parameters
     ----------
     shape, patch, stride
         Voxels per axis.
     pad_tail
-        Per axis: keep the last start a multiple of the stride and pad behind the volume instead
-        of shifting back, as outputs of reduced resolution need.
+        Per axis, True to keep the last start a multiple of the stride and pad behind the volume,
+        instead of shifting back, as outputs of reduced resolution require.
     padding
         Voxels per side that the grid covers around the volume, fewer than the patch. Starts are
-        counted in voxels of the volume all the same: the first is ``-padding``.
+        still counted in voxels of the volume: the first is ``-padding``.
 
     Raises
     ------
     InvalidInput
-        If a stride does not lie in 1..patch or a padding in 0..patch - 1, or an axis is padded
+        If a stride is not in 1..patch or a padding not in 0..patch - 1, or an axis is padded
         both by ``pad_tail`` and by ``padding``.
 
     Examples
@@ -227,7 +227,7 @@ class PatchGrid:
 
     @cached_property
     def starts(self) -> tuple[npt.NDArray[np.int64], ...]:
-        """First voxel of each patch, per axis."""
+        """First voxel of each patch: per axis, int64 of shape ``(patches,)``."""
         axes = zip(self.shape, self.patch, self.stride, self.pad_tail, self.padding, strict=True)
         return tuple(_axis_starts(*axis) for axis in axes)
 
@@ -240,7 +240,7 @@ class PatchGrid:
         return math.prod(self.counts)
 
     def roi(self, index: Sequence[int]) -> Roi:
-        """The box of one patch; it may reach outside the volume."""
+        """Return the box of one patch; it may reach outside the volume."""
         start = tuple(int(s[i]) for s, i in zip(self.starts, index, strict=True))
         return Roi(start, tuple(a + p for a, p in zip(start, self.patch, strict=True)))
 
@@ -249,10 +249,10 @@ class PatchGrid:
 
     @cached_property
     def owned(self) -> tuple[npt.NDArray[np.int64], ...]:
-        """Per axis the (patches, 2) half-open intervals that each patch owns under ``crop``.
+        """Half-open intervals that patches own under ``crop``: per axis, int64 ``(patches, 2)``.
 
-        Neighbours meet in the middle of their actual overlap; the odd voxel goes to the lower
-        patch, so each voxel has one owner whatever the order of computation.
+        Neighbours meet in the middle of their actual overlap; an odd voxel goes to the lower
+        patch, so each voxel has one owner, independent of the order of computation.
         """
         result = []
         for n, p, starts in zip(self.shape, self.patch, self.starts, strict=True):
@@ -263,7 +263,7 @@ class PatchGrid:
         return tuple(result)
 
     def touching(self, axis: int, low: int, high: int, *, owned: bool = False) -> range:
-        """Patches along an axis that reach into ``[low, high)``, or own some of it."""
+        """Return the patches along an axis that reach into ``[low, high)``, or own part of it."""
         if owned:
             lows, highs = self.owned[axis].T
         else:
@@ -272,18 +272,18 @@ class PatchGrid:
         return range(first, max(first, int(np.searchsorted(lows, high, side="left"))))
 
     def hull(self, axis: int, patches: range) -> tuple[int, int]:
-        """The part of the volume that a run of patches along an axis reads."""
+        """Return the range of the volume that consecutive patches along an axis read."""
         starts = self.starts[axis]
         stop = int(starts[patches[-1]]) + self.patch[axis]
         return max(0, int(starts[patches[0]])), min(self.shape[axis], stop)
 
     def reduced(self, scale: Sequence[int]) -> PatchGrid:
-        """The same patches counted in output voxels, of ``scale`` input voxels each.
+        """Return the same grid in output voxels, of ``scale`` input voxels each.
 
         Raises
         ------
         InvalidInput
-            If patch or stride is no multiple of the scale.
+            If patch or stride is not a multiple of the scale.
 
         Examples
         --------

@@ -1,9 +1,9 @@
 """The distribution of voxel values, of one block or of many merged.
 
-Integers of up to 16 bits are counted value by value, so everything said of them is exact. Other
-types are counted in bins of the order-preserving bits of float32: sign, exponent and 12 bits of
-mantissa. A bin is 2⁻¹² of its value wide, whatever the range, so no range need be known before;
-at most 2²¹ bins exist and only those that hold voxels are kept.
+Integers of up to 16 bits are counted value by value, so all their statistics are exact. Other types
+are counted in bins of the order-preserving bits of float32: sign, exponent and 12 bits of mantissa.
+A bin is 2⁻¹² of its value wide, so the range need not be known in advance; at most 2²¹ bins exist,
+and only those that hold voxels are kept.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Array = npt.NDArray[Any]
 Foreground = bool | float
 T = TypeVar("T", float, npt.NDArray[np.float64])
 
-PIECE_VOXELS = 2**20  # fits a core's cache; bounds the temporaries of `measure`
+PIECE_VOXELS = 2**20  # fits in a core's cache; limits the temporaries of `measure`
 FLOAT_BITS = 21
 SHIFT = np.uint32(32 - FLOAT_BITS)
 SIGN = np.uint32(2**31)
@@ -34,7 +34,7 @@ SIGN = np.uint32(2**31)
 def merge_moments(first: Sequence[T], second: Sequence[T]) -> tuple[T, T, T]:
     """Merge counts, means and sums of squared deviations, of numbers or of arrays.
 
-    No count is 0. Rounding depends on the order.
+    Counts must be positive. Rounding depends on the order.
 
     References
     ----------
@@ -68,7 +68,7 @@ class Moments:
     high: float = -math.inf
 
     def merge(self, other: Moments) -> Moments:
-        """Both together, by Chan's formula; rounding depends on the order."""
+        """Return the merged moments, by Chan's formula; rounding depends on the order."""
         if not self.count or not other.count:
             return self if self.count else other
         count, mean, m2 = merge_moments(
@@ -79,18 +79,18 @@ class Moments:
 
 @dataclass(frozen=True, eq=False)
 class Histogram:
-    """How often each value, or bin of values, occurs.
+    """Counts of each value, or of each bin of values.
 
     Parameters
     ----------
     dtype
-        Of the voxels.
+        Dtype of the voxels.
     bins, counts
-        The bins that hold voxels, in order of their values, and how many each holds.
+        The bins that hold voxels, uint32 in order of their values, and their counts, int64.
     nonfinite
-        NaN and infinite voxels; counted here and nowhere else.
+        Number of NaN and infinite voxels, which are counted only here.
     moments
-        Of the voxels; None where the counts tell them exactly.
+        Moments of the voxels; None if they follow exactly from the counts.
     """
 
     dtype: str
@@ -110,32 +110,32 @@ class Histogram:
 
     @cached_property
     def count(self) -> int:
-        """Finite voxels of the foreground."""
+        """Number of finite voxels in the foreground."""
         return int(self.counts.sum())
 
     @property
     def min(self) -> float:
-        """The smallest value."""
+        """Smallest value."""
         return self._moments.low
 
     @property
     def max(self) -> float:
-        """The largest value."""
+        """Largest value."""
         return self._moments.high
 
     @property
     def mean(self) -> float:
-        """The mean."""
+        """Mean value."""
         return self._moments.mean
 
     @property
     def std(self) -> float:
-        """The standard deviation, of the population as in `numpy.std`."""
+        """Standard deviation of the population, as `numpy.std`."""
         return math.sqrt(self._moments.m2 / self._moments.count)
 
     @cached_property
     def values(self) -> npt.NDArray[np.float64]:
-        """The value of each bin; the lower edge where a bin holds a range."""
+        """Value of each bin, float64; its smallest value if a bin holds a range."""
         return _edges(self.dtype, self.bins)[0]
 
     @cached_property
@@ -146,13 +146,13 @@ class Histogram:
     def _moments(self) -> Moments:
         if not self.count:
             raise InvalidInput(
-                "there are no statistics of no voxels: none is finite and in the foreground;"
+                "statistics need at least one voxel that is finite and in the foreground;"
                 " check the volume, or choose another foreground"
             )
         return self.moments or self._exact_moments()
 
     def _exact_moments(self) -> Moments:
-        # Python's integers do not overflow, and their quotient is rounded once.
+        # Python's integers do not overflow, and their quotient is rounded only once.
         pairs = list(zip((int(v) for v in self.values), self.counts.tolist(), strict=True))
         total = sum(value * count for value, count in pairs)
         squares = sum(value * value * count for value, count in pairs)
@@ -161,16 +161,16 @@ class Histogram:
         return Moments(self.count, total / self.count, m2, low, high)
 
     def percentile(self, q: float) -> float:
-        """The value below which ``q`` per cent of the voxels lie, as `numpy.percentile`.
+        """Return the ``q``-th percentile of the voxels, as `numpy.percentile`.
 
-        Exact for integers of up to 16 bits. For other types each of the two voxels between which
-        it is interpolated is known to 0.025 % of its value (2⁻¹² and the rounding to float32)
-        where that is between 1.2e-38 and 3.4e38; 0 and 100 give the exact extremes.
+        Exact for integers of up to 16 bits. For other types each of the two interpolated voxels
+        is known to 0.025 % of its value (2⁻¹² and the rounding to float32) if that is between
+        1.2e-38 and 3.4e38; 0 and 100 return the exact extremes.
 
         Raises
         ------
         InvalidInput
-            If ``q`` is not in 0..100, or there is no voxel.
+            If ``q`` is not in 0..100, or there are no voxels.
 
         Examples
         --------
@@ -188,7 +188,7 @@ class Histogram:
         return low + (high - low) * part if part < 0.5 else high - (high - low) * (1 - part)
 
     def _voxel(self, rank: int) -> float:
-        """The voxel of that rank in the order of values."""
+        """Return the voxel of a rank in the order of values."""
         number = int(np.searchsorted(self._cumulative, rank, side="right"))
         if self.moments is None:
             return float(self.values[number])
@@ -196,7 +196,7 @@ class Histogram:
             return self.moments.high if rank else self.moments.low
         low, high = (float(edge[0]) for edge in _edges(self.dtype, self.bins[[number]]))
         if abs(low) < np.finfo(np.float32).tiny:
-            value = 0.0  # zeros are common; what is subnormal is nothing else for an image
+            value = 0.0  # zeros are common; subnormal values count as 0
         else:
             before = int(self._cumulative[number] - self.counts[number])
             value = low + (high - low) * ((rank - before + 0.5) / int(self.counts[number]))
@@ -208,22 +208,22 @@ def _is_exact(dtype: np.dtype[Any]) -> bool:
 
 
 def _bins_of(voxels: Array) -> Array:
-    """The bin of each voxel; bins are in order of the values."""
+    """Return the bin of each voxel, uint32; bins are in order of the values."""
     if _is_exact(voxels.dtype):
         bits = voxels.view(f"u{voxels.dtype.itemsize}")
         flip = bits.dtype.type(1 << (8 * voxels.dtype.itemsize - 1))
         return bits ^ flip if voxels.dtype.kind == "i" else bits
     limit = np.finfo(np.float32).max
-    # Adding zero makes one zero of two.
+    # Adding zero maps -0 to +0.
     single = np.clip(voxels, -limit, limit).astype(np.float32) + np.float32(0)
     bits = single.view(np.uint32)
-    negative = (single.view(np.int32) >> 31).view(np.uint32)  # all ones where the sign is set
+    negative = (single.view(np.int32) >> 31).view(np.uint32)  # all bits set if the sign is
     keys: Array = (bits ^ (negative | SIGN)) >> SHIFT
     return keys
 
 
 def _edges(dtype: str, bins: Array) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """The smallest and the largest value of each bin."""
+    """Return the smallest and the largest value of each bin."""
     kind = np.dtype(dtype)
     if _is_exact(kind):
         offset = 1 << (8 * kind.itemsize - 1) if kind.kind == "i" else 0
@@ -239,19 +239,19 @@ def _edges(dtype: str, bins: Array) -> tuple[npt.NDArray[np.float64], npt.NDArra
 
 
 def measure(data: Array, foreground: Foreground = False) -> Histogram:
-    """The histogram of one block of one channel.
+    """Return the histogram of one block of one channel.
 
     Parameters
     ----------
     data
-        Voxels of any boolean, integer or real type.
+        Voxels of any shape, of boolean, integer or real dtype.
     foreground
         False: all voxels; True: those that are not zero; a number: those above it.
 
     Raises
     ------
     InvalidInput
-        For other types.
+        If the dtype is any other.
 
     Examples
     --------
@@ -264,7 +264,7 @@ def measure(data: Array, foreground: Foreground = False) -> Histogram:
     exact = _is_exact(data.dtype)
     size = 1 << (8 * data.dtype.itemsize) if exact else 1 << FLOAT_BITS
     table = np.zeros(size, dtype=np.int64) if data.size * 16 > size else None
-    few = [np.empty(0, dtype=np.uint32)]  # small blocks are sorted rather than tabled
+    few = [np.empty(0, dtype=np.uint32)]  # small blocks are sorted, large ones use a table
     moments, nonfinite = Moments(), 0
     for piece in _pieces(data):
         finite = np.isfinite(piece) if data.dtype.kind == "f" else np.True_
@@ -313,10 +313,10 @@ def _moments_of(voxels: Array) -> Moments:
 
 
 def merge(histograms: Sequence[Histogram]) -> Histogram:
-    """Several histograms of one type as one.
+    """Return the merged histogram of several of one dtype.
 
-    Counts do not depend on the order; mean and deviation of inexact types depend on it in their
-    last bits, so give the blocks in their order.
+    Counts do not depend on the order; the last bits of mean and deviation of inexact types do, so
+    pass the blocks in their order.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Normalisation as data: one zero and one scale per channel, the same for every block."""
+"""Normalisation as data: a zero and a scale per channel, equal for all blocks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PERCENTILES = (2.0, 98.0)
 
 
 class Distribution(Protocol):
-    """What a normalisation asks of whole-volume statistics, each with one value per channel."""
+    """Whole-volume statistics that normalisations use, with one value per channel."""
 
     @property
     def min(self) -> Sequence[float]: ...
@@ -37,10 +37,9 @@ class Normalization:
     Parameters
     ----------
     zero, scale
-        The stored value that becomes 0 in each channel, and what the distance from it is
-        multiplied by.
+        Per channel, the stored value that becomes 0, and the factor of the distance from it.
     low, high
-        Where values are cut; None where they are not.
+        Limits to which values are clipped; None for no limit.
 
     Examples
     --------
@@ -57,20 +56,20 @@ class Normalization:
     high: tuple[float | None, ...]
 
     def apply(self, stored: npt.NDArray[Any], out: npt.NDArray[np.floating[Any]]) -> None:
-        """Write a ``czyx`` block of stored values into ``out``, normalised.
+        """Write a normalised ``czyx`` block of stored values into ``out``, float ``czyx``.
 
         Raises
         ------
         InvalidInput
-            If the block has another number of channels.
+            If the number of channels differs.
         """
         if len(stored) != len(self.scale):
             raise InvalidInput(
                 f"the normalisation is for {len(self.scale)} channels; got {len(stored)}"
             )
         for number, channel in enumerate(out):
-            # In float64, before anything is rounded: in float32 a mean of 60 000 is known to
-            # 0.004 only, which is much where the deviation is small.
+            # In float64, before any rounding: in float32 a mean of 60 000 is known only to
+            # 0.004, which matters if the deviation is small.
             np.subtract(stored[number], np.float64(self.zero[number]), out=channel)
             channel *= self.scale[number]
             low, high = self.low[number], self.high[number]
@@ -79,16 +78,17 @@ class Normalization:
 
 
 def normalization(name: str, statistics: Distribution) -> Normalization:
-    """The normalisation of that name, from whole-volume statistics.
+    """Return the normalisation of a name, from whole-volume statistics.
 
     Parameters
     ----------
     name
         ``"minmax"``: (x - min) / (max - min); ``"zscore"``: (x - mean) / std; ``"percentile"``:
-        the 2nd percentile becomes 0, the 98th 1, values beyond are cut; ``"percentile:0.5,99.5"``
-        names other percentiles. Where the divisor is 0, as in a constant image, it is taken as 1.
+        the 2nd percentile becomes 0, the 98th 1, values beyond are clipped;
+        ``"percentile:0.5,99.5"`` sets other percentiles. A divisor of 0, as in a constant image,
+        is replaced by 1.
     statistics
-        Of the volume, or of its foreground.
+        Statistics of the volume, or of its foreground.
 
     Raises
     ------

@@ -16,8 +16,8 @@ class Roi:
     Parameters
     ----------
     start, stop
-        First voxel inside, first voxel beyond, per axis; ``stop >= start``.
-        A roi may reach outside its volume (negative starts): padding is the reader's business.
+        First voxel inside and first voxel beyond, per axis; ``stop >= start``. A box may reach
+        outside its volume (negative starts): the reader pads it.
 
     Raises
     ------
@@ -46,7 +46,7 @@ class Roi:
 
     @classmethod
     def full(cls, shape: Sequence[int]) -> Roi:
-        """The whole of an array of this shape."""
+        """Return the box of a whole array of this shape."""
         return cls((0,) * len(shape), tuple(shape))
 
     @property
@@ -61,29 +61,29 @@ class Roi:
 
     @property
     def size(self) -> int:
-        """Voxels in all."""
+        """Number of voxels."""
         return math.prod(self.shape)
 
     def slices(self) -> tuple[slice, ...]:
-        """The index of this box in its volume."""
+        """Return the slices that select this box in its volume."""
         return tuple(slice(a, b) for a, b in self)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         return iter(zip(self.start, self.stop, strict=True))
 
     def shift(self, offset: Sequence[int]) -> Roi:
-        """The box moved by ``offset``."""
+        """Return the box moved by ``offset``."""
         return Roi(
             tuple(a + o for a, o in zip(self.start, offset, strict=True)),
             tuple(b + o for b, o in zip(self.stop, offset, strict=True)),
         )
 
     def relative_to(self, origin: Sequence[int]) -> Roi:
-        """The same box counted from ``origin``."""
+        """Return the same box counted from ``origin``."""
         return self.shift([-o for o in origin])
 
     def grow(self, low: Sequence[int], high: Sequence[int] | None = None) -> Roi:
-        """The box with ``low`` more voxels before and ``high`` (default: as many) behind."""
+        """Return the box with ``low`` more voxels before and ``high`` (default: ``low``) behind."""
         high = low if high is None else high
         return Roi(
             tuple(a - v for a, v in zip(self.start, low, strict=True)),
@@ -91,11 +91,11 @@ class Roi:
         )
 
     def intersect(self, other: Roi) -> Roi:
-        """The common box; of size 0 where there is none."""
+        """Return the intersection, of size 0 if the boxes do not meet."""
         start = tuple(max(a, b) for a, b in zip(self.start, other.start, strict=True))
         stop = tuple(min(a, b) for a, b in zip(self.stop, other.stop, strict=True))
         return Roi(start, tuple(max(a, b) for a, b in zip(start, stop, strict=True)))
 
     def clip(self, shape: Sequence[int]) -> Roi:
-        """The part inside an array of this shape."""
+        """Return the part inside an array of this shape."""
         return self.intersect(Roi.full(shape))

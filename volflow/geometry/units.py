@@ -1,4 +1,4 @@
-"""Lengths as people write them: unit signs, round scale bars."""
+"""Units and lengths for display: symbols of units, names, round scale bars."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 __all__ = ["length_of_bar", "unit_name", "unit_sign"]
 
-# Metres and sign, by the name that NGFF gives the unit; ascending.
+# Metres and symbol by the NGFF name of the unit, ascending.
 _UNITS = {
     "angstrom": (1e-10, "Å"),
     "nanometer": (1e-9, "nm"),
@@ -23,7 +23,7 @@ _BAR_UNITS = ("nanometer", "micrometer", "millimeter")
 
 
 def unit_sign(unit: str | None) -> str:
-    """The sign of a unit; others keep their name, none is "".
+    """Return the symbol of a unit: its name if unknown, "" for None.
 
     Examples
     --------
@@ -34,7 +34,7 @@ def unit_sign(unit: str | None) -> str:
 
 
 def unit_name(text: object) -> str | None:
-    """The name that NGFF gives a unit, however people spell it; None for none.
+    """Return the NGFF name of a unit in any usual spelling; None if there is none.
 
     Examples
     --------
@@ -51,7 +51,7 @@ def unit_name(text: object) -> str | None:
 
 
 def length_of_bar(wide: float, unit: str | None) -> tuple[float, str]:
-    """A round length of about a quarter of ``wide``, and how to write it.
+    """Return a round length of about a quarter of ``wide``, and its label.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The three planes of a volume as people look at them: which axes, which way round."""
+"""The three orthogonal planes of a volume as displayed: their axes and directions."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ __all__ = ["View", "views"]
 
 @dataclass(frozen=True)
 class View:
-    """One of three orthogonal planes, as it is displayed.
+    """One of the three orthogonal planes, as displayed.
 
     Parameters
     ----------
     name
-        Such as "axial".
+        Name of the plane, such as "axial".
     normal, rows, columns
-        Stored axes: across the plane, downwards, to the right.
+        Stored axes across the plane, downwards and to the right.
     flip_rows, flip_columns
-        Whether the picture runs against the stored index.
+        Whether the picture's axis runs against the stored index.
     edges
-        Letters for the left, right, top and bottom edge, or none.
+        Letters at the left, right, top and bottom edge, or empty.
     """
 
     name: str
@@ -39,25 +39,25 @@ class View:
 
     @property
     def axis(self) -> str:
-        """The stored axis across the plane: "z", "y" or "x"."""
+        """Stored axis across the plane: "z", "y" or "x"."""
         return "zyx"[self.normal]
 
     def turn(self, plane: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """A plane with its two axes in stored order, as rows and columns of the picture."""
+        """Return a plane, its two axes in stored order, as rows and columns of the picture."""
         if self.rows > self.columns:
             plane = plane.T
         down, right = (-1 if flip else 1 for flip in (self.flip_rows, self.flip_columns))
         return plane[::down, ::right]
 
     def is_area(self, shape: Sequence[int]) -> bool:
-        """Whether the plane is more than a line; a single slice has one view worth showing."""
+        """Return True if the plane is more than a line; a single slice has one such view."""
         return shape[self.rows] > 1 and shape[self.columns] > 1
 
 
 def views(orientation: str | None) -> tuple[View, View, View]:
-    """The planes of a volume: axial, coronal, sagittal as a radiologist sees them.
+    """Return the axial, coronal and sagittal plane of a volume in radiological convention.
 
-    The patient's right is on the left, anterior is up or on the left, superior is up. Without
+    The patient's right is on the left, anterior is up or on the left, superior is up. Without an
     orientation the planes are shown as stored and named by their axes.
 
     Examples

@@ -1,4 +1,4 @@
-"""Blending windows: how much each voxel of a patch counts."""
+"""Blending windows: the weight of each voxel of a patch."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ GAUSSIAN_FLOOR = 1e-3
 
 
 def check_blend(blend: str) -> Blend:
-    """Return the name of a blend, or refuse it."""
+    """Return the name of a blend; raise InvalidInput if it is unknown."""
     if blend not in get_args(Blend):
         raise InvalidInput(f"unknown blend {blend!r}; use one of {', '.join(get_args(Blend))}")
     return blend  # type: ignore[return-value]
 
 
 def window(blend: Blend, p: int) -> npt.NDArray[np.float64]:
-    """Weight of each voxel of a patch along one axis.
+    """Return the weights of a patch along one axis, float64 of shape ``(p,)``.
 
     Parameters
     ----------
     blend
-        ``average`` and ``crop`` weigh 1 (ownership is the grid's business); ``hann`` weighs
-        ½(1 − cos(2π(n+1)/(p+1))), strictly positive, as TorchIO's aggregator; ``gaussian``
+        ``average`` and ``crop`` are 1 (`PatchGrid.owned` decides what is kept); ``hann`` is
+        ½(1 − cos(2π(n+1)/(p+1))), strictly positive, as TorchIO's aggregator; ``gaussian`` is
         exp(−½((n − (p−1)/2)/(p/8))²), as MONAI's importance map.
     p
         Voxels along the axis.
@@ -50,7 +50,7 @@ def window(blend: Blend, p: int) -> npt.NDArray[np.float64]:
 
 
 def weights(blend: Blend, patch: Sequence[int]) -> npt.NDArray[np.float32]:
-    """Weights of a whole patch: the product of the axes' windows, gaussian floored at 1e-3.
+    """Return a patch's weights, float32: the product of the axes' windows, gaussian ≥ 1e-3.
 
     Examples
     --------

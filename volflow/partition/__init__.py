@@ -1,1 +1,1 @@
-"""Exact partition of networks: which input a range of an output is computed from."""
+"""Exact partition of networks: the range of the input that a range of the output needs."""

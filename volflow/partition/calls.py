@@ -40,17 +40,17 @@ def name_of(func: Any) -> str:
 
 
 def changes_first(name: str) -> bool:
-    """Return whether a function of this name changes its first argument by purpose."""
+    """Return True if a function of this name exists to change its first argument."""
     return name in OPERATORS_IN_PLACE | WRITES or (name.endswith("_") and not name.endswith("__"))
 
 
 def works_in_place(name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Return whether a call changes its first argument."""
+    """Return True if a call changes its first argument."""
     return changes_first(name) or bool(_bound(func, args, kwargs).get("inplace", False))
 
 
 def _bound(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments by name; none of a function that is not written in Python."""
+    """Return the arguments by name; empty for a function that is not written in Python."""
     if not inspect.isfunction(func):
         return {}
     try:
@@ -62,7 +62,7 @@ def _bound(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str
 def as_called(
     tracer: Tracer, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> OpCall:
-    """Return the call; where it works in place, the call of what it computes."""
+    """Return the call; if it works in place, the equivalent call that does not."""
     call = OpCall(tracer, name, func, args, kwargs)
     if name in WRITES:
         raise call.refuse("it writes into a tensor; compute a new one")
@@ -108,7 +108,7 @@ def _cast(call: OpCall) -> OpCall:
 
 
 def is_random(call: OpCall) -> bool:
-    """Return whether a call draws random numbers."""
+    """Return True if a call draws random numbers."""
     if call.name in DRAWS:
         return True
     if call.name not in DROPOUTS:

@@ -161,7 +161,7 @@ class Graph:
 
 
 def named_outputs(raw: Any) -> dict[str, Any]:
-    """Return the outputs of a network by name; none where it returns something else.
+    """Return the outputs of a network by name; empty if it returns anything else.
 
     Examples
     --------
@@ -178,7 +178,7 @@ def named_outputs(raw: Any) -> dict[str, Any]:
 
 
 def needed(graph: Graph, targets: Mapping[int, Roi], given: Iterable[int]) -> dict[int, Roi]:
-    """Return which box of each node is needed to compute boxes of some nodes.
+    """Return the box of each node that is needed to compute boxes of some nodes.
 
     Parameters
     ----------
@@ -322,7 +322,7 @@ def live_bytes(
     boxes
         As `needed` returns them.
     given
-        As there.
+        As for `needed`.
     workspaces
         By node, bytes per voxel that its op takes beside; they are estimated where not given.
     """

@@ -25,7 +25,7 @@ from volflow.partition.rules.tracing import OpCall, Traced, Tracer, leaves, mapp
 
 __all__ = ["trace"]
 
-# Values that a module may make of nothing; a tensor as large as a volume would have to be cut too.
+# Size of tensors that a module may create; one as large as a volume would have to be cut, too.
 LARGEST_CONSTANT = 2**20
 
 _FACTORIES = frozenset(
@@ -143,7 +143,7 @@ def _outputs(raw: Any) -> Mapping[str, int]:
 
 
 class _Aside(TorchFunctionMode):
-    """Refuses what a module does apart from its input: large constants, changes of its state."""
+    """Refuses operations of a module apart from its input: large constants, state changes."""
 
     def __init__(self, tracer: Tracer, module: nn.Module) -> None:
         super().__init__()
@@ -166,7 +166,7 @@ class _Aside(TorchFunctionMode):
 
 
 def record(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Record one call as nodes; answer at once what asks for no values."""
+    """Record one call as nodes; answer calls that need no values at once."""
     name = name_of(func)
     if name in ("device", "is_cuda"):
         return tracer.device if name == "device" else tracer.device.type == "cuda"
@@ -191,7 +191,7 @@ def _replace(call: OpCall, result: Any) -> Traced:
     """Make the tensor that is changed in place stand for the result."""
     target = next(leaves((call.args, call.kwargs)))
     if not isinstance(target, Traced):
-        raise call.refuse("it writes what depends on the image into another tensor")
+        raise call.refuse("it writes values of the image into another tensor")
     if result.shape != target.shape:
         raise call.refuse("it works in place and changes the shape")
     if result.dtype != target.dtype:
@@ -216,7 +216,7 @@ def _without_axes(call: OpCall) -> bool:
 
 
 def _as_any(call: OpCall) -> Any:
-    """Record an op on what has no axes left, such as a statistic per channel: any op will do."""
+    """Record an op on a tensor without axes, such as a statistic per channel: any op is allowed."""
     metas = call.metas()
     first = metas if isinstance(metas, Tensor) else metas[0]
     if not isinstance(metas, Tensor) and len({meta.ndim for meta in metas}) > 1:

@@ -1,1 +1,1 @@
-"""Passes over a network's graph out of core: what they cost, which are cheapest, what is kept."""
+"""Out-of-core passes over a network's graph: cost, choice, execution, stored activations."""

@@ -1,8 +1,8 @@
-"""Activations kept between passes: one file per block and node.
+"""Activations stored between passes: one file per block and node.
 
-The files hold plain values in C order and are mapped to be read, so that reading a margin reads no
-more than the margin, and what memory has room for never waits for the disk. They are deleted when
-the last pass that reads them is done.
+The files hold plain values in C order and are memory-mapped, so that reading a margin reads only
+the margin, and from the page cache if it is large enough. They are deleted when the last pass that
+reads them is done.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class ActivationStore:
     Parameters
     ----------
     folder
-        Where its files lie.
+        Folder of its files.
     depth
         Values per voxel.
     cuts
@@ -67,7 +67,7 @@ class ActivationStore:
         return self.folder / (".".join(map(str, index)) + ".raw")
 
     def write(self, index: Sequence[int], values: Array) -> None:
-        """Store a block, ``(…, *box)`` of `depth` values per voxel; never a part of it is found."""
+        """Store a block, ``(…, *box)`` of `depth` values per voxel, atomically."""
         path = self.path(index)
         part = path.with_suffix(f".{uuid.uuid4().hex[:8]}.part")
         with making_room(self.folder):
@@ -80,7 +80,7 @@ class ActivationStore:
                 raise
 
     def read(self, box: Roi) -> Array:
-        """Return a box ``(depth, *box.shape)``; raises RunFailed where a file cannot be read."""
+        """Return a box ``(depth, *box.shape)``; raises RunFailed if a file cannot be read."""
         result = np.empty((self.depth, *box.shape), self.dtype)
         ranges = [
             range(_block_at(axis, low), _block_at(axis, high - 1) + 1)
@@ -105,7 +105,7 @@ class ActivationStore:
             ) from error
 
     def missing(self, index: Sequence[int]) -> bool:
-        """Return whether a block's file is absent or of another size than the block."""
+        """Return True if a block's file is absent or differs in size from the block."""
         size = self.depth * self.box(index).size * np.dtype(self.dtype).itemsize
         try:
             return self.path(index).stat().st_size != size
@@ -123,21 +123,21 @@ class ActivationStore:
 
 
 def _block_at(cuts: Sequence[int], position: int) -> int:
-    """Return which block of an axis holds a position."""
+    """Return the number of the block of an axis that holds a position."""
     return int(np.searchsorted(cuts, position, side="right")) - 1
 
 
 @contextmanager
 def making_room(folder: Path) -> Iterator[None]:
-    """Raise StoreFull, which says what to do, where a disk is full."""
+    """Raise StoreFull with a remedy if a disk is full."""
     try:
         yield
     except OSError as error:
-        # NumPy's tofile says how much it wrote, not why it stopped.
+        # NumPy's tofile reports how much it wrote, not why it stopped.
         if error.errno not in (None, errno.ENOSPC, errno.EDQUOT):
             raise
         raise StoreFull(
-            f"{folder} cannot be written: no space is left for what is kept between passes; make"
+            f"{folder} cannot be written: no space is left for activations between passes; make"
             " room and run the same command again, or give more memory"
         ) from error
 

@@ -1,4 +1,4 @@
-"""One pass over the blocks of a network: what it computes, what it costs, and that in words.
+"""One pass over the blocks of a network: its work, its cost, and a description of both.
 
 A box is a product of ranges, one per axis, so that the sum over all blocks of its volume is the
 product of the sums over each axis: blocks along the diagonal of the volume show them all.
@@ -204,7 +204,7 @@ def _diagonal(counts: Sequence[int]) -> Iterable[tuple[tuple[int, ...], tuple[fl
 
 
 def pass_facts(graph: Graph, passes: Sequence[Pass]) -> tuple[tuple[str, str], ...]:
-    """Return what a plan says of passes: their number and cost, then a line for each."""
+    """Return a plan's facts on passes: their number and cost, then a line for each."""
     seconds = sum(step.seconds for step in passes)
     whole = sum(
         node.flops * node.depth * math.prod(graph.sizes(n)) for n, node in enumerate(graph.nodes)

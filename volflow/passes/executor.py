@@ -8,8 +8,8 @@
             statistics.f64    the merged statistics of all blocks
         kept/7/               activations of node 7, while a later pass needs them
 
-A pass that was interrupted is resumed. One whose activations are needed again, because blocks of
-the last pass are repaired, is run again for these, with the statistics that are known.
+An interrupted pass is resumed. If its activations are needed again, because blocks of the last pass
+are repaired, it is run again for them, with the statistics measured before.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, eq=False)
 class Passes:
-    """The passes over one network and one image, and what is on disk of them.
+    """The passes over one network and one image, and their state on disk.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ class Passes:
         return self.beside_bytes + self.steps[number].peak_bytes
 
     def store(self, node: int) -> ActivationStore:
-        """Return where a node is kept, in the blocks of the pass that stores it."""
+        """Return the store of a node, in the blocks of the pass that writes it."""
         step = next(p for p in self.steps[:-1] if node in p.stores)
         whole, sizes = self.graph.sizes(0), self.graph.sizes(node)
         cuts = tuple(
@@ -107,7 +107,7 @@ class Passes:
         return ActivationStore(self.folder / "kept" / str(node), found.depth, cuts, dtype)
 
     def inputs_of(self, number: int) -> Blockwise:
-        """Return what computes the blocks of a pass, with what earlier passes kept and measured."""
+        """Return the computation of a pass's blocks, with the results of earlier passes."""
         stores = {n: self.store(n) for n in self.steps[number].given if n}
         statistics: dict[int, Array] = {}
         for earlier in range(number):
@@ -115,19 +115,19 @@ class Passes:
         return replace(self.blockwise, stores=stores, statistics=statistics)
 
     def statistics(self, number: int) -> dict[int, Array] | None:
-        """Return the merged statistics of a pass by node; None where it is not done."""
+        """Return the merged statistics of a pass by node; None if the pass is not done."""
         wanted = self.steps[number].statistics
         if not wanted:
             return {}
         return self._numbers(wanted, self.journal(number).directory / "statistics.f64")
 
     def _partial(self, number: int, block: int) -> dict[int, Array] | None:
-        """Return what a block of a pass measured; None where that is gone or damaged."""
+        """Return a block's partial statistics by node; None if they are missing or damaged."""
         path = partial_path(self.partials(number), block)
         return self._numbers(self.steps[number].statistics, path)
 
     def _numbers(self, statistics: tuple[int, ...], path: Path) -> dict[int, Array] | None:
-        """Read the numbers of several statistics; None where there are not as many."""
+        """Read the numbers of several statistics; None if the file's size does not fit."""
         rules = [statistic_of(self.graph, s) for s in statistics]
         counts = [math.prod(rule.partial_shape) for rule in rules]
         try:
@@ -166,7 +166,7 @@ class Passes:
         shutil.rmtree(self.partials(number), ignore_errors=True)
 
     def left(self, number: int, wanted: set[int]) -> list[int]:
-        """Return the blocks of a pass that are not done, or whose part of a wanted node is gone."""
+        """Return the blocks of a pass that are not done, or lack their part of a wanted node."""
         journal, grid = self.journal(number), self.grid(number)
         done = journal.done() if journal.recorded() else {}
         stores = [self.store(node) for node in self.steps[number].stores if node in wanted]
@@ -180,7 +180,7 @@ class Passes:
         return [block for block in range(len(grid)) if undone(block)]
 
     def todo(self) -> list[tuple[int, set[int]]]:
-        """Return the passes to run before the last, in order, and which nodes each must keep."""
+        """Return the passes to run before the last, in order, and the nodes each must keep."""
         needed = {n for n in self.steps[-1].given if n}
         found: list[tuple[int, set[int]]] = []
         for number in range(len(self.steps) - 2, -1, -1):
@@ -204,7 +204,7 @@ def run_passes(
     memory_bytes: int,
     progress: Progress,
 ) -> None:
-    """Run what is left of the passes before the last; to be called under the output's lock.
+    """Run the rest of the passes before the last; to be called under the output's lock.
 
     Parameters
     ----------

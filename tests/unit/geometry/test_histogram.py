@@ -94,7 +94,7 @@ def test_no_voxel_has_no_statistics(dtype):
         lambda: found.std,
         lambda: found.percentile(50),
     ):
-        with pytest.raises(InvalidInput, match="no statistics of no voxels"):
+        with pytest.raises(InvalidInput, match="statistics need at least one voxel"):
             use()
 
 

@@ -80,5 +80,5 @@ def test_another_number_of_channels_is_refused():
 
 
 def test_an_empty_foreground_cannot_normalise():
-    with pytest.raises(InvalidInput, match="no statistics of no voxels"):
+    with pytest.raises(InvalidInput, match="statistics need at least one voxel"):
         normalization("zscore", Statistics((measure(np.zeros(3), True),), True))

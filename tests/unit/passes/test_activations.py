@@ -105,7 +105,7 @@ def test_nothing_unfinished_is_left_by_a_full_disk(kept, monkeypatch):
         tofile = full
 
     monkeypatch.setattr(np, "ascontiguousarray", lambda a, dtype: np.zeros(9).view(Full))
-    with pytest.raises(StoreFull, match="no space is left for what is kept between passes; make"):
+    with pytest.raises(StoreFull, match="no space is left for activations between passes; make"):
         kept.write((0, 0, 0), np.zeros(1))
     assert list(kept.folder.iterdir()) == []
 
