@@ -101,7 +101,7 @@ def test_no_voxel_has_no_statistics(dtype):
 def test_only_nan_has_no_statistics():
     found = measure(np.full(4, np.nan))
     assert found.nonfinite == 4
-    with pytest.raises(InvalidInput, match="none is finite and in the foreground"):
+    with pytest.raises(InvalidInput, match="at least one voxel that is finite"):
         found.percentile(50)
 
 
