@@ -91,6 +91,9 @@ class SampleOptions:
     )
     seed: int = option(0, "Seed of the random places.")
     dpi: int = option(150, DPI)
+    memory: str | None = option(
+        None, "What reading patches may use, such as 2GiB. Default: a share of what is free."
+    )
 
 
 def sample(
@@ -137,6 +140,7 @@ def sample(
         None if isinstance(chosen, GridSampler) else number,
         seed=options.seed,
         reuse=REUSE if stats else SPREAD,
+        memory=options.memory,
         progress=False if quiet else None,
     )
     if plan:

@@ -154,6 +154,7 @@ def test_a_plan_reads_no_image_and_writes_nothing(cases, tmp_path, capsys):
         (["--axis", "q"], "axis must be z, y or x"),
         (["--out", "a.zarr"], "a picture is written as .png"),
         (["--patch", "99"], "99"),
+        (["--memory", "1KiB"], "give it memory="),
         (["b.zarr"], "b.zarr does not exist"),
         (["label=b.zarr"], "several volumes need names"),
     ],
