@@ -1,1 +1,1 @@
-"""Rules of ops: the ranges of its inputs that a range of an op depends on, and its computation."""
+"""Rules of ops: the ranges of the inputs that a range of an output needs, and its computation."""

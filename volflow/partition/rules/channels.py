@@ -1,4 +1,4 @@
-"""Rules of ops along dims that no axis lies along: channels and what they are cut into."""
+"""Rules of ops along dims without an axis: channels and parts of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["LOCAL"]
 
 
 def _require_free(call: OpCall, x: Traced, dim: int) -> int:
-    """The dim, counted from the front; refused where an axis lies along it."""
+    """Return the dim, counted from the front; refuse one along which an axis lies."""
     dim = dim % x.ndim
     if call.tracer.dims(x)[dim] is not None:
         raise call.refuse(f"it works along dim {dim}, which is an axis of the volume")
@@ -21,12 +21,12 @@ def _require_free(call: OpCall, x: Traced, dim: int) -> int:
 
 
 def along(*names: str, default: int | None = None) -> Callable[[OpCall], Any]:
-    """The rule of an op along one dim that keeps the number of dims."""
+    """Return the rule of an op along one dim that keeps the number of dims."""
 
     def rule(call: OpCall) -> Any:
         dim = call.named(names).get("dim", default)
         if dim is None:
-            raise call.refuse("it does not say along which dim; give dim=1")
+            raise call.refuse("its dim is not given; give dim=1")
         _require_free(call, call.inputs[0], int(dim))
         return call.as_is()
 

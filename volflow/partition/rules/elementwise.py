@@ -1,4 +1,4 @@
-"""Ops that compute each voxel from the voxels at its place: arithmetic and activations."""
+"""Rules of elementwise ops, which compute each voxel from the voxels at its position."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ POINTWISE = COMPUTED | frozenset(_CASTS.split())
 
 
 def pointwise(call: OpCall) -> Traced:
-    """Record an op whose output voxel depends on the inputs' voxels at its place."""
+    """Record an op whose output voxel depends only on the inputs' voxels at its position."""
     meta = call.metas()
     dims = broadcast_dims(call, meta)
     inputs = call.inputs
@@ -51,7 +51,7 @@ def pointwise(call: OpCall) -> Traced:
 
 
 def broadcast_dims(call: OpCall, meta: Tensor) -> tuple[int | None, ...]:
-    """The axis along each dim of what several tensors are broadcast to."""
+    """Return the axis along each dim of the tensor to which several are broadcast."""
     dims: list[int | None] = [None] * meta.ndim
     for x in call.inputs:
         for back, axis in enumerate(reversed(call.tracer.dims(x)), start=1):
@@ -67,7 +67,7 @@ def broadcast_dims(call: OpCall, meta: Tensor) -> tuple[int | None, ...]:
 
 
 def _check_operand(call: OpCall, x: Any, dims: Sequence[int | None]) -> None:
-    """Refuse what holds values of its own along an axis: where they belong is not known."""
+    """Refuse a tensor with its own values along an axis, as their positions are unknown."""
     own = call.tracer.dims(x) if isinstance(x, Traced) else (None,) * x.ndim
     if call.name == "prelu" and x is not call.inputs[0]:
         if isinstance(x, Traced) or (x.numel() > 1 and dims[1:2] != [None]):

@@ -33,18 +33,18 @@ __all__ = [
 
 @dataclass(frozen=True, eq=False)
 class Local:
-    """A function of the windows that knows nothing of places: of each voxel alone.
+    """A function that is independent of positions: it computes each voxel alone.
 
     Parameters
     ----------
     function
-        Of the tensors of the windows, and of the sizes of the box per axis.
+        Called with the tensors of the windows, and the sizes of the box per axis.
     """
 
     function: Callable[[Sequence[Tensor], tuple[int, ...]], Tensor]
 
     def __call__(self, windows: Sequence[Window], box: Roi) -> Tensor:
-        """The function's values."""
+        """Return the values of the function."""
         return self.function([window.values for window in windows], box.shape)
 
 
@@ -58,7 +58,7 @@ class Convolution:
     groups: int
 
     def __call__(self, windows: Sequence[Window], box: Roi) -> Tensor:
-        """Convolve the window, zero-padded where it hangs over the border."""
+        """Convolve the window, zero-padded beyond the border."""
         overhang = [axis.overhang(*span) for axis, span in zip(self.axes, box, strict=True)]
         even = all(low == high for low, high in overhang)
         x = windows[0].values
@@ -70,7 +70,7 @@ class Convolution:
             self.weight,
             self.bias,
             tuple(axis.stride for axis in self.axes),
-            # What hangs over alike on both sides the convolution pads without a copy.
+            # A symmetric overhang is padded by the convolution itself, without a copy.
             tuple(low for low, _ in overhang) if even else 0,
             tuple(axis.dilation for axis in self.axes),
             self.groups,
@@ -122,7 +122,7 @@ class Transposed:
 
 @dataclass(frozen=True, eq=False)
 class MaxPool:
-    """Maxima over a window; what hangs over the border is below every number."""
+    """Maxima over a window, padded with minus infinity beyond the border."""
 
     axes: tuple[Slide, ...]
 
@@ -148,11 +148,11 @@ class AveragePool:
     Parameters
     ----------
     axes
-        Its windows.
+        Windows per axis.
     counts
-        Per axis the voxels that a window is divided by, for each output.
+        Per axis, the number of voxels by which each output is divided.
     divisor
-        What all are divided by instead.
+        If given, the divisor of all outputs instead.
     """
 
     axes: tuple[Slide, ...]
@@ -160,7 +160,7 @@ class AveragePool:
     divisor: int | None
 
     def __call__(self, windows: Sequence[Window], box: Roi) -> Tensor:
-        """Sum the padded window, and divide by how many voxels count."""
+        """Sum the padded window, and divide by the number of voxels that count."""
         x = windows[0].values
         overhang = [axis.overhang(*span) for axis, span in zip(self.axes, box, strict=True)]
         ndim = len(self.axes)
@@ -193,11 +193,11 @@ class Relocation:
     Parameters
     ----------
     axes
-        Per axis where each voxel comes from; None for itself.
+        Per axis, the source of each voxel; None for itself.
     dims
         The dim of the tensor along each axis.
     value
-        What stands where a voxel comes from nowhere.
+        Value of voxels without a source.
     """
 
     axes: tuple[Gather | None, ...]
@@ -251,7 +251,7 @@ class Shuffle:
     axes: tuple[Split, ...]
 
     def __call__(self, windows: Sequence[Window], box: Roi) -> Tensor:
-        """Shuffle the window and cut the box out of it."""
+        """Shuffle the window and crop it to the box."""
         factor = self.axes[0].factor
         whole = F.pixel_shuffle(windows[0].values, factor)
         corner = [low * factor for low in windows[0].box.start]

@@ -1,4 +1,4 @@
-"""Rules of ops that only rearrange dims: the axes are followed through, no voxel changes."""
+"""Rules of ops that only rearrange dims: the axes are tracked, no voxel changes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Dims = tuple[int | None, ...]
 
 
 def permute(call: OpCall) -> Traced:
-    """Record a new order of dims, by whatever name: torch is asked where each dim goes."""
+    """Record a permutation of dims by any function: torch shows where each dim goes."""
     x = call.inputs[0]
-    labels = x.meta.new_empty(tuple(range(2, x.ndim + 2)))  # each dim has a size of its own
+    labels = x.meta.new_empty(tuple(range(2, x.ndim + 2)))  # each dim has a different size
     moved = call.run([labels])
     dims = tuple(call.tracer.dims(x)[size - 2] for size in moved.shape)
     return call.local(x, dims, lambda tensor, sizes: call.run([tensor]))
@@ -51,7 +51,7 @@ def reshape(call: OpCall) -> Traced:
     x, meta = call.inputs[0], call.metas()
     dims = _matched(x.shape, call.tracer.dims(x), meta.shape)
     if meta.dtype != x.dtype:
-        raise call.refuse("it takes the bytes of its input for another type")
+        raise call.refuse("it reinterprets the bytes of its input as another dtype")
     if dims is None:
         raise call.refuse(
             f"it makes {tuple(meta.shape)} of {tuple(x.shape)}, which mixes axes of the volume"
@@ -65,12 +65,12 @@ def reshape(call: OpCall) -> Traced:
 
 
 def _filled(shape: Sequence[int], dims: Dims, sizes: Sequence[int]) -> tuple[int, ...]:
-    """The shape of a box of a tensor."""
+    """Return the shape of a box of a tensor."""
     return tuple(n if axis is None else sizes[axis] for n, axis in zip(shape, dims, strict=True))
 
 
 def _matched(before: Sequence[int], dims: Dims, after: Sequence[int]) -> Dims | None:
-    """The axes of a reshaped tensor, where each axis is still a dim of its own.
+    """Return the axes of a reshaped tensor if each axis is still a separate dim.
 
     Examples
     --------
@@ -99,7 +99,7 @@ def _matched(before: Sequence[int], dims: Dims, after: Sequence[int]) -> Dims | 
 
 
 def _take(rest: list[int], wanted: int, result: list[int | None]) -> bool:
-    """Take dims of the new shape until they hold as much as those before the axis."""
+    """Take dims of the new shape until their product equals that of the dims before the axis."""
     have = 1
     while have != wanted:
         if not rest:
@@ -123,7 +123,7 @@ def expand(call: OpCall) -> Traced:
 
 
 def _repeated(call: OpCall, x: Traced, meta: Tensor) -> Dims:
-    """The axis along each dim, where no axis is repeated."""
+    """Return the axis along each dim; refuse a repeated axis."""
     more = meta.ndim - x.ndim
     dims = (*(None,) * more, *call.tracer.dims(x))
     for axis, before, after in zip(dims[more:], x.shape, meta.shape[more:], strict=True):
@@ -171,7 +171,7 @@ def index(call: OpCall) -> Any:
 
 
 def _picked(call: OpCall, x: Traced, after: list[Any]) -> Traced:
-    """Integers and new dims of an index, when its slices are cut."""
+    """Record the integers and new dims of an index, after its slices."""
     dims: list[int | None] = []
     left = list(call.tracer.dims(x))
     for k in after:

@@ -1,7 +1,7 @@
 """Rules of norms and of reductions: over channels alone, or over the whole volume.
 
-What needs the whole volume becomes two nodes: a statistic, which blocks measure and merge, and
-what is computed with it voxel by voxel.
+An op that needs the whole volume becomes two nodes: a statistic, measured by blocks and merged, and
+the voxelwise computation that uses it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _INSTANCE = (
 
 
 def _statistic(call: OpCall, x: Traced, extreme: bool | None = None) -> Traced:
-    """Record what must be known of the whole of a tensor: moments, or the largest or smallest."""
+    """Record a statistic of a whole tensor: its moments, or its largest or smallest value."""
     dims = call.tracer.dims(x)
     kept = tuple(n for n, axis in zip(x.shape, dims, strict=True) if axis is None)
     compute: Any = MeanVariance(dims, kept) if extreme is None else Extreme(dims, kept, extreme)
@@ -43,7 +43,7 @@ def _statistic(call: OpCall, x: Traced, extreme: bool | None = None) -> Traced:
 def _apply(
     call: OpCall, x: Traced, moments: Traced, function: Callable[[Tensor, Tensor], Tensor]
 ) -> Traced:
-    """Record what is computed of each voxel with a statistic; the dtype is the call's."""
+    """Record the voxelwise computation that uses a statistic, in the call's dtype."""
     reads = [call.tracer.straight(y, call.tracer.sizes(x)) for y in (x, moments)]
     compute = Local(lambda tensors, sizes: function(tensors[0], tensors[1]))
     return call.tracer.add(call, [x, moments], reads, compute, call.metas(), call.tracer.dims(x))
@@ -144,7 +144,7 @@ def layer_norm(call: OpCall) -> Any:
 
 
 def reduced_dims(x: Tensor, dim: Any) -> list[int]:
-    """The dims that a reduction goes over, counted from the front; all where None."""
+    """Return the dims of a reduction, counted from the front; all if ``dim`` is None."""
     if dim is None or dim == [] or dim == ():
         return list(range(x.ndim))
     listed = [dim] if isinstance(dim, int) else list(dim)
@@ -165,9 +165,9 @@ def _whole(
     extreme: bool | None,
     finish: Callable[[Tensor, list[int]], Tensor],
 ) -> Traced:
-    """Record a reduction over all axes and perhaps other dims: a statistic and what becomes of it.
+    """Record a reduction over all axes and possibly other dims, as a statistic and its use.
 
-    ``finish`` reduces what is left over the dims that it is given.
+    ``finish`` reduces the result over the remaining dims.
     """
     dims = call.tracer.dims(x)
     missing = [d for d, axis in enumerate(dims) if axis is not None and d not in over]
@@ -191,7 +191,7 @@ def _whole(
 
 
 def _grouped(moments: Tensor, dims: list[int]) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance over dims of the channels, which hold equally many voxels."""
+    """Return mean and biased variance over channel dims, which have equally many voxels."""
     if not dims:
         return moments[0], moments[1]
     mean = moments[0].mean(dims, keepdim=True)
@@ -202,7 +202,7 @@ def _grouped(moments: Tensor, dims: list[int]) -> tuple[Tensor, Tensor]:
 
 
 def reduction(call: OpCall) -> Any:
-    """Record a reduction: over channels as it is, over the volume as a statistic."""
+    """Record a reduction: over channels unchanged, over the volume as a statistic."""
     x = call.inputs[0]
     given = call.named(("input", "dim"))
     if sum(isinstance(one, Tensor) for one in leaves((call.args, call.kwargs))) > 1:  # max(x, y)
@@ -217,7 +217,7 @@ def reduction(call: OpCall) -> Any:
 
 
 def _spread_named(call: OpCall) -> dict[str, Any]:
-    """The arguments of a variance, whose second may be a dim or whether it is unbiased."""
+    """Return the arguments of a variance, whose second may be ``dim`` or ``unbiased``."""
     alone = len(call.args) > 1 and isinstance(call.args[1], bool)
     given = call.named(("input", "unbiased") if alone else ("input", "dim", "unbiased"))
     if "correction" not in given or given["correction"] is None:
@@ -227,7 +227,7 @@ def _spread_named(call: OpCall) -> dict[str, Any]:
 
 def _over_volume(call: OpCall, x: Traced, over: list[int], given: dict[str, Any]) -> Traced:
     if not isinstance(call.metas(), Tensor):
-        raise call.refuse("it returns places in the whole volume; use amax or amin")
+        raise call.refuse("it returns positions in the whole volume; use amax or amin")
     count = math.prod(x.shape[d] for d in over)
     if call.name in ("mean", "sum"):
         times = count if call.name == "sum" else 1

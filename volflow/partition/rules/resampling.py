@@ -34,18 +34,18 @@ def copied(
     value: float = 0.0,
     scales: Mapping[int, Fraction] = NO_SCALES,
 ) -> Traced:
-    """Record that voxels are copied from elsewhere.
+    """Record that voxels are copied from other positions.
 
     Parameters
     ----------
     call, x
-        What is called, and the tensor.
+        The call, and the tensor.
     positions
-        By dim of the tensor, which must lie along an axis: where each voxel comes from.
+        By dim of the tensor, along which an axis must lie: the source of each voxel.
     value
-        Where that is -1.
+        Value of voxels whose source is -1.
     scales
-        By dim, input voxels per output voxel where that is not 1.
+        By dim, input voxels per output voxel if not 1.
     """
     dims = call.tracer.dims(x)
     gathers = {dims[d]: Gather(where, scales.get(d, Fraction(1))) for d, where in positions.items()}
@@ -106,13 +106,13 @@ def flip(call: OpCall) -> Traced:
 
 
 def roll(call: OpCall) -> Traced:
-    """Record a roll: what leaves at one border comes in at the other."""
+    """Record a roll: voxels that leave at one border enter at the other."""
     x, given = call.inputs[0], call.named(("input", "shifts", "dims"))
     shifts, over = given["shifts"], given.get("dims", ())
     shifts = [shifts] if isinstance(shifts, int) else list(shifts)
     over = [over] if isinstance(over, int) else list(over)
     if not over or any(call.tracer.dims(x)[d % x.ndim] is None for d in over):
-        raise call.refuse("it rolls along a dim that is no axis of the volume")
+        raise call.refuse("it rolls along a dim that is not an axis of the volume")
     positions: dict[int, Positions] = {}
     for d, shift in zip((d % x.ndim for d in over), shifts, strict=True):
         before = positions.get(d, np.arange(x.shape[d], dtype=np.int64))
@@ -129,7 +129,7 @@ def narrow(call: OpCall) -> Traced:
 
 
 def cut(call: OpCall, x: Traced, slices: dict[int, slice]) -> Traced:
-    """Record slices along some dims: channels are cut as they are, axes as copies."""
+    """Record slices along some dims: of channels directly, of axes as copied voxels."""
     dims = call.tracer.dims(x)
     axes = {
         d: np.arange(x.shape[d], dtype=np.int64)[part]
@@ -152,7 +152,7 @@ def spread(call: OpCall, x: Traced, dims: Sequence[int | None]) -> Traced:
     Parameters
     ----------
     call, x
-        What is called, and the tensor.
+        The call, and the tensor.
     dims
         The axis along each dim of the result.
     """
@@ -168,7 +168,7 @@ def spread(call: OpCall, x: Traced, dims: Sequence[int | None]) -> Traced:
 
 
 def interpolate(call: OpCall) -> Traced:
-    """Record an interpolation: nearest, nearest-exact, area, or linear with corners as asked."""
+    """Record an interpolation: nearest, nearest-exact, area, or linear with either corner mode."""
     x, given = call.inputs[0], call.named(INTERPOLATE)
     mode, meta = given.get("mode", "nearest"), call.metas()
     dims, ndim = call.tracer.dims(x), call.tracer.ndim
@@ -201,7 +201,7 @@ def interpolate(call: OpCall) -> Traced:
 
 
 def _scales(given: dict[str, Any], ndim: int) -> Sequence[float | None]:
-    """The factors that torch computes places with: those given, unless it is told to redo them."""
+    """Return torch's scale factors: those given, unless it recomputes them."""
     factor = given.get("scale_factor")
     if factor is None or given.get("recompute_scale_factor"):
         return (None,) * ndim
@@ -211,7 +211,7 @@ def _scales(given: dict[str, Any], ndim: int) -> Sequence[float | None]:
 def _nearest(call: OpCall, dim: int, outputs: int, scale: float | None, mode: str) -> Positions:
     """Return the source of each voxel, found by calling torch itself on a line along one dim.
 
-    It rounds in the tensor's precision, and not alike for planes and volumes or on all devices.
+    Its rounding depends on the tensor's precision, the number of axes and the device.
     """
     x = call.inputs[0]
     real = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -229,7 +229,7 @@ def _nearest(call: OpCall, dim: int, outputs: int, scale: float | None, mode: st
 def _lerp(
     size: int, outputs: int, scale: float | None, align: bool, dtype: torch.dtype
 ) -> Lerp | None:
-    """The two neighbours of each output voxel, computed as torch does: in the tensor's precision.
+    """Return the two neighbours of each output voxel, in the tensor's precision like torch.
 
     With aligned corners output o lies at ``o · (n − 1) / (m − 1)``, else at
     ``(o + ½) · n / m − ½``, not below 0.

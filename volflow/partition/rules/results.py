@@ -28,7 +28,7 @@ _REDUCTIONS = frozenset(("amax", "amin", "mean", "sum"))
 
 
 def result_of(call: OpCall) -> Tensor | None:
-    """Return the result of a call on the meta device; None where torch has to be asked for it."""
+    """Return the result of a call on the meta device; None if torch must compute it."""
     try:
         if call.name in COMPUTED:
             return _broadcast(call)
@@ -42,7 +42,7 @@ def result_of(call: OpCall) -> Tensor | None:
             return _resized(call)
         if call.name.startswith("adaptive_avg_pool"):
             return _pooled(call)
-    except Exception:  # torch says on the meta device what is wrong, in its own words
+    except Exception:  # torch then reports the error on the meta device
         return None
     return None
 
@@ -50,7 +50,7 @@ def result_of(call: OpCall) -> Tensor | None:
 def _broadcast(call: OpCall) -> Tensor | None:
     tensors = [x for x in leaves((call.args, call.kwargs)) if isinstance(x, Tensor)]
     shapes = [x.meta.shape if isinstance(x, Traced) else x.shape for x in tensors]
-    if call.name == "prelu":  # its weights lie along the channels, wherever these are
+    if call.name == "prelu":  # its weights lie along the channel dim
         del shapes[1:]
     return _like(call, torch.broadcast_shapes(*shapes))
 
@@ -69,7 +69,7 @@ def _like(call: OpCall, shape: torch.Size) -> Tensor | None:
 
 
 def _trial(x: Tensor, call: OpCall) -> Tensor:
-    """Return ones in the place of a tensor: the model's own are never handed to an op."""
+    """Return ones in place of a tensor, as the model's own tensors are never passed to an op."""
     if not isinstance(x, Traced):
         if x.device.type == "meta":
             raise ValueError("a tensor without values is refused by the tracer")
@@ -111,7 +111,7 @@ def _pooled(call: OpCall) -> Tensor | None:
 
 
 def _resized(call: OpCall) -> Tensor:
-    """Return the result of an interpolation, whose shape no mode changes."""
+    """Return the result of an interpolation, whose shape is independent of the mode."""
     given: dict[str, Any] = call.named(INTERPOLATE)
     names = ("size", "scale_factor", "recompute_scale_factor")
     return F.interpolate(call.inputs[0].meta, **{n: given[n] for n in names if n in given})

@@ -1,7 +1,7 @@
 """The table of rules by the names of torch's functions.
 
-An op that is not in it, or is called in a way for which no rule is known, raises `NoExactRule`:
-nothing falls back to an approximation.
+An op that is not in it, or a call without a known rule, raises `NoExactRule`: nothing falls back to
+an approximation.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ _UNCHANGED = (
     " alias positive dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout"
     " feature_alpha_dropout"
 )
-# What they return may share memory with what they are given.
+# Their results may share memory with their inputs.
 VIEWS = frozenset(LAYOUTS) | frozenset(_UNCHANGED.split())
 
-# They give axes to what has none: a value per channel is spread over the volume.
+# They add axes: a value per channel is repeated over the volume.
 SPREADING = frozenset(("expand", "expand_as", "broadcast_to", "interpolate"))

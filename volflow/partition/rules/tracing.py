@@ -1,4 +1,4 @@
-"""A tensor without values that records what is done with it, and the calls that it records."""
+"""A tensor without values that records operations on it, and the recorded calls."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RecordCall = Callable[["Tracer", Any, tuple[Any, ...], dict[str, Any]], Any]
 
 
 class Memory:
-    """Memory that views of one another share; counts how often it was changed in place."""
+    """Memory shared by views; counts its changes in place."""
 
     def __init__(self) -> None:
         self.changes = 0
@@ -43,7 +43,7 @@ class Traced(Tensor):
         return self.seen != self.memory.changes
 
     def become(self, other: Traced) -> None:
-        """Change in place to what another stands for."""
+        """Change in place to represent the node of another."""
         self.number, self.meta = other.number, other.meta
         self.memory.changes += 1
         self.seen = self.memory.changes
@@ -63,11 +63,11 @@ class OpCall:
     Parameters
     ----------
     tracer
-        Records it.
+        The tracer that records it.
     name
         The function's bare name.
     func, args, kwargs
-        As called, but for what works in place: that is recorded as what it computes.
+        The arguments of the call; in-place calls are recorded as their out-of-place equivalent.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class OpCall:
         self.result: Any = None
 
     def refuse(self, why: str) -> NoExactRule:
-        """The error for an op that cannot be cut into blocks."""
+        """Return the error for an op that cannot be cut into blocks."""
         place = self.tracer.path
         return NoExactRule(
             f"{self.name} in {place or 'the model'} has no exact rule: {why}; use blend='gaussian'"
@@ -86,16 +86,16 @@ class OpCall:
         )
 
     def named(self, names: Sequence[str]) -> dict[str, Any]:
-        """The arguments by name, for functions that know nothing of their signature."""
+        """Return the arguments by name, for functions without a Python signature."""
         return {**dict(zip(names, self.args, strict=False)), **self.kwargs}
 
     @property
     def inputs(self) -> list[Traced]:
-        """The traced tensors among the arguments, in order, each time they stand there."""
+        """Traced tensors among the arguments, in order, repeated if an argument is."""
         return [x for x in leaves((self.args, self.kwargs)) if isinstance(x, Traced)]
 
     def run(self, tensors: Sequence[Tensor]) -> Any:
-        """Call the function with these in the place of the traced tensors."""
+        """Call the function with these tensors in place of the traced ones."""
         stream = iter(tensors)
         args, kwargs = mapped(
             (self.args, self.kwargs), lambda x: next(stream) if isinstance(x, Traced) else x
@@ -109,14 +109,14 @@ class OpCall:
         function: Callable[[Tensor, tuple[int, ...]], Tensor],
         meta: Tensor | None = None,
     ) -> Traced:
-        """Record a function of one tensor that knows nothing of places.
+        """Record a function of one tensor that is independent of positions.
 
         Parameters
         ----------
         x, dims
             The tensor, and the axis along each dim of the result.
         function
-            Of a window of the tensor, and of the sizes of the box per axis.
+            Called with a window of the tensor, and the sizes of the box per axis.
         meta
             The result on the meta device; that of the call by default.
         """
@@ -127,9 +127,9 @@ class OpCall:
         )
 
     def as_is(self, dims: Sequence[int | None] | None = None) -> Any:
-        """Record the call itself, which knows nothing of places; several results, several nodes.
+        """Record the call itself, which is independent of positions; one node per result.
 
-        The axes stay along the dims where they are, unless others are given.
+        The axes stay along their dims unless ``dims`` is given.
         """
         tracer, inputs, metas = self.tracer, self.inputs, self.metas()
         sizes, axes = tracer.sizes(inputs[0]), tracer.dims(inputs[0]) if dims is None else dims
@@ -172,9 +172,9 @@ class Tracer:
 
     @property
     def path(self) -> str:
-        """The module at work: the innermost whose method is being called.
+        """Return the path of the innermost module whose method is being called.
 
-        Hooks would tell too, but a module may be at work in other threads at the same time.
+        Hooks cannot be used, as the module may run in other threads at the same time.
         """
         frame: FrameType | None = sys._getframe(1)
         while frame is not None:
@@ -196,7 +196,7 @@ class Tracer:
         flops: int = 0,
         statistic: bool = False,
     ) -> Traced:
-        """Append a node; returns what stands for it."""
+        """Append a node; return the tensor that represents it."""
         node = Node(
             name=call.name,
             where=self.path,
@@ -213,7 +213,7 @@ class Tracer:
         return self.stand_in(len(self.nodes) - 1, meta)
 
     def stand_in(self, number: int, meta: Tensor, memory: Memory | None = None) -> Traced:
-        """A tensor for the module to hand on; with memory of its own unless it is a view."""
+        """Return a traced tensor for a node, with its own memory unless it is a view."""
         traced: Traced = Tensor._make_subclass(Traced, meta)
         traced.tracer, traced.number, traced.meta = self, number, meta
         traced.memory = memory or Memory()
@@ -221,15 +221,15 @@ class Tracer:
         return traced
 
     def dims(self, x: Traced) -> tuple[int | None, ...]:
-        """The axis along each dim."""
+        """Return the axis along each dim."""
         return self.nodes[x.number].dims
 
     def sizes(self, x: Traced) -> tuple[int, ...]:
-        """Voxels per axis."""
+        """Return voxels per axis."""
         return self.nodes[x.number].sizes(self.ndim)
 
     def straight(self, x: Traced, sizes: Sequence[int]) -> tuple[AxisMap, ...]:
-        """Each voxel of a result of these sizes from the voxel at its place."""
+        """Return maps that compute each voxel from the voxel at its position."""
         return tuple(
             Same() if mine == theirs else Whole(mine)
             for mine, theirs in zip(self.sizes(x), sizes, strict=True)
@@ -245,13 +245,13 @@ class Tracer:
             return x.meta
         if x.device.type == "meta":
             raise call.refuse("it is given a tensor that was made without values")
-        if id(x) not in self._metas:  # the tensor is kept: its id must not be given again
+        if id(x) not in self._metas:  # the tensor is kept, so that its id is not reused
             self._metas[id(x)] = (x, x.detach().to("meta"))
         return self._metas[id(x)][1]
 
 
 def leaves(tree: Any) -> Iterator[Any]:
-    """Everything in a nest of arguments, in order."""
+    """Yield all leaves of nested arguments, in order."""
     if isinstance(tree, tuple | list):
         for one in tree:
             yield from leaves(one)
@@ -265,7 +265,7 @@ def leaves(tree: Any) -> Iterator[Any]:
 
 
 def mapped(tree: Any, change: Any) -> Any:
-    """The same nest of arguments with every tensor changed."""
+    """Return nested arguments with every tensor changed."""
     if isinstance(tree, Tensor):
         return change(tree)
     if isinstance(tree, tuple | list):

@@ -37,7 +37,7 @@ def _per_axis(value: Any, ndim: int) -> tuple[int, ...]:
 
 
 def _image(call: OpCall) -> Traced:
-    """The input, which must be ``(1, C, *axes)``."""
+    """Return the input, which must be ``(1, C, *axes)``."""
     x = call.inputs[0]
     if call.tracer.dims(x) != (None, None, *range(call.tracer.ndim)):
         raise call.refuse(
@@ -134,7 +134,7 @@ def average_pool(call: OpCall) -> Traced:
 
 
 def _counts(axis: Slide, outputs: int, counted: bool) -> Tensor:
-    """The voxels that each window is divided by: with ``ceil_mode`` the last may be cut."""
+    """Return the number of voxels per window; with ``ceil_mode`` the last may have fewer."""
     starts = np.arange(outputs, dtype=np.int64) * axis.stride - axis.padding
     stops = np.minimum(starts + axis.kernel, axis.size + axis.padding)
     if not counted:
