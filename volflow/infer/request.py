@@ -24,7 +24,7 @@ from volflow.model.spec import Model
 from volflow.store.journal.journal import Journal, journal_dir
 from volflow.store.journal.outputs import check_apart
 from volflow.store.layout import resolve_layout
-from volflow.store.meta import Meta, VolumeSpec, difference_of_grids
+from volflow.store.meta import Meta, VolumeSpec, difference_of_grids, shared_grid
 from volflow.store.slabs import Source
 from volflow.store.volume import Volume
 from volflow.volumes.arrays.inputs import VolumeLike, open_input
@@ -211,9 +211,9 @@ def framed_image(
         if len(axes) != 3:
             raise InvalidInput(f"mask must have axes zyx; got {', '.join(axes)}")
     _check_one_grid(others)
-    first = next(iter(specs.values()))
-    frame = Frame.between(first.meta.orientation, options.frame)
-    _check_spacing(first.meta, frame, model)
+    grid = shared_grid([spec.meta for spec in specs.values()])
+    frame = Frame.between(grid.orientation, options.frame)
+    _check_spacing(grid, frame, model)
     wanted = model.spec.channels
     channels = sum(spec.channels for spec in specs.values())
     if wanted is not None and channels != len(wanted):
@@ -366,7 +366,7 @@ def normalized(request: Request, **options: Any) -> Request:
 def output_meta(request: Request, output: Output) -> Meta:
     """Return the metadata of an output: axes, spacing, origin, names."""
     inputs, options, spec = request.inputs, request.options, request.model.spec
-    meta, frame = inputs.specs[0].meta, inputs.frame
+    meta, frame = inputs.meta, inputs.frame
     offsets = []
     for n, s, flip in zip(inputs.shape, output.scale, frame.flips, strict=True):
         centre = (s - 1) / 2

@@ -24,6 +24,7 @@ __all__ = [
     "check_spacing",
     "difference_of_grids",
     "is_color",
+    "shared_grid",
 ]
 
 # No image has smaller or larger lengths in any unit, and their squares fit into a float.
@@ -303,6 +304,20 @@ def difference_of_grids(
             if not close and value_of[name] != value_of[first]:
                 return what, first, value_of[first], name, value_of[name]
     return None
+
+
+def shared_grid(metas: Sequence[Meta]) -> Meta:
+    """Return the metadata of the first array of several on one grid, completed from the others.
+
+    Examples
+    --------
+    >>> shared_grid([Meta(), Meta(spacing=(2, 1, 1), unit="millimeter", orientation="SAR")]).spacing
+    (2.0, 1.0, 1.0)
+    """
+    placed = next((meta for meta in metas if meta.orientation), metas[0])
+    grid = next((meta for meta in metas if meta.knows_spacing), placed)
+    placed = placed if placed.orientation else grid
+    return replace(grid, orientation=placed.orientation, affine=placed.affine)
 
 
 def _length(meta: Meta) -> str:

@@ -13,7 +13,7 @@ from volflow.errors import InvalidInput
 from volflow.geometry.frame import Frame
 from volflow.geometry.normalize import Normalization
 from volflow.geometry.roi import Roi
-from volflow.store.meta import VolumeSpec
+from volflow.store.meta import Meta, VolumeSpec, shared_grid
 from volflow.store.slabs import refuse_complex
 
 __all__ = ["BoxReader", "FramedImage"]
@@ -60,6 +60,11 @@ class FramedImage:
     def shape(self) -> tuple[int, ...]:
         """Voxels per frame axis."""
         return self.frame.reorder(self.specs[0].spatial_shape)
+
+    @property
+    def meta(self) -> Meta:
+        """The metadata of the first volume; what it does not know of the grid is the others'."""
+        return shared_grid([spec.meta for spec in self.specs])
 
     @property
     def channels(self) -> int:

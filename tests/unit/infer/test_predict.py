@@ -84,6 +84,14 @@ class TestInputs:
         expected = sliding_window(np.concatenate([scan[None], two]), net, (8, 8, 8))
         assert close(predict(named, net)[:], expected)
 
+    def test_what_the_first_does_not_know_of_the_grid_is_the_others(self, predict, stored, scan):
+        known = {"spacing": (2.0, 1.0, 1.0), "unit": "millimeter", "orientation": "SAR"}
+        volume, net = stored(scan, **known), random_net(channels_in=2)
+        result = predict({"bare": scan, "stored": volume}, net, frame="RAS")
+        assert {name: getattr(result, name) for name in known} == known
+        same = {"first": stored(scan, "first.zarr", **known), "stored": volume}
+        assert np.array_equal(result[:], predict(same, net, "same.zarr", frame="RAS")[:])
+
     def test_the_model_decides_the_order_where_it_has_names(self, predict, tmp_path, scan):
         net = UNet(2, 1, features=(4, 8))
         model = vf.save_model(net, tmp_path / "bundle", channels=["t1", "flair"], patch=8)

@@ -166,7 +166,7 @@ def _stacked(parts: list[da.Array]) -> da.Array:
 
 def _stacked_image(image: FramedImage, array: da.Array, options: PredictOptions) -> FramedImage:
     """Return the inputs as one image of all channels; each block brings its own voxels."""
-    meta = replace(image.specs[0].meta, axes=("c", "z", "y", "x"))
+    meta = replace(image.meta, axes=("c", "z", "y", "x"))
     shape = tuple(int(n) for n in array.shape)
     spec = VolumeSpec(shape, array.dtype, shape, None, meta)
     normalize: Any = options.normalize

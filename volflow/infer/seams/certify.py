@@ -137,14 +137,14 @@ def certify_seams(  # noqa: PLR0913 - a public journey takes flat options
                 _measure(request, number, box, variants, memory_bytes, exact=exact, told=told)
                 for number, box in enumerate(boxes, 1)
             ]
-        first, by = request.inputs.specs[0], asked.activation
+        inputs, by = request.inputs, asked.activation
         return Certificate(
             volume=request.named(),
             model=request.model.name,
-            shape=first.spatial_shape,
-            spacing=first.meta.spacing,
-            unit=first.meta.unit,
-            orientation=first.meta.orientation,
+            shape=inputs.specs[0].spatial_shape,
+            spacing=inputs.meta.spacing,
+            unit=inputs.meta.unit,
+            orientation=inputs.meta.orientation,
             frame=asked.frame,
             patch=asked.sides,
             activation=getattr(by, "__name__", "a function") if callable(by) else by,
@@ -308,7 +308,7 @@ def _plane(
     """
     frame, dropped = request.inputs.frame, dropped_axis(request)
     if dropped is None:  # slices as people look at them
-        planes = views(request.inputs.specs[0].meta.orientation)
+        planes = views(request.inputs.meta.orientation)
         axis = next((view for view in planes if view.is_area(image.shape)), planes[0]).normal
     else:
         axis = frame.axes[dropped]

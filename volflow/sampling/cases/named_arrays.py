@@ -11,7 +11,7 @@ import numpy as np
 
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
-from volflow.store.meta import Meta, Vector, difference_of_grids
+from volflow.store.meta import Meta, Vector, difference_of_grids, shared_grid
 from volflow.store.slabs import Array, Source
 from volflow.store.volume import described
 from volflow.volumes.arrays.inputs import refuse_sequential
@@ -80,19 +80,8 @@ class Case:
     @property
     def meta(self) -> Meta:
         """Metadata of the grid, axes z, y, x: the lead's; what it does not know is the others'."""
-        metas = [described(source) for source in self.sources.values()]
-        placed = next((m for m in metas if m.orientation), metas[0])
-        grid = next((m for m in metas if m.knows_spacing), placed)
-        placed = placed if placed.orientation else grid
-        return replace(
-            grid,
-            axes=("z", "y", "x"),
-            orientation=placed.orientation,
-            affine=placed.affine,
-            channels=(),
-            kind="image",
-            colors=(),
-        )
+        grid = shared_grid([described(source) for source in self.sources.values()])
+        return replace(grid, axes=("z", "y", "x"), channels=(), kind="image", colors=())
 
     @property
     def spacing(self) -> Vector:
