@@ -93,6 +93,7 @@ class TestInputs:
         assert np.array_equal(result[:], predict(same, net, "same.zarr", frame="RAS")[:])
 
     def test_the_model_decides_the_order_where_it_has_names(self, predict, tmp_path, scan):
+        torch.manual_seed(4)  # by chance its scores may lie too close together to be told apart
         net = UNet(2, 1, features=(4, 8))
         model = vf.save_model(net, tmp_path / "bundle", channels=["t1", "flair"], patch=8)
         other = scan[:, :, ::-1].copy()
