@@ -27,8 +27,7 @@ from volflow.infer.method import (
     threads_per_worker,
 )
 from volflow.infer.patches.rows import rows_at_once
-from volflow.infer.patches.sliding import SlidingWindow, read_hull
-from volflow.infer.patches.task import predict_blocks
+from volflow.infer.patches.sliding import SlidingWindow, predict_blocks, read_hull
 from volflow.infer.patches.tiling import Demand, choose_tiling, limit_depth, patch_count, runs_of
 from volflow.infer.patches.writer import tile_of
 from volflow.infer.predict_options import PredictOptions

@@ -1,31 +1,37 @@
-"""A network over overlapping patches of a box: the one block function of ``predict``.
+"""A network over overlapping patches of a box, and the task that writes what it finds.
 
 Layer by layer of patches along the frame's first axis: while the model computes one layer, the
 next rows are read; rows that no later layer reaches are blended, finished and leave. The batch
 run writes them, the lazy array keeps them: the same voxels either way.
+
+A task goes through a run of neighbouring blocks. Read, forward, blend and write are each in their
+own thread or stream: a block is compressed and written while the next one fills. The seam between
+two blocks of a run stays open in the blend, so each patch is computed once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from volflow.engine.task import Context
+from volflow.engine.task import Context, Step
 from volflow.errors import InvalidInput
 from volflow.geometry.grid import PatchGrid
 from volflow.geometry.roi import Roi
 from volflow.geometry.windows import Blend
 from volflow.infer.finish import Finish
-from volflow.infer.method import Rows
+from volflow.infer.method import OutputJob, Rows
 from volflow.infer.patches.rolling import RollingBlend
 from volflow.infer.patches.rows import RowReader
-from volflow.model.forward import Forward, Output
+from volflow.infer.patches.writer import Writer, tile_of
+from volflow.model.forward import Forward, Output, torch_threads
 from volflow.volumes.framed import FramedImage
 
-__all__ = ["SlidingWindow", "read_hull", "slide"]
+__all__ = ["SlidingWindow", "predict_blocks", "read_hull"]
 
 
 @dataclass(frozen=True)
@@ -67,10 +73,10 @@ class SlidingWindow:
     def rows(self, tile: Roi) -> Iterator[Rows]:
         """Yield a box of the output, some rows at a time."""
         with torch.inference_mode():
-            yield from slide(self, tile, Context())
+            yield from _slide(self, tile, Context())
 
 
-def slide(window: SlidingWindow, tile: Roi, context: Context) -> Generator[Rows, None, None]:
+def _slide(window: SlidingWindow, tile: Roi, context: Context) -> Generator[Rows, None, None]:
     """Compute a box of the output, some rows at a time.
 
     Parameters
@@ -258,3 +264,46 @@ class Batches:
                     f"model output {output.name or 'tensor'} has shape {found} here but"
                     f" {wanted} in the trial forward; it must depend on the patch's shape only"
                 )
+
+
+def predict_blocks(
+    job: OutputJob[SlidingWindow], blocks: tuple[int, ...], context: Context
+) -> Iterator[Step]:
+    """Run blocks that lie behind each other along the frame's first axis."""
+    context.trim()
+    for run in _neighbours(job, blocks):
+        with torch_threads(job.threads), torch.inference_mode():
+            yield from _run(job, run, context)
+
+
+def _neighbours(job: OutputJob[SlidingWindow], blocks: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """Cut a sequence of blocks where the next does not begin where the last ended."""
+    run: list[int] = []
+    end = 0
+    for number in blocks:
+        box = tile_of(job.grid, job.window.inputs.frame, (number,))
+        if run and box.start[0] != end:
+            yield tuple(run)
+            run = []
+        run.append(number)
+        end = box.stop[0]
+    if run:
+        yield tuple(run)
+
+
+def _run(
+    job: OutputJob[SlidingWindow], blocks: tuple[int, ...], context: Context
+) -> Iterator[Step]:
+    frame = job.window.inputs.frame
+    tile = tile_of(job.grid, frame, blocks)
+    with (
+        closing(Writer(job.grid, frame, job.targets, blocks, context)) as writer,
+        closing(_slide(job.window, tile, context)) as sliding,
+    ):
+        for first, rows in sliding:
+            for number in writer.put(first, rows):
+                yield Step(number, 0)
+            height = next(iter(rows.values())).shape[-3]
+            yield Step(None, height * tile.shape[1] * tile.shape[2])
+        for number in writer.flush():
+            yield Step(number, 0)
