@@ -58,9 +58,9 @@ def prepare_allocators(*, own: bool) -> str:
     >>> prepare_allocators(own=False).startswith("memory: ")
     True
     """
-    told = f"memory: {'; '.join([_ask_for_huge_pages(), *_keep_what_is_freed(own)])}"
-    logger.debug(told)
-    return told
+    settings = f"memory: {'; '.join([_ask_for_huge_pages(), *_keep_what_is_freed(own)])}"
+    logger.debug(settings)
+    return settings
 
 
 def _ask_for_huge_pages() -> str:
@@ -85,15 +85,15 @@ def _keep_what_is_freed(own: bool) -> list[str]:
     # Environment variables by which users and Dask's nanny set them.
     variables = {name: f"MALLOC_{name.upper()}_THRESHOLD_" for name, *_ in THRESHOLDS}
     dasks = {name for name, variable in variables.items() if _is_dasks(variable, found)}
-    told = []
+    settings = []
     for name, number, value_bytes, meaning in THRESHOLDS:
         chosen = variables[name] in found or f"glibc.malloc.{name}_threshold" in tunables
         if chosen and name not in dasks:
-            told.append(f"{variables[name]} is the user's")
+            settings.append(f"{variables[name]} is the user's")
         # If one is set, the other no longer adapts itself.
         elif (own or dasks) and mallopt(number, value_bytes):
-            told.append(f"{format_bytes(value_bytes)} {meaning}")
-    return told
+            settings.append(f"{format_bytes(value_bytes)} {meaning}")
+    return settings
 
 
 def _is_dasks(variable: str, found: Mapping[str, str]) -> bool:

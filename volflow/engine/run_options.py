@@ -16,7 +16,7 @@ __all__ = ["OutputOptions", "RunOptions"]
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """Where and how a journey runs; each journey adds its own options.
+    """Options of every operation: where and how it runs; each adds its own.
 
     Public journeys take them flat, as keywords, and turn them at once into one such object, which
     all that runs the journey receives. ``journey(…, **vars(options))`` is the way back.
@@ -42,6 +42,6 @@ class RunOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class OutputOptions(RunOptions):
-    """Where and how a journey runs that writes a volume."""
+    """Options of operations that write a volume."""
 
     overwrite: bool = option(False, "Replace the output if it exists.")

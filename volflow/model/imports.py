@@ -216,9 +216,9 @@ def _imported(node: ast.AST, package: str) -> Iterator[str]:
     elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
         called = node.func.attr if isinstance(node.func, ast.Attribute) else None
         called = node.func.id if isinstance(node.func, ast.Name) else called
-        said = node.args[0].value
-        if called in ("import_module", "__import__") and isinstance(said, str):
-            yield said
+        literal = node.args[0].value
+        if called in ("import_module", "__import__") and isinstance(literal, str):
+            yield literal
 
 
 def _inner(node: ast.AST) -> Iterable[ast.AST]:

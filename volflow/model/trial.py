@@ -92,7 +92,7 @@ def output_shapes(forward: Forward, module: torch.nn.Module) -> tuple[Output, ..
     try:
         # A copy that shares the weights, as a module may keep tensors of its first call.
         shell = copy.deepcopy(module, weights)
-    except Exception:  # whatever copying may raise
+    except Exception:  # copying may raise any error
         return None
     try:
         graph = trace_any(shell, forward.channels, sides, dtype)

@@ -1,6 +1,6 @@
 """A network as a graph of ops: which box of each node a result needs, and its computation.
 
-Boxes have one range per axis of the network's image, whatever the dims of a node's tensor: a node
+Boxes have one range per axis of the network's image, regardless of the node's dims: a node
 without an axis (a statistic, a vector per channel) has one voxel along it.
 """
 
@@ -33,7 +33,7 @@ __all__ = [
 # Channels that the widest instructions of a processor handle at once.
 VECTOR = 16
 # Torch unfolds small inputs of float32, too: up to so many channels × voxels along two axes,
-# whatever the length of the third. Such inputs occur where blocks end at a border.
+# for any length of the third. Such inputs occur at blocks that end at a border.
 UNFOLDED = 20480
 
 

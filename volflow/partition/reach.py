@@ -169,7 +169,7 @@ class Halo:
 
 
 def work(graph: Graph, boxes: dict[int, Roi]) -> float:
-    """Return floating-point operations on boxes, or values where there is no convolution."""
+    """Return floating-point operations on boxes, or the number of values without convolutions."""
     if not any(node.flops for node in graph.nodes):
         return float(sum(graph.nodes[n].depth * box.size for n, box in boxes.items() if n))
     return float(
@@ -235,13 +235,13 @@ def padded_sizes(module: nn.Module, channels: int, shape: Sequence[int]) -> tupl
 def trace_any(
     module: nn.Module, channels: int, sizes: Sequence[int], dtype: torch.dtype | None = None
 ) -> Graph:
-    """Trace a module as `trace` does; whatever it raises becomes InvalidInput in one line."""
+    """Trace a module like `trace`; its own errors become InvalidInput in one line."""
     try:
         with torch.no_grad():
             return trace(module, channels, sizes, dtype)
     except VolflowError:
         raise
-    except Exception as error:  # models raise whatever they like
+    except Exception as error:  # models raise errors of any class
         raise InvalidInput(
             f"the model does not take an image of shape (1, {channels},"
             f" {', '.join(map(str, sizes))}): {first_line(error)}; give its"

@@ -101,7 +101,7 @@ class ActivationStore:
         except (OSError, ValueError) as error:
             raise RunFailed(
                 f"{path} cannot be read ({error}); delete {self.folder.parent} and run the same"
-                " command again, which computes it anew"
+                " command again, which computes it again"
             ) from error
 
     def missing(self, index: Sequence[int]) -> bool:

@@ -63,7 +63,7 @@ class Passes:
     model
         Holds the network on the workers.
     folder
-        Where journals and activations lie.
+        Folder of journals and activations.
     threads
         Torch threads per worker.
     beside_bytes
@@ -154,7 +154,7 @@ class Passes:
                 journal.forget([block])
                 raise RunFailed(
                     f"{partial_path(self.partials(number), block)} is damaged; run the same"
-                    " command again to measure it anew"
+                    " command again to measure it again"
                 )
             partials.append(part)
         merged = [
@@ -211,7 +211,8 @@ def run_passes(
     passes
         The passes.
     fingerprint
-        What decides the values; recorded in each journal, which another one may not resume.
+        Everything that the values depend on; recorded in each journal, which is resumed only with
+        the same.
     client, memory_bytes, progress
         The cluster, the budget of a worker, and as in `volflow.engine.run.run`.
     """
@@ -263,9 +264,9 @@ class PassJob:
     blockwise
         The image, the network, and what earlier passes kept and measured.
     step
-        What the pass computes, in which blocks.
+        The pass: its nodes and its blocks.
     stores
-        Where nodes are kept.
+        Stores of nodes.
     partials
         Folder of the partial statistics of each block.
     threads, peak_bytes

@@ -144,7 +144,7 @@ class Planner:
                 found.append(last)
         found = [n for n in found if n < len(nodes) - 1]
         if len(found) > MOST_CUTS:
-            # Where little is kept.
+            # Only the cuts at which the least is kept.
             kept = sorted(found, key=lambda n: self.costs.kept_bytes(self._kept(n)))[:MOST_CUTS]
             found = sorted(kept)
         return (-1, *found, len(nodes) - 1)

@@ -1,4 +1,4 @@
-"""Small files that are either whole or absent, whatever kills the writer."""
+"""Small files, written atomically: complete or absent, even if the writer is killed."""
 
 from __future__ import annotations
 

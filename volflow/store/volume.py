@@ -201,9 +201,9 @@ class Volume(Source):
             voxels = np.ascontiguousarray(part, dtype=self.dtype)
             # Zarr compares each voxel to find empty chunks; here one voxel that differs is enough.
             corners = voxels[tuple(slice(None, None, n) for n in self.array.chunks)]
-            # To it NaN equals NaN, and an array that names no fill value has one all the same.
-            told = empty is not None and ((corners != empty) & np.isfinite(corners)).all()
-            target = dense if told else self.array
+            # Zarr takes NaN as equal to NaN, and an array without a fill value has one nevertheless.
+            filled = empty is not None and ((corners != empty) & np.isfinite(corners)).all()
+            target = dense if filled else self.array
             try:
                 target.set_basic_selection(piece.slices(), voxels)
             except OSError as error:

@@ -77,18 +77,18 @@ REFUSED = {
     "cut to nothing": ("__getitem__", lambda x: x[..., 5:], "whole volume"),
     # along an axis
     "mean": ("mean", lambda x: x.mean(2), "keeps others"),
-    "max": ("max", lambda x: x.max(2), "places"),
+    "max": ("max", lambda x: x.max(2), "positions"),
     "amax": ("amax", lambda x: x.amax((3, 4)), "keeps others"),
     "argmax": ("argmax", lambda x: x.argmax(), "merge"),
     "median": ("median", lambda x: x.median(), "merge"),
     "norm": ("norm", lambda x: x.norm(), "merge"),
     "cumsum": ("cumsum", lambda x: torch.cumsum(x, 3), "dim 3"),
     "softmax": ("softmax", lambda x: x.softmax(-1), "dim 4"),
-    "softmax of nothing": ("softmax", lambda x: F.softmax(x, _stacklevel=5), "which dim"),
+    "softmax of nothing": ("softmax", lambda x: F.softmax(x, _stacklevel=5), "dim is not given"),
     "chunk": ("chunk", lambda x: x.chunk(2, 2), "dim 2"),
     "flipped channels": ("flip", lambda x: x.flip(1), "channels"),
-    "rolled channels": ("roll", lambda x: x.roll(1, 1), "no axis"),
-    "rolled in all": ("roll", lambda x: x.roll(1), "no axis"),
+    "rolled channels": ("roll", lambda x: x.roll(1, 1), "not an axis"),
+    "rolled in all": ("roll", lambda x: x.roll(1), "not an axis"),
     "reflected channels": ("pad", lambda x: F.pad(x.movedim(1, 3), (0, 0, 1, 1, 0, 0), "reflect"),
                            "channels"),
     "layer norm": ("layer_norm", lambda x: F.layer_norm(x, (4, 6, 5)), "every voxel"),
@@ -101,7 +101,7 @@ REFUSED = {
     "norms of groups": ("group_norm", lambda x: F.group_norm(x.reshape(2, 2, *x.shape[2:]), 2),
                         "2 images"),
     "norms of what is no image": ("batch_norm", lambda x: F.batch_norm(
-        x.movedim(1, -1).transpose(1, 3), None, None, training=True), "no image"),
+        x.movedim(1, -1).transpose(1, 3), None, None, training=True), "not an image"),
     # values
     "bool": ("__bool__", lambda x: x if x.mean() > 0 else -x, "values"),
     "item": ("item", lambda x: x * x.max().item(), "values"),
@@ -163,7 +163,7 @@ def test_no_rule_no_result(case):
         (lambda x: F.interpolate(x, size=9, mode="bilinear", antialias=True), "'bilinear'"),
         (lambda x: F.conv2d(x[0], torch.ones(2, 4, 1, 1)), "dims are not batch"),
         (lambda x: F.avg_pool1d(x[0], 2), "2 axes of the image"),
-        (lambda x: F.pixel_shuffle(x.transpose(2, 3), 2), "no plane"),
+        (lambda x: F.pixel_shuffle(x.transpose(2, 3), 2), "not a plane"),
     ],
 )
 def test_planes(function, why):

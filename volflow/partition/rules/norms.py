@@ -62,7 +62,7 @@ def _scaled(x: Tensor, mean: Tensor, var: Tensor, weight: Any, bias: Any, eps: f
 def _channels_first(call: OpCall, x: Traced) -> None:
     dims = call.tracer.dims(x)
     if len(dims) < 3 or dims[:2] != (None, None) or None in dims[2:]:
-        raise call.refuse(f"it is given a tensor of shape {tuple(x.shape)} that is no image")
+        raise call.refuse(f"it is given a tensor of shape {tuple(x.shape)} that is not an image")
 
 
 def _one_image(call: OpCall, x: Traced) -> None:
@@ -237,7 +237,7 @@ def _over_volume(call: OpCall, x: Traced, over: list[int], given: dict[str, Any]
         pick = torch.amax if largest else torch.amin
         return _whole(call, x, over, largest, pick)
     if call.name in ("var", "std"):
-        # torch divides by nothing where there are no more voxels than that, too
+        # torch, too, divides by 0 if there are no more voxels than that
         factor = count / torch.tensor(max(0.0, count - given["correction"]), dtype=torch.float64)
         power = 0.5 if call.name == "std" else 1.0
         return _whole(

@@ -182,7 +182,7 @@ def interpolate(call: OpCall) -> Traced:
     if given.get("antialias") or mode in ("bicubic", "lanczos"):
         raise call.refuse(f"mode {mode!r} is not among nearest, linear and area")
     if dims != (None, None, *range(ndim)):
-        raise call.refuse(f"it is given a tensor of shape {tuple(x.shape)} that is no image")
+        raise call.refuse(f"it is given a tensor of shape {tuple(x.shape)} that is not an image")
     scales = _scales(given, ndim)
     if mode.startswith("nearest"):
         positions = {
@@ -234,7 +234,7 @@ def _lerp(
     With aligned corners output o lies at ``o · (n − 1) / (m − 1)``, else at
     ``(o + ½) · n / m − ½``, not below 0.
     """
-    if size == outputs:  # torch copies, whatever the factor
+    if size == outputs:  # torch copies for any factor
         return None
     real: Any = np.float64 if dtype == torch.float64 else np.float32
     places = np.arange(outputs, dtype=real)
@@ -255,7 +255,7 @@ def pixel_shuffle(call: OpCall) -> Traced:
     x = call.inputs[0]
     ndim, factor = call.tracer.ndim, int([*call.args, *call.kwargs.values()][1])
     if call.tracer.dims(x) != (None, None, *range(ndim)) or ndim != 2:
-        raise call.refuse(f"it is given a tensor of shape {tuple(x.shape)} that is no plane")
+        raise call.refuse(f"it is given a tensor of shape {tuple(x.shape)} that is not a plane")
     dims, meta = call.tracer.dims(x), call.metas()
     if call.name == "pixel_shuffle":
         splits = (Split(factor),) * ndim
