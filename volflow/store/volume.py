@@ -201,7 +201,7 @@ class Volume(Source):
             voxels = np.ascontiguousarray(part, dtype=self.dtype)
             # Zarr compares each voxel to find empty chunks; here one voxel that differs is enough.
             corners = voxels[tuple(slice(None, None, n) for n in self.array.chunks)]
-            # Zarr takes NaN as equal to NaN, and an array without a fill value has one nevertheless.
+            # Zarr takes NaN as equal to NaN, and has a fill value even if the array names none.
             filled = empty is not None and ((corners != empty) & np.isfinite(corners)).all()
             target = dense if filled else self.array
             try:
