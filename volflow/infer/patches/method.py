@@ -119,6 +119,7 @@ def _demand(request: Request, found: Probe) -> Demand:
         scale=scale,
         frame=inputs.frame,
         crop=request.options.blend == "crop",
+        skipping=inputs.skipping,
         input_bytes=input_bytes,
         raw_bytes=max(spec.voxel_bytes for spec in inputs.specs),
         segment_rows=rows_at_once(inputs),

@@ -30,8 +30,9 @@ class Demand:
 
     Parameters
     ----------
-    grid, scale, frame, crop
-        Patches in frame coordinates; whether they own voxels or are weighted.
+    grid, scale, frame, crop, skipping
+        Patches in frame coordinates; whether they own voxels or are weighted, and whether some may
+        be left out, so that the weights are summed.
     input_bytes, raw_bytes
         Per voxel: of all rows held, and of one volume while it is read.
     segment_rows
@@ -50,6 +51,7 @@ class Demand:
     scale: tuple[int, ...]
     frame: Frame
     crop: bool
+    skipping: bool
     input_bytes: int
     raw_bytes: int
     segment_rows: int
@@ -79,7 +81,7 @@ class Demand:
         area = reach[0] * reach[1]
         read = area * (rows * self.input_bytes + self.segment_rows * (self.raw_bytes + 1))
         blend = tile * out.patch[0] * self.output_channels * self.score_bytes
-        if not self.crop:
+        if self.skipping or not self.crop:
             blend += tile * out.patch[0] * self.score_bytes
         finish = tile * FINISH_ROWS * (self.output_channels * self.score_bytes + self.output_bytes)
         write = 2 * tile * depth * self.output_bytes + 3 * math.prod(shard) * self.output_bytes

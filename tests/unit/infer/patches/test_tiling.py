@@ -23,8 +23,8 @@ MIB = 2**20
 def demand_of(shape=(256, 256, 256), patch=32, stride=24, **changes) -> Demand:
     base = {
         "grid": PatchGrid(shape, (patch,) * 3, (stride,) * 3), "scale": (1, 1, 1), "frame": Frame(),
-        "crop": False, "input_bytes": 4, "raw_bytes": 2, "segment_rows": 32, "output_channels": 2,
-        "output_bytes": 8, "score_bytes": 4, "forward_bytes": 10 * MIB,
+        "crop": False, "skipping": False, "input_bytes": 4, "raw_bytes": 2, "segment_rows": 32,
+        "output_channels": 2, "output_bytes": 8, "score_bytes": 4, "forward_bytes": 10 * MIB,
     }  # fmt: skip
     return Demand(**{**base, **changes})
 
@@ -53,9 +53,11 @@ class TestPeak:
         block, shard = (64, 128, 128), (64, 64, 64)
         assert demand_of(**more).peak_bytes(block, shard) > demand_of().peak_bytes(block, shard)
 
-    def test_crop_keeps_no_weights(self):
+    def test_crop_keeps_no_weights_but_where_patches_are_left_out(self):
         block, shard = (64, 128, 128), (64, 64, 64)
-        assert demand_of(crop=True).peak_bytes(block, shard) < demand_of().peak_bytes(block, shard)
+        weighted = demand_of().peak_bytes(block, shard)
+        assert demand_of(crop=True).peak_bytes(block, shard) < weighted
+        assert demand_of(crop=True, skipping=True).peak_bytes(block, shard) == weighted
 
     def test_on_a_gpu_the_blend_is_not_in_the_hosts_memory(self):
         block, shard = (64, 128, 128), (64, 64, 64)
