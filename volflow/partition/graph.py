@@ -90,7 +90,7 @@ class Node:
     statistic: bool = False
 
     def sizes(self, ndim: int) -> tuple[int, ...]:
-        """Return the voxels of the node per axis of the image; 1 where it has no such axis."""
+        """Return the voxels of the node per axis of the image; 1 if it has no such axis."""
         found = dict(zip(self.dims, self.shape, strict=True))
         return tuple(found.get(axis, 1) for axis in range(ndim))
 
@@ -324,7 +324,7 @@ def live_bytes(
     given
         As for `needed`.
     workspaces
-        By node, bytes per voxel that its op takes beside; they are estimated where not given.
+        By node, bytes per voxel that its op takes beside; they are estimated if not given.
     """
     given, known = set(given), workspaces or {}
     order = [number for number in sorted(boxes) if number not in given]

@@ -154,7 +154,7 @@ class Gather:
     Parameters
     ----------
     positions
-        int64, per output voxel: the input voxel, or -1 where a constant stands.
+        int64, per output voxel: the input voxel, or -1 for a constant.
     scale
         Input voxels per output voxel, which few or repeated positions do not reveal.
 

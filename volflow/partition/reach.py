@@ -265,7 +265,7 @@ def _followed(module: nn.Module, channels: int, ndim: int | None = None) -> Grap
 
 
 def scales_of(graph: Graph) -> tuple[tuple[Fraction, ...], ...]:
-    """Return the input voxels per voxel of each node, per axis; 1 where it has no such axis."""
+    """Return the input voxels per voxel of each node, per axis; 1 if it has no such axis."""
     one = (Fraction(1),) * graph.ndim
     scales = [one]
     for number, node in enumerate(graph.nodes[1:], start=1):

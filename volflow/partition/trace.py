@@ -75,7 +75,7 @@ def trace(
 
 
 def _eager(module: nn.Module, seen: dict[nn.Module, nn.Module]) -> nn.Module:
-    """Return the module without torch.compile, in whole or in parts; itself where unused."""
+    """Return the module without torch.compile, in whole or in parts; itself if unused."""
     if module not in seen:
         wrapped = getattr(module, "_orig_mod", None)
         seen[module] = module if wrapped is None else _eager(wrapped, seen)

@@ -40,7 +40,7 @@ class ActivationStore:
     depth
         Values per voxel.
     cuts
-        Per axis, where blocks begin, followed by the node's size.
+        Per axis, the first voxels of blocks, followed by the node's size.
     dtype
         Dtype of the values.
     """
@@ -143,7 +143,7 @@ def making_room(folder: Path) -> Iterator[None]:
 
 
 def free_bytes(folder: Path) -> int:
-    """Return the bytes that are free where a folder lies or will lie."""
+    """Return the free bytes on the disk of a folder, which need not exist yet."""
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free

@@ -21,7 +21,7 @@ __all__ = ["Cost", "Costs", "Pass", "core", "pass_facts", "targets_of"]
 # Overhead of a pass before its first block, and of each block: tasks, files, journal entries.
 PASS_S = 0.3
 BLOCK_S = 0.01
-# Rates of convolutions, and of all other ops, reading and writing: where no op was timed.
+# Rates of convolutions, and of all other ops, reading and writing, if no op was timed.
 FLOPS_PER_S = 6e10
 MEMORY_BYTES_PER_S = 4e9
 # Rates of writing and reading kept activations.
@@ -123,7 +123,7 @@ class Costs:
         return node.flops * node.depth / FLOPS_PER_S + moved
 
     def measured(self, step: Pass, known: frozenset[int], limit_bytes: int) -> Pass | None:
-        """Return a pass with its projected memory and time; None where it does not fit."""
+        """Return a pass with its projected memory and time; None if it does not fit."""
         graph = self.graph
         given = (*step.given, *known)
         # The largest block is one in the middle; if none is, the first.

@@ -108,7 +108,7 @@ class Network:
     def graph(self, module: nn.Module | None = None) -> Graph:
         """Return the graph of the resident model, or of a given one; node numbers are the same.
 
-        It is traced once where the model is resident.
+        It is traced once while the model is resident.
         """
         net = resident(self.digest, torch.device(self.device)) if module is None else module
         places = frozenset(tensor.device for tensor in (*net.parameters(), *net.buffers()))
@@ -123,7 +123,7 @@ class Network:
 
     @contextmanager
     def inference(self) -> Iterator[None]:
-        """Compute without gradients, under autocast where the precision is bfloat16."""
+        """Compute without gradients, under autocast if the precision is bfloat16."""
         kind, low = torch.device(self.device).type, self.precision == "bfloat16"
         with torch.inference_mode(), torch.autocast(kind, dtype=torch.bfloat16, enabled=low):
             yield
@@ -131,7 +131,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Blockwise:
-    """Computes boxes of a network's nodes; small and picklable where its reader is.
+    """Computes boxes of a network's nodes; small and picklable if its reader is.
 
     Parameters
     ----------

@@ -108,7 +108,7 @@ class Planner:
         blocks: Sequence[tuple[int, ...]] | None,
         value: Callable[[float, list[Pass]], float],
     ) -> tuple[float, tuple[Pass, ...]] | None:
-        """Return the passes of least value, and that value; None where none fit."""
+        """Return the passes of least value, and that value; None if none fit."""
         cuts = self.cuts
         best: list[tuple[float, tuple[Pass, ...]] | None] = [None] * len(cuts)
         best[0] = (0.0, ())
@@ -183,7 +183,7 @@ class Planner:
     def _between(
         self, first: int, last: int, blocks: Sequence[tuple[int, ...]] | None
     ) -> list[Pass] | None:
-        """Return the passes from one cut to another; None where they do not fit."""
+        """Return the passes from one cut to another; None if they do not fit."""
         end = last == len(self.graph.nodes) - 1
         given = self._kept(first)
         if end:

@@ -46,7 +46,7 @@ def default_layout(
 ) -> tuple[Shape, Shape]:
     """Return the default chunk and shard of a volume, about equally long along z, y, x.
 
-    Both are powers of two, of about 64³ and 256³ voxels where the volume is large enough.
+    Both are powers of two, of about 64³ and 256³ voxels if the volume is large enough.
 
     Parameters
     ----------

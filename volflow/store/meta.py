@@ -321,7 +321,7 @@ def shared_grid(metas: Sequence[Meta]) -> Meta:
 
 
 def _length(meta: Meta) -> str:
-    """Return the spacing as people write it, ``""`` where it is unknown."""
+    """Return the spacing as people write it, ``""`` if it is unknown."""
     if not meta.knows_spacing:
         return ""
     return "×".join(f"{s:.6g}" for s in meta.spacing) + f" {unit_sign(meta.unit)}".rstrip()

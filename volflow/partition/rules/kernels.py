@@ -260,7 +260,7 @@ class Shuffle:
 
 
 def _padded(x: Tensor, overhang: Sequence[tuple[int, int]], value: float) -> Tensor:
-    """Pad the last dims, or cut them where the overhang is negative."""
+    """Pad the last dims, or cut them if the overhang is negative."""
     if not any(low or high for low, high in overhang):
         return x
     flat = [side for low, high in reversed(overhang) for side in (low, high)]

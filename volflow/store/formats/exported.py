@@ -4,7 +4,7 @@
 
     seg.nii.gz.volflow/
         export.json     size and checksum of the file, and the volume that it holds
-        output.zarr     that volume, where `predict` wrote the file
+        output.zarr     that volume, if `predict` wrote the file
 """
 
 from __future__ import annotations
