@@ -3,7 +3,7 @@
     python tests/house/same_bits.py --write before.json        # of this tree
     python tests/house/same_bits.py --against before.json      # compare with a file
     python tests/house/same_bits.py --against 455252b          # compare with a revision
-    python tests/house/same_bits.py --only exact/ --show       # a part; print the lines
+    python tests/house/same_bits.py --only exact --show       # a part; print the lines
 
 A fixed set of tiny predictions (every blend, exact, scaled, several outputs, frames), lazy arrays,
 streams, aggregations, pyramids, conversions, statistics and exports becomes one line of text each:
@@ -120,6 +120,8 @@ def main() -> int:
         before = of_revision(options.against, options.only)
     times: dict[str, float] = {}
     lines = run(options.only, times)
+    if not lines:
+        parser.error(f"no case begins with {options.only!r}; --show names them")
     raised = [name for name, line in lines.items() if line.startswith("raised ")]
     print(f"{len(lines)} results in {sum(times.values()):.0f} s, {len(raised)} raised")
     for name in lines if options.show else raised:
