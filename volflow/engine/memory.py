@@ -8,7 +8,14 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["MemoryGuard", "begin_peak", "give_back", "peak_bytes", "resident_bytes"]
+__all__ = [
+    "BETWEEN_LOOKS_BYTES",
+    "MemoryGuard",
+    "begin_peak",
+    "give_back",
+    "peak_bytes",
+    "resident_bytes",
+]
 
 # Memory is returned before the budget is reached, as the next allocation adds to it.
 GIVE_BACK_SHARE = 0.6

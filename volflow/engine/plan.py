@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from distributed import WorkerPlugin
 
+from volflow.engine.memory import BETWEEN_LOOKS_BYTES
 from volflow.engine.task import Task
 from volflow.errors import MemoryRefused
 from volflow.geometry.budget import format_bytes
@@ -76,6 +77,16 @@ class Plan:
     def blocks(self) -> int:
         """Number of blocks left to do."""
         return sum(len(run) for run in self.runs)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes by which a running task lets its process grow.
+
+        The budget; or the projected peak, if the budget leaves less above it than a task may
+        allocate between two looks at its memory.
+        """
+        tight = self.memory_bytes - self.peak_bytes < BETWEEN_LOOKS_BYTES
+        return min(self.peak_bytes, self.memory_bytes) if tight else self.memory_bytes
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain values, for machines."""

@@ -196,11 +196,11 @@ def run(
 def _session(plan: Plan) -> Iterator[Session]:
     """Open a session in the plan's journal, if it has one."""
     if plan.journal is None or plan.record is None:
-        yield Session(memory_bytes=plan.memory_bytes)
+        yield Session(memory_bytes=plan.kept_bytes)
         return
     token = plan.journal.begin(plan.record)
     try:
-        yield Session(plan.journal, token, plan.memory_bytes)
+        yield Session(plan.journal, token, plan.kept_bytes)
     finally:
         plan.journal.end()
 

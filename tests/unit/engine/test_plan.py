@@ -29,6 +29,13 @@ def test_counts_its_blocks():
     assert plan(runs=()).blocks == 0
 
 
+@pytest.mark.parametrize(("memory", "kept"), [(130, 120), (216, 120), (217, 217), (100, 100)])
+def test_a_tight_budget_is_kept_by_the_plan(memory, kept):
+    """Else what threads allocate between two looks would go beyond what the plan projects."""
+    tight = plan(peak_bytes=120 * 2**20 + 1, memory_bytes=memory * 2**20)
+    assert tight.kept_bytes == kept * 2**20 + (kept == 120)
+
+
 def test_describes_itself_with_its_facts_first():
     text = plan(facts=(("input", "a.zarr"), ("a longer name", "b"))).describe()
     assert text.splitlines() == [
