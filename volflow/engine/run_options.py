@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from volflow.engine.cluster import Cluster
     from volflow.engine.progress import Progress
 
-__all__ = ["OutputOptions", "RunOptions"]
+__all__ = ["MEMORY", "OutputOptions", "RunOptions"]
+
+MEMORY = "What one worker may use, such as 2GiB. Default: a share of what is free."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +34,7 @@ class RunOptions:
         "How long to wait where the cluster has no worker: seconds, or a text such as 10m. Default:"
         " as long as it takes.",
     )
-    memory: str | int | None = option(
-        None, "What one worker may use, such as 2GiB. Default: a share of what is free."
-    )
+    memory: str | int | None = option(None, MEMORY)
     progress: Progress = option(
         None, "Show no progress.", names=("--quiet", "-q"), read=lambda name, quiet: not quiet
     )

@@ -349,6 +349,7 @@ def output_plan(
     job: OutputJob[Any],
     runs: tuple[tuple[int, ...], ...],
     memory_bytes: int,
+    blend: str,
     own: tuple[tuple[str, str], ...],
 ) -> Plan:
     """Return the plan that writes the result.
@@ -359,8 +360,8 @@ def output_plan(
         What is predicted, how, and within which budget per worker.
     task, job, runs
         What computes runs of blocks.
-    own
-        Lines of the method that people read, blend and device: name and value.
+    blend, own
+        How the plan names the blend, and further lines of the method: name and value.
     """
     options = request.options
     blocks = f"{settings.block} voxels, shards {settings.shard}, chunks {settings.chunk}"
@@ -368,6 +369,7 @@ def output_plan(
         ("input", f"{request.named()} {request.inputs.shape}"),
         ("model", request.model.name),
         ("output", f"{request.out} {options.output} {options.stored_dtype(settings.dtype)}"),
+        ("blend", blend + (f", frame {options.frame}" if options.frame else "")),
         *own,
         ("blocks", blocks),
     )

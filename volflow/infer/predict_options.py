@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from volflow.engine.run_options import OutputOptions
+from volflow.engine.run_options import MEMORY, OutputOptions
 from volflow.errors import InvalidInput
 from volflow.option import number_or_word, numbers, option
 
@@ -164,7 +164,5 @@ class SeamsOptions(NetworkOptions):
     )
     regions: int = option(2, "How many regions are measured.", SEAMS)
     seed: int = option(0, "Seed of the draw of regions.", SEAMS)
-    memory: str | int | None = option(
-        None, "What one worker may use, such as 2GiB. Default: a share of what is free.", SEAMS
-    )
+    memory: str | int | None = option(None, MEMORY, SEAMS)
     progress: Callable[[str], object] | None = None

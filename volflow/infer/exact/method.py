@@ -178,7 +178,7 @@ def plan(
     done: frozenset[int],
 ) -> Plan:
     """Return the plan of the last pass, which tells of those before it as well."""
-    passes, options, last = _passes_of(request, settings), request.options, len(settings.passes) - 1
+    passes, last = _passes_of(request, settings), len(settings.passes) - 1
     blocks = out_blocks(request, settings)
     left = [number for number in range(len(blocks)) if number not in done]
     window = ExactWindow(
@@ -190,11 +190,8 @@ def plan(
     )
     job = OutputJob(window, blocks, targets, settings.threads, passes.peak_bytes(last))
     runs = runs_for(left, len(workers(client)))
-    own = (
-        ("blend", "exact" + (f", frame {options.frame}" if options.frame else "")),
-        ("device", f"{settings.device} {settings.precision}"),
-    )
-    found = output_plan(request, settings, exact_outputs, job, runs, memory_bytes, own)
+    own = (("device", f"{settings.device} {settings.precision}"),)
+    found = output_plan(request, settings, exact_outputs, job, runs, memory_bytes, "exact", own)
     return replace(found, facts=(*found.facts, *pass_facts(passes.graph, passes.steps)))
 
 

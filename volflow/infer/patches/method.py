@@ -169,28 +169,19 @@ def plan(
     forward = request.forward(settings.device, settings.precision)
     window = _window(request, settings.outputs, forward, settings.batch_size)
     job = OutputJob(window, blocks, targets, settings.threads, settings.peak_bytes)
-    own = _facts(request, settings, job, runs)
-    return output_plan(request, settings, predict_blocks, job, runs, memory_bytes, own)
-
-
-def _facts(
-    request: Request,
-    settings: Settings,
-    job: OutputJob[SlidingWindow],
-    runs: tuple[tuple[int, ...], ...],
-) -> tuple[tuple[str, str], ...]:
-    options, window = request.options, job.window
-    grid, crop = window.grid, window.blend == "crop"
-    tiles = (tile_of(job.grid, window.inputs.frame, run) for run in runs)
+    grid, tiles = window.grid, (tile_of(blocks, request.inputs.frame, run) for run in runs)
     calls = sum(
-        patch_count(grid.reduced(window.scale), [[side] for side in tile], crop) for tile in tiles
+        patch_count(
+            grid.reduced(window.scale), [[side] for side in tile], crop=window.blend == "crop"
+        )
+        for tile in tiles
     )
-    blend = f"{options.blend}, patch {grid.patch}, stride {grid.stride}"
-    return (
-        ("blend", blend + (f", frame {options.frame}" if options.frame else "")),
+    blend = f"{window.blend}, patch {grid.patch}, stride {grid.stride}"
+    own = (
         ("patches", f"{calls:,} forwards for {len(grid):,} patches of the grid"),
         ("device", f"{settings.device} {settings.precision}, batches of {settings.batch_size}"),
     )
+    return output_plan(request, settings, predict_blocks, job, runs, memory_bytes, blend, own)
 
 
 def prepared(*_: Any) -> AbstractContextManager[None]:
