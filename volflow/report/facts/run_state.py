@@ -8,11 +8,14 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from volflow.errors import InvalidInput, VolflowError
 from volflow.store.formats.exported import stored_behind
+from volflow.store.journal.complete import count_blocks
 from volflow.store.journal.journal import Journal, journal_dir
+from volflow.store.opening import is_url
 from volflow.store.verify import Coverage
 
 __all__ = ["coverage_facts", "run_facts", "run_line", "run_text", "unfinished"]
@@ -79,17 +82,11 @@ def run_line(facts: Mapping[str, Any]) -> str:
 
 
 def unfinished(out: str | os.PathLike[str]) -> str:
-    """Return how many blocks of a run are done; "" if there is no run, or it is finished.
-
-    The records of blocks are counted, not read.
-    """
+    """Return how many blocks of a run are done; "" if there is no run, or it is finished."""
     try:
-        journal = Journal(journal_dir(out))
-        record = journal.recorded()
-    except VolflowError:  # remote, or damaged, which others report
+        done, total = (0, 0) if is_url(os.fspath(out)) else count_blocks(Path(out))
+    except (VolflowError, OSError):  # damaged or not readable, which others report
         return ""
-    total = math.prod(record.settings.get("grid", (0,))) if record else 0
-    done = sum(1 for _ in (journal.directory / "done").glob("[0-9]*.json"))
     return f"unfinished: {done} of {total} blocks done" if done < total else ""
 
 

@@ -85,6 +85,7 @@ def test_facts_name_the_run(volume, journal):
 def test_an_unfinished_run_is_named_until_it_is_finished(volume, journal):
     assert unfinished(volume.path) == "unfinished: 1 of 2 blocks done"
     assert "unfinished: 1 of 2 blocks done" in volume._repr_html_()
+    assert unfinished(f"{volume.path}/0") == "unfinished: 1 of 2 blocks done"  # inside the store
     assert unfinished("s3://bucket/a.zarr") == ""
     with journal.lock():
         session = journal.begin(Record("predict", {"input": "a"}, {"grid": [1, 1, 2]}))
