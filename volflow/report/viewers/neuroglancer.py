@@ -65,8 +65,11 @@ def viewer_state(shown: Sequence[Appearance], address: str) -> State:
     InvalidInput
         If Neuroglancer cannot show a volume.
     """
-    for one in shown:
+    # What belongs to a volume is done once, however many channels it has.
+    volumes = [one for one in shown if one.channel == 0]
+    for one in volumes:
         _check(one.volume)
+    sources = {one.number: _source(one, f"{address}/volumes/{one.number}") for one in volumes}
     ground = shown[0].volume
     space = [axis for axis in "xyz" if axis in ground.stored_axes]
     dimensions, corner = _dimensions(shown[0]), _corner(ground)
@@ -74,13 +77,13 @@ def viewer_state(shown: Sequence[Appearance], address: str) -> State:
     # In shortest sides of a voxel, as Neuroglancer counts what a pixel of the screen shows.
     longest = float(max(np.multiply(ground.spatial_shape, ground.spacing)) / min(ground.spacing))
     state: State = {
-        "title": " + ".join(dict.fromkeys(one.name for one in shown)),
+        "title": " + ".join(one.name for one in volumes),
         "dimensions": {axis: dimensions[axis] for axis in space},
         # The middle of the middle voxel.
         "position": [corner[axis] + sizes[axis] // 2 + 0.5 for axis in space],
         "crossSectionScale": longest / PANEL_PIXELS,
         "projectionScale": longest * 1.6,
-        "layers": [_layer(one, address) for one in shown],
+        "layers": [_layer(one, sources[one.number], address) for one in shown],
         "layout": "4panel" if len(space) == 3 else "xy",
         "crossSectionBackgroundColor": "#000000",
         "projectionBackgroundColor": "#000000",
@@ -169,8 +172,7 @@ def _corner(volume: Volume) -> dict[str, float]:
     return {axis: shift / size - 0.5 for axis, shift, size in places}
 
 
-def _layer(one: Appearance, address: str) -> State:
-    source = _source(one, f"{address}/volumes/{one.number}")
+def _layer(one: Appearance, source: State, address: str) -> State:
     layer: State = {"name": one.layer, "source": source, **_local(one)}
     if one.window is None:
         layer |= {"type": "segmentation", "source": [source], "selectedAlpha": CLASS_OPACITY}
