@@ -166,7 +166,8 @@ class CaseBlend:
     def _put_in_place(self) -> None:
         """Make the hidden directory the output, with a journal that vouches for its shards."""
         journal, grid = Journal(journal_dir(self.out)), self.grid
-        options = {name: settings_of(self.options)[name] for name in RECORDED}
+        given = settings_of(self.options)
+        options = {name: given[name] for name in RECORDED}
         geometry = {"patch": grid.patch, "stride": grid.stride, "padding": grid.padding}
         fingerprint = {**options, "channels": self.channels, **geometry, "version": VERSION}
         settings = {"grid": self.blocks.counts, "coverage": self.coverage}
