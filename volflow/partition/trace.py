@@ -212,7 +212,7 @@ def _recorded(call: OpCall) -> Any:
 
 
 def _without_axes(call: OpCall) -> bool:
-    return not any(axis is not None for x in call.inputs for axis in call.tracer.dims(x))
+    return not any(call.tracer.nodes[x.number].has_axes for x in call.inputs)
 
 
 def _as_any(call: OpCall) -> Any:

@@ -50,7 +50,7 @@ def memory_of(
 
     try:
         halo = halo_at(patch)
-        depth = sum(halo.graph.nodes[n].depth for n in {*halo.graph.outputs.values()})
+        depth = sum(halo.graph.nodes[n].depth for n in halo.graph.ends)
     except NoExactRule as error:
         why = str(error)
         with lent(request.plugin):

@@ -113,7 +113,7 @@ def expand(call: OpCall) -> Traced:
     """Record that dims of 1 are repeated; a value per channel is spread over axes that it lacks."""
     x, meta = call.inputs[0], call.metas()
     dims = _repeated(call, x, meta)
-    if any(axis is not None for axis in call.tracer.dims(x)):
+    if call.tracer.nodes[x.number].has_axes:
         return spread(call, x, dims)
     if len(call.inputs) > 1:
         return spread(call, x, call.tracer.dims(call.inputs[1]))
