@@ -149,7 +149,7 @@ def explaining_half(module: torch.nn.Module, dtype: str) -> Iterator[None]:
                 raise InvalidInput(
                     f"the model's {name} is {str(tensor.dtype).removeprefix('torch.')}, and images"
                     f" are {dtype}: give model.float(), or a model that casts its images; PyTorch"
-                    f" says: {str(error.__cause__).partition(chr(10))[0]}"
+                    f" says: {first_line(error.__cause__)}"
                 ) from error.__cause__
         raise
 
