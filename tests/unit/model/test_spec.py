@@ -55,3 +55,7 @@ def test_wrong_values_are_one_line_naming_file_and_key(values, says):
     with pytest.raises(InvalidInput, match=f"^card.json: .*{says}") as caught:
         make_spec(values, "card.json")
     assert "\n" not in str(caught.value)
+
+
+def test_exact_is_a_blend():
+    assert make_spec({"blend": "exact"}).blend == "exact"
