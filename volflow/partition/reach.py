@@ -28,7 +28,6 @@ __all__ = [
     "halo_of",
     "padded_sizes",
     "scale_of",
-    "scales_of",
     "trace_any",
     "work",
 ]
@@ -264,7 +263,7 @@ def _followed(module: nn.Module, channels: int, ndim: int | None = None) -> Grap
     raise first
 
 
-def scales_of(graph: Graph) -> tuple[tuple[Fraction, ...], ...]:
+def _scales_of(graph: Graph) -> tuple[tuple[Fraction, ...], ...]:
     """Return the input voxels per voxel of each node, per axis; 1 if it has no such axis."""
     one = (Fraction(1),) * graph.ndim
     scales = [one]
@@ -302,7 +301,7 @@ def alignment_of(graph: Graph) -> tuple[int, ...]:
 
     Every node's share of an aligned block then begins and ends with a whole voxel.
     """
-    scales = scales_of(graph)
+    scales = _scales_of(graph)
     return tuple(
         math.lcm(*(scale[axis].numerator for scale in scales)) for axis in range(graph.ndim)
     )
@@ -316,7 +315,7 @@ def scale_of(graph: Graph) -> tuple[int, ...]:
     InvalidInput
         If outputs differ in scale, are finer than the input, or lose voxels at the border.
     """
-    scales = scales_of(graph)
+    scales = _scales_of(graph)
     found = {tuple(scales[n]) for n in graph.outputs.values()}
     if len(found) > 1:
         raise InvalidInput(
