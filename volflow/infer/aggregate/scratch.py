@@ -24,7 +24,7 @@ __all__ = ["PendingPatches", "Scratch"]
 
 Array = npt.NDArray[Any]
 
-# PendingPatches patches take at most this share of the budget: they wait, while rows are worked on.
+# Pending patches take at most this share of the budget: they wait, while rows are worked on.
 PENDING_SHARE = 0.5
 REMEDY = "make room there, or give more memory"
 
