@@ -72,6 +72,11 @@ class Source(ABC):
         return len(self.shape)
 
     @property
+    def channels_count(self) -> int:
+        """Number of channels; 1 if there is no channel axis."""
+        return self.shape[0] if self.ndim == 4 else 1
+
+    @property
     def piece(self) -> tuple[int, ...]:
         """Voxels per axis of a box that is read without much waste."""
         return (*(1 for _ in self.shape[:-3]), *(min(64, n) for n in self.shape[-3:]))

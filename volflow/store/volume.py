@@ -84,11 +84,6 @@ class Volume(Source):
         return self.shape[-3:]
 
     @property
-    def channels_count(self) -> int:
-        """Number of channels; 1 if there is no channel axis."""
-        return self.shape[0] if "c" in self.axes else 1
-
-    @property
     def dtype(self) -> np.dtype[Any]:
         """Dtype of the array that `read` returns: the stored one in the machine's byte order."""
         return np.dtype(self.array.dtype).newbyteorder("=")

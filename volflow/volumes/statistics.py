@@ -195,7 +195,7 @@ def statistics(
         return plan_statistics(StatisticsJob(source, asked), memory_bytes)
 
     def merged(parts: list[dict[int, Histogram]]) -> Statistics:
-        channels = range(source.shape[0] if len(source.shape) == 4 else 1)
+        channels = range(source.channels_count)
         return Statistics(tuple(merge([p[c] for p in parts if c in p]) for c in channels), asked)
 
     def measured() -> Statistics:

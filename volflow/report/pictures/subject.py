@@ -268,7 +268,7 @@ def open_subject(x: VolumeLike, channel: int | None = None, *, merge: bool = Fal
         If it cannot be opened, or has no such channel.
     """
     finest = _open(x)
-    count = finest.shape[0] if len(finest.shape) == 4 else 1
+    count = finest.channels_count
     if channel is None:
         scores = merge and count > 1 and finest.meta.kind == "image"
         channel = None if scores else 0

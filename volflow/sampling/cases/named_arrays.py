@@ -16,7 +16,7 @@ from volflow.store.slabs import Array, Source
 from volflow.store.volume import described
 from volflow.volumes.arrays.inputs import refuse_sequential
 
-__all__ = ["READ_BYTES", "Case", "channels_of"]
+__all__ = ["READ_BYTES", "Case"]
 
 # zarr needs three times what is read at once: whole chunk layers, this many bytes or one.
 READ_BYTES = 2**24
@@ -101,7 +101,7 @@ class Case:
 
     def channels(self, name: str) -> int:
         """Channels of an array; 1 where it has no axis for them."""
-        return channels_of(self.sources[name])
+        return self.sources[name].channels_count
 
     def dtype(self, name: str) -> np.dtype[Any]:
         """Dtype that the voxels of an array are read in."""
@@ -173,11 +173,6 @@ class Case:
         )
         size = "×".join(f"{n}" for n in self.shape)
         return f"Case({self.name}, {size}, {arrays})"
-
-
-def channels_of(source: Source) -> int:
-    """Channels of an array; 1 where it has no axis for them."""
-    return source.shape[0] if len(source.shape) == 4 else 1
 
 
 def _check_grid(case: str, sources: Mapping[str, Source]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from volflow.errors import InvalidInput
-from volflow.sampling.cases.named_arrays import Case, channels_of
+from volflow.sampling.cases.named_arrays import Case
 from volflow.store.opening import is_url, is_zarr
 from volflow.store.slabs import Source
 from volflow.volumes.arrays.inputs import VolumeLike, open_input
@@ -159,7 +159,7 @@ def _check_alike(
             f' "{name}" {", ".join(sources)}'
         )
     for key, source in expected.items():
-        here, there = channels_of(source), channels_of(sources[key])
+        here, there = source.channels_count, sources[key].channels_count
         if here != there:
             raise InvalidInput(
                 f"cases must agree in channels to share a batch, but {key} holds {here} channels in"

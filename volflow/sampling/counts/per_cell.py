@@ -184,7 +184,7 @@ def _count(
     tally: Tally, source: Source, cell: int | Sequence[int], reach: Roi, options: Mapping[str, Any]
 ) -> tuple[CountJob, Entries]:
     """Return the table of the cells within reach, and the job that counts the whole."""
-    if len(source.shape) == 4 and source.shape[0] > 1:
+    if source.channels_count > 1:
         raise InvalidInput(
             f"{tally.name} must be one number per voxel, given {source.shape[0]} channels; store"
             " them as one array z, y, x"
