@@ -13,7 +13,6 @@ import numpy as np
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
 from volflow.store.indexing import to_box
-from volflow.store.layout import default_layout
 from volflow.store.meta import Meta, VolumeSpec
 
 __all__ = [
@@ -96,8 +95,7 @@ class Source(ABC):
         >>> open_source(np.zeros((40, 50, 60), "uint8")).spec.chunk
         (64, 64, 64)
         """
-        layout = default_layout(self.shape, self.meta.spacing, self.dtype)
-        return VolumeSpec(self.shape, self.dtype, *layout, self.meta)
+        return VolumeSpec.of(self.shape, self.dtype, self.meta)
 
     def slabs(self, depth: int) -> Iterator[tuple[Roi, Array]]:
         """Yield box and voxels of ``depth`` z-planes of one channel at a time, in C order."""
