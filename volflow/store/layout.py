@@ -1,4 +1,4 @@
-"""Chunk and shard sizes: the defaults, and what a user's choice must satisfy."""
+"""Dtypes, chunks and shards of volumes: the defaults, and what a user's choice must satisfy."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from volflow.geometry.roi import Roi
 
 __all__ = [
     "ShardEntry",
+    "check_dtype",
     "default_layout",
     "piece_of",
     "piece_of_cells",
@@ -39,6 +40,25 @@ class ShardEntry:
     start: tuple[int, ...]
     stop: tuple[int, ...]
     crc32c: int
+
+
+def check_dtype(dtype: Any, name: str) -> np.dtype[Any]:
+    """Return the dtype; refuse one that a volume cannot have.
+
+    Examples
+    --------
+    >>> check_dtype("complex64", "a.nii")
+    Traceback (most recent call last):
+    volflow.errors.InvalidInput: a.nii holds complex64; a volume holds bool, integers or floats up
+    to 64 bits; save its parts one by one
+    """
+    kind: np.dtype[Any] = np.dtype(dtype)
+    if kind.kind not in "biuf" or kind.itemsize > 8:
+        remedy = "save its parts one by one" if kind.kind in "cV" else "cast it to one of these"
+        raise InvalidInput(
+            f"{name} holds {kind}; a volume holds bool, integers or floats up to 64 bits; {remedy}"
+        )
+    return kind
 
 
 def default_layout(

@@ -12,7 +12,7 @@ import numpy as np
 
 from volflow.errors import InvalidInput
 from volflow.geometry.units import unit_sign
-from volflow.store.layout import resolve_layout
+from volflow.store.layout import check_dtype, resolve_layout
 
 __all__ = [
     "Affine",
@@ -243,13 +243,9 @@ class VolumeSpec:
         if "".join(meta.axes) not in ("zyx", "czyx"):
             raise InvalidInput(f"a volume is stored as zyx or czyx, given {', '.join(meta.axes)}")
         try:
-            kind: np.dtype[Any] = np.dtype(dtype).newbyteorder("=")
+            kind = check_dtype(dtype, "the new volume").newbyteorder("=")
         except TypeError:
             raise InvalidInput(f"dtype must be a NumPy dtype, given {dtype!r}") from None
-        if kind.kind not in "biuf" or kind.itemsize > 8:
-            raise InvalidInput(
-                f"a volume holds bool, integers or floats up to 64 bits, given {kind}"
-            )
         return cls(sizes, kind, *resolve_layout(sizes, meta.spacing, kind, chunk, shard), meta)
 
     @property

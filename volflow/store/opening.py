@@ -17,8 +17,8 @@ from volflow.errors import Damaged, InvalidInput, RunFailed, Unreadable, first_l
 from volflow.geometry.roi import Roi
 from volflow.store.atomic import read_json
 from volflow.store.frames import check_frames
+from volflow.store.layout import check_dtype
 from volflow.store.meta import Level, Meta
-from volflow.store.slabs import check_dtype
 
 __all__ = [
     "check_array",

@@ -1,4 +1,4 @@
-"""Sources: the interface to images that a volume is made from, and the dtypes they may have."""
+"""Sources: the interface to images that a volume is made from."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from volflow.store.meta import Meta, VolumeSpec
 __all__ = [
     "Array",
     "Source",
-    "check_dtype",
     "file_identity",
     "refuse_complex",
     "slab_rois",
@@ -128,25 +127,6 @@ def slab_rois(shape: Sequence[int], depth: int) -> Iterator[Roi]:
             start = (*index, z, 0, 0)
             stop = (*(i + 1 for i in index), min(z + max(1, depth), size_z), size_y, size_x)
             yield Roi(start, stop)
-
-
-def check_dtype(dtype: Any, name: str) -> np.dtype[Any]:
-    """Return the dtype; refuse one that a volume cannot have.
-
-    Examples
-    --------
-    >>> check_dtype("complex64", "a.nii")
-    Traceback (most recent call last):
-    volflow.errors.InvalidInput: a.nii holds complex64; a volume holds bool, integers or floats up
-    to 64 bits; save its parts one by one
-    """
-    kind: np.dtype[Any] = np.dtype(dtype)
-    if kind.kind not in "biuf" or kind.itemsize > 8:
-        remedy = "save its parts one by one" if kind.kind in "cV" else "cast it to one of these"
-        raise InvalidInput(
-            f"{name} holds {kind}; a volume holds bool, integers or floats up to 64 bits; {remedy}"
-        )
-    return kind
 
 
 def refuse_complex(values: Any, what: str) -> None:

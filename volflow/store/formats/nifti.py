@@ -16,8 +16,9 @@ import numpy as np
 
 from volflow.errors import Damaged, InvalidInput
 from volflow.geometry.roi import Roi
+from volflow.store.layout import check_dtype
 from volflow.store.meta import Meta, SourceInfo
-from volflow.store.slabs import Array, Source, check_dtype, file_identity, slab_rois
+from volflow.store.slabs import Array, Source, file_identity, slab_rois
 
 __all__ = ["LABEL_INTENT", "UNITS", "NiftiSource", "import_nibabel", "open_nifti", "parse_header"]
 

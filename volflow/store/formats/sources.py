@@ -14,9 +14,10 @@ from volflow.errors import Damaged, InvalidInput, first_line
 from volflow.geometry.roi import Roi
 from volflow.store.formats.nifti import open_nifti
 from volflow.store.journal.complete import open_complete
+from volflow.store.layout import check_dtype
 from volflow.store.meta import Meta, SourceInfo
 from volflow.store.opening import is_url
-from volflow.store.slabs import Array, Source, check_dtype, file_identity
+from volflow.store.slabs import Array, Source, file_identity
 from volflow.store.volume import Volume
 
 __all__ = ["ArraySource", "NpySource", "open_source", "volume_shape"]

@@ -14,8 +14,9 @@ import zarr
 
 from volflow.errors import InvalidInput
 from volflow.store.formats.sources import ArraySource, open_source, volume_shape
+from volflow.store.layout import check_dtype
 from volflow.store.meta import Meta, SourceInfo
-from volflow.store.slabs import Array, Source, check_dtype
+from volflow.store.slabs import Array, Source
 from volflow.store.volume import Volume
 from volflow.store.xarrays import from_xarray
 from volflow.volumes.arrays.computed import (
