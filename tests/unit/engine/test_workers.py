@@ -56,9 +56,9 @@ class TestReading:
             dask.config.set({"distributed.client.scheduler-info-interval": "1ms"}),
             connect("threads") as client,
         ):
-            report = run(plan_of(200), cluster=client, progress=False)
+            report = run(plan_of(400), cluster=client, progress=False)
             assert report.retries == 0
-            assert all(len(workers(client)) == 1 for _ in range(200))
+            assert all(len(workers(client)) == 1 for _ in range(400))
 
 
 @pytest.mark.parametrize(

@@ -336,7 +336,7 @@ def test_many_viewers_at_once(server):
 
 
 def test_a_large_file_is_never_held(server, store):
-    size = 1 << 28
+    size = 1 << 30
     with (store / "large").open("wb") as file:
         file.truncate(size)  # takes no space
     tracemalloc.start()
