@@ -46,6 +46,8 @@ class Plan:
         If each run needs its own job, the function that makes it when the run is submitted.
     journal, record
         Journal of finished blocks, and the record of the run; None for a plan without a journal.
+    device_peak_bytes, device_memory_bytes
+        Projected peak of one task in a GPU's memory, and the budget there; 0 where it takes none.
 
     Examples
     --------
@@ -72,6 +74,8 @@ class Plan:
     job_of: Callable[[tuple[int, ...]], Any] | None = None
     journal: Journal | None = None
     record: Record | None = None
+    device_peak_bytes: int = 0
+    device_memory_bytes: int = 0
 
     @property
     def blocks(self) -> int:
@@ -98,8 +102,13 @@ class Plan:
             "unit": self.unit,
             "peak_bytes": self.peak_bytes,
             "memory_bytes": self.memory_bytes,
+            **self._on_device(),
             **{name.replace(" ", "_"): value for name, value in self.facts},
         }
+
+    def _on_device(self) -> dict[str, int]:
+        names = ("device_peak_bytes", "device_memory_bytes") if self.device_peak_bytes else ()
+        return {name: getattr(self, name) for name in names}
 
     def describe(self) -> str:
         """Return the plan as text, for people."""
@@ -112,6 +121,9 @@ class Plan:
                 f" of {format_bytes(self.memory_bytes)} per worker",
             ),
         )
+        if self.device_peak_bytes:
+            given = format_bytes(self.device_memory_bytes)
+            facts += (("on the device", f"{format_bytes(self.device_peak_bytes)} of {given}"),)
         width = max(len(name) for name, _ in facts)
         return "\n".join([self.operation, *(f"  {name:{width}}  {value}" for name, value in facts)])
 

@@ -6,13 +6,11 @@ A new method is a folder beside ``patches`` and ``exact``, and a line in `volflo
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
-from typing import Any, Generic, Protocol, Self, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from distributed import Client
@@ -27,9 +25,9 @@ from volflow.geometry.roi import Roi
 from volflow.infer.finish import Finish
 from volflow.infer.predict_options import PredictOptions
 from volflow.infer.request import Request
+from volflow.infer.settings import Settings
 from volflow.model.forward import Output
 from volflow.store.journal.journal import Record
-from volflow.store.journal.records import typed
 from volflow.store.volume import Volume
 from volflow.volumes.framed import FramedImage
 
@@ -41,7 +39,6 @@ __all__ = [
     "Method",
     "OutputJob",
     "Rows",
-    "Settings",
     "Targets",
     "adopt",
     "array_of",
@@ -50,7 +47,6 @@ __all__ = [
     "threads_per_worker",
 ]
 
-MOST_SIDE = 2**31  # of what a journal may say
 # What a worker takes beside tensors: allocator slack, compressed chunks in flight, Python objects.
 SLACK_BYTES = 48 * 2**20
 # The next trial on a worker may seem to take a little more.
@@ -62,78 +58,6 @@ Rows = tuple[int, dict[str, npt.NDArray[Any]]]
 Hull = Callable[[int, int, int], tuple[int, int]]
 # The volumes that are written, by output.
 Targets = Mapping[str, Volume]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Settings that a run decides once and a resumed run adopts; each method adds its own.
-
-    Parameters
-    ----------
-    outputs
-        What the model returns.
-    dtype, precision, device, threads
-        In which it computes, where, and with how many torch threads per worker.
-    block, chunk, shard
-        Of the result, in output voxels along the stored axes.
-    peak_bytes
-        What a worker is thought to take.
-    batch_size
-        Of consecutive patches of one row of the grid; 1 where the network sees whole blocks.
-    """
-
-    outputs: tuple[Output, ...]
-    dtype: str
-    precision: str
-    device: str
-    threads: int
-    block: tuple[int, ...]
-    chunk: tuple[int, ...]
-    shard: tuple[int, ...]
-    peak_bytes: int
-    batch_size: int
-
-    def own(self) -> dict[str, Any]:
-        """Return what the method adds, as plain values for the journal: passes, if it has any."""
-        return {"exact": None}
-
-    def to_dict(self, grid: tuple[int, ...]) -> dict[str, Any]:
-        """Return plain values for the journal."""
-        common = {field.name: getattr(self, field.name) for field in fields(Settings)}
-        outputs = [[o.name, o.channels, list(o.scale)] for o in self.outputs]
-        return {"grid": list(grid), **common, "outputs": outputs, **self.own()}
-
-    @classmethod
-    def from_dict(cls, saved: Mapping[str, Any], **own: Any) -> Self:
-        """Return the settings that a journal holds.
-
-        Parameters
-        ----------
-        saved
-            What `to_dict` made.
-        **own
-            Of it the fields that the method adds.
-
-        Raises
-        ------
-        KeyError, TypeError, ValueError
-            Where a journal says what cannot be.
-        """
-        values = {field.name: saved[field.name] for field in fields(Settings)}
-        values["outputs"] = [
-            {"name": n, "channels": c, "scale": s} for n, c, s in values["outputs"]
-        ]
-        settings = typed(cls, {**values, **own})
-        scales = (output.scale for output in settings.outputs)
-        sides = [settings.block, settings.chunk, settings.shard, *scales]
-        if {len(three) for three in sides} != {3} or not settings.outputs:
-            raise ValueError("there are not three numbers for three axes")
-        channels = (output.channels for output in settings.outputs)
-        counts = (settings.threads, settings.batch_size, *channels)
-        if not all(1 <= n <= MOST_SIDE for n in (*counts, *itertools.chain(*sides))):
-            raise ValueError("numbers are out of any range")
-        np.dtype(settings.dtype)
-        return settings
 
 
 class BoxFunction(Protocol):
@@ -382,6 +306,8 @@ def output_plan(
         unit="voxels",
         peak_bytes=settings.peak_bytes,
         memory_bytes=memory_bytes,
+        device_peak_bytes=settings.device_peak_bytes,
+        device_memory_bytes=settings.device_memory_bytes,
         exclusive=True,
         facts=facts,
         plugin=request.plugin,

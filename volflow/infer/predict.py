@@ -17,10 +17,11 @@ from volflow.engine.plan import Plan
 from volflow.engine.progress import Progress, announce
 from volflow.engine.run import run
 from volflow.errors import InvalidInput
-from volflow.infer.method import Settings, adopt, out_blocks
+from volflow.infer.method import adopt, out_blocks
 from volflow.infer.methods import method_of, open_request
 from volflow.infer.predict_options import PredictOptions
 from volflow.infer.request import Request, convert_inputs, normalized, output_meta
+from volflow.infer.settings import Settings
 from volflow.model.bundle import ModelLike, evaluating
 from volflow.model.forward import Output
 from volflow.model.resident import held

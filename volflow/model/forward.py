@@ -11,6 +11,13 @@ from typing import Any
 import torch
 
 from volflow.errors import InvalidInput, VolflowError, first_line
+from volflow.model.device import (
+    arithmetic,
+    give_back_device,
+    is_out_of_memory,
+    on_device,
+    pick_device,
+)
 from volflow.model.resident import forward_lock, resident
 from volflow.partition.graph import named_outputs
 from volflow.store.slabs import refuse_complex
@@ -23,9 +30,7 @@ __all__ = [
     "explaining_half",
     "has_bfloat16",
     "has_half_weights",
-    "is_out_of_memory",
     "mirrored_outputs",
-    "pick_device",
     "resolve_precision",
     "torch_threads",
 ]
@@ -43,24 +48,6 @@ class Output:
     name: str
     channels: int
     scale: tuple[int, int, int]
-
-
-def pick_device(device: str) -> torch.device:
-    """Return the torch device for ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ….
-
-    Examples
-    --------
-    >>> pick_device("cpu")
-    device(type='cpu')
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-        torch.empty(1, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        raise InvalidInput(f"device {device!r} cannot be used here: {first_line(error)}") from error
-    return chosen
 
 
 @contextmanager
@@ -224,10 +211,12 @@ class Forward:
         shown = batch if drop is None else batch.squeeze(2 + drop)
         if device.type == "cuda" and shown.ndim == 5:
             shown = shown.contiguous(memory_format=torch.channels_last_3d)
-        autocast = torch.autocast(
-            device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"
-        )
-        with forward_lock(device), torch.inference_mode(), autocast:
+        with (
+            on_device(device),
+            forward_lock(device),
+            torch.inference_mode(),
+            arithmetic(device, self.precision),
+        ):
             raw = self.module()(shown)
         return {
             name: (value if drop is None else value.unsqueeze(2 + drop)).to(self.torch_dtype)
@@ -257,8 +246,7 @@ class Forward:
                 f"one patch of {self.patch} does not fit in the memory of {self.device};"
                 " use a smaller patch"
             ) from error
-        if self.device.startswith("cuda"):
-            torch.cuda.empty_cache()
+        give_back_device(torch.device(self.device))
         return batch_size // 2
 
 
@@ -281,13 +269,6 @@ def mirrored_outputs(
     dims = [2 + axis for axis in axes]
     outputs = network(image.flip(dims) if dims else image)
     return {name: value.flip(dims) if dims else value for name, value in outputs.items()}
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return True if an error means that memory, of this machine or a GPU, is exhausted."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return "can't allocate memory" in str(error) or "out of memory" in str(error)
 
 
 def checked_outputs(raw: Any) -> dict[str, torch.Tensor]:

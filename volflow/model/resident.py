@@ -81,9 +81,12 @@ def asks_for_huge_pages() -> bool:
 
 
 def forward_lock(device: torch.device) -> threading.Lock:
-    """Return the lock of a device, on which one forward runs at a time."""
+    """Return the lock under which forwards are started, one at a time, on a kind of device.
+
+    All GPUs share one: how cuDNN computes is a setting of the process.
+    """
     with _guard:
-        return _locks.setdefault(f"{device.type}:{device.index or 0}", threading.Lock())
+        return _locks.setdefault(device.type, threading.Lock())
 
 
 def resident(digest: str, device: torch.device) -> torch.nn.Module:

@@ -12,17 +12,16 @@ from typing import Any, TypeVar
 import torch
 from distributed import Client
 
-from volflow.engine.memory import begin_peak, peak_bytes
 from volflow.engine.plan import Plan
 from volflow.engine.run import run
 from volflow.engine.task import Context, Step
 from volflow.errors import InvalidInput, VolflowError, first_line
+from volflow.model.device import give_back_device, is_out_of_memory, mark_peak, read_peak
 from volflow.model.forward import (
     Forward,
     Output,
     checked_outputs,
     explaining_half,
-    is_out_of_memory,
     torch_threads,
 )
 from volflow.model.resident import ModelPlugin, trials_of
@@ -30,10 +29,8 @@ from volflow.partition.reach import trace_any
 
 __all__ = [
     "Probe",
-    "mark_peak",
     "output_shapes",
     "probe",
-    "read_peak",
     "tried_on_worker",
     "usual_batch",
 ]
@@ -158,7 +155,7 @@ def probe(forward: Forward, batch_size: int | None, memory_bytes: int, threads: 
                 try:
                     outputs, peak = _trial(forward, batch * 2)
                 except torch.OutOfMemoryError:
-                    torch.cuda.empty_cache()
+                    give_back_device(device)
                     break
                 batch *= 2
         while (
@@ -236,20 +233,3 @@ def tried_on_worker(name: str, trial: Callable[[], T], model: ModelPlugin, clien
 
 def _call(trial: Callable[[], T], blocks: tuple[int, ...], context: Context) -> Iterator[Step]:
     yield Step(blocks[0], 1, trial())
-
-
-def mark_peak(device: torch.device) -> int:
-    """Start to record the peak memory on a device; return the bytes in use now."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.memory_allocated(device)
-    return begin_peak()
-
-
-def read_peak(device: torch.device) -> int:
-    """Return the peak memory on a device since `mark_peak`, in bytes."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device)
-    return peak_bytes()

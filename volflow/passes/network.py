@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from volflow.geometry.roi import Roi
+from volflow.model.device import pick_device
 from volflow.model.forward import (
     explaining_half,
     mirrored_outputs,
-    pick_device,
     resolve_precision,
 )
 from volflow.model.resident import made_once, resident

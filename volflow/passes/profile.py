@@ -18,9 +18,10 @@ import torch
 from distributed import Client
 
 from volflow.geometry.roi import Roi
+from volflow.model.device import mark_peak, read_peak
 from volflow.model.forward import torch_threads
 from volflow.model.resident import ModelPlugin
-from volflow.model.trial import mark_peak, read_peak, tried_on_worker
+from volflow.model.trial import tried_on_worker
 from volflow.partition.graph import Graph, Node, Window, live_bytes, needed, read_by
 from volflow.passes.cost import Cost
 from volflow.passes.network import Network

@@ -12,7 +12,8 @@ from torch import nn
 
 from tests import nets
 from volflow.errors import InvalidInput
-from volflow.model.forward import Forward, pick_device, torch_threads
+from volflow.model.device import pick_device
+from volflow.model.forward import Forward, torch_threads
 from volflow.model.resident import ModelPlugin, forward_lock, held, made_once, resident
 from volflow.model.trial import probe
 
@@ -213,9 +214,9 @@ class TestDevices:
         with pytest.raises(InvalidInput, match=f"device '{name}' cannot be used here: "):
             pick_device(name)
 
-    def test_one_device_has_one_lock_by_whatever_name(self):
+    def test_all_gpus_have_one_lock_as_their_arithmetic_is_that_of_the_process(self):
         assert forward_lock(torch.device("cuda")) is forward_lock(torch.device("cuda:0"))
-        assert forward_lock(torch.device("cuda:1")) is not forward_lock(torch.device("cuda:0"))
+        assert forward_lock(torch.device("cuda:1")) is forward_lock(torch.device("cuda:0"))
         assert forward_lock(torch.device("cpu")) is not forward_lock(torch.device("cuda"))
 
     def test_one_forward_at_a_time(self, forward_of):

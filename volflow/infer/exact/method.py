@@ -31,7 +31,6 @@ from volflow.infer.method import (
     BoxFunction,
     Hull,
     OutputJob,
-    Settings,
     Targets,
     out_blocks,
     output_plan,
@@ -39,6 +38,7 @@ from volflow.infer.method import (
 )
 from volflow.infer.predict_options import PredictOptions
 from volflow.infer.request import Request, check_classes
+from volflow.infer.settings import Settings
 from volflow.model.resident import lent
 from volflow.partition.graph import needed
 from volflow.partition.reductions import partials_of, statistic_of
@@ -55,7 +55,7 @@ BLENDS = ("exact",)
 Statistics = Mapping[int, npt.NDArray[Any]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ExactSettings(Settings):
     """Settings of an exact run.
 

@@ -20,7 +20,6 @@ from volflow.infer.method import (
     BoxFunction,
     Hull,
     OutputJob,
-    Settings,
     Targets,
     out_blocks,
     output_plan,
@@ -32,6 +31,7 @@ from volflow.infer.patches.tiling import Demand, choose_tiling, limit_depth, pat
 from volflow.infer.patches.writer import tile_of
 from volflow.infer.predict_options import PredictOptions
 from volflow.infer.request import Request, check_classes, stored_bytes, stored_layout
+from volflow.infer.settings import Settings
 from volflow.model.forward import Forward, Output, has_half_weights
 from volflow.model.resident import lent
 from volflow.model.trial import Probe, output_shapes, probe, tried_on_worker, usual_batch

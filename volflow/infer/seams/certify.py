@@ -31,7 +31,7 @@ from volflow.infer.seams.certificate import Certificate, Plane, Region, Seams
 from volflow.infer.seams.regions import busy_regions, fitting_sides, memory_of
 from volflow.infer.seams.whole_run import WholeRun, run_whole
 from volflow.model.bundle import ModelLike, evaluating
-from volflow.model.forward import pick_device
+from volflow.model.device import pick_device
 from volflow.option import from_keywords, journey
 from volflow.store.create import create
 from volflow.store.journal.journal import Journal, journal_dir

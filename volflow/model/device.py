@@ -1,0 +1,166 @@
+"""A device: its name, its number in this process, how it computes, and its memory.
+
+On a CPU most of this does nothing; what asks for a GPU asks here.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from volflow.engine.memory import begin_peak, peak_bytes
+from volflow.errors import InvalidInput, MemoryRefused, first_line
+from volflow.geometry.budget import format_bytes
+
+__all__ = [
+    "arithmetic",
+    "device_memory",
+    "give_back_device",
+    "is_out_of_memory",
+    "mark_peak",
+    "numbered",
+    "on_device",
+    "pick_device",
+    "read_peak",
+]
+
+# Share of a device's free memory that a run takes: fragments and kernels need some, too.
+SHARE = 0.9
+# What errors say that mean exhausted memory, beside torch's own class.
+EXHAUSTED = (
+    "out of memory",
+    "can't allocate memory",
+    "ALLOC_FAILED",  # of cuDNN, cuBLAS and cuFFT
+    "unable to find an engine",  # of cuDNN, which had no memory for the workspace of any
+)
+
+
+def pick_device(device: str) -> torch.device:
+    """Return the torch device for ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ….
+
+    Examples
+    --------
+    >>> pick_device("cpu")
+    device(type='cpu')
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise InvalidInput(f"device {device!r} cannot be used here: {first_line(error)}") from error
+    return chosen
+
+
+def numbered(device: torch.device) -> torch.device:
+    """Return a device with its number: "cuda" is the one that this process works on."""
+    if device != torch.device("cuda"):
+        return device
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+@contextmanager
+def on_device(device: torch.device) -> Iterator[None]:
+    """Make a device the current one of this thread, as a new thread begins on the first."""
+    if device.type != "cuda":
+        yield
+        return
+    with torch.cuda.device(numbered(device)):
+        yield
+
+
+@contextmanager
+def arithmetic(device: torch.device, precision: str) -> Iterator[None]:
+    """Compute within a block as a precision says, whatever the process has set.
+
+    On a GPU convolutions choose the same kernel every time, and float32 is not rounded to TF32
+    unless the precision is ``"tf32"``. The settings are those of the process, so only one thread
+    at a time may be in here (`volflow.model.resident.forward_lock`).
+    """
+    low = precision == "bfloat16"
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=low):
+        if device.type != "cuda":
+            yield
+            return
+        rounded, matmul = precision == "tf32", torch.backends.cuda.matmul
+        own: dict[str, Any] = {}
+        name = (
+            "fp32_precision"
+            if "fp32_precision" in inspect.signature(torch.backends.cudnn.flags).parameters
+            else "allow_tf32"
+        )
+        before = getattr(matmul, name)
+        if name == "fp32_precision":  # since torch 2.9, which the older name would contradict
+            own["fp32_precision"] = "tf32" if rounded else "ieee"
+        flags = torch.backends.cudnn.flags(
+            enabled=True, benchmark=False, deterministic=True, allow_tf32=rounded, **own
+        )
+        try:
+            with flags:
+                setattr(matmul, name, own.get("fp32_precision", rounded))
+                yield
+        finally:
+            setattr(matmul, name, before)
+
+
+def device_memory(device: torch.device, asked: int | None) -> int:
+    """Return the bytes of a device that a run may take; 0 on a CPU.
+
+    Parameters
+    ----------
+    device
+        On which the model and what the process keeps lie already.
+    asked
+        The user's request; None takes a share of what is free.
+
+    Raises
+    ------
+    MemoryRefused
+        Where more is asked for than is free.
+    """
+    if device.type != "cuda":
+        return 0
+    free = int(torch.cuda.mem_get_info(device)[0])
+    if asked is None:
+        return int(SHARE * free)
+    if asked > free:
+        raise MemoryRefused(
+            f"device_memory is {format_bytes(asked)}, and {device} has {format_bytes(free)} free;"
+            " give less (--device-memory), or end what else runs there"
+        )
+    return asked
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return True if an error means that memory, of this machine or a GPU, is exhausted."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return any(text in str(error) for text in EXHAUSTED)
+
+
+def give_back_device(device: torch.device) -> None:
+    """Return what torch keeps of a device's memory, so that a large piece can be had again."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def mark_peak(device: torch.device) -> int:
+    """Start to record the peak memory on a device; return the bytes in use now."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    return begin_peak()
+
+
+def read_peak(device: torch.device) -> int:
+    """Return the peak memory on a device since `mark_peak`, in bytes."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device)
+    return peak_bytes()
