@@ -47,11 +47,15 @@ class Download:
     tensors: tuple[Tensor, ...]
     event: Any = None
 
-    def wait(self) -> tuple[Array, ...]:
-        """Return them as arrays, as soon as they are there."""
+    def arrived(self) -> tuple[Tensor, ...]:
+        """Return them, as soon as they are there."""
         if self.event is not None:
             self.event.synchronize()
-        return tuple(tensor.numpy(force=True) for tensor in self.tensors)
+        return self.tensors
+
+    def wait(self) -> tuple[Array, ...]:
+        """Return them as arrays, as soon as they are there."""
+        return tuple(tensor.numpy(force=True) for tensor in self.arrived())
 
 
 class Copies:

@@ -19,6 +19,7 @@ from volflow.infer.aggregate.scratch import PendingPatches, Scratch
 from volflow.infer.merge import merge_options
 from volflow.infer.predict_options import PredictOptions
 from volflow.infer.request import check_classes
+from volflow.model.copies import Copies
 from volflow.model.forward import Output
 from volflow.model.spec import Spec
 from volflow.sampling.stream import PatchStream
@@ -177,7 +178,8 @@ class GridAggregator:
         patch = next(iter(self.grids.values())).patch
         kind = kind_of(outputs, len(places), patch, self.kind)
         check_classes(self.options, (Output("", kind.channels, (1, 1, 1)),))
-        scores = outputs.detach().cpu().to(kind.computed)
+        (there,) = Copies(outputs.device).download([outputs.detach()]).arrived()
+        scores = there.to(kind.computed)
         check_finite(scores, places, self.grids)
         self.kind = kind
         try:

@@ -18,7 +18,8 @@ Matrix = npt.NDArray[np.float64]
 def as_tensor(array: npt.NDArray[Any], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Copy an array to a device, whose work is not waited for."""
     # A copy by torch lies aligned: what the last bits of a product may depend on.
-    return torch.tensor(array, dtype=dtype).to(device, non_blocking=True)
+    copied = torch.tensor(array, dtype=dtype, pin_memory=device.type == "cuda")
+    return copied.to(device, non_blocking=True)
 
 
 def along_axes(values: torch.Tensor, matrices: Sequence[Matrix]) -> torch.Tensor:

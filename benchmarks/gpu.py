@@ -1,0 +1,107 @@
+"""volflow on a GPU in eight minutes: right, busy, bounded, and beside its peers; one table.
+
+    python benchmarks/gpu.py                          # all stages; the result is filed
+    python benchmarks/gpu.py --stages predict,exact   # some of them
+    python benchmarks/gpu.py --stand-in               # no GPU: counts of a small run in place of times
+
+Each stage is a process of its own with its own limit of time, and adds its rows to one file, so that
+a stage that fails or hangs costs only itself. What a stage measures stands in ``gpu_stages.py``.
+MONAI's rows are left out where it is not installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+from machine import describe, file_result  # noqa: E402
+
+# Seconds that each stage may take, eight minutes in all.
+LIMITS = {"correct": 110, "kernels": 75, "predict": 100, "exact": 90, "peers": 95}
+PACKAGES = ["torch", "zarr", "dask", "monai"]
+
+Row = dict[str, Any]
+
+
+def run_stage(name: str, rows: Path, folder: Path) -> None:
+    """Run a stage in a new process; what goes wrong becomes a row of its own."""
+    command = [sys.executable, str(HERE / "gpu_stages.py"), name, str(rows), str(folder)]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=LIMITS[name]
+        )
+        failure = "" if done.returncode == 0 else done.stderr.strip()[-600:]
+    except subprocess.TimeoutExpired:
+        failure = f"cut off after {LIMITS[name]} s"
+    if failure:
+        print(f"{name}: {failure}", file=sys.stderr)
+        with rows.open("a") as file:
+            file.write(json.dumps({"stage": name, "what": "failed", "failed": failure}) + "\n")
+
+
+def table(rows: list[Row]) -> str:
+    """Return one table per stage, with a column for each figure that it has."""
+    parts = []
+    for stage in dict.fromkeys(row["stage"] for row in rows):
+        mine = [row for row in rows if row["stage"] == stage]
+        columns = list(dict.fromkeys(key for row in mine for key in row if key != "stage"))
+        lines = [
+            f"### {stage}",
+            "",
+            "| " + " | ".join(columns) + " |",
+            "|" + "---|" * len(columns),
+            *("| " + " | ".join(shown(row.get(key, "")) for key in columns) + " |" for row in mine),
+        ]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def shown(value: Any) -> str:
+    """Return a figure with three digits, and text in one line."""
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return str(value).replace("\n", " ").replace("|", "/")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--stages", default=",".join(LIMITS), help="names, with commas between")
+    parser.add_argument("--stand-in", action="store_true", help="counts on the tests' stand-in")
+    parser.add_argument("--out", help="folder for the result instead of benchmarks/results")
+    options = parser.parse_args()
+    if options.stand_in:
+        from gpu_counts import counted
+
+        print(table(counted()))
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise SystemExit("no GPU here: benchmarks/gpu.py was not run; --stand-in counts without")
+    properties = torch.cuda.get_device_properties(0)
+    gpu = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+    versions = f"CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
+    with tempfile.TemporaryDirectory() as name:
+        rows = Path(name) / "rows.jsonl"
+        rows.touch()
+        for stage in options.stages.split(","):
+            run_stage(stage, rows, Path(name))
+        found = [json.loads(line) for line in rows.read_text().splitlines()]
+    text = f"{describe(PACKAGES)} · {gpu} · {versions}\n\n{table(found)}"
+    print(text)
+    if options.out:
+        (Path(options.out) / "gpu.md").write_text(f"# gpu\n\n{text}\n")
+    else:
+        file_result("gpu", text)
+
+
+if __name__ == "__main__":
+    main()
