@@ -78,7 +78,7 @@ class Request:
     @property
     def plugin(self) -> ModelPlugin:
         """What holds the model on workers."""
-        return ModelPlugin(self.model.module, self.model.digest)
+        return ModelPlugin(self.model.module, self.model.digest, self.options.device)
 
     @property
     def sidecar(self) -> Path:

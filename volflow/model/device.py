@@ -6,7 +6,9 @@ On a CPU most of this does nothing; what asks for a GPU asks here.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+import math
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +17,7 @@ import torch
 from volflow.engine.memory import begin_peak, peak_bytes
 from volflow.errors import InvalidInput, MemoryRefused, first_line
 from volflow.geometry.budget import format_bytes
+from volflow.model.places import own_number, sharers, take_place
 
 __all__ = [
     "arithmetic",
@@ -26,6 +29,7 @@ __all__ = [
     "on_device",
     "pick_device",
     "read_peak",
+    "timed",
 ]
 
 # Share of a device's free memory that a run takes: fragments and kernels need some, too.
@@ -51,7 +55,7 @@ def pick_device(device: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-        torch.empty(1, device=chosen)
+        torch.empty(1, device=numbered(chosen))
     except (RuntimeError, AssertionError) as error:
         raise InvalidInput(f"device {device!r} cannot be used here: {first_line(error)}") from error
     return chosen
@@ -59,9 +63,10 @@ def pick_device(device: str) -> torch.device:
 
 def numbered(device: torch.device) -> torch.device:
     """Return a device with its number: "cuda" is the one that this process works on."""
-    if device != torch.device("cuda"):
+    if device.type != "cuda":
         return device
-    return torch.device("cuda", torch.cuda.current_device())
+    unnumbered = device == torch.device("cuda")
+    return torch.device("cuda", own_number() if unnumbered else take_place(device.index))
 
 
 @contextmanager
@@ -109,14 +114,15 @@ def arithmetic(device: torch.device, precision: str) -> Iterator[None]:
 
 
 def device_memory(device: torch.device, asked: int | None) -> int:
-    """Return the bytes of a device that a run may take; 0 on a CPU.
+    """Return the bytes of a device that a task may take; 0 on a CPU.
 
     Parameters
     ----------
     device
         On which the model and what the process keeps lie already.
     asked
-        The user's request; None takes a share of what is free.
+        The user's request; None takes a share of what is free, divided among the processes that
+        work on the device.
 
     Raises
     ------
@@ -125,9 +131,12 @@ def device_memory(device: torch.device, asked: int | None) -> int:
     """
     if device.type != "cuda":
         return 0
-    free = int(torch.cuda.mem_get_info(device)[0])
+    device = numbered(device)
+    # What torch keeps for this process is free to it.
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    free = int(torch.cuda.mem_get_info(device)[0]) + kept
     if asked is None:
-        return int(SHARE * free)
+        return int(SHARE * free / sharers(device.index))
     if asked > free:
         raise MemoryRefused(
             f"device_memory is {format_bytes(asked)}, and {device} has {format_bytes(free)} free;"
@@ -164,3 +173,50 @@ def read_peak(device: torch.device) -> int:
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device)
     return peak_bytes()
+
+
+def timed(
+    device: torch.device, run: Callable[[], object], most: int = 3, long_s: float = 0.1
+) -> float:
+    """Return the least seconds that a call takes on a device.
+
+    On a GPU it is called once before, as the first call may load libraries and wait for memory, and
+    its time is that between two events on the current stream.
+
+    Parameters
+    ----------
+    device
+        Where it computes; on a GPU it is made the current device.
+    run
+        What is called, with nothing to be waited for.
+    most, long_s
+        Calls at most, and seconds of all of them after which it is not called again.
+
+    Examples
+    --------
+    >>> 0 <= timed(torch.device("cpu"), lambda: torch.ones(2, 2) @ torch.ones(2, 2)) < 60
+    True
+    """
+    best, spent = math.inf, 0.0
+    with on_device(device):
+        if device.type == "cuda":
+            run()
+        for _ in range(most):
+            seconds = _seconds(device, run)
+            best, spent = min(best, seconds), spent + seconds
+            if spent > long_s:
+                break
+    return best
+
+
+def _seconds(device: torch.device, run: Callable[[], object]) -> float:
+    if device.type != "cuda":
+        began_s = time.perf_counter()
+        run()
+        return time.perf_counter() - began_s
+    began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    began.record()
+    run()
+    ended.record()
+    ended.synchronize()
+    return float(began.elapsed_time(ended)) / 1000

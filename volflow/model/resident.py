@@ -11,7 +11,7 @@ import mmap
 import os
 import threading
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -21,6 +21,8 @@ from distributed import WorkerPlugin
 
 from volflow.engine.memory import give_back
 from volflow.engine.pages import HUGE_PAGES, prepare_allocators
+from volflow.model.device import numbered
+from volflow.model.places import note_current
 
 __all__ = [
     "ModelPlugin",
@@ -126,14 +128,17 @@ class ModelPlugin(WorkerPlugin):
         A module in eval mode; used as it is in this process, copied by cloudpickle to others.
     digest
         Digest by which tasks find it.
+    device
+        On which it will run, as the user named it.
     """
 
-    def __init__(self, module: torch.nn.Module, digest: str) -> None:
+    def __init__(self, module: torch.nn.Module, digest: str, device: str = "auto") -> None:
         self.module = module
         self.digest = digest
+        self.device = device
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpack, (cloudpickle.dumps(self.module), self.digest)
+        return _unpack, (cloudpickle.dumps(self.module), self.digest, self.device)
 
     def __dask_tokenize__(self) -> str:
         return self.digest
@@ -147,6 +152,12 @@ class ModelPlugin(WorkerPlugin):
                 f"torch asks for no huge pages: it reads {HUGE_PAGES} at its first allocation,"
                 " which came before; set it to 1 before Python starts"
             )
+        if worker is None:
+            note_current()
+        elif self.device != "cpu" and torch.cuda.is_available():
+            # All workers take their places before the first divides the memory of its GPU.
+            with suppress(RuntimeError):  # the trial will say why
+                numbered(torch.device("cuda" if self.device == "auto" else self.device))
         with _guard:
             found = _residents.setdefault(self.digest, Resident())
             found.users += 1
@@ -190,6 +201,6 @@ def lent(model: ModelPlugin) -> Iterator[None]:
         yield
 
 
-def _unpack(module: bytes, digest: str) -> ModelPlugin:
+def _unpack(module: bytes, digest: str, device: str) -> ModelPlugin:
     prepare_allocators(own=False)  # weights are torch's first allocation in a worker
-    return ModelPlugin(cloudpickle.loads(module), digest)
+    return ModelPlugin(cloudpickle.loads(module), digest, device)
