@@ -1,10 +1,28 @@
-"""In how many processes tests run; and each doctest in ``volflow/`` in a scratch folder."""
+"""Where tests run: in how many processes, on what device; each doctest in a scratch folder."""
 
 from __future__ import annotations
 
 import os
+import re
 
 import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """No test picks a GPU by itself, nor does a process that it starts: those of ``-m gpu`` do."""
+    if not _asks_for_gpu(config):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests on a real device run where they are asked for, not wherever they are not refused."""
+    if not _asks_for_gpu(config):
+        config.hook.pytest_deselected(items=[i for i in items if i.get_closest_marker("gpu")])
+        items[:] = [i for i in items if not i.get_closest_marker("gpu")]
+
+
+def _asks_for_gpu(config: pytest.Config) -> bool:
+    return re.search(r"(?<!not )\bgpu\b", config.getoption("markexpr")) is not None
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

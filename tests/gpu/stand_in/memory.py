@@ -1,0 +1,114 @@
+"""The memory of one device: what is allocated, its peak, its limit, and failures on request."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from tests.gpu.stand_in.clocks import Accesses, Clocks, StreamId
+
+__all__ = ["Block", "Failure", "Pool"]
+
+# The caching allocator gives out multiples of the one and asks for multiples of the other.
+GRAIN_BYTES = 512
+SEGMENT_BYTES = 2 * 2**20
+
+
+@dataclass
+class Failure:
+    """Allocations that will fail on request."""
+
+    left: int
+    above_bytes: int
+    message: str
+    error: type[Exception]
+
+
+class Block:
+    """One allocation; lives as long as a tensor that looks into it."""
+
+    def __init__(self, pool: Pool, size: int, stream: StreamId, clocks: Clocks) -> None:
+        self.pool, self.size, self.stream, self.clocks = pool, size, stream, clocks
+        self.accesses = Accesses()
+        self.recorded: set[StreamId] = set()
+
+    def __del__(self) -> None:
+        """Give the memory back; another stream may still be at work in it.
+
+        Any thread may get here at any time, so this only notes what a later call will do.
+        """
+        for access in self.accesses.unknown_to(self.stream, self.clocks):
+            if access.stream not in self.recorded:
+                self.clocks.report(
+                    f"memory of {self.stream} is freed while it may be in use: {access};"
+                    " record_stream, or wait, before it is dropped"
+                )
+        self.pool.freed.append(self.size)
+
+
+class Pool:
+    """The allocator of one device."""
+
+    def __init__(self, index: int, total: int) -> None:
+        self.index, self.total, self.limit = index, total, total
+        self.freed: deque[int] = deque()
+        self.failures: list[Failure] = []
+        self.allocated = self.peak = 0
+        self.reserved = self.reserved_peak = 0
+        self.oom_count = 0
+        self.watch: Callable[[int], None] | None = None
+
+    def settle(self) -> None:
+        """Take back what was freed meanwhile."""
+        while self.freed:
+            self.allocated -= self.freed.popleft()
+
+    def allocate(self, size: int, stream: StreamId, clocks: Clocks) -> Block:
+        """Return a block; raises what torch raises where there is no room or a failure is due."""
+        size = -(-size // GRAIN_BYTES) * GRAIN_BYTES
+        self.settle()
+        self._fail(size)
+        if self.allocated + size > self.limit:
+            self.oom_count += 1
+            raise torch.OutOfMemoryError(
+                f"CUDA out of memory. Tried to allocate {size} bytes. GPU {self.index} has a total"
+                f" capacity of {self.total} bytes of which {self.limit - self.allocated} are free."
+            )
+        self.allocated += size
+        self.peak = max(self.peak, self.allocated)
+        segments = -(-self.allocated // SEGMENT_BYTES) * SEGMENT_BYTES
+        self.reserved = min(self.limit, max(self.reserved, segments))
+        self.reserved_peak = max(self.reserved_peak, self.reserved)
+        return Block(self, size, stream, clocks)
+
+    def _fail(self, size: int) -> None:
+        for failure in self.failures:
+            if failure.left and size > failure.above_bytes:
+                failure.left -= 1
+                self.oom_count += 1
+                raise failure.error(failure.message)
+
+    def empty_cache(self) -> None:
+        """Give back what is reserved but not allocated."""
+        self.settle()
+        self.reserved = -(-self.allocated // SEGMENT_BYTES) * SEGMENT_BYTES
+
+    def reset_peak(self) -> None:
+        """Begin to measure peaks anew."""
+        self.settle()
+        self.peak, self.reserved_peak = self.allocated, self.reserved
+
+    def stats(self) -> dict[str, int]:
+        """The figures of ``torch.cuda.memory_stats`` that are known."""
+        self.settle()
+        return {
+            "allocated_bytes.all.current": self.allocated,
+            "allocated_bytes.all.peak": self.peak,
+            "reserved_bytes.all.current": self.reserved,
+            "reserved_bytes.all.peak": self.reserved_peak,
+            "num_ooms": self.oom_count,
+            "num_alloc_retries": 0,
+        }
