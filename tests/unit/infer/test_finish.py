@@ -45,18 +45,23 @@ class TestScores:
 
     @pytest.mark.parametrize("dtype", ["int64", "uint64"])
     def test_the_largest_integers_do_not_wrap(self, dtype):
-        found = Finish("scores", None, dtype)(scores([3e19, 5.0]))
-        assert found.ravel()[0] > 2**62
-        assert found.ravel()[1] == 5
+        for rows in both(scores([3e19, 5.0])):
+            found = Finish("scores", None, dtype)(rows)
+            assert found.ravel()[0] > 2**62
+            assert found.ravel()[1] == 5
 
     def test_float16_is_rounded_once(self):
         values = np.random.default_rng(0).standard_normal((2, 3, 4, 5)).astype("f4")
-        found = Finish("scores", None, "float16")(values.copy())
-        assert np.array_equal(found, values.astype("f2"))
+        for rows in both(values):
+            found = Finish("scores", None, "float16")(rows)
+            assert np.array_equal(found, values.astype("f2"))
 
     def test_what_float16_cannot_hold_is_refused(self):
-        with pytest.raises(InvalidInput, match="scores reach 70000, which float16 cannot hold; u"):
-            Finish("scores", None, "float16")(scores([1.0, -70000.0]))
+        for rows in both(scores([1.0, -70000.0])):
+            with pytest.raises(
+                InvalidInput, match="reach 70000, which float16 cannot hold; use dt"
+            ):
+                Finish("scores", None, "float16")(rows)
 
 
 class TestActivation:
@@ -78,8 +83,10 @@ class TestActivation:
 
     def test_float64_stays_float64(self):
         values = scores([0.1, 0.7], [0.3, -2.0]).astype("f8")
-        found = Finish("scores", "softmax", "float64")(values.copy())
-        np.testing.assert_allclose(found, torch.from_numpy(values).softmax(0).numpy(), rtol=1e-15)
+        for rows in both(values):
+            found = Finish("scores", "softmax", "float64")(rows)
+            expected = torch.from_numpy(values).softmax(0).numpy()
+            np.testing.assert_allclose(found, expected, rtol=1e-15)
 
     def test_a_function_gets_a_tensor_of_all_channels(self):
         shapes = []
@@ -108,9 +115,10 @@ class TestClasses:
 
     def test_softmax_does_not_change_them(self):
         values = np.random.default_rng(0).standard_normal((4, 5, 6, 7)).astype("f4")
-        plain = Finish("classes", None, "uint8")(values.copy())
-        assert np.array_equal(Finish("classes", "softmax", "uint8")(values.copy()), plain)
-        assert np.array_equal(plain, values.argmax(0))
+        for activation in (None, "softmax"):
+            for rows in both(values):
+                found = Finish("classes", activation, "uint8")(rows)
+                assert np.array_equal(found, values.argmax(0))
 
     def test_of_one_channel_exceed_half(self):
         for rows in both(scores([0.5, 0.51, -3.0])):
@@ -120,7 +128,11 @@ class TestClasses:
 
 
 class TestFill:
-    @pytest.mark.parametrize(("output", "dtype"), [("scores", "float32"), ("classes", "uint8")])
+    @pytest.mark.parametrize(
+        ("output", "dtype"),
+        [("scores", "float32"), ("scores", "uint16"), ("scores", "uint64"), ("scores", "float16"),
+         ("classes", "uint8"), ("classes", "int32")],
+    )  # fmt: skip
     def test_is_where_no_patch_was(self, output, dtype):
         covered = np.array([[[True, False, True]]])
         values = scores([1.0, 0.0, 2.0], [0.0, 0.0, 3.0])
@@ -146,9 +158,21 @@ def test_what_is_no_number_is_refused(bad, output):
 
 def test_large_sums_of_finite_scores_are_no_infinity():
     values = np.full((1, 2, 3, 4), 3e38, "float32")
-    assert np.array_equal(Finish("scores", None, "float32")(values.copy()), values)
+    for rows in both(values):
+        assert np.array_equal(Finish("scores", None, "float32")(rows), values)
 
 
 def test_infinities_of_both_signs_are_refused_without_a_warning():
-    with pytest.raises(InvalidInput, match="the model produced NaN or infinity"):
-        Finish("scores", None, "float32")(scores([np.inf, -np.inf]))
+    for rows in both(scores([np.inf, -np.inf])):
+        with pytest.raises(InvalidInput, match="the model produced NaN or infinity"):
+            Finish("scores", None, "float32")(rows)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int32", "uint32", "float32"])
+@pytest.mark.parametrize("computed", ["float32", "float64"])
+def test_tensors_become_what_arrays_become(dtype, computed):
+    values = (np.random.default_rng(0).standard_normal((3, 4, 5, 6)) * 3e4).astype(computed)
+    values[:, 0] = np.array([0.5, 1.5, -2.5, 254.5, 65534.5])[:, None]
+    expected, found = (Finish("scores", None, dtype)(rows) for rows in both(values))
+    assert found.dtype == expected.dtype
+    assert np.array_equal(found, expected)
