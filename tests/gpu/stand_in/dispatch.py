@@ -10,11 +10,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from tests.gpu.stand_in.tensors import DeviceTensor
+from tests.gpu.stand_in.transfers import copied, moved, uploaded
 
 if TYPE_CHECKING:
     from tests.gpu.stand_in.machine import Machine
 
 __all__ = ["Mode", "dispatch"]
+
+HOST_TENSORS = (torch.Tensor, torch.nn.Parameter)
 
 Given = dict[str, Any]
 
@@ -32,6 +35,7 @@ WAITS = {
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
 # They read a number, or make memory without touching it: no kernel runs.
 READS = {"item", "_local_scalar_dense", "is_nonzero"}
+HOST_SPECIAL = {"is_pinned", "_pin_memory", "pin_memory", "scalar_tensor"}
 EMPTY = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 
 
@@ -91,14 +95,17 @@ def dispatch(machine: Machine, func: Any, args: tuple[Any, ...], kwargs: Given) 
     tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
     ours = [x for x in tensors if isinstance(x, DeviceTensor)]
     target = _target(machine, args, kwargs, ours)
+    special = machine.copies.pending or name in HOST_SPECIAL or kwargs.get("pin_memory")
+    if not ours and target is None and not special:
+        return func(*args, **kwargs)
     op = Op(func, args, kwargs, name, tensors, ours, _written(func, args, kwargs), target)
     if not ours and target is None:
         return _on_host(machine, op)
     if name in ("_to_copy", "to"):
-        return machine.moved(args[0], target, op.named, always=name == "_to_copy")
+        return moved(machine, args[0], target, op.named, always=name == "_to_copy")
     if name == "copy_":
         given = op.named
-        return machine.copied(args[0], given["src"], bool(given.get("non_blocking", False)))
+        return copied(machine, args[0], given["src"], bool(given.get("non_blocking", False)))
     return _on_device(machine, op)
 
 
@@ -141,20 +148,18 @@ def _on_host(machine: Machine, op: Op) -> Any:
         made = op.func(*op.args, **{**op.kwargs, "pin_memory": False})
         machine.pins.add(made)
         return made
-    if not machine.copies.pending:
-        return _kept_number(op, op.func(*op.args, **op.kwargs))
     with machine.lock:
         wrong = [
             text
             for x in op.tensors
-            if x.device.type == "cpu" and (memory := machine.pins.find(x)) is not None
+            if type(x) in HOST_TENSORS and (memory := machine.pins.find(x)) is not None
             for text in machine.copies.touched(x, memory, any(x is w for w in op.written))
         ]
     made = op.func(*op.args, **op.kwargs)
     if wrong and (op.written or not _all_views(made, {_storage(x) for x in op.tensors})):
         for text in wrong:
             machine.clocks.report(text)
-    return made
+    return _kept_number(op, made)
 
 
 def _kept_number(op: Op, made: Any) -> Any:
@@ -240,13 +245,25 @@ def _account(machine: Machine, op: Op, index: int, writes: list[DeviceTensor], v
         reads = [x for x in op.ours if not any(x is w for w in writes)]
         machine.kernel(index, op.name, reads, writes)
     wait = WAITS.get(op.name)
-    if op.name in INDEXING and any(x.dtype in (torch.bool, torch.uint8) for x in _indices(op)):
+    masks = any(x.dtype in (torch.bool, torch.uint8) for x in _indices(op))
+    if masks and not _fills_masked(op):
         wait = "nonzero"
     if wait is not None:
         machine.wait_for_result(index, wait)
 
 
+def _fills_masked(op: Op) -> bool:
+    """Whether an assignment through a mask only puts a number there, so that nobody counts."""
+    given = op.named
+    value = given.get("values")
+    number = isinstance(value, torch.Tensor) and value.numel() == 1
+    return number and not isinstance(value, DeviceTensor) and not given.get("accumulate")
+
+
 def _indices(op: Op) -> list[torch.Tensor]:
+    """The tensors that an op indexes another with."""
+    if op.name not in INDEXING:
+        return []
     return [x for x in tree_leaves(op.args[1]) if isinstance(x, torch.Tensor)]
 
 
@@ -256,10 +273,9 @@ def _one_device(machine: Machine, op: Op) -> int:
     Numbers on the CPU go with the launch; indices on the CPU are copied to the device.
     """
     here = {x.index for x in op.ours}
-    if op.name in INDEXING and op.ours and isinstance(op.args[0], DeviceTensor):
+    allowed = []
+    if op.args and isinstance(op.args[0], DeviceTensor):
         allowed = [x for x in _indices(op) if not isinstance(x, DeviceTensor)]
-    else:
-        allowed = []
     strangers = [
         x
         for x in op.tensors
@@ -276,5 +292,5 @@ def _one_device(machine: Machine, op: Op) -> int:
         return int(op.target.index)
     index = next(iter(here))
     for x in allowed:
-        machine.uploaded(x, index)
+        uploaded(machine, x, index)
     return index

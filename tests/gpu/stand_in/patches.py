@@ -14,9 +14,10 @@ from unittest import mock
 import torch
 
 from tests.gpu.stand_in.dispatch import Mode
-from tests.gpu.stand_in.machine import Machine, plain_to
+from tests.gpu.stand_in.machine import Machine
 from tests.gpu.stand_in.streams import StandInStream, UsingStream
 from tests.gpu.stand_in.tensors import DeviceTensor
+from tests.gpu.stand_in.transfers import converted, plain_to
 
 __all__ = ["installed"]
 
@@ -143,7 +144,7 @@ def _memory(machine: Machine) -> dict[str, Any]:
 def _to(machine: Machine) -> Callable[..., torch.Tensor]:
     def to(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         if type(self) in PLAIN and any(map(_is_ours, (*args, *kwargs.values()))):
-            return machine.to(self, args, kwargs)
+            return converted(machine, self, args, kwargs)
         return plain_to(self, *args, **kwargs)
 
     return to

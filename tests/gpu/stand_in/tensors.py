@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from tests.gpu.stand_in.clocks import Place, place_of
+
 if TYPE_CHECKING:
     from tests.gpu.stand_in.machine import Machine
     from tests.gpu.stand_in.memory import Block
@@ -70,6 +72,11 @@ class DeviceTensor(torch.Tensor):
         return first.machine.dispatch(func, args, kwargs or {})
 
     @property
+    def place(self) -> Place:
+        """The bytes that it covers in its block."""
+        return place_of(self.inner)
+
+    @property
     def device(self) -> torch.device:  # type: ignore[override]
         return torch.device("cuda", self.index)
 
@@ -87,7 +94,9 @@ class DeviceTensor(torch.Tensor):
         return self.inner.untyped_storage()
 
     def to(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        return self.machine.to(self, args, kwargs)
+        from tests.gpu.stand_in.transfers import converted
+
+        return converted(self.machine, self, args, kwargs)
 
     def cpu(self, memory_format: torch.memory_format = torch.preserve_format) -> torch.Tensor:
         return self.to("cpu", memory_format=memory_format)
@@ -125,10 +134,11 @@ class DeviceTensor(torch.Tensor):
     def __setitem__(self, where: Any, value: Any) -> None:
         if isinstance(value, bool | int | float | complex):
             # Torch would make it on the meta device; a number is an argument of the kernel.
-            if _takes_a_view(where):
-                self[where].fill_(value)
-                return
             value = torch.tensor(value, dtype=self.dtype)
+            if _takes_a_view(where):
+                part = self[where]
+                part.fill_(value) if part.dim() else part.copy_(value)
+                return
         super().__setitem__(where, value)
 
     def refresh(self) -> None:
