@@ -244,7 +244,7 @@ def _account(machine: Machine, op: Op, index: int, writes: list[DeviceTensor], v
     elif op.name not in EMPTY and (writes or not views):
         reads = [x for x in op.ours if not any(x is w for w in writes)]
         machine.kernel(index, op.name, reads, writes)
-    wait = WAITS.get(op.name)
+    wait = "nonzero" if op.func is torch.ops.aten.where.default else WAITS.get(op.name)
     masks = any(x.dtype in (torch.bool, torch.uint8) for x in _indices(op))
     if masks and not _fills_masked(op):
         wait = "nonzero"
