@@ -31,7 +31,7 @@ PREDICT = f"""
 import sys, time
 import volflow as vf
 from volflow.infer.exact.window import ExactWindow
-from volflow.passes import executor
+from volflow.passes import keeping
 from tests.chaos.test_kill_exact import net
 
 def slowly(work):
@@ -40,8 +40,8 @@ def slowly(work):
         return work(*given)
     return slow
 
-executor.pass_block = slowly(executor.pass_block)
-ExactWindow.rows = slowly(ExactWindow.rows)
+keeping.pass_block = slowly(keeping.pass_block)
+ExactWindow.begun = slowly(ExactWindow.begun)
 if __name__ == "__main__":
     vf.predict(sys.argv[1], net(), sys.argv[2], **{OPTIONS})
 """

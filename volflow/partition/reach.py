@@ -232,12 +232,16 @@ def padded_sizes(module: nn.Module, channels: int, shape: Sequence[int]) -> tupl
 
 
 def trace_any(
-    module: nn.Module, channels: int, sizes: Sequence[int], dtype: torch.dtype | None = None
+    module: nn.Module,
+    channels: int,
+    sizes: Sequence[int],
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
 ) -> Graph:
     """Trace a module like `trace`; its own errors become InvalidInput in one line."""
     try:
         with torch.no_grad():
-            return trace(module, channels, sizes, dtype)
+            return trace(module, channels, sizes, dtype, device)
     except VolflowError:
         raise
     except Exception as error:  # models raise errors of any class

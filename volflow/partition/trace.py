@@ -35,7 +35,11 @@ _FACTORIES = frozenset(
 
 
 def trace(
-    module: nn.Module, channels: int, sizes: Sequence[int], dtype: torch.dtype | None = None
+    module: nn.Module,
+    channels: int,
+    sizes: Sequence[int],
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
 ) -> Graph:
     """Trace the graph of a module for a volume of one shape; nothing is computed.
 
@@ -45,8 +49,8 @@ def trace(
         In eval mode, with its weights.
     channels, sizes
         Channels and sides of its input ``(1, channels, *sizes)``: one, two or three axes.
-    dtype
-        Dtype of the input; that of the weights by default.
+    dtype, device
+        Of the input; those of the weights by default, and the CPU where there are none.
 
     Raises
     ------
@@ -64,7 +68,7 @@ def trace(
     module = _eager(module, {})
     weights = [t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
     dtype = dtype or (weights[0].dtype if weights else torch.float32)
-    device = weights[0].device if weights else torch.device("cpu")
+    device = device or (weights[0].device if weights else torch.device("cpu"))
     tracer = Tracer(module, len(sizes), device, record)
     meta = torch.empty((1, channels, *sizes), dtype=dtype, device="meta")
     dims = (None, None, *range(len(sizes)))

@@ -14,9 +14,8 @@ are repaired, it is run again for them, with the statistics measured before.
 
 from __future__ import annotations
 
-import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,20 +29,19 @@ from volflow.engine.cluster import workers
 from volflow.engine.plan import Plan, runs_for
 from volflow.engine.progress import Progress
 from volflow.engine.run import run
-from volflow.engine.task import Context, Step
 from volflow.errors import RunFailed
 from volflow.geometry.grid import BlockGrid
-from volflow.model.forward import torch_threads
 from volflow.model.resident import ModelPlugin
 from volflow.partition.graph import Graph
-from volflow.partition.reductions import partials_of, statistic_of
+from volflow.partition.reductions import statistic_of
 from volflow.passes.activations import ActivationStore, making_room
-from volflow.passes.cost import Pass, targets_of
+from volflow.passes.cost import Pass
+from volflow.passes.keeping import PassJob, numbers_of, partial_path, pass_blocks
 from volflow.passes.network import Blockwise
 from volflow.store.atomic import write_file
 from volflow.store.journal.journal import Journal, Record
 
-__all__ = ["PassJob", "Passes", "pass_block", "pass_blocks", "run_passes"]
+__all__ = ["Passes", "run_passes"]
 
 Array = npt.NDArray[Any]
 
@@ -128,19 +126,11 @@ class Passes:
 
     def _numbers(self, statistics: tuple[int, ...], path: Path) -> dict[int, Array] | None:
         """Read the numbers of several statistics; None if the file's size does not fit."""
-        rules = [statistic_of(self.graph, s) for s in statistics]
-        counts = [math.prod(rule.partial_shape) for rule in rules]
         try:
             flat = np.fromfile(path)
         except FileNotFoundError:
             return None
-        if sum(counts) != flat.size:
-            return None
-        parts = np.split(flat, np.cumsum(counts)[:-1])
-        return {
-            s: part.reshape(rule.partial_shape)
-            for s, rule, part in zip(statistics, rules, parts, strict=True)
-        }
+        return numbers_of(self.graph, statistics, flat)
 
     def merge(self, number: int) -> None:
         """Merge the partial statistics of a pass, in the order of the blocks."""
@@ -253,63 +243,3 @@ def run_passes(
         run(plan, cluster=client, progress=progress)
         passes.merge(number)
         passes.drop(number)
-
-
-@dataclass(frozen=True)
-class PassJob:
-    """A pass that keeps activations or measures statistics.
-
-    Parameters
-    ----------
-    blockwise
-        The image, the network, and what earlier passes kept and measured.
-    step
-        The pass: its nodes and its blocks.
-    stores
-        Stores of nodes.
-    partials
-        Folder of the partial statistics of each block.
-    threads, peak_bytes
-        Torch threads, and the projected memory of a block.
-    """
-
-    blockwise: Blockwise
-    step: Pass
-    stores: Mapping[int, ActivationStore]
-    partials: Path
-    threads: int
-    peak_bytes: int
-
-
-def partial_path(partials: Path, number: int) -> Path:
-    """Return the file of one block's partial statistics."""
-    return partials / f"{number:08d}.f64"
-
-
-def pass_blocks(job: PassJob, blocks: tuple[int, ...], context: Context) -> Iterator[Step]:
-    """Keep nodes and measure statistics, block by block."""
-    graph = job.blockwise.network.graph()
-    context.trim()
-    for number in blocks:
-        context.trim(job.peak_bytes)
-        with context.block(number), context.stage("model"), torch_threads(job.threads):
-            size = pass_block(job, graph, number)
-        yield Step(number, size)
-
-
-def pass_block(job: PassJob, graph: Graph, number: int) -> int:
-    """Compute one block; returns its voxels."""
-    step, grid = job.step, job.step.grid(graph)
-    targets, partials = targets_of(graph, step, grid[number]), dict[int, Array]()
-    with job.blockwise.network.inference():
-        for node, values in job.blockwise.compute(graph, targets):
-            partials |= partials_of(graph, step.statistics, node, values)
-            if node in job.stores:
-                plain = values.float() if values.dtype == torch.bfloat16 else values
-                job.stores[node].write(grid.index(number), plain.numpy(force=True))
-    if partials:
-        flat = np.concatenate([partials[s].ravel() for s in step.statistics])
-        path = partial_path(job.partials, number)
-        with making_room(path.parent):
-            write_file(path, flat.tobytes())
-    return grid[number].size

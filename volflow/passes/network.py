@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -14,19 +14,20 @@ import torch
 from torch import Tensor, nn
 
 from volflow.geometry.roi import Roi
-from volflow.model.device import pick_device
+from volflow.model.copies import Copies, Upload
+from volflow.model.device import arithmetic, numbered, on_device, pick_device
 from volflow.model.forward import (
     explaining_half,
     mirrored_outputs,
     resolve_precision,
 )
-from volflow.model.resident import made_once, resident
-from volflow.partition.graph import Graph, compute, named_outputs
+from volflow.model.resident import forward_lock, made_once, resident
+from volflow.partition.graph import Graph, Window, compute, crop, named_outputs, needed
 from volflow.partition.reach import trace_any
 from volflow.partition.reductions import statistic_of
 from volflow.passes.activations import ActivationStore
 
-__all__ = ["Blockwise", "Flipped", "ImageReader", "Network"]
+__all__ = ["Blockwise", "Flipped", "ImageReader", "Network", "Sent"]
 
 Array = npt.NDArray[Any]
 
@@ -95,6 +96,11 @@ class Network:
         """Dtype of the image and of the outputs."""
         return torch.float64 if self.dtype == "float64" else torch.float32
 
+    @property
+    def place(self) -> torch.device:
+        """The device, with its number, of a network that is `resolved`."""
+        return numbered(torch.device(self.device))
+
     def resolved(self) -> Network:
         """Return the network on the device and in the precision that "auto" means here.
 
@@ -112,21 +118,41 @@ class Network:
         """
         net = resident(self.digest, torch.device(self.device)) if module is None else module
         places = frozenset(tensor.device for tensor in (*net.parameters(), *net.buffers()))
+        # A module that is given is planned for, wherever it lies.
+        place = self.place if module is None else next(iter(places), torch.device("cpu"))
         cast = any(map(torch.is_autocast_enabled, ("cpu", "cuda")))  # to other dtypes
-        key = net, places, cast, self.channels, self.sizes, self.dtype, self.flips
-        return made_once(self.digest, key, partial(self._traced, net))
+        key = net, places, place, cast, self.channels, self.sizes, self.dtype, self.flips
+        return made_once(self.digest, key, partial(self._traced, net, place))
 
-    def _traced(self, module: nn.Module) -> Graph:
+    def _traced(self, module: nn.Module, place: torch.device) -> Graph:
         shown = Flipped(module, self.flips) if self.flips else module
         with explaining_half(shown, self.dtype):
-            return trace_any(shown, self.channels, self.sizes, self.torch_dtype)
+            return trace_any(shown, self.channels, self.sizes, self.torch_dtype, place)
 
     @contextmanager
     def inference(self) -> Iterator[None]:
-        """Compute without gradients, under autocast if the precision is bfloat16."""
-        kind, low = torch.device(self.device).type, self.precision == "bfloat16"
-        with torch.inference_mode(), torch.autocast(kind, dtype=torch.bfloat16, enabled=low):
+        """Compute without gradients and in the precision, on the device.
+
+        One thread at a time is in here for a GPU, to which it only hands work; on the CPU nothing
+        of the process is set, and each computes for itself.
+        """
+        device = self.place
+        alone = nullcontext() if device.type == "cpu" else forward_lock(device)
+        with (
+            on_device(device), alone, torch.inference_mode(), arithmetic(device, self.precision),
+        ):  # fmt: skip
             yield
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What a block is computed from, on its way to a device: boxes of nodes."""
+
+    parts: Mapping[int, tuple[Roi, Upload]]
+
+    def taken(self) -> dict[int, Window]:
+        """Return it by node, for work on the current stream, which will wait for it."""
+        return {n: Window(upload.taken()[0], box) for n, (box, upload) in self.parts.items()}
 
 
 @dataclass(frozen=True)
@@ -150,7 +176,37 @@ class Blockwise:
     stores: Mapping[int, ActivationStore] = field(default_factory=dict)
     statistics: Mapping[int, Array] = field(default_factory=dict)
 
-    def compute(self, graph: Graph, targets: Mapping[int, Roi]) -> Iterator[tuple[int, Tensor]]:
+    def read(self, graph: Graph, number: int, box: Roi) -> Array:
+        """Return a box of the image, or of a node that was kept, with the dims of the node."""
+        if number in self.stores:
+            kept = self.stores[number].read(box)
+            return kept.reshape(*graph.nodes[number].shape[:2], *box.shape)
+        return np.ascontiguousarray(self.image(box))[None]
+
+    def send(self, graph: Graph, targets: Mapping[int, Roi], copies: Copies) -> Sent:
+        """Read all that boxes of nodes are computed from, and begin to copy it to a device.
+
+        Parameters
+        ----------
+        graph, targets
+            As for `compute`.
+        copies
+            To the network's device.
+        """
+        boxes = needed(graph, targets, {0, *self.stores, *self.statistics})
+        parts = {}
+        for number in sorted({0, *self.stores} & boxes.keys()):
+            if boxes[number].size:
+                # One after the other, so that only one is in this machine's memory as it was read.
+                upload = copies.upload([self.read(graph, number, boxes[number])])
+                parts[number] = boxes[number], upload
+        for number, value in self._known(graph, torch.device("cpu")).items():
+            parts[number] = Roi.full(graph.sizes(number)), copies.upload([value.numpy()])
+        return Sent(parts)
+
+    def compute(
+        self, graph: Graph, targets: Mapping[int, Roi], sent: dict[int, Window] | None = None
+    ) -> Iterator[tuple[int, Tensor]]:
         """Compute boxes of nodes, in the caller's mode (see `Network.inference`).
 
         Parameters
@@ -159,24 +215,32 @@ class Blockwise:
             Of the network.
         targets
             Boxes by node.
+        sent
+            What they are computed from, on the device (`send`); parts leave it as they are used.
+            By default it is read now: on the CPU each part as late as possible.
 
         Yields
         ------
         number, values
             Of each target as soon as it is there, a tensor of its box on the network's device.
         """
-        device = torch.device(self.network.device)
-        known = {
-            number: statistic_of(graph, number).finish(merged, graph.device)
-            for number, merged in self.statistics.items()
-        }
+        if sent is None and graph.device.type != "cpu":
+            sent = self.send(graph, targets, Copies(graph.device)).taken()
+        known = {} if sent is not None else self._known(graph, graph.device)
 
         def fetch(number: int, box: Roi) -> Tensor:
+            if sent is not None:
+                # A target that is not computed is fetched again, behind all others.
+                window = sent[number] if number in targets else sent.pop(number)
+                return crop(window, box, graph.nodes[number].dims).values
             if number in known:
                 return known[number]
-            if number in self.stores:
-                kept = torch.from_numpy(self.stores[number].read(box))
-                return kept.reshape(*graph.nodes[number].shape[:2], *box.shape).to(device)
-            return torch.from_numpy(np.ascontiguousarray(self.image(box)))[None].to(device)
+            return torch.from_numpy(self.read(graph, number, box))
 
-        yield from compute(graph, targets, {0, *self.stores, *known}, fetch)
+        yield from compute(graph, targets, {0, *self.stores, *self.statistics}, fetch)
+
+    def _known(self, graph: Graph, device: torch.device) -> dict[int, Tensor]:
+        return {
+            number: statistic_of(graph, number).finish(merged, device)
+            for number, merged in self.statistics.items()
+        }

@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 from distributed import Client
+from torch import Tensor
 
 from volflow.engine.cluster import connect, memory_per_worker, workers
 from volflow.engine.plan import Plan, runs_for
@@ -263,10 +263,11 @@ def _measured(request: Request) -> Statistics:
             return dict(passes.inputs_of(len(passes.steps) - 1).statistics)
         # The volume fits in memory as one block.
         network = passes.blockwise.network
-        graph, found = network.graph(), dict[int, npt.NDArray[np.float64]]()
+        graph, found = network.graph(), dict[int, Tensor]()
         measuring = Pass((0,), (), graph.statistics, graph.sizes(0))
         targets = targets_of(graph, measuring, Roi.full(graph.sizes(0)))
         with network.inference():
             for node, values in passes.blockwise.compute(graph, targets):
                 found |= partials_of(graph, graph.statistics, node, values)
-        return {n: statistic_of(graph, n).merged([part]) for n, part in found.items()}
+        rules = {n: statistic_of(graph, n) for n in found}
+        return {n: rule.merged([found[n].numpy(force=True)]) for n, rule in rules.items()}

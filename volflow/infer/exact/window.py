@@ -19,10 +19,12 @@ from volflow.geometry.roi import Roi
 from volflow.infer.finish import Finish
 from volflow.infer.method import OutputJob, Rows, array_of
 from volflow.infer.request import Request
-from volflow.model.forward import Output, torch_threads
-from volflow.partition.graph import Graph, needed
+from volflow.model.copies import Copies
+from volflow.model.forward import Output
+from volflow.partition.graph import Graph, Window, needed
 from volflow.partition.reach import padded_sizes, scale_of
-from volflow.passes.network import Blockwise, Network
+from volflow.passes.network import Blockwise, Network, Sent
+from volflow.passes.pipeline import Launched, Pipeline, within_memory
 from volflow.store.slabs import refuse_complex
 from volflow.volumes.framed import FramedImage
 
@@ -137,37 +139,93 @@ class ExactWindow:
 
     def rows(self, tile: Roi) -> Iterator[Rows]:
         """Yield a box of the output at once, in frame coordinates and output voxels."""
+        yield tile.start[0], self.begun(tile, self.copies())()
+
+    def copies(self) -> Copies:
+        """Return copies to the network's device and from it."""
+        return Copies(self.blockwise.network.place)
+
+    def send(self, tile: Roi, copies: Copies) -> Sent:
+        """Read all that a box of the output is computed from, and begin to copy it to the device.
+
+        Of a network of slices all slices at once, since they share the stored chunks.
+        """
         graph, axis = self.blockwise.network.graph(), self.dropped
         if axis is None:
-            yield tile.start[0], self._finished(self.blockwise, graph, tile)
-            return
-        flat = _without(tile, axis)
-        read = needed(graph, dict.fromkeys(graph.outputs.values(), flat), {0})[0]
-        # All slices at once, since they share the stored chunks.
+            return self.blockwise.send(graph, dict.fromkeys(graph.outputs.values(), tile), copies)
+        read = self._slice(graph, tile)
         slices = self.blockwise.image(_across(read, axis, tile.start[axis], tile.stop[axis]))
-        found = []
-        for number in range(tile.shape[axis]):
-            image = slices.take(number, axis=1 + axis)
+        return Sent({0: (read, copies.upload([slices]))})
 
-            def part(inner: Roi, image: Array = image) -> Array:
-                return image[(slice(None), *inner.relative_to(read.start).slices())]
+    def begun(
+        self, tile: Roi, copies: Copies, sent: Sent | None = None
+    ) -> Launched[dict[str, Array]]:
+        """Compute a box of the output, or begin to on a GPU.
 
-            found.append(self._finished(replace(self.blockwise, image=part), graph, flat))
-        names = graph.outputs
-        yield tile.start[0], {n: np.concatenate([f[n] for f in found], axis - 3) for n in names}
+        Parameters
+        ----------
+        tile
+            In frame coordinates and output voxels.
+        copies, sent
+            To the device, and what was sent with them; by default it is read now.
 
-    def _finished(self, blockwise: Blockwise, graph: Graph, box: Roi) -> dict[str, Array]:
-        """Return finished voxels of a box of the outputs, ``CZYX`` or ``ZYX``, by output."""
-        network = blockwise.network
+        Returns
+        -------
+        Launched
+            Waits for finished voxels, ``CZYX`` or ``ZYX``, by output.
+        """
+        graph, ahead = self.blockwise.network.graph(), [] if sent is None else [sent]
+
+        def compute(box: Roi) -> Launched[dict[str, Array]]:
+            given = ahead.pop() if ahead else None
+            if self.dropped is None:
+                windows = None if given is None else given.taken()
+                return self._finished(graph, box, windows, copies)
+            return self._slices(graph, box, given or self.send(box, copies), copies)
+
+        def join(axis: int, low: dict[str, Array], high: dict[str, Array]) -> dict[str, Array]:
+            return {name: np.concatenate([low[name], high[name]], axis - 3) for name in low}
+
+        return within_memory(copies.device, tile, lambda: (1, 1, 1), compute, join)
+
+    def _slice(self, graph: Graph, tile: Roi) -> Roi:
+        """Return the box of the image from which a slice of a box of the output is computed."""
+        assert self.dropped is not None
+        flat = _without(tile, self.dropped)
+        return needed(graph, dict.fromkeys(graph.outputs.values(), flat), {0})[0]
+
+    def _slices(
+        self, graph: Graph, box: Roi, sent: Sent, copies: Copies
+    ) -> Launched[dict[str, Array]]:
+        """Compute a box of a network of slices, one after the other."""
+        axis = self.dropped
+        assert axis is not None
+        flat, slices = _without(box, axis), sent.taken()[0]
+        launched = []
+        for number in range(box.shape[axis]):
+            image = slices.values.select(1 + axis, number).contiguous()[None]
+            launched.append(self._finished(graph, flat, {0: Window(image, slices.box)}, copies))
+
+        def together() -> dict[str, Array]:
+            found = [one() for one in launched]
+            return {n: np.concatenate([f[n] for f in found], axis - 3) for n in graph.outputs}
+
+        return together
+
+    def _finished(
+        self, graph: Graph, box: Roi, windows: dict[int, Window] | None, copies: Copies
+    ) -> Launched[dict[str, Array]]:
+        """Compute a box of the outputs as the network sees it, and finish its voxels."""
+        network, targets = self.blockwise.network, dict.fromkeys(graph.outputs.values(), box)
         with network.inference():  # an activation of the user's runs outside of it
-            values = dict(blockwise.compute(graph, dict.fromkeys(graph.outputs.values(), box)))
+            values = dict(self.blockwise.compute(graph, targets, windows))
         found = {}
         for name, number in graph.outputs.items():
             scores = values[number][0]
             wide = scores if self.dropped is None else scores.unsqueeze(1 + self.dropped)
             # In the network's own precision, as scores of patches are.
             found[name] = self._voxels(wide.to(network.torch_dtype).numpy(force=True))
-        return found
+        return lambda: found
 
     def _voxels(self, scores: Array) -> Array:
         """Return finished voxels of scores ``CZYX``, a few rows at a time."""
@@ -198,14 +256,23 @@ def exact_outputs(
     job: OutputJob[ExactWindow], blocks: tuple[int, ...], context: Context
 ) -> Iterator[Step]:
     """Compute blocks of the outputs and write them."""
-    frame = job.window.inputs.frame
-    context.trim()
-    for number in blocks:
-        context.trim(job.peak_bytes)
+    window, frame, copies = job.window, job.window.inputs.frame, job.window.copies()
+    pipeline = Pipeline(copies.device, context, job.threads, job.peak_bytes)
+
+    def tile(number: int) -> Roi:
+        return frame.roi(job.grid[number], job.grid.shape)
+
+    def send(number: int) -> Sent:
+        return window.send(tile(number), copies)
+
+    def launch(number: int, sent: Sent | None) -> Launched[dict[str, Array]]:
+        return window.begun(tile(number), copies, sent)
+
+    for number, launched in pipeline.run(blocks, send, launch):
         box = job.grid[number]
         with context.block(number) as block:
-            with context.stage("model"), torch_threads(job.threads):
-                _, rows = next(job.window.rows(frame.roi(box, job.grid.shape)))
+            with context.stage("model"):
+                rows = launched()
             for name, volume in job.targets.items():
                 block.write(volume, box, frame.store(rows.pop(name)), array_of(name))
         yield Step(number, box.size)

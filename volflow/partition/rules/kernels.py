@@ -182,7 +182,7 @@ class AveragePool:
                 continue
             shape = [1] * ndim
             shape[axis] = -1
-            sums = sums / counts.to(sums).reshape(shape)
+            sums = sums / _sent(counts.to(sums.dtype), sums).reshape(shape)
         return sums / alike
 
 
@@ -234,12 +234,12 @@ class Interpolation:
                 continue
             part = slice(box.start[axis], box.stop[axis])
             lower, upper = (
-                torch.from_numpy(side[part] - start[axis]).to(x.device)
+                _sent(torch.from_numpy(side[part] - start[axis]), x)
                 for side in (lerp.lower, lerp.upper)
             )
             shape = [1] * x.ndim
             shape[2 + axis] = -1
-            weight = torch.from_numpy(lerp.weight[part]).to(x).reshape(shape)
+            weight = _sent(torch.from_numpy(lerp.weight[part]).to(x.dtype), x).reshape(shape)
             x = torch.lerp(x.index_select(2 + axis, lower), x.index_select(2 + axis, upper), weight)
         return x
 
@@ -257,6 +257,13 @@ class Shuffle:
         corner = [low * factor for low in windows[0].box.start]
         rows, columns = box.relative_to(corner).slices()
         return whole[..., rows, columns]
+
+
+def _sent(values: Tensor, x: Tensor) -> Tensor:
+    """Return numbers of a kernel on the device of its tensor, without waiting for a GPU."""
+    if x.device.type == "cpu":
+        return values
+    return values.pin_memory().to(x.device, non_blocking=True)
 
 
 def _padded(x: Tensor, overhang: Sequence[tuple[int, int]], value: float) -> Tensor:
@@ -281,7 +288,7 @@ def _gathered(x: Tensor, dim: int, positions: Tensor, start: int, value: float) 
     if bool((local == torch.arange(first, first + count)).all()) and bool(inside.all()):
         return x.narrow(dim, first, count)
     local = torch.where(inside, local, 0)
-    x = x.index_select(dim, local.to(x.device))
+    x = x.index_select(dim, _sent(local, x))
     if not bool(inside.all()):
-        x.index_fill_(dim, torch.nonzero(~inside).flatten().to(x.device), value)
+        x.index_fill_(dim, _sent(torch.nonzero(~inside).flatten(), x), value)
     return x

@@ -238,11 +238,12 @@ def _over_volume(call: OpCall, x: Traced, over: list[int], given: dict[str, Any]
         return _whole(call, x, over, largest, pick)
     if call.name in ("var", "std"):
         # torch, too, divides by 0 if there are no more voxels than that
+        # A tensor without dims on the CPU works with those of any device.
         factor = count / torch.tensor(max(0.0, count - given["correction"]), dtype=torch.float64)
         power = 0.5 if call.name == "std" else 1.0
         return _whole(
             call, x, over, None,
-            lambda m, dims: (_grouped(m, dims)[1] * factor.to(m.device)) ** power,
+            lambda m, dims: (_grouped(m, dims)[1] * factor) ** power,
         )  # fmt: skip
     raise call.refuse("it reduces the whole volume in a way that blocks cannot merge")
 

@@ -17,7 +17,7 @@ from volflow.errors import ResumeRefused, RunFailed, StoreFull
 from volflow.infer.exact.window import ExactWindow
 from volflow.infer.predict import plan_predict
 from volflow.model.unet import UNet
-from volflow.passes import executor
+from volflow.passes import keeping
 from volflow.passes.activations import ActivationStore
 from volflow.store.journal.journal import Journal, journal_dir
 
@@ -59,8 +59,8 @@ def counted(monkeypatch):
 
         monkeypatch.setattr(owner, inner.__name__, counting)
 
-    count("pass", executor, executor.pass_block)
-    count("last", ExactWindow, ExactWindow.rows)
+    count("pass", keeping, keeping.pass_block)
+    count("last", ExactWindow, ExactWindow.begun)
     return blocks, most
 
 
@@ -300,7 +300,7 @@ class TestFullDisk:
 
     def test_of_what_is_measured(self, run, monkeypatch, tmp_path):
         with monkeypatch.context() as patch:
-            patch.setattr(executor, "write_file", no_room)
+            patch.setattr(keeping, "write_file", no_room)
             with pytest.raises(StoreFull, match=r"no space is left for .* run the same") as f:
                 run()
         assert "\n" not in str(f.value)
