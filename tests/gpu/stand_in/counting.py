@@ -30,6 +30,10 @@ class Counts:
         left = {k: self.of.get(k, 0) - before.of.get(k, 0) for k in keys}
         return Counts({k: n for k, n in left.items() if n})
 
+    def __add__(self, other: Counts) -> Counts:
+        keys = self.of.keys() | other.of.keys()
+        return Counts({k: self.of.get(k, 0) + other.of.get(k, 0) for k in keys})
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Counts) and self.of == other.of
 
