@@ -6,7 +6,6 @@ import copy
 import pickle
 import queue
 import threading
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -174,10 +173,35 @@ class TestOps:
         assert (found.kernels, found.h2d) == (1, 0)
         assert there.to(torch.float32).tolist() == stored.astype("float32").tolist()
 
-    def test_autocast_does_not_warn(self, gpu):
-        with warnings.catch_warnings(), torch.autocast("cuda", dtype=torch.bfloat16):
-            warnings.simplefilter("error")
-            assert nn.Linear(2, 2).cuda()(torch.ones(1, 2, device="cuda")).shape == (1, 2)
+    @pytest.mark.parametrize("bfloat16", [True, False])
+    def test_autocast_casts_where_the_device_can(self, bfloat16):
+        net = nn.Sequential(nn.Conv3d(1, 2, 1), nn.InstanceNorm3d(2), nn.ReLU(), nn.Softmax(1))
+        with (
+            stand_in(bfloat16=bfloat16),
+            torch.inference_mode(),
+            torch.autocast("cuda", dtype=torch.bfloat16),
+        ):
+            there = copy.deepcopy(net).cuda()
+            image = torch.rand(1, 1, 2, 2, 2, device="cuda")
+            assert there[:3](image).dtype == (torch.bfloat16 if bfloat16 else torch.float32)
+            assert there(image).dtype == torch.float32
+
+    def test_switches_that_leave_numbers_open_are_counted(self, gpu):
+        there = nn.Conv3d(1, 1, 1).cuda()
+        image = torch.rand(1, 1, 2, 2, 2, device="cuda")
+        assert during(gpu, lambda: there(image)).by_kind("loose") == {"tf32": 1, "undetermined": 1}
+        with torch.backends.cudnn.flags(
+            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+        ):
+            assert during(gpu, lambda: there(image)).loose == 0
+        with torch.backends.cudnn.flags(deterministic=True, allow_tf32=False):
+            found = during(gpu, lambda: there(image)).by_kind("loose")
+        assert found == {"no cudnn": 1}
+
+    def test_memory_that_nobody_wrote_is_no_number(self, gpu):
+        assert torch.empty(3, device="cuda").isnan().all()
+        assert torch.empty(3, pin_memory=True).isnan().all()
+        assert torch.empty(2, dtype=torch.uint8, device="cuda").tolist() == [91, 91]
 
     def test_random_numbers_follow_their_generator(self, gpu):
         source = torch.Generator("cuda").manual_seed(3)
@@ -225,9 +249,11 @@ class TestCounts:
         free = {
             "h2d": [lambda: pinned.to("cuda", non_blocking=True),
                     lambda: pinned[10:].cuda(non_blocking=True),
-                    lambda: x.copy_(pinned, non_blocking=True)],
+                    lambda: x.copy_(pinned, non_blocking=True),
+                    lambda: x[::2].copy_(pinned[:50], non_blocking=True)],
             "d2h": [lambda: x.to("cpu", non_blocking=True),
-                    lambda: pinned.copy_(x, non_blocking=True)],
+                    lambda: pinned.copy_(x, non_blocking=True),
+                    lambda: pinned[:50].copy_(x[::2], non_blocking=True)],
         }  # fmt: skip
         dear = {
             "h2d": [lambda: pinned.to("cuda"),
@@ -237,7 +263,8 @@ class TestCounts:
                     lambda: x.copy_(plain),
                     lambda: torch.tensor([1.0, 2.0], device="cuda")],
             "d2h": [x.cpu, x.tolist, lambda: x.numpy(force=True),
-                    lambda: plain.copy_(x, non_blocking=True), lambda: pinned.copy_(x)],
+                    lambda: plain.copy_(x, non_blocking=True), lambda: pinned.copy_(x),
+                    lambda: pinned[::2].copy_(x[:50], non_blocking=True)],
         }  # fmt: skip
         for kinds, pageable in ((free, 0), (dear, 1)):
             for kind, works in kinds.items():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.gpu.stand_in import Race
+from tests.gpu.stand_in import Race, stand_in
 
 SIZE = 1000
 
@@ -293,6 +293,17 @@ class TestCopiesFromTheHost:
         torch.cuda.synchronize("cuda:1")
         if current == 0:
             raced("the host changed the source of a copy", "cuda:1 stream 0")
+
+
+def test_an_error_tells_of_the_races_before_it():
+    def fails():
+        with stand_in():
+            host = torch.ones(SIZE, device="cuda").to("cpu", non_blocking=True)
+            assert host.sum() == SIZE
+
+    with pytest.raises(AssertionError) as raised:
+        fails()
+    assert "the host reads (1000,) while it may be under way" in raised.value.__notes__[0]
 
 
 class TestEvents:

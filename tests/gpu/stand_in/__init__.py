@@ -9,7 +9,7 @@ events, pinned memory and the allocator are followed, so that what would be a ra
         vf.predict(scan, net, "out.zarr", device="cuda", cluster="threads")
         assert (gpu.counts() - before).pageable == 0
 
-Not followed: cuDNN's numerics and workspaces, autocast (which changes nothing here), graphs.
+Not followed: cuDNN's numerics and workspaces, what an op allocates while it runs, graphs.
 """
 
 from __future__ import annotations
@@ -37,5 +37,10 @@ def stand_in(**options: Any) -> Iterator[Machine]:
     """
     machine = Machine(**options)
     with installed(machine):
-        yield machine
+        try:
+            yield machine
+        except BaseException as error:
+            for race in dict.fromkeys(machine.races):
+                error.add_note(f"It may be due to a race: {race}")
+            raise
         machine.check()

@@ -107,7 +107,8 @@ class Accesses:
         """Note an access; log a race with each earlier one that it does not come after."""
         for earlier in self.latest.values():
             if (
-                (earlier.writes or access.writes)
+                earlier.stream != access.stream
+                and (earlier.writes or access.writes)
                 and not clocks.knows(access.stream, earlier)
                 and earlier.place.overlaps(access.place)
             ):

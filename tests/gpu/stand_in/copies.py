@@ -10,6 +10,7 @@ from __future__ import annotations
 import bisect
 import threading
 import weakref
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -60,7 +61,15 @@ class Pins:
         self._lock = threading.RLock()
         self._starts: list[int] = []
         self._by_start: dict[int, PinnedMemory] = {}
-        self.bytes = self.peak = 0
+        self._gone: deque[int] = deque()
+        self.peak = 0
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that are pinned now."""
+        with self._lock:
+            self._forget()
+            return sum(memory.size for memory in self._by_start.values())
 
     def add(self, tensor: torch.Tensor) -> None:
         """Make the storage of a tensor known as pinned for as long as it lives."""
@@ -69,20 +78,18 @@ class Pins:
         if not size:
             return
         with self._lock:
-            self._forget(start)
+            self._forget()
             bisect.insort(self._starts, start)
             self._by_start[start] = PinnedMemory(start, size, Accesses())
-            self.bytes += size
             self.peak = max(self.peak, self.bytes)
-        weakref.finalize(storage, self._forget, start, self._by_start[start]).atexit = False
+        # A finalizer may run at any time in any thread, so it only notes what a later call does.
+        weakref.finalize(storage, self._gone.append, start).atexit = False
 
-    def _forget(self, start: int, memory: PinnedMemory | None = None) -> None:
-        with self._lock:
-            found = self._by_start.get(start)
-            if found is not None and memory in (None, found):
-                del self._by_start[start]
-                self._starts.remove(start)
-                self.bytes -= found.size
+    def _forget(self) -> None:
+        while self._gone:
+            start = self._gone.popleft()
+            del self._by_start[start]
+            self._starts.remove(start)
 
     def find(self, tensor: torch.Tensor) -> PinnedMemory | None:
         """Return the pinned memory in which a tensor lies."""
@@ -90,6 +97,7 @@ class Pins:
             return None
         address = tensor.data_ptr()
         with self._lock:
+            self._forget()
             n = bisect.bisect_right(self._starts, address)
             found = self._by_start[self._starts[n - 1]] if n else None
         return found if found is not None and address < found.start + found.size else None

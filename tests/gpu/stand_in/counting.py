@@ -100,6 +100,11 @@ class Counts:
         return self["sync"]
 
     @property
+    def loose(self) -> int:
+        """Kernels whose numbers a switch left open: ``by_kind("loose")`` tells which."""
+        return self["loose"]
+
+    @property
     def events(self) -> int:
         """Events recorded."""
         return self["event"]

@@ -9,6 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from tests.gpu.stand_in.numerics import autocast, loose_switches, spoil
 from tests.gpu.stand_in.tensors import DeviceTensor
 from tests.gpu.stand_in.transfers import copied, moved, uploaded
 
@@ -147,7 +148,7 @@ def _on_host(machine: Machine, op: Op) -> Any:
     if op.kwargs.get("pin_memory"):
         made = op.func(*op.args, **{**op.kwargs, "pin_memory": False})
         machine.pins.add(made)
-        return made
+        return spoil(made) if op.name in EMPTY else made
     with machine.lock:
         wrong = [
             text
@@ -195,7 +196,7 @@ def _all_views(made: Any, storages: set[int]) -> bool:
 def _on_device(machine: Machine, op: Op) -> Any:
     """Run an op of tensors on one device, or one that makes a tensor there."""
     index = _one_device(machine, op)
-    made = _computed(op)
+    made = _computed(machine, op)
     inners = {id(x.inner): x for x in op.ours}
     bases = {_storage(x.inner): x for x in op.ours}
     results: list[DeviceTensor] = []
@@ -219,7 +220,7 @@ def _on_device(machine: Machine, op: Op) -> Any:
     return wrapped
 
 
-def _computed(op: Op) -> Any:
+def _computed(machine: Machine, op: Op) -> Any:
     """Run an op on the CPU tensors that hold the values."""
 
     def inner(x: Any) -> Any:
@@ -234,7 +235,10 @@ def _computed(op: Op) -> Any:
     args, kwargs = tree_map(inner, (op.args, op.kwargs))
     if kwargs.get("pin_memory"):
         raise RuntimeError("Only dense CPU tensors can be pinned")
-    return op.func(*args, **kwargs)
+    if machine.bfloat16:
+        args, kwargs = autocast(op.name, (args, kwargs))
+    made = op.func(*args, **kwargs)
+    return spoil(made) if op.name in EMPTY else made
 
 
 def _account(machine: Machine, op: Op, index: int, writes: list[DeviceTensor], views: bool) -> None:
@@ -244,6 +248,9 @@ def _account(machine: Machine, op: Op, index: int, writes: list[DeviceTensor], v
     elif op.name not in EMPTY and (writes or not views):
         reads = [x for x in op.ours if not any(x is w for w in writes)]
         machine.kernel(index, op.name, reads, writes)
+        if op.ours:
+            for switch in loose_switches(op.name, op.ours[0].dtype):
+                machine.count(f"loose/{switch}", machine.current(index))
     wait = "nonzero" if op.func is torch.ops.aten.where.default else WAITS.get(op.name)
     masks = any(x.dtype in (torch.bool, torch.uint8) for x in _indices(op))
     if masks and not _fills_masked(op):

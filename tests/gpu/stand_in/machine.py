@@ -45,7 +45,7 @@ class Machine:
     total_memory
         Bytes of each, beyond which an allocation raises `torch.OutOfMemoryError`.
     bfloat16
-        Whether they compute in it; then results may differ from the CPU's in float32.
+        Whether they compute in it; then autocast casts, and results differ from the CPU's.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Copies as torch makes them: what is cast where, what is pageable, and who waits for whom.
 
-Torch casts and gathers on the side of the source before it copies from the host, in memory that is
-not pinned; on the way to the host it casts on the device, unless it waits, and scatters on the CPU.
+From the host torch casts and gathers on the CPU, in memory that is not pinned, and scatters on the
+device. To the host it casts and gathers on the device, unless it waits, and scatters on the CPU.
 """
 
 from __future__ import annotations
@@ -126,7 +126,11 @@ def uploaded(machine: Machine, src: torch.Tensor, index: int) -> None:
 
 def _from_host(machine: Machine, dst: DeviceTensor, src: torch.Tensor, non_blocking: bool) -> None:
     stream = machine.current(dst.index)
-    memory = machine.pins.find(src) if _same_layout(dst.inner, src) else None
+    direct = _same_layout(dst.inner, src)
+    if not direct and dst.shape == src.shape and dst.dtype == src.dtype and src.is_contiguous():
+        direct = True  # scattered on the device
+        machine.count("kernel/copy_", stream)
+    memory = machine.pins.find(src) if direct else None
     waits = memory is None or not non_blocking
     _count(machine, "h2d", stream, dst.inner.nbytes, waits)
     touched = [(dst.block.accesses, dst.place, True)]
@@ -146,8 +150,8 @@ def _from_host(machine: Machine, dst: DeviceTensor, src: torch.Tensor, non_block
 
 def _to_host(machine: Machine, dst: torch.Tensor, src: DeviceTensor, non_blocking: bool) -> None:
     stream = machine.current(src.index)
-    if non_blocking and dst.dtype != src.dtype:
-        machine.count("kernel/to", stream)
+    if non_blocking and not _same_layout(dst, src.inner):
+        machine.count("kernel/to", stream)  # cast or gathered on the device
     as_copied = dst.dtype if non_blocking else src.dtype
     memory = machine.pins.find(dst) if _same_layout(dst, src.inner, cast=non_blocking) else None
     waits = memory is None or not non_blocking
