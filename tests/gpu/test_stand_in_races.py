@@ -195,6 +195,12 @@ class TestCopiesToTheHost:
         assert np.array_equal(host.numpy(), np.ones(SIZE, "float32")) == host_knows
         torch.cuda.synchronize()
 
+    def test_what_inference_mode_made_may_arrive_outside_it(self, gpu):
+        with torch.inference_mode():
+            host = torch.ones(SIZE, device="cuda").to("cpu", non_blocking=True)
+        torch.cuda.synchronize()
+        assert host.sum() == SIZE
+
     def test_an_op_that_reads_too_early_is_logged(self, gpu, raced):
         host = torch.ones(SIZE, device="cuda").to("cpu", non_blocking=True)
         assert host[3:].view(-1, 1).shape == (SIZE - 3, 1)  # looks at no value

@@ -121,7 +121,8 @@ class Pending:
         expected = self.values if self.garbage is None else self.garbage
         changed = not torch.equal(raw_bits(self.host), raw_bits(expected))
         if self.garbage is not None:
-            self.host.copy_(self.values)
+            with torch.inference_mode():  # in which both kinds of tensors may be changed
+                self.host.copy_(self.values)
         if not changed:
             return None
         side = "source" if self.garbage is None else "destination"
