@@ -40,9 +40,9 @@ JOURNEYS = {
 GIVEN = {"self", "volume", "model", "out", "source", "array", "cases", "x"}
 # The options of a stream are what its hash depends on.
 BESIDE = {vf.PatchStream.__init__: {"cluster", "progress"}, vf.map_model: {"like", "block"}}
-# An array is lazy: nothing is stored, and no batch is searched for.
+# An array is lazy: nothing is stored, and neither a batch nor a tile is searched for.
 LAZY = {"chunk", "shard", "levels", "resume", "batch_size", "overwrite"}
-LAZY |= {"cluster", "wait", "memory", "progress"}
+LAZY |= {"cluster", "wait", "memory", "device_memory", "progress"}
 
 
 @pytest.mark.parametrize("journey", JOURNEYS, ids=lambda journey: journey.__qualname__)

@@ -17,7 +17,7 @@ _UNITS = {
 }
 
 
-def parse_bytes(size: str | int | float) -> int:
+def parse_bytes(size: str | int | float, name: str = "memory") -> int:
     """Return the bytes of an amount of memory.
 
     Parameters
@@ -25,6 +25,8 @@ def parse_bytes(size: str | int | float) -> int:
     size
         Bytes, or a number with a unit: ``kB MB GB TB`` are powers of 1000, ``KiB MiB GiB TiB``
         (and the bare letters, as in SLURM) powers of 1024.
+    name
+        Of the option, for the error.
 
     Raises
     ------
@@ -44,7 +46,9 @@ def parse_bytes(size: str | int | float) -> int:
         except ValueError:
             size = 0
     if not 1 <= size < float("inf"):
-        raise InvalidInput('memory must be a positive amount like "2GiB", "400MB" or 2_000_000_000')
+        raise InvalidInput(
+            f'{name} must be a positive amount like "2GiB", "400MB" or 2_000_000_000'
+        )
     return int(size)
 
 

@@ -88,7 +88,12 @@ def _check(options: PredictOptions) -> None:
         check_choice("activation", options.activation, (None, "softmax", "sigmoid"))
     if options.normalize is not None and not callable(options.normalize):
         normalization(str(options.normalize), NOTHING)
-    check_choice("precision", options.precision, ("auto", "float32", "bfloat16"))
+    check_choice("precision", options.precision, ("auto", "float32", "bfloat16", "tf32"))
+    if options.device_bytes and options.device == "cpu":
+        raise InvalidInput(
+            f"device_memory {options.device_memory!r} is that of a GPU, and the device is cpu;"
+            " leave one of them out"
+        )
     flips: Any = options.flips
     if not isinstance(flips, str) or set(flips) - set("zyx") or len(set(flips)) != len(flips):
         raise InvalidInput(f"flips must name model axes among z, y, x, each once; got {flips!r}")

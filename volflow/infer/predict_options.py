@@ -42,9 +42,23 @@ class NetworkOptions(ModelOptions):
         None, "After blending: softmax or sigmoid.", MODEL
     )
     device: str = option("auto", "cpu, cuda or cuda:1. Default: the best there is.", MODEL)
+    device_memory: str | int | None = option(
+        None,
+        "What a task may take of a GPU's memory, such as 20GiB. Default: what is free, shared by"
+        " the processes on it.",
+        MODEL,
+    )
     patch: int | tuple[int, int, int] | None = option(
         None, "The model's window in voxels: 96, or 96,96,48 (z,y,x).", PATCHES, read=numbers
     )
+
+    @property
+    def device_bytes(self) -> int | None:
+        """Return the bytes of a GPU's memory that were asked for; refuses what is no amount."""
+        from volflow.geometry.budget import parse_bytes
+
+        asked = self.device_memory
+        return None if asked is None else parse_bytes(asked, "device_memory")
 
 
 @dataclass(frozen=True)
@@ -54,7 +68,11 @@ class PredictOptions(OutputOptions, NetworkOptions):
     batch_size: int | str = option(
         "auto", "Patches per forward. Default: found by a trial.", MODEL, read=number_or_word
     )
-    precision: str = option("auto", "float32, or bfloat16 where the device has it.", MODEL)
+    precision: str = option(
+        "auto",
+        "float32, bfloat16, or tf32 on a GPU. Default: bfloat16 where a GPU has it.",
+        MODEL,
+    )
     overlap: float | tuple[float, float, float] | None = option(
         None,
         "Of patches, in voxels or as a fraction below 1. Default: the bundle's, or 0.25.",

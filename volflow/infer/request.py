@@ -98,7 +98,7 @@ class Request:
         sides = (-(-n // s) for n, s in zip(self.inputs.shape, scale, strict=True))
         return self.inputs.frame.restore(tuple(sides))
 
-    def forward(self, device: str, precision: str) -> Forward:
+    def forward(self, device: str, precision: str, layout: str = "contiguous") -> Forward:
         """Return the forward of a patch through the model on a device."""
         return Forward(
             self.model.digest,
@@ -108,6 +108,7 @@ class Request:
             precision,
             compute_dtype(self.model.module),
             self.options.flip_axes,
+            layout,
         )
 
     def finish(self, computed: str) -> Finish:

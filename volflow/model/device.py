@@ -20,6 +20,7 @@ from volflow.geometry.budget import format_bytes
 from volflow.model.places import own_number, sharers, take_place
 
 __all__ = [
+    "MOST_ELEMENTS",
     "arithmetic",
     "device_memory",
     "give_back_device",
@@ -32,6 +33,9 @@ __all__ = [
     "timed",
 ]
 
+# Elements of a tensor on a GPU. Pooling, upsampling and the convolutions of older versions of cuDNN
+# count in 32 bits: of larger tensors they are slow, or refuse them, or compute nonsense.
+MOST_ELEMENTS = 2**31 - 1
 # Share of a device's free memory that a run takes: fragments and kernels need some, too.
 SHARE = 0.9
 # What errors say that mean exhausted memory, beside torch's own class.
@@ -39,6 +43,7 @@ EXHAUSTED = (
     "out of memory",
     "can't allocate memory",
     "ALLOC_FAILED",  # of cuDNN, cuBLAS and cuFFT
+    "ALLOCATION_FAILED",  # of cuDNN since version 9
     "unable to find an engine",  # of cuDNN, which had no memory for the workspace of any
 )
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import re
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +18,7 @@ from volflow.model.device import (
     arithmetic,
     give_back_device,
     is_out_of_memory,
+    numbered,
     on_device,
     pick_device,
 )
@@ -25,6 +29,7 @@ from volflow.store.slabs import refuse_complex
 __all__ = [
     "Forward",
     "Output",
+    "check_output",
     "checked_outputs",
     "compute_dtype",
     "explaining_half",
@@ -33,6 +38,7 @@ __all__ = [
     "mirrored_outputs",
     "resolve_precision",
     "torch_threads",
+    "tried_outputs",
 ]
 
 HALF = (torch.float16, torch.bfloat16)
@@ -82,12 +88,17 @@ def resolve_precision(precision: str, device: torch.device, dtype: str) -> str:
     Raises
     ------
     InvalidInput
-        If bfloat16 is requested on a CPU that only emulates it.
+        If bfloat16 is requested on a CPU that only emulates it, or tf32 on any.
     """
     cuda = device.type == "cuda"
     if precision == "auto":
         fast = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
         return "bfloat16" if fast and dtype == "float32" else "float32"
+    if precision == "tf32" and not cuda:
+        raise InvalidInput(
+            f"precision 'tf32' is how GPUs round float32, and the device is {device}; leave"
+            ' precision out, or give device="cuda" (--device cuda)'
+        )
     if precision == "bfloat16" and device.type == "cpu" and not has_bfloat16():
         raise InvalidInput(
             "precision 'bfloat16' takes 12 times as long as float32 or longer on this CPU, which"
@@ -159,6 +170,8 @@ class Forward:
         The model's own parameter dtype: float32, or float64.
     flips
         Model axes (0, 1, 2) over whose mirrored copies the scores are averaged.
+    layout
+        Of images and weights on a GPU: ``"contiguous"``, or ``"channels_last"``.
     """
 
     digest: str
@@ -168,6 +181,7 @@ class Forward:
     precision: str = "float32"
     dtype: str = "float32"
     flips: tuple[int, ...] = ()
+    layout: str = "contiguous"
 
     @property
     def dropped(self) -> int | None:
@@ -187,10 +201,17 @@ class Forward:
 
     def module(self) -> torch.nn.Module:
         """Return the resident model on this forward's device."""
-        return resident(self.digest, torch.device(self.device))
+        return resident(self.digest, torch.device(self.device), self.layout)
 
     def __call__(self, batch_NCZYX: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return a batch's scores by output name: float32 (float64) ``NCZYX`` on the device."""
+        device = numbered(torch.device(self.device))
+        with on_device(device):
+            return self._averaged(partial(self._once, device), batch_NCZYX)
+
+    def _averaged(
+        self, network: Callable[[torch.Tensor], dict[str, torch.Tensor]], batch: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
         # The unflipped batch comes last: a model may write into its input, which flips copy.
         copies = [
             axes
@@ -199,25 +220,24 @@ class Forward:
         ]
         total: dict[str, torch.Tensor] = {}
         for axes in copies:
-            for name, scores in mirrored_outputs(self._once, batch_NCZYX, axes).items():
+            for name, scores in mirrored_outputs(network, batch, axes).items():
                 total[name] = total[name] + scores if name in total else scores
         if len(copies) > 1:
             total = {name: value / len(copies) for name, value in total.items()}
         return total
 
-    def _once(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _once(self, device: torch.device, batch: torch.Tensor) -> dict[str, torch.Tensor]:
         drop = self.dropped
-        device = torch.device(self.device)
         shown = batch if drop is None else batch.squeeze(2 + drop)
-        if device.type == "cuda" and shown.ndim == 5:
-            shown = shown.contiguous(memory_format=torch.channels_last_3d)
+        if self.layout == "channels_last":
+            last = torch.channels_last if shown.ndim == 4 else torch.channels_last_3d
+            shown = shown.contiguous(memory_format=last)
         with (
-            on_device(device),
             forward_lock(device),
             torch.inference_mode(),
             arithmetic(device, self.precision),
         ):
-            raw = self.module()(shown)
+            raw = resident(self.digest, device, self.layout)(shown)
         return {
             name: (value if drop is None else value.unsqueeze(2 + drop)).to(self.torch_dtype)
             for name, value in checked_outputs(raw).items()
@@ -244,8 +264,9 @@ class Forward:
         if batch_size == 1:
             raise InvalidInput(
                 f"one patch of {self.patch} does not fit in the memory of {self.device};"
-                " use a smaller patch"
+                f" use a smaller patch; PyTorch says: {first_line(error)}"
             ) from error
+        traceback.clear_frames(error.__traceback__)  # which hold what the layers made
         give_back_device(torch.device(self.device))
         return batch_size // 2
 
@@ -282,3 +303,48 @@ def checked_outputs(raw: Any) -> dict[str, torch.Tensor]:
             f" got {type(raw).__name__}"
         )
     return named
+
+
+def check_output(forward: Forward, name: str, value: torch.Tensor, batch: int) -> Output:
+    """Return what an output is; refuse one that is no image of the patch, or has no usable name."""
+    given = (batch, forward.channels, *forward.patch)
+    label = f" {name!r}" if name else ""
+    if name and not re.fullmatch(r"\w[\w.-]*", name):
+        raise InvalidInput(
+            f"model output{label} cannot name a folder; use letters, digits, underscores, hyphens"
+        )
+    if value.ndim != 5 or value.shape[0] != batch:
+        raise InvalidInput(
+            f"model output{label} has shape {tuple(value.shape)} for a batch of shape {given};"
+            " it must be NC and the patch's axes"
+        )
+    scale = []
+    for p, out in zip(forward.patch, value.shape[2:], strict=True):
+        if out == 0 or p % out:
+            raise InvalidInput(
+                f"model output{label} has shape {tuple(value.shape)} for a batch of shape {given};"
+                " each axis must equal the patch's, or divide it (a model of stride 2 halves it)."
+                " For a model that crops its borders pad its convolutions instead"
+            )
+        scale.append(p // out)
+    return Output(name, int(value.shape[1]), (scale[0], scale[1], scale[2]))
+
+
+def tried_outputs(forward: Forward, data: torch.Tensor) -> tuple[Output, ...]:
+    """Return the outputs of a forward, which is run on a batch.
+
+    Raises
+    ------
+    InvalidInput
+        Where the model does not take the batch; exhausted memory is raised as it is.
+    """
+    with explaining_half(forward.module(), forward.dtype):
+        try:
+            outputs = forward(data)
+        except Exception as error:  # models raise errors of any class
+            if isinstance(error, InvalidInput) or is_out_of_memory(error):
+                raise
+            raise InvalidInput(
+                f"the model does not take a batch of shape {tuple(data.shape)}: {first_line(error)}"
+            ) from error
+    return tuple(check_output(forward, name, v, len(data)) for name, v in outputs.items())

@@ -43,6 +43,13 @@ class Places:
     wished: int | None = None
     guard: threading.RLock = field(default_factory=threading.RLock)
 
+    def leave(self) -> None:
+        """Give all places up, as the end of the process does."""
+        for handle in self.locks.values():
+            if handle is not None:
+                os.close(handle)
+        self.locks, self.own, self.wished = {}, None, None
+
 
 _places: dict[int, Places] = {}  # by process, as a forked child holds none of its parent's
 
@@ -89,7 +96,8 @@ def sharers(number: int) -> int:
 
 
 def _places_here() -> Places:
-    return _places.setdefault(os.getpid(), Places())
+    process = os.getpid()
+    return _places.get(process) or _places.setdefault(process, Places())
 
 
 @contextmanager

@@ -2,6 +2,9 @@
 
 A scattered model is lost with its worker, and a model in the task is sent with every task. A worker
 plugin is set up again on every worker that joins or restarts.
+
+A module is used as it was given, or copied to a device: it is never changed. Copies of the last
+model outlive its run, so that a loop over many cases moves the weights once.
 """
 
 from __future__ import annotations
@@ -18,15 +21,18 @@ from typing import Any, TypeVar
 import cloudpickle
 import torch
 from distributed import WorkerPlugin
+from torch import nn
 
 from volflow.engine.memory import give_back
 from volflow.engine.pages import HUGE_PAGES, prepare_allocators
 from volflow.model.device import numbered
+from volflow.model.placed import placed_module
 from volflow.model.places import note_current
 
 __all__ = [
     "ModelPlugin",
     "asks_for_huge_pages",
+    "drop_copy",
     "forward_lock",
     "held",
     "lent",
@@ -51,8 +57,10 @@ class Resident:
 
     Parameters
     ----------
-    modules
-        The module as given, under an empty name, and by device; empty while no run uses it.
+    given
+        The module as given; None while no run uses it.
+    copies
+        Its copies, by device and memory layout.
     made
         Objects derived from it once, such as its graph; dropped with it.
     trials
@@ -63,7 +71,8 @@ class Resident:
         Semaphore of the tasks that may use it at a time.
     """
 
-    modules: dict[str, torch.nn.Module] = field(default_factory=dict)
+    given: nn.Module | None = None
+    copies: dict[tuple[torch.device, str], nn.Module] = field(default_factory=dict)
     made: dict[Hashable, Any] = field(default_factory=dict)
     trials: dict[Hashable, list[Any]] = field(default_factory=dict)
     users: int = 0
@@ -91,13 +100,37 @@ def forward_lock(device: torch.device) -> threading.Lock:
         return _locks.setdefault(device.type, threading.Lock())
 
 
-def resident(digest: str, device: torch.device) -> torch.nn.Module:
-    """Return the model with this digest, moved to the device on first use."""
+def resident(digest: str, device: torch.device, layout: str = "contiguous") -> nn.Module:
+    """Return the model with this digest on a device.
+
+    Parameters
+    ----------
+    digest
+        Of a model that a run uses.
+    device
+        Where it lies: the module that was given does, or a copy.
+    layout
+        Of its weights on a GPU: "contiguous", or "channels_last".
+
+    Raises
+    ------
+    KeyError
+        Where no run uses such a model.
+    """
+    key = numbered(device), layout
     with _guard:
-        modules = _residents[digest].modules
-        if str(device) not in modules:
-            modules[str(device)] = modules[""].to(device)
-        return modules[str(device)]
+        found = _residents[digest]
+        if found.given is None:
+            raise KeyError(digest)
+        if key not in found.copies:
+            found.copies[key] = placed_module(found.given, *key)
+        return found.copies[key]
+
+
+def drop_copy(digest: str, device: torch.device, layout: str) -> None:
+    """Drop the copy of a model on a device, if there is one."""
+    with _guard:
+        _residents[digest].copies.pop((numbered(device), layout), None)
 
 
 def trials_of(digest: str) -> dict[Hashable, list[Any]]:
@@ -132,7 +165,7 @@ class ModelPlugin(WorkerPlugin):
         On which it will run, as the user named it.
     """
 
-    def __init__(self, module: torch.nn.Module, digest: str, device: str = "auto") -> None:
+    def __init__(self, module: nn.Module, digest: str, device: str = "auto") -> None:
         self.module = module
         self.digest = digest
         self.device = device
@@ -161,21 +194,30 @@ class ModelPlugin(WorkerPlugin):
         with _guard:
             found = _residents.setdefault(self.digest, Resident())
             found.users += 1
-            found.modules.setdefault("", self.module)
+            if found.given is None:
+                found.given = self.module
+            for other in _residents.values():
+                if not other.users:
+                    other.copies.clear()
 
     def teardown(self, worker: Any = None) -> None:
-        """Drop the model and its copies on devices, unless another run uses them."""
+        """Drop the model, unless another run uses it; its copies stay until another comes."""
         with _guard:
             found = _residents[self.digest]
             found.users -= 1
             if not found.users:
-                found.modules.clear()
+                copies = found.copies.items()
+                found.copies = {key: one for key, one in copies if one is not found.given}
+                found.given = None
                 found.made.clear()
                 gone = [digest for digest, other in _residents.items() if not other.users]
                 for digest in gone[:-MOST_REMEMBERED]:
                     del _residents[digest]
         if worker is not None:
-            give_back()  # other users of this worker need the memory that it keeps
+            # Other users of this worker need the memory that it keeps.
+            give_back()
+            if torch.cuda.is_initialized():
+                torch.cuda.empty_cache()
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -15,16 +14,18 @@ from distributed import Client
 from volflow.engine.plan import Plan
 from volflow.engine.run import run
 from volflow.engine.task import Context, Step
-from volflow.errors import InvalidInput, VolflowError, first_line
-from volflow.model.device import give_back_device, is_out_of_memory, mark_peak, read_peak
+from volflow.errors import VolflowError
+from volflow.model.device import mark_peak, read_peak
 from volflow.model.forward import (
     Forward,
     Output,
+    check_output,
     checked_outputs,
-    explaining_half,
     torch_threads,
+    tried_outputs,
 )
 from volflow.model.resident import ModelPlugin, trials_of
+from volflow.model.search import MOST_BATCH, search
 from volflow.partition.reach import trace_any
 
 __all__ = [
@@ -40,7 +41,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Probe:
-    """Results of a trial forward."""
+    """Results of a trial forward; memory on a GPU is counted beside that of the host."""
 
     outputs: tuple[Output, ...]
     dtype: str
@@ -49,30 +50,9 @@ class Probe:
     device: str
     precision: str
     threads: int
-
-
-def _check_output(forward: Forward, name: str, value: torch.Tensor, batch: int) -> Output:
-    given = (batch, forward.channels, *forward.patch)
-    label = f" {name!r}" if name else ""
-    if name and not re.fullmatch(r"\w[\w.-]*", name):
-        raise InvalidInput(
-            f"model output{label} cannot name a folder; use letters, digits, underscores, hyphens"
-        )
-    if value.ndim != 5 or value.shape[0] != batch:
-        raise InvalidInput(
-            f"model output{label} has shape {tuple(value.shape)} for a batch of shape {given};"
-            " it must be NC and the patch's axes"
-        )
-    scale = []
-    for p, out in zip(forward.patch, value.shape[2:], strict=True):
-        if out == 0 or p % out:
-            raise InvalidInput(
-                f"model output{label} has shape {tuple(value.shape)} for a batch of shape {given};"
-                " each axis must equal the patch's, or divide it (a model of stride 2 halves it)."
-                " For a model that crops its borders pad its convolutions instead"
-            )
-        scale.append(p // out)
-    return Output(name, int(value.shape[1]), (scale[0], scale[1], scale[2]))
+    layout: str = "contiguous"
+    device_peak_bytes: int = 0
+    device_memory_bytes: int = 0
 
 
 def output_shapes(forward: Forward, module: torch.nn.Module) -> tuple[Output, ...] | None:
@@ -104,7 +84,7 @@ def output_shapes(forward: Forward, module: torch.nn.Module) -> tuple[Output, ..
     named = checked_outputs(raw)
     if forward.dropped is not None:
         named = {name: value.unsqueeze(2 + forward.dropped) for name, value in named.items()}
-    return tuple(_check_output(forward, name, value, 1) for name, value in named.items())
+    return tuple(check_output(forward, name, value, 1) for name, value in named.items())
 
 
 def _faked(shell: torch.nn.Module, shape: torch.Size, dtype: torch.dtype) -> Any:
@@ -129,7 +109,14 @@ def usual_batch(patch: Sequence[int]) -> int:
     return max(1, min(64, 64**3 // math.prod(patch)))
 
 
-def probe(forward: Forward, batch_size: int | None, memory_bytes: int, threads: int) -> Probe:
+def probe(
+    forward: Forward,
+    batch_size: int | None,
+    memory_bytes: int,
+    threads: int,
+    most: int = MOST_BATCH,
+    device_memory: int | None = None,
+) -> Probe:
     """Try one forward on zeros: output shapes, peak memory, and the batch size that fits.
 
     Parameters
@@ -137,30 +124,37 @@ def probe(forward: Forward, batch_size: int | None, memory_bytes: int, threads: 
     forward
         A forward with device ``"auto"`` or a name; the result holds the device found.
     batch_size
-        None chooses one: on a GPU doubled while it fits in half of the free memory, on a CPU as
-        many patches as make up 64³ voxels.
+        None chooses one: on a CPU as many patches as make up 64³ voxels, on a GPU by timing it
+        (`volflow.model.search`).
     memory_bytes
         The worker's budget; on a CPU a batch takes at most half of it.
     threads
         Torch threads to use on a CPU.
+    most
+        Patches of a row, of which batches are made.
+    device_memory
+        Bytes of a GPU's memory that were asked for.
     """
     forward = forward.resolve_device()
     device = torch.device(forward.device)
+    if device.type == "cuda":
+        found = search(forward, batch_size, most, device_memory)
+        return Probe(
+            outputs=found.outputs,
+            dtype=forward.dtype,
+            peak_bytes=0,  # launching kernels takes nothing that is worth counting
+            batch_size=batch_size or found.batch_size,
+            device=forward.device,
+            precision=forward.precision,
+            threads=threads,
+            layout=found.layout,
+            device_peak_bytes=found.peak_bytes,
+            device_memory_bytes=found.memory_bytes,
+        )
     with torch_threads(threads):
-        batch = batch_size or (1 if device.type == "cuda" else usual_batch(forward.patch))
+        batch = batch_size or usual_batch(forward.patch)
         outputs, peak, batch = _fitting(forward, batch)
-        if batch_size is None and device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(device)
-            while batch < 64 and peak * 2 < free // 2:
-                try:
-                    outputs, peak = _trial(forward, batch * 2)
-                except torch.OutOfMemoryError:
-                    give_back_device(device)
-                    break
-                batch *= 2
-        while (
-            batch_size is None and device.type == "cpu" and batch > 1 and peak > memory_bytes // 2
-        ):
+        while batch_size is None and batch > 1 and peak > memory_bytes // 2:
             batch //= 2
             outputs, peak = _trial(forward, batch)
     # A requested batch size is recorded, so that the same call resumes; the run halves it again.
@@ -180,36 +174,20 @@ def _fitting(forward: Forward, batch: int) -> tuple[tuple[Output, ...], int, int
 def _trial(forward: Forward, batch: int) -> tuple[tuple[Output, ...], int]:
     """Return the outputs of a forward of so many patches, and the memory that it took.
 
-    On a CPU both depend only on the model, the patch and the threads, so a loop over many cases
-    tries twice: the first forward of a process also allocates what torch keeps for later ones. On
-    a GPU other processes may have taken memory meanwhile, so each call tries again.
+    Both depend only on the model, the patch and the threads, so a loop over many cases tries
+    twice: the first forward of a process also allocates what torch keeps for later ones.
     """
-    if torch.device(forward.device).type != "cpu":
-        return _tried(forward, batch)
     known = trials_of(forward.digest)
     trials: list[tuple[tuple[Output, ...], int]] = known.setdefault(
         (forward, batch, torch.get_num_threads()), []
     )
     if len(trials) < 2:
-        trials.append(_tried(forward, batch))
+        device = torch.device(forward.device)
+        data = torch.zeros((batch, forward.channels, *forward.patch), dtype=forward.torch_dtype)
+        before = mark_peak(device)
+        outputs = tried_outputs(forward, data.to(device))
+        trials.append((outputs, max(0, read_peak(device) - before)))
     return min(trials, key=lambda trial: trial[1])
-
-
-def _tried(forward: Forward, batch: int) -> tuple[tuple[Output, ...], int]:
-    device = torch.device(forward.device)
-    data = torch.zeros((batch, forward.channels, *forward.patch), dtype=forward.torch_dtype)
-    before = mark_peak(device)
-    with explaining_half(forward.module(), forward.dtype):
-        try:
-            outputs = forward(data.to(device))
-        except Exception as error:  # models raise errors of any class
-            if isinstance(error, InvalidInput) or is_out_of_memory(error):
-                raise
-            raise InvalidInput(
-                f"the model does not take a batch of shape {tuple(data.shape)}: {first_line(error)}"
-            ) from error
-    peak = max(0, read_peak(device) - before)
-    return tuple(_check_output(forward, name, v, batch) for name, v in outputs.items()), peak
 
 
 def tried_on_worker(name: str, trial: Callable[[], T], model: ModelPlugin, client: Client) -> T:

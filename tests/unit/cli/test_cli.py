@@ -107,9 +107,9 @@ def test_predict_passes_every_option(called, capsys):
     line = (
         "predict t1=a.zarr flair=b.zarr out.zarr -m pkg:net --weights w.safetensors --patch"
         " 96,96,48 --overlap 0.25 --blend hann --frame RAS --normalize zscore --activation softmax"
-        " --output scores --dtype float16 --batch-size 4 --device cpu --precision float32"
-        " --cluster 4 --memory 2GiB --flips zyx --mask m.zarr --skip-below 0.1 --fill -1"
-        " --chunk 32 --shard 64 --levels --trust --overwrite --json"
+        " --output scores --dtype float16 --batch-size 4 --device cuda --device-memory 9GB"
+        " --precision tf32 --cluster 4 --memory 2GiB --flips zyx --mask m.zarr --skip-below 0.1"
+        " --fill -1 --chunk 32 --shard 64 --levels --trust --overwrite --json"
     )
     assert run(line.split()) == 0
     args, options = called[0]
@@ -117,10 +117,11 @@ def test_predict_passes_every_option(called, capsys):
     assert options == {
         "weights": "w.safetensors", "patch": (96, 96, 48), "overlap": 0.25, "blend": "hann",
         "frame": "RAS", "normalize": "zscore", "activation": "softmax", "output": "scores",
-        "dtype": "float16", "batch_size": 4, "device": "cpu", "precision": "float32",
-        "cluster": "4", "memory": "2GiB", "flips": "zyx", "mask": "m.zarr", "skip_below": 0.1,
-        "fill": -1.0, "chunk": 32, "shard": 64, "levels": True, "trust": True,
-        "overwrite": True, "progress": None, "wait": None, "resume": False,
+        "dtype": "float16", "batch_size": 4, "device": "cuda", "device_memory": "9GB",
+        "precision": "tf32", "cluster": "4", "memory": "2GiB", "flips": "zyx",
+        "mask": "m.zarr", "skip_below": 0.1, "fill": -1.0,
+        "chunk": 32, "shard": 64, "levels": True, "trust": True, "overwrite": True,
+        "progress": None, "wait": None, "resume": False,
     }  # fmt: skip
     assert json.loads(capsys.readouterr().out)["shape"] == [16, 24, 32]
 

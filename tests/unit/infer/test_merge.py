@@ -114,7 +114,15 @@ class TestSettings:
         ({"normalize": 3}, r"^unknown normalize '3'"),
         ({"activation": "tanh"}, r"^unknown activation 'tanh'; use one of None, softmax, sigmoid$"),
         ({"output": "label"}, r"^unknown output 'label'; use one of scores, classes$"),
-        ({"precision": "fp16"}, r"^unknown precision 'fp16'; use one of auto, float32, bfloat16$"),
+        (
+            {"precision": "fp16"},
+            r"^unknown precision 'fp16'; use one of auto, float32, bfloat16, tf32$",
+        ),
+        ({"device_memory": "lots"}, r'^device_memory must be a positive amount like "2GiB"'),
+        (
+            {"device_memory": "2GiB", "device": "cpu"},
+            r"^device_memory '2GiB' is that of a GPU, and the device is cpu; leave one of them out",
+        ),
         ({"flips": "w"}, r"^flips must name model axes among z, y, x, each once; got 'w'$"),
         ({"flips": "xx"}, r"^flips must name model axes"),
         ({"flips": True}, r"^flips must name model axes"),

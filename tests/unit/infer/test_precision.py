@@ -138,6 +138,15 @@ class TestBfloat16:
         assert found.dtype == np.float32
         np.testing.assert_allclose(found[0], scan, rtol=2**-7)
 
+    def test_tf32_is_refused_on_any_cpu(self, run, tmp_path):
+        with pytest.raises(InvalidInput) as refused:
+            run(random_net(), precision="tf32", device="cpu")
+        assert str(refused.value) == (
+            "precision 'tf32' is how GPUs round float32, and the device is cpu; leave precision"
+            ' out, or give device="cuda" (--device cuda)'
+        )
+        assert not (tmp_path / "out.zarr").exists()
+
     def test_auto_and_gpus_are_not_asked(self, monkeypatch):
         monkeypatch.setattr(forward, "has_bfloat16", lambda: False)
         assert resolve_precision("auto", CPU, "float32") == "float32"

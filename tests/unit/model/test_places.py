@@ -100,9 +100,7 @@ def gpus(monkeypatch, tmp_path):
     )
     yield now
     for one in places._places.values():
-        for handle in one.locks.values():
-            if handle is not None:
-                places.os.close(handle)
+        one.leave()
 
 
 def test_what_the_user_chose_is_respected(gpus):

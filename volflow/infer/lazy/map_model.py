@@ -7,13 +7,11 @@ neighbours. Patches at seams are computed for each block they reach into, which 
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import cloudpickle
 import dask.array as da
 import torch
 
@@ -25,6 +23,7 @@ from volflow.infer.methods import checked_options, method_of
 from volflow.infer.predict_options import PredictOptions
 from volflow.infer.request import Request, check_classes, check_weights, framed_image, normalized
 from volflow.model.bundle import ModelLike, load_model
+from volflow.model.placed import snapshot
 from volflow.model.spec import Model
 from volflow.option import from_keywords, journey
 from volflow.store.journal.complete import open_complete
@@ -142,11 +141,7 @@ def map_model(  # noqa: PLR0913 - the options of predict
 def _snapshot(given: Any, loaded: Model) -> Model:
     if not isinstance(given, torch.nn.Module):
         return loaded
-    try:
-        module = copy.deepcopy(loaded.module)
-    except RuntimeError:  # after training weight_norm keeps a tensor that only pickle copies
-        module = cloudpickle.loads(cloudpickle.dumps(loaded.module))
-    return replace(loaded, module=module.eval())
+    return replace(loaded, module=snapshot(loaded.module).eval())
 
 
 def _placed(source: Source, like: VolumeLike) -> Source:

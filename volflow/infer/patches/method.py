@@ -73,7 +73,8 @@ def _probed(
 ) -> Probe:
     options = request.options
     forward = request.forward(options.device, options.precision)
-    trial = partial(probe, forward, batch, memory_bytes, threads)
+    row, asked = _grid(request, (1, 1, 1)).counts[2], options.device_bytes
+    trial = partial(probe, forward, batch, memory_bytes, threads, row, asked)
     found = tried_on_worker("trial forward", trial, request.plugin, client)
     scales = {o.scale for o in found.outputs}
     if len(scales) > 1:
@@ -104,6 +105,9 @@ def _settings(request: Request, found: Probe, memory_bytes: int) -> Settings:
         shard=shard,
         peak_bytes=peak_bytes,
         batch_size=found.batch_size,
+        layout=found.layout,
+        device_peak_bytes=found.device_peak_bytes,
+        device_memory_bytes=found.device_memory_bytes,
     )
 
 
@@ -166,7 +170,7 @@ def plan(
     """Return the plan for the blocks that are not done, in runs that carry their open seam."""
     blocks = out_blocks(request, settings)
     runs = runs_of(blocks, request.inputs.frame, done, max(1, len(workers(client))))
-    forward = request.forward(settings.device, settings.precision)
+    forward = request.forward(settings.device, settings.precision, settings.layout)
     window = _window(request, settings.outputs, forward, settings.batch_size)
     job = OutputJob(window, blocks, targets, settings.threads, settings.peak_bytes)
     grid, tiles = window.grid, (tile_of(blocks, request.inputs.frame, run) for run in runs)

@@ -31,6 +31,7 @@ from volflow.infer.seams.certificate import Certificate, Plane, Region, Seams
 from volflow.infer.seams.regions import busy_regions, fitting_sides, memory_of
 from volflow.infer.seams.whole_run import WholeRun, run_whole
 from volflow.model.bundle import ModelLike, evaluating
+from volflow.model.device import device_memory as device_budget
 from volflow.model.device import pick_device
 from volflow.option import from_keywords, journey
 from volflow.store.create import create
@@ -46,7 +47,6 @@ Array = npt.NDArray[Any]
 Borders = tuple[tuple[int, ...], ...]
 
 SIDE = 160  # of a region, unless patches are so large that it holds no seams
-DEVICE_SHARE = 0.7  # of what is free on a GPU
 # Of what the whole run takes: memory for an exact run, so that it has blocks.
 SHARES = (1 / 8, 1 / 4, 1 / 2)
 
@@ -64,6 +64,7 @@ def certify_seams(  # noqa: PLR0913 - a public journey takes flat options
     normalize: str | Callable[[Any], Any] | None = None,
     activation: str | Callable[[Any], Any] | None = None,
     device: str = "auto",
+    device_memory: str | int | None = None,
     weights: str | os.PathLike[str] | None = None,
     trust: bool = False,
     memory: str | int | None = None,
@@ -78,8 +79,10 @@ def certify_seams(  # noqa: PLR0913 - a public journey takes flat options
 
     Parameters
     ----------
-    volume, model, patch, frame, normalize, activation, device, weights, trust, memory
+    volume, model, patch, frame, normalize, activation, weights, trust
         As in `predict`. Values are normalised by statistics of the whole volume.
+    device, device_memory, memory
+        As in `predict`.
     overlaps, blends
         Measured in all combinations.
     regions
@@ -128,7 +131,7 @@ def certify_seams(  # noqa: PLR0913 - a public journey takes flat options
             request = replace(request, options=asked)
             memory_bytes = memory_per_worker(client, memory)
             most = [max(SIDE, 3 * p // 2) for p in asked.sides]
-            room = _room_bytes(asked.device, memory_bytes)
+            room = _room_bytes(asked, memory_bytes)
             sides = fitting_sides(request.inputs.shape, most, needed, room)
             dtype = request.forward("cpu", "float32").dtype
             boxes = busy_regions(request.inputs, dtype, sides, regions, seed)
@@ -178,11 +181,12 @@ def _checked(overlaps: Any, blends: Any, *, regions: Any, seed: Any) -> list[tup
     return [(blend, overlap) for blend in blends for overlap in overlaps]
 
 
-def _room_bytes(device: str, memory_bytes: int) -> int:
+def _room_bytes(options: PredictOptions, memory_bytes: int) -> int:
     """Return the memory for a whole run, which takes place on one device."""
-    if not device.startswith("cuda"):
+    device = torch.device(options.device)
+    if device.type != "cuda":
         return memory_bytes
-    return min(memory_bytes, int(DEVICE_SHARE * torch.cuda.mem_get_info(torch.device(device))[0]))
+    return min(memory_bytes, device_budget(device, options.device_bytes))
 
 
 def _measure(
@@ -211,7 +215,8 @@ def _measure(
     held = [*whole.scores.values(), *whole.classes.values()]
     run = partial(
         _run, whole, region, request.model.module, folder, patch=asked.sides, device=asked.device,
-        precision="float32", cluster=asked.cluster, progress=False,
+        device_memory=asked.device_memory, precision="float32", cluster=asked.cluster,
+        progress=False,
         memory=max(1, memory_bytes - image.nbytes - sum(one.nbytes for one in held)),
     )  # fmt: skip
     blocked = None

@@ -16,6 +16,7 @@ from volflow.geometry.roi import Roi
 from volflow.infer.exact.window import dropped_axis, seen_axes
 from volflow.infer.finish import Finish
 from volflow.infer.request import Request
+from volflow.model.device import numbered
 from volflow.model.resident import lent
 from volflow.partition.reach import padded_sizes
 from volflow.store.volume import Volume
@@ -124,11 +125,11 @@ def run_whole(request: Request, image: Array, *, ruled: bool) -> WholeRun:
     wide = np.pad(image, [(0, 0), *((0, m - n) for n, m in zip(shape, sizes, strict=True))])
     # A network of slices sees them one by one.
     axis, count = (1, 1) if dropped is None else (1 + dropped, shape[dropped])
-    began = time.process_time()
+    began, device = time.process_time(), numbered(torch.device(options.device))
     try:
         with lent(request.plugin):
             found = [
-                forward(torch.from_numpy(part)[None].to(options.device))
+                forward(torch.from_numpy(part)[None].to(device))
                 for part in np.split(wide, count, axis)
             ]
             joined = {
