@@ -38,6 +38,8 @@ __all__ = [
 MOST_ELEMENTS = 2**31 - 1
 # Share of a device's free memory that a run takes: fragments and kernels need some, too.
 SHARE = 0.9
+# What CUDA and its libraries take of a device for each process.
+CONTEXT_BYTES = 600 * 2**20
 # What errors say that mean exhausted memory, beside torch's own class.
 EXHAUSTED = (
     "out of memory",
@@ -141,7 +143,9 @@ def device_memory(device: torch.device, asked: int | None) -> int:
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     free = int(torch.cuda.mem_get_info(device)[0]) + kept
     if asked is None:
-        return int(SHARE * free / sharers(device.index))
+        processes = sharers(device.index)
+        # Those that have not begun will take a context before anything else.
+        return max(1, int(SHARE * (free - (processes - 1) * CONTEXT_BYTES) / processes))
     if asked > free:
         raise MemoryRefused(
             f"device_memory is {format_bytes(asked)}, and {device} has {format_bytes(free)} free;"
