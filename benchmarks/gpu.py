@@ -2,7 +2,8 @@
 
     python benchmarks/gpu.py                          # all stages; the result is filed
     python benchmarks/gpu.py --stages predict,exact   # some of them
-    python benchmarks/gpu.py --stand-in               # no GPU: counts of a small run in place of times
+    python benchmarks/gpu.py --stand-in               # no GPU: all stages, small, on the stand-in of the
+                                                      # tests, which counts; times mean nothing there
 
 Each stage is a process of its own with its own limit of time, and adds its rows to one file, so that
 a stage that fails or hangs costs only itself. What a stage measures stands in ``gpu_stages.py``.
@@ -31,9 +32,9 @@ PACKAGES = ["torch", "zarr", "dask", "monai"]
 Row = dict[str, Any]
 
 
-def run_stage(name: str, rows: Path, folder: Path) -> None:
-    """Run a stage in a new process; what goes wrong becomes a row of its own."""
-    command = [sys.executable, str(HERE / "gpu_stages.py"), name, str(rows), str(folder)]
+def run_stage(name: str, rows: Path, folder: Path, *also: str) -> bool:
+    """Run a stage in a new process; what goes wrong becomes a row of its own, and False."""
+    command = [sys.executable, str(HERE / "gpu_stages.py"), name, str(rows), str(folder), *also]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, check=False, timeout=LIMITS[name]
@@ -45,6 +46,7 @@ def run_stage(name: str, rows: Path, folder: Path) -> None:
         print(f"{name}: {failure}", file=sys.stderr)
         with rows.open("a") as file:
             file.write(json.dumps({"stage": name, "what": "failed", "failed": failure}) + "\n")
+    return not failure
 
 
 def table(rows: list[Row]) -> str:
@@ -77,30 +79,36 @@ def main() -> None:
     parser.add_argument("--stand-in", action="store_true", help="counts on the tests' stand-in")
     parser.add_argument("--out", help="folder for the result instead of benchmarks/results")
     options = parser.parse_args()
+    gpu, also = "stand-in", ["--stand-in"]
+    if not options.stand_in:
+        gpu, also = gpu_here(), []
+    with tempfile.TemporaryDirectory() as name:
+        rows = Path(name) / "rows.jsonl"
+        rows.touch()
+        done = [run_stage(stage, rows, Path(name), *also) for stage in options.stages.split(",")]
+        found = [json.loads(line) for line in rows.read_text().splitlines()]
+    text = f"{describe(PACKAGES)} · {gpu}\n\n{table(found)}"
     if options.stand_in:
-        from gpu_counts import counted
+        command = [sys.executable, str(HERE / "gpu_counts.py")]
+        counts = subprocess.run(command, capture_output=True, text=True, check=True)
+        text += f"\n\n### counts per block and per patch\n\n{counts.stdout}"
+    print(text)
+    if options.out:
+        (Path(options.out) / "gpu.md").write_text(f"# gpu\n\n{text}\n")
+    elif not options.stand_in:
+        file_result("gpu", text)
+    raise SystemExit(0 if all(done) else 1)
 
-        print(table(counted()))
-        return
+
+def gpu_here() -> str:
+    """Return what GPU this machine has; says so and exits where it has none."""
     import torch
 
     if not torch.cuda.is_available():
         raise SystemExit("no GPU here: benchmarks/gpu.py was not run; --stand-in counts without")
-    properties = torch.cuda.get_device_properties(0)
-    gpu = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+    found = torch.cuda.get_device_properties(0)
     versions = f"CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
-    with tempfile.TemporaryDirectory() as name:
-        rows = Path(name) / "rows.jsonl"
-        rows.touch()
-        for stage in options.stages.split(","):
-            run_stage(stage, rows, Path(name))
-        found = [json.loads(line) for line in rows.read_text().splitlines()]
-    text = f"{describe(PACKAGES)} · {gpu} · {versions}\n\n{table(found)}"
-    print(text)
-    if options.out:
-        (Path(options.out) / "gpu.md").write_text(f"# gpu\n\n{text}\n")
-    else:
-        file_result("gpu", text)
+    return f"{found.name}, {found.total_memory / 2**30:.0f} GiB · {versions}"
 
 
 if __name__ == "__main__":

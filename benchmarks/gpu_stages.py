@@ -12,16 +12,15 @@ time reported is that of a run without it. NVML is asked for the utilisation eve
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
-import shutil
 import statistics
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,365 +28,240 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
+import torch  # noqa: E402
+import zarr  # noqa: E402
+from gpu_measures import predicted, timed_ms  # noqa: E402
 from inference import make_scan  # noqa: E402
 
-SHAPE = (320, 512, 512)
-PATCH, OVERLAP = 96, 0.25
-FEATURES = ((32, 64, 128), (16, 32, 64))
+import volflow as vf  # noqa: E402
+from volflow.geometry.grid import PatchGrid, stride_of  # noqa: E402
+from volflow.model.device import arithmetic  # noqa: E402
+from volflow.model.unet import UNet  # noqa: E402
+from volflow.partition.reductions import MeanVariance  # noqa: E402
 
-Rows = Callable[..., None]
+OVERLAP = 0.25
+CUDA = torch.device("cuda")
+TESTS = ("-m", "pytest", "-m", "gpu", "tests/gpu", "-q", "-n0", "-p", "no:cacheprovider")
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last_3d}
 
 
-def unet(features: tuple[int, ...] = FEATURES[0], norm: str = "batch") -> Any:
-    import torch
+@dataclass(frozen=True)
+class Sizes:
+    """How large everything is: for a GPU, and for the tests' stand-in, which shows that it runs."""
 
-    from volflow.model.unet import UNet
+    small: tuple[int, int, int] = (96, 192, 192)
+    small_patch: int = 64
+    shape: tuple[int, int, int] = (320, 512, 512)
+    patch: int = 96
+    features: tuple[tuple[int, ...], ...] = ((32, 64, 128), (16, 32, 64))
+    batches: tuple[int, ...] = (1, 2, 4, 8)
+    sides: tuple[int, ...] = (256, 384)
+    measured: tuple[int, int] = (32, 256)
+    copied: int = 2**28
+    least_s: float = 0.15
 
+
+SMALL = Sizes((24, 32, 32), 16, (24, 32, 32), 16, ((4, 8),), (1, 2), (24,), (2, 8), 2**16, 0.0)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage at work: its sizes, its folder, where its rows go, and whether they are all real."""
+
+    sizes: Sizes
+    folder: Path
+    rows: Callable[..., None]
+    stand_in: bool
+
+    def scan(self, shape: tuple[int, int, int]) -> Path:
+        """Return the scan of a shape, made once."""
+        path = self.folder / f"scan{'x'.join(map(str, shape))}.zarr"
+        if not path.exists():
+            make_scan(path, shape)
+        return path
+
+
+def unet(features: tuple[int, ...], norm: str = "batch") -> Any:
     torch.manual_seed(0)
     return UNet(1, 3, features=features, norm=norm).eval()
 
 
-def scan_of(folder: Path, shape: tuple[int, int, int]) -> Path:
-    """Return the scan of a shape, made once."""
-    path = folder / f"scan{'x'.join(map(str, shape))}.zarr"
-    if not path.exists():
-        make_scan(path, shape)
-    return path
+def image_of(scan: Path, device: str) -> Any:
+    """Return a whole volume as MONAI is given it: float32, in memory."""
+    voxels = zarr.open_array(f"{scan}/0")[:].astype("float32")
+    return torch.from_numpy(voxels)[None, None].to(device)
 
 
-def timed_ms(run: Callable[[], Any], least_s: float = 0.3) -> float:
-    """Return the milliseconds of a call on the device: warm, the median of several."""
-    import torch
-
-    run()
-    torch.cuda.synchronize()
-    found, began = [], time.perf_counter()
-    while len(found) < 3 or time.perf_counter() - began < least_s:
-        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        first.record()
-        run()
-        last.record()
-        last.synchronize()
-        found.append(first.elapsed_time(last))
-    return statistics.median(found)
-
-
-class Utilization:
-    """What NVML says of this GPU every 20 ms, in per cent."""
-
-    def __init__(self) -> None:
-        self.samples: list[int] = []
-        self.stopped = threading.Event()
-        self.thread = threading.Thread(target=self._read, daemon=True)
-        self.thread.start()
-
-    def _read(self) -> None:
-        try:
-            import pynvml
-            import torch
-
-            pynvml.nvmlInit()
-            uuid = f"GPU-{torch.cuda.get_device_properties(0).uuid}"
-            handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
-        except Exception as error:  # without NVML the column is empty
-            print(f"no NVML: {error}", file=sys.stderr)
-            return
-        while not self.stopped.wait(0.02):
-            self.samples.append(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu)
-
-    def share(self) -> float | str:
-        self.stopped.set()
-        self.thread.join()
-        return statistics.mean(self.samples) / 100 if self.samples else ""
-
-
-@contextmanager
-def kernel_union() -> Iterator[dict[str, float]]:
-    """Fill in the share of the block's wall time in which a kernel ran, and the copies' share."""
-    import torch
-    from torch.profiler import ProfilerActivity, profile
-
-    found: dict[str, float] = {}
-    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-        began = time.perf_counter()
-        yield found
-        torch.cuda.synchronize()
-        wall_ns = 1e9 * (time.perf_counter() - began)
-    kernels, copies = [], []
-    for event in profiler.profiler.kineto_results.events():
-        if event.device_type() == torch.autograd.DeviceType.CUDA:
-            moved = event.name().startswith(("Memcpy", "Memset"))
-            where = copies if moved else kernels
-            where.append((event.start_ns(), event.start_ns() + event.duration_ns()))
-    found.update(busy=union(kernels) / wall_ns, copies=union(copies) / wall_ns)
-    found["kernels"] = len(kernels)
-
-
-def union(intervals: list[tuple[int, int]]) -> int:
-    """Return the length of the union of intervals.
-
-    Examples
-    --------
-    >>> union([(0, 4), (2, 5), (7, 8)])
-    6
-    """
-    total, until = 0, 0
-    for low, high in sorted(intervals):
-        total += max(0, high - max(low, until))
-        until = max(until, high)
-    return total
-
-
-def predicted(scan: Path, net: Any, out: Path, **options: Any) -> dict[str, Any]:
-    """Predict twice, plainly and under the profiler; return the figures of both."""
-    import torch
-
-    import volflow as vf
-
-    def once() -> float:
-        for path in (out, Path(f"{out}.volflow")):
-            shutil.rmtree(path, ignore_errors=True)
-        began = time.perf_counter()
-        vf.predict(str(scan), net, str(out), device="cuda", progress=False, **options)
-        return time.perf_counter() - began
-
-    torch.cuda.reset_peak_memory_stats()
-    utilization = Utilization()
-    wall_s = once()
-    row: dict[str, Any] = {"wall_s": wall_s, "nvml": utilization.share()}
-    with kernel_union() as found:
-        once()
-    plan = json.loads((Path(f"{out}.volflow") / "plan.json").read_text())["settings"]
-    reserved = torch.cuda.max_memory_reserved() / 2**30
-    planned = plan.get("device_peak_bytes", 0) / 2**30
-    return {
-        **row, **found, "batch": plan["batch_size"], "layout": plan.get("layout", "contiguous"),
-        "reserved_gib": reserved, "planned_gib": planned,
-    }  # fmt: skip
-
-
-def correct(rows: Rows, folder: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-m",
-        "gpu",
-        "tests/gpu",
-        "-q",
-        "-n0",
-        "-p",
-        "no:cacheprovider",
-    ]
-    done = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True, check=False)
-    rows(
-        what="pytest -m gpu",
-        result=done.stdout.strip().splitlines()[-1] if done.stdout else done.stderr[-300:],
-    )
-    import numpy as np
-    import torch
-
-    import volflow as vf
-
-    scan, net = scan_of(folder, (96, 192, 192)), unet((8, 16, 32), "instance")
-    whole = {"device": "cuda", "precision": "float32", "progress": False}
-
-    def result(name: str, model: Any = net, **options: Any) -> Any:
-        return vf.predict(str(scan), model, str(folder / f"{name}.zarr"), **{**whole, **options})[:]
-
-    image = torch.from_numpy(vf.open(str(scan))[:].astype("float32"))[None, None]
-    blended = result("first", patch=64)
-    on_cpu = result("cpu", patch=64, device="cpu")
-    rows(
-        what="blended twice, largest difference",
-        result=float(abs(result("again", patch=64) - blended).max()),
-    )
-    small = result("small", patch=64, device_memory="1500MiB")
-    rows(what="blended in less device memory", result=float(abs(small - blended).max()))
-    rows(what="blended beside the CPU", result=float(abs(on_cpu - blended).max()))
-    exact = result("exact", blend="exact")
-    for tf32 in (False, True):
-        with (
-            torch.inference_mode(),
-            torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=tf32),
-        ):
-            alone = net.cuda()(image.cuda())[0].cpu().numpy()
-        rows(
-            what=f"exact beside whole, TF32 {'on' if tf32 else 'off'} in whole",
-            result=float(abs(exact - alone).max()),
+def correct(stage: Stage) -> None:
+    if not stage.stand_in:
+        done = subprocess.run(
+            [sys.executable, *TESTS], cwd=HERE.parent, capture_output=True, text=True, check=False
         )
-    net.cpu().train()
+        told = (done.stdout.strip() or done.stderr.strip()).splitlines()
+        stage.rows(what="pytest -m gpu", result=told[-1])
+    scan, net = stage.scan(stage.sizes.small), unet((8, 16, 32), "instance")
+
+    def result(**options: Any) -> Any:
+        given = {"device": "cuda", "precision": "float32", "overwrite": True, "progress": False}
+        return vf.predict(str(scan), net, str(stage.folder / "a.zarr"), **{**given, **options})[:]
+
+    def compared(what: str, one: Any, other: Any) -> None:
+        stage.rows(what=what, result=float(abs(one - other).max()))
+
+    blended = partial(result, patch=stage.sizes.small_patch)
+    first = blended()
+    compared("blended twice, largest difference", first, blended())
+    compared("blended in less device memory", first, blended(device_memory="1500MiB"))
+    compared("blended beside the CPU", first, blended(device="cpu"))
+    exact, image = result(blend="exact"), image_of(scan, "cuda")
+    for precision in ("float32", "tf32"):
+        on_gpu = unet((8, 16, 32), "instance").cuda()
+        with torch.inference_mode(), arithmetic(CUDA, precision):
+            whole = on_gpu(image)[0].cpu().numpy()
+        compared(f"exact beside the whole volume in {precision}", exact, whole)
+    net.train()
     net(torch.rand(1, 1, 32, 32, 32)).sum().backward()
     trained = all(p.grad is not None for p in net.parameters())
-    rows(what="a training step after predict", result="gradients" if trained else "none")
-    torch.cuda.empty_cache()
-    total = torch.cuda.get_device_properties(0).total_memory
-    torch.cuda.set_per_process_memory_fraction(
-        min(1.0, (torch.cuda.memory_reserved() + 2**30) / total)
-    )
-    short = result("short", unet((8, 16, 32), "instance"), patch=64, batch_size=64)
-    rows(
-        what="batches of 64 in 1 GiB, halved", result=float(abs(short - np.asarray(blended)).max())
-    )
+    stage.rows(what="a training step after predict", result="gradients" if trained else "none")
+    net.eval()
+    if not stage.stand_in:
+        torch.cuda.empty_cache()
+        total = torch.cuda.get_device_properties(0).total_memory
+        share = (torch.cuda.memory_reserved() + 2**30) / total
+        torch.cuda.set_per_process_memory_fraction(min(1.0, share))
+        compared("batches of 64 where 1 GiB is left", first, blended(batch_size=64))
 
 
-def kernels(rows: Rows, folder: Path) -> None:
-    import torch
-
-    from volflow.model.device import arithmetic
-    from volflow.partition.reductions import MeanVariance
-
-    cuda = torch.device("cuda")
-    conv, image = (
-        torch.nn.Conv3d(1, 32, 3, padding=1).cuda(),
-        torch.rand(1, 1, 96, 96, 96, device="cuda"),
-    )
+def kernels(stage: Stage) -> None:
+    sizes = stage.sizes
+    conv = torch.nn.Conv3d(1, 32, 3, padding=1).cuda()
+    image = torch.rand(1, 1, *(sizes.patch,) * 3, device="cuda")
     torch.cuda.synchronize()
     began = time.perf_counter()
     with torch.inference_mode():
         conv(image)
     torch.cuda.synchronize()
-    rows(what="first convolution of a process", ms=1e3 * (time.perf_counter() - began))
-    ends = time.perf_counter() + 50
-    for features in FEATURES:
+    stage.rows(what="first convolution of a process", ms=1e3 * (time.perf_counter() - began))
+    channels, side = sizes.measured
+    values = torch.rand(1, channels, *(side,) * 3, device="cuda")
+    moments = MeanVariance((None, None, 0, 1, 2), (1, channels))
+    took = timed_ms(partial(moments.partial, values), sizes.least_s)
+    stage.rows(what=f"statistics of {channels} × {side}³", ms=took)
+    host = torch.empty(sizes.copied, dtype=torch.uint8)
+    for name, source in (("pageable", host), ("pinned", host.pin_memory())):
+        took = timed_ms(partial(source.to, "cuda", non_blocking=True), sizes.least_s)
+        rate = source.numel() / took / 1e6
+        stage.rows(what=f"copy of {source.numel() >> 20} MiB, {name}", ms=took, gb_per_s=rate)
+    ends = time.perf_counter() + 55
+    for features in sizes.features:
         for norm in ("batch", "instance"):
             for precision in ("float32", "tf32", "bfloat16"):
-                for layout in (torch.contiguous_format, torch.channels_last_3d):
-                    net = unet(features, norm).cuda().to(memory_format=layout)
-                    for batch in (1, 2, 4, 8):
-                        if time.perf_counter() > ends:
-                            rows(what="the rest of the kernels was left out for want of time")
-                            return
-                        given = torch.rand(batch, 1, *(PATCH,) * 3, device="cuda").contiguous(
-                            memory_format=layout
-                        )
-                        with torch.inference_mode(), arithmetic(cuda, precision):
-                            took = timed_ms(partial(net, given), 0.15)
-                        rows(
-                            what="/".join(map(str, features)), norm=norm, precision=precision,
-                            layout="channels_last" if layout is torch.channels_last_3d else "contiguous",
-                            batch=batch, ms=took, patches_per_s=1e3 * batch / took,
-                        )  # fmt: skip
-    values = torch.rand(1, 32, 256, 256, 256, device="cuda")
-    moments = MeanVariance((None, None, 0, 1, 2), (1, 32))
-    rows(what="statistics of 32 × 256³", ms=timed_ms(partial(moments.partial, values)))
-    host = torch.empty(2**28, dtype=torch.uint8)
-    for name, source in (("pageable", host), ("pinned", host.pin_memory())):
-        took = timed_ms(partial(source.to, "cuda", non_blocking=True))
-        rows(what=f"copy of 256 MiB, {name}", ms=took, gb_per_s=source.numel() / took / 1e6)
+                for layout in LAYOUTS:
+                    if time.perf_counter() > ends:
+                        stage.rows(what="what is missing here was left out for want of time")
+                        return
+                    forwards(stage, features, norm, precision, layout)
 
 
-def predict(rows: Rows, folder: Path) -> None:
-    scan = scan_of(folder, SHAPE)
-    for features in FEATURES:
+def forwards(
+    stage: Stage, features: tuple[int, ...], norm: str, precision: str, layout: str
+) -> None:
+    """Time the forward of a network for each batch."""
+    memory = LAYOUTS[layout]
+    net = unet(features, norm).cuda().to(memory_format=memory)
+    for batch in stage.sizes.batches:
+        given = torch.rand(batch, 1, *(stage.sizes.patch,) * 3, device="cuda")
+        given = given.contiguous(memory_format=memory)
+        with torch.inference_mode(), arithmetic(CUDA, precision):
+            took = timed_ms(partial(net, given), stage.sizes.least_s)
+        stage.rows(
+            what="/".join(map(str, features)), norm=norm, precision=precision, layout=layout,
+            batch=batch, ms=took, patches_per_s=1e3 * batch / took,
+        )  # fmt: skip
+
+
+def predict(stage: Stage) -> None:
+    scan, out = stage.scan(stage.sizes.shape), stage.folder / "out.zarr"
+    for features in stage.sizes.features:
         for precision in ("float32", "bfloat16"):
             for output in ("classes", "scores"):
                 found = predicted(
-                    scan, unet(features), folder / "out.zarr", patch=PATCH, overlap=OVERLAP,
+                    scan, unet(features), out, patch=stage.sizes.patch, overlap=OVERLAP,
                     output=output, precision=precision,
                 )  # fmt: skip
-                rows(what="/".join(map(str, features)), precision=precision, output=output, **found)
+                name = "/".join(map(str, features))
+                stage.rows(what=name, precision=precision, output=output, **found)
 
 
-def exact(rows: Rows, folder: Path) -> None:
-    import torch
-
-    import volflow as vf
-
-    for side in (256, 384):
-        scan = scan_of(folder, (side,) * 3)
+def exact(stage: Stage) -> None:
+    features, out = stage.sizes.features[0], stage.folder / "exact.zarr"
+    for side in stage.sizes.sides:
+        scan = stage.scan((side,) * 3)
         for norm in ("batch", "instance"):
-            net = unet(norm=norm)
-            out = folder / "exact.zarr"
-            found = predicted(scan, net, out, blend="exact", output="scores")
-            if side == 256:
-                image = torch.from_numpy(vf.open(str(scan))[:].astype("float32"))[None, None].cuda()
-                from volflow.model.device import arithmetic
-
-                with torch.inference_mode(), arithmetic(image.device, "float32"):
-                    on_gpu = net.cuda()
-                    took = timed_ms(partial(on_gpu, image))
-                    alone = on_gpu(image)[0].cpu().numpy()
-                found |= {
-                    "whole_s": took / 1e3,
-                    "off": float(abs(vf.open(str(out))[:] - alone).max()),
-                }
-                net.cpu()
-            rows(what=f"{side}³ {norm}", **found)
+            found = predicted(scan, unet(features, norm), out, blend="exact", output="scores")
+            if side == stage.sizes.sides[0]:
+                image, on_gpu = image_of(scan, "cuda"), unet(features, norm).cuda()
+                with torch.inference_mode(), arithmetic(CUDA, "float32"):
+                    took = timed_ms(partial(on_gpu, image), stage.sizes.least_s)
+                    whole = on_gpu(image)[0].cpu().numpy()
+                off = float(abs(vf.open(str(out))[:] - whole).max())
+                found |= {"whole_s": took / 1e3, "off": off}
+            stage.rows(what=f"{side}³ {norm}", **found)
 
 
-def image_of(scan: Path, device: str) -> Any:
-    """Return a whole volume as MONAI is given it: float32, in memory."""
-    import torch
-    import zarr
-
-    voxels = zarr.open_array(f"{scan}/0")[:].astype("float32")
-    return torch.from_numpy(voxels)[None, None].to(device)
-
-
-def run_floor(scan: Path, net: Any, precision: str, folder: Path) -> tuple[float, None]:
+def run_floor(stage: Stage, net: Any, precision: str) -> tuple[float, None]:
     """Run the patches alone, from a volume that lies on the device; nothing is blended."""
-    import torch
-
-    from volflow.geometry.grid import PatchGrid, stride_of
-    from volflow.model.device import arithmetic
-
-    image, on_gpu, sides = image_of(scan, "cuda")[0], net.cuda(), (PATCH,) * 3
-    rois = list(PatchGrid(SHAPE, sides, stride_of(sides, OVERLAP)))
+    shape, sides = stage.sizes.shape, (stage.sizes.patch,) * 3
+    image, on_gpu = image_of(stage.scan(shape), "cuda")[0], net.cuda()
+    rois = list(PatchGrid(shape, sides, stride_of(sides, OVERLAP)))
     torch.cuda.synchronize()
     began = time.perf_counter()
-    with torch.inference_mode(), arithmetic(image.device, precision):
+    with torch.inference_mode(), arithmetic(CUDA, precision):
         for first in range(0, len(rois), 4):
             on_gpu(torch.stack([image[:, *roi.slices()] for roi in rois[first : first + 4]]))
     torch.cuda.synchronize()
     return time.perf_counter() - began, None
 
 
-def run_monai(scan: Path, net: Any, precision: str, folder: Path, device: str) -> tuple[float, Any]:
-    import torch
-    import zarr
+def run_monai(stage: Stage, net: Any, precision: str, device: str) -> tuple[float, Any]:
     from monai.inferers import sliding_window_inference
 
-    from volflow.model.device import arithmetic
-
     began = time.perf_counter()
-    image, on_gpu = image_of(scan, device), net.cuda()
-    with torch.inference_mode(), arithmetic(torch.device("cuda"), precision):
+    image, on_gpu = image_of(stage.scan(stage.sizes.shape), device), net.cuda()
+    with torch.inference_mode(), arithmetic(CUDA, precision):
         scores = sliding_window_inference(
-            image, (PATCH,) * 3, 4, on_gpu, overlap=OVERLAP, mode="gaussian", sw_device="cuda",
-            device=device,
+            image, (stage.sizes.patch,) * 3, 4, on_gpu, overlap=OVERLAP, mode="gaussian",
+            sw_device="cuda", device=device,
         )  # fmt: skip
     classes = scores[0].argmax(0).to(torch.uint8).cpu().numpy()
     target = zarr.create_array(
-        str(folder / "monai.zarr"), shape=classes.shape, dtype="uint8", chunks=(64,) * 3,
+        str(stage.folder / "monai.zarr"), shape=classes.shape, dtype="uint8", chunks=(64,) * 3,
         shards=(256,) * 3, compressors=zarr.codecs.ZstdCodec(level=1), overwrite=True,
     )  # fmt: skip
     target[:] = classes
     return time.perf_counter() - began, classes
 
 
-def run_volflow(scan: Path, net: Any, precision: str, folder: Path) -> tuple[float, Any]:
-    import volflow as vf
-
+def run_volflow(stage: Stage, net: Any, precision: str) -> tuple[float, Any]:
     began = time.perf_counter()
     result = vf.predict(
-        str(scan), net, str(folder / "ours.zarr"), patch=PATCH, overlap=OVERLAP, output="classes",
-        device="cuda", precision=precision, overwrite=True, progress=False,
+        str(stage.scan(stage.sizes.shape)), net, str(stage.folder / "ours.zarr"),
+        patch=stage.sizes.patch, overlap=OVERLAP, output="classes", device="cuda",
+        precision=precision, overwrite=True, progress=False,
     )  # fmt: skip
     return time.perf_counter() - began, result[:]
 
 
-def peers(rows: Rows, folder: Path) -> None:
-    scan, net = scan_of(folder, SHAPE), unet()
+def peers(stage: Stage) -> None:
     methods: dict[str, Callable[..., tuple[float, Any]]] = {
-        "floor": run_floor,
-        "volflow": run_volflow,
+        "floor": run_floor, "volflow": run_volflow,
         "monai, image on the CPU": partial(run_monai, device="cpu"),
         "monai, image on the GPU": partial(run_monai, device="cuda"),
-    }
-    if importlib.util.find_spec("monai") is None:
+    }  # fmt: skip
+    if stage.stand_in or importlib.util.find_spec("monai") is None:
         methods = {name: run for name, run in methods.items() if "monai" not in name}
-        rows(what="monai is not installed here")
+        stage.rows(what="without monai")
+    stage.scan(stage.sizes.shape)
     ends = time.perf_counter() + 70
     for precision in ("float32", "bfloat16"):
         times: dict[str, list[float]] = {name: [] for name in methods}
@@ -395,32 +269,42 @@ def peers(rows: Rows, folder: Path) -> None:
         for repeat in range(3):
             for name, run in methods.items():
                 if not repeat or time.perf_counter() < ends:
-                    took, classes[name] = run(scan, net, precision, folder)
+                    net = unet(stage.sizes.features[0])
+                    took, classes[name] = run(stage, net, precision)
                     times[name].append(took)
         least = statistics.median(times["floor"])
         for name, found in times.items():
             row = {"wall_s": statistics.median(found), "repeats": len(found)}
             if name.startswith("monai"):
                 row["classes_differ"] = float((classes[name] != classes["volflow"]).mean())
-            rows(what=name, precision=precision, **row, over_floor=row["wall_s"] / least)
+            stage.rows(what=name, precision=precision, **row, over_floor=row["wall_s"] / least)
+
+
+STAGES = {f.__name__: f for f in (correct, kernels, predict, exact, peers)}
 
 
 def main() -> None:
-    name, path, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("rows", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--stand-in", action="store_true")
+    options = parser.parse_args()
 
     def rows(**row: Any) -> None:
-        with path.open("a") as file:
-            file.write(json.dumps({"stage": name, **row}) + "\n")
-        print(row, file=sys.stderr)
+        with options.rows.open("a") as file:
+            file.write(json.dumps({"stage": options.stage, **row}) + "\n")
 
-    stages = {
-        "correct": correct,
-        "kernels": kernels,
-        "predict": predict,
-        "exact": exact,
-        "peers": peers,
-    }
-    stages[name](rows, folder)
+    run = STAGES[options.stage]
+    if not options.stand_in:
+        run(Stage(Sizes(), options.folder, rows, False))
+        return
+    from tests.gpu.stand_in import stand_in
+
+    with stand_in() as gpu:
+        run(Stage(SMALL, options.folder, rows, True))
+        counts = gpu.counts()
+    rows(what="counted", kernels=counts.kernels, pageable=counts.pageable, waits=counts.syncs)
 
 
 if __name__ == "__main__":
