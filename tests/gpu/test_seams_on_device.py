@@ -28,7 +28,7 @@ def test_a_region_fits_in_what_the_device_may_give(gpu, scan):
     net, options = nets.random_net(), {"patch": 8, "overlaps": [0], "device": "cuda"}
     whole = vf.certify_seams(scan, net, regions=1, **options)
     assert whole.regions[0].padded == (16, 16, 16)
-    with pytest.raises(MemoryRefused, match="run whole takes .*, and memory leaves 9.77 KiB;"):
+    with pytest.raises(MemoryRefused, match=r"run whole takes .*, and memory leaves 9\.77 KiB;"):
         vf.certify_seams(scan, net, device_memory=10_000, **options)
     with pytest.raises(InvalidInput, match="device_memory 9 is that of a GPU, and the device is c"):
         vf.certify_seams(scan, net, patch=8, device="cpu", device_memory=9)
