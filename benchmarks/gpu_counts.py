@@ -51,7 +51,7 @@ class Windows:
     def __init__(self, gpu: Any) -> None:
         self.gpu = gpu
         self.counts = Counts({})
-        self.blocks = 0
+        self.blocks = self.peak_bytes = 0
 
     def run(self, plain: Any, plan: Any, *args: Any, **kwargs: Any) -> Any:
         torch.cuda.reset_peak_memory_stats()
@@ -60,6 +60,7 @@ class Windows:
         if plan.plugin is not None and plan.unit != "trial":
             self.counts += self.gpu.counts() - before
             self.blocks += sum(map(len, plan.runs))
+            self.peak_bytes = max(self.peak_bytes, torch.cuda.max_memory_allocated())
         return found
 
 
@@ -100,7 +101,6 @@ def row(blend: str, output: str, folder: Path, memory: int) -> str:
             normalize="zscore", output=output, device="cuda", cluster="threads", progress=False,
             **method,
         )  # fmt: skip
-        peak = torch.cuda.max_memory_allocated()
         races = len(set(gpu.races))
         gpu.races.clear()  # they are told in the table
     made = vf.open(folder / f"{blend}-{output}.zarr")
@@ -110,7 +110,7 @@ def row(blend: str, output: str, folder: Path, memory: int) -> str:
     return (
         f"| {blend} | {output} | {blocks} | {found.h2d_bytes / scan.nbytes:.2f}"
         f" | {found.d2h_bytes / out_bytes:.2f} | {found.pageable} | {found.syncs / blocks:.1f}"
-        f" | {kernels:.1f} | {peak / 2**20:.0f} | {races} |"
+        f" | {kernels:.1f} | {windows.peak_bytes / 2**20:.0f} | {races} |"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -54,6 +55,7 @@ class Pool:
 
     def __init__(self, index: int, total: int) -> None:
         self.index, self.total, self.limit = index, total, total
+        self.lock = threading.RLock()
         self.freed: deque[int] = deque()
         self.failures: list[Failure] = []
         self.allocated = self.peak = 0
@@ -63,12 +65,18 @@ class Pool:
 
     def settle(self) -> None:
         """Take back what was freed meanwhile."""
-        while self.freed:
-            self.allocated -= self.freed.popleft()
+        with self.lock:
+            while self.freed:
+                self.allocated -= self.freed.popleft()
 
     def allocate(self, size: int, stream: StreamId, clocks: Clocks) -> Block:
         """Return a block; raises what torch raises where there is no room or a failure is due."""
         size = -(-size // GRAIN_BYTES) * GRAIN_BYTES
+        with self.lock:
+            self._take(size)
+        return Block(self, size, stream, clocks)
+
+    def _take(self, size: int) -> None:
         self.settle()
         self._fail(size)
         if self.allocated + size > self.limit:
@@ -82,7 +90,6 @@ class Pool:
         segments = -(-self.allocated // SEGMENT_BYTES) * SEGMENT_BYTES
         self.reserved = min(self.limit, max(self.reserved, segments))
         self.reserved_peak = max(self.reserved_peak, self.reserved)
-        return Block(self, size, stream, clocks)
 
     def _fail(self, size: int) -> None:
         for failure in self.failures:
