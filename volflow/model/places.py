@@ -33,7 +33,7 @@ class Places:
     locks
         Handle of the locked file by the number of the GPU; None where nothing can be locked.
     own, wished
-        Number of the GPU that "cuda" means, and of the one that whoever began a run had chosen.
+        Number of the GPU that "cuda" means, and of the one that the main thread had chosen.
     guard
         For the threads of the process.
     """
@@ -57,7 +57,7 @@ _places: dict[int, Places] = {}  # by process, as a forked child holds none of i
 def own_number() -> int:
     """Return the number of the GPU that "cuda" means in this process, which takes a place there.
 
-    It is the one that `torch.cuda.set_device` chose in this thread, or in the one that began the
+    It is the one that `torch.cuda.set_device` chose in this thread, or in the main one before the
     run; else the one on which the fewest processes work, and among equals the first.
     """
     chosen, places = torch.cuda.current_device(), _places_here()
@@ -83,8 +83,9 @@ def take_place(number: int) -> int:
 
 
 def note_current() -> None:
-    """Note which GPU the thread that begins a run has chosen, as its tasks run in other threads."""
-    if torch.cuda.is_initialized():
+    """Note which GPU the main thread has chosen, as the tasks of a run are in other threads."""
+    main = threading.current_thread() is threading.main_thread()
+    if main and torch.cuda.is_initialized():
         _places_here().wished = torch.cuda.current_device() or None
 
 

@@ -24,6 +24,7 @@ from volflow.infer.predict_options import PredictOptions
 from volflow.infer.request import Request, check_classes, check_weights, framed_image, normalized
 from volflow.model.bundle import ModelLike, load_model
 from volflow.model.placed import snapshot
+from volflow.model.places import note_current
 from volflow.model.spec import Model
 from volflow.option import from_keywords, journey
 from volflow.store.journal.complete import open_complete
@@ -115,6 +116,7 @@ def map_model(  # noqa: PLR0913 - the options of predict
     True
     """
     given = from_keywords(PredictOptions, locals())
+    note_current()
     loaded = _snapshot(model, load_model(model, weights, trust=trust))
     check_weights(loaded.module)
     options = checked_options(given, loaded.spec)
