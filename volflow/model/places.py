@@ -20,9 +20,6 @@ import torch
 
 __all__ = ["note_current", "own_number", "sharers", "take_place"]
 
-# More processes than this do not share a GPU.
-MOST_SLOTS = 1024
-
 
 @dataclass(eq=False)
 class Places:
@@ -125,13 +122,18 @@ def _identity(number: int) -> str:
 
 def _take(places: Places, folder: Path | None, number: int) -> None:
     if number not in places.locks:
-        handle = None
-        if folder is not None:
-            taken, name = _taken(folder, number), _identity(number)
-            free = (n for n in range(MOST_SLOTS) if n not in taken)
-            handle = os.open(folder / f"{name}.{next(free)}", os.O_RDWR | os.O_CREAT, 0o600)
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        places.locks[number] = handle
+        places.locks[number] = None if folder is None else _lock_slot(folder, number)
+
+
+def _lock_slot(folder: Path, number: int) -> int | None:
+    taken, name = _taken(folder, number), _identity(number)
+    free = next(n for n in range(len(taken) + 1) if n not in taken)
+    try:
+        handle = os.open(folder / f"{name}.{free}", os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # such as a full disk: the others do not know of this one
+        return None
+    return handle
 
 
 def _taken(folder: Path | None, number: int) -> set[int]:
@@ -143,9 +145,11 @@ def _taken(folder: Path | None, number: int) -> set[int]:
 
 
 def _is_free(path: Path) -> bool:
-    with path.open() as file:
-        try:
+    try:
+        with path.open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
+    except BlockingIOError:
+        return False
+    except OSError:  # it is gone
+        return True
     return True

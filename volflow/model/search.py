@@ -147,6 +147,7 @@ def _first(
     forward: Forward, device: torch.device, size: int
 ) -> tuple[tuple[Output, ...], int, int]:
     """Return outputs, elements of the largest tensor per patch, and the batch that fitted."""
+    forward.module()  # moved before anything is counted
     while True:
         seen = Largest()
         try:
