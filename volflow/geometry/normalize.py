@@ -63,10 +63,7 @@ class Normalization:
         InvalidInput
             If the number of channels differs.
         """
-        if len(stored) != len(self.scale):
-            raise InvalidInput(
-                f"the normalisation is for {len(self.scale)} channels; got {len(stored)}"
-            )
+        self.check(len(stored))
         for number, channel in enumerate(out):
             # In float64, before any rounding: in float32 a mean of 60 000 is known only to
             # 0.004, which matters if the deviation is small.
@@ -75,6 +72,13 @@ class Normalization:
             low, high = self.low[number], self.high[number]
             if low is not None or high is not None:
                 np.clip(channel, low, high, out=channel)
+
+    def check(self, channels: int) -> None:
+        """Refuse another number of channels."""
+        if channels != len(self.scale):
+            raise InvalidInput(
+                f"the normalisation is for {len(self.scale)} channels; got {channels}"
+            )
 
 
 def normalization(name: str, statistics: Distribution) -> Normalization:

@@ -78,8 +78,7 @@ class CaseBlend:
             Roi.full(grid.shape),
             options.blending,
             channels=kind.channels,
-            dtype=kind.computed,
-            device=torch.device("cpu"),
+            dtype=str(kind.computed).split(".")[-1],
             skipping=True,
             zeros=scratch.zeros,
         )
@@ -134,7 +133,7 @@ class CaseBlend:
         layers, rows, columns = self.grid.counts
         index = tuple(int(i) for i in np.unravel_index(number, (layers, rows, columns)))
         self._close_before(index[0])  # these have gaps, where the rest is given up
-        self.blend.add(index, scores_CZYX)
+        self.blend.add(index, scores_CZYX.numpy())
         self.next = number + 1
         self._close_before(self.next // (rows * columns))
 

@@ -4,20 +4,18 @@ A run of blocks goes along the first axis of the frame. Its patches are added la
 by row, patch by patch: the lexicographic order of the global grid, whatever the blocks. Rows that
 no later layer reaches are finished and leave; only the rows still open are held.
 
-On the CPU the sums are NumPy's: one thread, no barriers, and each multiplication and addition
-rounds by itself, so that a voxel's bits do not depend on where it lies. Torch would spend more on
-waking its threads than on the sums. On a GPU they are torch's; the calls have the same names.
+The sums are NumPy's: one thread, no barriers, and each multiplication and addition rounds by
+itself, so that a voxel's bits do not depend on where it lies. Torch would spend more on waking its
+threads than on the sums. On a GPU they are torch's (`volflow.infer.patches.device_rolling`).
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from types import ModuleType
 from typing import Any
 
 import numpy as np
-import torch
 
 from volflow.geometry.grid import PatchGrid
 from volflow.geometry.roi import Roi
@@ -31,7 +29,7 @@ CACHE_BYTES = 4 * 2**20
 # Rows that are finished at once, so that they and their temporaries stay in the CPU's cache.
 FINISH_ROWS = 16
 
-# A NumPy array on the CPU, a tensor on a GPU.
+# A NumPy array; a tensor on a GPU.
 Scores = Any
 
 
@@ -44,14 +42,17 @@ class RollingBlend:
         The global grid, in output voxels and frame coordinates.
     tile
         The box of the output that the run writes; rows along axis 0.
-    blend, channels, dtype, device
-        Sums are kept in ``dtype`` (float32 or float64) on ``device``.
+    blend, channels, dtype
+        Sums are kept in ``dtype``, float32 or float64.
     skipping
         Whether patches may be missing: then the weights are summed as the patches come, else
         they follow from the grid alone.
     zeros
-        Makes the arrays of open rows on the CPU, of a shape and a dtype: in memory or elsewhere.
+        Makes the arrays of open rows, of a shape and a dtype: in memory or elsewhere.
     """
+
+    # Rows that are finished at once.
+    finish_rows = FINISH_ROWS
 
     def __init__(
         self,
@@ -60,50 +61,32 @@ class RollingBlend:
         blend: Blend,
         *,
         channels: int,
-        dtype: torch.dtype,
-        device: torch.device,
+        dtype: str,
         skipping: bool = False,
         zeros: Callable[[tuple[int, ...], Any], Scores] = np.zeros,
     ) -> None:
         self.grid, self.tile, self.blend = grid, tile, blend
         self.crop = blend == "crop"
-        depth, (height, width) = grid.patch[0], tile.shape[1:]
-        on_cpu = device.type == "cpu"
-        self.xp: ModuleType = np if on_cpu else torch
-        window = torch.from_numpy(weights(blend, grid.patch)).to(device, dtype)
-        self.weights: Scores = window.numpy() if on_cpu else window
-        plane_bytes = grid.patch[1] * grid.patch[2] * window.element_size()
-        self.planes = max(1, min(depth, CACHE_BYTES // plane_bytes)) if on_cpu else depth
-        hold = zeros if on_cpu else lambda shape, _: self._zeros(shape)
-        self.sums = hold((channels, depth, height, width), self.weights.dtype)
-        self.norm = hold((depth, height, width), self.weights.dtype) if skipping else None
-        self.product = self._zeros((self.planes, *grid.patch[1:]))
+        self.channels, self.dtype, self.skipping = channels, dtype, skipping
+        self.layers, self.rows, self.columns = (self._needed(axis) for axis in range(3))
+        self.last = self.layers[-1]
+        self.row = int(grid.starts[0][self.layers[0]])  # the volume row of sums[:, 0]
         if not skipping and not self.crop:
-            self.full = self._zeros((min(FINISH_ROWS, depth), height, width))
             self.across = self._across(1, self.rows), self._across(2, self.columns)
-        layers = self.layers
-        self.last = layers[-1]
-        self.row = int(grid.starts[0][layers[0]])  # the volume row of sums[:, 0]
+        self._hold(zeros)
 
-    def _zeros(self, shape: tuple[int, ...]) -> Scores:
-        if self.xp is np:
-            return np.zeros(shape, self.weights.dtype)
-        return torch.zeros(shape, dtype=self.weights.dtype, device=self.weights.device)
-
-    @property
-    def layers(self) -> range:
-        """Layers of patches along axis 0 that the run needs."""
-        return self._needed(0)
-
-    @property
-    def rows(self) -> range:
-        """Rows of patches along axis 1 that the run needs."""
-        return self._needed(1)
-
-    @property
-    def columns(self) -> range:
-        """Patches along axis 2 that the run needs."""
-        return self._needed(2)
+    def _hold(self, zeros: Callable[[tuple[int, ...], Any], Scores]) -> None:
+        """Allocate what is held from layer to layer."""
+        depth, (height, width) = self.grid.patch[0], self.tile.shape[1:]
+        dtype = np.dtype(self.dtype)
+        self.weights: Scores = weights(self.blend, self.grid.patch).astype(dtype)
+        plane_bytes = self.grid.patch[1] * self.grid.patch[2] * dtype.itemsize
+        self.planes = max(1, min(depth, CACHE_BYTES // plane_bytes))
+        self.sums: Scores = zeros((self.channels, depth, height, width), dtype)
+        self.norm: Scores = zeros((depth, height, width), dtype) if self.skipping else None
+        self.product: Scores = np.zeros((self.planes, *self.grid.patch[1:]), dtype)
+        if not self.skipping and not self.crop:
+            self.full = np.zeros((min(FINISH_ROWS, depth), height, width), dtype)
 
     def _needed(self, axis: int) -> range:
         low, high = self.tile.start[axis], self.tile.stop[axis]
@@ -119,27 +102,30 @@ class RollingBlend:
         open_rows = Roi((self.row, *self.tile.start[1:]), self.tile.stop)
         return box.intersect(open_rows)
 
-    def add(self, index: Sequence[int], scores_CZYX: torch.Tensor) -> None:
-        """Add one patch of scores; calls come in the lexicographic order of `index`."""
+    def add(self, index: Sequence[int], scores_CZYX: Scores) -> None:
+        """Add one patch of scores ``CZYX``; calls come in the lexicographic order of `index`."""
         box = self._reach(index)
         if not box.size:
             return
-        scores = scores_CZYX.numpy() if self.xp is np else scores_CZYX
-        origin = self.grid.roi(index).start
-        patch = box.relative_to(origin).slices()
+        patch = box.relative_to(self.grid.roi(index).start).slices()
         place = box.relative_to((self.row, *self.tile.start[1:])).slices()
-        target = self.sums[(slice(None), *place)]
+        source, target = scores_CZYX[(slice(None), *patch)], self.sums[(slice(None), *place)]
         if self.norm is not None:
-            self.norm[place] += 1 if self.crop else self.weights[patch]
+            part = self.norm[place]
+            part += 1 if self.crop else self.weights[patch]
         if self.crop:
-            target[...] = scores[(slice(None), *patch)]
-            return
-        source, weight = scores[(slice(None), *patch)], self.weights[patch]
-        for low in range(0, box.shape[0], self.planes):
-            part = slice(low, min(low + self.planes, box.shape[0]))
-            product = self.product[(slice(part.stop - low), *patch[1:])]
+            target[...] = source
+        else:
+            self._add_weighted(source, self.weights[patch], target)
+
+    def _add_weighted(self, source: Scores, weight: Scores, target: Scores) -> None:
+        """Add scores times weights, rounded in between."""
+        depth, height, width = weight.shape
+        for low in range(0, depth, self.planes):
+            part = slice(low, min(low + self.planes, depth))
+            product = self.product[: part.stop - low, :height, :width]
             for channel in range(len(source)):
-                self.xp.multiply(source[channel, part], weight[part], out=product)
+                np.multiply(source[channel, part], weight[part], out=product)
                 sums = target[channel, part]
                 sums += product
 
@@ -158,24 +144,30 @@ class RollingBlend:
         final = layer == self.last
         stop = self.tile.stop[0] if final else int(self.grid.starts[0][layer + 1])
         high = min(stop, self.tile.stop[0])
-        for low in range(max(self.row, self.tile.start[0]), high, FINISH_ROWS):
-            rows = range(low, min(low + FINISH_ROWS, high))
+        for low in range(max(self.row, self.tile.start[0]), high, self.finish_rows):
+            rows = range(low, min(low + self.finish_rows, high))
             here = slice(low - self.row, rows.stop - self.row)
-            scores, covered = self.sums[:, here], None
-            if self.norm is not None:
-                norm = self.norm[here]
-                covered = norm > 0
-                scores /= self.xp.where(covered, norm, self.xp.ones_like(norm))
-            elif not self.crop:
-                scores /= self._full_norm(rows)
-            yield low, scores, covered
+            norm = None if self.norm is None else self.norm[here]
+            if norm is None and not self.crop:
+                norm = self._full_norm(rows)
+            yield low, *self._closed(self.sums[:, here], norm)
+
+    def _closed(self, scores: Scores, norm: Scores) -> tuple[Scores, Scores | None]:
+        """Divide sums by those of weights; return what is covered, too, where some may not be."""
+        if self.norm is not None:
+            covered = norm > 0
+            scores /= np.where(covered, norm, np.ones_like(norm))
+            return scores, covered
+        if norm is not None:
+            scores /= norm
+        return scores, None
 
     def advance(self, layer: int) -> None:
         """Drop the closed rows and make room for the next layer's."""
         if layer == self.last:
             return
         step = int(self.grid.starts[0][layer + 1]) - self.row
-        for buffer in (self.xp.moveaxis(self.sums, 1, 0), self.norm):
+        for buffer in (self.sums.swapaxes(0, 1), self.norm):
             if buffer is None:
                 continue
             depth = len(buffer)
@@ -187,8 +179,7 @@ class RollingBlend:
 
     def _full_norm(self, rows: range) -> Scores:
         """Return the sums of weights that a full grid gives to rows, in the order of `add`."""
-        norm = self.full[: len(rows)]
-        norm[...] = 0
+        norm = self._cleared(len(rows))
         depth = self.grid.patch[0]
         for layer in self.grid.touching(0, rows.start, rows.stop):
             start = int(self.grid.starts[0][layer])
@@ -198,6 +189,12 @@ class RollingBlend:
             for (row, patch_row), (column, patch_column) in itertools.product(*self.across):
                 part = sums[:, row, column]
                 part += weights[:, patch_row, patch_column]
+        return norm
+
+    def _cleared(self, rows: int) -> Scores:
+        """Return zeros for the sums of weights of so many rows."""
+        norm = self.full[:rows]
+        norm[...] = 0
         return norm
 
     def _across(self, axis: int, patches: range) -> list[tuple[slice, slice]]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from volflow.geometry.roi import Roi
 from volflow.volumes.framed import FramedImage
@@ -17,8 +19,10 @@ __all__ = ["RowReader", "rows_at_once"]
 THIN_ROWS = 32
 THICK_ROWS = 128
 
-# Each volume's voxels as stored, in the frame, and which are worth computing (None: all).
-Rows = tuple[list[npt.NDArray[Any]], npt.NDArray[np.bool_] | None]
+# Each volume's voxels as stored, in the frame; other readers hold something else.
+Voxels = Any
+# And which of them are worth computing (None: all).
+Held = tuple[Voxels, npt.NDArray[np.bool_] | None]
 
 
 def rows_at_once(image: FramedImage) -> int:
@@ -47,21 +51,25 @@ class RowReader:
         self.image, self.tile, self.dtype = image, tile, dtype
         self.pool = ThreadPoolExecutor(1, thread_name_prefix="volflow-read")
         # Boxes of whole rows that follow each other, and what is read of them.
-        self.segments: deque[tuple[Roi, Future[Rows]]] = deque()
+        self.segments: deque[tuple[Roi, Future[Held]]] = deque()
         self.next_row = tile.start[0]
         n, step = image.shape[0], rows_at_once(image)
         # Rows are cut where the stored chunks are, also when the frame runs against them.
         phase = n % step if image.frame.flips[0] else 0
         self.cuts = [c for c in range(phase, n, step) if tile.start[0] < c < tile.stop[0]]
         self.cuts.append(tile.stop[0])
+        self.buffer = torch.empty(0)
 
     def load(self, high: int) -> None:
         """Begin to read all rows below ``high``."""
         while self.next_row < min(high, self.tile.stop[0]):
             low, self.next_row = self.next_row, self.cuts.pop(0)
             box = Roi((low, *self.tile.start[1:]), (self.next_row, *self.tile.stop[1:]))
-            read = self.pool.submit(self.image.read_stored, box, self.dtype)
-            self.segments.append((box, read))
+            self.segments.append((box, self.pool.submit(self._read, box)))
+
+    def _read(self, box: Roi) -> Held:
+        """Read rows, in the thread that reads."""
+        return self.image.read_stored(box, self.dtype)
 
     def wait(self) -> None:
         """Wait until everything asked for is read."""
@@ -78,7 +86,17 @@ class RowReader:
         self.pool.shutdown(wait=True, cancel_futures=True)
         self.segments.clear()
 
-    def fill(self, patch: npt.NDArray[Any], roi: Roi) -> None:
+    def batch(self, rois: Sequence[Roi]) -> torch.Tensor:
+        """Return patches of one size ``(B, C, *shape)``, valid until the next."""
+        shape = (len(rois), self.image.channels, *rois[0].shape)
+        if len(self.buffer) < len(rois):
+            self.buffer = torch.empty(shape, dtype=getattr(torch, self.dtype))
+        batch = self.buffer[: len(rois)]
+        for patch, roi in zip(batch.numpy(), rois, strict=True):
+            self.fill(patch, roi)
+        return batch
+
+    def fill(self, patch: Any, roi: Roi) -> None:
         """Copy a patch ``(C, *roi.shape)`` out of the rows, scaled; zeros outside the volume."""
         inside = roi.intersect(self.tile)
         if inside != roi:
@@ -86,10 +104,13 @@ class RowReader:
         for box, read in self.segments:
             rows = inside.intersect(box)
             if rows.size:
-                z, y, x = rows.relative_to(box.start).slices()
-                voxels = [part[:, z, y, x] for part in read.result()[0]]
+                here = rows.relative_to(box.start).slices()
                 z, y, x = rows.relative_to(roi.start).slices()
-                self.image.fill(voxels, patch[:, z, y, x])
+                self._copy(read.result()[0], here, patch[:, z, y, x])
+
+    def _copy(self, voxels: Voxels, here: tuple[slice, ...], out: Any) -> None:
+        """Copy a box of the rows into a part of a patch."""
+        self.image.fill([part[(slice(None), *here)] for part in voxels], out)
 
     def active(self, roi: Roi) -> bool:
         """Return True if a patch has a voxel worth computing."""

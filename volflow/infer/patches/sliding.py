@@ -11,10 +11,9 @@ two blocks of a run stays open in the blend, so each patch is computed once.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
@@ -25,9 +24,12 @@ from volflow.geometry.roi import Roi
 from volflow.geometry.windows import Blend
 from volflow.infer.finish import Finish
 from volflow.infer.method import OutputJob, Rows
-from volflow.infer.patches.rolling import RollingBlend
+from volflow.infer.patches.device_rows import DeviceRows
 from volflow.infer.patches.rows import RowReader
+from volflow.infer.patches.sums import Blending, Index, Sums, sums_of
 from volflow.infer.patches.writer import Writer, tile_of
+from volflow.model.copies import Copies
+from volflow.model.device import is_out_of_memory, on_device
 from volflow.model.forward import Forward, Output, torch_threads
 from volflow.volumes.framed import FramedImage
 
@@ -46,6 +48,8 @@ class SlidingWindow:
         The model; batches are consecutive patches of one row of the grid.
     blend, finish, outputs
         What becomes of its scores, by output.
+    host_sums
+        Whether scores of a GPU are summed in the host's memory.
     """
 
     inputs: FramedImage
@@ -56,6 +60,7 @@ class SlidingWindow:
     blend: Blend
     finish: Finish
     outputs: tuple[Output, ...]
+    host_sums: bool = False
 
     @property
     def cache_key(self) -> tuple[object, ...]:
@@ -93,15 +98,15 @@ def _slide(window: SlidingWindow, tile: Roi, context: Context) -> Generator[Rows
     Rows
         In order, and valid until the next.
     """
-    blends = _blends(window, tile)
     grid = window.grid
     layers, rows, columns = (_needed(window, axis, *side) for axis, side in enumerate(tile))
     slots = _slots(columns, window.batch_size, grid.counts[2])
     hulls = [read_hull(window, axis, *side) for axis, side in enumerate(tile)]
     hull = Roi(tuple(low for low, _ in hulls), tuple(high for _, high in hulls))
-    reader = RowReader(window.inputs, hull, window.forward.dtype)
-    batches = Batches(window, reader)
-    try:
+    copies = Copies(torch.device(window.forward.device))
+    with on_device(copies.device), closing(_reader(window, hull, copies)) as reader:
+        sums = sums_of(_blending(window, tile), copies, context, on_host=window.host_sums)
+        batches = Batches(window, reader, sums, context)
         for layer in layers:
             with context.stage("read"):
                 reader.load(_top(grid, layer))
@@ -112,17 +117,10 @@ def _slide(window: SlidingWindow, tile: Roi, context: Context) -> Generator[Rows
                 context.check()
                 for slot in slots:
                     context.trim()
-                    with context.stage("model"):
-                        scores = batches.run([(layer, row, column) for column in slot])
-                    with context.stage("blend"):
-                        _add(blends, scores, columns)
-            batches.synchronize(context)
-            yield from _finish(window, blends, layer, context)
-            for blend in blends.values():
-                blend.advance(layer)
+                    sums.add(*batches.run([(layer, row, column) for column in slot]))
+            yield from sums.close(layer)
             reader.drop(int(grid.starts[0][min(layer + 1, grid.counts[0] - 1)]))
-    finally:
-        reader.close()
+        yield from sums.end()
 
 
 def read_hull(window: SlidingWindow, axis: int, low: int, high: int) -> tuple[int, int]:
@@ -140,20 +138,23 @@ def _needed(window: SlidingWindow, axis: int, low: int, high: int) -> range:
     return out.touching(axis, low, high, owned=window.blend == "crop")
 
 
-def _blends(window: SlidingWindow, tile: Roi) -> dict[str, RollingBlend]:
-    grid = window.grid.reduced(window.scale)
-    return {
-        output.name: RollingBlend(
-            grid,
-            tile,
-            window.blend,
-            channels=output.channels,
-            dtype=window.forward.torch_dtype,
-            device=torch.device(window.forward.device),
-            skipping=window.inputs.skipping,
-        )
-        for output in window.outputs
-    }
+def _reader(window: SlidingWindow, hull: Roi, copies: Copies) -> RowReader:
+    """Return what reads the rows of a tile, to where the network computes."""
+    if copies.device.type == "cuda":
+        return DeviceRows(window.inputs, hull, window.forward.dtype, copies)
+    return RowReader(window.inputs, hull, window.forward.dtype)
+
+
+def _blending(window: SlidingWindow, tile: Roi) -> Blending:
+    return Blending(
+        window.grid.reduced(window.scale),
+        tile,
+        window.blend,
+        window.forward.dtype,
+        window.inputs.skipping,
+        window.outputs,
+        window.finish,
+    )
 
 
 def _top(grid: PatchGrid, layer: int) -> int:
@@ -176,85 +177,40 @@ def _slots(columns: range, batch_size: int, count: int) -> list[range]:
     return [range(n * batch_size, min(count, (n + 1) * batch_size)) for n in range(first, last + 1)]
 
 
-def _add(
-    blends: dict[str, RollingBlend],
-    scores: Sequence[tuple[tuple[int, int, int], dict[str, torch.Tensor]]],
-    columns: range,
-) -> None:
-    for index, outputs in scores:
-        if index[2] in columns:
-            for name, blend in blends.items():
-                blend.add(index, outputs[name])
-
-
-def _finish(
-    window: SlidingWindow, blends: dict[str, RollingBlend], layer: int, context: Context
-) -> Iterator[Rows]:
-    """Yield the rows that are final after a layer, a few at a time."""
-    parts = zip(*(blend.finish(layer) for blend in blends.values()), strict=True)
-    while True:
-        with context.stage("blend"):
-            closed = next(parts, None)
-            if closed is None:
-                return
-            rows = {
-                name: window.finish(scores, covered)
-                for name, (_, scores, covered) in zip(blends, closed, strict=True)
-            }
-        yield closed[0][0], rows
-
-
 class Batches:
-    """Cuts patches out of the rows and runs them, in buffers that are reused."""
+    """Cuts patches out of the rows and runs them."""
 
-    def __init__(self, window: SlidingWindow, reader: RowReader) -> None:
-        self.window, self.reader = window, reader
-        self.device = torch.device(window.forward.device)
+    def __init__(
+        self, window: SlidingWindow, reader: RowReader, sums: Sums, context: Context
+    ) -> None:
+        self.window, self.reader, self.sums, self.context = window, reader, sums, context
         self.batch_size = window.batch_size
-        shape = (window.batch_size, window.inputs.channels, *window.grid.patch)
-        cuda = self.device.type == "cuda"
-        # Two buffers: one is filled while the other is copied to the device.
-        self.buffers = [
-            torch.empty(shape, dtype=window.forward.torch_dtype, pin_memory=cuda)
-            for _ in range(2 if cuda else 1)
-        ]
-        self.events: list[Any] = [None] * len(self.buffers)
-        self.turn = 0
 
-    def synchronize(self, context: Context) -> None:
-        """Wait for a GPU, on the model's account: it is the model that keeps it busy."""
-        if self.device.type == "cuda":
-            with context.stage("model"):
-                torch.cuda.synchronize(self.device)
-
-    def run(
-        self, indices: Sequence[tuple[int, int, int]]
-    ) -> list[tuple[tuple[int, int, int], dict[str, torch.Tensor]]]:
-        """Return index and scores ``CZYX`` of the patches that are not skipped, in order."""
+    def run(self, indices: Sequence[Index]) -> tuple[Sequence[Index], Mapping[str, torch.Tensor]]:
+        """Return the patches that are not skipped, and their scores ``(B, C, *patch)`` by name."""
         grid = self.window.grid
-        indices = [i for i in indices if self.reader.active(grid.roi(i))]
-        if not indices:
-            return []
-        batch = self._fill([grid.roi(i) for i in indices])
-        scores, self.batch_size = self.window.forward.run_with_oom_retry(batch, self.batch_size)
-        self._check(scores, len(indices))
-        return [(i, {name: s[n] for name, s in scores.items()}) for n, i in enumerate(indices)]
+        with self.context.stage("model"):
+            indices = [i for i in indices if self.reader.active(grid.roi(i))]
+            if not indices:
+                return [], {}
+            rois = [grid.roi(i) for i in indices]
+            while True:
+                try:
+                    scores = self._scores(rois)
+                    break
+                except Exception as error:
+                    exhausted = any(map(is_out_of_memory, (error, error.__cause__ or error)))
+                    if not exhausted or not self.sums.make_room():
+                        raise
+            self._check(scores, len(indices))
+        return indices, scores
 
-    def _fill(self, rois: Sequence[Roi]) -> torch.Tensor:
-        self.turn = (self.turn + 1) % len(self.buffers)
-        if self.events[self.turn] is not None:
-            self.events[self.turn].synchronize()
-        buffer = self.buffers[self.turn][: len(rois)]
-        for patch, roi in zip(buffer.numpy(), rois, strict=True):
-            self.reader.fill(patch, roi)
-        if self.device.type != "cuda":
-            return buffer
-        batch = buffer.to(self.device, non_blocking=True)
-        self.events[self.turn] = torch.cuda.Event()
-        self.events[self.turn].record()
-        return batch
+    def _scores(self, rois: Sequence[Roi]) -> Mapping[str, torch.Tensor]:
+        batch, forward = self.reader.batch(rois), self.window.forward
+        scores, self.batch_size = forward.run_with_oom_retry(batch, self.batch_size)
+        return scores
 
-    def _check(self, scores: dict[str, torch.Tensor], count: int) -> None:
+    def _check(self, scores: Mapping[str, torch.Tensor], count: int) -> None:
         patch = self.window.grid.reduced(self.window.scale).patch
         for output in self.window.outputs:
             found = tuple(scores[output.name].shape) if output.name in scores else None

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from volflow.geometry.grid import PatchGrid
 from volflow.geometry.roi import Roi
 from volflow.geometry.windows import weights
+from volflow.infer.patches import device_rolling
+from volflow.infer.patches.device_rolling import DeviceBlend
 from volflow.infer.patches.rolling import RollingBlend
 
 BLENDS = ("crop", "average", "hann", "gaussian")
@@ -44,24 +46,38 @@ def whole(grid: PatchGrid, blend: str, channels: int, left_out=()) -> tuple[np.n
     return sums / np.where(norm > 0, norm, 1), norm > 0
 
 
-def roll(grid, tile, blend, channels, *, left_out=(), skipping=False, dtype=torch.float32):
+def roll(grid, tile, blend, channels, *, dtype="float32", skipping=False, left_out=()):
     """What a run over a tile emits: all of its rows, put together; and what they cover."""
-    blending = RollingBlend(
-        grid, tile, blend, channels=channels, dtype=dtype, device=torch.device("cpu"),
-        skipping=skipping,
-    )  # fmt: skip
+    options = {"channels": channels, "dtype": dtype, "skipping": skipping}
+    blending = RollingBlend(grid, tile, blend, **options)
+    return rolled(blending, lambda scores: scores, left_out)
+
+
+def roll_tensors(grid, tile, blend, finish_rows, *, skipping=False, left_out=(), dtype="float32"):
+    """The same of tensors, with as many rows finished at once."""
+    weight = torch.from_numpy(weights(blend, grid.patch).astype(dtype))
+    options = {"channels": 3, "dtype": dtype, "skipping": skipping, "finish_rows": finish_rows}
+    blending = DeviceBlend(grid, tile, blend, weight, **options)
+    return rolled(blending, torch.from_numpy, left_out)
+
+
+def rolled(blending, shown, left_out=()):
+    """What a blend emits, given scores that are shown to it."""
+    grid, tile, channels = blending.grid, blending.tile, blending.channels
     found, covered, rows = [], [], []
     for layer in blending.layers:
         for row in blending.rows:
             for column in blending.columns:
                 index = (layer, row, column)
                 if index not in left_out:
-                    scores = torch.from_numpy(scores_of(grid, index, channels)).to(dtype)
-                    blending.add(index, scores)
+                    scores = scores_of(grid, index, channels).astype(blending.dtype)
+                    blending.add(index, shown(scores))
         for first, scores, seen in blending.finish(layer):
             rows += range(first, first + scores.shape[1])
-            found.append(np.array(scores))
-            covered.append(np.ones(scores.shape[1:], bool) if seen is None else np.array(seen))
+            found.append(np.asarray(scores).copy())
+            covered.append(
+                np.ones(scores.shape[1:], bool) if seen is None else np.asarray(seen).copy()
+            )
         blending.advance(layer)
     # Every row comes once, in order.
     assert rows == list(range(tile.start[0], tile.stop[0]))
@@ -126,7 +142,7 @@ def test_patches_may_be_missing(data, grid, blend):
 @pytest.mark.parametrize("blend", BLENDS)
 def test_float64_is_kept(blend):
     grid = PatchGrid((9, 9, 9), (4, 5, 4), (3, 2, 4))
-    found, _ = roll(grid, Roi.full(grid.shape), blend, 1, dtype=torch.float64)
+    found, _ = roll(grid, Roi.full(grid.shape), blend, 1, dtype="float64")
     assert found.dtype == np.float64
     # The window is rounded to float32 once, and then taken exactly.
     np.testing.assert_allclose(found, whole(grid, blend, 1)[0], atol=1e-13)
@@ -135,6 +151,42 @@ def test_float64_is_kept(blend):
 def test_crop_needs_only_the_owners():
     grid = PatchGrid((1, 1, 100), (1, 1, 10), (1, 1, 1))
     tile = Roi((0, 0, 40), (1, 1, 50))
-    options = {"channels": 1, "dtype": torch.float32, "device": torch.device("cpu")}
+    options = {"channels": 1, "dtype": "float32"}
     assert len(RollingBlend(grid, tile, "crop", **options).columns) == 10
     assert len(RollingBlend(grid, tile, "average", **options).columns) == 19
+
+
+class TestOnADevice:
+    @given(st.data(), grids(), st.sampled_from(BLENDS), st.booleans(), st.integers(1, 9))
+    def test_the_bits_are_the_same(self, data, grid, blend, skipping, finish_rows):
+        tile = data.draw(tiles(grid.shape))
+        every = list(np.ndindex(*grid.counts))
+        left_out = data.draw(st.sets(st.sampled_from(every))) if skipping else set()
+        options = {"skipping": skipping, "left_out": left_out}
+        expected, covered = roll(grid, tile, blend, 3, **options)
+        found, seen = roll_tensors(grid, tile, blend, finish_rows, **options)
+        assert np.array_equal(found, expected)
+        assert np.array_equal(seen, covered)
+
+    def test_some_channels_are_weighted_at_once(self, monkeypatch):
+        grid = PatchGrid((9, 9, 9), (4, 5, 4), (3, 2, 4))
+        tile = Roi.full(grid.shape)
+        monkeypatch.setattr(device_rolling, "PRODUCT_BYTES", 2 * 80 * 8)
+        expected, _ = roll(grid, tile, "hann", 3, dtype="float64")
+        found, _ = roll_tensors(grid, tile, "hann", 2, dtype="float64")
+        assert np.array_equal(found, expected)
+
+    def test_the_sums_of_weights_are_those_of_the_layer_before_where_they_repeat(self, monkeypatch):
+        summed, plain = [], RollingBlend._full_norm
+
+        def counted(blending, rows):
+            summed.append(rows)
+            return plain(blending, rows)
+
+        monkeypatch.setattr(RollingBlend, "_full_norm", counted)
+        grid = PatchGrid((43, 4, 4), (8, 4, 4), (5, 4, 4))
+        roll_tensors(grid, Roi.full(grid.shape), "hann", 3)
+        # The first layer's rows, those of any other, and those that only the last layer reaches.
+        assert [(r.start, len(r)) for r in summed] == [
+            (0, 3), (3, 2), (5, 3), (8, 2), (38, 3), (41, 2)
+        ]  # fmt: skip
