@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any, get_args
 
@@ -25,9 +26,10 @@ from volflow.infer.method import (
     output_plan,
     threads_per_worker,
 )
+from volflow.infer.patches.demand import Demand
 from volflow.infer.patches.rows import rows_at_once
 from volflow.infer.patches.sliding import SlidingWindow, predict_blocks, read_hull
-from volflow.infer.patches.tiling import Demand, choose_tiling, limit_depth, patch_count, runs_of
+from volflow.infer.patches.tiling import limit_depth, patch_count, place_sums, runs_of
 from volflow.infer.patches.writer import tile_of
 from volflow.infer.predict_options import PredictOptions
 from volflow.infer.request import Request, check_classes, stored_bytes, stored_layout
@@ -62,8 +64,7 @@ def decide(request: Request, client: Client, memory_bytes: int) -> Settings:
         try:
             return _settings(request, found, memory_bytes)
         except MemoryRefused:
-            on_cpu = not found.device.startswith("cuda")
-            if asked != "auto" or found.batch_size == 1 or not on_cpu:
+            if asked != "auto" or found.batch_size == 1:
                 raise
         found = _probed(request, client, memory_bytes, threads, found.batch_size // 2)
 
@@ -93,26 +94,29 @@ def _settings(request: Request, found: Probe, memory_bytes: int) -> Settings:
     if options.shard is None:
         shard = limit_depth(shard, chunk, request.out_shape(demand.scale), frame.axes[0])
     least = shard if options.shard is not None else chunk
-    block, shard, peak_bytes = choose_tiling(demand, shard, least, memory_bytes)
+    device_bytes = found.device_memory_bytes if demand.on_device else None
+    tiling = place_sums(demand, shard, least, memory_bytes, device_bytes)
     return Settings(
         outputs=found.outputs,
         dtype=found.dtype,
         precision=found.precision,
         device=found.device,
         threads=found.threads,
-        block=block,
+        block=tiling.block,
         chunk=chunk,
-        shard=shard,
-        peak_bytes=peak_bytes,
+        shard=tiling.shard,
+        peak_bytes=tiling.peak_bytes,
         batch_size=found.batch_size,
         layout=found.layout,
-        device_peak_bytes=found.device_peak_bytes,
+        device_peak_bytes=tiling.device_peak_bytes,
         device_memory_bytes=found.device_memory_bytes,
+        host_sums=tiling.host_sums,
     )
 
 
 def _demand(request: Request, found: Probe) -> Demand:
     scale, inputs = found.outputs[0].scale, request.inputs
+    on_device = found.device.startswith("cuda")
     score_bytes = np.dtype(found.dtype).itemsize
     if callable(request.options.normalize):  # rows are held as it made them
         input_bytes = score_bytes * inputs.channels
@@ -130,8 +134,10 @@ def _demand(request: Request, found: Probe) -> Demand:
         output_channels=sum(o.channels for o in found.outputs),
         output_bytes=stored_bytes(request, found.outputs, found.dtype),
         score_bytes=score_bytes,
-        forward_bytes=found.peak_bytes,
-        on_device=found.device.startswith("cuda"),
+        forward_bytes=found.device_peak_bytes if on_device else found.peak_bytes,
+        on_device=on_device,
+        input_channels=inputs.channels,
+        batch_size=found.batch_size,
     )
 
 
@@ -172,6 +178,7 @@ def plan(
     runs = runs_of(blocks, request.inputs.frame, done, max(1, len(workers(client))))
     forward = request.forward(settings.device, settings.precision, settings.layout)
     window = _window(request, settings.outputs, forward, settings.batch_size)
+    window = replace(window, host_sums=settings.host_sums)
     job = OutputJob(window, blocks, targets, settings.threads, settings.peak_bytes)
     grid, tiles = window.grid, (tile_of(blocks, request.inputs.frame, run) for run in runs)
     calls = sum(

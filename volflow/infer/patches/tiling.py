@@ -1,4 +1,4 @@
-"""How a volume is cut into tiles for prediction, and what a tile costs in memory.
+"""How a volume is cut into tiles for prediction, so that a tile fits into memory.
 
 A tile spans blocks along the frame's second and third axis; a run of blocks goes through it along
 the first. Seams between tiles are computed twice, so the tile with the fewest patches wins among
@@ -9,84 +9,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from volflow.errors import MemoryRefused
 from volflow.geometry.budget import format_bytes
 from volflow.geometry.frame import Frame
 from volflow.geometry.grid import BlockGrid, PatchGrid
-from volflow.infer.method import SLACK_BYTES, TRIALS_DIFFER
-from volflow.infer.patches.rolling import FINISH_ROWS
+from volflow.infer.method import TRIALS_DIFFER
+from volflow.infer.patches.demand import Demand
 from volflow.store.layout import shrinking
 
-__all__ = ["Demand", "choose_tiling", "patch_count", "runs_of"]
+__all__ = ["Tiling", "choose_tiling", "limit_depth", "patch_count", "place_sums", "runs_of"]
+
+# Sums in the host's memory take about as long as a forward; seams may cost as much before.
+MANY_FORWARDS = 2
 
 Sides = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Demand:
-    """All that the memory of a task depends on, apart from its tile.
-
-    Parameters
-    ----------
-    grid, scale, frame, crop, skipping
-        Patches in frame coordinates; whether they own voxels or are weighted, and whether some may
-        be left out, so that the weights are summed.
-    input_bytes, raw_bytes
-        Per voxel: of all rows held, and of one volume while it is read.
-    segment_rows
-        Rows read at once.
-    output_channels, output_bytes
-        Channels, and stored bytes per voxel, of all outputs together.
-    score_bytes
-        Of one score in the blend.
-    forward_bytes
-        Peak of one forward.
-    on_device
-        The blend and the forward are in a GPU's memory, not in the host's.
-    """
-
-    grid: PatchGrid
-    scale: tuple[int, ...]
-    frame: Frame
-    crop: bool
-    skipping: bool
-    input_bytes: int
-    raw_bytes: int
-    segment_rows: int
-    output_channels: int
-    output_bytes: int
-    score_bytes: int
-    forward_bytes: int
-    on_device: bool = False
-
-    def peak_bytes(self, block: Sequence[int], shard: Sequence[int]) -> int:
-        """Return a task's projected peak for a block in output voxels along the stored axes."""
-        out = self.grid.reduced(self.scale)
-        depth, height, width = self.frame.reorder(block)
-        tile = height * width
-        reach = [
-            min(n, side * s + 2 * (p - 1))
-            for n, side, s, p in zip(
-                self.grid.shape[1:],
-                (height, width),
-                self.scale[1:],
-                self.grid.patch[1:],
-                strict=True,
-            )
-        ]
-        rows = self.grid.patch[0] + self.grid.stride[0] + 2 * self.segment_rows
-        rows = min(rows, self.grid.shape[0])
-        area = reach[0] * reach[1]
-        read = area * (rows * self.input_bytes + self.segment_rows * (self.raw_bytes + 1))
-        blend = tile * out.patch[0] * self.output_channels * self.score_bytes
-        if self.skipping or not self.crop:
-            blend += tile * out.patch[0] * self.score_bytes
-        finish = tile * FINISH_ROWS * (self.output_channels * self.score_bytes + self.output_bytes)
-        write = 2 * tile * depth * self.output_bytes + 3 * math.prod(shard) * self.output_bytes
-        host = read + finish + write + SLACK_BYTES
-        return host if self.on_device else host + blend + self.forward_bytes
 
 
 def patch_count(grid: PatchGrid, tiles: Sequence[Sequence[tuple[int, int]]], crop: bool) -> int:
@@ -125,10 +63,38 @@ def _candidates(
                 yield z, y, x
 
 
+@dataclass(frozen=True)
+class Tiling:
+    """How a volume is cut, and what that costs.
+
+    Parameters
+    ----------
+    block, shard
+        In output voxels along the stored axes.
+    forwards
+        Patches computed.
+    peak_bytes, device_peak_bytes
+        What a task is projected to take of the host's memory, and of a GPU's.
+    host_sums
+        Whether scores of a GPU are summed in the host's memory.
+    """
+
+    block: Sides
+    shard: Sides
+    forwards: int
+    peak_bytes: int
+    device_peak_bytes: int
+    host_sums: bool
+
+
 def choose_tiling(
-    demand: Demand, shard: Sequence[int], chunk: Sequence[int], memory_bytes: int
-) -> tuple[Sides, Sides, int]:
-    """Choose the tiling with the fewest forwards that fits the budget.
+    demand: Demand,
+    shard: Sequence[int],
+    chunk: Sequence[int],
+    memory_bytes: int,
+    device_bytes: int | None = None,
+) -> Tiling:
+    """Choose the tiling with the fewest forwards that fits the budgets.
 
     Parameters
     ----------
@@ -137,15 +103,8 @@ def choose_tiling(
     shard, chunk
         Of the output, stored axes. Shards are halved down to chunks where a tile of one shard
         does not fit.
-    memory_bytes
-        Budget of one worker.
-
-    Returns
-    -------
-    block, shard
-        Sides along the stored axes, in output voxels.
-    peak_bytes
-        What a task is projected to take.
+    memory_bytes, device_bytes
+        Of a worker, and of its GPU; None without one.
 
     Raises
     ------
@@ -156,27 +115,83 @@ def choose_tiling(
     shape = demand.frame.restore(out.shape)
     smallest = tuple(shard)
     for smallest in shrinking(shard, chunk, chunk):
-        best: tuple[int, int, Sides] | None = None
+        best: Tiling | None = None
         for block in _candidates(shape, smallest, demand.frame):
             peak = demand.peak_bytes(_clip(block, shape), _clip(smallest, shape))
-            if peak > memory_bytes:
+            on_device = demand.device_peak_bytes(_clip(block, shape))
+            if peak > memory_bytes or on_device > (device_bytes or on_device):
                 continue
             sides = demand.frame.reorder(block)
             tiles = [[(0, out.shape[0])]] + [
                 _cuts(out.shape[a], sides[a], demand.frame.flips[a]) for a in (1, 2)
             ]
             calls = patch_count(out, tiles, demand.crop)
-            if best is None or (calls, peak) < best[:2]:
-                best = calls, peak, block
+            if best is None or (calls, peak) < (best.forwards, best.peak_bytes):
+                best = Tiling(block, smallest, calls, peak, on_device, demand.host_sums)
         if best is not None:
-            return best[2], smallest, best[1]
-    needed = demand.peak_bytes(_clip(smallest, shape), _clip(smallest, shape))
-    enough = math.ceil(needed * TRIALS_DIFFER / 2**20)
-    raise MemoryRefused(
-        f"predict with patch {demand.grid.patch} needs at least {format_bytes(needed)} per"
-        f" worker but memory is {format_bytes(memory_bytes)}; use"
-        f' memory="{enough}MiB" or more (--memory), a smaller patch, or a smaller batch_size'
+            return best
+    least = _clip(smallest, shape)
+    raise _refused(demand, least, memory_bytes, device_bytes)
+
+
+def place_sums(
+    demand: Demand,
+    shard: Sequence[int],
+    chunk: Sequence[int],
+    memory_bytes: int,
+    device_bytes: int | None,
+) -> Tiling:
+    """Choose the tiling, and where the scores of a GPU are summed: there, unless it is too tight.
+
+    Parameters
+    ----------
+    demand, shard, chunk, memory_bytes, device_bytes
+        As of `choose_tiling`.
+
+    Raises
+    ------
+    MemoryRefused
+        Where nothing fits either way.
+    """
+    if not demand.on_device:
+        return choose_tiling(demand, shard, chunk, memory_bytes)
+    on_host = replace(demand, host_sums=True)
+    try:
+        there = choose_tiling(demand, shard, chunk, memory_bytes, device_bytes)
+    except MemoryRefused:
+        return choose_tiling(on_host, shard, chunk, memory_bytes, device_bytes)
+    try:
+        here = choose_tiling(on_host, shard, chunk, memory_bytes, device_bytes)
+    except MemoryRefused:
+        return there
+    return here if there.forwards >= MANY_FORWARDS * here.forwards else there
+
+
+def _refused(
+    demand: Demand, least: Sides, memory_bytes: int, device_bytes: int | None
+) -> MemoryRefused:
+    """Return the error that names what the smallest tile needs of each budget that is too tight."""
+    needed, on_device = demand.peak_bytes(least, least), demand.device_peak_bytes(least)
+    needs, remedies = [], []
+    if needed > memory_bytes:
+        needs.append(
+            f"{format_bytes(needed)} per worker but memory is {format_bytes(memory_bytes)}"
+        )
+        remedies.append(f'memory="{_enough(needed)}" or more (--memory)')
+    if device_bytes is not None and on_device > device_bytes:
+        needs.append(
+            f"{format_bytes(on_device)} on the device but device_memory is"
+            f" {format_bytes(device_bytes)}"
+        )
+        remedies.append(f'device_memory="{_enough(on_device)}" or more (--device-memory)')
+    return MemoryRefused(
+        f"predict with patch {demand.grid.patch} needs at least {', and '.join(needs)}; use"
+        f" {' and '.join(remedies)}, a smaller patch, or a smaller batch_size"
     )
+
+
+def _enough(needed: int) -> str:
+    return f"{math.ceil(needed * TRIALS_DIFFER / 2**20)}MiB"
 
 
 def limit_depth(

@@ -15,6 +15,7 @@ import volflow as vf
 from tests.oracle import sliding_window
 from volflow.geometry.roi import Roi
 from volflow.infer.patches import method as patches
+from volflow.infer.patches.tiling import Tiling
 from volflow.store.create import create
 from volflow.store.meta import Meta, VolumeSpec
 
@@ -78,7 +79,8 @@ def cut_into(monkeypatch):
     """Force a block shape, as another memory budget would choose it."""
 
     def force(block: tuple[int, ...], shard: tuple[int, ...]) -> None:
-        monkeypatch.setattr(patches, "choose_tiling", lambda *_: (block, shard, 1))
+        tiling = Tiling(block, shard, 1, 1, 0, host_sums=False)
+        monkeypatch.setattr(patches, "place_sums", lambda *_: tiling)
 
     return force
 

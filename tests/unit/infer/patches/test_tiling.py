@@ -15,7 +15,14 @@ from volflow.errors import MemoryRefused
 from volflow.geometry.budget import parse_bytes
 from volflow.geometry.frame import Frame
 from volflow.geometry.grid import BlockGrid, PatchGrid
-from volflow.infer.patches.tiling import Demand, choose_tiling, limit_depth, patch_count, runs_of
+from volflow.infer.patches.demand import Demand
+from volflow.infer.patches.tiling import (
+    choose_tiling,
+    limit_depth,
+    patch_count,
+    place_sums,
+    runs_of,
+)
 
 MIB = 2**20
 
@@ -61,45 +68,71 @@ class TestPeak:
 
     def test_on_a_gpu_the_blend_is_not_in_the_hosts_memory(self):
         block, shard = (64, 128, 128), (64, 64, 64)
-        host = demand_of(on_device=True).peak_bytes(block, shard)
-        assert host < demand_of().peak_bytes(block, shard) - 10 * MIB
+        classes = {"output_channels": 20, "output_bytes": 1}
+        host = demand_of(on_device=True, **classes).peak_bytes(block, shard)
+        assert host < demand_of(**classes).peak_bytes(block, shard) - 10 * MIB
+        more = demand_of(on_device=True, **classes, forward_bytes=999 * MIB)
+        assert more.peak_bytes(block, shard) == host
+        summed = demand_of(on_device=True, host_sums=True, **classes).peak_bytes(block, shard)
+        assert summed > host + 20 * 32 * 128**2 * 4
+
+    def test_without_a_gpu_nothing_is_in_its_memory(self):
+        assert demand_of().device_peak_bytes((64, 128, 128)) == 0
+
+    @pytest.mark.parametrize("host_sums", [False, True])
+    @pytest.mark.parametrize(
+        "more",
+        [{"input_bytes": 8}, {"output_channels": 9}, {"score_bytes": 8}, {"segment_rows": 64},
+         {"forward_bytes": 20 * MIB}, {"input_channels": 3}],
+    )  # fmt: skip
+    def test_everything_counts_on_a_gpu(self, more, host_sums):
+        block, plain = (64, 128, 128), {"on_device": True, "host_sums": host_sums}
+        less = demand_of(**plain).device_peak_bytes(block)
+        assert demand_of(**{**plain, **more}).device_peak_bytes(block) > less
+
+    def test_sums_of_the_host_leave_a_gpus_memory(self):
+        block = (64, 256, 256)
+        there = demand_of(on_device=True, output_channels=50).device_peak_bytes(block)
+        here = demand_of(on_device=True, output_channels=50, host_sums=True)
+        assert there - here.device_peak_bytes(block) > 50 * 32 * 256**2 * 4
 
 
 class TestChoice:
     def test_a_whole_slab_where_it_fits(self):
-        block, _, peak = choose_tiling(demand_of(), (64, 64, 64), (64, 64, 64), 4096 * MIB)
-        assert block == (64, 256, 256)
-        assert peak <= 4096 * MIB
+        found = choose_tiling(demand_of(), (64, 64, 64), (64, 64, 64), 4096 * MIB)
+        assert found.block == (64, 256, 256)
+        assert found.peak_bytes <= 4096 * MIB
 
     @pytest.mark.parametrize("memory", [400, 250, 180, 140, 110])
     def test_what_it_chooses_fits_and_is_of_whole_shards(self, memory):
-        block, shard, peak = choose_tiling(demand_of(), (64, 64, 64), (32, 32, 32), memory * MIB)
-        assert peak <= memory * MIB
-        assert all(b % s == 0 for b, s in zip(block, shard, strict=True))
-        assert all(s % 32 == 0 for s in shard)
+        found = choose_tiling(demand_of(), (64, 64, 64), (32, 32, 32), memory * MIB)
+        assert found.peak_bytes <= memory * MIB
+        assert all(b % s == 0 for b, s in zip(found.block, found.shard, strict=True))
+        assert all(s % 32 == 0 for s in found.shard)
 
     def test_less_memory_never_means_fewer_forwards(self):
         grid, calls = demand_of().grid, []
         for memory in (4000, 400, 200, 140, 110):
-            block, _, _ = choose_tiling(demand_of(), (64, 64, 64), (32, 32, 32), memory * MIB)
+            found = choose_tiling(demand_of(), (64, 64, 64), (32, 32, 32), memory * MIB)
             cuts = [
                 [(a, min(n, a + b)) for a in range(0, n, b)]
-                for n, b in zip(grid.shape, block, strict=True)
+                for n, b in zip(grid.shape, found.block, strict=True)
             ]
             calls.append(patch_count(grid, [[(0, 256)], *cuts[1:]], crop=False))
+            assert found.forwards == calls[-1]
         assert calls == sorted(calls)
         assert calls[0] == len(grid)
         assert calls[-1] > calls[0]
 
     def test_the_carry_axis_is_that_of_the_frame(self):
         frame = Frame((2, 1, 0), (False, False, False))
-        block, _, _ = choose_tiling(demand_of(frame=frame), (64, 64, 64), (64,) * 3, 4096 * MIB)
-        assert block == (256, 256, 64)
+        found = choose_tiling(demand_of(frame=frame), (64, 64, 64), (64,) * 3, 4096 * MIB)
+        assert found.block == (256, 256, 64)
 
     def test_shards_shrink_before_it_gives_up(self):
-        _, shard, _ = choose_tiling(demand_of(), (256, 256, 256), (64, 64, 64), 160 * MIB)
-        assert np.prod(shard) < 256**3
-        assert all(s % 64 == 0 for s in shard)
+        found = choose_tiling(demand_of(), (256, 256, 256), (64, 64, 64), 160 * MIB)
+        assert np.prod(found.shard) < 256**3
+        assert all(s % 64 == 0 for s in found.shard)
 
     def test_shards_of_the_users_stay(self):
         with pytest.raises(MemoryRefused):
@@ -118,16 +151,67 @@ class TestChoice:
         named = re.search(r'use memory="(\w+)" or more', str(refused.value))
         assert named
         enough = parse_bytes(named[1])
-        _, _, peak = choose_tiling(demand, shard, (32, 32, 32), enough)
-        assert peak <= enough
+        assert choose_tiling(demand, shard, (32, 32, 32), enough).peak_bytes <= enough
         with pytest.raises(MemoryRefused):
             choose_tiling(demand, shard, (32, 32, 32), int(enough * 0.9))
 
     def test_reduced_outputs_are_tiled_in_their_own_voxels(self):
         grid = PatchGrid((256, 256, 256), (32,) * 3, (16,) * 3, (True,) * 3)
         demand = dataclasses.replace(demand_of(), grid=grid, scale=(2, 2, 2))
-        block, _, _ = choose_tiling(demand, (64, 64, 64), (64, 64, 64), 4096 * MIB)
-        assert block == (64, 128, 128)
+        found = choose_tiling(demand, (64, 64, 64), (64, 64, 64), 4096 * MIB)
+        assert found.block == (64, 128, 128)
+
+
+class TestOnAGpu:
+    LAYOUT = (64, 64, 64), (32, 32, 32)
+
+    def tiled(self, device, memory=4096, **changes):
+        demand = demand_of(on_device=True, output_channels=50, output_bytes=1, **changes)
+        return place_sums(demand, *self.LAYOUT, memory * MIB, device * MIB)
+
+    def test_where_it_has_room_the_sums_are_there(self):
+        found = self.tiled(4096)
+        assert not found.host_sums
+        assert found.block == (64, 256, 256)
+        assert found.device_peak_bytes <= 4096 * MIB
+
+    @pytest.mark.parametrize("device", [2000, 1500, 1000, 700, 500, 300, 200, 150])
+    def test_both_budgets_are_kept(self, device):
+        found = self.tiled(device)
+        assert found.device_peak_bytes <= device * MIB
+        assert found.peak_bytes <= 4096 * MIB
+
+    def test_somewhat_smaller_tiles_are_better_than_sums_of_the_host(self):
+        whole = self.tiled(4096)
+        found = self.tiled(whole.device_peak_bytes // MIB - 100)
+        assert not found.host_sums
+        assert whole.forwards < found.forwards < 2 * whole.forwards
+
+    def test_much_smaller_tiles_are_not(self):
+        found = self.tiled(200)
+        assert found.host_sums
+        assert found.block == (64, 256, 256)
+
+    def test_a_host_without_room_for_sums_leaves_them_there(self):
+        found = self.tiled(700, memory=200)
+        assert not found.host_sums
+        assert found.peak_bytes <= 200 * MIB
+
+    def test_a_refusal_names_device_memory_that_does(self):
+        with pytest.raises(MemoryRefused, match="on the device but device_memory is 40") as refused:
+            self.tiled(40)
+        named = re.search(r'use device_memory="(\w+)" or more \(--device-', str(refused.value))
+        assert named
+        enough = parse_bytes(named[1]) // MIB
+        assert self.tiled(enough).host_sums
+        with pytest.raises(MemoryRefused):
+            self.tiled(int(enough * 0.9))
+
+    def test_a_refusal_names_both_where_both_are_too_tight(self):
+        with pytest.raises(MemoryRefused, match="per worker but memory is 40") as refused:
+            self.tiled(40, memory=40)
+        named = re.findall(r'emory="(\w+)MiB" or more', str(refused.value))
+        self.tiled(int(named[1]), memory=int(named[0]))
 
 
 @given(st.data(), st.booleans())
