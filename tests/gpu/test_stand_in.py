@@ -233,6 +233,17 @@ class TestThreads:
                 assert gpu.counts().kernels == 1
             assert pool.submit(torch.zeros, 2).result().tolist() == [0, 0]
 
+    def test_threads_that_outlive_one_serve_the_next(self):
+        with stand_in(), ThreadPoolExecutor(1) as pool:
+            assert pool.submit(torch.zeros, 2, device="cuda").result().is_cuda
+            other = ThreadPoolExecutor(1)
+            other.submit(int).result()
+        with other:
+            assert other.submit(torch.zeros, 2).result().tolist() == [0, 0]
+            with stand_in(devices=4) as gpu:
+                assert other.submit(torch.zeros, 2, device="cuda:3").result().is_cuda
+                assert gpu.counts().kernels == 1
+
     def test_a_thread_has_its_own_current_device_and_streams(self, gpu):
         torch.cuda.set_device(1)
         with torch.cuda.stream(torch.cuda.Stream()), ThreadPoolExecutor(1) as pool:

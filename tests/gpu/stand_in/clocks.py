@@ -205,5 +205,5 @@ def whereabouts() -> str:
         name = frame.f_code.co_filename
         if "/torch/" not in name and "/stand_in/" not in name and "contextlib" not in name:
             return f"{name}:{frame.f_lineno} ({frame.f_code.co_name})"
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return "an unknown line"

@@ -37,7 +37,7 @@ class Counts:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Counts) and self.of == other.of
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None
 
     def __repr__(self) -> str:
         return f"Counts({', '.join(f'{k}={n}' for k, n in sorted(self.by_kind('').items()))})"

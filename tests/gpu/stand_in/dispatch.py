@@ -52,6 +52,8 @@ class Mode(TorchDispatchMode):
         return False  # to skip it means to import all of it
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not self.machine.active:  # a thread of an earlier one lives on
+            return func(*args, **(kwargs or {}))
         return dispatch(self.machine, func, args, kwargs or {})
 
 
@@ -138,7 +140,7 @@ def _target(
         return ours[0].device if ours else None
     if device.type == "cuda":
         return machine.device_of(device)
-    return device if ours else None  # type: ignore[no-any-return]
+    return device if ours else None
 
 
 def _on_host(machine: Machine, op: Op) -> Any:
@@ -169,7 +171,7 @@ def _kept_number(op: Op, made: Any) -> Any:
     Torch's own code takes that device to be the meta device, where a number has no value.
     """
     if op.name == "scalar_tensor" and isinstance(made, torch.Tensor) and made.is_meta:
-        made.number = op.args[0]  # type: ignore[attr-defined]
+        made.number = op.args[0]
     return made
 
 
@@ -197,8 +199,8 @@ def _on_device(machine: Machine, op: Op) -> Any:
     """Run an op of tensors on one device, or one that makes a tensor there."""
     index = _one_device(machine, op)
     made = _computed(machine, op)
-    inners = {id(x.inner): x for x in op.ours}
-    bases = {_storage(x.inner): x for x in op.ours}
+    inners = {id(x.held): x for x in op.ours}
+    bases = {_storage(x.held): x for x in op.ours}
     results: list[DeviceTensor] = []
 
     def wrap(x: Any) -> Any:
@@ -225,7 +227,7 @@ def _computed(machine: Machine, op: Op) -> Any:
 
     def inner(x: Any) -> Any:
         if isinstance(x, DeviceTensor):
-            return x.inner
+            return x.held
         if isinstance(x, torch.Tensor) and hasattr(x, "number"):
             return torch.scalar_tensor(x.number, dtype=x.dtype)
         if isinstance(x, torch.device):
@@ -279,7 +281,7 @@ def _one_device(machine: Machine, op: Op) -> int:
 
     Numbers on the CPU go with the launch; indices on the CPU are copied to the device.
     """
-    here = {x.index for x in op.ours}
+    here = {x.ordinal for x in op.ours}
     allowed = []
     if op.args and isinstance(op.args[0], DeviceTensor):
         allowed = [x for x in _indices(op) if not isinstance(x, DeviceTensor)]

@@ -51,6 +51,7 @@ class Machine:
     def __init__(
         self, devices: int = 2, total_memory: int = 8 * 10**9, bfloat16: bool = False
     ) -> None:
+        self.active = False
         self.bfloat16 = bfloat16
         self.lock = threading.RLock()
         self.clocks = Clocks(on_host=lambda: self.copies.settle())
@@ -143,11 +144,11 @@ class Machine:
 
     def current_stream(self, device: Any = None) -> StandInStream:
         """The same as torch gives it."""
-        return self.Stream(id=self.current(self.device_of(device).index))  # type: ignore[no-any-return]
+        return self.Stream(id=self.current(self.device_of(device).index))
 
     def default_stream(self, device: Any = None) -> StandInStream:
         """The default stream of a device."""
-        return self.Stream(id=StreamId(self.device_of(device).index, 0))  # type: ignore[no-any-return]
+        return self.Stream(id=StreamId(self.device_of(device).index, 0))
 
     def synchronize(self, device: Any = None) -> None:
         """Wait for all work of a device."""
@@ -161,7 +162,7 @@ class Machine:
         with self.lock:
             if self.clocks.covers(known):
                 return True
-            key = hash((id(by), tuple(sorted(known.items()))))
+            key = hash((id(by), *sorted(known.items())))
             if key not in self._asked:
                 self._asked.add(key)
                 return False
@@ -188,7 +189,7 @@ class Machine:
 
     def view(self, inner: torch.Tensor, base: DeviceTensor) -> DeviceTensor:
         """Return a tensor that looks into the memory of another."""
-        return DeviceTensor(self, inner, base.block, base.index, as_inference=base.is_inference())
+        return DeviceTensor(self, inner, base.block, base.ordinal, as_inference=base.is_inference())
 
     def kernel(
         self, index: int, name: str, reads: list[DeviceTensor], writes: list[DeviceTensor]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -61,7 +60,6 @@ class Pool:
         self.allocated = self.peak = 0
         self.reserved = self.reserved_peak = 0
         self.oom_count = 0
-        self.watch: Callable[[int], None] | None = None
 
     def settle(self) -> None:
         """Take back what was freed meanwhile."""
@@ -100,13 +98,15 @@ class Pool:
 
     def empty_cache(self) -> None:
         """Give back what is reserved but not allocated."""
-        self.settle()
-        self.reserved = -(-self.allocated // SEGMENT_BYTES) * SEGMENT_BYTES
+        with self.lock:
+            self.settle()
+            self.reserved = -(-self.allocated // SEGMENT_BYTES) * SEGMENT_BYTES
 
     def reset_peak(self) -> None:
         """Begin to measure peaks anew."""
-        self.settle()
-        self.peak, self.reserved_peak = self.allocated, self.reserved
+        with self.lock:
+            self.settle()
+            self.peak, self.reserved_peak = self.allocated, self.reserved
 
     def stats(self) -> dict[str, int]:
         """The figures of ``torch.cuda.memory_stats`` that are known."""

@@ -190,7 +190,7 @@ def _maker(machine: Machine, plain: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _generator(plain: type[torch.Generator]) -> type[torch.Generator]:
-    class Generator(plain):  # type: ignore[misc, valid-type]
+    class Generator(plain):
         def __new__(cls, device: Any = "cpu") -> Any:
             return plain.__new__(cls, "cpu" if _is_ours(device) else device)
 
@@ -207,7 +207,7 @@ def _start(machine: Machine, plain: Callable[..., None]) -> Callable[..., None]:
             del self.run  # which would keep the thread alive
             _in_mode(machine, run)()
 
-        self.run = in_mode  # type: ignore[method-assign]
+        self.run = in_mode
         plain(self)
 
     return start
@@ -216,7 +216,7 @@ def _start(machine: Machine, plain: Callable[..., None]) -> Callable[..., None]:
 def _in_mode(machine: Machine, plain: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         modes = torch.utils._python_dispatch._get_current_dispatch_mode_stack()
-        if not machine.active or any(isinstance(m, Mode) for m in modes):
+        if not machine.active or any(isinstance(m, Mode) and m.machine is machine for m in modes):
             return plain(*args, **kwargs)
         with Mode(machine):
             return plain(*args, **kwargs)

@@ -38,9 +38,9 @@ class DeviceTensor(torch.Tensor):
     """
 
     machine: Machine
-    inner: torch.Tensor
+    held: torch.Tensor
     block: Block
-    index: int
+    ordinal: int
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
@@ -60,7 +60,7 @@ class DeviceTensor(torch.Tensor):
                 inner.size(), inner.stride(), dtype=inner.dtype, device="meta"
             )
             made = torch.Tensor._make_subclass(cls, meta, False)
-        made.machine, made.inner, made.block, made.index = machine, inner, block, index
+        made.machine, made.held, made.block, made.ordinal = machine, inner, block, index
         return made
 
     @classmethod
@@ -74,24 +74,24 @@ class DeviceTensor(torch.Tensor):
     @property
     def place(self) -> Place:
         """The bytes that it covers in its block."""
-        return place_of(self.inner)
+        return place_of(self.held)
 
     @property
-    def device(self) -> torch.device:  # type: ignore[override]
-        return torch.device("cuda", self.index)
+    def device(self) -> torch.device:
+        return torch.device("cuda", self.ordinal)
 
-    is_cuda = property(lambda self: True)  # type: ignore[assignment]
-    is_cpu = property(lambda self: False)  # type: ignore[assignment]
-    is_meta = property(lambda self: False)  # type: ignore[assignment]
+    is_cuda = property(lambda self: True)
+    is_cpu = property(lambda self: False)
+    is_meta = property(lambda self: False)
 
     def get_device(self) -> int:
-        return self.index
+        return self.ordinal
 
     def data_ptr(self) -> int:
-        return self.inner.data_ptr()
+        return self.held.data_ptr()
 
     def untyped_storage(self) -> torch.UntypedStorage:
-        return self.inner.untyped_storage()
+        return self.held.untyped_storage()
 
     def to(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         from tests.gpu.stand_in.transfers import converted
@@ -143,28 +143,28 @@ class DeviceTensor(torch.Tensor):
 
     def refresh(self) -> None:
         """Take over the sizes of the inner tensor after an op that changes them in place."""
-        if self.shape != self.inner.shape or self.stride() != self.inner.stride():
+        if self.shape != self.held.shape or self.stride() != self.held.stride():
             with torch._C._DisableTorchDispatch():
-                self.as_strided_(self.inner.size(), self.inner.stride())
+                self.as_strided_(self.held.size(), self.held.stride())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> DeviceTensor:
         if id(self) in memo:
-            return memo[id(self)]  # type: ignore[no-any-return]
+            return memo[id(self)]
         if not self.is_leaf:
             raise RuntimeError("only tensors created by the user can be copied deeply")
         made = self.detach().clone().requires_grad_(self.requires_grad)
-        made._is_param = getattr(self, "_is_param", False)  # type: ignore[attr-defined]
+        made._is_param = getattr(self, "_is_param", False)
         memo[id(self)] = made
-        return made  # type: ignore[return-value]
+        return made
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         parameter = getattr(self, "_is_param", False)
-        return _rebuilt, (self.detach().cpu(), self.index, self.requires_grad, parameter)
+        return _rebuilt, (self.detach().cpu(), self.ordinal, self.requires_grad, parameter)
 
     def __format__(self, spec: str) -> str:
         return format(self.item(), spec) if self.dim() == 0 else object.__format__(self, spec)
 
-    def __repr__(self) -> str:  # type: ignore[override]
+    def __repr__(self) -> str:
         return f"tensor of {tuple(self.shape)}, {self.dtype}, on {self.device}"
 
 
@@ -179,5 +179,5 @@ def _takes_a_view(where: Any) -> bool:
 def _rebuilt(values: torch.Tensor, index: int, grad: bool, parameter: bool) -> torch.Tensor:
     made = values.to(torch.device("cuda", index)).requires_grad_(grad)
     if parameter:
-        made._is_param = True  # type: ignore[attr-defined]
+        made._is_param = True
     return made

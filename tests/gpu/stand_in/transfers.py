@@ -72,15 +72,15 @@ def moved(
     dtype = given.get("dtype") or src.dtype
     layout = {"memory_format": given.get("memory_format") or torch.preserve_format}
     if isinstance(src, DeviceTensor) and (target is None or target == src.device):
-        cast = src.inner.to(dtype, copy=always or bool(given.get("copy")), **layout)
-        if cast is src.inner:
+        cast = src.held.to(dtype, copy=always or bool(given.get("copy")), **layout)
+        if cast is src.held:
             return src
-        made = machine.new(cast, src.index)
-        machine.kernel(src.index, "to", [src], [made])
+        made = machine.new(cast, src.ordinal)
+        machine.kernel(src.ordinal, "to", [src], [made])
         return made
     assert target is not None, "a tensor of the CPU that stays there is none of ours"
     non_blocking = bool(given.get("non_blocking"))
-    values = src.inner if isinstance(src, DeviceTensor) else src
+    values = src.held if isinstance(src, DeviceTensor) else src
     empty = torch.empty_like(values, dtype=dtype, device="cpu", pin_memory=False, **layout)
     if target.type == "cuda":
         return copied(machine, machine.new(empty, target.index), src, non_blocking)
@@ -103,17 +103,17 @@ def copied(
 
 
 def _between(machine: Machine, dst: DeviceTensor, src: DeviceTensor) -> None:
-    dst.inner.copy_(src.inner)
-    if dst.index == src.index:
-        machine.kernel(dst.index, "copy_", [src], [dst])
+    dst.held.copy_(src.held)
+    if dst.ordinal == src.ordinal:
+        machine.kernel(dst.ordinal, "copy_", [src], [dst])
         return
     # Torch copies on the source's stream, and lets the two wait for each other around it.
-    there, here = machine.current(src.index), machine.current(dst.index)
+    there, here = machine.current(src.ordinal), machine.current(dst.ordinal)
     machine.count("peer", there)
-    machine.count("peer_bytes", there, dst.inner.nbytes)
+    machine.count("peer_bytes", there, dst.held.nbytes)
     with machine.lock:
         machine.clocks.wait(there, machine.clocks.recorded(here))
-        machine.touch(src.index, "copy between devices", [src], [dst])
+        machine.touch(src.ordinal, "copy between devices", [src], [dst])
         machine.clocks.wait(here, machine.clocks.recorded(there))
 
 
@@ -125,14 +125,14 @@ def uploaded(machine: Machine, src: torch.Tensor, index: int) -> None:
 
 
 def _from_host(machine: Machine, dst: DeviceTensor, src: torch.Tensor, non_blocking: bool) -> None:
-    stream = machine.current(dst.index)
-    direct = _same_layout(dst.inner, src)
+    stream = machine.current(dst.ordinal)
+    direct = _same_layout(dst.held, src)
     if not direct and dst.shape == src.shape and dst.dtype == src.dtype and src.is_contiguous():
         direct = True  # scattered on the device
         machine.count("kernel/copy_", stream)
     memory = machine.pins.find(src) if direct else None
     waits = memory is None or not non_blocking
-    _count(machine, "h2d", stream, dst.inner.nbytes, waits)
+    _count(machine, "h2d", stream, dst.held.nbytes, waits)
     touched = [(dst.block.accesses, dst.place, True)]
     with machine.lock:
         if memory is not None:
@@ -140,7 +140,7 @@ def _from_host(machine: Machine, dst: DeviceTensor, src: torch.Tensor, non_block
         number = machine.launch(stream, "copy from the host", touched)
         if memory is not None:
             machine.copies.supersede(memory, memory.place(src))
-        dst.inner.copy_(src)
+        dst.held.copy_(src)
         if waits or memory is None:
             machine.wait(stream)
         else:
@@ -149,11 +149,11 @@ def _from_host(machine: Machine, dst: DeviceTensor, src: torch.Tensor, non_block
 
 
 def _to_host(machine: Machine, dst: torch.Tensor, src: DeviceTensor, non_blocking: bool) -> None:
-    stream = machine.current(src.index)
-    if non_blocking and not _same_layout(dst, src.inner):
+    stream = machine.current(src.ordinal)
+    if non_blocking and not _same_layout(dst, src.held):
         machine.count("kernel/to", stream)  # cast or gathered on the device
     as_copied = dst.dtype if non_blocking else src.dtype
-    memory = machine.pins.find(dst) if _same_layout(dst, src.inner, cast=non_blocking) else None
+    memory = machine.pins.find(dst) if _same_layout(dst, src.held, cast=non_blocking) else None
     waits = memory is None or not non_blocking
     _count(machine, "d2h", stream, dst.numel() * as_copied.itemsize, waits)
     touched = [(src.block.accesses, src.place, False)]
@@ -165,9 +165,9 @@ def _to_host(machine: Machine, dst: torch.Tensor, src: DeviceTensor, non_blockin
             machine.copies.supersede(memory, memory.place(dst))
         if waits or memory is None:
             machine.wait(stream)
-            dst.copy_(src.inner)
+            dst.copy_(src.held)
         else:
-            values = torch.empty_like(dst, pin_memory=False).copy_(src.inner)
+            values = torch.empty_like(dst, pin_memory=False).copy_(src.held)
             label = f"copy from {stream} at {whereabouts()}"
             machine.copies.to_host(dst, memory, (stream, number, label), values)
 
