@@ -6,9 +6,12 @@ import fcntl
 import os
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 
+import volflow as vf
+from tests import nets
 from volflow.errors import InvalidInput, MemoryRefused
 from volflow.model import device as rooms
 from volflow.model import places
@@ -59,6 +62,15 @@ class TestNumbers:
         torch.cuda.set_device(1)
         with held(ModelPlugin(torch.nn.Identity(), "chosen")):
             assert in_a_thread(lambda: numbered(CUDA)) == torch.device("cuda:1")
+
+    def test_it_holds_for_an_array_that_is_computed_later(self, gpu):
+        scan, net = np.ones((8, 8, 8), "float32"), nets.random_net()
+        torch.cuda.set_device(1)
+        lazy, before = vf.map_model(scan, net, patch=8, precision="float32"), gpu.counts()
+        in_a_thread(lambda: lazy.compute(scheduler="synchronous"))
+        used = (gpu.counts() - before).streams
+        assert used
+        assert all(stream.startswith("cuda:1") for stream in used)
 
     @pytest.mark.parametrize("name", ["auto", "cuda", "cuda:0"])
     def test_a_worker_takes_its_place_before_its_first_task(self, gpu, name):

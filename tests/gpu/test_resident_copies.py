@@ -149,3 +149,16 @@ def test_a_copy_that_is_not_wanted_is_dropped(gpu):
         first = resident("dropped", CUDA)
         drop_copy("dropped", CUDA, "contiguous")
         assert resident("dropped", CUDA) is not first
+
+
+@pytest.mark.parametrize("blend", ["gaussian", "exact"])
+def test_all_of_a_run_is_on_its_device(gpu, scan, tmp_path, blend):
+    net, options = nets.random_net(), {"progress": False, "blend": blend, "precision": "float32"}
+    options |= {"patch": 8} if blend != "exact" else {}
+    expected = vf.predict(scan, net, tmp_path / "a.zarr", device="cpu", **options)[:]
+    before = gpu.counts()
+    found = vf.predict(scan, net, tmp_path / "b.zarr", device="cuda:1", **options)[:]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    used = (gpu.counts() - before).streams
+    assert used
+    assert all(stream.startswith("cuda:1") for stream in used)
