@@ -18,7 +18,9 @@ Matrix = npt.NDArray[np.float64]
 def as_tensor(array: npt.NDArray[Any], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Copy an array to a device, whose work is not waited for."""
     # A copy by torch lies aligned: what the last bits of a product may depend on.
-    copied = torch.tensor(array, dtype=dtype, pin_memory=device.type == "cuda")
+    copied = torch.tensor(array, dtype=dtype)
+    if device.type == "cuda":  # which waits for memory that is not pinned
+        copied = copied.pin_memory()
     return copied.to(device, non_blocking=True)
 
 
