@@ -312,6 +312,7 @@ def live_bytes(
     boxes: Mapping[int, Roi],
     given: Iterable[int],
     workspaces: Mapping[int, float] | None = None,
+    ahead: Iterable[int] = (),
 ) -> int:
     """Return the most bytes alive at once while boxes are computed, with each op's workspace.
 
@@ -325,13 +326,16 @@ def live_bytes(
         As for `needed`.
     workspaces
         By node, bytes per voxel that its op takes beside; they are estimated if not given.
+    ahead
+        Known nodes that are there from the beginning; others only when they are read.
     """
     given, known = set(given), workspaces or {}
     order = [number for number in sorted(boxes) if number not in given]
     last = _last_use(graph, order)
     sizes = {n: graph.nodes[n].value_bytes * box.size for n, box in boxes.items()}
-    alive, peak = 0, 0
-    held: set[int] = set()
+    held = set(ahead)
+    alive = sum(sizes[number] for number in held)
+    peak = alive
     for number in order:
         node = graph.nodes[number]
         for source in node.inputs:

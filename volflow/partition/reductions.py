@@ -24,15 +24,24 @@ from volflow.geometry.histogram import merge_moments
 from volflow.geometry.roi import Roi
 from volflow.partition.graph import Graph, Window
 
-__all__ = ["Extreme", "MeanVariance", "Statistic", "partials_of", "statistic_of"]
+__all__ = [
+    "GPU_BYTES",
+    "MOMENT_BYTES",
+    "Extreme",
+    "MeanVariance",
+    "Statistic",
+    "partials_of",
+    "statistic_of",
+]
 
 Partial = npt.NDArray[np.float64]
 
 # Values centred at a time: what is summed once more should still be in the cache.
 PIECE = 2**20
-# Values that a GPU sums at a time, and the bytes beside them: two copies of them in float64.
+# Values that a GPU sums at a time, and bytes beside each and all: two copies of them in float64.
 GPU_PIECE = 2**23
-GPU_BYTES = 2 * 8 * GPU_PIECE
+MOMENT_BYTES = 2 * 8
+GPU_BYTES = MOMENT_BYTES * GPU_PIECE
 
 
 class Statistic(Protocol):

@@ -14,10 +14,12 @@ from functools import cached_property
 from volflow.geometry.budget import format_bytes
 from volflow.geometry.grid import BlockGrid
 from volflow.geometry.roi import Roi
-from volflow.partition.graph import Graph, live_bytes, needed
+from volflow.partition.graph import Graph, needed
+from volflow.passes.peaks import BlockMemory, VoxelBytes
 
-__all__ = ["Cost", "Costs", "Pass", "core", "pass_facts", "targets_of"]
+__all__ = ["UNLIMITED", "Cost", "Costs", "Pass", "core", "pass_facts", "targets_of"]
 
+UNLIMITED = 2**62
 # Overhead of a pass before its first block, and of each block: tasks, files, journal entries.
 PASS_S = 0.3
 BLOCK_S = 0.01
@@ -62,6 +64,8 @@ class Pass:
     peak_bytes, seconds, flops
         Projected memory of one block, time of all blocks shared by the workers, and floating-point
         operations of all blocks.
+    device_peak_bytes
+        Projected memory of one block on a GPU; 0 where the CPU computes.
     """
 
     given: tuple[int, ...]
@@ -71,6 +75,7 @@ class Pass:
     peak_bytes: int = 0
     seconds: float = 0.0
     flops: float = 0.0
+    device_peak_bytes: int = 0
 
     def grid(self, graph: Graph) -> BlockGrid:
         """Return the blocks, boxes of the input."""
@@ -100,19 +105,21 @@ class Costs:
     ----------
     graph
         The network.
-    input_bytes, output_bytes
-        Per voxel of the input as it is read, and of the outputs as they are finished and written.
+    voxel
+        Bytes of a voxel beside tensors.
     ops
         Measured costs of ops, by node.
     workers
         Number of workers that share the blocks of a pass.
+    on_gpu
+        Whether a GPU computes, beside whose memory that of a worker holds what is read and written.
     """
 
     graph: Graph
-    input_bytes: int = 4
-    output_bytes: int = 4
+    voxel: VoxelBytes = field(default_factory=VoxelBytes)
     ops: Mapping[int, Cost] = field(default_factory=dict)
     workers: int = 1
+    on_gpu: bool = False
 
     def seconds_of(self, number: int) -> float:
         """Return the seconds that one voxel of a node takes."""
@@ -122,30 +129,57 @@ class Costs:
         moved = 2 * node.value_bytes / MEMORY_BYTES_PER_S
         return node.flops * node.depth / FLOPS_PER_S + moved
 
-    def measured(self, step: Pass, known: frozenset[int], limit_bytes: int) -> Pass | None:
-        """Return a pass with its projected memory and time; None if it does not fit."""
+    def measured(
+        self,
+        step: Pass,
+        known: frozenset[int],
+        limit_bytes: int,
+        device_limit_bytes: int = UNLIMITED,
+    ) -> Pass | None:
+        """Return a pass with its projected memory and time; None if it does not fit.
+
+        Parameters
+        ----------
+        step, known
+            The pass, and the statistics that are known.
+        limit_bytes, device_limit_bytes
+            Budgets of a block in the memory of a worker, and of a GPU if one computes.
+        """
         graph = self.graph
         given = (*step.given, *known)
         # The largest block is one in the middle; if none is, the first.
         grid = step.grid(graph)
         middle = grid[grid.number([(n - 1) // 2 for n in grid.counts])]
         boxes = needed(graph, targets_of(graph, step, middle), given)
-        peak = live_bytes(graph, boxes, given, self._workspaces)
-        peak += self._buffers(step, boxes, middle)
-        if peak > limit_bytes:
+        memory = BlockMemory(
+            graph,
+            boxes,
+            frozenset(given),
+            {n: core(graph, n, middle).size for n in step.stores},
+            self._summed(step, boxes, given),
+            self.voxel,
+            self._workspaces,
+        )
+        peak = memory.beside_gpu() if self.on_gpu else memory.on_cpu()
+        device_peak = memory.on_gpu() if self.on_gpu else 0
+        if peak > limit_bytes or device_peak > device_limit_bytes:
+            return None
+        if self.on_gpu and not memory.fits_counters():
             return None
         seconds, flops = self._cost(step, given)
-        return replace(step, peak_bytes=peak, seconds=seconds, flops=flops)
-
-    def _buffers(self, step: Pass, boxes: Mapping[int, Roi], box: Roi) -> int:
-        """Return the bytes of a block beside its tensors: as it is read, and as it is written."""
-        read = boxes[0].size * self.input_bytes if 0 in boxes else 0
-        write = sum(
-            core(self.graph, n, box).size
-            * (2 * self.output_bytes if n in self.graph.ends else self.graph.nodes[n].value_bytes)
-            for n in step.stores
+        return replace(
+            step,
+            peak_bytes=peak,
+            seconds=seconds,
+            flops=flops,
+            device_peak_bytes=device_peak,
         )
-        return read + write
+
+    def _summed(self, step: Pass, boxes: Mapping[int, Roi], given: Sequence[int]) -> frozenset[int]:
+        """Return the nodes whose statistics a block measures: parts of them, or all at once."""
+        nodes = self.graph.nodes
+        within = [n for n in boxes if nodes[n].statistic and n not in given]
+        return frozenset(nodes[s].inputs[0] for s in (*step.statistics, *within))
 
     def _cost(self, step: Pass, given: Sequence[int]) -> tuple[float, float]:
         """Return seconds and floating-point operations of all blocks."""
@@ -231,7 +265,10 @@ def _describe(graph: Graph, step: Pass, last: bool) -> str:
         text += f", measures {len(step.statistics)} statistics"
     if step.stores and not last:
         text += f", keeps {format_bytes(graph.bytes_of(step.stores))}"
-    return text + f", {format_bytes(step.peak_bytes)}, about {_duration(step.seconds)}"
+    text += f", {format_bytes(step.peak_bytes)}"
+    if step.device_peak_bytes:
+        text += f" and {format_bytes(step.device_peak_bytes)} on the device"
+    return text + f", about {_duration(step.seconds)}"
 
 
 def _duration(seconds: float) -> str:

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import torch
 from distributed import Client
+from torch import Tensor
 
 from volflow.geometry.roi import Roi
-from volflow.model.device import mark_peak, read_peak
+from volflow.model.device import device_memory, give_back_device, mark_peak, read_peak, timed
 from volflow.model.forward import torch_threads
 from volflow.model.resident import ModelPlugin
 from volflow.model.trial import tried_on_worker
@@ -29,13 +30,22 @@ from volflow.passes.network import Network
 __all__ = ["OpProfile", "profile_ops"]
 
 # A box is as large as the memory and the time of its op allow: large enough not to lie in the
-# cache, and small beside the budget of a worker.
-BOX_BYTES = 96 * 2**20
+# cache and, on a GPU, to fill it; and small beside the budget.
 BOX_SHARE = 1 / 4
 MOST_SIDE = 512
-BOX_FLOPS = 2e9
 # Seconds after which an op is not run again to be timed better.
 LONG_S = 0.05
+
+
+@dataclass(frozen=True)
+class BoxLimits:
+    """What boxes may take, in bytes and floating-point operations."""
+
+    most_bytes: int = 96 * 2**20
+    most_flops: float = 2e9
+
+
+ON_CPU, ON_GPU = BoxLimits(), BoxLimits(2**32, 2e11)
 
 
 @dataclass(frozen=True)
@@ -48,17 +58,22 @@ class OpProfile:
         The network with the device and precision of the worker.
     costs
         By node, for each op on a tensor with at least one axis of the image.
-    free_bytes
-        Free memory of the device; 0 on a CPU.
+    device_memory_bytes
+        Budget of the device's memory; 0 on a CPU.
     """
 
     network: Network
     costs: Mapping[int, Cost] = field(repr=False)
-    free_bytes: int = 0
+    device_memory_bytes: int = 0
 
 
 def profile_ops(
-    network: Network, model: ModelPlugin, client: Client, threads: int, memory_bytes: int
+    network: Network,
+    model: ModelPlugin,
+    client: Client,
+    threads: int,
+    memory_bytes: int,
+    device_bytes: int | None = None,
 ) -> OpProfile:
     """Profile the ops of a network on the first free worker of a client.
 
@@ -72,28 +87,36 @@ def profile_ops(
         Whose worker is taken.
     threads, memory_bytes
         Torch threads, and the budget of the worker.
+    device_bytes
+        What was asked for of a GPU's memory; by default what is free.
     """
-    trial = partial(_profile, network, threads, memory_bytes)
+    trial = partial(_profile, network, threads, memory_bytes, device_bytes)
     return tried_on_worker("profile", trial, model, client)
 
 
-def _profile(network: Network, threads: int, memory_bytes: int) -> OpProfile:
+def _profile(
+    network: Network, threads: int, memory_bytes: int, device_bytes: int | None
+) -> OpProfile:
     network = network.resolved()
-    device = torch.device(network.device)
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+    graph, device = network.graph(), network.place  # the weights lie there by now
+    # Boxes are within the budget of the device, which is told when its libraries are loaded.
+    budget = device_memory(device, device_bytes) or memory_bytes
     with torch_threads(threads), network.inference():
-        costs = measured(network.graph(), device, int(BOX_SHARE * memory_bytes))
-    return OpProfile(network, costs, free)
+        costs = measured(graph, device, int(BOX_SHARE * budget))
+    give_back_device(device)
+    return OpProfile(network, costs, device_memory(device, device_bytes))
 
 
-def measured(graph: Graph, device: torch.device, box_bytes: int = BOX_BYTES) -> dict[int, Cost]:
+def measured(graph: Graph, device: torch.device, box_bytes: int) -> dict[int, Cost]:
     """Return what each op costs per voxel of its output; ops that are alike are run once."""
+    limits = ON_CPU if device.type == "cpu" else ON_GPU
+    limits = replace(limits, most_bytes=min(box_bytes, limits.most_bytes))
     costs: dict[int, Cost] = {}
     seen: dict[object, Cost] = {}
     for number, node in enumerate(graph.nodes):
         if node.compute is None or not _placed(graph, node).has_axes:
             continue
-        box = _box(graph, number, min(box_bytes, BOX_BYTES))
+        box = _box(graph, number, limits)
         shapes = tuple(
             _window_shape(graph.nodes[source], read_by(maps, box) if not node.statistic else box)
             for source, maps in zip(node.inputs, node.reads, strict=True)
@@ -110,14 +133,15 @@ def _placed(graph: Graph, node: Node) -> Node:
     return graph.nodes[node.inputs[0]] if node.statistic else node
 
 
-def _box(graph: Graph, number: int, most_bytes: int) -> Roi:
+def _box(graph: Graph, number: int, limits: BoxLimits) -> Roi:
     """Return a box in the middle of a node, or of the input of a statistic."""
     node = graph.nodes[number]
     sizes = _placed(graph, node).sizes(graph.ndim)
     for side in range(MOST_SIDE, 4, -4):
         box = _middle(sizes, side)
         operations = box.size * node.flops * node.depth
-        if operations <= BOX_FLOPS and _bytes(graph, number, box) <= most_bytes:
+        fits = _bytes(graph, number, box) <= limits.most_bytes
+        if operations <= limits.most_flops and fits:
             return box
     return _middle(sizes, 4)
 
@@ -153,14 +177,32 @@ def _cost(graph: Graph, number: int, box: Roi, device: torch.device) -> Cost:
         larger = torch.zeros([n + 1 for n in shape], dtype=graph.nodes[source].dtype, device=device)
         windows.append(Window(larger[tuple(slice(0, n) for n in shape)], part))
     rule: Any = node.compute
+
+    def run() -> Tensor:
+        result: Tensor = rule.partial(windows[0].values) if node.statistic else rule(windows, box)
+        return result
+
+    best, most = _taken(device, run) if device.type == "cpu" else _taken_on_gpu(device, run)
+    own = 0 if node.statistic else node.value_bytes * box.size
+    return Cost(best / box.size, max(0, most - own) / box.size)
+
+
+def _taken(device: torch.device, run: Callable[[], Tensor]) -> tuple[float, int]:
+    """Return the least time and the most memory of a few calls."""
     best, most, again = math.inf, 0, 0
     while again < 3 and not (again and best > LONG_S):
         before = mark_peak(device)
         began = time.perf_counter()
-        result = rule.partial(windows[0].values) if node.statistic else rule(windows, box)
-        most = max(most, read_peak(device) - before)  # which waits for a device
+        result = run()
+        most = max(most, read_peak(device) - before)
         best = min(best, time.perf_counter() - began)
         again += 1
         del result
-    own = 0 if node.statistic else node.value_bytes * box.size
-    return Cost(best / box.size, max(0, most - own) / box.size)
+    return best, most
+
+
+def _taken_on_gpu(device: torch.device, run: Callable[[], Tensor]) -> tuple[float, int]:
+    """Return the same on a GPU, where the first call may load libraries and is not measured."""
+    seconds, before = timed(device, run), mark_peak(device)
+    run()
+    return seconds, read_peak(device) - before

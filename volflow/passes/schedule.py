@@ -17,7 +17,7 @@ from functools import cached_property
 from volflow.errors import MemoryRefused
 from volflow.geometry.budget import format_bytes
 from volflow.partition.graph import Graph
-from volflow.passes.cost import FETCH_BYTES_PER_S, STORE_BYTES_PER_S, Costs, Pass
+from volflow.passes.cost import FETCH_BYTES_PER_S, STORE_BYTES_PER_S, UNLIMITED, Costs, Pass
 
 __all__ = ["SIDES", "Planner"]
 
@@ -46,6 +46,8 @@ class Planner:
         Budget of what is kept at a time.
     sides
         Sides of blocks that are tried, largest first.
+    device_bytes
+        Budget of one block in the memory of a GPU, if one computes.
     """
 
     costs: Costs
@@ -53,6 +55,7 @@ class Planner:
     memory_bytes: int
     scratch_bytes: int = 2**62
     sides: tuple[int, ...] = (WHOLE, *SIDES)
+    device_bytes: int = UNLIMITED
     _known: dict[object, Pass | None] = field(default_factory=dict)
 
     @property
@@ -75,7 +78,7 @@ class Planner:
             If not even the smallest blocks fit, naming the memory that they take.
         """
         step = Pass((0,), self.graph.ends, (), self.graph.sizes(0))  # one block, statistics and all
-        alone = self.costs.measured(step, frozenset(), self.memory_bytes)
+        alone = self.fitted(step)
         if alone is not None and blocks is not None and alone.block not in blocks:
             alone = None
         if alone is not None and self.costs.workers == 1:
@@ -87,6 +90,10 @@ class Planner:
             raise self._too_little(blocks)
         return found[1]
 
+    def fitted(self, step: Pass, known: frozenset[int] = frozenset()) -> Pass | None:
+        """Return a pass with its projected memory and time; None if it exceeds a budget."""
+        return self.costs.measured(step, known, self.memory_bytes, self.device_bytes)
+
     def least_bytes(self, blocks: Sequence[tuple[int, ...]] | None = None) -> int:
         """Return the memory of the smallest blocks, in the passes that take least.
 
@@ -95,13 +102,51 @@ class Planner:
         blocks
             As for `choose`.
         """
-        small = replace(self, memory_bytes=WHOLE, sides=self.sides[-1:], _known={})
+        return self.enough(blocks)[0]
+
+    def enough(self, blocks: Sequence[tuple[int, ...]] | None = None) -> tuple[int, int]:
+        """Return budgets in which the smallest blocks fit: of a worker's memory, and of a GPU's.
+
+        The second stays as it is if the first can make room alone, and the first if the second can.
+
+        Parameters
+        ----------
+        blocks
+            As for `choose`.
+        """
+        given, gpu = (self.memory_bytes, self.device_bytes), self.costs.on_gpu
+        memory = self._least(blocks, "peak_bytes", UNLIMITED, self.device_bytes)
+        if memory is not None:
+            return memory, given[1]
+        device = self._least(blocks, "device_peak_bytes", given[0], UNLIMITED)
+        if device is not None:
+            return given[0], device
+        device = self._least(blocks, "device_peak_bytes", UNLIMITED, UNLIMITED) if gpu else given[1]
+        assert device is not None  # one pass that keeps nothing always is a way
+        memory = self._least(blocks, "peak_bytes", UNLIMITED, device)
+        assert memory is not None
+        return memory, device
+
+    def _least(
+        self,
+        blocks: Sequence[tuple[int, ...]] | None,
+        peak: str,
+        memory_bytes: int,
+        device_bytes: int,
+    ) -> int | None:
+        """Return the least of a peak for the smallest blocks in two budgets; None if none fit."""
+        small = replace(
+            self,
+            memory_bytes=memory_bytes,
+            device_bytes=device_bytes,
+            sides=self.sides[-1:],
+            _known={},
+        )
         found = small._path(
             None if blocks is None else blocks[-1:],
-            lambda before, steps: max([before, *(s.peak_bytes for s in steps)]),
+            lambda before, steps: max([before, *(getattr(s, peak) for s in steps)]),
         )
-        assert found is not None  # one pass that keeps nothing always is a way
-        return int(found[0])
+        return None if found is None else int(found[0])
 
     def _path(
         self,
@@ -242,7 +287,7 @@ class Planner:
             found: Pass | None = None
             for block in blocks if blocks is not None else self.blocks:
                 step = Pass(read, stores, statistics, block)
-                tried = self.costs.measured(step, known, self.memory_bytes)
+                tried = self.fitted(step, known)
                 if tried is None:
                     continue
                 if found is not None and tried.seconds >= found.seconds:
@@ -267,11 +312,17 @@ class Planner:
         return tuple(found)
 
     def _too_little(self, blocks: Sequence[tuple[int, ...]] | None) -> MemoryRefused:
-        sides = "×".join(map(str, (blocks or self.blocks)[-1]))
+        sides, least = "×".join(map(str, (blocks or self.blocks)[-1])), self.enough(blocks)
+        wants = [
+            f"takes {format_bytes(most)}, and {name} leaves {format_bytes(max(0, given))}"
+            for name, most, given in zip(
+                ("memory", "device_memory"), least, (self.memory_bytes, self.device_bytes),
+                strict=True,
+            )
+            if most > given
+        ]  # fmt: skip
         return MemoryRefused(
-            f"exact inference in blocks of {sides} voxels takes"
-            f" {format_bytes(self.least_bytes(blocks))}, and memory leaves"
-            f" {format_bytes(max(0, self.memory_bytes))}; give more memory, or use"
+            f"exact inference in blocks of {sides} voxels {', and '.join(wants)}; give more, or use"
             " blend='gaussian' with a smaller patch"
         )
 

@@ -20,15 +20,15 @@ from volflow.model.forward import Output
 from volflow.partition.graph import Graph
 from volflow.partition.reach import alignment_of
 from volflow.passes.activations import free_bytes
-from volflow.passes.cost import Costs, Pass
+from volflow.passes.cost import UNLIMITED, Costs, Pass
+from volflow.passes.peaks import MOST_VALUES, VoxelBytes
 from volflow.passes.profile import OpProfile
 from volflow.passes.schedule import SIDES, Planner
 
-__all__ = ["Layout", "budget_of", "choose_passes", "slack_bytes"]
+__all__ = ["Layout", "budget_of", "choose_passes", "device_budget_of", "slack_bytes"]
 
-# Share of the free disk that may be kept between passes, and of a device's free memory.
+# Share of the free disk that may be kept between passes.
 SCRATCH_SHARE = 0.8
-DEVICE_SHARE = 0.7
 # Factor by which allocators exceed the tensors that are alive.
 ALLOCATED = 1.15
 # Code, above all, that a library of convolutions keeps for each shape that it has met.
@@ -49,6 +49,11 @@ def budget_of(graph: Graph, peak_bytes: int) -> int:
     """Return the memory of a worker whose tensors and buffers take so much."""
     dtype = "float64" if graph.nodes[0].dtype == torch.float64 else "float32"
     return math.ceil(ALLOCATED * peak_bytes) + slack_bytes(dtype)
+
+
+def device_budget_of(peak_bytes: int) -> int:
+    """Return the memory of a GPU in which a block takes so much."""
+    return math.ceil(ALLOCATED * peak_bytes)
 
 
 def choose_passes(
@@ -78,18 +83,25 @@ def choose_passes(
     dtype = found.network.dtype
     score_bytes, channels = np.dtype(dtype).itemsize, sum(output.channels for output in outputs)
     read = max(spec.voxel_bytes for spec in request.inputs.specs)
-    budget = (memory_bytes - slack_bytes(dtype)) / ALLOCATED
-    if found.network.device.startswith("cuda"):
-        budget = DEVICE_SHARE * found.free_bytes
+    stored = stored_bytes(request, outputs, dtype)
     costs = Costs(
         graph,
-        input_bytes=2 * read + score_bytes * request.inputs.channels,
-        output_bytes=channels * score_bytes + stored_bytes(request, outputs, dtype),
+        VoxelBytes(
+            read=2 * read + score_bytes * request.inputs.channels,
+            finished=channels * score_bytes + stored,
+            stored=stored,
+        ),
         ops=found.costs,
         workers=max(1, len(workers(client))),
+        on_gpu=found.network.device.startswith("cuda"),
     )
-    scratch = int(SCRATCH_SHARE * free_bytes(request.out.parent))
-    planner = Planner(costs, alignment_of(graph), int(budget), scratch)
+    planner = Planner(
+        costs,
+        alignment_of(graph),
+        int((memory_bytes - slack_bytes(dtype)) / ALLOCATED),
+        int(SCRATCH_SHARE * free_bytes(request.out.parent)),
+        device_bytes=int(found.device_memory_bytes / ALLOCATED) if costs.on_gpu else UNLIMITED,
+    )
     dropped = dropped_axis(request)
     if dropped is not None:
         across = request.inputs.frame.axes[dropped]
@@ -98,7 +110,7 @@ def choose_passes(
     try:
         passes = planner.choose(tuple(layouts))
     except MemoryRefused as error:
-        raise _refused(planner, "blocks", planner.least_bytes(tuple(layouts))) from error
+        raise _refused(planner, "blocks", *planner.enough(tuple(layouts))) from error
     return passes, layouts[passes[-1].block]
 
 
@@ -109,38 +121,50 @@ def _of_slices(
 
     Nothing is kept, and statistics are those of whole slices.
     """
-    graph, least = planner.graph, 0
+    graph, least = planner.graph, (0, 0)
     chunk, shard = (sides[across] for sides in stored_layout(request, output, dtype))
     # A chunk is read once for all slices in it.
     fewer = (side for side in (*SIDES, 4, 2, 1) if side < chunk)
     for thickness in (chunk, *fewer) if request.options.shard is None else (shard,):
-        costs = replace(
-            planner.costs,
-            input_bytes=thickness * planner.costs.input_bytes,
-            output_bytes=thickness * planner.costs.output_bytes,
-        )
+        voxel = replace(planner.costs.voxel, slices=thickness)
+        fitting = replace(planner, costs=replace(planner.costs, voxel=voxel))
         layouts = _layouts(request, output, dtype, graph.sizes(0), {across: thickness})
         for block, layout in layouts.items():
             if graph.statistics and block != graph.sizes(0):
                 continue
             step = Pass((0,), graph.ends, (), block)
-            found = costs.measured(step, frozenset(), planner.memory_bytes)
+            found = fitting.fitted(step)
             if found is not None:
                 return (found,), layout
-            tried = costs.measured(step, frozenset(), 2**62)
-            assert tried is not None
-            least = tried.peak_bytes
-    raise _refused(planner, "slices", least)
+            tried = fitting.costs.measured(step, frozenset(), UNLIMITED)
+            if tried is not None:
+                least = tried.peak_bytes, tried.device_peak_bytes
+    raise _refused(planner, "slices", *least)
 
 
-def _refused(planner: Planner, what: str, least_bytes: int) -> MemoryRefused:
+def _refused(planner: Planner, what: str, memory: int, device_memory: int) -> MemoryRefused:
+    """Return the refusal of budgets in which not even the smallest boxes fit, with what would."""
     # What ops take is measured anew by each profile.
-    enough = math.ceil(TRIALS_DIFFER * budget_of(planner.graph, least_bytes) / 2**20)
+    needs, remedies = [], []
+    if memory > planner.memory_bytes:
+        enough = math.ceil(TRIALS_DIFFER * budget_of(planner.graph, memory) / 2**20)
+        given = format_bytes(budget_of(planner.graph, planner.memory_bytes))
+        needs.append(f"{enough} MiB per worker but memory is {given}")
+        remedies.append(f'memory="{enough}MiB" or more (--memory)')
+    if device_memory > planner.device_bytes:
+        enough = math.ceil(TRIALS_DIFFER * device_budget_of(device_memory) / 2**20)
+        given = format_bytes(device_budget_of(planner.device_bytes))
+        needs.append(f"{enough} MiB of the device but device_memory is {given}")
+        remedies.append(f'device_memory="{enough}MiB" or more (--device-memory)')
+    if not needs:
+        return MemoryRefused(
+            f"exact inference in the smallest {what} has tensors of more than {MOST_VALUES:,}"
+            " values, which a GPU's kernels cannot count; use device='cpu' (--device cpu), or"
+            " blend='gaussian' (--blend gaussian)"
+        )
     return MemoryRefused(
-        f"exact inference in the smallest {what} needs {enough} MiB per worker but memory is"
-        f" {format_bytes(budget_of(planner.graph, planner.memory_bytes))}; use"
-        f" memory=\"{enough}MiB\" or more (--memory), or blend='gaussian' (--blend gaussian) with"
-        " a small patch"
+        f"exact inference in the smallest {what} needs {', and '.join(needs)}; use"
+        f" {' and '.join(remedies)}, or blend='gaussian' (--blend gaussian) with a small patch"
     )
 
 

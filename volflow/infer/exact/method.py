@@ -18,7 +18,7 @@ from volflow.engine.cluster import connect, memory_per_worker, workers
 from volflow.engine.plan import Plan, runs_for
 from volflow.errors import InvalidInput, ResumeRefused
 from volflow.geometry.roi import Roi
-from volflow.infer.exact.choose import budget_of, choose_passes
+from volflow.infer.exact.choose import budget_of, choose_passes, device_budget_of
 from volflow.infer.exact.window import (
     ExactWindow,
     dropped_axis,
@@ -73,6 +73,9 @@ class ExactSettings(Settings):
     def own(self) -> dict[str, Any]:
         """Return plain values of the passes, for the journal."""
         passes = [asdict(step) for step in self.passes]
+        for step in passes:
+            if not step["device_peak_bytes"]:  # what only GPUs need is left out, as in the settings
+                del step["device_peak_bytes"]
         return {"exact": {"sizes": list(self.sizes), "passes": passes}}
 
 
@@ -121,7 +124,8 @@ def decide(request: Request, client: Client, memory_bytes: int) -> ExactSettings
     # All that can be refused without a worker is refused by now.
     threads = threads_per_worker(client)
     network = network_of(request, sizes, options.device, options.precision)
-    found = profile_ops(network, request.plugin, client, threads, memory_bytes)
+    asked = getattr(options, "device_bytes", None)
+    found = profile_ops(network, request.plugin, client, threads, memory_bytes, asked)
     passes, layout = choose_passes(request, graph, outputs, found, client, memory_bytes)
     block, chunk, shard = layout
     return ExactSettings(
@@ -134,6 +138,8 @@ def decide(request: Request, client: Client, memory_bytes: int) -> ExactSettings
         chunk=chunk,
         shard=shard,
         peak_bytes=budget_of(graph, max(step.peak_bytes for step in passes)),
+        device_peak_bytes=device_budget_of(max(step.device_peak_bytes for step in passes)),
+        device_memory_bytes=found.device_memory_bytes,
         batch_size=1,
         sizes=sizes,
         passes=passes,

@@ -16,6 +16,7 @@ import torch
 
 from volflow.engine.task import Context, Step
 from volflow.geometry.roi import Roi
+from volflow.infer.exact.finishing import Finished, finished, joined, leaving
 from volflow.infer.finish import Finish
 from volflow.infer.method import OutputJob, Rows, array_of
 from volflow.infer.request import Request
@@ -179,9 +180,10 @@ class ExactWindow:
         def compute(box: Roi) -> Launched[dict[str, Array]]:
             given = ahead.pop() if ahead else None
             if self.dropped is None:
-                windows = None if given is None else given.taken()
-                return self._finished(graph, box, windows, copies)
-            return self._slices(graph, box, given or self.send(box, copies), copies)
+                found = self._finished(graph, box, None if given is None else given.taken())
+            else:
+                found = self._slices(graph, box, given or self.send(box, copies))
+            return leaving(self.finish, found, copies)
 
         def join(axis: int, low: dict[str, Array], high: dict[str, Array]) -> dict[str, Array]:
             return {name: np.concatenate([low[name], high[name]], axis - 3) for name in low}
@@ -194,28 +196,21 @@ class ExactWindow:
         flat = _without(tile, self.dropped)
         return needed(graph, dict.fromkeys(graph.outputs.values(), flat), {0})[0]
 
-    def _slices(
-        self, graph: Graph, box: Roi, sent: Sent, copies: Copies
-    ) -> Launched[dict[str, Array]]:
-        """Compute a box of a network of slices, one after the other."""
+    def _slices(self, graph: Graph, box: Roi, sent: Sent) -> dict[str, Finished]:
+        """Return finished voxels of a box of a network of slices, one after the other."""
         axis = self.dropped
         assert axis is not None
         flat, slices = _without(box, axis), sent.taken()[0]
-        launched = []
+        found = []
         for number in range(box.shape[axis]):
             image = slices.values.select(1 + axis, number).contiguous()[None]
-            launched.append(self._finished(graph, flat, {0: Window(image, slices.box)}, copies))
-
-        def together() -> dict[str, Array]:
-            found = [one() for one in launched]
-            return {n: np.concatenate([f[n] for f in found], axis - 3) for n in graph.outputs}
-
-        return together
+            found.append(self._finished(graph, flat, {0: Window(image, slices.box)}))
+        return {n: joined([one[n] for one in found], axis - 3) for n in graph.outputs}
 
     def _finished(
-        self, graph: Graph, box: Roi, windows: dict[int, Window] | None, copies: Copies
-    ) -> Launched[dict[str, Array]]:
-        """Compute a box of the outputs as the network sees it, and finish its voxels."""
+        self, graph: Graph, box: Roi, windows: dict[int, Window] | None
+    ) -> dict[str, Finished]:
+        """Return finished voxels of a box of the outputs, as the network sees it, by output."""
         network, targets = self.blockwise.network, dict.fromkeys(graph.outputs.values(), box)
         with network.inference():  # an activation of the user's runs outside of it
             values = dict(self.blockwise.compute(graph, targets, windows))
@@ -224,20 +219,8 @@ class ExactWindow:
             scores = values[number][0]
             wide = scores if self.dropped is None else scores.unsqueeze(1 + self.dropped)
             # In the network's own precision, as scores of patches are.
-            found[name] = self._voxels(wide.to(network.torch_dtype).numpy(force=True))
-        return lambda: found
-
-    def _voxels(self, scores: Array) -> Array:
-        """Return finished voxels of scores ``CZYX``, a few rows at a time."""
-        step = max(1, 2**22 // max(1, scores[:, :1].size))
-        return np.concatenate(
-            [
-                # A copy: it may be finished in place, and outputs may share their memory.
-                self.finish(scores[:, low : low + step].copy())
-                for low in range(0, scores.shape[1], step)
-            ],
-            axis=-3,
-        )
+            found[name] = finished(self.finish, wide, network.torch_dtype)
+        return found
 
 
 def _without(box: Roi, axis: int) -> Roi:
