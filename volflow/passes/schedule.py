@@ -107,22 +107,24 @@ class Planner:
     def enough(self, blocks: Sequence[tuple[int, ...]] | None = None) -> tuple[int, int]:
         """Return budgets in which the smallest blocks fit: of a worker's memory, and of a GPU's.
 
-        The second stays as it is if the first can make room alone, and the first if the second can.
+        The second stays as it is if the first can make room alone, and the first if the second can;
+        both where a tensor has more values than a GPU's kernels can count, however small the block.
 
         Parameters
         ----------
         blocks
             As for `choose`.
         """
-        given, gpu = (self.memory_bytes, self.device_bytes), self.costs.on_gpu
+        given = self.memory_bytes, self.device_bytes
         memory = self._least(blocks, "peak_bytes", UNLIMITED, self.device_bytes)
         if memory is not None:
             return memory, given[1]
         device = self._least(blocks, "device_peak_bytes", given[0], UNLIMITED)
         if device is not None:
             return given[0], device
-        device = self._least(blocks, "device_peak_bytes", UNLIMITED, UNLIMITED) if gpu else given[1]
-        assert device is not None  # one pass that keeps nothing always is a way
+        device = self._least(blocks, "device_peak_bytes", UNLIMITED, UNLIMITED)
+        if device is None:  # one pass that keeps nothing always is a way, but for what GPUs count
+            return given
         memory = self._least(blocks, "peak_bytes", UNLIMITED, device)
         assert memory is not None
         return memory, device

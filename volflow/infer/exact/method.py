@@ -124,7 +124,7 @@ def decide(request: Request, client: Client, memory_bytes: int) -> ExactSettings
     # All that can be refused without a worker is refused by now.
     threads = threads_per_worker(client)
     network = network_of(request, sizes, options.device, options.precision)
-    asked = getattr(options, "device_bytes", None)
+    asked = options.device_bytes
     found = profile_ops(network, request.plugin, client, threads, memory_bytes, asked)
     passes, layout = choose_passes(request, graph, outputs, found, client, memory_bytes)
     block, chunk, shard = layout
