@@ -160,6 +160,22 @@ class TestOps:
         assert out.tolist() == [49, 4, 4, 64]
         assert x[x > 2].tolist() == [7, 8]
 
+    @pytest.mark.parametrize("mode", [torch.inference_mode, torch.enable_grad])
+    def test_what_torch_makes_on_the_way_is_on_the_device(self, gpu, mode):
+        with mode():
+            x = torch.arange(4.0, device="cuda")
+            assert torch.quantile(x, 0.5).item() == 1.5
+            assert nn.functional.one_hot(x.long()).tolist() == torch.eye(4).tolist()
+            assert nn.functional.cross_entropy(x[None], x[1:2].long()).is_cuda
+            assert torch.ones(2, device="meta").is_meta
+
+    def test_out_may_grow_and_axes_may_swap_in_place(self, gpu):
+        out = torch.empty(0, device="cuda")
+        torch.add(torch.ones(2, 3, device="cuda"), 1, out=out)
+        assert out.tolist() == [[2, 2, 2], [2, 2, 2]]
+        assert out.t_().shape == (3, 2)
+        assert out.unsqueeze_(0).shape == (1, 3, 2)
+
     def test_memory_formats_are_kept(self, gpu):
         x = torch.rand(1, 2, 3, 4, 5).cuda().to(memory_format=torch.channels_last_3d)
         assert x.is_contiguous(memory_format=torch.channels_last_3d)

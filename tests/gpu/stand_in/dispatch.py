@@ -36,7 +36,7 @@ WAITS = {
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
 # They read a number, or make memory without touching it: no kernel runs.
 READS = {"item", "_local_scalar_dense", "is_nonzero"}
-HOST_SPECIAL = {"is_pinned", "_pin_memory", "pin_memory", "scalar_tensor"}
+HOST_SPECIAL = {"is_pinned", "_pin_memory", "pin_memory"}
 EMPTY = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 
 
@@ -137,7 +137,7 @@ def _target(
     if device is None:
         return None
     if device.type == "meta":  # as torch's own code sees our tensors
-        return ours[0].device if ours else None
+        return ours[0].device if ours else machine.here.inside
     if device.type == "cuda":
         return machine.device_of(device)
     return device if ours else None
@@ -162,16 +162,6 @@ def _on_host(machine: Machine, op: Op) -> Any:
     if wrong and (op.written or not _all_views(made, {_storage(x) for x in op.tensors})):
         for text in wrong:
             machine.clocks.report(text)
-    return _kept_number(op, made)
-
-
-def _kept_number(op: Op, made: Any) -> Any:
-    """Keep the value of a number that torch makes on the device of one of our tensors.
-
-    Torch's own code takes that device to be the meta device, where a number has no value.
-    """
-    if op.name == "scalar_tensor" and isinstance(made, torch.Tensor) and made.is_meta:
-        made.number = op.args[0]
     return made
 
 
@@ -228,8 +218,6 @@ def _computed(machine: Machine, op: Op) -> Any:
     def inner(x: Any) -> Any:
         if isinstance(x, DeviceTensor):
             return x.held
-        if isinstance(x, torch.Tensor) and hasattr(x, "number"):
-            return torch.scalar_tensor(x.number, dtype=x.dtype)
         if isinstance(x, torch.device):
             return torch.device("cpu")
         return x

@@ -33,6 +33,7 @@ class _Here(threading.local):
     def __init__(self) -> None:
         self.device = 0
         self.streams: dict[int, StreamId] = {}
+        self.inside: torch.device | None = None  # whose tensors the torch function at work has
 
 
 class Machine:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.utils._pytree import tree_leaves
 
 from tests.gpu.stand_in.clocks import Place, place_of
 
@@ -42,8 +43,6 @@ class DeviceTensor(torch.Tensor):
     block: Block
     ordinal: int
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
-
     @staticmethod
     def __new__(
         cls,
@@ -66,10 +65,23 @@ class DeviceTensor(torch.Tensor):
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Let the machine of the first such tensor run an op."""
-        from torch.utils._pytree import tree_leaves
-
         first = next(x for x in tree_leaves((args, kwargs)) if isinstance(x, cls))
         return first.machine.dispatch(func, args, kwargs or {})
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run a function; what torch's code makes meanwhile on "its device" is made on ours."""
+        if not all(issubclass(kind, OURS) for kind in types):
+            return NotImplemented
+        kwargs = kwargs or {}
+        first = next(x for x in tree_leaves((args, kwargs)) if isinstance(x, cls))
+        here = first.machine.here
+        before, here.inside = here.inside, first.device
+        try:
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **kwargs)
+        finally:
+            here.inside = before
 
     @property
     def place(self) -> Place:
@@ -144,7 +156,9 @@ class DeviceTensor(torch.Tensor):
     def refresh(self) -> None:
         """Take over the sizes of the inner tensor after an op that changes them in place."""
         if self.shape != self.held.shape or self.stride() != self.held.stride():
-            with torch._C._DisableTorchDispatch():
+            with torch._C._DisableTorchDispatch(), torch._C.DisableTorchFunctionSubclass():
+                if self.numel() < self.held.numel():
+                    self.resize_(self.held.size())
                 self.as_strided_(self.held.size(), self.held.stride())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> DeviceTensor:
@@ -166,6 +180,9 @@ class DeviceTensor(torch.Tensor):
 
     def __repr__(self) -> str:
         return f"tensor of {tuple(self.shape)}, {self.dtype}, on {self.device}"
+
+
+OURS = (DeviceTensor, torch.nn.Parameter)
 
 
 def _takes_a_view(where: Any) -> bool:
