@@ -99,7 +99,7 @@ CLOSE = dict.fromkeys(NETS, EXACT) | {"weightless": 1e-6}
 
 
 @pytest.fixture
-def client(gpu):
+def client(device):
     """One embedded Dask whose threads see the device."""
     with connect("threads") as client:
         yield client
@@ -190,17 +190,6 @@ class TestEqual:
         assert error(result[:], expected) < CLOSE[name]
         assert vf.verify(result.path).ok
 
-    @pytest.mark.parametrize("name", ["convolutions", "strided", "max", "transposed"])
-    @pytest.mark.usefixtures("like_the_cpu")
-    def test_to_the_cpu_bit_for_bit_in_the_same_blocks(self, exact, name):
-        net, scan = NETS[name][0], SCAN.astype("f4")
-        net = copy.deepcopy(net).float()
-        results = [
-            exact(scan, net, f"{device}.zarr", device, memory="114MiB")[:]
-            for device in ("cpu", "cuda")
-        ]
-        assert np.array_equal(*results)
-
     @pytest.mark.usefixtures("like_the_cpu")
     def test_through_passes_that_keep_activations(self, exact, plan):
         net = NETS["instance"][0]
@@ -263,7 +252,30 @@ class TestEqual:
         assert error(result[:], whole(SCAN, net, alignment)) < EXACT
 
 
+class TestSameBits:
+    @pytest.fixture
+    def device(self, gpu):
+        """The stand-in alone."""
+        return "cuda"
+
+    @pytest.mark.parametrize("name", ["convolutions", "strided", "max", "transposed"])
+    @pytest.mark.usefixtures("like_the_cpu")
+    def test_to_the_cpu_bit_for_bit_in_the_same_blocks(self, exact, name):
+        net, scan = NETS[name][0], SCAN.astype("f4")
+        net = copy.deepcopy(net).float()
+        results = [
+            exact(scan, net, f"{device}.zarr", device, memory="114MiB")[:]
+            for device in ("cpu", "cuda")
+        ]
+        assert np.array_equal(*results)
+
+
 class TestBusy:
+    @pytest.fixture
+    def device(self, gpu):
+        """The stand-in alone."""
+        return "cuda"
+
     @pytest.fixture
     def counted(self, gpu, exact, monkeypatch):
         """What a second run of a network counts, and how many blocks it computes in all passes."""
@@ -314,6 +326,11 @@ class TestBusy:
 
 
 class TestBudgets:
+    @pytest.fixture
+    def device(self, gpu):
+        """The stand-in alone."""
+        return "cuda"
+
     @pytest.mark.parametrize(
         ("name", "factor"),
         [
@@ -384,6 +401,11 @@ class TestBudgets:
 
 
 class TestOutOfMemory:
+    @pytest.fixture
+    def device(self, gpu):
+        """The stand-in alone."""
+        return "cuda"
+
     @pytest.mark.parametrize(
         ("name", "times", "message"),
         [
@@ -417,6 +439,11 @@ class TestOutOfMemory:
 
 
 class TestInterrupted:
+    @pytest.fixture
+    def device(self, gpu):
+        """The stand-in alone."""
+        return "cuda"
+
     def test_a_run_goes_on_where_it_stopped(self, exact, least, monkeypatch, tmp_path):
         net = NETS["instance"][0]
         mib, done, most = least(SCAN, net), [], [float("inf")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -187,6 +188,26 @@ def test_least_bytes_are_enough_and_much_less_is_not(kinds, sizes, share, worker
     assert max(step.peak_bytes for step in passes) <= least
     with pytest.raises(MemoryRefused, match=r"in blocks of .* takes .*, and memory leaves"):
         planner(kinds, sizes, 1, workers=workers).choose()
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow])
+@given(**schedules)
+def test_on_a_gpu_both_budgets_hold_and_what_is_enough_is(kinds, sizes, share, workers):
+    found = planner(kinds, sizes, 0, workers=workers)
+    found = replace(found, costs=replace(found.costs, on_gpu=True), device_bytes=0)
+    memory, device = found.enough()
+    assume(min(memory, device) > 100)
+    roomy = replace(found, memory_bytes=int(share * memory), device_bytes=int(share * device))
+    for one in (replace(found, memory_bytes=memory, device_bytes=device), roomy):
+        passes = replace(one, _known={}).choose()
+        what_is_read_was_stored_and_what_is_needed_was_measured(one.graph, passes)
+        assert max(step.peak_bytes for step in passes) <= one.memory_bytes
+        assert max(step.device_peak_bytes for step in passes) <= one.device_bytes
+    # Where one budget is enough, the other is what is named.
+    assert replace(roomy, device_bytes=1, _known={}).enough()[0] == roomy.memory_bytes
+    assert replace(roomy, memory_bytes=1, _known={}).enough()[1] == roomy.device_bytes
+    with pytest.raises(MemoryRefused, match=r"takes .*, and device_memory leaves 1 B; give more"):
+        replace(roomy, device_bytes=1, _known={}).choose()
 
 
 class TestPlanPredict:
