@@ -142,6 +142,20 @@ class TestArithmetic:
         finally:
             cudnn.benchmark = False
 
+    @pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="before torch 2.9")
+    @pytest.mark.parametrize("chosen", ["ieee", "tf32"])
+    def test_what_a_user_set_for_one_op_by_its_newer_name_is_no_obstacle(self, gpu, chosen):
+        conv = torch.backends.cudnn.conv
+        before, conv.fp32_precision = conv.fp32_precision, chosen
+        try:
+            with arithmetic(CUDA, "float32"):
+                assert conv.fp32_precision == "ieee"
+            with arithmetic(CUDA, "tf32"):
+                assert conv.fp32_precision == "tf32"
+            assert conv.fp32_precision == chosen
+        finally:
+            conv.fp32_precision = before
+
     def test_it_is_put_back_after_an_error(self, gpu):
         before = torch.backends.cudnn.allow_tf32
         with pytest.raises(ZeroDivisionError), arithmetic(CUDA, "float32"):

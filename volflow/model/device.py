@@ -5,11 +5,10 @@ On a CPU most of this does nothing; what asks for a GPU asks here.
 
 from __future__ import annotations
 
-import inspect
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -99,25 +98,29 @@ def arithmetic(device: torch.device, precision: str) -> Iterator[None]:
         if device.type != "cuda":
             yield
             return
-        rounded, matmul = precision == "tf32", torch.backends.cuda.matmul
-        own: dict[str, Any] = {}
-        name = (
-            "fp32_precision"
-            if "fp32_precision" in inspect.signature(torch.backends.cudnn.flags).parameters
-            else "allow_tf32"
-        )
-        before = getattr(matmul, name)
-        if name == "fp32_precision":  # since torch 2.9, which the older name would contradict
-            own["fp32_precision"] = "tf32" if rounded else "ieee"
-        flags = torch.backends.cudnn.flags(
-            enabled=True, benchmark=False, deterministic=True, allow_tf32=rounded, **own
-        )
+        switches = _switches(precision)
+        before = [(place, name, getattr(place, name)) for place, name, _ in switches]
         try:
-            with flags:
-                setattr(matmul, name, own.get("fp32_precision", rounded))
-                yield
+            for place, name, value in switches:
+                setattr(place, name, value)
+            yield
         finally:
-            setattr(matmul, name, before)
+            for place, name, value in reversed(before):
+                setattr(place, name, value)
+
+
+def _switches(precision: str) -> list[tuple[Any, str, Any]]:
+    """Return what is set for a precision: where, the name, and the value."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    steady = [(cudnn, "enabled", True), (cudnn, "benchmark", False), (cudnn, "deterministic", True)]
+    rounded = precision == "tf32"
+    if not hasattr(cudnn, "conv"):  # before torch 2.9
+        return [*steady, (cudnn, "allow_tf32", rounded), (matmul, "allow_tf32", rounded)]
+    with suppress(RuntimeError):  # a user set one op by the newer name: the older has no answer
+        _ = cudnn.allow_tf32
+        steady.append((cudnn, "allow_tf32", rounded))
+    value, places = "tf32" if rounded else "ieee", (cudnn.conv, cudnn.rnn, matmul)
+    return [*steady, *((place, "fp32_precision", value) for place in places)]
 
 
 def device_memory(device: torch.device, asked: int | None) -> int:
