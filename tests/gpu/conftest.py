@@ -29,7 +29,7 @@ def gpu(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     monkeypatch.setattr(places, "_places", {})
     monkeypatch.setattr(resident, "_residents", {})
-    monkeypatch.setattr(search, "timed", lambda device, run: 1.0 if run() else 2.0)
+    monkeypatch.setattr(search, "timed", lambda device, run, most: 1.0 if run() else 2.0)
     with stand_in() as machine:
         yield machine
     for one in places._places.values():

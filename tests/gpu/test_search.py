@@ -48,7 +48,7 @@ def seconds(monkeypatch):
     """Decides how long a forward takes, given its layout and its batch."""
 
     def decide(takes):
-        def timed(device, run):
+        def timed(device, run, most):
             run()
             (batch,) = run.args
             return takes(run.func.layout, len(batch))
@@ -165,6 +165,7 @@ class TestLayout:
         seconds(lambda layout, batch: 1 / 0)
         plan = vf.plan_predict(scan, net, tmp_path / "out.zarr", **options)
         assert plan.job.window.forward.layout == "channels_last"
+        assert ("device", "cuda float32, batches of 3, channels_last") in plan.facts
         assert plan.device_peak_bytes > 0
 
 

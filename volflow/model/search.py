@@ -37,6 +37,7 @@ __all__ = ["MOST_BATCH", "Choice", "search"]
 MOST_BATCH = 64
 # A layout must be faster by this share to be taken, a batch of twice the size per patch.
 LAYOUT_GAIN, BATCH_GAIN = 0.03, 0.05
+TIMINGS = 10  # at most: a short forward takes longer now and then
 # Of a device's budget, for a forward; sums, patches and rows that wait take the rest.
 FORWARD_SHARE = 0.5
 
@@ -211,7 +212,7 @@ def _tried(forward: Forward, device: torch.device, size: int) -> Tried:
     give_back_device(device)
     before, kept = mark_peak(device), torch.cuda.memory_reserved(device)
     batch = _zeros(forward, device, size)
-    seconds = timed(device, partial(forward, batch))
+    seconds = timed(device, partial(forward, batch), most=TIMINGS)
     peak = read_peak(device) - before
     # The allocator takes whole segments, and what it cannot cut well is lost to all others.
     peak = max(peak, torch.cuda.max_memory_reserved(device) - kept)

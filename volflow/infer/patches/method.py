@@ -188,9 +188,12 @@ def plan(
         for tile in tiles
     )
     blend = f"{window.blend}, patch {grid.patch}, stride {grid.stride}"
+    batches = f"batches of {settings.batch_size}"
+    if settings.layout != "contiguous":
+        batches += f", {settings.layout}"
     own = (
         ("patches", f"{calls:,} forwards for {len(grid):,} patches of the grid"),
-        ("device", f"{settings.device} {settings.precision}, batches of {settings.batch_size}"),
+        ("device", f"{settings.device} {settings.precision}, {batches}"),
     )
     return output_plan(request, settings, predict_blocks, job, runs, memory_bytes, blend, own)
 
