@@ -11,7 +11,9 @@ are the blocks of the run itself, from after the trial forward or the profile of
 - ``pageable``: copies that are not from or to pinned memory, or that the host waited for;
 - ``waits``: synchronisations per block, of passes that measure statistics, too;
 - ``kernels``: per patch (blended) or per block (exact);
-- ``peak``: most bytes allocated on the device at a time; ``races``: work that nothing put in order.
+- ``peak``: most bytes allocated on the device at a time; ``reserved`` and ``pinned``: the most that
+  torch takes there, and of pinned memory, where the device lags behind until the host waits for it;
+- ``races``: work that nothing put in order.
 
 Seconds would say nothing here.
 """
@@ -42,7 +44,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.gpu.stand_in import Counts, stand_in
 
 SHAPE, PATCH, OVERLAP = (96, 160, 160), 64, 0.25
-HEAD = "| method | output | blocks | in | out | pageable | waits per block | kernels | peak MiB | races |"
+HEAD = "| method | output | blocks | in | out | pageable | waits per block | kernels | peak MiB | reserved | pinned | races |"
 
 
 class Windows:
@@ -51,9 +53,10 @@ class Windows:
     def __init__(self, gpu: Any) -> None:
         self.gpu = gpu
         self.counts = Counts({})
-        self.blocks = self.peak_bytes = 0
+        self.blocks = self.peak_bytes = self.reserved_bytes = 0
 
     def run(self, plain: Any, plan: Any, *args: Any, **kwargs: Any) -> Any:
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         before = self.gpu.counts()
         found = plain(plan, *args, **kwargs)
@@ -61,6 +64,7 @@ class Windows:
             self.counts += self.gpu.counts() - before
             self.blocks += sum(map(len, plan.runs))
             self.peak_bytes = max(self.peak_bytes, torch.cuda.max_memory_allocated())
+            self.reserved_bytes = max(self.reserved_bytes, torch.cuda.max_memory_reserved())
         return found
 
 
@@ -110,7 +114,8 @@ def row(blend: str, output: str, folder: Path, memory: int) -> str:
     return (
         f"| {blend} | {output} | {blocks} | {found.h2d_bytes / scan.nbytes:.2f}"
         f" | {found.d2h_bytes / out_bytes:.2f} | {found.pageable} | {found.syncs / blocks:.1f}"
-        f" | {kernels:.1f} | {windows.peak_bytes / 2**20:.0f} | {races} |"
+        f" | {kernels:.1f} | {windows.peak_bytes / 2**20:.0f}"
+        f" | {windows.reserved_bytes / 2**20:.0f} | {gpu.pins.peak / 2**20:.0f} | {races} |"
     )
 
 
@@ -121,7 +126,7 @@ def main() -> None:
     args = parser.parse_args()
     print(f"{SHAPE} uint16, patch {PATCH}, overlap {OVERLAP}: {patches()} patches;", vf.__file__)
     print(HEAD)
-    print("|---|---|" + "---:|" * 8)
+    print("|---|---|" + "---:|" * 10)
     for blend, memory in (("gaussian", args.device_memory), ("exact", args.exact_memory)):
         for output in ("classes", "scores"):
             with tempfile.TemporaryDirectory() as folder:

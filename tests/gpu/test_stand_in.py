@@ -412,6 +412,24 @@ class TestMemory:
         assert torch.cuda.memory_reserved() == 0
         assert torch.cuda.max_memory_allocated(1) == 0
 
+    def test_what_another_stream_may_use_is_not_handed_on(self, gpu):
+        """As torch has it: freed at once, active and reserved until the stream is done."""
+        side = torch.cuda.Stream()
+        for times in (1, 2, 3):
+            x = torch.zeros(2**20, device="cuda")
+            with torch.cuda.stream(side):
+                side.wait_stream(torch.cuda.default_stream())
+                x.sum()
+            x.record_stream(side)
+            del x
+            assert torch.cuda.memory_allocated() < 2**20
+            assert torch.cuda.memory_stats()["active_bytes.all.current"] // 2**22 == times
+            assert torch.cuda.memory_reserved() // 2**22 == times
+        side.synchronize()
+        assert torch.cuda.memory_stats()["active_bytes.all.current"] < 2**20
+        torch.cuda.empty_cache()
+        assert torch.cuda.memory_reserved() == 0
+
     def test_beyond_the_total_there_is_none(self):
         with stand_in(total_memory=2**20) as gpu:
             kept = torch.empty(2**19, dtype=torch.uint8, device="cuda")

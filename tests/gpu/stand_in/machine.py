@@ -58,7 +58,7 @@ class Machine:
         self.clocks = Clocks(on_host=lambda: self.copies.settle())
         self.copies = Copies(self.clocks)
         self.pins = Pins()
-        self.pools = [Pool(index, total_memory) for index in range(devices)]
+        self.pools = [Pool(index, total_memory, self.clocks) for index in range(devices)]
         self.here = _Here()
         self.Stream: Any = bound(StandInStream, self)
         self.Event: Any = bound(StandInEvent, self)
@@ -185,7 +185,7 @@ class Machine:
         """Return a tensor in memory of its own."""
         with self.lock:
             size = inner.untyped_storage().nbytes()
-            block = self.pools[index].allocate(size, self.current(index), self.clocks)
+            block = self.pools[index].allocate(size, self.current(index))
         return DeviceTensor(self, inner, block, index)
 
     def view(self, inner: torch.Tensor, base: DeviceTensor) -> DeviceTensor:
