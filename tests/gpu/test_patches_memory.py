@@ -12,6 +12,7 @@ from torch import nn
 
 from tests.nets import random_net
 from volflow.errors import MemoryRefused
+from volflow.geometry.budget import parse_bytes
 from volflow.infer.patches import demand, sliding, sums
 from volflow.infer.patches import method as patches
 from volflow.infer.patches.device_rows import DeviceRows
@@ -102,6 +103,7 @@ class TestProjection:
         predicted(scan(), random_net(1, 20), "cuda:0", **options, **more)
         projected = placed[0].device_peak_bytes
         assert projected / 4 < grown[0] <= projected
+        assert gpu.pins.peak <= placed[0].peak_bytes
 
 
 class TestSumsOfTheHost:
@@ -112,7 +114,7 @@ class TestSumsOfTheHost:
         assert len(on_host) == 2
 
     def test_a_refusal_names_the_memory_that_does(
-        self, gpu, scan, agree, predicted, on_host, monkeypatch
+        self, gpu, scan, predicted, on_host, tmp_path, monkeypatch
     ):
         monkeypatch.setattr(demand, "SLACK_BYTES", MIB)
         image, net = scan(), random_net(1, 40)
@@ -121,6 +123,12 @@ class TestSumsOfTheHost:
         enough = re.search(r'device_memory="(\d+MiB)" or more \(--dev', str(refused.value))[1]
         found = predicted(image, net, "cuda", device_memory=enough, **CLASSES)
         assert on_host
+        plan = plan_predict(
+            image, net, tmp_path / "planned.zarr", patch=8, chunk=8, shard=8, device="cuda",
+            precision="float32", cluster="threads", device_memory=enough, **CLASSES,
+        )  # fmt: skip
+        assert "batches of 1, sums on the host" in plan.describe()
+        assert plan.device_peak_bytes <= plan.device_memory_bytes == parse_bytes(enough)
         assert np.array_equal(found[""], predicted(image, net, "cpu", **CLASSES)[""])
 
     def test_a_batch_is_halved_where_nobody_asked_for_it(self, gpu, scan, tmp_path, monkeypatch):

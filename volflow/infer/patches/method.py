@@ -191,6 +191,8 @@ def plan(
     batches = f"batches of {settings.batch_size}"
     if settings.layout != "contiguous":
         batches += f", {settings.layout}"
+    if settings.host_sums:
+        batches += ", sums on the host"
     own = (
         ("patches", f"{calls:,} forwards for {len(grid):,} patches of the grid"),
         ("device", f"{settings.device} {settings.precision}, {batches}"),
