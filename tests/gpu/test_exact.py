@@ -243,16 +243,16 @@ class TestEqual:
         lazy = vf.map_model(volume, net, blend="exact", block=8, device="cuda")
         assert error(lazy.compute(scheduler=client), whole(SCAN, net, alignment)) < CLOSE[name]
 
-    def test_profiled(self, client, tmp_path):
+    def test_profiled(self, client, device, tmp_path):
         net, alignment = NETS["instance"]
         result = vf.predict(
-            SCAN, net, tmp_path / "out.zarr", blend="exact", device="cuda", cluster=client,
-            progress=False,
+            SCAN, net, tmp_path / "out.zarr", blend="exact", device=device, cluster=client,
+            device_memory="1MiB", chunk=8, shard=8, progress=False,
         )  # fmt: skip
         assert error(result[:], whole(SCAN, net, alignment)) < EXACT
 
 
-class TestSameBits:
+class TestArithmetic:
     @pytest.fixture
     def device(self, gpu):
         """The stand-in alone."""
@@ -268,6 +268,19 @@ class TestSameBits:
             for device in ("cpu", "cuda")
         ]
         assert np.array_equal(*results)
+
+    @pytest.mark.parametrize("precision", ["auto", "float32", "tf32"])
+    def test_float32_is_rounded_only_where_it_is_asked_for(self, gpu, client, tmp_path, precision):
+        net, alignment = NETS["instance"]
+        before = gpu.counts()
+        result = vf.predict(
+            SCAN.astype("f4"), copy.deepcopy(net).float(), tmp_path / "out.zarr", blend="exact",
+            precision=precision, device="cuda", cluster=client, device_memory="1MiB", chunk=8,
+            shard=8, progress=False,
+        )  # fmt: skip
+        assert error(result[:], whole(SCAN, net, alignment)) < 1e-5
+        loose = (gpu.counts() - before).by_kind("loose")
+        assert set(loose) == ({"tf32"} if precision == "tf32" else set())
 
 
 class TestBusy:
