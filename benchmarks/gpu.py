@@ -6,8 +6,9 @@
                                                       # tests, which counts; times mean nothing there
 
 Each stage is a process of its own with its own limit of time, and adds its rows to one file, so that
-a stage that fails or hangs costs only itself. What a stage measures stands in ``gpu_stages.py``.
-MONAI's rows are left out where it is not installed.
+a stage that fails or hangs costs only itself. What a stage measures stands in ``gpu_stages.py``;
+``gpu_counts.py`` counts copies, waits and kernels of a larger run on the stand-in. MONAI's rows are
+left out where it is not installed.
 """
 
 from __future__ import annotations
@@ -88,10 +89,6 @@ def main() -> None:
         done = [run_stage(stage, rows, Path(name), *also) for stage in options.stages.split(",")]
         found = [json.loads(line) for line in rows.read_text().splitlines()]
     text = f"{describe(PACKAGES)} · {gpu}\n\n{table(found)}"
-    if options.stand_in:
-        command = [sys.executable, str(HERE / "gpu_counts.py")]
-        counts = subprocess.run(command, capture_output=True, text=True, check=True)
-        text += f"\n\n### counts per block and per patch\n\n{counts.stdout}"
     print(text)
     if options.out:
         (Path(options.out) / "gpu.md").write_text(f"# gpu\n\n{text}\n")

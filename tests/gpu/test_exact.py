@@ -177,6 +177,7 @@ def count(facts):
     return int(facts["passes"].split(",")[0])
 
 
+@pytest.mark.slow
 class TestEqual:
     @pytest.mark.parametrize("name", NETS)
     def test_to_the_whole_run_in_one_block_and_in_many(self, exact, plan, least, name):
@@ -205,6 +206,7 @@ class TestEqual:
         assert error(found["seg"][:], whole(SCAN, NETS["instance"][0], 4)) < EXACT
         assert error(found["edge"][:], whole(SCAN, NETS["convolutions"][0], 4)) < EXACT
 
+    @pytest.mark.nightly
     @pytest.mark.parametrize("activation", ["softmax", torch.sigmoid_])
     @pytest.mark.parametrize("output", ["scores", "classes"])
     @pytest.mark.usefixtures("like_the_cpu")
@@ -252,6 +254,7 @@ class TestEqual:
         assert error(result[:], whole(SCAN, net, alignment)) < EXACT
 
 
+@pytest.mark.slow
 class TestArithmetic:
     @pytest.fixture
     def device(self, gpu):
@@ -309,7 +312,10 @@ class TestBusy:
 
         return found
 
-    @pytest.mark.parametrize("name", ["group", "average", "linear"])
+    @pytest.mark.slow
+    @pytest.mark.parametrize(
+        "name", ["group", "average", pytest.param("linear", marks=pytest.mark.nightly)]
+    )
     def test_one_wait_a_block_and_nothing_pageable(self, counted, least, name):
         net = copy.deepcopy(NETS[name][0]).float()
         scans = [np.ones(shape, "f4") for shape in ((12, 16, 16), (36, 16, 16))]
@@ -328,6 +334,7 @@ class TestBusy:
         weights = sum(p.numel() * p.element_size() for p in net.parameters())
         assert found.h2d_bytes - weights <= 1.6 * scan.nbytes  # with margins
 
+    @pytest.mark.slow
     def test_the_next_block_is_copied_on_a_stream_of_its_own(self, gpu, exact, least):
         net = NETS["instance"][0]
         before = gpu.counts()
@@ -344,12 +351,13 @@ class TestBudgets:
         """The stand-in alone."""
         return "cuda"
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("name", "factor"),
         [
             ("convolutions", 1),
             ("transposed", 1.5),
-            ("instance", 1),
+            pytest.param("instance", 1, marks=pytest.mark.nightly),
             ("instance", 4),
             ("gate", 2),
             ("strided", 1),
@@ -413,6 +421,7 @@ class TestBudgets:
             plan(SCAN, net)
 
 
+@pytest.mark.slow
 class TestOutOfMemory:
     @pytest.fixture
     def device(self, gpu):
@@ -451,6 +460,7 @@ class TestOutOfMemory:
             exact(SCAN, NETS["convolutions"][0])
 
 
+@pytest.mark.slow
 class TestInterrupted:
     @pytest.fixture
     def device(self, gpu):

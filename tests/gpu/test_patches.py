@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from contextlib import closing
+
 import numpy as np
 import pytest
 import torch
@@ -59,6 +62,7 @@ def during_tasks(gpu, monkeypatch):
     return counted
 
 
+@pytest.mark.slow
 class TestVoxels:
     @pytest.mark.parametrize("frame", FRAMES)
     @pytest.mark.parametrize("blend", BLENDS)
@@ -129,33 +133,41 @@ NORMALIZE = {
 }
 
 
-@pytest.mark.parametrize("computed", ["float32", "float64"])
-@pytest.mark.parametrize("normalize", NORMALIZE)
+TILE = Roi((0, 0, 2), (18, 16, 14))
+
+
+def rows_of(reader):
+    """Patches out of the rows of a tile: at its border, beyond it, and in the middle."""
+    rois = [Roi(start, [a + 9 for a in start]) for start in ((0, 0, 2), (-2, 9, 0), (11, 3, 7))]
+    device = torch.device("cpu") if type(reader) is RowReader else reader.device
+    with on_device(device), torch.inference_mode(), closing(reader):
+        reader.load(18)
+        reader.wait()
+        return reader.batch(rois).cpu().numpy().copy()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "dtype", ["u1", "i1", "u2", "i2", "u4", "u8", "i8", "f2", "f4", "f8", ">u2"]
 )
-def test_rows_are_scaled_as_on_the_cpu(scan, device, in_pieces, dtype, normalize, computed):
+def test_rows_are_scaled_as_on_the_cpu(scan, device, in_pieces, dtype):
     volumes = scan(dtype=dtype, high=120), scan("two.zarr", dtype, (2, *SHAPE), high=120)
-    scaled = NORMALIZE[normalize]
-    first = scaled
-    if isinstance(scaled, Normalization):
-        first = Normalization(*((one[0],) for one in vars(scaled).values()))
-    frame = Frame((2, 0, 1), (True, False, True))
     specs = tuple(volume.spec for volume in volumes)
-    image = FramedImage(specs, volumes, (first, scaled), frame)
-    tile = Roi((0, 0, 2), (18, 16, 14))
-    rois = [Roi(start, [a + 9 for a in start]) for start in ((0, 0, 2), (-2, 9, 0), (11, 3, 7))]
     copies = Copies(torch.device(device))
-    with on_device(copies.device), torch.inference_mode():
-        found = []
-        for reader in (
-            RowReader(image, tile, computed), DeviceRows(image, tile, computed, copies)
-        ):  # fmt: skip
-            reader.load(18)
-            reader.wait()
-            found.append(reader.batch(rois).cpu().numpy().copy())
-            reader.close()
-    assert np.array_equal(*found)
+    for scaled, computed in itertools.product(NORMALIZE.values(), ("float32", "float64")):
+        first = scaled
+        if isinstance(scaled, Normalization):
+            first = Normalization(*((one[0],) for one in vars(scaled).values()))
+        frame = Frame((2, 0, 1), (True, False, True))
+        image = FramedImage(specs, volumes, (first, scaled), frame)
+        here, there = (
+            rows_of(reader)
+            for reader in (
+                RowReader(image, TILE, computed),
+                DeviceRows(image, TILE, computed, copies),
+            )
+        )
+        assert np.array_equal(here, there), (scaled, computed)
 
 
 class TestErrors:

@@ -57,6 +57,7 @@ def failing(gpu, monkeypatch):
     return arm
 
 
+@pytest.mark.slow
 class TestProjection:
     @pytest.fixture
     def grown(self, monkeypatch):
@@ -106,6 +107,7 @@ class TestProjection:
         assert gpu.pins.peak <= placed[0].peak_bytes
 
 
+@pytest.mark.slow
 class TestSumsOfTheHost:
     @pytest.mark.parametrize("blend", ["crop", "gaussian"])
     def test_are_the_same_bits(self, scan, agree, device, in_tiles, on_host, blend):
@@ -145,6 +147,7 @@ class TestSumsOfTheHost:
             plan_predict(image, net, out, batch_size=4, **options)
 
 
+@pytest.mark.slow
 class TestExhausted:
     """Memory ends while a task runs, whatever its plan said: the voxels are the same."""
 
