@@ -45,6 +45,12 @@ def test_every_module_reads_in_one_sitting():
     assert {path: n for path, n in lines.items() if n > LONGEST_MODULE} == {}
 
 
+def test_no_two_files_of_tests_have_one_name():
+    """Pytest imports them by it: two of them cannot be collected together."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name, n in names.items() if n > 1] == []
+
+
 def test_every_folder_is_seen_at_a_glance():
     count = Counter(_id(path.parent) for path in SOURCES)
     assert {folder: n for folder, n in count.items() if n > FULLEST_FOLDER} == {}
