@@ -413,10 +413,10 @@ class TestBudgets:
     def test_no_tensor_has_more_values_than_kernels_count(self, plan, monkeypatch):
         net = NETS["convolutions"][0]
         assert plan(SCAN, net).blocks == 1
-        monkeypatch.setattr(peaks, "MOST_VALUES", 12_000)
+        monkeypatch.setattr(peaks, "MOST_ELEMENTS", 12_000)
         assert plan(SCAN, net).blocks > 1
         assert plan(SCAN, net, device="cpu").blocks == 1
-        monkeypatch.setattr(peaks, "MOST_VALUES", 1000)
+        monkeypatch.setattr(peaks, "MOST_ELEMENTS", 1000)
         with pytest.raises(MemoryRefused, match=r"cannot count; use device='cpu'"):
             plan(SCAN, net)
 

@@ -10,14 +10,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from volflow.geometry.roi import Roi
+from volflow.model.device import MOST_ELEMENTS
 from volflow.partition.graph import Graph, live_bytes
 from volflow.partition.reductions import GPU_BYTES, MOMENT_BYTES
 
-__all__ = ["FINISHED_VALUES", "MOST_VALUES", "BlockMemory", "VoxelBytes"]
+__all__ = ["FINISHED_VALUES", "BlockMemory", "VoxelBytes"]
 
-# Kernels of pooling, of resampling and of older cuDNN count the values of a tensor in 32 bits, so
-# that no tensor of a block may hold more on a GPU, whatever its memory.
-MOST_VALUES = 2**31 - 1
 # Scores that a GPU finishes at once, and bytes beside each: scores in float64, and activated.
 FINISHED_VALUES = 2**23
 FINISHING_BYTES = 24
@@ -111,7 +109,7 @@ class BlockMemory:
     def fits_counters(self) -> bool:
         """Return whether the kernels of a GPU can count the values of each tensor."""
         nodes = self.graph.nodes
-        return all(nodes[n].depth * box.size <= MOST_VALUES for n, box in self.boxes.items())
+        return all(nodes[n].depth * box.size <= MOST_ELEMENTS for n, box in self.boxes.items())
 
     def _value(self, number: int) -> int:
         return self.graph.nodes[number].value_bytes

@@ -94,16 +94,6 @@ class Planner:
         """Return a pass with its projected memory and time; None if it exceeds a budget."""
         return self.costs.measured(step, known, self.memory_bytes, self.device_bytes)
 
-    def least_bytes(self, blocks: Sequence[tuple[int, ...]] | None = None) -> int:
-        """Return the memory of the smallest blocks, in the passes that take least.
-
-        Parameters
-        ----------
-        blocks
-            As for `choose`.
-        """
-        return self.enough(blocks)[0]
-
     def enough(self, blocks: Sequence[tuple[int, ...]] | None = None) -> tuple[int, int]:
         """Return budgets in which the smallest blocks fit: of a worker's memory, and of a GPU's.
 

@@ -16,12 +16,13 @@ from volflow.geometry.budget import format_bytes
 from volflow.infer.exact.window import dropped_axis, seen_axes
 from volflow.infer.method import SLACK_BYTES, TRIALS_DIFFER
 from volflow.infer.request import Request, stored_bytes, stored_layout
+from volflow.model.device import MOST_ELEMENTS
 from volflow.model.forward import Output
 from volflow.partition.graph import Graph
 from volflow.partition.reach import alignment_of
 from volflow.passes.activations import free_bytes
 from volflow.passes.cost import UNLIMITED, Costs, Pass
-from volflow.passes.peaks import MOST_VALUES, VoxelBytes
+from volflow.passes.peaks import VoxelBytes
 from volflow.passes.profile import OpProfile
 from volflow.passes.schedule import SIDES, Planner
 
@@ -158,7 +159,7 @@ def _refused(planner: Planner, what: str, memory: int, device_memory: int) -> Me
         remedies.append(f'device_memory="{enough}MiB" or more (--device-memory)')
     if not needs:
         return MemoryRefused(
-            f"exact inference in the smallest {what} has tensors of more than {MOST_VALUES:,}"
+            f"exact inference in the smallest {what} has tensors of more than {MOST_ELEMENTS:,}"
             " values, which a GPU's kernels cannot count; use device='cpu' (--device cpu), or"
             " blend='gaussian' (--blend gaussian)"
         )

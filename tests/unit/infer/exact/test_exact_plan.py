@@ -71,7 +71,7 @@ schedules = {
 
 def chosen(kinds, sizes, share, workers, scratch=2**62):
     found = planner(kinds, sizes, 0, scratch, workers)
-    memory = int(share * found.least_bytes())
+    memory = int(share * found.enough()[0])
     found = planner(kinds, sizes, memory, scratch, workers)
     return found, found.choose()
 
@@ -182,7 +182,7 @@ def test_the_passes_compute_the_network(kinds, sizes, share, workers):
 def test_least_bytes_are_enough_and_much_less_is_not(kinds, sizes, share, workers):
     del share
     found = planner(kinds, sizes, 0, workers=workers)
-    least = found.least_bytes()
+    least = found.enough()[0]
     assume(least > 100)
     passes = planner(kinds, sizes, least, workers=workers).choose()
     assert max(step.peak_bytes for step in passes) <= least
