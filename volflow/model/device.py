@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -29,8 +29,12 @@ __all__ = [
     "on_device",
     "pick_device",
     "read_peak",
+    "retried",
     "timed",
+    "unless_exhausted",
 ]
+
+R = TypeVar("R")
 
 # Elements of a tensor on a GPU. Pooling, upsampling and the convolutions of older versions of cuDNN
 # count in 32 bits: of larger tensors they are slow, or refuse them, or compute nonsense.
@@ -168,6 +172,27 @@ def give_back_device(device: torch.device) -> None:
     """Return what torch keeps of a device's memory, so that a large piece can be had again."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+def retried(device: torch.device, run: Callable[[], R]) -> R:
+    """Call a function once more, where memory is exhausted, after torch has given back its own."""
+    try:
+        return run()
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    give_back_device(device)  # behind the error, whose frames hold what was made
+    return run()
+
+
+def unless_exhausted(device: torch.device, run: Callable[[], R]) -> R | None:
+    """Return the same, but None where memory is exhausted the second time, too."""
+    try:
+        return retried(device, run)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    return None
 
 
 def mark_peak(device: torch.device) -> int:

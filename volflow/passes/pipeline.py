@@ -17,7 +17,7 @@ from volflow.engine.task import Context
 from volflow.errors import MemoryRefused, first_line
 from volflow.geometry.roi import Roi
 from volflow.model.copies import Download
-from volflow.model.device import give_back_device, is_out_of_memory
+from volflow.model.device import give_back_device, is_out_of_memory, retried
 from volflow.model.forward import torch_threads
 
 __all__ = ["Launched", "Pipeline", "together", "within_memory"]
@@ -137,15 +137,15 @@ def within_memory(
     MemoryRefused
         If not even the smallest part fits.
     """
-    reason = ""
-    for _ in range(2):
-        try:
-            return run(box)
-        except Exception as error:
-            if device.type == "cpu" or not is_out_of_memory(error):
-                raise
-            reason = first_line(error)
-        give_back_device(device)  # behind the error, which holds what was computed
+    if device.type == "cpu":
+        return run(box)
+    try:
+        return retried(device, lambda: run(box))
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = first_line(error)
+    give_back_device(device)  # behind the error, which holds what was computed
     units = steps()
     counts = [n // unit for n, unit in zip(box.shape, units, strict=True)]
     axis = max(range(len(counts)), key=counts.__getitem__)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy.typing as npt
 import torch
@@ -21,27 +21,15 @@ from volflow.geometry.normalize import Normalization
 from volflow.geometry.roi import Roi
 from volflow.infer.patches.rows import Held, RowReader
 from volflow.model.copies import Copies, Upload
-from volflow.model.device import give_back_device, is_out_of_memory, on_device
+from volflow.model.device import is_out_of_memory, on_device, retried, unless_exhausted
 from volflow.volumes.framed import FramedImage
 
-__all__ = ["PIECE_BYTES", "DeviceRows", "retried"]
+__all__ = ["PIECE_BYTES", "DeviceRows"]
 
 # What is sent at once, and what its voxels take in float64 while they are scaled.
 PIECE_BYTES = 64 * 2**20
 
 Array = npt.NDArray[Any]
-T = TypeVar("T")
-
-
-def retried(device: torch.device, allocate: Callable[[], T]) -> T:
-    """Call a function once more, where memory is exhausted, after torch has given back its own."""
-    try:
-        return allocate()
-    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is one
-        if not is_out_of_memory(error):
-            raise
-    give_back_device(device)
-    return allocate()
 
 
 class DeviceRows(RowReader):
@@ -64,12 +52,8 @@ class DeviceRows(RowReader):
         voxels, active = self.image.read_stored(box, self.dtype)
         segment = Segment(partial(self._upload, voxels))
         with on_device(self.device), torch.inference_mode():
-            try:
-                retried(self.device, segment.send)
-            except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                # They are sent when they are needed: whoever needs them makes room.
+            # Without memory they are sent when they are needed: whoever needs them makes room.
+            unless_exhausted(self.device, segment.send)
         return segment, active
 
     def _upload(self, voxels: Sequence[Array]) -> Upload:

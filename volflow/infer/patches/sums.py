@@ -24,10 +24,9 @@ from volflow.geometry.windows import Blend, weights
 from volflow.infer.finish import Finish
 from volflow.infer.method import Rows
 from volflow.infer.patches.device_rolling import CLOSED_BYTES, DeviceBlend
-from volflow.infer.patches.device_rows import retried
 from volflow.infer.patches.rolling import RollingBlend
 from volflow.model.copies import Copies, Download
-from volflow.model.device import give_back_device, is_out_of_memory
+from volflow.model.device import give_back_device, unless_exhausted
 from volflow.model.forward import Output
 
 __all__ = ["Blending", "DeviceSums", "HostSums", "Index", "Sums", "sums_of"]
@@ -90,11 +89,9 @@ def sums_of(blending: Blending, copies: Copies, context: Context, *, on_host: bo
     """
     if copies.device.type == "cpu" or on_host:
         return HostSums(blending, copies, context)
-    try:
-        return retried(copies.device, lambda: DeviceSums(blending, copies, context))
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
+    sums = unless_exhausted(copies.device, lambda: DeviceSums(blending, copies, context))
+    if sums is not None:
+        return sums
     give_back_device(copies.device)
     return HostSums(blending, copies, context)
 
@@ -215,13 +212,8 @@ class DeviceSums:
 
     def _launched(self, layer: int) -> tuple[list[int], Download] | None:
         """Finish rows and begin to copy them; None where the device has no memory for it."""
-        try:
-            with self.context.stage("blend"):
-                return retried(self.copies.device, lambda: self._finish(layer))
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-        return None
+        with self.context.stage("blend"):
+            return unless_exhausted(self.copies.device, lambda: self._finish(layer))
 
     def _finish(self, layer: int) -> tuple[list[int], Download]:
         pieces = [blend.finish(layer) for blend in self.blends.values()]
