@@ -9,9 +9,11 @@ import pytest
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """No test picks a GPU by itself, nor does a process that it starts: those of ``-m gpu`` do."""
+    """No test picks a GPU by itself, nor does a process that it starts; none takes all cores."""
     if not _asks_for_gpu(config):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    if "PYTEST_XDIST_WORKER" in os.environ:  # which share the cores with each other
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

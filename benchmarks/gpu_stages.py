@@ -35,6 +35,7 @@ from inference import make_scan  # noqa: E402
 
 import volflow as vf  # noqa: E402
 from volflow.geometry.grid import PatchGrid, stride_of  # noqa: E402
+from volflow.geometry.roi import Roi  # noqa: E402
 from volflow.model.device import arithmetic  # noqa: E402
 from volflow.model.unet import UNet  # noqa: E402
 from volflow.partition.reductions import MeanVariance  # noqa: E402
@@ -145,7 +146,7 @@ def kernels(stage: Stage) -> None:
     channels, side = sizes.measured
     values = torch.rand(1, channels, *(side,) * 3, device="cuda")
     moments = MeanVariance((None, None, 0, 1, 2), (1, channels))
-    took = timed_ms(partial(moments.partial, values), sizes.least_s)
+    took = timed_ms(partial(moments.partial, values, Roi.full((side,) * 3)), sizes.least_s)
     stage.rows(what=f"statistics of {channels} × {side}³", ms=took)
     host = torch.empty(sizes.copied, dtype=torch.uint8)
     for name, source in (("pageable", host), ("pinned", host.pin_memory())):

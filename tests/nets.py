@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -33,6 +34,16 @@ def slice_net(channels_in: int = 1, channels_out: int = 2, seed: int = 0) -> nn.
         nn.GELU(),
         nn.Conv2d(4, channels_out, 3, padding=1),
     ).eval()
+
+
+def smooth(net: Any) -> Any:
+    """A U-Net without kinks, at which rounding moves a gradient by all that a voxel gives."""
+    for block in (*net.encode, *net.decode):
+        for name, layer in block.named_children():
+            if isinstance(layer, nn.ReLU):
+                setattr(block, name, nn.SiLU())
+    net.pool = nn.AvgPool3d(2)
+    return net
 
 
 class Counted(nn.Module):
@@ -145,6 +156,34 @@ class Slow(nn.Module):
         time.sleep(seconds * sum(bool(patch.any()) for patch in batch))
         if folder := os.environ.get("VOLFLOW_TEST_PIDS"):
             (Path(folder) / str(os.getpid())).touch()
+        return self.net(batch)
+
+
+class Faulty(nn.Module):
+    """Meets a fault where it sees a value above a limit, as long as the environment names a file.
+
+    What the file says is done, by the process that meets it: it is killed by a signal, or takes
+    memory until it is killed. The fault is no part of the model, so it can be mended.
+    """
+
+    def __init__(self, net: nn.Module, limit: float) -> None:
+        super().__init__()
+        self.net, self.limit = net, limit
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        file = Path(os.environ.get("VOLFLOW_TEST_FAULT", "no fault"))
+        if file.exists() and float(batch.max()) > self.limit:
+            what = file.read_text()
+            with (file.parent / "met").open("a") as met:
+                met.write(f"{os.getpid()}\n")
+            if what == "once hungry":
+                file.unlink()
+            if what == "deadly":
+                os.kill(os.getpid(), signal.SIGKILL)
+            taken = []
+            while True:  # until its nanny ends it
+                taken.append(torch.ones(2**22))
+                time.sleep(0.005)
         return self.net(batch)
 
 

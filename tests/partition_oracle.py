@@ -15,6 +15,10 @@ from volflow.partition.graph import Graph, compute
 from volflow.partition.trace import trace
 
 EXACT = 1e-12  # of what is computed in float64
+# A gradient below this share of the largest of all is compared with that one: it is 0 in exact
+# arithmetic, as a bias's before a norm, and rounding in fact, of at most 1.3e-14 where it was
+# measured. Gradients that are not 0 were seen down to 4e-12, at the bottom of deep U-Nets.
+ROUNDING = 1e-13
 
 
 class Apply(nn.Module):
@@ -28,6 +32,19 @@ class Apply(nn.Module):
 
     def forward(self, x: Tensor):
         return self.function(self, x) if self._modules else self.function(x)
+
+
+# A norm undoes the weights of what is right before it but for its eps: of their gradient that is
+# left in which terms up to 1e12 times as large cancel. Where this is so, gradients below this share
+# of the largest of all are compared with the share. In a random network one was 1.5e-5 off, by its
+# own norm; so was plain autograd, 4e-6, by the last bit of its image.
+UNDONE = 1e-2
+
+
+def scale_of(gradient: Tensor, largest: float, undone: float = 0.0) -> float:
+    """What an error of a gradient is relative to: its own largest value, where it is not 0."""
+    own = float(gradient.abs().max())
+    return max(own, undone * largest) if own > ROUNDING * largest else largest
 
 
 def enlarged(module: nn.Module, factor: float = 2.0) -> nn.Module:
@@ -76,7 +93,7 @@ def blocked(graph: Graph, x: Tensor, seed: int = 0) -> dict[str, Tensor]:
             (source,) = node.inputs
             grid = boxes(graph.sizes(source), uneven(graph.sizes(source), seed + number))
             partials = [
-                node.compute.partial(values)
+                node.compute.partial(values, box)
                 for box in grid
                 for _, values in compute(graph, {source: box}, {0, *held}, fetch)
             ]

@@ -20,6 +20,7 @@ from volflow.engine.messages import (
     HoldOffers,
     Log,
     Outcome,
+    Quarantine,
     Stop,
     Submit,
     TakeBack,
@@ -64,6 +65,7 @@ class Scenario:
     polls_s: tuple[float, ...]
     lags_s: tuple[float, ...]
     late_answers: bool
+    time_up_s: float | None = None
 
     @property
     def blocks(self) -> set[int]:
@@ -75,6 +77,11 @@ class Scenario:
         """Whether no attempt is lost: what is given up then fails by itself."""
         kinds = {kind for kind, _ in self.faults.values()}
         return not LOSSES & {move.kind for move in self.moves} and "kills" not in kinds
+
+    @property
+    def blames(self) -> bool:
+        """Whether no attempt is lost but by a block that kills its worker."""
+        return not LOSSES & {move.kind for move in self.moves}
 
     def failing(self) -> dict[int, str]:
         """Blocks that fail more often than they are tried again."""
@@ -122,6 +129,7 @@ def scenario(random: Random) -> Scenario:
         polls_s=tuple(random.choice([1.0, 1.0, 1.1, 2.5, 4.0]) for _ in range(3)),
         lags_s=tuple(random.choice([0.0, 0.0, 0.2, 3.5]) for _ in range(3)),
         late_answers=random.choice([False, True]),
+        time_up_s=random.choice([None, None, None, 0.0, 3.3, 9.0]),
     )
 
 
@@ -178,8 +186,12 @@ class Simulation:
         self.idle_since_s: float | None = None
         self.outstanding: dict[int, Submit] = {}
         self.tried: Counter[int] = Counter()
+        self.suspected: set[int] = set()  # blocks whose worker was lost
+        self.quarantined: set[int] = set()
+        self.grown: set[str] = set()  # addresses of workers that had one slot when they got a run
         self.answered: set[int] = set()
         self.offers = 0
+        self.time_up = False
         self.stop: Stop | None = None
 
     def run(self) -> Stop:
@@ -187,6 +199,8 @@ class Simulation:
         for move in self.given.moves:
             self.later(move.at_s, self.move, move)
         self.later(0.0, self.poll)
+        if self.given.time_up_s is not None:
+            self.later(self.given.time_up_s, self.end_time)
         while self.stop is None:
             self.now_s, _, action, arguments = heapq.heappop(self.heap)
             assert self.now_s < LONGEST_S, "it waits for ever"
@@ -197,6 +211,10 @@ class Simulation:
         heapq.heappush(self.heap, (self.now_s + seconds, next(self.order), action, arguments))
 
     # The cluster.
+
+    def end_time(self) -> None:
+        self.time_up = True
+        self.perform(self.driver.on_time_up("at 07:00"))
 
     def move(self, move: Move) -> None:
         process = self.processes.get(move.worker)
@@ -296,6 +314,9 @@ class Simulation:
         self.writes[block] += 1
         assert self.journal.setdefault(block, bytes_of(block)) == bytes_of(block)
         done = {**done, block: bytes_of(block)}
+        if self.time_up:
+            self.end(task, process, Outcome(done, released=True))
+            return
         # After each block a task looks whether it is still wanted.
         wanted = task.process is process and process.known
         if wanted and (self.given.late_answers or not task.cancelled):
@@ -321,7 +342,8 @@ class Simulation:
         late = self.outstanding.pop(task.number, None) is None
         self.tasks.pop(task.number, None)
         if outcome is None:
-            lost = Outcome({}, RunFailed("the scheduler lost its task"))
+            lost = Outcome({}, RunFailed("the scheduler lost its task"), lost=True)
+            self.suspected.update(() if late else task.blocks)
             self.perform(self.driver.on_completed(task.number, lost))
             return
         self.answered |= outcome.results.keys()
@@ -371,7 +393,7 @@ class Simulation:
         errors = [str(action.error) for action in actions if isinstance(action, Stop)]
         waited_s = None if self.idle_since_s is None else self.now_s - self.idle_since_s
         too_long = None not in (waited_s, self.given.wait_s) and waited_s >= self.given.wait_s
-        assert any("had no worker" in error for error in errors) == too_long
+        assert any("had no worker" in e for e in errors) == (too_long and not self.time_up)
 
     def perform(self, actions: list[Any]) -> None:
         """Do what the driver says, which keeps its laws at every moment."""
@@ -381,8 +403,11 @@ class Simulation:
                 case Submit():
                     self.submit(action)
                 case TakeBack(number):
-                    del self.outstanding[number]
+                    self.suspected.update(self.outstanding.pop(number).blocks)
                     self.tasks.pop(number).cancelled = True
+                case Quarantine(block):
+                    assert block in self.driver.given_up or block in self.answered
+                    self.quarantined.add(block)
                 case HoldOffers(count):
                     self.offers = count
                 case Stop():
@@ -394,8 +419,13 @@ class Simulation:
 
     def submit(self, submit: Submit) -> None:
         worker = self.reading[submit.worker]
+        assert not self.time_up
         assert not worker.paused
         assert self.held(submit.worker) < self.given.slots(worker)
+        self.grown |= {submit.worker} if self.given.slots(worker) == 1 else set()
+        beside = self.blocks_of(submit.worker)
+        if self.suspected & {*beside, *submit.blocks}:
+            assert not beside, "a block whose worker was lost is not alone"
         at_work = {block for other in self.outstanding.values() for block in other.blocks}
         assert submit.blocks
         assert not at_work & set(submit.blocks), "a block is given out twice"
@@ -412,16 +442,24 @@ class Simulation:
     def held(self, address: str) -> int:
         return sum(submit.worker == address for submit in self.outstanding.values())
 
+    def blocks_of(self, address: str) -> list[int]:
+        held = [submit for submit in self.outstanding.values() if submit.worker == address]
+        return [block for submit in held for block in submit.blocks]
+
     def check_all_slots_are_used(self) -> None:
         at_work = {block for other in self.outstanding.values() for block in other.blocks}
         places = [*at_work, *self.driver.given_up]
-        places += [block for attempt in self.driver.waiting for block in attempt.blocks]
+        waiting = [*self.driver.waiting, *self.driver.suspects]
+        places += [block for attempt in waiting for block in attempt.blocks]
         assert len(places) == len(set(places)), "a block is in two places"
         assert set(places) | self.answered == self.given.blocks, "a block is lost"
-        if self.driver.waiting:
-            for address, worker in self.reading.items():
-                assert worker.paused or self.held(address) >= self.given.slots(worker)
-        assert self.offers == min(16, len(self.driver.waiting))
+        waiting = [] if self.time_up else waiting
+        for address, worker in self.reading.items() if waiting else ():
+            held, slots = self.held(address), self.given.slots(worker)
+            full = held >= (slots if self.driver.waiting else min(slots, 1))
+            alone = self.suspected & {*self.blocks_of(address)} or address in self.grown
+            assert worker.paused or full or alone
+        assert self.offers == min(16, len(waiting))
 
 
 REFUSALS = [InvalidInput("not like this"), StoreFull("out.zarr cannot be written")]

@@ -36,9 +36,11 @@ def __getattr__(name: str) -> object:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'volflow' has no attribute {name!r}")
     module, original = _PUBLIC[name]
-    if module == "volflow":  # a module of its own, such as errors
-        return importlib.import_module(f"volflow.{original}")
-    value = getattr(importlib.import_module(module), original)
+    place = importlib.import_module(module)
+    if hasattr(place, "__path__"):  # a folder: its public names are modules in it, such as errors
+        value: object = importlib.import_module(f"{module}.{original}")
+    else:
+        value = getattr(place, original)
     globals()[name] = value
     return value
 

@@ -3,17 +3,24 @@
 from volflow import demo as demo
 from volflow import errors as errors
 from volflow.engine.cluster import connect as connect
+from volflow.engine.time_limit import time_limit as time_limit
 from volflow.geometry.roi import Roi as Roi
 from volflow.infer.aggregate.grid_aggregator import GridAggregator as GridAggregator
+from volflow.infer.audit.audit import verify as verify
 from volflow.infer.halo import halo as halo
 from volflow.infer.lazy.map_model import map_model as map_model
 from volflow.infer.predict import plan_predict as plan_predict
 from volflow.infer.predict import predict as predict
 from volflow.infer.seams.certify import certify_seams as certify_seams
+from volflow.jobs.batch.find_cases import find_cases as find_cases
+from volflow.jobs.batch.predict_cases import predict_cases as predict_cases
+from volflow.jobs.pipeline.run_pipeline import plan_run as plan_run
+from volflow.jobs.pipeline.run_pipeline import run as run
 from volflow.model.bundle import ModelLike as ModelLike
 from volflow.model.bundle import load_model as load_model
 from volflow.model.bundle import save_model as save_model
 from volflow.model.unet import UNet as UNet
+from volflow.report.observe import observe as observe
 from volflow.report.pictures.compare import compare as compare
 from volflow.report.pictures.patch_pictures import patch_sheet as patch_sheet
 from volflow.report.pictures.patch_pictures import patch_stats as patch_stats
@@ -30,9 +37,10 @@ from volflow.sampling.samplers import LabelSampler as LabelSampler
 from volflow.sampling.samplers import UniformSampler as UniformSampler
 from volflow.sampling.samplers import WeightedSampler as WeightedSampler
 from volflow.sampling.stream import PatchStream as PatchStream
-from volflow.store.verify import verify as verify
 from volflow.store.volume import Volume as Volume
 from volflow.store.volume import open_volume as open  # noqa: F401
+from volflow.training import losses as losses
+from volflow.training.whole_volume import WholeVolume as WholeVolume
 from volflow.volumes.arrays.inputs import VolumeLike as VolumeLike
 from volflow.volumes.convert import convert as convert
 from volflow.volumes.convert import plan_convert as plan_convert

@@ -7,11 +7,14 @@
     │   ├── MemoryRefused        the plan does not fit the memory budget
     │   ├── ResumeRefused        the journal belongs to another input, model or setting
     │   ├── NoExactRule          an operation has no exact rule
+    │   ├── InvalidPipeline      a pipeline file has mistakes, one a line
     │   ├── Damaged              exit code 3: a file is damaged, or holds NaN where that is refused
     │   │   └── Unreadable       voxels of one place are; a run goes on with the others
     │   └── Locked               exit code 4: another driver holds the output
     ├── RunFailed                also a RuntimeError: blocks failed after their retries
+    │   ├── TimeUp               the time given to a run is over; the same call does the rest
     │   ├── StoreFull            there is no space left for the output
+    │   ├── PeerLost             another process of a group ended, or did not answer in time
     │   └── SourceChanged        what is read was changed meanwhile
     └── Superseded               the task's driver is gone; another may have taken over
 
@@ -25,14 +28,17 @@ import errno
 __all__ = [
     "Damaged",
     "InvalidInput",
+    "InvalidPipeline",
     "Locked",
     "MemoryRefused",
     "NoExactRule",
+    "PeerLost",
     "ResumeRefused",
     "RunFailed",
     "SourceChanged",
     "StoreFull",
     "Superseded",
+    "TimeUp",
     "Unreadable",
     "VolflowError",
     "first_line",
@@ -80,12 +86,24 @@ class NoExactRule(InvalidInput):
     """The model holds an operation for which no exact rule is known."""
 
 
+class InvalidPipeline(InvalidInput):
+    """A pipeline file with mistakes; each has a line of the message, with its file and line."""
+
+
 class RunFailed(VolflowError, RuntimeError):
     """Some blocks failed after their retries; what is done stays done."""
 
 
+class TimeUp(RunFailed):
+    """The time given to a run is over: it stopped in order, and the same call does the rest."""
+
+
 class StoreFull(RunFailed):
     """No space is left for the output: trying again would not help."""
+
+
+class PeerLost(RunFailed):
+    """Another process of the same group ended, or did not answer within the timeout."""
 
 
 class SourceChanged(RunFailed):

@@ -20,6 +20,7 @@ __all__ = [
     "called_like",
     "from_keywords",
     "journey",
+    "nearest",
     "number_or_word",
     "numbers",
     "option",
@@ -113,12 +114,22 @@ def _checked(function: Callable[..., R], signature: inspect.Signature) -> Callab
 
 
 def _unknown(function: str, name: str, known: list[str]) -> str:
+    function = function.removesuffix(".__init__")
+    return f"{function} has no option {name!r}; {nearest(name, known, 'its options are')}"
+
+
+def nearest(name: str, known: list[str], others: str = "there are") -> str:
+    """Return the known name that was probably meant, or all of them.
+
+    Examples
+    --------
+    >>> nearest("ovrlap", ["patch", "overlap"]), nearest("zzz", ["patch", "overlap"])
+    ("did you mean 'overlap'?", 'there are patch, overlap')
+    """
     from difflib import get_close_matches
 
     near = get_close_matches(name, known, 1)
-    remedy = f"did you mean {near[0]!r}?" if near else f"its options are {', '.join(known)}"
-    function = function.removesuffix(".__init__")
-    return f"{function} has no option {name!r}; {remedy}"
+    return f"did you mean {near[0]!r}?" if near else f"{others} {', '.join(known) or 'none'}"
 
 
 def numbers(name: str, text: str) -> Any:

@@ -71,7 +71,7 @@ def driver(cluster, tmp_path, root):
     """A prediction of many slow patches by the command line, under way on the cluster."""
     vf.convert(np.ones((64, 16, 16), "float32"), tmp_path / "scan.zarr", progress=False)
     code = (
-        "import volflow.engine.plugins as plugins; plugins.GRACE_S = 0.5;"
+        "import volflow.engine.clusters.plugins as plugins; plugins.GRACE_S = 0.5;"
         "from volflow.cli import main; main()"
     )
     arguments = ["predict", "scan.zarr", "out.zarr", "--model", "tests.nets:slow", "--patch", "8"]

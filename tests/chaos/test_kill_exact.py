@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +10,7 @@ import torch
 
 import volflow as vf
 from tests.exact_oracle import EXACT, error, lively, whole
+from tests.killed import killed
 from tests.stores import files
 from volflow.geometry.roi import Roi
 from volflow.model.unet import UNet
@@ -25,7 +21,6 @@ from volflow.store.meta import Meta, VolumeSpec
 pytestmark = pytest.mark.chaos
 
 SHAPE = (22, 13, 27)
-PATIENCE_S = 120
 OPTIONS = {"blend": "exact", "memory": "50MiB", "chunk": 8, "shard": 8, "progress": False}
 PREDICT = f"""
 import sys, time
@@ -68,21 +63,6 @@ def entries(out: Path) -> dict[str, int]:
     return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in found}
 
 
-def killed(scan, out: Path, root: Path, moment) -> None:
-    """Starts the prediction, slowly, and kills it at a moment."""
-    with subprocess.Popen(
-        [sys.executable, "-c", PREDICT, scan.path, str(out)],
-        env={**os.environ, "PYTHONPATH": str(root)}, start_new_session=True,
-        stderr=subprocess.PIPE, text=True,
-    ) as process:  # fmt: skip
-        deadline = time.monotonic() + PATIENCE_S
-        while not moment():
-            assert process.poll() is None, process.stderr.read()
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        os.killpg(process.pid, signal.SIGKILL)
-
-
 def test_killed_in_the_first_pass_a_middle_one_and_the_last(scan, root, tmp_path):
     """One run that is killed three times is byte for byte the run that never was."""
     out = tmp_path / "out.zarr"
@@ -98,7 +78,7 @@ def test_killed_in_the_first_pass_a_middle_one_and_the_last(scan, root, tmp_path
     ]
     before: dict[str, int] = {}
     for moment in moments:
-        killed(scan, out, root, moment)
+        killed(PREDICT, scan.path, out, root=root, moment=moment)
         after = entries(out)
         assert {name: after[name] for name in before} == before  # nothing done was done again
         before = after

@@ -28,6 +28,7 @@ print(" ".join(name for name in {heavy!r} if name in sys.modules))
         ("import volflow.errors", set()),
         ("import volflow.geometry.grid, volflow.geometry.windows", {"numpy"}),
         ("import volflow; volflow.Roi", {"numpy"}),
+        ("import volflow; volflow.losses", {"torch", "numpy"}),
         ("import volflow; volflow.open", {"numpy", "zarr"}),
         ("import volflow.store.journal.journal, volflow.store.formats.sources", {"numpy", "zarr"}),
         ("import volflow.report.facts.info", {"numpy", "zarr"}),

@@ -25,6 +25,7 @@ NAMES = {
     "Volume",
     "VolumeLike",
     "WeightedSampler",
+    "WholeVolume",
     "certify_seams",
     "compare",
     "connect",
@@ -33,11 +34,14 @@ NAMES = {
     "demo",
     "errors",
     "export",
+    "find_cases",
     "halo",
     "load_model",
+    "losses",
     "map_model",
     "map_overlap",
     "napari_snippet",
+    "observe",
     "open",
     "open_cases",
     "patch_sheet",
@@ -45,19 +49,23 @@ NAMES = {
     "plan_convert",
     "plan_predict",
     "plan_pyramid",
+    "plan_run",
     "predict",
+    "predict_cases",
     "preview",
     "pyramid",
+    "run",
     "sample",
     "save_model",
     "seams_figure",
     "statistics",
+    "time_limit",
     "verify",
     "view",
     "write",
 }
 ALIASES = {"ModelLike", "VolumeLike"}  # of types; their texts stand below them
-MODULES = {"demo", "errors"}
+MODULES = {"demo", "errors", "losses"}
 # Keywords of what the user hands over, or of the model's spec, which checks them itself.
 OPEN_ENDED = {"map_overlap", "save_model"}
 
@@ -75,14 +83,14 @@ def test_what_is_loaded_is_what_the_stub_declares(root):
     assert len(names) == len(NAMES)
     for public, module, name in names:
         assert volflow._PUBLIC[public] == (module, name)
-        own = importlib.import_module(f"volflow.{name}") if public in MODULES else None
+        own = importlib.import_module(f"{module}.{name}") if public in MODULES else None
         assert getattr(volflow, public) is (own or getattr(importlib.import_module(module), name))
 
 
 def test_no_wing_bears_the_name_of_a_public_function(root):
     """Its import would put the wing in the place of the function."""
     wings = {path.stem for path in (root / "volflow").iterdir()}
-    assert wings & NAMES == MODULES
+    assert wings & NAMES <= MODULES
 
 
 @pytest.mark.parametrize("name", sorted(NAMES))

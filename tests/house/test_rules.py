@@ -154,6 +154,23 @@ def test_nothing_inner_is_set_by_a_path_in_words():
     assert [_id(path) for path in tests if by_path.search(path.read_text())] == []
 
 
+def test_no_generator_yields_in_a_grad_mode():
+    """It would last while the consumer of the generator runs (see `without_gradients`)."""
+    modes = re.compile(r"inference|no_grad|grad_enabled|enable_grad")
+    broken = [
+        f"{_id(path)}:{block.lineno}"
+        for path, tree in TREES.items()
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef)
+        and not any("contextmanager" in ast.unparse(one) for one in function.decorator_list)
+        for block in ast.walk(function)
+        if isinstance(block, ast.With)
+        and any(modes.search(ast.unparse(item.context_expr)) for item in block.items)
+        and any(isinstance(node, ast.Yield | ast.YieldFrom) for node in ast.walk(block))
+    ]
+    assert not broken
+
+
 def test_constraints_pin_every_direct_dependency(pyproject):
     """A fresh machine gets the versions that were tested, on every Python that is supported."""
     project = pyproject["project"]
@@ -168,6 +185,22 @@ def test_constraints_pin_every_direct_dependency(pyproject):
     assert all("==" in pin for pin in pins)
     assert names <= {pin.split("==")[0].lower() for pin in pins}
     assert "torch==2.13.0" in pins
+
+
+def test_faults_are_proved_by_tests_that_exist():
+    """Those that the table of faults names, each by its file and its name."""
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    table = text.split("\n## Faults\n")[1].split("\n## ")[0]
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", table)
+    rows = [line for line in table.splitlines() if line.startswith("| ")][1:]
+    assert all("::test_" in row or row.endswith("| the same |") for row in rows)
+    assert len(named) >= len(rows) - 1
+    missing = [
+        f"{path}::{name}"
+        for path, name in named
+        if not re.search(rf"^ *def {name}\(", (ROOT / path).read_text(), re.MULTILINE)
+    ]
+    assert missing == []
 
 
 def test_readme_commands_are_those_of_ci():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import math
 import re
@@ -13,6 +12,7 @@ import torch
 from torch import nn
 
 import volflow as vf
+from tests.peers import peer
 from volflow.engine.cluster import connect
 from volflow.errors import NoExactRule
 from volflow.infer.method import SLACK_BYTES
@@ -29,23 +29,16 @@ SHARE, SHARE_OF_VNET = 0.15, 0.35
 BLOCKS = re.compile(r"^blocks of (\d+)×(\d+)×(\d+)")
 
 LEVELS = (4, 8, 8)
-STAGES = {
-    "input_channels": 1, "num_classes": 2, "n_stages": 3, "features_per_stage": LEVELS,
-    "conv_op": nn.Conv3d, "kernel_sizes": 3, "strides": (1, 2, 2), "conv_bias": True,
-    "norm_op": nn.InstanceNorm3d, "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-    "nonlin": nn.LeakyReLU, "nonlin_kwargs": {"inplace": True}, "n_conv_per_stage_decoder": 1,
-}  # fmt: skip
 NETS = {
-    "UNet": {"channels": LEVELS, "strides": (2, 2), "num_res_units": 2},
+    "UNet": {"num_res_units": 2},
     "BasicUNet": {"features": (2, 2, 2, 2, 2, 2)},
-    "SegResNet": {"init_filters": 8, "blocks_down": (1, 2), "blocks_up": (1,)},
-    "DynUNet": {"kernel_size": [3] * 3, "strides": [1, 2, 2], "upsample_kernel_size": [2, 2],
-                "filters": list(LEVELS)},
-    "AttentionUnet": {"channels": LEVELS, "strides": (2, 2)},
+    "SegResNet": {},
+    "DynUNet": {},
+    "AttentionUnet": {},
     "VNet": {},
-    "PlainConvUNet": {"n_conv_per_stage": 1, **STAGES},
-    "ResidualEncoderUNet": {"n_blocks_per_stage": (1, 2, 2), **STAGES},
-}  # fmt: skip
+    "PlainConvUNet": {},
+    "ResidualEncoderUNet": {},
+}
 
 
 @pytest.fixture(scope="module")
@@ -56,15 +49,7 @@ def client():
 
 def made(name: str) -> nn.Module:
     """A network in float64 whose norms have known other values than those they begin with."""
-    options = dict(NETS[name])
-    torch.manual_seed(0)
-    if "n_stages" in options:
-        home = "dynamic_network_architectures.architectures.unet"
-        pytest.importorskip("dynamic_network_architectures", reason="nnU-Net's networks")
-    else:
-        home = "monai.networks.nets"
-        options |= {"spatial_dims": 3, "in_channels": 1, "out_channels": 2}
-    net: nn.Module = getattr(importlib.import_module(home), name)(**options).double().eval()
+    net = peer(name, LEVELS, **NETS[name]).double().eval()
     with torch.no_grad():
         for part, value in itertools.chain(net.named_buffers(), net.named_parameters()):
             if part.endswith(("running_mean", "running_var")) or value.ndim == 1:

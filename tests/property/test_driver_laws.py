@@ -9,7 +9,9 @@ from hypothesis import given, note
 from hypothesis import strategies as st
 
 from tests.virtual_cluster import REFUSALS, Scenario, Simulation, bytes_of, scenario
-from volflow.errors import RunFailed, Unreadable
+from volflow.errors import RunFailed, TimeUp, Unreadable
+
+ENDINGS = {"done", "given up", "refused", "no worker", "time up"}
 
 
 def check_laws(chosen: Scenario) -> str:
@@ -31,6 +33,13 @@ def check_laws(chosen: Scenario) -> str:
         return "refused"
     if "had no worker" in str(error):
         return "no worker"
+    if type(error) is TimeUp:
+        failed = f", {len(driver.given_up)} failed" if driver.given_up else ""
+        assert f"{len(driver.results)} of {len(chosen.blocks)} blocks are done{failed};" in str(
+            error
+        )
+        assert not driver.in_flight
+        return "time up"
     check_what_is_given_up(chosen, simulation, error)
     return "given up"
 
@@ -38,14 +47,16 @@ def check_laws(chosen: Scenario) -> str:
 def check_what_is_given_up(chosen: Scenario, simulation: Simulation, error: Exception) -> None:
     """It is given up after its retries, alone, with the error that says so."""
     given_up, failing = simulation.driver.given_up, chosen.failing()
+    assert given_up.keys() <= simulation.quarantined
+    assert given_up.keys() <= failing.keys() or not chosen.blames
     assert given_up.keys() | simulation.driver.results.keys() == chosen.blocks
     assert not given_up.keys() & simulation.driver.results.keys()
     assert all(simulation.tried[block] > chosen.retries for block in given_up)
-    blocks = ", ".join(str(block) for block in sorted(given_up)[:8])
     assert str(error).startswith(
-        f"{len(given_up)} of {len(chosen.blocks)} blocks failed after {chosen.retries} retries"
-        f" (blocks {blocks}); what is done is kept"
+        f"{len(given_up)} of {len(chosen.blocks)} blocks failed after {chosen.retries} retries;"
+        f" what is done is kept, and the same command tries them again: block {min(given_up)}: "
     )
+    assert all(f"block {block}: " in str(error) for block in sorted(given_up)[:3])
     if chosen.gentle:
         assert given_up.keys() == failing.keys()
         assert type(error) is (Unreadable if "is damaged" in failing.values() else RunFailed)
@@ -69,9 +80,9 @@ def run_seeds(seeds: range) -> set[str]:
 
 
 def test_laws_on_a_thousand_schedules():
-    assert run_seeds(range(1_000)) == {"done", "given up", "refused", "no worker"}
+    assert run_seeds(range(1_000)) == ENDINGS
 
 
 @pytest.mark.nightly
 def test_laws_on_ten_thousand_schedules():
-    assert run_seeds(range(10_000)) == {"done", "given up", "refused", "no worker"}
+    assert run_seeds(range(10_000)) == ENDINGS

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import volflow as vf
-from tests import nets
+from tests import nets, relay
 from tests.hostile_files import contents, make_files
 from volflow.engine.cluster import connect
 from volflow.geometry.roi import Roi
@@ -98,6 +98,28 @@ def folder(made, tmp_path, tmp_path_factory, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint():
+    """A store that speaks S3, in this process."""
+    pytest.importorskip("obstore")
+    pytest.importorskip("moto")
+    with relay.s3_in_memory() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def s3(s3_endpoint, monkeypatch, tmp_path):
+    """A relay before that store, with the bucket ``bucket``, as the environment names it."""
+    for name, value in relay.environment(s3_endpoint).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    relay.make_bucket(s3_endpoint, "bucket")
+    with relay.relay(s3_endpoint) as made:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", made.url)
+        yield made
+    relay.empty(s3_endpoint, "bucket")
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,15 @@ import pytest
 
 import volflow as vf
 from volflow.cli.typed import spelled
+from volflow.engine.run_options import OutputOptions
 from volflow.errors import InvalidInput
-from volflow.infer.predict_options import HaloOptions, PredictOptions, SeamsOptions
+from volflow.infer.predict_options import (
+    HaloOptions,
+    PredictOptions,
+    SeamsOptions,
+    VerifyOptions,
+)
+from volflow.jobs.batch.batch_options import BatchOptions
 from volflow.option import numbers
 from volflow.sampling.stream_options import StreamOptions
 from volflow.volumes.volume_options import (
@@ -31,25 +38,34 @@ JOURNEYS = {
     vf.statistics: StatisticsOptions,
     vf.predict: PredictOptions,
     vf.plan_predict: PredictOptions,
+    vf.predict_cases: BatchOptions,
     vf.halo: HaloOptions,
     vf.certify_seams: SeamsOptions,
     vf.PatchStream.__init__: StreamOptions,
     vf.map_model: PredictOptions,
+    vf.verify: VerifyOptions,
+    vf.run: OutputOptions,
+    vf.plan_run: OutputOptions,
 }
 # What a signature takes beside its options, or says otherwise.
-GIVEN = {"self", "volume", "model", "out", "source", "array", "cases", "x"}
+GIVEN = {"self", "volume", "model", "out", "source", "array", "cases", "x", "path"}
+GIVEN |= {"pipeline", "variables"}
 # The options of a stream are what its hash depends on.
 BESIDE = {vf.PatchStream.__init__: {"cluster", "progress"}, vf.map_model: {"like", "block"}}
+# Where an option is called like what others are given.
+OWN = {vf.verify: {"model"}}
+# What no command line can say.
+UNTYPED = {WriteOptions: {"like", "meta"}, VerifyOptions: {"normalize", "activation"}}
 # An array is lazy: nothing is stored, and neither a batch nor a tile is searched for.
 LAZY = {"chunk", "shard", "levels", "resume", "batch_size", "overwrite"}
-LAZY |= {"cluster", "wait", "memory", "device_memory", "progress"}
+LAZY |= {"cluster", "workers", "resources", "wait", "memory", "device_memory", "progress"}
 
 
 @pytest.mark.parametrize("journey", JOURNEYS, ids=lambda journey: journey.__qualname__)
 def test_signature_and_options_object_agree(journey):
     parameters = inspect.signature(journey).parameters
     without = LAZY if journey is vf.map_model else set()
-    beside = GIVEN | BESIDE.get(journey, set()) | without
+    beside = (GIVEN | BESIDE.get(journey, set()) | without) - OWN.get(journey, set())
     wanted = {
         one.name: (one.type, inspect.Parameter.empty if one.default is MISSING else one.default)
         for one in fields(JOURNEYS[journey])
@@ -69,7 +85,7 @@ def test_signature_and_options_object_agree(journey):
 def test_every_option_can_be_typed(kind):
     """But for what no command line can say, and for `write`, which is no command."""
     untyped = {one.name for one in fields(kind) if not one.metadata}
-    assert untyped <= {"progress", "resume"} | ({"like", "meta"} if kind is WriteOptions else set())
+    assert untyped <= {"progress", "resume"} | UNTYPED.get(kind, set())
     typed = [spelled(one) for one in fields(kind) if one.metadata]
     assert len(typed) == len(set(typed))
 

@@ -23,7 +23,7 @@ from typer.core import TyperGroup
 from volflow import __version__
 from volflow.cli.typed import typed
 from volflow.engine.pages import prepare_allocators
-from volflow.errors import VolflowError
+from volflow.errors import InvalidPipeline, VolflowError
 
 __all__ = ["main", "run"]
 
@@ -42,11 +42,15 @@ COMMANDS = {
     ),
     "halo": ("halo", "volflow halo bundle/ --on scan.zarr --overlap 0 --overlap 0.5"),
     "pyramid": ("volumes", "volflow pyramid out.zarr"),
-    "verify": ("runs", "volflow verify out.zarr"),
+    "verify": ("runs", "volflow verify seg.nii.gz --recompute 20 --memory 4GiB"),
     "status": ("runs", "volflow status out.zarr"),
     "export": ("volumes", "volflow export seg.zarr seg.nii.gz"),
     "preview": ("preview", "volflow preview seg.zarr --over scan.zarr -o seg.png"),
     "view": ("view", "volflow view scan.zarr seg.zarr"),
+    "run": (
+        "pipelines",
+        "volflow run pipelines/segment.yaml --set input=scan.nii.gz --set output=p01",
+    ),
 }
 
 
@@ -136,6 +140,8 @@ def run(arguments: Sequence[str]) -> int:
 
 def _explain(error: Exception) -> tuple[str, int] | None:
     """One line and an exit code for what a user or a machine may do wrong; None for a fault."""
+    if isinstance(error, InvalidPipeline):  # each of its lines is a mistake
+        return str(error), error.exit_code
     if isinstance(error, VolflowError):
         lines = str(error).splitlines() or [type(error).__name__]
         return lines[0] + (f" ({DEBUG} shows more)" if lines[1:] else ""), error.exit_code

@@ -1,28 +1,41 @@
-"""The command ``volflow predict``."""
+"""The command ``volflow predict``: one volume, or many cases."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from volflow.cli.typed import changed
 from volflow.cli.values import Json, PlanOnly, inputs, say, say_facts, say_plan
+from volflow.errors import InvalidInput, RunFailed
 from volflow.infer.predict_options import MODEL, PredictOptions
+from volflow.jobs.batch.batch_options import CASES, BatchOptions
+from volflow.option import from_keywords
 
 __all__ = ["predict"]
 
+CASE = "{case}"
+
 
 def predict(
+    *,
     volume: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="VOLUME...",
             help="The scan, as OME-Zarr or a file that can be converted; several on one grid as"
-            " name=path.",
+            " name=path. With {case} in it, in quotes, all that match.",
+        ),
+    ] = None,
+    out: Annotated[
+        str,
+        typer.Argument(
+            metavar="OUT", help="out.zarr, or a file like out.nii.gz; 'out/{case}.nii.gz' of many."
         ),
     ],
-    out: Annotated[str, typer.Argument(metavar="OUT", help="out.zarr, or a file like out.nii.gz.")],
     model: Annotated[
         str,
         typer.Option(
@@ -30,17 +43,54 @@ def predict(
             help="A bundle, a .pt2 file, or package.module:callable.",
         ),
     ],
-    options: PredictOptions,
+    options: BatchOptions,
+    cases: Annotated[
+        str | None,
+        typer.Option(
+            help="A table (.csv: case, and a column for each channel) or a folder of cases, instead"
+            " of VOLUME.",
+            rich_help_panel=CASES,
+        ),
+    ] = None,
     plan: PlanOnly = False,
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Run a model over a volume, in overlapping patches or exactly, and write the result.
 
     What is not given is taken from the bundle. Run again after an interruption, the command does
-    only what is left.
+    only what is left. With {case} in VOLUME and OUT it does so for each case that is new or
+    changed, whatever becomes of the others; exit code 1 where some failed.
     """
-    named = inputs(volume)
+    if bool(cases) == bool(volume):
+        raise InvalidInput("predict needs either VOLUME or --cases, and OUT; see --help")
+    named: Any = cases or inputs(volume or [])
+    if cases or CASE in out or any(CASE in one for one in volume or ()):
+        _predict_cases(
+            named, model, out, replace(options, dry_run=options.dry_run or plan), as_json
+        )
+        return
+    single = from_keywords(PredictOptions, vars(options))
+    beside = sorted({*changed(options)} - {*changed(single), "--dry-run"})
+    if beside:
+        raise InvalidInput(
+            f"{', '.join(beside)} goes with many cases; write {CASE} for their names in VOLUME and"
+            " OUT, in quotes"
+        )
+    _predict_one(named, model, out, single, plan or options.dry_run, as_json)
 
+
+def _predict_cases(cases: Any, model: str, out: str, options: BatchOptions, as_json: bool) -> None:
+    from volflow.jobs.batch.predict_cases import predict_cases
+
+    table = predict_cases(cases, model, out, **vars(options))
+    say(table.to_dict(), as_json, str(table) if options.dry_run else table.outcome())
+    if not table.ok and not options.dry_run:
+        raise typer.Exit(RunFailed.exit_code)
+
+
+def _predict_one(
+    named: Any, model: str, out: str, options: PredictOptions, plan: bool, as_json: bool
+) -> None:
     from volflow.infer.predict import plan_predict
     from volflow.infer.predict import predict as run_predict
 

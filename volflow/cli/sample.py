@@ -9,20 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from volflow.cli.values import (
-    DPI,
-    OUT,
-    Json,
-    PlanOnly,
-    Quiet,
-    beside,
-    class_names,
-    given,
-    inputs,
-    say,
-)
+from volflow.cli.values import OUT, Json, PlanOnly, Quiet, beside, given, inputs, say
 from volflow.errors import InvalidInput
 from volflow.option import numbers, option
+from volflow.report.pictures.preview_file import DPI, class_names
 
 if TYPE_CHECKING:
     from volflow.sampling.samplers import Sampler

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import Field, fields, is_dataclass
 from typing import Annotated, Any, get_args
 
 import typer
+
+from volflow.engine.run_options import ObserveOptions, TimeOptions, WorkerOptions
 
 __all__ = ["changed", "spelled", "typed"]
 
@@ -22,7 +25,8 @@ def typed(command: Callable[..., None]) -> Callable[..., None]:
     """Return a command that takes the options of its options objects one by one.
 
     An option that two of its objects share is typed once. ``Annotated[Options, "Panel"]`` lists
-    all of them under one heading.
+    all of them under one heading. A command whose objects say where it runs can be
+    limited in time and observed.
     """
     parameters: dict[str, inspect.Parameter] = {}
     kinds: dict[str, Any] = {}
@@ -36,14 +40,34 @@ def typed(command: Callable[..., None]) -> Callable[..., None]:
                 parameters.setdefault(one.name, _parameter(one, panel))
         else:
             parameters[name] = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+    runs = any(issubclass(kind, WorkerOptions) for kind in kinds.values())
+    for one in (*_shown(TimeOptions), *_shown(ObserveOptions)) if runs else ():
+        parameters[one.name] = _parameter(one, None)
 
     def run(**words: Any) -> None:
         made = {name: _made(kind, words) for name, kind in kinds.items()}
-        command(**{name: made[name] if name in made else words[name] for name in own})
+        with _around(words) if runs else nullcontext():
+            command(**{name: made[name] if name in made else words[name] for name in own})
 
     run.__doc__ = command.__doc__
     run.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
     return run
+
+
+@contextmanager
+def _around(words: Mapping[str, Any]) -> Iterator[None]:
+    """Limit the time of a command's runs, and record how they go, if that was asked for."""
+    ends, asked = _made(TimeOptions, words), _made(ObserveOptions, words)
+    with ExitStack() as stack:
+        if ends != TimeOptions():
+            from volflow.engine.time_limit import time_limit
+
+            stack.enter_context(time_limit(**vars(ends)))
+        if asked != ObserveOptions():
+            from volflow.report.observe import observe
+
+            stack.enter_context(observe(**vars(asked)))
+        yield
 
 
 def spelled(option: Field[Any]) -> str:

@@ -16,13 +16,11 @@ if TYPE_CHECKING:
     from volflow.engine.plan import Plan
 
 __all__ = [
-    "DPI",
     "OUT",
     "Json",
     "PlanOnly",
     "Quiet",
     "beside",
-    "class_names",
     "given",
     "inputs",
     "say",
@@ -31,7 +29,6 @@ __all__ = [
 ]
 
 OUT = "The picture (.png, .pdf, .svg)."
-DPI = "Pixels per inch of the picture."
 PlanOnly = Annotated[bool, typer.Option("--plan", help="Print the plan and run nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
@@ -40,11 +37,6 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 def given(**options: Any) -> dict[str, Any]:
     """The options that were typed; what was not is left to its own default."""
     return {name: value for name, value in options.items() if value is not None}
-
-
-def class_names(name: str, text: str) -> list[str]:
-    """Names with commas between, as typed."""
-    return [one.strip() for one in text.split(",")]
 
 
 def inputs(volumes: Sequence[str]) -> str | dict[str, str]:
@@ -86,7 +78,7 @@ def beside(volume: str, suffix: str) -> Path:
     >>> str(beside("scans/p01.nii.gz", "-seams")), str(beside("https://host/p01.zarr", ""))
     ('scans/p01-seams.png', 'p01.png')
     """
-    from volflow.sampling.cases.open_cases import stem
+    from volflow.store.formats.sources import stem
 
     path = Path(volume)
     folder = Path() if "://" in volume else path.parent

@@ -1,4 +1,4 @@
-"""A task on its worker: it reports each step, and stops when its driver no longer waits for it.
+"""A task on its worker: it waits for room, reports each step, and stops when it is unwanted.
 
 Dask does not stop the thread of a cancelled task: if a driver dies, takes blocks back or loses its
 scheduler, the task would run on beside its replacement. So after each step a task checks that its
@@ -8,19 +8,24 @@ waits for the earlier one to stop.
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from distributed import Status, Worker, get_worker
 
+from volflow.engine.admission.desk import desk_of
+from volflow.engine.admission.ledger import Claim
 from volflow.engine.messages import Outcome
 from volflow.engine.task import Context, Step, Task, run_task
 from volflow.errors import Superseded, VolflowError
 from volflow.store.journal.journal import Journal
+from volflow.store.journal.records import process_name
 
 __all__ = ["Session", "execute"]
 
@@ -49,6 +54,27 @@ def _alone(topic: str, blocks: tuple[int, ...], wanted: Callable[[], bool]) -> I
             _changed.notify_all()
 
 
+@contextmanager
+def _in_turn(
+    worker: Worker, topic: str, blocks: tuple[int, ...], claim: Claim, context: Context
+) -> Iterator[bool]:
+    """Reserve blocks, and room for them beside the tasks of other runs; yield False if unwanted."""
+    began_s, waited = time.perf_counter(), []
+
+    def on_wait() -> None:
+        waited.append(worker.address)
+        worker.log_event(topic, {"waits": worker.address})
+
+    claim = claim.capped("memory", worker.memory_manager.memory_limit)
+    with (
+        _alone(topic, blocks, context.wanted),
+        desk_of(worker).admitted(claim, context.wanted, on_wait) as admitted,
+    ):
+        if waited:
+            context.clock.add("wait", time.perf_counter() - began_s)
+        yield admitted and context.wanted()
+
+
 def _wanted(worker: Worker, key: Any) -> bool:
     """Return True if a worker still counts a task as running."""
     if worker.status in (Status.closed, Status.closing, Status.failed):
@@ -59,11 +85,13 @@ def _wanted(worker: Worker, key: Any) -> bool:
 
 @dataclass(frozen=True)
 class Session:
-    """A driver's run as each task needs it: journal, session token, memory of a worker."""
+    """A driver's run as each task needs it: journal, token, memory, claim on its worker, time."""
 
     journal: Journal | None = None
     token: str = ""
     memory_bytes: int | None = None
+    claim: Claim = field(default_factory=Claim)
+    left_s: float | None = None  # of its time, when a task is submitted: clocks may differ
 
 
 def execute(task: Task, job: Any, blocks: tuple[int, ...], topic: str, session: Session) -> Outcome:
@@ -79,8 +107,10 @@ def execute(task: Task, job: Any, blocks: tuple[int, ...], topic: str, session: 
         Source of the task's context.
     """
     worker = get_worker()
-    key = worker.get_current_task()
+    key, name = worker.get_current_task(), process_name()
     results: dict[int, Any] = {}
+    end_s = math.inf if session.left_s is None else time.monotonic() + session.left_s
+    released = False
 
     def wanted() -> bool:
         return _wanted(worker, key)
@@ -90,25 +120,56 @@ def execute(task: Task, job: Any, blocks: tuple[int, ...], topic: str, session: 
             results[step.block] = step.result
         if wanted():
             blocks = int(step.block is not None)
-            message = {"units": step.units, "blocks": blocks, "stages": context.clock.take_step()}
-            worker.log_event(topic, {"step": message})
+            message = {
+                "units": step.units,
+                "blocks": blocks,
+                "stages": context.clock.take_step(),
+                "worker": name,
+            }
+            block = None if step.block is None or step.result is not None else int(step.block)
+            worker.log_event(topic, {"step": message, "key": key, "block": block})
 
     context = Context(session.journal, session.token, session.memory_bytes, wanted)
     try:
-        with _alone(topic, blocks, wanted):
-            if not wanted():
-                return Outcome(results)
+        with _in_turn(worker, topic, blocks, session.claim, context) as mine:
+            if not mine or time.monotonic() >= end_s:  # its turn came too late
+                return Outcome(results, released=bool(mine))
             # Closed first, so that the task has stopped before its blocks are released.
             with closing(run_task(task, job, blocks, context)) as steps:
-                for step in steps:
-                    report(step)
-                    if not wanted():
-                        break
+                released = _follow(steps, report, wanted, end_s)
+            if released:
+                results |= _written(context, blocks, results)
     except Exception as error:
         if isinstance(error, Superseded) and not wanted():  # by its worker, not by another driver
             return Outcome(results)
         return Outcome(results, _portable(error), traceback.format_exc(limit=-4))
-    return Outcome(results)
+    return Outcome(results, released=released)
+
+
+def _follow(
+    steps: Iterator[Step],
+    report: Callable[[Step], object],
+    wanted: Callable[[], bool],
+    end_s: float,
+) -> bool:
+    """Report the steps of a task while it is wanted; return True if its time was up before."""
+    for step in steps:
+        report(step)
+        if step.block is not None and time.monotonic() >= end_s:
+            return True
+        if not wanted():
+            break
+    return False
+
+
+def _written(
+    context: Context, blocks: tuple[int, ...], results: Mapping[int, Any]
+) -> dict[int, Any]:
+    """Return the blocks that were recorded while their task was closed, which reports none."""
+    if context.journal is None:
+        return {}
+    left = context.left(blocks)
+    return {block: None for block in blocks if block not in results and block not in left}
 
 
 def _portable(error: Exception) -> Exception:

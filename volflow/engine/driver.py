@@ -7,13 +7,18 @@ as plain data, to be performed in order. So its laws can be tested in virtual ti
 A block that is not done is in exactly one place: in a waiting run, in one attempt in flight, or
 given up. Only `Driver.slots` decides how many attempts a worker may hold. A worker that should get
 no more, because it is short of memory or about to leave, is `paused`.
+
+An error names its block: the first of the run that is not done. The death of a worker names none,
+so the runs that it held come back in halves, each alone on a worker and after all others, until the
+block that ends its worker is alone: neither its neighbours nor what ran beside it are blamed.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import Counter, deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from volflow.engine.messages import (
@@ -21,13 +26,14 @@ from volflow.engine.messages import (
     HoldOffers,
     Log,
     Outcome,
+    Quarantine,
     Stop,
     Submit,
     TakeBack,
     WorkerReading,
 )
 from volflow.engine.roster import Patience, Roster
-from volflow.errors import MemoryRefused, RunFailed, Unreadable, VolflowError
+from volflow.errors import MemoryRefused, RunFailed, TimeUp, Unreadable, VolflowError, first_line
 from volflow.geometry.budget import format_bytes
 
 if TYPE_CHECKING:
@@ -39,20 +45,27 @@ __all__ = ["Driver"]
 MOST_OFFERS = 16
 # Seconds of only too small workers after which no larger one can still be restarting.
 ALONE_S = 10.0
+# Blocks that an error names with their reasons; the journal holds them all.
+MOST_NAMED = 3
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """A run of blocks, waiting or on a worker, and how often its first block has failed."""
+    """A run of blocks, waiting or on a worker, and how often its first block has failed.
+
+    ``alone``: it has its worker to itself, or must have it.
+    """
 
     blocks: tuple[int, ...]
     failures: int = 0
     worker: str = ""
+    alone: bool = False
 
     def left(self, done: Mapping[int, Any]) -> Attempt:
         """Return the blocks left to do; with another first block, failures count from 0."""
         blocks = tuple(block for block in self.blocks if block not in done)
-        return Attempt(blocks, self.failures if blocks[:1] == self.blocks[:1] else 0)
+        failures = self.failures if blocks[:1] == self.blocks[:1] else 0
+        return replace(self, blocks=blocks, failures=failures)
 
 
 @dataclass
@@ -94,13 +107,16 @@ class Driver:
     fixed: bool = False
     roster: Roster = field(default_factory=Roster)
     waiting: deque[Attempt] = field(init=False)
+    suspects: deque[Attempt] = field(default_factory=deque)  # whose worker died: tried last, alone
     in_flight: dict[int, Attempt] = field(default_factory=dict)
     results: dict[int, Any] = field(default_factory=dict)
     given_up: dict[int, VolflowError] = field(default_factory=dict)
     submitted: int = 0
     retried: int = 0
     offered: int = 0
+    small: set[str] = field(default_factory=set)  # workers that were named as too small
     small_since_s: float | None = None  # when the first reading of too small workers alone came
+    time_up: str = ""  # when, in words
     stopped: bool = False
 
     def __post_init__(self) -> None:
@@ -111,7 +127,14 @@ class Driver:
         if self.stopped:
             return []
         logs, taken = self.roster.read(reading, now_s), self._take_back()
-        return [*logs, *taken, *self._wait(now_s), *self._proceed()]
+        return [*logs, *self._name_small(), *taken, *self._wait(now_s), *self._proceed()]
+
+    def on_time_up(self, text: str) -> list[Action]:
+        """Account for the end of the run's time: no more is submitted, what is in flight ends."""
+        if self.stopped or self.time_up:
+            return []
+        self.time_up = text
+        return self._proceed()
 
     def on_completed(self, number: int, outcome: Outcome) -> list[Action]:
         """Account for an attempt that ended, even if it was taken back before."""
@@ -125,14 +148,18 @@ class Driver:
             self._drop_done()
             return self._proceed()
         error = outcome.error
+        if outcome.released:
+            left = attempt.left(self.results)
+            queue = self.suspects if left.alone else self.waiting
+            queue.extend([left] if left.blocks else [])
+            return self._proceed()
         if isinstance(error, VolflowError) and type(error) not in (RunFailed, Unreadable):
             return self._stop(error)
-        if isinstance(error, VolflowError):
-            self._retry(attempt, error)
-        else:
+        if not isinstance(error, VolflowError):
             reason = f"{error or 'its task ended without doing it'}\n{outcome.trace}"
-            self._retry(attempt, RunFailed(reason.strip()))
-        return self._proceed()
+            error = RunFailed(reason.strip())
+        failed = (self._halve if outcome.lost else self._retry)(attempt, error)
+        return [*failed, *self._proceed()]
 
     def slots(self, worker: WorkerReading) -> int:
         """Return the number of attempts that a worker may hold at once, within the memory."""
@@ -149,38 +176,59 @@ class Driver:
         """Fill the free slots, offer the remaining runs, and stop if nothing is left."""
         if self.stopped:
             return []
-        if not self.waiting and not self.in_flight:
-            return self._stop(self._failure())
+        left = len(self.waiting) + len(self.suspects)
+        if not self.in_flight and (self.time_up or not left):
+            return self._stop(self._unfinished() if left else self._failure())
         actions: list[Action] = []
-        load = self._load()
-        for address, worker in self.roster.live.items():
-            free = 0 if worker.paused else self.slots(worker) - load[address]
-            while self.waiting and free > 0:
-                free -= 1
-                self.submitted += 1
-                waiting = self.waiting.popleft()
-                attempt = Attempt(waiting.blocks, waiting.failures, address)
-                self.in_flight[self.submitted] = attempt
-                actions.append(Submit(self.submitted, attempt.blocks, address))
-        offers = min(len(self.waiting), MOST_OFFERS)
+        load, alone = self._load(), {one.worker for one in self.in_flight.values() if one.alone}
+        for address, worker in () if self.time_up else self.roster.live.items():
+            slots = 0 if worker.paused or address in alone else self.slots(worker)
+            while self.waiting and load[address] < slots:
+                load[address] += 1
+                actions.append(self._submit(self.waiting.popleft(), address, alone=slots == 1))
+            if self.suspects and slots and not load[address]:
+                actions.append(self._submit(self.suspects.popleft(), address, alone=True))
+        left = 0 if self.time_up else len(self.waiting) + len(self.suspects)
+        offers = min(left, MOST_OFFERS)
         if offers != self.offered:
             self.offered = offers
             actions.append(HoldOffers(offers))
         return actions
 
+    def _submit(self, attempt: Attempt, worker: str, *, alone: bool) -> Submit:
+        self.submitted += 1
+        self.in_flight[self.submitted] = replace(attempt, worker=worker, alone=alone)
+        return Submit(self.submitted, attempt.blocks, worker)
+
+    def _name_small(self) -> list[Log]:
+        """Say once of each worker beside larger ones that is too small for a block."""
+        live = self.roster.live
+        small = {address for address, worker in live.items() if not self.slots(worker)}
+        new = small - self.small if len(small) < len(live) else set()
+        self.small |= new
+        need = f"one of {self.plan.operation} needs {format_bytes(self.plan.peak_bytes)}"
+        has = {address: format_bytes(live[address].memory_bytes or 0) for address in sorted(new)}
+        return [
+            Log(logging.WARNING, f"worker {one} has {memory} of memory and gets no block: {need}")
+            for one, memory in has.items()
+        ]
+
     def _load(self) -> Counter[str]:
         return Counter(attempt.worker for attempt in self.in_flight.values())
 
-    def _take_back(self) -> list[TakeBack]:
+    def _take_back(self) -> list[Action]:
         """Queue the attempts of lost workers again."""
         lost = self.roster.take_lost()
         numbers = [n for n, attempt in self.in_flight.items() if attempt.worker in lost]
+        actions: list[Action] = [TakeBack(number) for number in numbers]
         for number in numbers:
-            self._retry(self.in_flight.pop(number), RunFailed("its worker died"))
-        return [TakeBack(number) for number in numbers]
+            actions += self._halve(self.in_flight.pop(number), RunFailed("its worker died"))
+        return actions
 
     def _wait(self, now_s: float) -> list[Log | Stop]:
         """Wait while no worker is busy and none can take a block; fail after the patience."""
+        if self.time_up:
+            return []
         live, load = self.roster.live, self._load()
         fitting = {a: worker for a, worker in live.items() if self.slots(worker)}
         if fitting or not live:
@@ -212,33 +260,63 @@ class Driver:
             f" --memory{anew}), start larger workers, or wait for them (wait=, --wait)"
         )
 
-    def _retry(self, attempt: Attempt, error: VolflowError) -> None:
+    def _halve(self, attempt: Attempt, error: VolflowError) -> list[Quarantine]:
+        """Queue the halves of a run whose worker died; a block that was alone has failed."""
+        left = attempt.left(self.results)
+        half = len(left.blocks) // 2
+        if left.alone and not half:
+            return self._retry(left, error)
+        parts = left.blocks[:half], left.blocks[half:]
+        self.suspects.extend(Attempt(part, alone=True) for part in parts if part)
+        self.retried += 1
+        return []
+
+    def _retry(self, attempt: Attempt, error: VolflowError) -> list[Quarantine]:
         """Queue the rest of a run again, or give up its first block and continue after it."""
         left = attempt.left(self.results)
         if not left.blocks:
-            return
+            return []
         self.retried += 1
+        queue = self.suspects if left.alone else self.waiting
         if left.failures < self.retries:
-            self.waiting.append(Attempt(left.blocks, left.failures + 1))
-            return
-        self.given_up[left.blocks[0]] = error
-        if left.blocks[1:]:
-            self.waiting.append(Attempt(left.blocks[1:]))
+            queue.append(replace(left, failures=left.failures + 1))
+            return []
+        first, rest = left.blocks[0], left.blocks[1:]
+        self.given_up[first] = error
+        if rest:
+            queue.append(replace(left, blocks=rest, failures=0))
+        return [Quarantine(first, first_line(error))]
 
     def _drop_done(self) -> None:
         """Remove finished blocks from the waiting runs."""
-        left = [attempt.left(self.results) for attempt in self.waiting]
-        self.waiting = deque(attempt for attempt in left if attempt.blocks)
+        for queue in (self.waiting, self.suspects):
+            left = [attempt.left(self.results) for attempt in queue]
+            queue.clear()
+            queue.extend(attempt for attempt in left if attempt.blocks)
+
+    def _unfinished(self) -> TimeUp:
+        done = self.plan.whole - self.plan.blocks + len(self.results)
+        failed = f", {len(self.given_up)} failed" if self.given_up else ""
+        return TimeUp(
+            f"{self.plan.operation} stopped {self.time_up}; {done} of {self.plan.whole} blocks are"
+            f" done{failed}; run the same command again to do the rest"
+        )
 
     def _failure(self) -> VolflowError | None:
         if not self.given_up:
             return None
         damaged = any(isinstance(error, Unreadable) for error in self.given_up.values())
-        blocks = ", ".join(str(block) for block in sorted(self.given_up)[:8])
+        named = [
+            f"block {block}{self.plan.place(block)}: {first_line(error)}"
+            for block, error in sorted(self.given_up.items())[:MOST_NAMED]
+        ]
+        more = len(self.given_up) - len(named)
+        named += [f"and {more} more"] if more else []
+        _, *trace = str(next(iter(self.given_up.values()))).splitlines()
         return (Unreadable if damaged else RunFailed)(
-            f"{len(self.given_up)} of {self.plan.blocks} blocks failed after {self.retries} retries"
-            f" (blocks {blocks}); what is done is kept, run the same command again to resume."
-            f" First error: {next(iter(self.given_up.values()))}"
+            f"{len(self.given_up)} of {self.plan.blocks} blocks failed after {self.retries}"
+            " retries; what is done is kept, and the same command tries them again:"
+            f" {'; '.join(named)}" + "\n".join(["", *trace])
         )
 
     def _stop(self, error: VolflowError | None) -> list[Action]:

@@ -13,6 +13,7 @@ __all__ = [
     "HoldOffers",
     "Log",
     "Outcome",
+    "Quarantine",
     "Stop",
     "Submit",
     "TakeBack",
@@ -31,11 +32,17 @@ class WorkerReading:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Outcome of a task: results of the blocks it finished, and the error that ended it."""
+    """Outcome of a task: results of the blocks it finished, and the error that ended it.
+
+    ``lost``: its worker died, so the error may be that of another task there. ``released``: the
+    time of the run was up, so that the blocks without a result were not tried.
+    """
 
     results: Mapping[int, Any]
     error: BaseException | None = None
     trace: str = ""
+    lost: bool = False
+    released: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,14 @@ class TakeBack:
     """Cancel an attempt; its blocks are given to another worker."""
 
     number: int
+
+
+@dataclass(frozen=True)
+class Quarantine:
+    """Record a block that failed too often; the run goes on without it."""
+
+    block: int
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -76,4 +91,4 @@ class Stop:
     error: VolflowError | None = None
 
 
-Action = Submit | TakeBack | HoldOffers | Log | Stop
+Action = Submit | TakeBack | Quarantine | HoldOffers | Log | Stop

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,10 +10,12 @@ from typing import Any
 import numpy as np
 from distributed import WorkerPlugin
 
+from volflow.engine.admission.ledger import Claim
 from volflow.engine.memory import BETWEEN_LOOKS_BYTES
 from volflow.engine.task import Task
 from volflow.errors import MemoryRefused
 from volflow.geometry.budget import format_bytes
+from volflow.geometry.grid import BlockGrid
 from volflow.store.journal.journal import Journal, Record
 
 __all__ = ["Plan", "runs_for", "split_runs"]
@@ -46,6 +49,8 @@ class Plan:
         If each run needs its own job, the function that makes it when the run is submitted.
     journal, record
         Journal of finished blocks, and the record of the run; None for a plan without a journal.
+    grid
+        The boxes of the blocks, by number, by which messages name them.
     device_peak_bytes, device_memory_bytes
         Projected peak of one task in a GPU's memory, and the budget there; 0 where it takes none.
 
@@ -74,6 +79,7 @@ class Plan:
     job_of: Callable[[tuple[int, ...]], Any] | None = None
     journal: Journal | None = None
     record: Record | None = None
+    grid: BlockGrid | None = None
     device_peak_bytes: int = 0
     device_memory_bytes: int = 0
 
@@ -81,6 +87,27 @@ class Plan:
     def blocks(self) -> int:
         """Number of blocks left to do."""
         return sum(len(run) for run in self.runs)
+
+    @property
+    def whole(self) -> int:
+        """Number of blocks of the output, with those that are done already."""
+        settings = self.record.settings if self.journal and self.record else {}
+        return math.prod(settings.get("grid", (self.blocks,)))
+
+    def place(self, block: int) -> str:
+        """Return the box of a block as text, in the form of an index; empty if it is not known.
+
+        Examples
+        --------
+        >>> plan = Plan("double", print, None, ((0,), (1,)), 8, "voxels", 1, 1,
+        ...             grid=BlockGrid((2, 2, 2), (1, 2, 2)))
+        >>> plan.place(1)
+        ' [1:2, 0:2, 0:2]'
+        """
+        if self.grid is None:
+            return ""
+        box = self.grid[block]
+        return f" [{', '.join(f'{a}:{b}' for a, b in zip(box.start, box.stop, strict=True))}]"
 
     @property
     def kept_bytes(self) -> int:
@@ -91,6 +118,16 @@ class Plan:
         """
         tight = self.memory_bytes - self.peak_bytes < BETWEEN_LOOKS_BYTES
         return min(self.peak_bytes, self.memory_bytes) if tight else self.memory_bytes
+
+    @property
+    def claim(self) -> Claim:
+        """What each task takes of its worker: it is admitted there beside those of other runs."""
+        takes = {"memory": self.peak_bytes, "tasks": 1}
+        limits = {"memory": self.memory_bytes, **({"tasks": 1} if self.exclusive else {})}
+        if self.device_peak_bytes:
+            takes["device memory"] = self.device_peak_bytes
+            limits["device memory"] = self.device_memory_bytes
+        return Claim(takes, limits)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain values, for machines."""

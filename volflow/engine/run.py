@@ -7,33 +7,49 @@ scheduler nor the client grows with the volume. Tasks report through Dask's even
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from distributed import Client, Future
+from distributed import Client, Future, KilledWorker
 
+from volflow.engine.admission.sharing import shared
 from volflow.engine.attempt import Session, execute
 from volflow.engine.cluster import Cluster, connect
+from volflow.engine.clusters.plugins import with_plugin
 from volflow.engine.driver import Driver
-from volflow.engine.messages import Action, HoldOffers, Log, Outcome, Stop, Submit, TakeBack
+from volflow.engine.messages import (
+    Action,
+    HoldOffers,
+    Log,
+    Outcome,
+    Quarantine,
+    Stop,
+    Submit,
+    TakeBack,
+)
 from volflow.engine.plan import Plan
-from volflow.engine.plugins import with_plugin
-from volflow.engine.progress import Progress, RunState, shown
+from volflow.engine.progress import Progress, RunState, announce, shown
+from volflow.engine.time_limit import TimeLimit, current_limit
 from volflow.engine.workers import (
     address_of,
+    dashboard_of,
     grows,
+    idle_first,
     offers,
     patience,
-    read_workers,
     scheduler_gone,
+    selection,
     tell,
 )
 from volflow.errors import RunFailed
+from volflow.store.aside import sweep_torn
+from volflow.store.journal.failures import Failure
 
 __all__ = ["RunReport", "run"]
 
@@ -41,6 +57,7 @@ __all__ = ["RunReport", "run"]
 READ_EVERY_S = 1.0
 # Results are small: one that takes longer than this was lost with its worker.
 FETCH_S = 5.0
+WAITS = "{} shares the worker {} with another run: a block waits there until it fits beside others"
 
 
 @dataclass(frozen=True)
@@ -55,7 +72,11 @@ class RunReport:
 
 @dataclass
 class Adapter:
-    """Performs the driver's actions with a Dask client, and reports events to the driver."""
+    """Performs the driver's actions with a Dask client, and reports events to the driver.
+
+    A task's steps arrive before the news that it has ended, and say which blocks are done. If they
+    are all, and have no results, nothing is fetched: that would double the time of a short task.
+    """
 
     client: Client
     plan: Plan
@@ -65,6 +86,8 @@ class Adapter:
     topic: str
     futures: dict[int, Future[Outcome]] = field(default_factory=dict)
     ended: SimpleQueue[int] = field(default_factory=SimpleQueue)
+    reported: dict[str, set[int]] = field(default_factory=dict)
+    limit: TimeLimit | None = field(default_factory=current_limit)
 
     def loop(self) -> None:
         """Read the workers each second and collect ended attempts, until the driver stops."""
@@ -72,12 +95,15 @@ class Adapter:
         with offers(self.client) as hold:
             while not self.driver.stopped:
                 now_s = time.monotonic()
-                if now_s < due_s:
+                if self.limit is not None and self.limit.left_s <= 0 and not self.driver.time_up:
+                    actions = self.driver.on_time_up(self.limit.text)
+                elif now_s < due_s:
                     actions = self.collect(due_s - now_s)
                 else:
                     due_s = now_s + READ_EVERY_S
-                    actions = self.driver.on_workers(read_workers(self.client), now_s)
+                    actions = self.driver.on_workers(idle_first(self.client), now_s)
                 self.state.retries = self.driver.retried
+                self.state.failed = len(self.driver.given_up)
                 for action in actions:
                     self.perform(action, hold)
 
@@ -89,7 +115,14 @@ class Adapter:
             case TakeBack(number):
                 # An attempt that has ended meanwhile stays: its late result counts.
                 if not self.futures[number].done():
-                    self.futures.pop(number).cancel()
+                    future = self.futures.pop(number)
+                    future.cancel()
+                    self.reported.pop(str(future.key), None)
+            case Quarantine(block, reason):
+                if self.session.journal is not None:
+                    failure = Failure(block, self.plan.place(block).strip(), reason)
+                    with suppress(OSError):  # a record that cannot be written ends no run
+                        self.session.journal.failures.note(failure)
             case HoldOffers(count):
                 hold(count)
             case Log() | Stop():
@@ -97,14 +130,16 @@ class Adapter:
 
     def submit(self, given: Submit) -> None:
         """Submit an attempt to its worker."""
+        left_s = None if self.limit is None else self.limit.left_s
         future = self.client.submit(
             execute,
             self.plan.task,
             self.plan.job_of(given.blocks) if self.plan.job_of else self.plan.job,
             given.blocks,
             self.topic,
-            self.session,
+            replace(self.session, left_s=left_s),
             workers=[given.worker],
+            resources=dict(selection().resources) or None,
             pure=False,
             key=f"{self.plan.operation}-{given.blocks[0]}-{uuid.uuid4().hex[:8]}",
         )
@@ -123,13 +158,26 @@ class Adapter:
         except (Empty, KeyError):  # none has ended, or it was taken back
             return []
         try:
-            ending = self.ending(future)
+            ending = self.plain_ending(number, future) or self.ending(future)
         except TimeoutError:  # lost with its worker: Dask runs it again, or it is taken back
             self.futures[number] = future
             self.watch(number, future)
             return []
         future.release()
+        self.reported.pop(str(future.key), None)
         return self.driver.on_completed(number, ending)
+
+    def report(self, key: str, block: int) -> None:
+        """Note a block of a task that is done and has no result."""
+        self.reported.setdefault(key, set()).add(block)
+
+    def plain_ending(self, number: int, future: Future[Outcome]) -> Outcome | None:
+        """Return the outcome of an attempt whose blocks are all reported; None if some are not."""
+        attempt = self.driver.in_flight.get(number)
+        reported = self.reported.get(str(future.key), set())
+        if attempt is None or not reported.issuperset(attempt.blocks):
+            return None
+        return Outcome(dict.fromkeys(attempt.blocks))
 
     def ending(self, future: Future[Outcome]) -> Outcome:
         """Return the outcome of an attempt, with an error if its result was lost."""
@@ -137,12 +185,13 @@ class Adapter:
             return future.result(timeout=FETCH_S)
         if future.status == "error":
             error = future.exception()
-            return Outcome({}, RunFailed(f"{type(error).__name__}: {error}"))
+            died = isinstance(error, KilledWorker)
+            return Outcome({}, RunFailed(f"{type(error).__name__}: {error}"), lost=died)
         while self.client.status == "connecting":  # Dask tries to reach a lost scheduler
             time.sleep(READ_EVERY_S / 10)
         if self.client.status != "running":
             raise scheduler_gone()
-        return Outcome({}, RunFailed("the scheduler lost its task"))
+        return Outcome({}, RunFailed("the scheduler lost its task"), lost=True)
 
 
 def run(
@@ -177,6 +226,8 @@ def run(
     MemoryRefused
         If all workers are too small for the plan and no others are expected: the cluster does
         not grow by itself, and no wait was set.
+    TimeUp
+        If the time that `time_limit` gives is over before the run.
     RunFailed
         If blocks failed after their retries, no worker joined within the `patience`, or the
         scheduler is gone.
@@ -187,22 +238,34 @@ def run(
     """
     with _session(plan) as session:
         if not plan.runs:
-            return RunReport({}, {}, 0.0, 0)
+            with shown(_state_of(plan), progress=False):  # those who watch learn that it is done
+                return RunReport({}, {}, 0.0, 0)
         with connect(cluster) as client, with_plugin(client, plan.plugin):
-            return _drive(client, plan, session, progress, retries)
+            report = _drive(client, plan, session, progress, retries)
+        if report.retries and plan.journal is not None:  # workers may have died while they wrote
+            sweep_torn(plan.journal.output)
+        return report
 
 
 @contextmanager
 def _session(plan: Plan) -> Iterator[Session]:
     """Open a session in the plan's journal, if it has one."""
     if plan.journal is None or plan.record is None:
-        yield Session(memory_bytes=plan.kept_bytes)
+        yield Session(memory_bytes=plan.kept_bytes, claim=shared(plan.claim))
         return
     token = plan.journal.begin(plan.record)
     try:
-        yield Session(plan.journal, token, plan.kept_bytes)
+        yield Session(plan.journal, token, plan.kept_bytes, shared(plan.claim))
     finally:
         plan.journal.end()
+
+
+def _state_of(plan: Plan) -> RunState:
+    """Return the state of a run at its beginning."""
+    output = "" if plan.journal is None else str(plan.journal.output)
+    before = plan.whole - plan.blocks
+    state = (plan.operation, plan.unit, plan.units, plan.blocks)
+    return RunState(*state, output=output, blocks_before=before)
 
 
 def _drive(
@@ -213,16 +276,26 @@ def _drive(
     retries: int,
 ) -> RunReport:
     """Run a plan on a client."""
-    state = RunState(plan.operation, plan.unit, plan.units, plan.blocks)
+    state = _state_of(plan)
     topic, address, waiting = f"volflow-{uuid.uuid4().hex}", address_of(client), patience()
     fixed = waiting.wait_s is None and not grows(client)
     driver = Driver(plan, retries, waiting, address, fixed)
     adapter = Adapter(client, plan, session, driver, state, topic)
+    if plan.journal and progress in (None, True) and (link := dashboard_of(client)):
+        announce(f"{plan.operation}: dashboard at {link}", progress)
+    waited: list[str] = []
     with shown(state, progress) as show:
 
         def on_event(event: tuple[float, dict[str, Any]]) -> None:
-            state.add(**event[1]["step"])
-            show()
+            message = event[1]
+            if "step" in message:
+                if message["block"] is not None:
+                    adapter.report(message["key"], message["block"])
+                state.add(**message["step"])
+                show()
+            elif not waited:
+                waited.append(message["waits"])
+                tell(Log(logging.WARNING, WAITS.format(plan.operation, *waited)))
 
         client.subscribe_topic(topic, on_event)
         try:

@@ -106,11 +106,10 @@ class BlockWriter:
         Raises
         ------
         Superseded
-            If the driver no longer waits for the task before its first shard; nothing is written
-            then.
+            If the driver no longer waits for the task, or another has replaced it; nothing is
+            written then.
         """
-        if not self.entries:
-            self.context.check()
+        self.context.check()
         began = time.perf_counter()
         self.entries += volume.write(roi, voxels, array)
         self.seconds += time.perf_counter() - began

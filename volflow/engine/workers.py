@@ -10,28 +10,35 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from random import random
 from typing import Any
 
 from dask.utils import parse_timedelta
 from distributed import Client, Future
 
 from volflow.engine.messages import Log, Stop, WorkerReading
-from volflow.engine.roster import Patience
-from volflow.errors import InvalidInput, RunFailed
+from volflow.engine.roster import Patience, Selection
+from volflow.engine.time_limit import current_limit
+from volflow.errors import InvalidInput, RunFailed, TimeUp
 
 __all__ = [
     "address_of",
     "await_workers",
+    "choosing",
+    "dashboard_of",
+    "expected_workers",
     "grows",
+    "idle_first",
     "is_embedded",
     "offers",
     "patience",
     "patient",
     "read_workers",
     "scheduler_gone",
+    "selection",
     "tell",
     "worker_records",
     "workers",
@@ -43,6 +50,8 @@ log = logging.getLogger("volflow")
 LOOK_EVERY_S = 0.25
 # Others are paused or closing; a starting worker runs before its first task reaches it.
 STARTED = ("init", "running")
+# Workers for which work is cut where an adaptive cluster names no maximum.
+MANY = 16
 # No worker has it: a task that requires it stays at the scheduler and counts as future work.
 OFFER = {"volflow-offer": 1}
 
@@ -50,6 +59,21 @@ OFFER = {"volflow-offer": 1}
 def address_of(client: Client) -> str:
     """Return the address of a client's scheduler; empty if the client is closed."""
     return str(getattr(client.scheduler, "address", ""))
+
+
+def dashboard_of(client: Client) -> str:
+    """Return the link to the dashboard of a client's cluster; "" if it has none."""
+    try:
+        # Without bokeh, or without the wish for one, its server has a port all the same.
+        if client.run_on_scheduler(_has_dashboard):
+            return str(client.dashboard_link or "")
+    except Exception as error:  # some clusters have no such link, some schedulers run no code
+        log.debug("no dashboard is known: %s", error)
+    return ""
+
+
+def _has_dashboard(dask_scheduler: Any) -> bool:
+    return bool(dask_scheduler.http_application.applications)
 
 
 def is_embedded(client: Client) -> bool:
@@ -63,6 +87,15 @@ def grows(client: Client) -> bool:
     return getattr(client.cluster, "_adaptive", client.cluster) is not None
 
 
+def expected_workers(client: Client) -> int:
+    """Return how many workers may share a run: the live ones, or those that a cluster grows to.
+
+    At least 1. Work that is cut for them leaves something for workers that join late.
+    """
+    most = getattr(getattr(client.cluster, "_adaptive", None), "maximum", 0) or 0
+    return max(1, len(workers(client)), MANY if math.isinf(most) else int(most))
+
+
 def scheduler_gone(address: str = "") -> RunFailed:
     """Return the error for a scheduler that no longer answers."""
     place = f" at {address}" if address else ""
@@ -73,7 +106,7 @@ def scheduler_gone(address: str = "") -> RunFailed:
 
 
 def worker_records(client: Client) -> dict[str, Mapping[str, Any]]:
-    """Return the scheduler's records of its live workers, by address.
+    """Return the scheduler's records of its live workers that are `selection`'s, by address.
 
     Raises
     ------
@@ -85,7 +118,8 @@ def worker_records(client: Client) -> dict[str, Mapping[str, Any]]:
         known = client.sync(scheduler.identity)["workers"]
     except (OSError, AttributeError, RuntimeError) as error:  # closed, or closing
         raise scheduler_gone(address_of(client)) from error
-    return dict(sorted(known.items()))
+    threads = selection().threads
+    return {address: one for address, one in sorted(known.items()) if threads(address, one)}
 
 
 def workers(client: Client) -> dict[str, int]:
@@ -98,9 +132,10 @@ def read_workers(client: Client) -> dict[str, WorkerReading]:
 
     A worker on which Dask starts nothing new is paused: short of memory, or about to leave.
     """
+    threads = selection().threads
     return {
         address: WorkerReading(
-            threads=int(record["nthreads"]),
+            threads=threads(address, record),
             memory_bytes=record["memory_limit"] or None,
             paused=record["status"] not in STARTED,
         )
@@ -108,12 +143,57 @@ def read_workers(client: Client) -> dict[str, WorkerReading]:
     }
 
 
+def idle_first(client: Client) -> dict[str, WorkerReading]:
+    """Return what `read_workers` does, those workers first that have the fewest tasks.
+
+    The runs of several drivers begin with the first: so they spread over the workers. Among those
+    with as many, chance decides.
+    """
+    found = read_workers(client)
+    if len(found) < 2:
+        return found
+    try:
+        tasks = client.processing()
+    except (OSError, AttributeError, RuntimeError) as error:  # closed, or closing
+        raise scheduler_gone(address_of(client)) from error
+    return dict(sorted(found.items(), key=lambda item: (len(tasks.get(item[0], ())), random())))
+
+
 _patience: ContextVar[float | None] = ContextVar("volflow_patience", default=None)
+_selection: ContextVar[Selection] = ContextVar("volflow_selection", default=Selection())  # noqa: B039 - it is frozen
 
 
 def patience() -> Patience:
     """Return the patience of the enclosing connection."""
-    return Patience(_patience.get())
+    return Patience(_patience.get(), str(selection()))
+
+
+def selection() -> Selection:
+    """Return the workers that the enclosing connection may use."""
+    return _selection.get()
+
+
+@contextmanager
+def choosing(
+    workers: str | Sequence[str] | None, resources: str | Mapping[str, float] | None
+) -> Iterator[None]:
+    """Choose the workers that everything inside the block may use.
+
+    Parameters
+    ----------
+    workers, resources
+        As in `connect`; None keeps those of the enclosing block, by default all workers.
+
+    Raises
+    ------
+    InvalidInput
+        If ``workers`` holds no names, or ``resources`` no amounts.
+    """
+    before = _selection.set(selection().narrowed(workers, resources))
+    try:
+        yield
+    finally:
+        _selection.reset(before)
 
 
 @contextmanager
@@ -187,10 +267,15 @@ def await_workers(client: Client) -> None:
     Raises
     ------
     RunFailed
-        If none joined in time, or the scheduler is gone.
+        If none joined in time, or the scheduler is gone; `TimeUp` at the end of `time_limit`.
     """
-    waiting = patience()
+    waiting, limit = patience(), current_limit()
     while not worker_records(client):
+        if limit is not None and limit.left_s <= 0:
+            raise TimeUp(
+                f"stopped {limit.text}; the Dask cluster at {address_of(client)} had no worker so"
+                " far; run the same command again"
+            )
         for action in waiting.none_seen(address_of(client), time.monotonic()):
             tell(action)
         time.sleep(LOOK_EVERY_S)

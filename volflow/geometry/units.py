@@ -1,10 +1,10 @@
-"""Units and lengths for display: symbols of units, names, round scale bars."""
+"""Units and lengths for display: symbols of units, names, prefixes, times, round scale bars."""
 
 from __future__ import annotations
 
 import math
 
-__all__ = ["length_of_bar", "unit_name", "unit_sign"]
+__all__ = ["clock", "length_of_bar", "si", "unit_name", "unit_sign"]
 
 # Metres and symbol by the NGFF name of the unit, ascending.
 _UNITS = {
@@ -69,3 +69,31 @@ def length_of_bar(wide: float, unit: str | None) -> tuple[float, str]:
     fitting = [name for name in _BAR_UNITS if metres >= 0.999 * _UNITS[name][0]]
     factor, sign = _UNITS[fitting[-1] if fitting else unit]
     return length, f"{metres / factor:g} {sign}"
+
+
+def si(value: float) -> str:
+    """Return a value with three digits and the prefix of its unit.
+
+    Examples
+    --------
+    >>> si(12_345_678.0) + "voxels/s"
+    '12.3 Mvoxels/s'
+    """
+    for prefix in ("", "k", "M", "G"):
+        if value < 1000:
+            return f"{value:.3g} {prefix}"
+        value /= 1000
+    return f"{value:.3g} T"
+
+
+def clock(seconds: float) -> str:
+    """Return a time as on a clock.
+
+    Examples
+    --------
+    >>> clock(75), clock(7384)
+    ('1:15', '2:03:04')
+    """
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -6,6 +6,7 @@ A new method is a folder beside ``patches`` and ``exact``, and a line in `volflo
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy.typing as npt
 import torch
 from distributed import Client
+from distributed.utils import get_ip
 
 from volflow.engine.cluster import cores, is_embedded
 from volflow.engine.plan import Plan
@@ -42,6 +44,7 @@ __all__ = [
     "Targets",
     "adopt",
     "array_of",
+    "box_of",
     "out_blocks",
     "output_plan",
     "threads_per_worker",
@@ -230,17 +233,30 @@ def array_of(output: str) -> str:
     return f"{output}/0" if output else "0"
 
 
+def box_of(volume: Volume, block: Roi) -> Roi:
+    """Return the box of a block in an output, with all its channels."""
+    if volume.ndim == 3:
+        return block
+    return Roi((0, *block.start), (volume.shape[0], *block.stop))
+
+
 def out_blocks(request: Request, settings: Settings) -> BlockGrid:
     """Return the tiling of the outputs, in output voxels along the stored axes."""
     return BlockGrid(request.out_shape(settings.outputs[0].scale), settings.block)
 
 
 def threads_per_worker(client: Client) -> int:
-    """Return the torch threads of a worker, so that the workers of a machine share its cores."""
+    """Return the torch threads of a task, so that none compete for cores.
+
+    Workers of this machine share its cores; on others they have the threads that they declare.
+    """
     if is_embedded(client):
         return min(torch.get_num_threads(), cores())  # torch knows nothing of a cgroup's quota
-    hosts = [w.get("host") for w in worker_records(client).values()]
-    return max(1, cores() // max((hosts.count(h) for h in hosts), default=1))
+    records = worker_records(client).values()
+    hosts = Counter(one.get("host") for one in records)
+    if hosts.keys() <= {"127.0.0.1", get_ip()}:
+        return max(1, cores() // max(hosts.values(), default=1))
+    return min(int(one["nthreads"]) for one in records)
 
 
 @dataclass(frozen=True)
@@ -311,4 +327,5 @@ def output_plan(
         exclusive=True,
         facts=facts,
         plugin=request.plugin,
+        grid=job.grid,
     )

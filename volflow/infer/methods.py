@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from distributed import Client
+
+from volflow.engine.cluster import connect
+from volflow.engine.clusters.sight import check_sight
 from volflow.infer.exact import method as exact
 from volflow.infer.merge import check_choice, merge_options
 from volflow.infer.method import Method
 from volflow.infer.patches import method as patches
 from volflow.infer.predict_options import PredictOptions
 from volflow.infer.request import Request, make_request
-from volflow.model.bundle import load_model
+from volflow.model.bundle import evaluating, load_model
+from volflow.model.resident import held
 from volflow.model.spec import Spec
 
-__all__ = ["METHODS", "checked_options", "method_of", "open_request"]
+__all__ = ["METHODS", "checked_options", "method_of", "open_request", "working"]
 
 METHODS: dict[str, Method[Any]] = {
     blend: method for method in (patches, exact) for blend in method.BLENDS
@@ -61,3 +68,14 @@ def open_request(volume: Any, model: Any, out: Any, given: PredictOptions) -> Re
     """
     loaded = load_model(model, given.weights, trust=given.trust)
     return make_request(volume, loaded, out, checked_options(given, loaded.spec))
+
+
+@contextmanager
+def working(request: Request) -> Iterator[Client]:
+    """Connect to the cluster of a prediction, and keep its model in this process for its length."""
+    options, model = request.options, request.model
+    connected = connect(options.cluster, **options.connection)
+    with evaluating(model.module), held(request.plugin), connected as client:
+        given = (request.given or {}).values()
+        check_sight(client, request.file or request.out, *given, options.mask)
+        yield client

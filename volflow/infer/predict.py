@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,19 +11,20 @@ from typing import Any
 import zarr
 from distributed import Client
 
-from volflow.engine.cluster import Cluster, connect, memory_per_worker
+from volflow.engine.cluster import Cluster, memory_per_worker
 from volflow.engine.plan import Plan
 from volflow.engine.progress import Progress, announce
 from volflow.engine.run import run
 from volflow.errors import InvalidInput
+from volflow.infer.audit.recorded import keep_request
 from volflow.infer.method import adopt, out_blocks
-from volflow.infer.methods import method_of, open_request
+from volflow.infer.methods import method_of, open_request, working
 from volflow.infer.predict_options import PredictOptions
-from volflow.infer.request import Request, convert_inputs, normalized, output_meta
+from volflow.infer.ready_inputs import computed_again, convert_inputs, trusting
+from volflow.infer.request import Request, normalized, output_meta
 from volflow.infer.settings import Settings
-from volflow.model.bundle import ModelLike, evaluating
+from volflow.model.bundle import ModelLike
 from volflow.model.forward import Output
-from volflow.model.resident import held
 from volflow.option import called_like, from_keywords, journey
 from volflow.store.aside import sweep
 from volflow.store.create import check_target, create
@@ -76,6 +76,8 @@ def predict(  # noqa: PLR0913 - a public journey takes flat options
     weights: str | os.PathLike[str] | None = None,
     trust: bool = False,
     cluster: Cluster = None,
+    workers: str | Sequence[str] | None = None,
+    resources: str | Mapping[str, float] | None = None,
     wait: float | str | None = None,
     memory: str | int | None = None,
     overwrite: bool = False,
@@ -139,7 +141,11 @@ def predict(  # noqa: PLR0913 - a public journey takes flat options
         Weights for a callable; ``trust`` allows files that can run code.
     cluster
         None: the active Dask client, else threads in this process; ``"processes"``, a number of
-        processes, a scheduler address, a client or a cluster object.
+        processes, ``"cuda"`` (a process per GPU), ``"slurm"`` (jobs), a scheduler address, a client
+        or a cluster object; see `connect`.
+    workers, resources
+        Only these workers of it: names or addresses, and such as have these of Dask's resources,
+        of which a task takes as much, like ``{"GPU": 1}``.
     wait
         How long to wait where the cluster has no worker, at first or later: seconds, or a text
         such as ``"10 minutes"``. By default as long as it takes, saying so.
@@ -180,7 +186,7 @@ def predict(  # noqa: PLR0913 - a public journey takes flat options
     options = from_keywords(PredictOptions, locals())
     _check_levels(levels, out)
     request = open_request(volume, model, out, options)
-    with _working(request) as client:
+    with working(request) as client:
         within = {"cluster": client, "memory": memory, "progress": progress}
         # Everything that can be refused is refused before a long conversion.
         before, memory_bytes = _resumed(request), memory_per_worker(client, memory)
@@ -190,6 +196,8 @@ def predict(  # noqa: PLR0913 - a public journey takes flat options
         request, anew = convert_inputs(request, overwrite, resume=resume, **within)
         if anew and not overwrite:
             _check_otherwise(request, settings)
+            if before and request.unidentified:
+                announce(f"predict: {computed_again(request)}", progress)
         again = overwrite or anew
         result = _execute(request, settings, client, memory_bytes, again=again)
         if levels:
@@ -211,7 +219,7 @@ def plan_predict(volume: Any, model: Any, out: Any, **options: Any) -> Plan:
     given = from_keywords(PredictOptions, options)
     _check_levels(given.levels, out)
     request = open_request(volume, model, out, given)
-    with _working(request) as client:
+    with working(request) as client:
         before, memory_bytes = _resumed(request), memory_per_worker(client, given.memory)
         settings, levels = _decide(request, before, client, memory_bytes)
         done = Journal(journal_dir(request.out)).done() if before else ()
@@ -220,15 +228,6 @@ def plan_predict(volume: Any, model: Any, out: Any, **options: Any) -> Plan:
         )
     coarser = ((f"level {layout.level}", layout.describe()) for layout in levels)
     return replace(plan, facts=(*plan.facts, *coarser))
-
-
-@contextmanager
-def _working(request: Request) -> Iterator[Client]:
-    """Connect to the cluster of a prediction, and keep its model in this process for its length."""
-    options, model = request.options, request.model
-    connected = connect(options.cluster, wait=options.wait)
-    with evaluating(model.module), held(request.plugin), connected as client:
-        yield client
 
 
 def _check_levels(levels: Any, out: Any) -> None:
@@ -349,12 +348,14 @@ def _execute(
             settings = adopt(method, request, before)
         record = _record(request, settings)
         if before is not None:
+            record = trusting(request, record, before)
             journal.compare(record)
         request = normalized(
             request, cluster=client, memory=memory_bytes, progress=options.progress
         )
         if before is None:
             begin_anew(request.out, journal, record)
+        keep_request(journal, request)
         targets = _targets(request, settings)
         done = frozenset(journal.done())
         with method.prepared(request, settings, client, memory_bytes, done):

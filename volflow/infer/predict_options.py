@@ -1,23 +1,25 @@
-"""The options of `predict`, `halo` and `certify_seams`; what each means stands there."""
+"""The options of `predict`, `halo`, `certify_seams` and `verify`; what each means stands there."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from volflow.engine.run_options import MEMORY, OutputOptions
+from volflow.engine.run_options import MEMORY, OutputOptions, WorkerOptions
 from volflow.errors import InvalidInput
 from volflow.option import number_or_word, numbers, option
 
 if TYPE_CHECKING:
     from volflow.geometry.windows import Blend
+    from volflow.model.bundle import ModelLike
     from volflow.volumes.arrays.inputs import VolumeLike
 
-__all__ = ["HaloOptions", "NetworkOptions", "PredictOptions", "SeamsOptions"]
+__all__ = ["HaloOptions", "NetworkOptions", "PredictOptions", "SeamsOptions", "VerifyOptions"]
 
 MODEL, PATCHES, RESULT, SEAMS = "Model", "Patches", "Result", "On a volume"
+ANEW = "Computed anew"
 
 
 @dataclass(frozen=True)
@@ -184,3 +186,28 @@ class SeamsOptions(NetworkOptions):
     seed: int = option(0, "Seed of the draw of regions.", SEAMS)
     memory: str | int | None = option(None, MEMORY, SEAMS)
     progress: Callable[[str], object] | None = None
+
+
+@dataclass(frozen=True)
+class VerifyOptions(WorkerOptions, ModelOptions):
+    """The options of `verify`."""
+
+    recompute: int = option(
+        0, "Blocks of a prediction to compute anew and compare, drawn at random.", ANEW
+    )
+    seed: int | None = option(None, "Seed of the draw. Default: a new one, which is printed.", ANEW)
+    input: VolumeLike | Mapping[str, VolumeLike] | None = option(
+        None,
+        "The input, where it is not where it was; several as name=path, the option once for each.",
+        ANEW,
+        many=True,
+    )
+    model: ModelLike | None = option(
+        None, "The model, where the journal cannot name it.", ANEW, names=("--model", "-m")
+    )
+    mask: VolumeLike | None = option(None, "The mask, where it is not where it was.", ANEW)
+    device: str = option("auto", "cpu, instead of the device that it was made on.", ANEW)
+    # No command line names functions, nor a function that counts blocks.
+    normalize: Callable[[Any], Any] | None = None
+    activation: Callable[[Any], Any] | None = None
+    progress: bool | Callable[[int, int], object] | None = None

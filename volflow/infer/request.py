@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from volflow.errors import Damaged, InvalidInput, ResumeRefused, SourceChanged
+from volflow.errors import Damaged, InvalidInput
 from volflow.geometry.frame import Frame
 from volflow.geometry.normalize import normalization
 from volflow.infer.finish import Finish
@@ -21,14 +20,12 @@ from volflow.infer.predict_options import PredictOptions
 from volflow.model.forward import Forward, Output, compute_dtype
 from volflow.model.resident import ModelPlugin
 from volflow.model.spec import Model
-from volflow.store.journal.journal import Journal, journal_dir
+from volflow.store.journal.journal import journal_dir
 from volflow.store.journal.outputs import check_apart
 from volflow.store.layout import resolve_layout
 from volflow.store.meta import Meta, VolumeSpec, difference_of_grids, shared_grid
 from volflow.store.slabs import Source
-from volflow.store.volume import Volume
 from volflow.volumes.arrays.inputs import VolumeLike, open_input
-from volflow.volumes.convert import convert
 from volflow.volumes.export import is_foreign
 from volflow.volumes.framed import FramedImage
 from volflow.volumes.statistics import statistics
@@ -37,7 +34,6 @@ __all__ = [
     "Request",
     "check_classes",
     "check_weights",
-    "convert_inputs",
     "framed_image",
     "make_request",
     "normalized",
@@ -46,8 +42,9 @@ __all__ = [
     "stored_layout",
 ]
 
-# Raised when the same inputs give other voxels than before; part of the fingerprint.
-PREDICT_VERSION = 2
+# Raised when the same inputs give other voxels than before; part of the fingerprint. By blend,
+# where one has been raised alone.
+PREDICT_VERSION, VERSIONS = 2, {"exact": 3}
 
 
 @dataclass(frozen=True)
@@ -84,6 +81,12 @@ class Request:
     def sidecar(self) -> Path:
         """The folder beside the output that the user named, where inputs are converted to."""
         return journal_dir(self.file or self.out)
+
+    @property
+    def unidentified(self) -> str:
+        """Why it cannot be told whether a stored input is what it was; ``""`` where it can."""
+        inputs: Any = (*self.inputs.volumes, self.inputs.mask)
+        return next((one.unidentified for one in inputs if one and one.unidentified), "")
 
     def named(self) -> str:
         """Return the inputs as they were handed over, for people."""
@@ -133,7 +136,7 @@ class Request:
             "code": code.modules,
             "packages": code.packages,
             "options": settings_of(self.options),
-            "version": PREDICT_VERSION,
+            "version": VERSIONS.get(self.options.blend or "", PREDICT_VERSION),
         }
 
 
@@ -256,81 +259,6 @@ def _check_spacing(meta: Meta, frame: Frame, model: Model) -> None:
             f" volume has {given} {meta.unit or ''}; resample the volume, or use a model for"
             " its spacing"
         )
-
-
-def convert_inputs(request: Request, overwrite: bool, **options: Any) -> tuple[Request, bool]:
-    """Convert what is no Zarr array yet into the folder beside the output.
-
-    Parameters
-    ----------
-    request
-        Checked.
-    overwrite
-        Replace what was converted before of another input, instead of refusing.
-    **options
-        Of `convert`.
-
-    Returns
-    -------
-    request
-        With volumes on disk only.
-    anew
-        True where a conversion that had been begun was begun anew.
-
-    Raises
-    ------
-    SourceChanged
-        Where an input has another shape by now.
-    """
-    image, anew, given = request.inputs, False, dict(request.given or {})
-
-    def converted(name: str, x: Any, source: Any, labels: bool | None) -> Volume:
-        nonlocal anew
-        if isinstance(source, Volume):
-            return source
-        keep = request.sidecar / f"{name}.zarr"
-        before = _begun(keep)
-        # A file is opened again when it is converted, lest it changed since.
-        x = x if isinstance(x, str | os.PathLike) else source
-        try:
-            volume = convert(x, keep, labels=labels, **options)
-        except ResumeRefused as error:  # what was converted before is another input
-            if not overwrite:
-                named = x if isinstance(x, str | os.PathLike) else name
-                raise ResumeRefused(f"{named} is not what it was: {error}") from error
-            volume = convert(x, keep, labels=labels, overwrite=True, **options)
-        anew |= before not in (None, _begun(keep))
-        if volume.shape != tuple(source.shape):
-            raise SourceChanged(
-                f"{name} has shape {volume.shape}, and had {tuple(source.shape)} when the run was"
-                " planned; run the same command again when it is whole"
-            )
-        return volume
-
-    Journal(request.sidecar).make_place()
-    try:
-        # A network reads the values of its inputs, whatever their files say of them.
-        volumes = tuple(
-            converted(name or "input", x, source, False)
-            for (name, x), source in zip(given.items(), image.volumes, strict=True)
-        )
-        mask = image.mask
-        if mask is not None:
-            mask = converted("mask", request.options.mask, mask, None)
-    except InvalidInput:
-        with suppress(OSError):  # there is something in it
-            request.sidecar.rmdir()
-        raise
-    specs = tuple(volume.spec for volume in volumes)
-    return replace(request, inputs=replace(image, specs=specs, volumes=volumes, mask=mask)), anew
-
-
-def _begun(volume: Path) -> int | None:
-    """Return when the run that makes a volume was first recorded; None where none was."""
-    try:
-        return (journal_dir(volume) / "plan.json").stat().st_mtime_ns
-    except OSError:
-        return None
 
 
 def check_classes(options: PredictOptions, outputs: tuple[Output, ...]) -> None:

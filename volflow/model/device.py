@@ -6,24 +6,30 @@ On a CPU most of this does nothing; what asks for a GPU asks here.
 from __future__ import annotations
 
 import math
+import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 from volflow.engine.memory import begin_peak, peak_bytes
 from volflow.errors import InvalidInput, MemoryRefused, first_line
 from volflow.geometry.budget import format_bytes
 from volflow.model.places import own_number, sharers, take_place
+from volflow.store.journal.provenance import Machine
 
 __all__ = [
+    "LOW",
     "MOST_ELEMENTS",
     "arithmetic",
     "device_memory",
     "give_back_device",
     "is_out_of_memory",
+    "machine_of",
     "mark_peak",
     "numbered",
     "on_device",
@@ -36,6 +42,8 @@ __all__ = [
 
 R = TypeVar("R")
 
+# Precisions to which torch casts the inputs of some ops.
+LOW = ("bfloat16", "float16")
 # Elements of a tensor on a GPU. Pooling, upsampling and the convolutions of older versions of cuDNN
 # count in 32 bits: of larger tensors they are slow, or refuse them, or compute nonsense.
 MOST_ELEMENTS = 2**31 - 1
@@ -79,6 +87,21 @@ def numbered(device: torch.device) -> torch.device:
     return torch.device("cuda", own_number() if unnumbered else take_place(device.index))
 
 
+def machine_of(device: str) -> Machine:
+    """Return the kind of this machine, with a device that is used and torch's threads now.
+
+    Examples
+    --------
+    >>> machine_of("cpu") == machine_of("cpu"), machine_of("cpu").device
+    (True, 'cpu')
+    """
+    place, name = torch.device(device), "cpu"
+    if place.type == "cuda":
+        name = torch.cuda.get_device_name(numbered(place))
+    versions = (str(torch.__version__), np.__version__)
+    return Machine(name, torch.get_num_threads(), _processor(), *versions)
+
+
 @contextmanager
 def on_device(device: torch.device) -> Iterator[None]:
     """Make a device the current one of this thread, as a new thread begins on the first."""
@@ -97,8 +120,8 @@ def arithmetic(device: torch.device, precision: str) -> Iterator[None]:
     unless the precision is ``"tf32"``. The settings are those of the process, so only one thread
     at a time may be in here (`volflow.model.resident.forward_lock`).
     """
-    low = precision == "bfloat16"
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=low):
+    dtype = getattr(torch, precision) if precision in LOW else torch.bfloat16
+    with torch.autocast(device.type, dtype=dtype, enabled=precision in LOW):
         if device.type != "cuda":
             yield
             return
@@ -257,3 +280,12 @@ def _seconds(device: torch.device, run: Callable[[], object]) -> float:
     ended.record()
     ended.synchronize()
     return float(began.elapsed_time(ended)) / 1000
+
+
+def _processor() -> str:
+    """Return the name of the processor."""
+    with suppress(OSError), Path("/proc/cpuinfo").open(errors="replace") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()

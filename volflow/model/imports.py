@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import importlib
 import importlib.util
 import sys
 import sysconfig
@@ -21,13 +22,21 @@ from pathlib import Path
 
 from volflow.model.loaded import parsed, unlike_file
 
-__all__ = ["MAIN", "Code", "code_of", "has_source"]
+__all__ = ["MAIN", "Code", "code_of", "has_source", "search_here"]
 
 # A script or notebook is not a module of the model: most of its code is unrelated.
 MAIN = ("__main__", "__mp_main__")
 # Results record a version of each operation instead.
 _OWN = "volflow"
 _INSTALLED = ("site-packages", "dist-packages")
+
+
+def search_here() -> None:
+    """Let modules be found in the current folder, too, after all that is installed."""
+    here = str(Path.cwd())
+    if not {here, ""} & set(sys.path):
+        sys.path.append(here)  # it stays, so that worker processes find the module as well
+    importlib.invalidate_caches()
 
 
 @dataclass(frozen=True)

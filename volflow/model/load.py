@@ -6,7 +6,6 @@ import importlib
 import inspect
 import io
 import pickle
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from volflow.errors import Damaged, InvalidInput
+from volflow.model.imports import search_here
 
 __all__ = [
     "Exported",
@@ -144,11 +144,7 @@ def import_named(name: str) -> Any:
     'ReLU'
     """
     module_name, _, attribute = name.partition(":")
-    here = str(Path.cwd())
-    if not {here, ""} & set(sys.path):
-        # The entry stays, so that worker processes find the module when they unpickle the model.
-        sys.path.append(here)
-    importlib.invalidate_caches()
+    search_here()
     try:
         found = importlib.import_module(module_name)
     except Exception as error:

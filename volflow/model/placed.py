@@ -103,4 +103,4 @@ def _placed(tensor: Tensor, device: torch.device, layout: str) -> Tensor:
     moved = tensor.detach().to(device)
     if wanted is not None:
         moved = moved.contiguous(memory_format=wanted)
-    return nn.Parameter(moved, False) if isinstance(tensor, nn.Parameter) else moved
+    return nn.Parameter(moved, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else moved

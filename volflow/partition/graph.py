@@ -6,8 +6,10 @@ without an axis (a statistic, a vector per channel) has one voxel along it.
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -15,8 +17,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from volflow.errors import NoExactRule
 from volflow.geometry.roi import Roi
 from volflow.partition.ranges import AxisMap, Range
+from volflow.partition.weights import Update, Weight
 
 __all__ = [
     "Compute",
@@ -25,16 +29,11 @@ __all__ = [
     "Window",
     "compute",
     "crop",
-    "live_bytes",
+    "hull_of",
+    "last_use",
     "named_outputs",
     "needed",
 ]
-
-# Channels that the widest instructions of a processor handle at once.
-VECTOR = 16
-# Torch unfolds small inputs of float32, too: up to so many channels × voxels along two axes,
-# for any length of the third. Such inputs occur at blocks that end at a border.
-UNFOLDED = 20480
 
 
 @dataclass(frozen=True)
@@ -76,6 +75,10 @@ class Node:
         Floating-point operations per value; 0 for all but convolutions.
     statistic
         True if its value depends on the whole of its input.
+    weights
+        Numbers of the graph's weights that its op uses.
+    constants
+        What its op is given beside tensors of the network.
     """
 
     name: str
@@ -88,6 +91,8 @@ class Node:
     dtype: torch.dtype
     flops: int = 0
     statistic: bool = False
+    weights: tuple[int, ...] = ()
+    constants: tuple[str, ...] = ()
 
     def sizes(self, ndim: int) -> tuple[int, ...]:
         """Return the voxels of the node per axis of the image; 1 if it has no such axis."""
@@ -98,6 +103,11 @@ class Node:
     def has_axes(self) -> bool:
         """Whether an axis of the image lies along any of its dims."""
         return any(axis is not None for axis in self.dims)
+
+    @property
+    def is_image(self) -> bool:
+        """Whether its dims are batch, channels, and axes of the image."""
+        return self.dims[:2] == (None, None) and len(self.dims) > 2 and None not in self.dims[2:]
 
     @cached_property
     def depth(self) -> int:
@@ -124,12 +134,31 @@ class Graph:
         Node numbers by name; the name of a lone tensor is empty.
     device
         Device of the weights.
+    training
+        True if it was traced for training, with gradients.
+    weights
+        All tensors that an op is given and that get a gradient, in the order of their first use.
+    updates
+        What a step does to the module's buffers, in order.
     """
 
     ndim: int
     nodes: tuple[Node, ...]
     outputs: Mapping[str, int]
     device: torch.device
+    training: bool = False
+    weights: tuple[Weight, ...] = ()
+    updates: tuple[Update, ...] = ()
+
+    @cached_property
+    def identity(self) -> str:
+        """A hash of what is computed: ops, their constants and shapes, apart from all values."""
+        nodes = [
+            (n.name, n.where, n.inputs, n.shape, n.dims, str(n.dtype), n.weights, n.constants)
+            for n in self.nodes
+        ]
+        parts = nodes, dict(self.outputs), self.training
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def sizes(self, number: int) -> tuple[int, ...]:
         """Return the voxels of a node per axis."""
@@ -139,6 +168,12 @@ class Graph:
     def statistics(self) -> tuple[int, ...]:
         """Nodes that depend on the whole of their input, among those that the outputs need."""
         return tuple(n for n in self.above(self.outputs.values(), ()) if self.nodes[n].statistic)
+
+    @cached_property
+    def readers(self) -> Counter[int]:
+        """How many read each node, outputs of the network among them."""
+        read = Counter(source for node in self.nodes for source in node.inputs)
+        return read + Counter(self.outputs.values())
 
     @cached_property
     def ends(self) -> tuple[int, ...]:
@@ -207,7 +242,7 @@ def needed(graph: Graph, targets: Mapping[int, Roi], given: Iterable[int]) -> di
             continue
         for source, maps in zip(node.inputs, node.reads, strict=True):
             part = read_by(maps, box)
-            boxes[source] = _hull(boxes[source], part) if source in boxes else part
+            boxes[source] = hull_of(boxes[source], part) if source in boxes else part
     return result
 
 
@@ -221,7 +256,8 @@ def _box(ranges: Sequence[Range]) -> Roi:
     return Roi(tuple(low for low, _ in ranges), tuple(high for _, high in ranges))
 
 
-def _hull(one: Roi, other: Roi) -> Roi:
+def hull_of(one: Roi, other: Roi) -> Roi:
+    """Return the smallest box that holds two; an empty one counts for nothing."""
     if not one.size or not other.size:
         return one if one.size else other
     return Roi(
@@ -247,6 +283,7 @@ def compute(
     targets: Mapping[int, Roi],
     given: Iterable[int],
     fetch: Callable[[int, Roi], Tensor],
+    unread: Collection[int] = (),
 ) -> Iterator[tuple[int, Tensor]]:
     """Compute boxes of some nodes, each op on exactly the box that is needed of it.
 
@@ -256,6 +293,8 @@ def compute(
         As for `needed`.
     fetch
         Returns a box of a node whose values are known.
+    unread
+        Targets whose gradient alone is wanted: their values are not computed.
 
     Yields
     ------
@@ -265,7 +304,7 @@ def compute(
     given = set(given)
     boxes = needed(graph, targets, given)
     order = [number for number in sorted(boxes) if number not in given]
-    last = _last_use(graph, order)
+    last = last_use(graph, order)
     windows: dict[int, Window] = {}
 
     def window(number: int) -> Window:
@@ -283,7 +322,10 @@ def compute(
                 crop(window(source), read_by(maps, box), graph.nodes[source].dims)
                 for source, maps in zip(node.inputs, node.reads, strict=True)
             ]
-            windows[number] = Window(node.compute(parts, box), box)
+            rule: Any = node.compute  # one whose values are unread has a computation without them
+            made = rule.unread if number in unread else rule
+            windows[number] = Window(made(parts, box), box)
+            _check_gradient(graph, node, windows[number].values)
             del parts
         else:
             windows[number] = Window(_nothing(graph, number), box)
@@ -296,7 +338,24 @@ def compute(
         yield number, fetch(number, targets[number])
 
 
-def _last_use(graph: Graph, order: Sequence[int]) -> dict[int, int]:
+def _check_gradient(graph: Graph, node: Node, values: Tensor) -> None:
+    """Refuse values whose gradient would be wrong or lack a part."""
+    if not torch.is_grad_enabled():
+        return
+    if values.requires_grad and not graph.training:
+        raise NoExactRule(
+            f"{node.name} in {node.where or 'the model'} has no exact gradient in a graph that was"
+            " traced for inference; trace it for training, or compute without gradients"
+        )
+    if node.statistic and graph.training:
+        raise NoExactRule(
+            f"the statistic of {node.name} in {node.where or 'the model'} is of the whole volume,"
+            " and has no exact gradient inside a block; measure it first, in a segment before"
+        )
+
+
+def last_use(graph: Graph, order: Sequence[int]) -> dict[int, int]:
+    """Return by node the last of some nodes, which are computed in order, that reads it."""
     return {source: number for number in order for source in graph.nodes[number].inputs}
 
 
@@ -305,76 +364,3 @@ def _nothing(graph: Graph, number: int) -> Tensor:
     node = graph.nodes[number]
     shape = [n if axis is None else 0 for n, axis in zip(node.shape, node.dims, strict=True)]
     return torch.empty(shape, dtype=node.dtype, device=graph.device)
-
-
-def live_bytes(
-    graph: Graph,
-    boxes: Mapping[int, Roi],
-    given: Iterable[int],
-    workspaces: Mapping[int, float] | None = None,
-    ahead: Iterable[int] = (),
-) -> int:
-    """Return the most bytes alive at once while boxes are computed, with each op's workspace.
-
-    Parameters
-    ----------
-    graph
-        The network.
-    boxes
-        As `needed` returns them.
-    given
-        As for `needed`.
-    workspaces
-        By node, bytes per voxel that its op takes beside; they are estimated if not given.
-    ahead
-        Known nodes that are there from the beginning; others only when they are read.
-    """
-    given, known = set(given), workspaces or {}
-    order = [number for number in sorted(boxes) if number not in given]
-    last = _last_use(graph, order)
-    sizes = {n: graph.nodes[n].value_bytes * box.size for n, box in boxes.items()}
-    held = set(ahead)
-    alive = sum(sizes[number] for number in held)
-    peak = alive
-    for number in order:
-        node = graph.nodes[number]
-        for source in node.inputs:
-            if source not in held:
-                held.add(source)
-                alive += sizes[source]
-        held.add(number)
-        alive += sizes[number]
-        # A library that keeps its workspace for the next call hides it from measurements.
-        tried = int(known.get(number, 0) * boxes[number].size)
-        peak = max(peak, alive + max(tried, _workspace(graph, boxes, number)))
-        for source in {*node.inputs, number}:
-            if last.get(source, -1) <= number and source in held:
-                held.remove(source)
-                alive -= sizes[source]
-    return peak
-
-
-def _workspace(graph: Graph, boxes: Mapping[int, Roi], number: int) -> int:
-    """Estimate the bytes that an op takes beside its input and output.
-
-    At a border the input is copied with its padding. Convolutions copy both into a layout of whole
-    vectors of channels; in float64 they unfold the input into one column per output voxel.
-    """
-    node = graph.nodes[number]
-    if not node.flops:
-        return 0
-    size, itemsize = boxes[number].size, node.dtype.itemsize
-    source = graph.nodes[node.inputs[0]]
-    read = read_by(node.reads[0], boxes[number])
-    padded = source.value_bytes * read.size
-    if node.dtype == torch.float64:
-        return (node.flops // 2 + node.depth) * size * itemsize + padded
-    beside = _in_vectors(node.depth) * size + _in_vectors(source.depth) * read.size
-    if not node.name.startswith("conv_transpose"):
-        small = UNFOLDED / source.depth * math.prod(read.shape[2:])
-        beside = max(beside, int(node.flops // 2 * min(size, small)))
-    return beside * itemsize + padded
-
-
-def _in_vectors(channels: int) -> int:
-    return -(-channels // VECTOR) * VECTOR

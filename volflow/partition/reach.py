@@ -18,7 +18,9 @@ from volflow.errors import InvalidInput, VolflowError, first_line
 from volflow.geometry.budget import format_bytes
 from volflow.geometry.grid import per_axis
 from volflow.geometry.roi import Roi
-from volflow.partition.graph import Graph, live_bytes, needed
+from volflow.partition.draws import Draws
+from volflow.partition.footprint import live_bytes
+from volflow.partition.graph import Graph, needed
 from volflow.partition.ranges import AxisMap, Gather, Lerp, Merge, Slide, Split, Spread
 from volflow.partition.trace import trace
 
@@ -214,17 +216,25 @@ def halo_of(module: nn.Module, channels: int = 1, shape: Sequence[int] | None = 
     return Halo(_margin(graph, alignment, scale), alignment, len(graph.statistics), scale, graph)
 
 
-def padded_sizes(module: nn.Module, channels: int, shape: Sequence[int]) -> tuple[int, ...]:
+def padded_sizes(
+    module: nn.Module, channels: int, shape: Sequence[int], training: Draws | None = None
+) -> tuple[int, ...]:
     """Return the sides of a volume padded to the network's alignment.
 
     A network may accept a volume whose sides are not multiples of its alignment; that volume is
     padded all the same, so that the result does not depend on which sides it accepts.
     """
     try:
-        graph = _followed(module, channels, len(shape))
+        graph = _followed(module, channels, len(shape), training)
         alignment = alignment_of(graph)
-        twice = trace_any(module, channels, [2 * n for n in graph.sizes(0)])
-    except VolflowError:  # it may accept this shape alone
+        twice = trace_any(module, channels, [2 * n for n in graph.sizes(0)], training=training)
+    except VolflowError as error:
+        if training is None:  # it may accept this shape alone
+            return tuple(shape)
+        try:
+            trace_any(module, channels, shape, training=training)
+        except VolflowError:
+            raise error from None  # that of a small image: this shape may have a fault of its own
         return tuple(shape)
     if alignment_of(twice) != alignment:  # it makes as many voxels of any volume
         return tuple(shape)
@@ -237,28 +247,32 @@ def trace_any(
     sizes: Sequence[int],
     dtype: torch.dtype | None = None,
     device: torch.device | None = None,
+    *,
+    training: Draws | None = None,
+    batch: int = 1,
 ) -> Graph:
     """Trace a module like `trace`; its own errors become InvalidInput in one line."""
     try:
-        with torch.no_grad():
-            return trace(module, channels, sizes, dtype, device)
+        return trace(module, channels, sizes, dtype, device, training=training, batch=batch)
     except VolflowError:
         raise
     except Exception as error:  # models raise errors of any class
         raise InvalidInput(
-            f"the model does not take an image of shape (1, {channels},"
+            f"the model does not take an image of shape ({batch}, {channels},"
             f" {', '.join(map(str, sizes))}): {first_line(error)}; give its"
             " channels and a shape that it takes"
         ) from error
 
 
-def _followed(module: nn.Module, channels: int, ndim: int | None = None) -> Graph:
+def _followed(
+    module: nn.Module, channels: int, ndim: int | None = None, training: Draws | None = None
+) -> Graph:
     """The graph on sides that suit the network."""
     first: VolflowError | None = None
     for dims in (ndim,) if ndim else (3, 2):
         for side in SIDES:
             try:
-                return trace_any(module, channels, (side,) * dims)
+                return trace_any(module, channels, (side,) * dims, training=training)
             except VolflowError as error:
                 first = first or error
                 if type(error) is not InvalidInput:

@@ -14,24 +14,26 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from volflow.errors import NoExactRule
-from volflow.partition.calls import as_called, changes_first, is_random, name_of, works_in_place
+from volflow.partition.draws import Draws
+from volflow.partition.following.calls import (
+    AUTOGRAD,
+    as_called,
+    is_random,
+    name_of,
+    works_in_place,
+)
+from volflow.partition.following.side_effects import SideEffects, refuse_hooks, unchanged
 from volflow.partition.graph import Graph, Node, named_outputs
+from volflow.partition.rules.dropout import DROPPED, dropout
+from volflow.partition.rules.norming.norms import updates_buffers
+from volflow.partition.rules.precision import autocast_of
 from volflow.partition.rules.results import result_of
 from volflow.partition.rules.table import RULES, SPREADING, VIEWS
 from volflow.partition.rules.tracing import OpCall, Traced, Tracer, leaves, mapped
 
 __all__ = ["trace"]
-
-# Size of tensors that a module may create; one as large as a volume would have to be cut, too.
-LARGEST_CONSTANT = 2**20
-
-_FACTORIES = frozenset(
-    (torch.zeros, torch.ones, torch.full, torch.empty, torch.rand, torch.randn, torch.arange,
-     torch.linspace, torch.eye)
-)  # fmt: skip
 
 
 def trace(
@@ -40,17 +42,25 @@ def trace(
     sizes: Sequence[int],
     dtype: torch.dtype | None = None,
     device: torch.device | None = None,
+    *,
+    training: Draws | None = None,
+    batch: int = 1,
 ) -> Graph:
     """Trace the graph of a module for a volume of one shape; nothing is computed.
 
     Parameters
     ----------
     module
-        In eval mode, with its weights.
+        With its weights; in eval mode unless it is traced for training.
     channels, sizes
-        Channels and sides of its input ``(1, channels, *sizes)``: one, two or three axes.
+        Channels and sides of its input ``(batch, channels, *sizes)``: one, two or three axes.
     dtype, device
         Of the input; those of the weights by default, and the CPU where there are none.
+    training
+        If given, the graph is for one training step: its ops hold weights with gradients, and
+        modules in training mode do what they do there, random things by these draws.
+    batch
+        Volumes of this shape that go through the network at once.
 
     Raises
     ------
@@ -69,13 +79,21 @@ def trace(
     weights = [t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
     dtype = dtype or (weights[0].dtype if weights else torch.float32)
     device = device or (weights[0].device if weights else torch.device("cpu"))
-    tracer = Tracer(module, len(sizes), device, record)
-    meta = torch.empty((1, channels, *sizes), dtype=dtype, device="meta")
+    tracer = Tracer(module, len(sizes), device, record, training)
+    meta = torch.empty((batch, channels, *sizes), dtype=dtype, device="meta")
     dims = (None, None, *range(len(sizes)))
     tracer.nodes.append(Node("input", "", (), (), None, tuple(meta.shape), dims, dtype))
-    with torch.no_grad(), _forgetting(module), _Aside(tracer, module):
+    if tracer.training:
+        refuse_hooks(tracer, module)
+    with (
+        torch.inference_mode(False), torch.set_grad_enabled(tracer.training),
+        _forgetting(module), unchanged(tracer, module), SideEffects(tracer, module),
+    ):  # fmt: skip
         raw = module(tracer.stand_in(0, meta))
-    return Graph(len(sizes), tuple(tracer.nodes), _outputs(raw), device)
+    return Graph(
+        len(sizes), tuple(tracer.nodes), _outputs(raw), device,
+        tracer.training, tuple(tracer.weights.found), tuple(tracer.updates),
+    )  # fmt: skip
 
 
 def _eager(module: nn.Module, seen: dict[nn.Module, nn.Module]) -> nn.Module:
@@ -146,29 +164,6 @@ def _outputs(raw: Any) -> Mapping[str, int]:
     return {name: x.number for name, x in named.items()}
 
 
-class _Aside(TorchFunctionMode):
-    """Refuses operations of a module apart from its input: large constants, state changes."""
-
-    def __init__(self, tracer: Tracer, module: nn.Module) -> None:
-        super().__init__()
-        self.tracer = tracer
-        self.state = {id(one) for one in (*module.parameters(), *module.buffers())}
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in _FACTORIES:
-            size = func(*args, **{**kwargs, "device": "meta"}).numel()
-            if size > LARGEST_CONSTANT:
-                raise OpCall(self.tracer, func.__name__, func, args, kwargs).refuse(
-                    f"it makes a tensor of {size:,} values of its own"
-                )
-        if args and id(args[0]) in self.state and changes_first(name_of(func)):
-            raise OpCall(self.tracer, name_of(func), func, args, kwargs).refuse(
-                "it changes the model's own state (in training mode?); call model.eval()"
-            )
-        return func(*args, **kwargs)
-
-
 def record(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Record one call as nodes; answer calls that need no values at once."""
     name = name_of(func)
@@ -179,16 +174,46 @@ def record(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, A
     call = as_called(tracer, name, func, args, kwargs)
     if not call.inputs:  # a weight that is cast as the image is
         return call.run([])
-    answer = _answer(call)
+    if tracer.training:
+        call = _for_training(call)
+    random = is_random(call)
+    if random and not (tracer.training and call.name in DROPPED):
+        raise call.refuse(
+            "it is random, and only dropout of single values or whole channels has a rule"
+            if tracer.training
+            else "it is random (in training mode?); call model.eval()"
+        )
+    answer = call.inputs[0].meta if random else _answer(call)
     if not any(isinstance(x, Tensor) for x in leaves(answer)):
         return answer
+    if tracer.training:
+        _check_modes(call)
     if any(x.stale for x in call.inputs):
         raise call.refuse("its input was changed in place through another view of it")
-    result = _recorded(call)
+    result = dropout(call) if random else _recorded(call)
+    tracer.note_given(call)
     if works_in_place(name, func, args, kwargs):
         return _replace(call, result)
-    shared = call.inputs[0].memory if call.name in VIEWS else None
+    shared = call.inputs[0].memory if call.name in VIEWS and not random else None
     return mapped(result, lambda x: tracer.stand_in(x.number, x.meta, shared))
+
+
+def _for_training(call: OpCall) -> OpCall:
+    """Return the call on leaves in place of weights."""
+    if call.name in AUTOGRAD:
+        raise call.refuse("it depends on how gradients are taken, which is otherwise here")
+    return call.with_leaves()
+
+
+def _check_modes(call: OpCall) -> None:
+    """Refuse an op in another mode than that of the model."""
+    if not torch.is_grad_enabled():
+        raise call.refuse(
+            "it is called under no_grad (leave that out and detach() the result), or by an autograd"
+            " function of the model's own"
+        )
+    if call.tracer.precision != autocast_of(call.tracer.device):
+        raise call.refuse("it is called in an autocast region of the model's own")
 
 
 def _replace(call: OpCall, result: Any) -> Traced:
@@ -205,8 +230,6 @@ def _replace(call: OpCall, result: Any) -> Traced:
 
 
 def _recorded(call: OpCall) -> Any:
-    if is_random(call):
-        raise call.refuse("it is random (in training mode?); call model.eval()")
     rule = RULES.get(call.name)
     if call.name not in SPREADING and _without_axes(call):
         return _as_any(call)
@@ -220,7 +243,15 @@ def _without_axes(call: OpCall) -> bool:
 
 
 def _as_any(call: OpCall) -> Any:
-    """Record an op on a tensor without axes, such as a statistic per channel: any op is allowed."""
+    """Record an op on a tensor without axes, such as a statistic per channel: any op is allowed.
+
+    Every block computes it, so none may change a buffer.
+    """
+    if updates_buffers(call):
+        raise call.refuse(
+            "it updates its running statistics with values that have no axis of the volume; freeze"
+            " it (module.eval())"
+        )
     metas = call.metas()
     first = metas if isinstance(metas, Tensor) else metas[0]
     if not isinstance(metas, Tensor) and len({meta.ndim for meta in metas}) > 1:

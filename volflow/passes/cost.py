@@ -15,11 +15,14 @@ from volflow.geometry.budget import format_bytes
 from volflow.geometry.grid import BlockGrid
 from volflow.geometry.roi import Roi
 from volflow.partition.graph import Graph, needed
+from volflow.partition.segments import Segment, core, targets_of
 from volflow.passes.peaks import BlockMemory, VoxelBytes
 
-__all__ = ["UNLIMITED", "Cost", "Costs", "Pass", "core", "pass_facts", "targets_of"]
+__all__ = ["UNLIMITED", "Cost", "Costs", "Pass", "duration", "pass_facts"]
 
 UNLIMITED = 2**62
+# More than any budget.
+BEYOND = 2**63
 # Overhead of a pass before its first block, and of each block: tasks, files, journal entries.
 PASS_S = 0.3
 BLOCK_S = 0.01
@@ -48,17 +51,13 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Pass:
-    """One pass over all blocks.
+class Pass(Segment):
+    """One pass over all blocks: a segment, and how it is cut and what it takes.
 
     Parameters
     ----------
-    given
-        Nodes that it reads: the input, and those that earlier passes stored.
-    stores
-        Nodes that it stores; in the last pass the outputs.
-    statistics
-        Statistics that it measures.
+    given, stores, statistics
+        As for the segment.
     block
         Sides of a block in voxels of the input, per axis.
     peak_bytes, seconds, flops
@@ -68,9 +67,6 @@ class Pass:
         Projected memory of one block on a GPU; 0 where the CPU computes.
     """
 
-    given: tuple[int, ...]
-    stores: tuple[int, ...]
-    statistics: tuple[int, ...]
     block: tuple[int, ...]
     peak_bytes: int = 0
     seconds: float = 0.0
@@ -81,20 +77,10 @@ class Pass:
         """Return the blocks, boxes of the input."""
         return BlockGrid(graph.sizes(0), self.block)
 
-
-def core(graph: Graph, number: int, box: Roi) -> Roi:
-    """Return a node's share of a box of the input; the shares of all blocks tile the node."""
-    whole, sizes = graph.sizes(0), graph.sizes(number)
-    return Roi(
-        tuple(a * m // n for a, m, n in zip(box.start, sizes, whole, strict=True)),
-        tuple(b * m // n for b, m, n in zip(box.stop, sizes, whole, strict=True)),
-    )
-
-
-def targets_of(graph: Graph, step: Pass, box: Roi) -> dict[int, Roi]:
-    """Return the boxes that a block computes by node: its shares of what is stored or measured."""
-    numbers = {*step.stores, *(graph.nodes[s].inputs[0] for s in step.statistics)}
-    return {number: core(graph, number, box) for number in numbers}
+    def middle(self, graph: Graph) -> Roi:
+        """Return the block that needs the most: one in the middle; if none is, the first."""
+        grid = self.grid(graph)
+        return grid[grid.number([(n - 1) // 2 for n in grid.counts])]
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +99,8 @@ class Costs:
         Number of workers that share the blocks of a pass.
     on_gpu
         Whether a GPU computes, beside whose memory that of a worker holds what is read and written.
+    store_bytes_per_s, fetch_bytes_per_s
+        Rates at which what is kept is written and read.
     """
 
     graph: Graph
@@ -120,6 +108,8 @@ class Costs:
     ops: Mapping[int, Cost] = field(default_factory=dict)
     workers: int = 1
     on_gpu: bool = False
+    store_bytes_per_s: float = STORE_BYTES_PER_S
+    fetch_bytes_per_s: float = FETCH_BYTES_PER_S
 
     def seconds_of(self, number: int) -> float:
         """Return the seconds that one voxel of a node takes."""
@@ -128,6 +118,11 @@ class Costs:
         node = self.graph.nodes[number]
         moved = 2 * node.value_bytes / MEMORY_BYTES_PER_S
         return node.flops * node.depth / FLOPS_PER_S + moved
+
+    def worth_keeping(self, number: int) -> bool:
+        """Return whether a node's values cost more to compute than to keep and read."""
+        keep = 1 / self.store_bytes_per_s + 1.5 / self.fetch_bytes_per_s
+        return self.seconds_of(number) > keep * self.graph.nodes[number].value_bytes
 
     def measured(
         self,
@@ -145,11 +140,26 @@ class Costs:
         limit_bytes, device_limit_bytes
             Budgets of a block in the memory of a worker, and of a GPU if one computes.
         """
-        graph = self.graph
+        peak, device_peak = self.peaks(step, known)
+        if peak > limit_bytes or device_peak > device_limit_bytes:
+            return None
         given = (*step.given, *known)
-        # The largest block is one in the middle; if none is, the first.
-        grid = step.grid(graph)
-        middle = grid[grid.number([(n - 1) // 2 for n in grid.counts])]
+        volumes = self.volumes(step, given)
+        return replace(
+            step,
+            peak_bytes=peak,
+            seconds=self.seconds(step, volumes, given),
+            flops=self.flops(volumes, given),
+            device_peak_bytes=device_peak,
+        )
+
+    def peaks(self, step: Pass, known: frozenset[int]) -> tuple[int, int]:
+        """Return the most bytes of a block: of a worker's memory, and of a GPU's.
+
+        The second is unlimited where a tensor has more values than a GPU's kernels can count.
+        """
+        graph, given = self.graph, (*step.given, *known)
+        middle = step.middle(graph)
         boxes = needed(graph, targets_of(graph, step, middle), given)
         memory = BlockMemory(
             graph,
@@ -158,22 +168,12 @@ class Costs:
             {n: core(graph, n, middle).size for n in step.stores},
             self._summed(step, boxes, given),
             self.voxel,
-            self._workspaces,
+            self.workspaces,
         )
-        peak = memory.beside_gpu() if self.on_gpu else memory.on_cpu()
-        device_peak = memory.on_gpu() if self.on_gpu else 0
-        if peak > limit_bytes or device_peak > device_limit_bytes:
-            return None
-        if self.on_gpu and not memory.fits_counters():
-            return None
-        seconds, flops = self._cost(step, given)
-        return replace(
-            step,
-            peak_bytes=peak,
-            seconds=seconds,
-            flops=flops,
-            device_peak_bytes=device_peak,
-        )
+        if not self.on_gpu:
+            return memory.on_cpu(), 0
+        most = memory.on_gpu() if memory.fits_counters() else BEYOND
+        return memory.beside_gpu(), most
 
     def _summed(self, step: Pass, boxes: Mapping[int, Roi], given: Sequence[int]) -> frozenset[int]:
         """Return the nodes whose statistics a block measures: parts of them, or all at once."""
@@ -181,8 +181,14 @@ class Costs:
         within = [n for n in boxes if nodes[n].statistic and n not in given]
         return frozenset(nodes[s].inputs[0] for s in (*step.statistics, *within))
 
-    def _cost(self, step: Pass, given: Sequence[int]) -> tuple[float, float]:
-        """Return seconds and floating-point operations of all blocks."""
+    def flops(self, volumes: Mapping[int, float], given: Sequence[int]) -> float:
+        """Return the floating-point operations on the voxels that all blocks need."""
+        nodes = self.graph.nodes
+        computed = {n: volume for n, volume in volumes.items() if n not in given}
+        return sum(nodes[n].flops * nodes[n].depth * v for n, v in computed.items())
+
+    def volumes(self, step: Pass, given: Sequence[int]) -> dict[int, float]:
+        """Return by node the voxels that all blocks need of it, those in margins each time."""
         graph, grid = self.graph, step.grid(self.graph)
         totals: dict[int, list[float]] = {}
         for picks, weights in _diagonal(grid.counts):
@@ -191,12 +197,10 @@ class Costs:
                 sums = totals.setdefault(number, [0.0] * graph.ndim)
                 for axis, weight in enumerate(weights):
                     sums[axis] += weight * part.shape[axis]
-        volumes = {number: math.prod(sums) for number, sums in totals.items()}
-        computed = {n: volume for n, volume in volumes.items() if n not in given}
-        flops = sum(graph.nodes[n].flops * graph.nodes[n].depth * v for n, v in computed.items())
-        return self._seconds(step, volumes, given), flops
+        return {number: math.prod(sums) for number, sums in totals.items()}
 
-    def _seconds(self, step: Pass, volumes: Mapping[int, float], given: Sequence[int]) -> float:
+    def seconds(self, step: Pass, volumes: Mapping[int, float], given: Sequence[int]) -> float:
+        """Return the time of a pass whose blocks need so many voxels of each node."""
         nodes = self.graph.nodes
         fetched = sum(nodes[n].value_bytes * v for n, v in volumes.items() if n in given)
         computed = sum(self.seconds_of(n) * v for n, v in volumes.items() if n not in given)
@@ -205,13 +209,18 @@ class Costs:
             for s in step.statistics
         )
         stored = self.kept_bytes(n for n in step.stores if n not in self.graph.ends)
-        moved = fetched / FETCH_BYTES_PER_S + stored / STORE_BYTES_PER_S
+        moved = fetched / self.fetch_bytes_per_s + stored / self.store_bytes_per_s
+        return self.shared(step, computed + measured + moved)
+
+    def shared(self, step: Pass, seconds: float) -> float:
+        """Return the time of a pass whose blocks take so many seconds on one worker."""
         count = len(step.grid(self.graph))
         rounds = -(-count // self.workers) / count  # of all blocks, when no worker waits
-        return PASS_S + rounds * (computed + measured + moved + BLOCK_S * count)
+        return PASS_S + rounds * (seconds + BLOCK_S * count)
 
     @cached_property
-    def _workspaces(self) -> dict[int, float]:
+    def workspaces(self) -> dict[int, float]:
+        """By node, the bytes per voxel that its op takes beside."""
         return {number: cost.workspace_bytes for number, cost in self.ops.items()}
 
     def kept_bytes(self, kept: Iterable[int]) -> int:
@@ -248,7 +257,7 @@ def pass_facts(graph: Graph, passes: Sequence[Pass]) -> tuple[tuple[str, str], .
         (
             "passes",
             f"{len(passes)}, computing {computed / whole if whole else 1:.2f}× the network,"
-            f" about {_duration(seconds)}",
+            f" about {duration(seconds)}",
         )
     ]
     for number, step in enumerate(passes, start=1):
@@ -268,10 +277,11 @@ def _describe(graph: Graph, step: Pass, last: bool) -> str:
     text += f", {format_bytes(step.peak_bytes)}"
     if step.device_peak_bytes:
         text += f" and {format_bytes(step.device_peak_bytes)} on the device"
-    return text + f", about {_duration(step.seconds)}"
+    return text + f", about {duration(step.seconds)}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return seconds in words: of seconds, minutes or hours."""
     if seconds < 100:
         return f"{max(1, round(seconds))} s"
     if seconds < 6000:

@@ -15,7 +15,7 @@ are repaired, it is run again for them, with the statistics measured before.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,10 @@ import numpy.typing as npt
 import torch
 from distributed import Client
 
-from volflow.engine.cluster import workers
 from volflow.engine.plan import Plan, runs_for
 from volflow.engine.progress import Progress
 from volflow.engine.run import run
+from volflow.engine.workers import expected_workers
 from volflow.errors import RunFailed
 from volflow.geometry.grid import BlockGrid
 from volflow.model.resident import ModelPlugin
@@ -59,7 +59,7 @@ class Passes:
     blockwise
         The image and the network.
     model
-        Holds the network on the workers.
+        Holds the network on the workers while a pass runs; None where the caller does so.
     folder
         Folder of journals and activations.
     threads
@@ -71,7 +71,7 @@ class Passes:
     steps: tuple[Pass, ...]
     graph: Graph
     blockwise: Blockwise
-    model: ModelPlugin
+    model: ModelPlugin | None
     folder: Path
     threads: int
     beside_bytes: int
@@ -102,7 +102,8 @@ class Passes:
         )
         found = self.graph.nodes[node]
         dtype = "float64" if found.dtype == torch.float64 else "float32"
-        return ActivationStore(self.folder / "kept" / str(node), found.depth, cuts, dtype)
+        folder, last = self.folder / "kept" / str(node), self.blockwise.network.on_cpu
+        return ActivationStore(folder, found.depth, cuts, dtype, last)
 
     def inputs_of(self, number: int) -> Blockwise:
         """Return the computation of a pass's blocks, with the results of earlier passes."""
@@ -169,9 +170,15 @@ class Passes:
 
         return [block for block in range(len(grid)) if undone(block)]
 
-    def todo(self) -> list[tuple[int, set[int]]]:
-        """Return the passes to run before the last, in order, and the nodes each must keep."""
-        needed = {n for n in self.steps[-1].given if n}
+    def todo(self, needed: Iterable[int]) -> list[tuple[int, set[int]]]:
+        """Return the passes to run before the last, in order, and the nodes each must keep.
+
+        Parameters
+        ----------
+        needed
+            Nodes that are to be read.
+        """
+        needed = {n for n in needed if n}
         found: list[tuple[int, set[int]]] = []
         for number in range(len(self.steps) - 2, -1, -1):
             wanted = needed & set(self.steps[number].stores)
@@ -193,6 +200,7 @@ def run_passes(
     client: Client,
     memory_bytes: int,
     progress: Progress,
+    needed: Iterable[int] | None = None,
 ) -> None:
     """Run the rest of the passes before the last; to be called under the output's lock.
 
@@ -205,8 +213,11 @@ def run_passes(
         the same.
     client, memory_bytes, progress
         The cluster, the budget of a worker, and as in `volflow.engine.run.run`.
+    needed
+        Nodes that are to be kept, and then all of them. By default those that the last pass reads,
+        and what is not read any more is deleted on the way.
     """
-    for number, wanted in passes.todo():
+    for number, wanted in passes.todo(passes.steps[-1].given if needed is None else needed):
         journal = passes.journal(number)
         with making_room(journal.directory):
             passes.partials(number).mkdir(parents=True, exist_ok=True)
@@ -230,7 +241,7 @@ def run_passes(
             f"pass {number + 1} of {len(passes.steps)}",
             pass_blocks,
             job,
-            runs_for(left, len(workers(client))),
+            runs_for(left, expected_workers(client)),
             units=grid.voxels(left),
             unit="voxels",
             peak_bytes=step.peak_bytes,
@@ -239,7 +250,9 @@ def run_passes(
             plugin=passes.model,
             journal=journal,
             record=Record("pass", {**fingerprint}, {"grid": [len(grid)]}),
+            grid=grid,
         )
         run(plan, cluster=client, progress=progress)
         passes.merge(number)
-        passes.drop(number)
+        if needed is None:
+            passes.drop(number)

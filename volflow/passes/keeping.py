@@ -17,14 +17,18 @@ from torch import Tensor
 from volflow.engine.task import Context, Step
 from volflow.geometry.roi import Roi
 from volflow.model.copies import Copies, Download
+from volflow.model.device import machine_of
+from volflow.model.forward import torch_threads
 from volflow.partition.graph import Graph
 from volflow.partition.reach import alignment_of
 from volflow.partition.reductions import partials_of, statistic_of
+from volflow.partition.segments import targets_of
 from volflow.passes.activations import ActivationStore, making_room
-from volflow.passes.cost import Pass, targets_of
-from volflow.passes.network import Blockwise, Sent
+from volflow.passes.cost import Pass
+from volflow.passes.network import Blockwise, Sent, for_numpy
 from volflow.passes.pipeline import Launched, Pipeline, together, within_memory
 from volflow.store.atomic import write_file
+from volflow.store.journal.provenance import note_machine
 
 __all__ = ["PassJob", "numbers_of", "partial_path", "pass_block", "pass_blocks"]
 
@@ -80,6 +84,8 @@ def pass_blocks(job: PassJob, blocks: tuple[int, ...], context: Context) -> Iter
     """Keep nodes and measure statistics, block by block."""
     graph, grid = job.blockwise.network.graph(), job.step.grid(job.blockwise.network.graph())
     copies = Copies(graph.device)
+    with torch_threads(job.threads):
+        note_machine(context.journal, machine_of(str(copies.device)))
     pipeline = Pipeline(copies.device, context, job.threads, job.peak_bytes)
 
     def send(number: int) -> Sent:
@@ -111,14 +117,12 @@ def pass_block(
         kept: dict[int, Download] = {}
         partials: dict[int, Tensor] = {}
         windows = ahead.pop().taken() if ahead else None
+        targets = targets_of(graph, step, part)
         with job.blockwise.network.inference():
-            for node, values in job.blockwise.compute(
-                graph, targets_of(graph, step, part), windows
-            ):
-                partials |= partials_of(graph, step.statistics, node, values)
+            for node, values in job.blockwise.compute(graph, targets, windows):
+                partials |= partials_of(graph, step.statistics, node, values, targets[node])
                 if node in job.stores:
-                    plain = values.float() if values.dtype == torch.bfloat16 else values
-                    kept[node] = copies.download([plain])
+                    kept[node] = copies.download([for_numpy(values)])
                     if copies.device.type == "cpu":
                         job.stores[node].write(grid.index(number), *kept.pop(node).wait())
             flat = [partials[s].ravel() for s in step.statistics]

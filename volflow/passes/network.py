@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -13,26 +13,29 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from volflow.errors import NoExactRule
 from volflow.geometry.roi import Roi
 from volflow.model.copies import Copies, Upload
-from volflow.model.device import arithmetic, numbered, on_device, pick_device
+from volflow.model.device import LOW, arithmetic, numbered, on_device, pick_device
 from volflow.model.forward import (
     explaining_half,
     mirrored_outputs,
     resolve_precision,
 )
 from volflow.model.resident import forward_lock, made_once, resident
+from volflow.partition.draws import Draws
+from volflow.partition.fusion import fused
 from volflow.partition.graph import Graph, Window, compute, crop, named_outputs, needed
 from volflow.partition.reach import trace_any
 from volflow.partition.reductions import statistic_of
 from volflow.passes.activations import ActivationStore
 
-__all__ = ["Blockwise", "Flipped", "ImageReader", "Network", "Sent"]
+__all__ = ["Blockwise", "Flipped", "ImageReader", "Network", "Sent", "for_numpy", "tensor_of"]
 
 Array = npt.NDArray[Any]
 
-# A box of the network's image ``(channels, *box.shape)`` in the network's dtype. Boxes may reach
-# into the padding beyond the volume, which holds zeros.
+# A box of the image ``(channels, *box.shape)`` in the network's dtype; of a batch, whose dim comes
+# first. Boxes may reach into the padding beyond the volume, which holds zeros.
 ImageReader = Callable[[Roi], Array]
 
 
@@ -81,6 +84,12 @@ class Network:
         As for `volflow.model.forward.Forward`.
     flips
         Axes of the image, counted from 0, over whose mirrored copies the network is averaged.
+    draws
+        What random masks depend on, of a network that is trained.
+    batch
+        Number of images that go through it together.
+    followed
+        `Graph.identity` of the graph that it is, where another one is refused.
     """
 
     digest: str
@@ -90,11 +99,19 @@ class Network:
     precision: str
     dtype: str
     flips: tuple[int, ...] = ()
+    draws: Draws | None = None
+    batch: int = 1
+    followed: str = ""
 
     @property
     def torch_dtype(self) -> torch.dtype:
         """Dtype of the image and of the outputs."""
         return torch.float64 if self.dtype == "float64" else torch.float32
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the CPU computes."""
+        return torch.device(self.device).type == "cpu"
 
     @property
     def place(self) -> torch.device:
@@ -121,13 +138,36 @@ class Network:
         # A module that is given is planned for, wherever it lies.
         place = self.place if module is None else next(iter(places), torch.device("cpu"))
         cast = any(map(torch.is_autocast_enabled, ("cpu", "cuda")))  # to other dtypes
-        key = net, places, place, cast, self.channels, self.sizes, self.dtype, self.flips
+        key = net, places, cast, replace(self, device=str(place))
         return made_once(self.digest, key, partial(self._traced, net, place))
 
     def _traced(self, module: nn.Module, place: torch.device) -> Graph:
         shown = Flipped(module, self.flips) if self.flips else module
-        with explaining_half(shown, self.dtype):
-            return trace_any(shown, self.channels, self.sizes, self.torch_dtype, place)
+        with explaining_half(shown, self.dtype), self._casting():
+            graph = trace_any(
+                shown,
+                self.channels,
+                self.sizes,
+                self.torch_dtype,
+                place,
+                training=self.draws,
+                batch=self.batch,
+            )
+        if self.followed and graph.identity != self.followed:
+            raise NoExactRule(
+                "the network computes something else than when the step began: its mode was changed"
+                " between forward and backward, or its forward depends on what changes from call to"
+                " call, such as a counter or random numbers of Python or NumPy; make it a function"
+                " of its input, its parameters and its buffers alone"
+            )
+        return fused(graph)
+
+    def _casting(self) -> AbstractContextManager[object]:
+        """Cast as the precision says, where dtypes of gradients follow from those of values."""
+        low = self.draws is not None and self.precision in LOW
+        if not low:
+            return nullcontext()
+        return torch.autocast(self.place.type, dtype=getattr(torch, self.precision))
 
     @contextmanager
     def inference(self) -> Iterator[None]:
@@ -141,6 +181,14 @@ class Network:
         with (
             on_device(device), alone, torch.inference_mode(), arithmetic(device, self.precision),
         ):  # fmt: skip
+            yield
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Compute with gradients and in the precision, on the device, one thread at a time."""
+        device = self.place
+        alone = nullcontext() if device.type == "cpu" else forward_lock(device)
+        with on_device(device), alone, torch.enable_grad(), arithmetic(device, self.precision):
             yield
 
 
@@ -181,7 +229,8 @@ class Blockwise:
         if number in self.stores:
             kept = self.stores[number].read(box)
             return kept.reshape(*graph.nodes[number].shape[:2], *box.shape)
-        return np.ascontiguousarray(self.image(box))[None]
+        image = np.ascontiguousarray(self.image(box))
+        return image.reshape(*graph.nodes[number].shape[:2], *box.shape)
 
     def send(self, graph: Graph, targets: Mapping[int, Roi], copies: Copies) -> Sent:
         """Read all that boxes of nodes are computed from, and begin to copy it to a device.
@@ -235,7 +284,7 @@ class Blockwise:
                 return crop(window, box, graph.nodes[number].dims).values
             if number in known:
                 return known[number]
-            return torch.from_numpy(self.read(graph, number, box))
+            return tensor_of(self.read(graph, number, box))
 
         yield from compute(graph, targets, {0, *self.stores, *self.statistics}, fetch)
 
@@ -244,3 +293,26 @@ class Blockwise:
             number: statistic_of(graph, number).finish(merged, device)
             for number, merged in self.statistics.items()
         }
+
+
+def for_numpy(values: Tensor) -> Tensor:
+    """Return a tensor in a dtype that NumPy has: it knows no bfloat16."""
+    return values.float() if values.dtype == torch.bfloat16 else values
+
+
+def tensor_of(values: Array) -> Tensor:
+    """Return an array ``(N, C, *axes)`` as a tensor that shares its memory.
+
+    NumPy gives a dim of one any stride. Torch's kernels then take the same tensor for one layout
+    here and for another there: the backward of its batch norm returns wrong numbers.
+
+    Examples
+    --------
+    >>> last = np.zeros((4, 5, 6, 2)).transpose(3, 0, 1, 2)
+    >>> tensor_of(last[None]).stride()
+    (240, 1, 60, 12, 2)
+    """
+    tensor = torch.from_numpy(values)
+    if len(tensor) != 1:
+        return tensor
+    return tensor.as_strided(tensor.shape, (tensor.numel(), *tensor.stride()[1:]))

@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 
 from volflow.geometry.roi import Roi
 from volflow.model.device import MOST_ELEMENTS
-from volflow.partition.graph import Graph, live_bytes
+from volflow.partition.footprint import live_bytes
+from volflow.partition.graph import Graph
 from volflow.partition.reductions import GPU_BYTES, MOMENT_BYTES
+from volflow.partition.rules.onednn import is_there
 
 __all__ = ["FINISHED_VALUES", "BlockMemory", "VoxelBytes"]
 
@@ -80,7 +82,8 @@ class BlockMemory:
             size * (finished if n in self.graph.ends else self._value(n))
             for n, size in self.shares.items()
         )
-        tensors = live_bytes(self.graph, self.boxes, self.given, self.workspaces)
+        copied = not is_there()
+        tensors = live_bytes(self.graph, self.boxes, self.given, self.workspaces, copied=copied)
         return tensors + self._image() + written
 
     def beside_gpu(self) -> int:

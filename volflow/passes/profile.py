@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from distributed import Client
@@ -23,11 +23,26 @@ from volflow.model.device import device_memory, give_back_device, mark_peak, rea
 from volflow.model.forward import torch_threads
 from volflow.model.resident import ModelPlugin
 from volflow.model.trial import tried_on_worker
-from volflow.partition.graph import Graph, Node, Window, live_bytes, needed, read_by
+from volflow.partition.footprint import live_bytes
+from volflow.partition.graph import Graph, Node, Window, needed, read_by
+from volflow.partition.reductions import statistic_of
 from volflow.passes.cost import Cost
 from volflow.passes.network import Network
 
-__all__ = ["OpProfile", "profile_ops"]
+Found = TypeVar("Found")
+
+__all__ = [
+    "BOX_SHARE",
+    "BoxLimits",
+    "OpProfile",
+    "by_kind",
+    "laid_out",
+    "limits_of",
+    "measured",
+    "parts_of",
+    "profile_ops",
+    "taken_by",
+]
 
 # A box is as large as the memory and the time of its op allow: large enough not to lie in the
 # cache and, on a GPU, to fill it; and small beside the budget.
@@ -107,25 +122,69 @@ def _profile(
     return OpProfile(network, costs, device_memory(device, device_bytes))
 
 
-def measured(graph: Graph, device: torch.device, box_bytes: int) -> dict[int, Cost]:
-    """Return what each op costs per voxel of its output; ops that are alike are run once."""
-    limits = ON_CPU if device.type == "cpu" else ON_GPU
-    limits = replace(limits, most_bytes=min(box_bytes, limits.most_bytes))
-    costs: dict[int, Cost] = {}
-    seen: dict[object, Cost] = {}
+def measured(
+    graph: Graph, device: torch.device, box_bytes: int, more: float = 1.0
+) -> dict[int, Cost]:
+    """Return what each op costs per voxel of its output; ops that are alike are run once.
+
+    Parameters
+    ----------
+    graph, device
+        The network, and what computes.
+    box_bytes
+        What a box may take.
+    more
+        Times as many operations on a box as are usual.
+    """
+    return by_kind(graph, device, limits_of(device, box_bytes, more), _cost)
+
+
+def limits_of(device: torch.device, box_bytes: int, more: float = 1.0) -> BoxLimits:
+    """Return the limits of boxes on a device, as for `measured`."""
+    usual = ON_CPU if device.type == "cpu" else ON_GPU
+    return BoxLimits(min(box_bytes, usual.most_bytes), more * usual.most_flops)
+
+
+def by_kind(
+    graph: Graph,
+    device: torch.device,
+    limits: BoxLimits,
+    cost: Callable[[Graph, int, Roi, torch.device], Found],
+) -> dict[int, Found]:
+    """Return what is found of each op on a box; ops that are alike are run once.
+
+    Parameters
+    ----------
+    graph, device
+        As for `measured`.
+    limits
+        Of boxes.
+    cost
+        Runs an op on a box of its node, or of a statistic's input.
+    """
+    costs: dict[int, Found] = {}
+    seen: dict[object, Found] = {}
     for number, node in enumerate(graph.nodes):
         if node.compute is None or not _placed(graph, node).has_axes:
             continue
         box = _box(graph, number, limits)
+        parts = parts_of(graph, number, box)
         shapes = tuple(
-            _window_shape(graph.nodes[source], read_by(maps, box) if not node.statistic else box)
-            for source, maps in zip(node.inputs, node.reads, strict=True)
+            _window_shape(graph.nodes[source], part)
+            for source, part in zip(node.inputs, parts, strict=True)
         )
-        kind = (node.name, node.flops, node.depth, node.dtype, box.shape, shapes)
+        cut = tuple(graph.readers[source] > 1 for source in node.inputs)
+        kind = (node.name, node.flops, node.depth, node.dtype, box.shape, shapes, cut)
         if kind not in seen:
-            seen[kind] = _cost(graph, number, box, device)
+            seen[kind] = cost(graph, number, box, device)
         costs[number] = seen[kind]
     return costs
+
+
+def parts_of(graph: Graph, number: int, box: Roi) -> list[Roi]:
+    """Return the boxes of its inputs from which a box of an op, or its statistic, is computed."""
+    node = graph.nodes[number]
+    return [box if node.statistic else read_by(maps, box) for maps in node.reads]
 
 
 def _placed(graph: Graph, node: Node) -> Node:
@@ -166,28 +225,49 @@ def _window_shape(node: Node, box: Roi) -> tuple[int, ...]:
     )
 
 
+def laid_out(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return zeros as tensors lie: on the CPU with the values of a voxel beside each other."""
+    if device.type != "cpu" or len(shape) < 3:
+        return torch.zeros(list(shape), dtype=dtype, device=device)
+    batch, channels, *sides = shape
+    return torch.zeros([batch, *sides, channels], dtype=dtype).movedim(-1, 1)
+
+
 def _cost(graph: Graph, number: int, box: Roi, device: torch.device) -> Cost:
     """Run one op on a box a few times: the least time and the most memory."""
     node = graph.nodes[number]
     windows = []
-    for source, maps in zip(node.inputs, node.reads, strict=True):
-        part = box if node.statistic else read_by(maps, box)
+    for source, part in zip(node.inputs, parts_of(graph, number, box), strict=True):
         shape = _window_shape(graph.nodes[source], part)
-        # A part of something larger, as it will be: some ops copy what is not in one piece.
-        larger = torch.zeros([n + 1 for n in shape], dtype=graph.nodes[source].dtype, device=device)
-        windows.append(Window(larger[tuple(slice(0, n) for n in shape)], part))
+        windows.append(Window(_values(graph, source, shape, device), part))
     rule: Any = node.compute
 
     def run() -> Tensor:
-        result: Tensor = rule.partial(windows[0].values) if node.statistic else rule(windows, box)
+        if node.statistic:
+            return statistic_of(graph, number).partial(windows[0].values, box)
+        result: Tensor = rule(windows, box)
         return result
 
-    best, most = _taken(device, run) if device.type == "cpu" else _taken_on_gpu(device, run)
+    best, most = taken_by(device, run)
     own = 0 if node.statistic else node.value_bytes * box.size
     return Cost(best / box.size, max(0, most - own) / box.size)
 
 
-def _taken(device: torch.device, run: Callable[[], Tensor]) -> tuple[float, int]:
+def _values(graph: Graph, number: int, shape: Sequence[int], device: torch.device) -> Tensor:
+    """Return a window of a node as it will lie in memory."""
+    node = graph.nodes[number]
+    # A part of something larger where several read it: some ops copy what is not in one piece.
+    more = graph.readers[number] > 1
+    sides = [n + (more and axis is not None) for n, axis in zip(shape, node.dims, strict=True)]
+    return laid_out(sides, node.dtype, device)[tuple(slice(0, n) for n in shape)]
+
+
+def taken_by(device: torch.device, run: Callable[[], object]) -> tuple[float, int]:
+    """Return the least time and the most memory of a few calls; on a GPU of one call more."""
+    return _taken(device, run) if device.type == "cpu" else _taken_on_gpu(device, run)
+
+
+def _taken(device: torch.device, run: Callable[[], object]) -> tuple[float, int]:
     """Return the least time and the most memory of a few calls."""
     best, most, again = math.inf, 0, 0
     while again < 3 and not (again and best > LONG_S):
@@ -201,7 +281,7 @@ def _taken(device: torch.device, run: Callable[[], Tensor]) -> tuple[float, int]
     return best, most
 
 
-def _taken_on_gpu(device: torch.device, run: Callable[[], Tensor]) -> tuple[float, int]:
+def _taken_on_gpu(device: torch.device, run: Callable[[], object]) -> tuple[float, int]:
     """Return the same on a GPU, where the first call may load libraries and is not measured."""
     seconds, before = timed(device, run), mark_peak(device)
     run()

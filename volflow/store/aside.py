@@ -5,6 +5,7 @@
     .out.zarr.new-1a2b3c4d      a folder being written
     .out.zarr.old-1a2b3c4d      a folder that is being replaced
     .seg.nii.gz.1a2b3c4d.tmp    a file being written
+    out.zarr/0/c/0/0/1.1a2b….partial    a shard that zarr is writing, which holds no lock
 
 The process that makes one of these holds a lock (`flock`) on it, which ends with the process: if
 another process can lock it, its owner is dead. If a file system cannot lock folders, leftovers on
@@ -23,10 +24,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-__all__ = ["beside", "file_aside", "folder_aside", "replace_folder", "sweep"]
+__all__ = ["beside", "file_aside", "folder_aside", "replace_folder", "sweep", "sweep_torn"]
 
 # Includes the names that earlier versions used.
 _NAMES = re.compile(r"(?:(?:new|old|part)-[0-9a-f]{8}|(?:[0-9a-f]{8}|[0-9a-f]{32})\.tmp)")
+# What zarr appends to the name of a shard, or of metadata, until it is whole.
+_TORN = re.compile(r".+\.[0-9a-f]{32}\.partial")
 
 
 def beside(target: Path, word: str) -> Path:
@@ -163,3 +166,16 @@ def _lock(handle: int, *, without: bool = False) -> bool:
     except OSError:
         return without
     return True
+
+
+def sweep_torn(store: Path) -> None:
+    """Delete what killed processes left of shards that they were writing in a store.
+
+    To be called under the lock of the output, when no task is at work on it that counts. What
+    cannot be deleted stays.
+    """
+    for folder, _, files in os.walk(store):
+        for name in files:
+            if _TORN.fullmatch(name):
+                with suppress(OSError):
+                    Path(folder, name).unlink()

@@ -1,13 +1,15 @@
-"""Results of reading an output back: which blocks, and which exported file, are intact."""
+"""Results of verifying an output: which blocks and which exported file are intact, which wrong."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-__all__ = ["BAD", "MISSING", "VERIFIED", "Coverage", "FileCheck"]
+from volflow.geometry.sampled_wrong import most_wrong
+
+__all__ = ["BAD", "MISSING", "VERIFIED", "Coverage", "FileCheck", "Recomputed"]
 
 VERIFIED, BAD, MISSING, MIXED = "#", "x", ".", "o"
 MAP_SIZE = 100  # cells of the map along each side
@@ -50,6 +52,67 @@ class FileCheck:
 
 
 @dataclass(frozen=True)
+class Recomputed:
+    """Random blocks of an output that were computed anew and compared with what is stored.
+
+    Parameters
+    ----------
+    total
+        Number of finished blocks, from which was drawn.
+    drawn
+        Numbers of the blocks that were computed anew.
+    seed
+        Of the draw, by which it can be repeated.
+    compared
+        How they were compared, in words.
+    wrong
+        Number and reason of each that is not what the model computes.
+    differing_voxels
+        Voxels of the others that differ within the tolerance.
+
+    Examples
+    --------
+    >>> found = Recomputed(343, tuple(range(20)), 7, "bit for bit")
+    >>> print(found)
+    20 of 343 blocks computed anew (seed 7), bit for bit: all are what the model computes; at 95 %
+    confidence at most 46 of 343 are wrong, shares of 13.8 % and more are excluded
+    >>> found.most_wrong, round(found.excluded_share, 3)
+    (46, 0.137)
+    """
+
+    total: int
+    drawn: tuple[int, ...]
+    seed: int
+    compared: str
+    wrong: tuple[tuple[int, str], ...] = ()
+    differing_voxels: int = 0
+
+    @property
+    def most_wrong(self) -> int:
+        """Number of wrong blocks, the found ones among them, that are not excluded at 95 %."""
+        return most_wrong(self.total, len(self.drawn), len(self.wrong))
+
+    @property
+    def excluded_share(self) -> float:
+        """The smallest share of wrong blocks that is excluded at 95 %; above 1 where none is."""
+        return (self.most_wrong + 1) / self.total if self.total else math.inf
+
+    def __str__(self) -> str:
+        found = f"{len(self.wrong)} are not" if self.wrong else "all are"
+        text = (
+            f"{len(self.drawn)} of {self.total} blocks computed anew (seed {self.seed}),"
+            f" {self.compared}: {found} what the model computes"
+        )
+        if self.differing_voxels:
+            text += f" ({self.differing_voxels:,} voxels differ within that)"
+        text += f"; at 95 % confidence at most {self.most_wrong} of {self.total} are wrong"
+        if self.excluded_share <= 1:
+            share = math.ceil(1000 * self.excluded_share) / 10  # never more than is excluded
+            text += f", shares of {share} % and more are excluded"
+        return text
+
+
+@dataclass(frozen=True)
 class Coverage:
     """Which blocks of an output are stored and intact.
 
@@ -68,6 +131,8 @@ class Coverage:
     file
         The check of the file, if the output is one; the blocks are then those of the volume that
         it was exported from, none if that volume is gone.
+    recomputed
+        The blocks that were computed anew, if any were; wrong ones count among the bad.
 
     Examples
     --------
@@ -86,6 +151,7 @@ class Coverage:
     bad: tuple[tuple[int, str], ...] = ()
     levels: tuple[Coverage, ...] = ()
     file: FileCheck | None = None
+    recomputed: Recomputed | None = None
 
     @property
     def total(self) -> int:
@@ -153,9 +219,17 @@ class Coverage:
             text += f"; block {block} {index}: {reason}"
         text += f"; and {len(self.bad) - NAMED} more" if len(self.bad) > NAMED else ""
         blocks = [text] if self.cells else []
-        return "\n".join(
-            [*([] if self.file is None else [str(self.file)]), *blocks, *map(str, self.levels)]
-        )
+        anew = [] if self.recomputed is None else [str(self.recomputed)]
+        file = [] if self.file is None else [str(self.file)]
+        return "\n".join([*file, *blocks, *map(str, self.levels), *anew])
+
+    def with_recomputed(self, found: Recomputed) -> Coverage:
+        """Return the coverage after blocks were computed anew: the wrong ones are bad."""
+        cells = list(self.cells)
+        for block, _ in found.wrong:
+            cells[block] = BAD
+        bad = tuple(sorted({**dict(self.bad), **dict(found.wrong)}.items()))
+        return replace(self, cells="".join(cells), bad=bad, recomputed=found)
 
 
 def _condense(letters: str) -> str:

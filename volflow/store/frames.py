@@ -1,4 +1,4 @@
-"""Detection of truncated Blosc chunks, on which the decoder would crash the process.
+"""Chunks in stored objects: where they lie in a shard; truncated Blosc chunks, which would crash.
 
 Blosc trusts the length in a chunk's header and reads beyond the end of a truncated chunk (c-blosc
 1.21, as in numcodecs 0.16), which ends the process without an exception.
@@ -18,7 +18,14 @@ import zarr
 from zarr.codecs import BloscCodec, ShardingCodec
 from zarr.storage import LocalStore
 
-__all__ = ["check_frames"]
+__all__ = [
+    "check_frames",
+    "chunk_spans",
+    "index_bytes",
+    "is_blosc",
+    "objects_of",
+    "refuse_truncated",
+]
 
 HEADER = 16  # bytes of a Blosc header; the frame's length is at byte 12
 EMPTY = 2**64 - 1  # offset of a chunk that a shard does not hold
@@ -45,26 +52,39 @@ def check_frames(array: zarr.Array[Any], index: Index) -> None:
     --------
     >>> check_frames(zarr.ones(shape=(4, 4), chunks=(2, 2), dtype="uint8"), (0, slice(0, 4)))
     """
-    if not isinstance(array.store, LocalStore) or not _is_blosc(array):
+    if not isinstance(array.store, LocalStore) or not is_blosc(array):
         return
     folder = Path(array.store.root) / array.path
-    for number in itertools.product(*_ranges(array.shards or array.chunks, index)):
-        name = array.metadata.encode_chunk_key(number)
+    for number, name in objects_of(array, index):
         try:
             with (folder / name).open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
                 for start, length in _frames(file.fileno(), size, array, number, index):
                     head = os.pread(file.fileno(), HEADER, start)
-                    claimed = int.from_bytes(head[12:], "little")
-                    if len(head) < HEADER or claimed > length or start + length > size:
-                        raise ValueError(
-                            f"{name} has a chunk of {length} bytes whose header claims {claimed}"
-                        )
+                    refuse_truncated(name, head, min(length, size - start))
         except FileNotFoundError:
             continue  # an empty chunk
 
 
-def _is_blosc(array: zarr.Array[Any]) -> bool:
+def refuse_truncated(name: str, head: bytes, length: int) -> None:
+    """Raise ValueError if a Blosc chunk has fewer bytes than its header claims.
+
+    Parameters
+    ----------
+    name
+        Of the stored object.
+    head
+        The chunk's first bytes.
+    length
+        Of the chunk, as it is stored.
+    """
+    claimed = int.from_bytes(head[12:HEADER], "little")
+    if len(head) < HEADER or claimed > length:
+        raise ValueError(f"{name} has a chunk of {length} bytes whose header claims {claimed}")
+
+
+def is_blosc(array: zarr.Array[Any]) -> bool:
+    """Return True if Blosc compressed the chunks of an array."""
     if array.metadata.zarr_format == 2:
         return getattr(array.metadata.compressor, "codec_id", "") == "blosc"
     return isinstance(_codecs(array)[-1], BloscCodec)
@@ -83,16 +103,42 @@ def _frames(
     if array.shards is None:
         yield 0, size
         return
+    length, at_start = index_bytes(array)
+    at = 0 if at_start else size - length
+    yield from chunk_spans(array, os.pread(file, length, at) if at >= 0 else b"", number, index)
+
+
+def index_bytes(array: zarr.Array[Any]) -> tuple[int, bool]:
+    """Return the length of a shard's index in bytes, and whether it lies at the shard's start."""
     codec: Any = array.metadata.codecs[0]  # type: ignore[union-attr] # of Zarr v3
-    counts = [s // c for s, c in zip(array.shards, array.chunks, strict=True)]
-    bytes_ = 16 * math.prod(counts)
+    shard = array.shards or array.chunks
     extra = 4 if len(codec.index_codecs) > 1 else 0  # a checksum
-    at = 0 if codec.index_location.value == "start" else size - bytes_ - extra
-    found = os.pread(file, bytes_, at) if at >= 0 else b""
-    if len(found) < bytes_:
-        return  # zarr raises for this itself
-    table = np.frombuffer(found, "<u8").reshape(*counts, 2)
-    corner = [n * s for n, s in zip(number, array.shards, strict=True)]
+    bytes_ = 16 * math.prod(s // c for s, c in zip(shard, array.chunks, strict=True))
+    return bytes_ + extra, codec.index_location.value == "start"
+
+
+def chunk_spans(
+    array: zarr.Array[Any], found: bytes, number: Sequence[int], index: Index
+) -> Iterator[tuple[int, int]]:
+    """Yield offset and length of each chunk of a shard that an index touches.
+
+    Parameters
+    ----------
+    array
+        Sharded.
+    found
+        The shard's index, as stored; nothing is yielded if it is cut short, for which zarr raises.
+    number
+        Of the shard, per axis.
+    index
+        As in `check_frames`.
+    """
+    shards = array.shards or array.chunks
+    counts = [s // c for s, c in zip(shards, array.chunks, strict=True)]
+    if len(found) < 16 * math.prod(counts):
+        return
+    table = np.frombuffer(found, "<u8", 2 * math.prod(counts)).reshape(*counts, 2)
+    corner = [n * s for n, s in zip(number, shards, strict=True)]
     inside = [
         range(max(0, r.start - a // c), min(count, r.stop - a // c))
         for r, a, c, count in zip(
@@ -103,6 +149,12 @@ def _frames(
         start, length = (int(n) for n in table[place])
         if (start, length) != (EMPTY, EMPTY):
             yield min(start, 2**62), length
+
+
+def objects_of(array: zarr.Array[Any], index: Index) -> Iterator[tuple[tuple[int, ...], str]]:
+    """Yield number and key of each stored object (shard or chunk) that an index touches."""
+    for number in itertools.product(*_ranges(array.shards or array.chunks, index)):
+        yield number, array.metadata.encode_chunk_key(number)
 
 
 def _ranges(sizes: Sequence[int], index: Index) -> list[range]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -11,7 +12,7 @@ from typing import Any
 
 import zarr
 from zarr.errors import NodeNotFoundError
-from zarr.storage import LocalStore
+from zarr.storage import LocalStore, MemoryStore, ObjectStore
 
 from volflow.errors import Damaged, InvalidInput, RunFailed, Unreadable, first_line
 from volflow.geometry.roi import Roi
@@ -19,10 +20,14 @@ from volflow.store.atomic import read_json
 from volflow.store.frames import check_frames
 from volflow.store.layout import check_dtype
 from volflow.store.meta import Level, Meta
+from volflow.store.remote.access import Remote, can_list, check_reachable, is_remote, listed
+from volflow.store.remote.fetched import fetched
 
 __all__ = [
     "check_array",
     "discard_object",
+    "identity_lines",
+    "is_listed",
     "is_url",
     "is_zarr",
     "label",
@@ -44,6 +49,7 @@ _DOCUMENTS = (*_MARKERS, ".zattrs")
 MOST_CLAIMED = 2**62  # bytes of an array or of a chunk, countable in 64 bits
 SMALL_CHUNK = 2**24  # voxels
 MOST_INDEXED = 2**22  # chunks of a shard, whose index is read whole
+THIS_PROCESS = uuid.uuid4().hex  # in the identity of what cannot be listed
 _PLAIN_AXES = {2: "yx", 3: "zyx", 4: "czyx", 5: "tczyx"}
 
 
@@ -72,6 +78,8 @@ def open_node(path: str) -> tuple[str, Node]:
     InvalidInput
         If there is no array or group, or its metadata are damaged.
     """
+    if is_remote(path):
+        return _open_remote(path.rstrip("/"))
     if not is_url(path):
         local = Path(path.removeprefix("file://")).expanduser().absolute()
         try:
@@ -95,6 +103,28 @@ def open_node(path: str) -> tuple[str, Node]:
         if is_url(path):
             raise InvalidInput(f"{text}; check the address") from error
         raise Damaged(f"{text}; its metadata are damaged") from error
+
+
+def _open_remote(url: str) -> tuple[str, Node]:
+    store = Remote(url)
+    try:
+        known: Any = 3 if check_reachable(url) else None
+        return url, zarr.open(store, mode="r+", use_consolidated=False, zarr_format=known)
+    except NodeNotFoundError:
+        raise InvalidInput(f"{url} is not a Zarr array or group; check the address") from None
+    except (PermissionError, FileNotFoundError) as error:
+        reason = error.strerror or first_line(error)
+        raise InvalidInput(f"{url} cannot be opened: {reason}; check the address") from error
+    except OSError as error:
+        raise RunFailed(
+            f"{url} cannot be opened: {error.strerror or first_line(error)}; run the same command"
+            " again when the store answers"
+        ) from error
+    except Exception as error:  # zarr raises various errors for broken JSON
+        raise Damaged(
+            f"{url} cannot be opened: {type(error).__name__}: {first_line(error)}; its metadata are"
+            " damaged"
+        ) from error
 
 
 def _check_documents(path: Path) -> None:
@@ -168,6 +198,11 @@ def level_array(group: zarr.Group, name: str) -> zarr.Array[Any]:
             _check_documents(Path(group.store.root) / group.path / name.strip("/"))
         array = group[name]
     except Exception as error:  # missing, or damaged in any way
+        if isinstance(group.store, Remote) and isinstance(error, OSError):
+            raise RunFailed(
+                f"level {name!r} of {label(group)} cannot be opened: {error.strerror}; run the same"
+                " command again when the store answers"
+            ) from error
         raise Damaged(
             f"level {name!r} of {label(group)} cannot be opened "
             f"({type(error).__name__}: {first_line(error)}); the store is incomplete or damaged"
@@ -267,7 +302,7 @@ def read_stored(
     """
     try:
         check_frames(array, index)
-        return array.get_basic_selection(index)
+        return fetched(array, index).get_basic_selection(index)
     except Exception as error:  # codecs and stores raise errors of any class
         # For small chunks there is enough memory: the request came from damaged bytes.
         if isinstance(error, MemoryError) and math.prod(array.chunks) > SMALL_CHUNK:
@@ -280,11 +315,38 @@ def read_stored(
         ) from error
 
 
-def stored_objects(array: zarr.Array[Any]) -> list[str]:
-    """Return name, size and time of every file of a local array; else only its address."""
+def is_listed(array: zarr.Array[Any]) -> bool:
+    """Return True if `stored_objects` can tell whether an array is what it was."""
+    if isinstance(array.store, ObjectStore):
+        return can_list(array.store, array.path)
+    return isinstance(array.store, MemoryStore) or local_folder(array) is not None
+
+
+def stored_objects(array: zarr.Array[Any]) -> list[str] | None:
+    """Return what identifies every stored object of an array; None if they cannot be listed.
+
+    Of a local file its name, size and time, of an object its key, size and ETag.
+
+    Raises
+    ------
+    RunFailed
+        If the store does not answer.
+    """
     root = local_folder(array)
-    if root is None:
+    if root is not None:
+        return _local_objects(root)
+    if isinstance(array.store, MemoryStore):
         return [str(array.store_path)]
+    try:
+        return listed(array.store, array.path) if is_listed(array) else None
+    except OSError as error:
+        raise RunFailed(
+            f"{label(array)} cannot be listed: {error.strerror or first_line(error)}; run the same"
+            " command again when the store answers"
+        ) from error
+
+
+def _local_objects(root: Path) -> list[str]:
     lines, pending = [], [root]
     while pending:
         with os.scandir(pending.pop()) as entries:
@@ -296,6 +358,12 @@ def stored_objects(array: zarr.Array[Any]) -> list[str]:
                     name = Path(entry.path).relative_to(root).as_posix()
                     lines.append(f"{name} {stat.st_size} {stat.st_mtime_ns}\n")
     return sorted(lines)
+
+
+def identity_lines(array: zarr.Array[Any]) -> list[str]:
+    """Return `stored_objects`; where they cannot be listed, what no other process returns."""
+    lines = stored_objects(array)
+    return [str(array.store_path), THIS_PROCESS] if lines is None else lines
 
 
 def discard_object(array: zarr.Array[Any], start: Sequence[int]) -> bool:

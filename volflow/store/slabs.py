@@ -60,6 +60,11 @@ class Source(ABC):
         """Return the voxels of a box with one entry per axis; refused if `sequential`."""
 
     @property
+    def unidentified(self) -> str:
+        """Why `identity` holds for this process only; ``""`` where it always does."""
+        return ""
+
+    @property
     def sequential(self) -> bool:
         """Whether the voxels can be read only by `slabs`, from front to back."""
         return False

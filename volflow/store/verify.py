@@ -69,6 +69,11 @@ def verify(
             " the path of an output that volflow wrote, or its Volume"
         )
     out = os.fspath((path.path or "") if isinstance(path, Volume) else path)
+    if is_url(out):
+        raise InvalidInput(
+            f"{out} is behind a URL, and only outputs on disk can be verified; copy it to a disk"
+            f" with its journal, {out}.volflow"
+        )
     out = out.removeprefix("file://")
     if is_foreign(out) and not Path(out).is_dir():
         return _verify_file(Path(out), progress)

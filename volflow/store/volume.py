@@ -22,13 +22,14 @@ from volflow.store.ngff import read_group
 from volflow.store.opening import (
     check_array,
     discard_object,
+    identity_lines,
+    is_listed,
     level_array,
     local_path,
     open_node,
     plain_meta,
     read_stored,
     spatial_meta,
-    stored_objects,
 )
 from volflow.store.slabs import Array, Source
 
@@ -246,10 +247,17 @@ class Volume(Source):
 
         return to_xarray(self)
 
+    @property
+    def unidentified(self) -> str:
+        """Why it cannot be told whether the voxels are what they were; ``""`` where it can."""
+        listed = is_listed(self.array)
+        return "" if listed else f"the objects of {self.path or 'the array'} cannot be listed"
+
     def identity(self) -> str:
         """Return a hash of names, sizes and times of the files, which changes with the voxels.
 
-        For remote and in-memory volumes it covers the metadata and the address only.
+        On an object store it covers keys, sizes and ETags; where nothing can be listed, as behind
+        plain HTTP, it holds for this process only.
         """
         digest = hashlib.sha256()
         array = self.array
@@ -263,7 +271,7 @@ class Volume(Source):
             str(array.fill_value),
         )
         digest.update(repr(described).encode())
-        for line in stored_objects(array):
+        for line in identity_lines(array):
             digest.update(line.encode())
         return digest.hexdigest()
 

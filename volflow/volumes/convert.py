@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from volflow.engine.cluster import Cluster, connect, memory_per_worker
+from volflow.engine.clusters.sight import check_sight
 from volflow.engine.plan import Plan
 from volflow.engine.progress import Progress, announce
 from volflow.errors import InvalidInput
@@ -34,7 +35,7 @@ from volflow.volumes.copying import (
     run_copy,
 )
 from volflow.volumes.kind import set_kind
-from volflow.volumes.origin import Origin, origin_of
+from volflow.volumes.origin import Origin, origin_of, trusted
 from volflow.volumes.volume_options import ConvertOptions, WriteOptions
 from volflow.volumes.write import write_source
 
@@ -56,6 +57,7 @@ class Import:
         """Look at the source, then at what was started at the destination."""
         check_apart(out, source)
         journal, origin = Journal(journal_dir(out)), origin_of(open_source(source))
+        origin = trusted(origin, journal) if options.resume else origin
         anew = "" if options.overwrite or origin is None else origin.begins_anew(journal)
         options = replace(options, overwrite=options.overwrite or bool(anew))
         return cls(source, out, options, origin, anew)
@@ -81,6 +83,8 @@ def convert(  # noqa: PLR0913 - a public journey takes flat options
     shard: int | Sequence[int] | None = None,
     labels: bool | None = None,
     cluster: Cluster = None,
+    workers: str | Sequence[str] | None = None,
+    resources: str | Mapping[str, float] | None = None,
     wait: float | str | None = None,
     memory: str | int | None = None,
     overwrite: bool = False,
@@ -104,13 +108,13 @@ def convert(  # noqa: PLR0913 - a public journey takes flat options
         stored as integers. False for an image. By default what the source says: a NIfTI file by
         its intent (1002, which `export` writes), OME-Zarr by ``image-label``. Given for a volume
         that is converted already, it changes what that is taken for, as `set_kind` does.
-    cluster, wait, memory, progress
+    cluster, workers, resources, wait, memory, progress
         As in `predict`. A ``.nii.gz`` is one forward pass in one task.
     overwrite
         Replace a volume that is there. Without it, an interrupted conversion is resumed, or starts
         over where its source has changed since, such as a file that was still being uploaded.
     resume
-        As in `write`, for what Dask computes.
+        As in `write`, for what Dask computes, and for volumes behind plain HTTP.
 
     Returns
     -------
@@ -160,7 +164,7 @@ def plan_convert(source: Any, out: str | os.PathLike[str], **options: Any) -> Pl
         `describe()` prints it, `to_dict()` gives it as plain values.
     """
     asked = Import.of(source, out, from_keywords(ConvertOptions, options))
-    with connect(asked.options.cluster, wait=asked.options.wait) as client:
+    with connect(asked.options.cluster, **asked.options.connection) as client:
         memory_bytes = memory_per_worker(client, asked.options.memory)
     copy = asked.copy(memory_bytes)
     resuming = resumes(out, overwrite=asked.options.overwrite)
@@ -177,7 +181,8 @@ def _copied(given: Any, out: str | os.PathLike[str], options: ConvertOptions) ->
     if asked.anew:
         announce(f"convert: {asked.anew}", options.progress)
     cluster = "threads" if here else options.cluster
-    with connect(cluster, wait=options.wait) as client, hold(given) as held:
+    with connect(cluster, **options.connection) as client, hold(given) as held:
+        check_sight(client, out, given)
         copy = asked.copy(memory_per_worker(client, options.memory))
         plain = open_source(given)
         state = asked.origin.identity if asked.origin else plain.identity()

@@ -236,6 +236,7 @@ def make_plan(copy: Copy, job: Any, done: frozenset[int]) -> Plan:
         peak_bytes=copy.peak_bytes,
         memory_bytes=copy.memory_bytes,
         exclusive=copy.sequential,
+        grid=copy.blocks,
         facts=(
             ("input", copy.what),
             ("output", f"{copy.path}: {copy.spec.shape} {copy.spec.dtype}"),

@@ -30,6 +30,7 @@ from volflow.store.formats.exported import (
     state_of,
 )
 from volflow.store.formats.nifti_header import header_bytes, stored_dtype
+from volflow.store.opening import is_url
 from volflow.store.slabs import Source
 from volflow.store.volume import Volume
 from volflow.volumes.arrays.inputs import VolumeLike, open_input
@@ -183,6 +184,8 @@ def check_file(out: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
     A file that was exported is not refused here: whether it still is what it was, `refuse_changed`
     says.
     """
+    if is_url(os.fspath(out)):
+        raise InvalidInput(f"{out} is a URL, and files are written to a disk; copy it from there")
     path = Path(out).expanduser().absolute()
     if not is_foreign(path):
         raise InvalidInput(

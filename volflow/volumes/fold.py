@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from volflow.engine.cluster import Cluster, connect, is_embedded, memory_per_worker
+from volflow.engine.cluster import connect, is_embedded, memory_per_worker
+from volflow.engine.clusters.sight import check_sight
 from volflow.engine.plan import Plan
-from volflow.engine.progress import Progress
 from volflow.engine.run import run
+from volflow.engine.run_options import RunOptions
 from volflow.engine.task import Context
 from volflow.store.formats.sources import ArraySource
 from volflow.store.slabs import Source
@@ -30,11 +31,7 @@ def fold(
     plan_of: Callable[[Source, int], Plan],
     source: Source,
     merge: Callable[[list[Any]], Merged],
-    *,
-    cluster: Cluster = None,
-    wait: float | str | None = None,
-    memory: str | int | None = None,
-    progress: Progress = None,
+    options: RunOptions,
 ) -> Merged:
     """Run an unjournalled plan over a source on any cluster, and merge its results.
 
@@ -47,8 +44,8 @@ def fold(
         What is read. One in memory is read in this thread.
     merge
         Of the results, in the order of the blocks: the outcome does not depend on the workers.
-    cluster, wait, memory, progress
-        As in `predict`.
+    options
+        Where it runs, and within which memory.
 
     Raises
     ------
@@ -63,10 +60,11 @@ def fold(
         steps = plan.task(plan.job, blocks, Context())
         results = {step.block: step.result for step in steps if step.block is not None}
     else:
-        with connect(cluster, wait=wait) as client:
-            memory_bytes = memory_per_worker(client, memory)
+        with connect(options.cluster, **options.connection) as client:
+            check_sight(client, None, source.path)
+            memory_bytes = memory_per_worker(client, options.memory)
             plan_of(source, memory_bytes)  # refuses before anything is sent
             with at_hand(source, here=is_embedded(client)) as (carried, plugin):
                 plan = replace(plan_of(carried, memory_bytes), plugin=plugin)
-                results = run(plan, cluster=client, progress=progress).results
+                results = run(plan, cluster=client, progress=options.progress).results
     return merge([results[block] for block in sorted(results)])

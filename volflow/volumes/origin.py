@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from volflow.errors import SourceChanged
@@ -13,7 +13,7 @@ from volflow.store.journal.journal import Journal
 from volflow.store.slabs import Source
 from volflow.store.volume import Volume
 
-__all__ = ["Origin", "origin_of"]
+__all__ = ["Origin", "origin_of", "trusted"]
 
 NOTE = "source.json"  # in the journal's folder: the source of the copy
 
@@ -49,6 +49,8 @@ class Origin:
         SourceChanged
             Saying so.
         """
+        if self.source.unidentified:
+            return
         try:
             now = self.source.identity()
         except OSError:  # it is gone
@@ -66,14 +68,23 @@ class Origin:
             write_json(journal.directory / NOTE, value)
 
     def begins_anew(self, journal: Journal) -> str:
-        """Return why an unfinished copy of the same source cannot be resumed; ``""`` where it can.
+        """Return why a copy of the same source starts over; ``""`` where it can be resumed.
 
-        A finished copy, and one of another source, does not start over without being asked to.
+        A finished copy does so only where it cannot be told whether its source is what it was, and
+        one of another source never without being asked to.
         """
         before = journal.recorded()
         if before is None or before.fingerprint.get("input") in (None, self.identity):
             return ""
         noted = {"path": self.path, "input": before.fingerprint["input"]}
+        if self.source.unidentified:
+            with suppress(OSError, ValueError):
+                if read_json(journal.directory / NOTE) == noted:
+                    return (
+                        f"{self.source.unidentified}, so that it may hold something else than when"
+                        " it was converted; it is converted again"
+                    )
+            return ""
         with suppress(OSError, ValueError, TypeError):  # damaged: nothing is known
             done, total = len(journal.done()), math.prod(before.settings.get("grid", ()))
             if read_json(journal.directory / NOTE) == noted and done < total:
@@ -87,3 +98,12 @@ class Origin:
 def origin_of(source: Source) -> Origin | None:
     """Return the state of a source on a disk; None for an array in memory."""
     return None if source.path is None else Origin(source, source.path, source.identity())
+
+
+def trusted(origin: Origin | None, journal: Journal) -> Origin | None:
+    """Return an origin that cannot be identified as what was recorded of it."""
+    before = journal.recorded()
+    known = before and before.fingerprint.get("input")
+    if origin is None or not known or not origin.source.unidentified:
+        return origin
+    return replace(origin, identity=str(known))

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from volflow.engine.cluster import Cluster
 from volflow.engine.plan import Plan
 from volflow.engine.progress import Progress
+from volflow.engine.run_options import RunOptions
 from volflow.engine.task import Context, Step
 from volflow.geometry.budget import format_bytes
 from volflow.geometry.grid import BlockGrid
 from volflow.geometry.histogram import PIECE_VOXELS, Foreground, Histogram, measure, merge
 from volflow.geometry.roi import Roi
-from volflow.option import journey
+from volflow.option import from_keywords, journey
 from volflow.store.slabs import Source
 from volflow.store.volume import Volume
 from volflow.volumes.arrays.inputs import VolumeLike, open_input, refuse_sequential
@@ -151,6 +152,8 @@ def statistics(
     *,
     foreground: Foreground = False,
     cluster: Cluster = None,
+    workers: str | Sequence[str] | None = None,
+    resources: str | Mapping[str, float] | None = None,
     wait: float | str | None = None,
     memory: str | int | None = None,
     progress: Progress = None,
@@ -168,7 +171,7 @@ def statistics(
     foreground
         False: all voxels; True: those that are not zero; a number: those above it. NaN and
         infinite voxels never count.
-    cluster, wait, memory, progress
+    cluster, workers, resources, wait, memory, progress
         As in `predict`.
 
     Raises
@@ -189,6 +192,7 @@ def statistics(
     >>> stats.percentile(75)
     (19.5,)
     """
+    options = from_keywords(RunOptions, locals())
     source, asked = open_input(volume), check_foreground(foreground)
 
     def plan_of(source: Source, memory_bytes: int) -> Plan:
@@ -199,9 +203,7 @@ def statistics(
         return Statistics(tuple(merge([p[c] for p in parts if c in p]) for c in channels), asked)
 
     def measured() -> Statistics:
-        return fold(
-            plan_of, source, merged, cluster=cluster, wait=wait, memory=memory, progress=progress
-        )
+        return fold(plan_of, source, merged, options)
 
     if not isinstance(source, Volume):
         refuse_sequential(source)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from volflow.engine.cluster import Cluster, connect, is_embedded, memory_per_worker
+from volflow.engine.clusters.sight import check_sight
 from volflow.engine.progress import Progress, announce
 from volflow.errors import InvalidInput, ResumeRefused
 from volflow.geometry.grid import BlockGrid
@@ -95,6 +96,8 @@ def write(  # noqa: PLR0913 - a public journey takes flat options
     chunk: int | Sequence[int] | None = None,
     shard: int | Sequence[int] | None = None,
     cluster: Cluster = None,
+    workers: str | Sequence[str] | None = None,
+    resources: str | Mapping[str, float] | None = None,
     wait: float | str | None = None,
     memory: str | int | None = None,
     overwrite: bool = False,
@@ -121,7 +124,7 @@ def write(  # noqa: PLR0913 - a public journey takes flat options
     resume
         Trust that the array is what it was where that cannot be determined, because a function of
         it reads files: an interrupted run is then resumed instead of started over.
-    chunk, shard, cluster, wait, memory, overwrite, progress
+    chunk, shard, cluster, workers, resources, wait, memory, overwrite, progress
         As in `convert`. Memory is projected from the array's own chunks: what a graph computes on
         the way to them, such as the scores behind a threshold, comes on top.
 
@@ -157,7 +160,8 @@ def write_source(source: Source, out: str | os.PathLike[str], options: WriteOpti
         chunk = grid.chunks[-3:] if chunk is None else chunk
         shard = (grid.shards or grid.chunks)[-3:] if shard is None else shard
     chunk, shard = adopted(out, chunk, shard, overwrite=options.overwrite)
-    with connect(options.cluster, wait=options.wait) as client:
+    with connect(options.cluster, **options.connection) as client:
+        check_sight(client, out)
         memory_bytes = memory_per_worker(client, options.memory)
         copy = lay_out(DaskSource(array, meta), os.fspath(out), chunk, shard, memory_bytes)
         what = f"Dask array {array.shape} in {math.prod(array.numblocks)} chunks"

@@ -31,7 +31,7 @@ from volflow.store.create import create
 from volflow.store.meta import Meta, VolumeSpec
 
 NAMES = ["demo", "convert", "info", "statistics", "sample", "predict", "halo"]
-NAMES += ["pyramid", "verify", "status", "export", "preview", "view"]
+NAMES += ["pyramid", "verify", "status", "export", "preview", "view", "run"]
 
 
 @pytest.fixture
@@ -108,8 +108,9 @@ def test_predict_passes_every_option(called, capsys):
         "predict t1=a.zarr flair=b.zarr out.zarr -m pkg:net --weights w.safetensors --patch"
         " 96,96,48 --overlap 0.25 --blend hann --frame RAS --normalize zscore --activation softmax"
         " --output scores --dtype float16 --batch-size 4 --device cuda --device-memory 9GB"
-        " --precision tf32 --cluster 4 --memory 2GiB --flips zyx --mask m.zarr --skip-below 0.1"
-        " --fill -1 --chunk 32 --shard 64 --levels --trust --overwrite --json"
+        " --precision tf32 --cluster 4 --workers a,b --resources GPU=1 --memory 2GiB"
+        " --flips zyx --mask m.zarr --skip-below 0.1 --fill -1 --chunk 32"
+        " --shard 64 --levels --trust --overwrite --json"
     )
     assert run(line.split()) == 0
     args, options = called[0]
@@ -118,7 +119,8 @@ def test_predict_passes_every_option(called, capsys):
         "weights": "w.safetensors", "patch": (96, 96, 48), "overlap": 0.25, "blend": "hann",
         "frame": "RAS", "normalize": "zscore", "activation": "softmax", "output": "scores",
         "dtype": "float16", "batch_size": 4, "device": "cuda", "device_memory": "9GB",
-        "precision": "tf32", "cluster": "4", "memory": "2GiB", "flips": "zyx",
+        "precision": "tf32", "cluster": "4", "workers": "a,b", "resources": "GPU=1",
+        "memory": "2GiB", "flips": "zyx",
         "mask": "m.zarr", "skip_below": 0.1, "fill": -1.0,
         "chunk": 32, "shard": 64, "levels": True, "trust": True, "overwrite": True,
         "progress": None, "wait": None, "resume": False,
@@ -247,7 +249,7 @@ def test_journey_of_a_file(tmp_path, volume, capsys, monkeypatch):
     assert run(["convert", "a.npy", "a.zarr", "--chunk", "8", "--shard", "16", "-q"]) == 0
     assert "shards       16 × 16 × 16" in capsys.readouterr().out
     assert run(["status", "a.zarr", "--json"]) == 0
-    state = json.loads(capsys.readouterr().out)
+    (state,) = json.loads(capsys.readouterr().out)["outputs"]
     assert (state["operation"], state["done"]) == ("convert", state["total"])
     assert run(["verify", "a.zarr"]) == 0
     assert "blocks verified" in capsys.readouterr().out

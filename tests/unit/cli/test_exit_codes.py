@@ -25,6 +25,14 @@ SHARD = "a.zarr/0/c/0/0/0"
 PREDICT = "predict a.zarr p.zarr -m bundle --memory 1GiB -q"
 
 
+@pytest.fixture(autouse=True)
+def _pipeline(folder):
+    (folder / "p.yaml").write_text(
+        "variables: {levels: 1}\nrecord: p.jsonl\nsteps:\n"
+        '  - {name: levels, pyramid: {volume: a.zarr, levels: "${levels}"}}\n'
+    )
+
+
 @pytest.mark.parametrize(
     ("line", "damaged", "code"),
     [
@@ -72,6 +80,10 @@ PREDICT = "predict a.zarr p.zarr -m bundle --memory 1GiB -q"
         ("preview a.zarr -o p.png --dpi 30", "", DONE),
         ("preview a.zarr -o p.tif", "", REFUSED),
         ("preview a.zarr -o p.png --dpi 30", SHARD, DAMAGED),
+        ("run p.yaml -q", "", DONE),
+        ("run p.yaml -q --set levels=many", "", REFUSED),
+        ("run gone.yaml -q", "", REFUSED),
+        ("run p.yaml -q", SHARD, DAMAGED),
         ("view --napari a.zarr", "", DONE),
         ("view gone.zarr", "", REFUSED),
         ("view --napari a.zarr", "a.zarr/zarr.json", DAMAGED),
@@ -91,6 +103,7 @@ def test_codes(folder, capsys, line, damaged, code):
         (PREDICT, "p.zarr"),
         ("pyramid a.zarr --levels 1 -q", "a.zarr"),
         ("verify a.zarr -q", "a.zarr"),
+        ("run p.yaml -q", "p.jsonl"),
     ],
 )
 def test_another_run_holds_the_output(folder, capsys, line, holds):

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import pytest
 from distributed import Client, LocalCluster
 
-from volflow.engine import cluster as cluster_module
 from volflow.engine.cluster import (
     connect,
     cores,
@@ -17,6 +16,8 @@ from volflow.engine.cluster import (
     memory_per_worker,
     workers,
 )
+from volflow.engine.clusters import forms
+from volflow.engine.clusters import machine as machine_module
 from volflow.errors import InvalidInput
 
 GIB = 2**30
@@ -108,7 +109,7 @@ class TestConnect:
 
     @pytest.mark.parametrize("unknown", ["thread", "localhost:8786", 2.5, object(), ""])
     def test_what_is_no_cluster_is_refused_naming_what_is(self, unknown):
-        with pytest.raises(InvalidInput, match=r"unknown cluster .*; use threads, processes, a n"):
+        with pytest.raises(InvalidInput, match=r"unknown cluster .* threads, processes, a n"):
             connect(unknown).__enter__()
 
     @pytest.mark.parametrize(
@@ -122,7 +123,7 @@ class TestConnect:
                 given.append(timeout)
                 super().__init__(*args, timeout="200ms", **options)
 
-        monkeypatch.setattr(cluster_module, "Client", Impatient)
+        monkeypatch.setattr(forms, "Client", Impatient)
         with pytest.raises(InvalidInput, match=r"no Dask scheduler answers at tcp:"):
             connect("tcp://127.0.0.1:9", wait=wait).__enter__()
         assert given == [timeout_s]
@@ -139,9 +140,9 @@ class TestMemory:
 
         def say(free, cgroup=None, slurm=None):
             memory = SimpleNamespace(available=free)
-            monkeypatch.setattr(cluster_module, "virtual_memory", lambda: memory)
-            monkeypatch.setattr(cluster_module, "_cgroup_free", lambda: cgroup)
-            monkeypatch.setattr(cluster_module, "_slurm_limit", lambda: slurm)
+            monkeypatch.setattr(machine_module, "virtual_memory", lambda: memory)
+            monkeypatch.setattr(machine_module, "_cgroup_free", lambda: cgroup)
+            monkeypatch.setattr(machine_module, "_slurm_limit", lambda: slurm)
 
         return say
 
@@ -188,8 +189,8 @@ class TestCgroups:
     @pytest.fixture
     def tree(self, monkeypatch, tmp_path):
         """Files as the kernel shows them; returns what is free."""
-        monkeypatch.setattr(cluster_module, "CGROUPS", tmp_path / "fs")
-        monkeypatch.setattr(cluster_module, "OWN_CGROUPS", tmp_path / "own")
+        monkeypatch.setattr(machine_module, "CGROUPS", tmp_path / "fs")
+        monkeypatch.setattr(machine_module, "OWN_CGROUPS", tmp_path / "own")
 
         def free(own: str, files: dict[str, str]):
             (tmp_path / "own").write_text(own)
@@ -197,7 +198,7 @@ class TestCgroups:
                 path = tmp_path / "fs" / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(text)
-            return cluster_module._cgroup_free()
+            return machine_module._cgroup_free()
 
         return free
 
@@ -243,8 +244,8 @@ class TestCgroups:
         assert tree(own, {}) is None
 
     def test_elsewhere_than_on_linux_there_is_none(self, monkeypatch, tmp_path):
-        monkeypatch.setattr(cluster_module, "OWN_CGROUPS", tmp_path / "absent")
-        assert cluster_module._cgroup_free() is None
+        monkeypatch.setattr(machine_module, "OWN_CGROUPS", tmp_path / "absent")
+        assert machine_module._cgroup_free() is None
 
 
 class TestCores:
@@ -253,8 +254,8 @@ class TestCores:
     @pytest.fixture
     def count(self, monkeypatch, tmp_path):
         """Files as the kernel shows them, on a machine of 64 cores; returns the cores to use."""
-        monkeypatch.setattr(cluster_module, "CGROUPS", tmp_path / "fs")
-        monkeypatch.setattr(cluster_module, "OWN_CGROUPS", tmp_path / "own")
+        monkeypatch.setattr(machine_module, "CGROUPS", tmp_path / "fs")
+        monkeypatch.setattr(machine_module, "OWN_CGROUPS", tmp_path / "own")
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
 
         def count(own: str, files: dict[str, str]):
@@ -307,7 +308,7 @@ class TestCores:
 
     def test_without_cgroups_every_core_counts(self, count, monkeypatch, tmp_path):
         assert count("", {}) == 64
-        monkeypatch.setattr(cluster_module, "OWN_CGROUPS", tmp_path / "absent")
+        monkeypatch.setattr(machine_module, "OWN_CGROUPS", tmp_path / "absent")
         assert cores() == 64
 
     def test_dask_s_threads_keep_to_it(self, count):
@@ -323,7 +324,7 @@ class TestSlurm:
             monkeypatch.delenv(name, raising=False)
 
     def test_is_silent_outside_of_a_job(self):
-        assert cluster_module._slurm_limit() is None
+        assert machine_module._slurm_limit() is None
 
     @pytest.mark.parametrize(
         ("variables", "mib"),
@@ -338,4 +339,4 @@ class TestSlurm:
     def test_grants_per_node_or_per_cpu(self, monkeypatch, variables, mib):
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
-        assert cluster_module._slurm_limit() == (mib and mib * 2**20)
+        assert machine_module._slurm_limit() == (mib and mib * 2**20)

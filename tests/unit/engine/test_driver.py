@@ -9,10 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from volflow.engine.driver import Driver
-from volflow.engine.messages import HoldOffers, Log, Outcome, Stop, Submit, TakeBack, WorkerReading
+from volflow.engine.messages import (
+    HoldOffers,
+    Log,
+    Outcome,
+    Quarantine,
+    Stop,
+    Submit,
+    TakeBack,
+    WorkerReading,
+)
 from volflow.engine.plan import Plan
 from volflow.engine.roster import Patience, Roster
-from volflow.errors import MemoryRefused, RunFailed
+from volflow.errors import MemoryRefused, RunFailed, TimeUp
+from volflow.geometry.grid import BlockGrid
 
 ONE, PAUSED = WorkerReading(threads=1), WorkerReading(threads=1, paused=True)
 
@@ -140,6 +150,18 @@ class TestPaused:
         for second in range(60):
             assert kinds(driver.on_workers({}, now_s=second), Stop) == []
 
+    def test_one_beside_larger_ones_is_named_once_and_gets_no_block(self):
+        driver = driver_of(((0,), (1,), (2,)), peak_bytes=2**30, memory_bytes=2**31)
+        small, large = WorkerReading(1, 2**20), WorkerReading(1, 2**31)
+        assert driver.on_workers({"s": small}, now_s=0) == [HoldOffers(3)]
+        text = "worker s has 1 MiB of memory and gets no block: one of test needs 1 GiB"
+        assert driver.on_workers({"s": small, "l": large}, now_s=1) == [
+            Log(logging.WARNING, text), Submit(1, (0,), "l"), HoldOffers(2),
+        ]  # fmt: skip
+        assert driver.on_workers({"s": small, "l": large}, now_s=2) == []
+        actions = driver.on_completed(1, Outcome({0: None}))
+        assert kinds(actions, Submit) == [Submit(2, (1,), "l")]
+
 
 class TestLost:
     def lose(self, driver, from_s):
@@ -147,10 +169,11 @@ class TestLost:
             assert kinds(driver.on_workers({"b": ONE}, now_s=from_s + second), TakeBack) == []
         return driver.on_workers({"b": ONE}, now_s=from_s + 3)
 
-    def test_another_worker_gets_what_it_held(self):
-        driver = driver_of(((0, 1),))
+    def test_another_worker_gets_what_it_held_in_halves(self):
+        driver = driver_of(((0, 1, 2),))
         driver.on_workers({"a": ONE}, now_s=0)
-        assert self.lose(driver, 1) == [TakeBack(1), Submit(2, (0, 1), "b")]
+        assert self.lose(driver, 1) == [TakeBack(1), Submit(2, (0,), "b"), HoldOffers(1)]
+        assert driver.retried == 1
 
     def test_a_late_answer_counts_once_and_shortens_what_waits(self):
         driver = driver_of(((0, 1, 2), (3,)))
@@ -158,7 +181,7 @@ class TestLost:
         driver.on_workers({"a": ONE, "b": ONE}, now_s=0.5)
         assert TakeBack(1) in self.lose(driver, 1)  # and b works on block 3
         late = Outcome({0: "zero"}, RuntimeError("its end is of no interest any more"))
-        assert driver.on_completed(1, late) == []
+        assert driver.on_completed(1, late) == [HoldOffers(1)]
         actions = driver.on_completed(2, Outcome({3: "three"}))
         assert Submit(3, (1, 2), "b") in actions
         assert driver.on_completed(3, Outcome({1: "one", 2: "two"})) == [Stop()]
@@ -181,6 +204,104 @@ class TestLost:
         assert driver.on_completed(1, Outcome({0: None})) == [Stop()]
 
 
+class TestBlame:
+    """Block 5 ends each worker that comes to it."""
+
+    def died_of(self, driver: Driver, threads: int, poison: int = 5) -> tuple[Stop, int]:
+        """Run to the end on workers that die one by one; returns the stop, and how many died."""
+        died, now_s, stops = 0, 0.0, []
+        while not stops:
+            worker = f"w{died}"
+            stops = kinds(driver.on_workers({worker: WorkerReading(threads)}, now_s), Stop)
+            held = [number for number, one in driver.in_flight.items() if one.worker == worker]
+            while fine := [n for n in held if poison not in driver.in_flight[n].blocks]:
+                actions = driver.on_completed(fine[0], done(driver.in_flight[fine[0]].blocks))
+                stops += kinds(actions, Stop)
+                held = [number for number, one in driver.in_flight.items() if one.worker == worker]
+            died, now_s = died + bool(held), now_s + 1
+        return stops[0], died
+
+    @pytest.mark.parametrize(("threads", "exclusive"), [(1, False), (4, False), (4, True)])
+    @pytest.mark.parametrize("runs", [(range(8),), ((0, 1, 2, 3), (4, 5, 6, 7)), 8])
+    def test_it_is_found_and_its_neighbours_are_done(self, threads, exclusive, runs):
+        runs = tuple((n,) for n in range(8)) if runs == 8 else tuple(map(tuple, runs))
+        driver = driver_of(runs, exclusive=exclusive)
+        stop, died = self.died_of(driver, threads)
+        assert list(driver.given_up) == [5]
+        assert sorted(driver.results) == [0, 1, 2, 3, 4, 6, 7]
+        assert str(stop.error).endswith("tries them again: block 5: its worker died")
+        # Halved until it is alone, three tries; one more where others ran beside it.
+        halvings = (len(next(run for run in runs if 5 in run)) - 1).bit_length()
+        assert died <= halvings + 3 + (threads > 1 and not exclusive)
+
+    def test_what_ran_beside_it_is_tried_alone(self):
+        driver = driver_of(((0,), (1,), (2,), (3,)))
+        driver.on_workers({"a": WorkerReading(3)}, now_s=0)
+        for second in range(1, 5):
+            actions = driver.on_workers({"b": WorkerReading(3)}, now_s=second)
+        assert kinds(actions, Submit) == []  # b works at block 3
+        (submit,) = kinds(driver.on_completed(4, Outcome({3: None})), Submit)
+        assert submit == Submit(5, (0,), "b")  # two of its three threads stay idle
+        assert driver.given_up == {}
+
+
+class TestTimeUp:
+    def test_what_is_at_work_ends_and_nothing_is_begun(self):
+        driver = driver_of(((0, 1, 2), (3,), (4, 5)))
+        driver.on_workers({"a": ONE, "b": ONE}, now_s=0)
+        assert driver.on_time_up("at 07:00") == [HoldOffers(0)]
+        assert driver.on_workers({"a": ONE, "b": ONE, "c": ONE}, now_s=1) == []
+        assert driver.on_completed(2, done((3,))) == []
+        (stop,) = driver.on_completed(1, Outcome({0: None}, released=True))
+        assert type(stop.error) is TimeUp
+        assert stop.error.exit_code == 1
+        assert str(stop.error) == (
+            "test stopped at 07:00; 2 of 6 blocks are done; run the same command again to do the"
+            " rest"
+        )
+        assert driver.retried == 0
+
+    def test_what_is_lost_meanwhile_is_left_for_the_next_run(self):
+        driver = driver_of(((0,), (1,)), patience=Patience(1))
+        driver.on_workers({"a": ONE, "b": ONE}, now_s=0)
+        assert driver.on_time_up("after 8h") == []
+        assert driver.on_completed(2, Outcome({}, RuntimeError("it did not work"))) == []
+        for second in range(1, 4):  # longer than is waited for workers
+            assert driver.on_workers({}, now_s=second) == []
+        lost, stop = driver.on_workers({}, now_s=4)
+        assert lost == TakeBack(1)
+        assert "stopped after 8h; 0 of 2 blocks are done; run" in str(stop.error)
+
+    def test_a_run_that_was_done_by_then_is_done(self):
+        driver = driver_of(((0,),))
+        driver.on_workers({"a": ONE}, now_s=0)
+        assert driver.on_time_up("at 07:00") == []
+        assert driver.on_completed(1, done((0,))) == [Stop()]
+
+    def test_before_it_began(self):
+        driver = driver_of(((0,),))
+        (stop,) = driver.on_time_up("at 07:00")
+        assert "0 of 1 blocks are done" in str(stop.error)
+
+    def test_a_worker_that_is_a_little_ahead_costs_no_retry(self):
+        driver = driver_of(((0, 1),), retries=0)
+        driver.on_workers({"a": ONE}, now_s=0)
+        again = driver.on_completed(1, Outcome({0: None}, released=True))
+        assert kinds(again, Submit) == [Submit(2, (1,), "a")]
+
+    def test_what_failed_is_counted(self):
+        driver = driver_of(((0,), (1,)), retries=0)
+        driver.on_workers({"a": ONE}, now_s=0)
+        driver.on_completed(1, Outcome({}, RuntimeError("it did not work")))
+        driver.on_time_up("at 07:00")
+        (stop,) = driver.on_completed(2, Outcome({}, released=True))
+        assert "0 of 2 blocks are done, 1 failed; run" in str(stop.error)
+
+
+def done(blocks) -> Outcome:
+    return Outcome(dict.fromkeys(blocks))
+
+
 class TestRetries:
     def test_they_count_anew_behind_a_block_that_was_done(self):
         """Three blocks that each fail twice at first are not given up."""
@@ -194,11 +315,12 @@ class TestRetries:
     def test_what_dask_lost_is_tried_again(self):
         driver = driver_of(((0,),), retries=1)
         driver.on_workers({"a": ONE}, now_s=0)
-        lost = Outcome({}, RunFailed("KilledWorker: a died"))
+        lost = Outcome({}, RunFailed("KilledWorker: a died"), lost=True)
         assert driver.on_completed(1, lost) == [Submit(2, (0,), "a")]
-        (stop,) = driver.on_completed(2, lost)
+        quarantine, stop = driver.on_completed(2, lost)
+        assert quarantine == Quarantine(0, "KilledWorker: a died")
         assert isinstance(stop.error, RunFailed)
-        assert str(stop.error).endswith("First error: KilledWorker: a died")
+        assert str(stop.error).endswith("again: block 0: KilledWorker: a died")
 
     def test_nothing_follows_the_end(self):
         driver = driver_of(((0,),))
@@ -206,6 +328,25 @@ class TestRetries:
         assert driver.on_completed(1, Outcome({0: None})) == [Stop()]
         assert driver.on_workers({"a": ONE}, now_s=1) == []
         assert driver.on_completed(1, Outcome({}, RunFailed("late"))) == []
+
+
+def test_blocks_are_named_with_their_boxes_and_reasons():
+    grid = BlockGrid((8, 4, 4), (2, 4, 4))
+    plan = Plan("test", print, None, ((0,), (1,), (2,), (3,)), 4, "voxels", 1, 100, grid=grid)
+    driver = Driver(plan, retries=0)
+    driver.on_workers({"a": WorkerReading(4)}, now_s=0)
+    for number in (4, 3, 2):
+        error = ValueError(f"too bright in block {number - 1}")
+        actions = driver.on_completed(number, Outcome({}, error, "Traceback: of a task"))
+        assert Quarantine(number - 1, f"too bright in block {number - 1}") in actions
+    *_, stop = driver.on_completed(1, Outcome({}, RunFailed("scan.zarr cannot be read")))
+    line, *trace = str(stop.error).splitlines()
+    assert line == (
+        "4 of 4 blocks failed after 0 retries; what is done is kept, and the same command tries"
+        " them again: block 0 [0:2, 0:4, 0:4]: scan.zarr cannot be read; block 1 [2:4, 0:4, 0:4]:"
+        " too bright in block 1; block 2 [4:6, 0:4, 0:4]: too bright in block 2; and 1 more"
+    )
+    assert trace == ["Traceback: of a task"]
 
 
 @pytest.mark.parametrize(("runs", "most"), [(1, 0), (5, 4), (40, 16)])

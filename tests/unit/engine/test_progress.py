@@ -7,7 +7,8 @@ import pytest
 from rich.console import Console
 
 from volflow.engine import progress
-from volflow.engine.progress import RunState, shown
+from volflow.engine.observing.bottleneck import WorkerTime, explain_bottleneck, worker_lines
+from volflow.engine.progress import RunState, shown, watched
 
 
 def state(**changes) -> RunState:
@@ -150,3 +151,57 @@ def test_a_function_gets_each_state():
         show()
         one.units, one.blocks = 1000, 4
     assert seen == [(1, 0), (1000, 4)]
+
+
+class TestSummary:
+    """After more than seconds, what limited the run; with several workers, each one's share."""
+
+    def after(self, capsys, *, seconds: float, progress=True) -> str:
+        one = state(began_s=time.monotonic() - seconds)
+        one.add(units=500, blocks=5, stages={"read": 71.0, "model": 29.0}, worker="a:1")
+        one.add(units=500, blocks=5, stages={"read": 20.0, "model": 5.0}, worker="b:2")
+        with shown(one, progress):
+            pass
+        return capsys.readouterr().err
+
+    def test_of_a_long_run(self, capsys, monkeypatch):
+        on(monkeypatch, force_terminal=False)
+        _, said, *workers = self.after(capsys, seconds=60).splitlines()
+        assert said.startswith(
+            "predict: reading and decoding took 73% of the workers' time; larger"
+        )
+        assert said.endswith("a:1 takes 4.0 times as long per block as the others")
+        assert [line.split()[0] for line in workers] == ["a:1", "b:2"]
+
+    def test_none_of_a_short_one_or_where_silence_was_asked_for(self, capsys, monkeypatch):
+        on(monkeypatch, force_terminal=False)
+        assert len(self.after(capsys, seconds=1).splitlines()) == 1
+        assert self.after(capsys, seconds=60, progress=False) == ""
+
+    def test_a_stage_without_remedy_and_workers_without_time(self):
+        assert explain_bottleneck({}) == ""
+        assert explain_bottleneck({"a": WorkerTime(3)}) == ""
+        odd = explain_bottleneck({"a": WorkerTime(3, {"spin": 1.0})})
+        assert odd == "spin took 100% of the workers' time"
+
+    def test_many_workers_are_not_all_listed(self):
+        many = {f"w{n:02}": WorkerTime(1, {"model": 1.0 + n}) for n in range(20)}
+        lines = worker_lines(many)
+        assert lines[0].startswith("w19 ")
+        assert lines[-1] == "and 12 faster workers"
+        assert len(lines) == 9
+
+
+class TestWatched:
+    def test_sees_each_step_and_the_end_even_in_silence(self):
+        seen = []
+        with watched(lambda state: seen.append((state.blocks, state.ended))):
+            one = state()
+            with shown(one, False) as show:
+                one.blocks = 2
+                show()
+            with pytest.raises(KeyboardInterrupt), shown(state(), False):
+                raise KeyboardInterrupt
+        with shown(state(), False):
+            pass
+        assert seen == [(2, ""), (2, "done"), (0, "failed")]

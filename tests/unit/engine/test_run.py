@@ -19,6 +19,7 @@ from volflow.engine.run import Adapter, run
 from volflow.engine.task import Step
 from volflow.engine.workers import patient
 from volflow.errors import InvalidInput, RunFailed, StoreFull, Unreadable
+from volflow.store.journal.journal import Journal, Record, journal_dir
 
 seen: Counter[object] = Counter()
 going, stopping = threading.Event(), threading.Event()
@@ -222,13 +223,13 @@ class TestFailures:
         assert seen == {b: 3 if b == block else 1 for b in range(6)}
         message = str(failed.value)
         assert message.startswith(
-            f"1 of 6 blocks failed after 2 retries (blocks {block}); what is done is kept, run the"
-            f" same command again to resume. First error: OSError: block {block} did not work"
+            "1 of 6 blocks failed after 2 retries; what is done is kept, and the same command tries"
+            f" them again: block {block}: OSError: block {block} did not work\n"
         )
         assert failed.value.exit_code == 1
 
     def test_several_that_always_fail_are_all_named(self, client):
-        with pytest.raises(RunFailed, match=r"3 of 6 blocks failed .* \(blocks 0, 3, 4\)"):
+        with pytest.raises(RunFailed, match=r"3 of 6 .* block 0: .* block 3: .* block 4: "):
             run(plan_of(fails_at_many, (0, 3, 4), pieces=1), cluster=client, progress=False)
         assert {b for b, count in seen.items() if count == 1} == {1, 2, 5}
 
@@ -238,7 +239,7 @@ class TestFailures:
         assert seen[3] == 1
 
     def test_an_error_that_cannot_be_unpickled_still_tells_its_text(self, client):
-        with pytest.raises(RunFailed, match="First error: Odd: this and that"):
+        with pytest.raises(RunFailed, match="block 0: Odd: this and that"):
             run(plan_of(odd, blocks=1), cluster=client, progress=False, retries=0)
 
     def test_what_is_refused_is_refused_at_once(self, client):
@@ -250,7 +251,7 @@ class TestFailures:
         assert run(plan_of(hiccups, 2), cluster=client, progress=False).retries == 2
 
     def test_damage_that_was_got_over_does_not_name_another_failure(self, client):
-        with pytest.raises(RunFailed, match=r"1 of 6 .* First error: OSError: block 5 did not"):
+        with pytest.raises(RunFailed, match=r"1 of 6 .* again: block 5: OSError: block 5 did not"):
             run(plan_of(damaged_at_first, (1, 5)), cluster=client, progress=False)
 
     def test_a_full_disk_ends_the_run_at_once(self, client):
@@ -259,7 +260,7 @@ class TestFailures:
         assert seen["asked"] == 1
 
     def test_a_task_that_ends_without_some_blocks_is_not_taken_for_done(self, client):
-        with pytest.raises(RunFailed, match=r"1 of 6 .* \(blocks 2\).* ended without doing it"):
+        with pytest.raises(RunFailed, match=r"1 of 6 .* block 2: .* ended without doing it"):
             run(plan_of(forgets, 2), cluster=client, progress=False)
         assert seen == {b: 3 if b == 2 else 1 for b in range(6)}
 
@@ -383,3 +384,47 @@ def slow(job, blocks, context):
     time.sleep(job)
     for block in blocks:
         yield Step(block, 10)
+
+
+def leaves_torn(job, blocks, context):
+    """Fails once at a block, leaving a file; then does its blocks."""
+    for block in blocks:
+        seen[block] += 1
+        if job is not None and block == 3 and seen[block] == 1:
+            job.touch()
+            raise OSError("killed amid a shard")
+        with context.block(block):
+            pass
+        yield Step(block, 10)
+
+
+@pytest.mark.parametrize("killed", ["driver", "worker"])
+def test_shards_that_the_dead_left_half_written_are_deleted(tmp_path, killed):
+    """A file such as zarr leaves stands in for them, there before the run or made amid it."""
+    folder = tmp_path / "out.zarr" / "0" / "c"
+    folder.mkdir(parents=True)
+    torn = folder / f"2.{32 * 'a'}.partial"
+    journal = Journal(journal_dir(tmp_path / "out.zarr"))
+    kept = {"journal": journal, "record": Record("square", {}, {"grid": [6]})}
+    if killed == "driver":
+        journal.make_place()
+        journal.begin(kept["record"])
+        torn.touch()
+    run(plan_of(leaves_torn, torn if killed == "worker" else None, **kept), progress=False)
+    assert list(journal.done()) == list(range(6))
+    assert list(folder.iterdir()) == []
+
+
+def test_blocks_without_results_are_not_fetched(monkeypatch):
+    """Their steps have said that they are done; a result that nobody needs takes a round trip."""
+
+    def bare(job, blocks, context):
+        yield from (Step(block, 10) for block in blocks)
+
+    fetched = []
+    ending = Adapter.ending
+    monkeypatch.setattr(Adapter, "ending", lambda *given: fetched.append(1) or ending(*given))
+    assert run(plan_of(bare), progress=False).results == dict.fromkeys(range(6))
+    assert fetched == []
+    assert run(plan_of(square), progress=False).results == {n: n**2 for n in range(6)}
+    assert len(fetched) == 3

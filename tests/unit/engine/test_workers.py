@@ -25,7 +25,15 @@ from volflow.engine.plan import Plan
 from volflow.engine.roster import Patience
 from volflow.engine.run import run
 from volflow.engine.task import Step
-from volflow.engine.workers import grows, patience, patient, read_workers, workers
+from volflow.engine.workers import (
+    MANY,
+    expected_workers,
+    grows,
+    patience,
+    patient,
+    read_workers,
+    workers,
+)
 from volflow.errors import InvalidInput, MemoryRefused, RunFailed, VolflowError
 
 
@@ -143,6 +151,14 @@ class TestWaiting:
         )
         assert failed.value.exit_code == 1
         assert not list(tmp_path.iterdir())
+
+    def test_work_is_cut_for_those_that_an_adaptive_cluster_grows_to(self):
+        with empty_cluster(processes=False) as cluster, Client(cluster) as empty:
+            assert expected_workers(empty) == 1
+            cluster.adapt(minimum=0, maximum=5, interval="1h")
+            assert expected_workers(empty) == 5
+            cluster.adapt(minimum=0, interval="1h")
+            assert expected_workers(empty) == MANY
 
     @pytest.mark.parametrize(("wait", "adaptive"), [(None, False), ("1s", False), ("1s", True)])
     def test_workers_that_are_all_too_small_are_refused(self, wait, adaptive, monkeypatch):

@@ -236,7 +236,7 @@ class TestOptions:
             ({"chunk": 0}, "chunk must be a positive integer or one for each of z, y, x, given 0"),
             ({"chunk": 8, "shard": 12}, "shard (12, 12, 12) is not a multiple of chunk (8, 8, 8)"),
             ({"memory": "lots"}, 'memory must be a positive amount like "2GiB"'),
-            ({"cluster": "cloud"}, "unknown cluster 'cloud'; use threads, processes, a number of"),
+            ({"cluster": "cloud"}, "unknown cluster 'cloud'"),
             ({"normalize": "max"}, "unknown normalize 'max'; use minmax, zscore, percentile"),
             ({"output": "classes", "dtype": "float32"}, "dtype of classes must be an integer type"),
         ],

@@ -1,4 +1,4 @@
-"""Tiny networks are computed on one thread: more cost more than they gain."""
+"""Tiny networks are computed on one thread, as more cost more than they gain, and drawn alike."""
 
 from __future__ import annotations
 
@@ -12,3 +12,9 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _drawn_alike():
+    """The weights of a test's networks do not depend on the tests before it."""
+    torch.manual_seed(0)

@@ -54,6 +54,10 @@ REFUSED = {
                           "weights depend"),
     "norm by the image": ("instance_norm", lambda x: F.instance_norm(x, weight=gate(x).flatten()),
                           "weights depend"),
+    # transforms of functions
+    "vmap": ("cumsum", lambda x: torch.vmap(lambda part: part.cumsum(0))(x), "torch.vmap"),
+    "vmap beside it": ("mul", lambda x: torch.vmap(lambda n: x * n)(torch.ones(2))[0], "copies"),
+    "gradient": ("requires_grad_", lambda x: torch.func.grad(torch.sum)(x), "torch.func"),
     # axes mixed, lost or made
     "flatten": ("flatten", lambda x: x.flatten(2), "mixes axes"),
     "reshape": ("reshape", lambda x: x.reshape(1, 4, 6, 4, 5), "mixes axes"),
@@ -96,10 +100,6 @@ REFUSED = {
                       "dim 1"),
     "prelu along an axis": ("prelu", lambda x: F.prelu(x.transpose(1, 2), torch.ones(4)),
                             "per channel"),
-    "norms of channels": ("instance_norm", lambda x: F.instance_norm(x.transpose(0, 1)),
-                          "4 images"),
-    "norms of groups": ("group_norm", lambda x: F.group_norm(x.reshape(2, 2, *x.shape[2:]), 2),
-                        "2 images"),
     "norms of what is no image": ("batch_norm", lambda x: F.batch_norm(
         x.movedim(1, -1).transpose(1, 3), None, None, training=True), "not an image"),
     # values

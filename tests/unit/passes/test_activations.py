@@ -18,9 +18,9 @@ from volflow.passes.activations import ActivationStore, free_bytes
 SIZES, SIDES = (11, 7, 9), (4, 7, 3)
 
 
-def kept_in(folder, dtype="float64", depth=2, sizes=SIZES, sides=SIDES):
+def kept_in(folder, dtype="float64", depth=2, sizes=SIZES, sides=SIDES, *, last=False):
     cuts = tuple((*range(0, n, b), n) for n, b in zip(sizes, sides, strict=True))
-    return ActivationStore(Path(folder) / "7", depth, cuts, dtype)
+    return ActivationStore(Path(folder) / "7", depth, cuts, dtype, last)
 
 
 def indices(kept):
@@ -37,14 +37,14 @@ def filled(kept):
     return values
 
 
-@pytest.fixture
-def kept(tmp_path):
-    return kept_in(tmp_path)
+@pytest.fixture(params=[False, True], ids=["channels first", "channels last"])
+def kept(tmp_path, request):
+    return kept_in(tmp_path, last=request.param)
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory):
-    found = kept_in(tmp_path_factory.mktemp("kept"), "float32", 3)
+@pytest.fixture(scope="module", params=[False, True], ids=["channels first", "channels last"])
+def shared(tmp_path_factory, request):
+    found = kept_in(tmp_path_factory.mktemp("kept"), "float32", 3, last=request.param)
     return found, filled(found)
 
 
@@ -57,6 +57,16 @@ def test_any_box_is_read(shared, data):
     found = kept.read(box)
     assert found.dtype == np.float32
     assert np.array_equal(found, values[(slice(None), *box.slices())])
+
+
+def test_values_lie_in_memory_as_in_the_files(kept):
+    values = filled(kept)
+    index, box = (0, 0, 1), kept.box((0, 0, 1))
+    part = values[(slice(None), *box.slices())]
+    stored = np.fromfile(kept.path(index), kept.dtype)
+    assert np.array_equal(stored, (np.moveaxis(part, 0, -1) if kept.last else part).ravel())
+    found = kept.read(Roi((1, 2, 3), (9, 7, 8)))
+    assert (np.moveaxis(found, 0, -1) if kept.last else found).flags.c_contiguous
 
 
 def test_blocks_tile_the_node(kept):
@@ -106,7 +116,7 @@ def test_nothing_unfinished_is_left_by_a_full_disk(kept, monkeypatch):
 
     monkeypatch.setattr(np, "ascontiguousarray", lambda a, dtype: np.zeros(9).view(Full))
     with pytest.raises(StoreFull, match="no space is left for activations between passes; make"):
-        kept.write((0, 0, 0), np.zeros(1))
+        kept.write((0, 0, 0), np.zeros((2, 4, 7, 3)))
     assert list(kept.folder.iterdir()) == []
 
 
@@ -134,3 +144,19 @@ def test_room_where_a_folder_will_lie(tmp_path):
     assert free_bytes(tmp_path / "not" / "there" / "yet") == pytest.approx(
         free_bytes(tmp_path), rel=0.2
     )
+
+
+def test_a_block_that_is_released_is_not_missing_and_cannot_be_read(kept):
+    filled(kept)
+    index = next(iter(indices(kept)))
+    before = kept.read(kept.box(index))
+    mapped = kept._mapped(index, kept.box(index))
+    for _ in range(2):
+        kept.release(index)
+        assert not kept.missing(index)
+        assert kept.path(index).stat().st_size == 1
+        with pytest.raises(RunFailed, match="cannot be read"):
+            kept.read(kept.box(index))
+    assert np.array_equal(mapped, before)  # who reads it still has it
+    kept.path(index).write_bytes(b"")  # as a power cut leaves files
+    assert kept.missing(index)

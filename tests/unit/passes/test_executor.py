@@ -11,7 +11,8 @@ from torch import nn
 
 from volflow.model.resident import ModelPlugin, lent
 from volflow.partition.reach import alignment_of
-from volflow.passes.cost import Cost, Costs, core, targets_of
+from volflow.partition.segments import core, targets_of
+from volflow.passes.cost import Cost, Costs
 from volflow.passes.executor import Passes, run_passes
 from volflow.passes.network import Blockwise, Network
 from volflow.passes.schedule import Planner
@@ -71,16 +72,28 @@ def test_the_last_pass_computes_the_network_from_what_the_others_left(passes, ne
 
 def test_what_is_done_is_not_run_again(passes, client):
     run_passes(passes, {"input": "noise"}, client, 2**40, False)
-    assert passes.todo() == []
+    assert (
+        passes.todo(
+            passes.steps[-1].given[1:] if passes.steps[-1].given[0] == 0 else passes.steps[-1].given
+        )
+        == []
+    )
     passes.drop(len(passes.steps) - 1)
     # A repair of the last pass needs again what it reads, and no statistic anew.
-    again = passes.todo()
+    again = passes.todo(
+        passes.steps[-1].given[1:] if passes.steps[-1].given[0] == 0 else passes.steps[-1].given
+    )
     assert {node for _, wanted in again for node in wanted} >= {
         node for node in passes.steps[-1].given if node
     }
     known = [passes.statistics(number) for number in range(len(passes.steps) - 1)]
     run_passes(passes, {"input": "noise"}, client, 2**40, False)
-    assert passes.todo() == []
+    assert (
+        passes.todo(
+            passes.steps[-1].given[1:] if passes.steps[-1].given[0] == 0 else passes.steps[-1].given
+        )
+        == []
+    )
     for before, after in zip(
         known, (passes.statistics(n) for n in range(len(passes.steps) - 1)), strict=True
     ):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from volflow.store.aside import file_aside, folder_aside, replace_folder, sweep
+from volflow.store.aside import file_aside, folder_aside, replace_folder, sweep, sweep_torn
 
 
 def names(folder):
@@ -55,3 +55,15 @@ def test_only_what_nobody_owns_is_swept(tmp_path):
     assert names(tmp_path) == [
         ".a.new-0123abcd", ".a.zarr.old-0123abcd", ".b.zarr.new-0123abcd",
     ]  # fmt: skip
+
+
+def test_what_killed_writers_left_in_a_store_is_swept(tmp_path):
+    torn = [f"0/c/0/1/2.{32 * 'a'}.partial", f"0/zarr.{32 * '0'}.partial"]
+    kept = ["0/c/0/1/2", "0/zarr.json", "0/c/0/1/3.partial", f"0/c/0/1/{32 * 'a'}"]
+    for name in (*torn, *kept):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    sweep_torn(tmp_path)
+    found = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()}
+    assert found == set(kept)
+    sweep_torn(tmp_path / "nothing")

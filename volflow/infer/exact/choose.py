@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from distributed import Client
 
-from volflow.engine.cluster import workers
+from volflow.engine.workers import expected_workers
 from volflow.errors import MemoryRefused
 from volflow.geometry.budget import format_bytes
 from volflow.infer.exact.window import dropped_axis, seen_axes
@@ -22,9 +22,10 @@ from volflow.partition.graph import Graph
 from volflow.partition.reach import alignment_of
 from volflow.passes.activations import free_bytes
 from volflow.passes.cost import UNLIMITED, Costs, Pass
+from volflow.passes.cuts import SIDES
 from volflow.passes.peaks import VoxelBytes
 from volflow.passes.profile import OpProfile
-from volflow.passes.schedule import SIDES, Planner
+from volflow.passes.schedule import Planner
 
 __all__ = ["Layout", "budget_of", "choose_passes", "device_budget_of", "slack_bytes"]
 
@@ -93,7 +94,7 @@ def choose_passes(
             stored=stored,
         ),
         ops=found.costs,
-        workers=max(1, len(workers(client))),
+        workers=expected_workers(client),
         on_gpu=found.network.device.startswith("cuda"),
     )
     planner = Planner(

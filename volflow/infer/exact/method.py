@@ -14,8 +14,9 @@ import numpy.typing as npt
 from distributed import Client
 from torch import Tensor
 
-from volflow.engine.cluster import connect, memory_per_worker, workers
+from volflow.engine.cluster import connect, memory_per_worker
 from volflow.engine.plan import Plan, runs_for
+from volflow.engine.workers import expected_workers
 from volflow.errors import InvalidInput, ResumeRefused
 from volflow.geometry.roi import Roi
 from volflow.infer.exact.choose import budget_of, choose_passes, device_budget_of
@@ -42,7 +43,8 @@ from volflow.infer.settings import Settings
 from volflow.model.resident import lent
 from volflow.partition.graph import needed
 from volflow.partition.reductions import partials_of, statistic_of
-from volflow.passes.cost import Pass, pass_facts, targets_of
+from volflow.partition.segments import targets_of
+from volflow.passes.cost import Pass, pass_facts
 from volflow.passes.executor import Passes, run_passes
 from volflow.passes.network import Blockwise
 from volflow.passes.profile import profile_ops
@@ -195,7 +197,7 @@ def plan(
         request.finish(settings.dtype),
     )
     job = OutputJob(window, blocks, targets, settings.threads, passes.peak_bytes(last))
-    runs = runs_for(left, len(workers(client)))
+    runs = runs_for(left, expected_workers(client))
     own = (("device", f"{settings.device} {settings.precision}"),)
     found = output_plan(request, settings, exact_outputs, job, runs, memory_bytes, "exact", own)
     return replace(found, facts=(*found.facts, *pass_facts(passes.graph, passes.steps)))
@@ -274,6 +276,6 @@ def _measured(request: Request) -> Statistics:
         targets = targets_of(graph, measuring, Roi.full(graph.sizes(0)))
         with network.inference():
             for node, values in passes.blockwise.compute(graph, targets):
-                found |= partials_of(graph, graph.statistics, node, values)
+                found |= partials_of(graph, graph.statistics, node, values, targets[node])
         rules = {n: statistic_of(graph, n) for n in found}
         return {n: rule.merged([found[n].numpy(force=True)]) for n, rule in rules.items()}

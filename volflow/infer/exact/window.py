@@ -21,11 +21,13 @@ from volflow.infer.finish import Finish
 from volflow.infer.method import OutputJob, Rows, array_of
 from volflow.infer.request import Request
 from volflow.model.copies import Copies
-from volflow.model.forward import Output
+from volflow.model.device import machine_of
+from volflow.model.forward import Output, torch_threads
 from volflow.partition.graph import Graph, Window, needed
 from volflow.partition.reach import padded_sizes, scale_of
 from volflow.passes.network import Blockwise, Network, Sent
 from volflow.passes.pipeline import Launched, Pipeline, within_memory
+from volflow.store.journal.provenance import note_machine
 from volflow.store.slabs import refuse_complex
 from volflow.volumes.framed import FramedImage
 
@@ -240,6 +242,8 @@ def exact_outputs(
 ) -> Iterator[Step]:
     """Compute blocks of the outputs and write them."""
     window, frame, copies = job.window, job.window.inputs.frame, job.window.copies()
+    with torch_threads(job.threads):
+        note_machine(context.journal, machine_of(str(copies.device)))
     pipeline = Pipeline(copies.device, context, job.threads, job.peak_bytes)
 
     def tile(number: int) -> Roi:

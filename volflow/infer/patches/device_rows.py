@@ -37,20 +37,22 @@ class DeviceRows(RowReader):
 
     Parameters
     ----------
-    image, tile, dtype
+    image, tile, dtype, turned
         As of `RowReader`.
     copies
         Of the task.
     """
 
-    def __init__(self, image: FramedImage, tile: Roi, dtype: str, copies: Copies) -> None:
-        super().__init__(image, tile, dtype)
+    def __init__(
+        self, image: FramedImage, tile: Roi, dtype: str, copies: Copies, *, turned: bool = False
+    ) -> None:
+        super().__init__(image, tile, dtype, turned=turned)
         self.copies, self.device = copies, copies.device
         self.torch_dtype: torch.dtype = getattr(torch, dtype)
 
     def _read(self, box: Roi) -> Held:
         voxels, active = self.image.read_stored(box, self.dtype)
-        segment = Segment(partial(self._upload, voxels))
+        segment = SentRows(partial(self._upload, voxels))
         with on_device(self.device), torch.inference_mode():
             # Without memory they are sent when they are needed: whoever needs them makes room.
             unless_exhausted(self.device, segment.send)
@@ -86,7 +88,7 @@ class DeviceRows(RowReader):
         return out
 
     def batch(self, rois: Sequence[Roi]) -> Tensor:
-        """Return patches ``(B, C, *shape)`` of one size; nothing is written into them later."""
+        """Return patches ``(B, C, *patch)`` of one size; nothing is written into them later."""
         try:
             return retried(self.device, lambda: self._batch(rois))
         except (MemoryError, RuntimeError) as error:
@@ -99,17 +101,16 @@ class DeviceRows(RowReader):
             ) from error
 
     def _batch(self, rois: Sequence[Roi]) -> Tensor:
-        shape = (len(rois), self.image.channels, *rois[0].shape)
-        batch = torch.empty(shape, dtype=self.torch_dtype, device=self.device)
+        batch = torch.empty(self._shape(rois), dtype=self.torch_dtype, device=self.device)
         for number, roi in enumerate(rois):
-            self.fill(batch[number], roi)
+            self.fill(self._rows(batch[number]), roi)
         return batch
 
-    def _copy(self, voxels: Segment, here: tuple[slice, ...], out: Tensor) -> None:
+    def _copy(self, voxels: SentRows, here: tuple[slice, ...], out: Tensor) -> None:
         out.copy_(voxels.taken()[(slice(None), *here)])
 
 
-class Segment:
+class SentRows:
     """Some rows on a device, or on their way to it.
 
     Parameters

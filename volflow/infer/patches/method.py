@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from distributed import Client
 
-from volflow.engine.cluster import workers
 from volflow.engine.plan import Plan
+from volflow.engine.workers import expected_workers
 from volflow.errors import InvalidInput, MemoryRefused
 from volflow.geometry.grid import PatchGrid, stride_of
 from volflow.geometry.windows import Blend
@@ -25,6 +25,12 @@ from volflow.infer.method import (
     out_blocks,
     output_plan,
     threads_per_worker,
+)
+from volflow.infer.patches.course import (
+    exchanged,
+    exchanged_grid,
+    exchanged_image,
+    goes_along_second,
 )
 from volflow.infer.patches.demand import Demand
 from volflow.infer.patches.rows import rows_at_once
@@ -59,10 +65,11 @@ def read(saved: Mapping[str, Any]) -> Settings | None:
 def decide(request: Request, client: Client, memory_bytes: int) -> Settings:
     """Return settings for a first run, from a trial forward and the budget."""
     asked, threads = request.options.batch_size, threads_per_worker(client)
+    count = expected_workers(client)
     found = _probed(request, client, memory_bytes, threads, None if asked == "auto" else int(asked))
     while True:
         try:
-            return _settings(request, found, memory_bytes)
+            return _settings(request, found, memory_bytes, count)
         except MemoryRefused:
             if asked != "auto" or found.batch_size == 1:
                 raise
@@ -86,16 +93,16 @@ def _probed(
     return found
 
 
-def _settings(request: Request, found: Probe, memory_bytes: int) -> Settings:
-    options, frame = request.options, request.inputs.frame
-    demand = _demand(request, found)
+def _settings(request: Request, found: Probe, memory_bytes: int, count: int) -> Settings:
+    options, demand = request.options, _demand(request, found)
     check_classes(options, found.outputs)
     chunk, shard = stored_layout(request, found.outputs[0], found.dtype)
     if options.shard is None:
-        shard = limit_depth(shard, chunk, request.out_shape(demand.scale), frame.axes[0])
+        shape = request.out_shape(found.outputs[0].scale)
+        shard = limit_depth(shard, chunk, shape, demand.frame.axes[0])
     least = shard if options.shard is not None else chunk
     device_bytes = found.device_memory_bytes if demand.on_device else None
-    tiling = place_sums(demand, shard, least, memory_bytes, device_bytes)
+    tiling = place_sums(demand, shard, least, memory_bytes, device_bytes, count)
     return Settings(
         outputs=found.outputs,
         dtype=found.dtype,
@@ -116,6 +123,9 @@ def _settings(request: Request, found: Probe, memory_bytes: int) -> Settings:
 
 def _demand(request: Request, found: Probe) -> Demand:
     scale, inputs = found.outputs[0].scale, request.inputs
+    grid = _grid(request, scale)
+    if goes_along_second(grid):
+        grid, scale, inputs = exchanged_grid(grid), exchanged(scale), exchanged_image(inputs)
     on_device = found.device.startswith("cuda")
     score_bytes = np.dtype(found.dtype).itemsize
     if callable(request.options.normalize):  # rows are held as it made them
@@ -123,7 +133,7 @@ def _demand(request: Request, found: Probe) -> Demand:
     else:
         input_bytes = sum(spec.voxel_bytes for spec in inputs.specs)
     return Demand(
-        grid=_grid(request, scale),
+        grid=grid,
         scale=scale,
         frame=inputs.frame,
         crop=request.options.blend == "crop",
@@ -175,15 +185,20 @@ def plan(
 ) -> Plan:
     """Return the plan for the blocks that are not done, in runs that carry their open seam."""
     blocks = out_blocks(request, settings)
-    runs = runs_of(blocks, request.inputs.frame, done, max(1, len(workers(client))))
     forward = request.forward(settings.device, settings.precision, settings.layout)
     window = _window(request, settings.outputs, forward, settings.batch_size)
-    window = replace(window, host_sums=settings.host_sums)
+    window, grid = replace(window, host_sums=settings.host_sums), window.grid
+    if goes_along_second(grid):
+        window = window.along_second()
+    frame = window.inputs.frame
+    runs = runs_of(blocks, frame, done, expected_workers(client))
     job = OutputJob(window, blocks, targets, settings.threads, settings.peak_bytes)
-    grid, tiles = window.grid, (tile_of(blocks, request.inputs.frame, run) for run in runs)
+    tiles = (tile_of(blocks, frame, run) for run in runs)
     calls = sum(
         patch_count(
-            grid.reduced(window.scale), [[side] for side in tile], crop=window.blend == "crop"
+            window.grid.reduced(window.scale),
+            [[side] for side in tile],
+            crop=window.blend == "crop",
         )
         for tile in tiles
     )

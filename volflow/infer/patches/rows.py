@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from volflow.geometry.roi import Roi
+from volflow.infer.patches.course import exchanged
 from volflow.volumes.framed import FramedImage
 
 __all__ = ["RowReader", "rows_at_once"]
@@ -45,10 +46,12 @@ class RowReader:
         The box of the volume, in frame coordinates, that the run reads.
     dtype
         float32, or float64 for models that compute in it.
+    turned
+        Whether the network's patches have the first two axes exchanged.
     """
 
-    def __init__(self, image: FramedImage, tile: Roi, dtype: str) -> None:
-        self.image, self.tile, self.dtype = image, tile, dtype
+    def __init__(self, image: FramedImage, tile: Roi, dtype: str, *, turned: bool = False) -> None:
+        self.image, self.tile, self.dtype, self.turned = image, tile, dtype, turned
         self.pool = ThreadPoolExecutor(1, thread_name_prefix="volflow-read")
         # Boxes of whole rows that follow each other, and what is read of them.
         self.segments: deque[tuple[Roi, Future[Held]]] = deque()
@@ -87,14 +90,23 @@ class RowReader:
         self.segments.clear()
 
     def batch(self, rois: Sequence[Roi]) -> torch.Tensor:
-        """Return patches of one size ``(B, C, *shape)``, valid until the next."""
-        shape = (len(rois), self.image.channels, *rois[0].shape)
+        """Return patches of one size ``(B, C, *patch)``, valid until the next."""
+        shape = self._shape(rois)
         if len(self.buffer) < len(rois):
             self.buffer = torch.empty(shape, dtype=getattr(torch, self.dtype))
         batch = self.buffer[: len(rois)]
         for patch, roi in zip(batch.numpy(), rois, strict=True):
-            self.fill(patch, roi)
+            self.fill(self._rows(patch), roi)
         return batch
+
+    def _shape(self, rois: Sequence[Roi]) -> tuple[int, ...]:
+        """Return the shape of a batch, as the network sees it."""
+        patch = exchanged(rois[0].shape) if self.turned else rois[0].shape
+        return len(rois), self.image.channels, *patch
+
+    def _rows(self, patch: Any) -> Any:
+        """Return a view of a patch whose axes are those of the rows."""
+        return patch.swapaxes(1, 2) if self.turned else patch
 
     def fill(self, patch: Any, roi: Roi) -> None:
         """Copy a patch ``(C, *roi.shape)`` out of the rows, scaled; zeros outside the volume."""

@@ -24,13 +24,16 @@ from volflow.geometry.roi import Roi
 from volflow.geometry.windows import Blend
 from volflow.infer.finish import Finish
 from volflow.infer.method import OutputJob, Rows
+from volflow.infer.patches.course import exchanged, exchanged_grid, exchanged_image
 from volflow.infer.patches.device_rows import DeviceRows
+from volflow.infer.patches.gradless import without_gradients
 from volflow.infer.patches.rows import RowReader
 from volflow.infer.patches.sums import Blending, Index, Sums, sums_of
 from volflow.infer.patches.writer import Writer, tile_of
 from volflow.model.copies import Copies
-from volflow.model.device import is_out_of_memory, on_device
+from volflow.model.device import is_out_of_memory, machine_of, on_device
 from volflow.model.forward import Forward, Output, torch_threads
+from volflow.store.journal.provenance import note_machine
 from volflow.volumes.framed import FramedImage
 
 __all__ = ["SlidingWindow", "predict_blocks", "read_hull"]
@@ -50,6 +53,9 @@ class SlidingWindow:
         What becomes of its scores, by output.
     host_sums
         Whether scores of a GPU are summed in the host's memory.
+    turned
+        Whether frame, grid and scale have the network's first two axes exchanged, so that runs go
+        along its second (`volflow.infer.patches.course`).
     """
 
     inputs: FramedImage
@@ -61,6 +67,17 @@ class SlidingWindow:
     finish: Finish
     outputs: tuple[Output, ...]
     host_sums: bool = False
+    turned: bool = False
+
+    def along_second(self) -> SlidingWindow:
+        """Return the same voxels, computed along the second axis of the frame."""
+        return replace(
+            self,
+            inputs=exchanged_image(self.inputs),
+            grid=exchanged_grid(self.grid),
+            scale=exchanged(self.scale),
+            turned=True,
+        )
 
     @property
     def cache_key(self) -> tuple[object, ...]:
@@ -77,8 +94,7 @@ class SlidingWindow:
 
     def rows(self, tile: Roi) -> Iterator[Rows]:
         """Yield a box of the output, some rows at a time."""
-        with torch.inference_mode():
-            yield from _slide(self, tile, Context())
+        yield from without_gradients(_slide(self, tile, Context()))
 
 
 def _slide(window: SlidingWindow, tile: Roi, context: Context) -> Generator[Rows, None, None]:
@@ -140,9 +156,10 @@ def _needed(window: SlidingWindow, axis: int, low: int, high: int) -> range:
 
 def _reader(window: SlidingWindow, hull: Roi, copies: Copies) -> RowReader:
     """Return what reads the rows of a tile, to where the network computes."""
+    dtype, second = window.forward.dtype, window.turned
     if copies.device.type == "cuda":
-        return DeviceRows(window.inputs, hull, window.forward.dtype, copies)
-    return RowReader(window.inputs, hull, window.forward.dtype)
+        return DeviceRows(window.inputs, hull, dtype, copies, turned=second)
+    return RowReader(window.inputs, hull, dtype, turned=second)
 
 
 def _blending(window: SlidingWindow, tile: Roi) -> Blending:
@@ -208,6 +225,8 @@ class Batches:
     def _scores(self, rois: Sequence[Roi]) -> Mapping[str, torch.Tensor]:
         batch, forward = self.reader.batch(rois), self.window.forward
         scores, self.batch_size = forward.run_with_oom_retry(batch, self.batch_size)
+        if self.window.turned:
+            return {name: one.swapaxes(2, 3) for name, one in scores.items()}
         return scores
 
     def _check(self, scores: Mapping[str, torch.Tensor], count: int) -> None:
@@ -227,9 +246,11 @@ def predict_blocks(
 ) -> Iterator[Step]:
     """Run blocks that lie behind each other along the frame's first axis."""
     context.trim()
+    with torch_threads(job.threads):
+        note_machine(context.journal, machine_of(job.window.forward.device))
     for run in _neighbours(job, blocks):
-        with torch_threads(job.threads), torch.inference_mode():
-            yield from _run(job, run, context)
+        with torch_threads(job.threads):
+            yield from without_gradients(_run(job, run, context))
 
 
 def _neighbours(job: OutputJob[SlidingWindow], blocks: Sequence[int]) -> Iterator[tuple[int, ...]]:
@@ -249,7 +270,7 @@ def _neighbours(job: OutputJob[SlidingWindow], blocks: Sequence[int]) -> Iterato
 
 def _run(
     job: OutputJob[SlidingWindow], blocks: tuple[int, ...], context: Context
-) -> Iterator[Step]:
+) -> Generator[Step, None, None]:
     frame = job.window.inputs.frame
     tile = tile_of(job.grid, frame, blocks)
     with (

@@ -23,6 +23,9 @@ __all__ = ["Tiling", "choose_tiling", "limit_depth", "patch_count", "place_sums"
 
 # Sums in the host's memory take about as long as a forward; seams may cost as much before.
 MANY_FORWARDS = 2
+# Shards are made smaller where they cost this many times the forwards of smaller ones, but hold at
+# least so many voxels: a store of many small objects is slow.
+WORTH_SMALLER, LEAST_SHARD = 1.05, 2**20
 
 Sides = tuple[int, ...]
 
@@ -93,18 +96,22 @@ def choose_tiling(
     chunk: Sequence[int],
     memory_bytes: int,
     device_bytes: int | None = None,
+    workers: int = 1,
 ) -> Tiling:
-    """Choose the tiling with the fewest forwards that fits the budgets.
+    """Choose the tiling with the fewest forwards that fits the budgets: those of one worker.
 
     Parameters
     ----------
     demand
         What a tile needs.
     shard, chunk
-        Of the output, stored axes. Shards are halved down to chunks where a tile of one shard
-        does not fit.
+        Of the output, stored axes. Shards are halved, at most down to chunks, where a tile of one
+        shard does not fit, or where smaller ones need clearly fewer forwards.
     memory_bytes, device_bytes
         Of a worker, and of its GPU; None without one.
+    workers
+        That share the tiles, and the runs into which they are cut where they are fewer. The last
+        worker to end counts, so that many of them get cubes rather than thin slabs.
 
     Raises
     ------
@@ -113,25 +120,78 @@ def choose_tiling(
     """
     out = demand.grid.reduced(demand.scale)
     shape = demand.frame.restore(out.shape)
-    smallest = tuple(shard)
+    smallest, found = tuple(shard), list[tuple[int, Tiling]]()
+    ideal = -(-len(out) // workers)  # no patch twice, and no worker idle
     for smallest in shrinking(shard, chunk, chunk):
-        best: Tiling | None = None
-        for block in _candidates(shape, smallest, demand.frame):
-            peak = demand.peak_bytes(_clip(block, shape), _clip(smallest, shape))
-            on_device = demand.device_peak_bytes(_clip(block, shape))
-            if peak > memory_bytes or on_device > (device_bytes or on_device):
-                continue
-            sides = demand.frame.reorder(block)
-            tiles = [[(0, out.shape[0])]] + [
-                _cuts(out.shape[a], sides[a], demand.frame.flips[a]) for a in (1, 2)
-            ]
-            calls = patch_count(out, tiles, demand.crop)
-            if best is None or (calls, peak) < (best.forwards, best.peak_bytes):
-                best = Tiling(block, smallest, calls, peak, on_device, demand.host_sums)
+        if found and math.prod(smallest) < LEAST_SHARD:
+            break
+        fitting = _fitting(demand, smallest, memory_bytes, device_bytes, workers)
+        best = min(fitting, key=_sooner, default=None)
         if best is not None:
-            return best
+            found.append(best)
+            if best[0] <= ideal:
+                break
+    fewest = min((longest for longest, _ in found), default=0)
+    for longest, tiling in found:
+        if longest <= WORTH_SMALLER * fewest:
+            return tiling
     least = _clip(smallest, shape)
     raise _refused(demand, least, memory_bytes, device_bytes)
+
+
+def _sooner(found: tuple[int, Tiling]) -> tuple[int, int, int]:
+    longest, tiling = found
+    return longest, tiling.forwards, tiling.peak_bytes
+
+
+def _fitting(
+    demand: Demand,
+    shard: Sides,
+    memory_bytes: int,
+    device_bytes: int | None,
+    workers: int,
+) -> Iterator[tuple[int, Tiling]]:
+    """Yield the tilings by whole shards that fit the budgets, each behind its busiest worker's."""
+    out = demand.grid.reduced(demand.scale)
+    shape = demand.frame.restore(out.shape)
+    for block in _candidates(shape, shard, demand.frame):
+        peak = demand.peak_bytes(_clip(block, shape), _clip(shard, shape))
+        on_device = demand.device_peak_bytes(_clip(block, shape))
+        if peak <= memory_bytes and on_device <= (device_bytes or on_device):
+            calls, longest = _forwards(demand, out, demand.frame.reorder(block), workers)
+            yield longest, Tiling(block, shard, calls, peak, on_device, demand.host_sums)
+
+
+def _forwards(
+    demand: Demand, out: PatchGrid, sides: Sequence[int], workers: int
+) -> tuple[int, int]:
+    """Return how many forwards blocks of these sides need in all, and the busiest worker.
+
+    Parameters
+    ----------
+    demand, out
+        What a tile needs, and the grid in output voxels.
+    sides
+        Of a block, in the frame.
+    workers
+        That share the runs, cut as `runs_of` does.
+    """
+    blocks, *across = (
+        sorted(_cuts(n, side, flip))
+        for n, side, flip in zip(out.shape, sides, demand.frame.flips, strict=True)
+    )
+    columns = math.prod(map(len, across))
+    length = -(-len(blocks) // -(-workers // columns))
+    runs = [blocks[at : at + length] for at in range(0, len(blocks), length)]
+    cuts = [[(run[0][0], run[-1][1]) for run in runs], *across]
+    calls = patch_count(out, cuts, demand.crop)
+    if workers == 1:
+        return calls, calls
+    longest = math.prod(
+        max(len(out.touching(axis, *span, owned=demand.crop)) for span in spans)
+        for axis, spans in enumerate(cuts)
+    )
+    return calls, -(-columns * len(runs) // workers) * longest
 
 
 def place_sums(
@@ -140,12 +200,13 @@ def place_sums(
     chunk: Sequence[int],
     memory_bytes: int,
     device_bytes: int | None,
+    workers: int = 1,
 ) -> Tiling:
     """Choose the tiling, and where the scores of a GPU are summed: there, unless it is too tight.
 
     Parameters
     ----------
-    demand, shard, chunk, memory_bytes, device_bytes
+    demand, shard, chunk, memory_bytes, device_bytes, workers
         As of `choose_tiling`.
 
     Raises
@@ -154,14 +215,14 @@ def place_sums(
         Where nothing fits either way.
     """
     if not demand.on_device:
-        return choose_tiling(demand, shard, chunk, memory_bytes)
+        return choose_tiling(demand, shard, chunk, memory_bytes, None, workers)
     on_host = replace(demand, host_sums=True)
     try:
-        there = choose_tiling(demand, shard, chunk, memory_bytes, device_bytes)
+        there = choose_tiling(demand, shard, chunk, memory_bytes, device_bytes, workers)
     except MemoryRefused:
-        return choose_tiling(on_host, shard, chunk, memory_bytes, device_bytes)
+        return choose_tiling(on_host, shard, chunk, memory_bytes, device_bytes, workers)
     try:
-        here = choose_tiling(on_host, shard, chunk, memory_bytes, device_bytes)
+        here = choose_tiling(on_host, shard, chunk, memory_bytes, device_bytes, workers)
     except MemoryRefused:
         return there
     return here if there.forwards >= MANY_FORWARDS * here.forwards else there

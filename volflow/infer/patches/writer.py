@@ -14,7 +14,7 @@ from volflow.engine.task import Context
 from volflow.geometry.frame import Frame
 from volflow.geometry.grid import BlockGrid
 from volflow.geometry.roi import Roi
-from volflow.infer.method import Targets, array_of
+from volflow.infer.method import Targets, array_of, box_of
 from volflow.store.volume import Volume, shard_rois
 
 __all__ = ["Writer", "tile_of"]
@@ -101,10 +101,7 @@ class Writer:
     def _open(self, number: int) -> Iterator[OpenShard]:
         block = self.grid[number]
         for output, volume in self.targets.items():
-            box = block
-            if volume.ndim == 4:
-                box = Roi((0, *block.start), (volume.shape[0], *block.stop))
-            for shard in shard_rois(volume, box):
+            for shard in shard_rois(volume, box_of(volume, block)):
                 space = Roi(shard.start[-3:], shard.stop[-3:])
                 place = self.frame.roi(space, self.grid.shape)
                 voxels = self._buffer(shard.shape, volume.dtype)

@@ -26,7 +26,8 @@ from volflow.infer.exact.window import dropped_axis
 from volflow.infer.methods import checked_options, open_request
 from volflow.infer.predict import plan_predict, predict
 from volflow.infer.predict_options import NetworkOptions, PredictOptions
-from volflow.infer.request import Request, convert_inputs, normalized
+from volflow.infer.ready_inputs import convert_inputs
+from volflow.infer.request import Request, normalized
 from volflow.infer.seams.certificate import Certificate, Plane, Region, Seams
 from volflow.infer.seams.regions import busy_regions, fitting_sides, memory_of
 from volflow.infer.seams.whole_run import WholeRun, run_whole

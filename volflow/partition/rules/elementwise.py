@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -27,6 +28,15 @@ _ACTIVATIONS = (
     " threshold _threshold dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout"
     " feature_alpha_dropout"
 )
+# Activations that torch computes in place, too; and what may return its argument.
+_OVERWRITING = (
+    "relu relu6 leaky_relu elu selu celu silu mish hardtanh hardswish hardsigmoid _threshold"
+    " sigmoid tanh"
+)
+_ITSELF = (
+    "dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout"
+    " positive __pos__"
+)
 _CASTS = "to float double half bfloat16 type contiguous clone detach alias zeros_like ones_like"
 _OPERATORS = (
     "__add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ __div__ __rdiv__"
@@ -35,6 +45,8 @@ _OPERATORS = (
     " __eq__ __ne__ __lt__ __le__ __gt__ __ge__"
 )
 COMPUTED = frozenset(f"{_ARITHMETIC} {_ACTIVATIONS} {_OPERATORS}".split())
+FRESH = COMPUTED - frozenset(_ITSELF.split())
+OVERWRITING = frozenset(_OVERWRITING.split())
 POINTWISE = COMPUTED | frozenset(_CASTS.split())
 
 
@@ -46,8 +58,26 @@ def pointwise(call: OpCall) -> Traced:
     sizes = dict(zip(dims, meta.shape, strict=True))
     wanted = [sizes.get(axis, 1) for axis in range(call.tracer.ndim)]
     reads = [call.tracer.straight(x, wanted) for x in inputs]
-    compute = Local(lambda tensors, sizes: call.run(tensors))
+    compute = Local(
+        lambda tensors, sizes: call.run(tensors),
+        fresh=call.name in FRESH,
+        over=_over(call) if len(inputs) == 1 else None,
+    )
     return call.tracer.add(call, inputs, reads, compute, meta, dims)
+
+
+def _over(call: OpCall) -> Callable[[Tensor, tuple[int, ...]], Tensor] | None:
+    """Return an activation that overwrites its tensor; None if torch has no such function."""
+    if call.name not in OVERWRITING:
+        return None
+    func, args, kwargs = call.func, call.args, call.kwargs
+    if inspect.isfunction(func) and "inplace" in inspect.signature(func).parameters:
+        bound = inspect.signature(func).bind(*args, **kwargs).arguments
+        args, kwargs = (), {**bound, "inplace": True}
+    else:
+        func = getattr(Tensor, f"{call.name}_", None)
+    again = OpCall(call.tracer, call.name, func, args, kwargs)
+    return None if func is None else lambda tensor, sizes: again.run([tensor])
 
 
 def broadcast_dims(call: OpCall, meta: Tensor) -> tuple[int | None, ...]:

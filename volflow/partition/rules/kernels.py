@@ -18,6 +18,8 @@ from torch import Tensor
 from volflow.geometry.roi import Roi
 from volflow.partition.graph import Window
 from volflow.partition.ranges import Gather, Lerp, Slide, Split, Spread
+from volflow.partition.rules.convolving import Edges, convolve, precision_of, unread
+from volflow.partition.rules.onednn import Form
 
 __all__ = [
     "AveragePool",
@@ -39,9 +41,15 @@ class Local:
     ----------
     function
         Called with the tensors of the windows, and the sizes of the box per axis.
+    fresh
+        Whether the result shares no memory with anything else.
+    over
+        If given, does the same with one tensor, which it may overwrite.
     """
 
     function: Callable[[Sequence[Tensor], tuple[int, ...]], Tensor]
+    fresh: bool = False
+    over: Callable[[Tensor, tuple[int, ...]], Tensor] | None = None
 
     def __call__(self, windows: Sequence[Window], box: Roi) -> Tensor:
         """Return the values of the function."""
@@ -57,25 +65,36 @@ class Convolution:
     axes: tuple[Slide, ...]
     groups: int
 
+    fresh = True
+
     def __call__(self, windows: Sequence[Window], box: Roi) -> Tensor:
         """Convolve the window, zero-padded beyond the border."""
-        overhang = [axis.overhang(*span) for axis, span in zip(self.axes, box, strict=True)]
-        even = all(low == high for low, high in overhang)
         x = windows[0].values
         if not x.numel():
-            return _constant(self.bias, x, (len(x), len(self.weight), *box.shape))
-        convolve: Any = (F.conv1d, F.conv2d, F.conv3d)[len(self.axes) - 1]
-        result: Tensor = convolve(
-            x if even else _padded(x, overhang, 0.0),
-            self.weight,
-            self.bias,
+            return self._of_padding(x, box)
+        return convolve(*self._padded(x, box))
+
+    def unread(self, windows: Sequence[Window], box: Roi) -> Tensor:
+        """Return the result with its history, for gradients, without computing its values."""
+        x = windows[0].values
+        if not x.numel():
+            return self._of_padding(x, box)
+        return unread(*self._padded(x, box), (len(x), len(self.weight), *box.shape))
+
+    def _padded(self, x: Tensor, box: Roi) -> tuple[Tensor, Tensor, Tensor | None, Form]:
+        """Return what is convolved; an even overhang is padded on the way, without a copy."""
+        overhang = [axis.overhang(*span) for axis, span in zip(self.axes, box, strict=True)]
+        even = all(low == high for low, high in overhang)
+        form = Form(
             tuple(axis.stride for axis in self.axes),
-            # A symmetric overhang is padded by the convolution itself, without a copy.
-            tuple(low for low, _ in overhang) if even else 0,
+            tuple(low if even else 0 for low, _ in overhang),
             tuple(axis.dilation for axis in self.axes),
             self.groups,
         )
-        return result
+        return x if even else _padded(x, overhang, 0.0), self.weight, self.bias, form
+
+    def _of_padding(self, x: Tensor, box: Roi) -> Tensor:
+        return _constant(self.bias, x, (len(x), len(self.weight), *box.shape))
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,33 +110,46 @@ class Transposed:
     axes: tuple[Spread, ...]
     groups: int
 
+    fresh = True
+
     def __call__(self, windows: Sequence[Window], box: Roi) -> Tensor:
         """Spread the window, then cut it or fill it up to the box."""
         x = windows[0].values
-        channels = self.weight.shape[1] * self.groups
         if not x.numel():
-            return _constant(self.bias, x, (len(x), channels, *box.shape))
-        ranges = windows[0].box
-        lands = [axis.lands(*span) for axis, span in zip(self.axes, ranges, strict=True)]
-        covered = all(
-            a <= low and high <= b for (a, b), (low, high) in zip(lands, box, strict=True)
-        )
-        spread: Any = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
-        result: Tensor = spread[len(self.axes) - 1](
-            x,
-            self.weight,
-            self.bias if covered else None,
-            tuple(axis.stride for axis in self.axes),
-            0,
-            0,
-            self.groups,
-            tuple(axis.dilation for axis in self.axes),
-        )
-        edges = [(a - low, high - b) for (a, b), (low, high) in zip(lands, box, strict=True)]
+            return _constant(self.bias, x, self._shape(x, box))
+        edges = self._edges(windows[0].box, box)
+        covered = all(side <= 0 for edge in edges for side in edge)
+        result = convolve(x, self.weight, self.bias if covered else None, self._form)
         result = _padded(result, edges, 0.0)
         if not covered and self.bias is not None:
-            result = result + self.bias.reshape(1, -1, *(1,) * len(self.axes))
+            result = result + self.bias.to(result.dtype).reshape(1, -1, *(1,) * len(self.axes))
         return result
+
+    def unread(self, windows: Sequence[Window], box: Roi) -> Tensor:
+        """Return the result with its history, for gradients, without computing its values."""
+        x, shape = windows[0].values, self._shape(windows[0].values, box)
+        if not x.numel():
+            return _constant(self.bias, x, shape)
+        edges = self._edges(windows[0].box, box)
+        return unread(x, self.weight, self.bias, self._form, shape, edges)
+
+    @property
+    def _form(self) -> Form:
+        return Form(
+            tuple(axis.stride for axis in self.axes),
+            (0,) * len(self.axes),
+            tuple(axis.dilation for axis in self.axes),
+            self.groups,
+            transposed=True,
+        )
+
+    def _shape(self, x: Tensor, box: Roi) -> tuple[int, ...]:
+        return (len(x), self.weight.shape[1] * self.groups, *box.shape)
+
+    def _edges(self, ranges: Roi, box: Roi) -> Edges:
+        """Return by how much the box exceeds what the window spreads over, before and behind."""
+        lands = [axis.lands(*span) for axis, span in zip(self.axes, ranges, strict=True)]
+        return tuple((a - low, high - b) for (a, b), (low, high) in zip(lands, box, strict=True))
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,6 +157,8 @@ class MaxPool:
     """Maxima over a window, padded with minus infinity beyond the border."""
 
     axes: tuple[Slide, ...]
+
+    fresh = True
 
     def __call__(self, windows: Sequence[Window], box: Roi) -> Tensor:
         """Pool the padded window."""
@@ -158,6 +192,8 @@ class AveragePool:
     axes: tuple[Slide, ...]
     counts: tuple[Tensor, ...]
     divisor: int | None
+
+    fresh = True
 
     def __call__(self, windows: Sequence[Window], box: Roi) -> Tensor:
         """Sum the padded window, and divide by the number of voxels that count."""
@@ -267,18 +303,38 @@ def _sent(values: Tensor, x: Tensor) -> Tensor:
 
 
 def _padded(x: Tensor, overhang: Sequence[tuple[int, int]], value: float) -> Tensor:
-    """Pad the last dims, or cut them if the overhang is negative."""
+    """Return a tensor with its last dims padded; where the overhang is negative they are cut."""
     if not any(low or high for low, high in overhang):
         return x
-    flat = [side for low, high in reversed(overhang) for side in (low, high)]
-    return F.pad(x, flat, value=value)
+    if torch.is_grad_enabled():
+        flat = [side for low, high in reversed(overhang) for side in (low, high)]
+        return F.pad(x, flat, value=value)
+    first = x.ndim - len(overhang)
+    for dim, (low, high) in enumerate(overhang, start=first):
+        x = x.narrow(dim, max(0, -low), x.shape[dim] - max(0, -low) - max(0, -high))
+    overhang = [(max(0, low), max(0, high)) for low, high in overhang]
+    if not any(low or high for low, high in overhang):
+        return x
+    # Torch would fill all of it with the value first.
+    shape = [*x.shape[:first]]
+    shape += [n + low + high for n, (low, high) in zip(x.shape[first:], overhang, strict=True)]
+    last = x.stride(1) == 1
+    result = x.new_empty([shape[0], *shape[2:], shape[1]] if last else shape)
+    result = inner = result.movedim(-1, 1) if last else result
+    for dim, (low, high) in enumerate(overhang, start=first):
+        result.narrow(dim, 0, low).fill_(value)
+        result.narrow(dim, shape[dim] - high, high).fill_(value)
+        inner = inner.narrow(dim, low, x.shape[dim])
+    inner.copy_(x)
+    return result
 
 
 def _constant(bias: Tensor | None, like: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Return the result of a convolution of zeros."""
+    dtype = precision_of(like)
     if bias is None:
-        return like.new_zeros(shape)
-    return bias.reshape(1, -1, *(1,) * (len(shape) - 2)).expand(shape)
+        return like.new_zeros(shape, dtype=dtype)
+    return bias.to(dtype).reshape(1, -1, *(1,) * (len(shape) - 2)).expand(shape).clone()
 
 
 def _gathered(x: Tensor, dim: int, positions: Tensor, start: int, value: float) -> Tensor:

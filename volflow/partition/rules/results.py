@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from volflow.partition.rules.elementwise import COMPUTED
-from volflow.partition.rules.norms import reduced_dims
+from volflow.partition.rules.norming.norms import reduced_dims
 from volflow.partition.rules.resampling import INTERPOLATE
 from volflow.partition.rules.tracing import OpCall, Traced, leaves, mapped
 

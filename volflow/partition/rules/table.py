@@ -12,7 +12,7 @@ from typing import Any
 from volflow.partition.rules.channels import LOCAL
 from volflow.partition.rules.elementwise import POINTWISE, pointwise
 from volflow.partition.rules.layouts import LAYOUTS
-from volflow.partition.rules.norms import NORMS
+from volflow.partition.rules.norming.norms import NORMS
 from volflow.partition.rules.resampling import RESAMPLING
 from volflow.partition.rules.tracing import OpCall
 from volflow.partition.rules.windowed import WINDOWED

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from types import FrameType
 from typing import Any
 
@@ -11,14 +12,22 @@ import torch
 from torch import Tensor, nn
 
 from volflow.errors import NoExactRule
+from volflow.partition.draws import Draws
 from volflow.partition.graph import Compute, Node
 from volflow.partition.ranges import AxisMap, Same, Whole
 from volflow.partition.rules.kernels import Local
+from volflow.partition.rules.precision import autocast_of, tried_dtype
+from volflow.partition.weights import Update, WeightsInUse
 
 __all__ = ["Memory", "OpCall", "RecordCall", "Traced", "Tracer", "leaves", "mapped"]
 
 # Records one call of a function: tracer, function, arguments.
 RecordCall = Callable[["Tracer", Any, tuple[Any, ...], dict[str, Any]], Any]
+
+
+# Arguments that are told by their values, and tensors that are.
+PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype)
+SMALL = 16
 
 
 class Memory:
@@ -75,19 +84,50 @@ class OpCall:
     ) -> None:
         self.tracer, self.name, self.func = tracer, name, func
         self.args, self.kwargs = args, kwargs
+        self.weights: tuple[int, ...] = ()
         self.result: Any = None
 
     def refuse(self, why: str) -> NoExactRule:
         """Return the error for an op that cannot be cut into blocks."""
-        place = self.tracer.path
-        return NoExactRule(
-            f"{self.name} in {place or 'the model'} has no exact rule: {why}; use blend='gaussian'"
-            " (or hann, average, crop; --blend), whose result depends on the patch"
-        )
+        return self.tracer.refusal(self.name, self.tracer.path, why)
+
+    def with_leaves(self) -> OpCall:
+        """Return the same call on leaves in place of the weights that require a gradient."""
+        found: dict[int, None] = {}
+        user = f"{self.name}@{self.tracer.path}"
+
+        def leaf(x: Tensor) -> Tensor:
+            if isinstance(x, Traced) or not x.requires_grad:
+                return x
+            number = self.tracer.weights.number(x, user)
+            if number is None:
+                raise self.refuse(
+                    f"a tensor of shape {tuple(x.shape)} requires a gradient, but is neither a"
+                    " parameter of the model nor computed from its parameters; register it"
+                )
+            found[number] = None
+            return self.tracer.weights.found[number].leaf
+
+        args, kwargs = mapped((self.args, self.kwargs), leaf)
+        call = OpCall(self.tracer, self.name, self.func, args, kwargs)
+        call.weights = tuple(found)
+        return call
 
     def named(self, names: Sequence[str]) -> dict[str, Any]:
         """Return the arguments by name, for functions without a Python signature."""
         return {**dict(zip(names, self.args, strict=False)), **self.kwargs}
+
+    @property
+    def constants(self) -> tuple[str, ...]:
+        """Plain arguments, and small tensors that are no part of the module's state."""
+        found = []
+        for x in leaves((self.args, self.kwargs)):
+            if not isinstance(x, Tensor):
+                found.append(repr(x) if isinstance(x, PLAIN) else type(x).__name__)
+            elif not isinstance(x, Traced) and id(x) not in self.tracer.state:
+                small = x.numel() <= SMALL and x.device.type != "meta" and not x.requires_grad
+                found.append(repr(x.tolist() if small else tuple(x.shape)))
+        return tuple(found)
 
     @property
     def inputs(self) -> list[Traced]:
@@ -108,6 +148,7 @@ class OpCall:
         dims: Sequence[int | None],
         function: Callable[[Tensor, tuple[int, ...]], Tensor],
         meta: Tensor | None = None,
+        over: Callable[[Tensor, tuple[int, ...]], Tensor] | None = None,
     ) -> Traced:
         """Record a function of one tensor that is independent of positions.
 
@@ -119,9 +160,12 @@ class OpCall:
             Called with a window of the tensor, and the sizes of the box per axis.
         meta
             The result on the meta device; that of the call by default.
+        over
+            The same function, if there is one that may overwrite its tensor. Then neither shares
+            memory with anything else.
         """
         reads = [self.tracer.straight(x, self.tracer.sizes(x))]
-        compute = Local(lambda tensors, sizes: function(tensors[0], sizes))
+        compute = Local(lambda tensors, sizes: function(tensors[0], sizes), over is not None, over)
         return self.tracer.add(
             self, [x], reads, compute, self.metas() if meta is None else meta, dims
         )
@@ -158,17 +202,53 @@ class OpCall:
 
 
 class Tracer:
-    """Collects nodes while a module runs."""
+    """Collects nodes while a module runs.
+
+    Parameters
+    ----------
+    module, ndim, device
+        What is traced, the axes of its image, and where it computes.
+    record
+        Records one call.
+    draws
+        If given, it is traced for training.
+    """
 
     def __init__(
-        self, module: nn.Module, ndim: int, device: torch.device, record: RecordCall
+        self,
+        module: nn.Module,
+        ndim: int,
+        device: torch.device,
+        record: RecordCall,
+        draws: Draws | None = None,
     ) -> None:
+        self.state = {id(one) for one in (*module.parameters(), *module.buffers())}
         self.paths: dict[int, str] = {id(child): name for name, child in module.named_modules()}
         self.ndim = ndim
         self.record = record
         self.device = device
+        self.draws = draws
+        self.precision = autocast_of(device)
         self.nodes: list[Node] = []
+        self.weights = WeightsInUse(module)
+        self.updates: list[Update] = []
+        self.given: dict[int, Tensor] = {}
         self._metas: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def training(self) -> bool:
+        """True if the graph is for training, with gradients."""
+        return self.draws is not None
+
+    def refusal(self, what: str, where: str, why: str) -> NoExactRule:
+        """Return the error for what cannot be done in blocks, in a module of this path."""
+        purpose, remedy = "", "use blend='gaussian' (or hann, average, crop; --blend), whose result"
+        remedy += " depends on the patch"
+        if self.training:
+            purpose, remedy = " in training", "train on patches instead (vf.PatchStream)"
+        return NoExactRule(
+            f"{what} in {where or 'the model'} has no exact rule{purpose}: {why}; {remedy}"
+        )
 
     @property
     def path(self) -> str:
@@ -208,9 +288,20 @@ class Tracer:
             dtype=meta.dtype,
             flops=flops,
             statistic=statistic,
+            weights=() if statistic else call.weights,
+            constants=call.constants,
         )
+        if self.precision is not None and self.training and not statistic:
+            node = replace(node, dtype=tried_dtype(self.nodes, node, self.ndim, self.device))
+            meta = meta.to(node.dtype)
         self.nodes.append(node)
         return self.stand_in(len(self.nodes) - 1, meta)
+
+    def note_given(self, call: OpCall) -> None:
+        """Remember the memory of the plain tensors that a recorded op will be given."""
+        for x in leaves((call.args, call.kwargs)):
+            if isinstance(x, Tensor) and not isinstance(x, Traced):
+                self.given[x.untyped_storage()._cdata] = x  # kept, so that it is not reused
 
     def stand_in(self, number: int, meta: Tensor, memory: Memory | None = None) -> Traced:
         """Return a traced tensor for a node, with its own memory unless it is a view."""
@@ -238,6 +329,13 @@ class Tracer:
     def infer(self, call: OpCall) -> Any:
         """Run a call on meta tensors, weights included."""
         args, kwargs = mapped((call.args, call.kwargs), lambda x: self._meta(x, call))
+        try:
+            return call.func(*args, **kwargs)
+        except RuntimeError:
+            if self.precision is None:
+                raise
+        # Tensors of several dtypes, which autocast would bring to one: that decides no shape.
+        args, kwargs = mapped((args, kwargs), lambda x: x.float() if x.is_floating_point() else x)
         return call.func(*args, **kwargs)
 
     def _meta(self, x: Tensor, call: OpCall) -> Tensor:

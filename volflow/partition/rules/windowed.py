@@ -12,7 +12,7 @@ from torch import Tensor
 
 from volflow.partition.ranges import Slide, Spread
 from volflow.partition.rules.kernels import AveragePool, Convolution, MaxPool, Transposed
-from volflow.partition.rules.norms import mean_over
+from volflow.partition.rules.norming.norms import mean_over
 from volflow.partition.rules.tracing import OpCall, Traced
 
 __all__ = ["WINDOWED"]

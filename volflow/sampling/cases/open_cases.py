@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,16 +12,16 @@ import numpy as np
 
 from volflow.errors import InvalidInput
 from volflow.sampling.cases.named_arrays import Case
+from volflow.store.formats.sources import stem
 from volflow.store.opening import is_url, is_zarr
 from volflow.store.slabs import Source
 from volflow.volumes.arrays.inputs import VolumeLike, open_input
 
-__all__ = ["CasesLike", "open_cases", "stem"]
+__all__ = ["CasesLike", "open_cases"]
 
 CasesLike = VolumeLike | Case | Mapping[str, Any] | Sequence[Any]
 
 CLASS_PREFIXES = ("label", "mask", "seg")
-_SUFFIX = re.compile(r"(\.ome)?\.zarr$|\.nii(\.gz)?$|\.npy$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -165,17 +164,6 @@ def _check_alike(
                 f"cases must agree in channels to share a batch, but {key} holds {here} channels in"
                 f' "{first}" and {there} channels in "{name}"; pick the same ones'
             )
-
-
-def stem(name: str) -> str:
-    """Return a file's name without the suffix of its format.
-
-    Examples
-    --------
-    >>> stem("p01.nii.gz"), stem("p02.ome.zarr"), stem("p03.v2")
-    ('p01', 'p02', 'p03.v2')
-    """
-    return _SUFFIX.sub("", name)
 
 
 def _is_folder_of_cases(path: str | os.PathLike[str]) -> bool:

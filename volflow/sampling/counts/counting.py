@@ -17,6 +17,7 @@ from distributed import Client
 from volflow.engine.cluster import Cluster, connect
 from volflow.engine.plan import Plan, split_runs
 from volflow.engine.progress import Progress
+from volflow.engine.run_options import RunOptions
 from volflow.engine.task import Context, Step
 from volflow.errors import InvalidInput
 from volflow.geometry.budget import format_bytes
@@ -217,14 +218,7 @@ def measure(
         client = None
         if not all(in_memory(job.source) for job in jobs):
             client = stack.enter_context(connect(cluster() if callable(cluster) else cluster))
+        options = RunOptions(cluster=client, memory=memory, progress=progress)
         return [
-            fold(
-                partial(plan_counts, job),
-                job.source,
-                job.tally.join,
-                cluster=client,
-                memory=memory,
-                progress=progress,
-            )
-            for job in jobs
+            fold(partial(plan_counts, job), job.source, job.tally.join, options) for job in jobs
         ]

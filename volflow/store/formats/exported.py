@@ -24,10 +24,10 @@ from volflow.store.formats.nifti import import_nibabel
 from volflow.store.formats.sources import open_source
 from volflow.store.journal.journal import journal_dir
 from volflow.store.journal.records import typed
-from volflow.store.opening import is_url
 from volflow.store.slabs import Source
 
 __all__ = [
+    "BEHIND",
     "SUFFIXES",
     "FileSum",
     "Receipt",
@@ -92,7 +92,7 @@ def is_foreign(path: Any) -> bool:
 
 def state_of(volume: Source) -> str:
     """Return the identity of a volume's voxels; ``""`` if it cannot be determined."""
-    known = volume.path is not None and not is_url(volume.path)
+    known = volume.path is not None and not volume.unidentified
     return volume.identity() if known else ""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ from volflow.store.opening import is_url
 from volflow.store.slabs import Array, Source, file_identity
 from volflow.store.volume import Volume
 
-__all__ = ["ArraySource", "NpySource", "open_source", "volume_shape"]
+__all__ = ["ArraySource", "NpySource", "open_source", "stem", "volume_shape"]
 
 MOST_HEADER = 2**16  # bytes of a .npy header
+_SUFFIX = re.compile(r"(\.ome)?\.zarr$|\.nii(\.gz)?$|\.npy$", re.IGNORECASE)
 FORMATS = ".npy, .nii, .nii.gz, OME-Zarr and Zarr v2 or v3"
 
 
@@ -104,8 +106,15 @@ def open_source(x: Any) -> Source:
         dtype = check_dtype(x.dtype, "the array")
         meta = Meta(axes, source=SourceInfo("numpy", str(dtype.newbyteorder("="))))
         return ArraySource(x.reshape(shape), meta)
-    if not isinstance(x, str | os.PathLike) or is_url(os.fspath(x)):
+    if not isinstance(x, str | os.PathLike):
         return open_complete(x)
+    if is_url(text := os.fspath(x)):
+        if text.lower().endswith((".nii", ".nii.gz", ".npy")):
+            raise InvalidInput(
+                f"{text} is a file behind a URL, where only Zarr can be read; copy it to a disk"
+                " first"
+            )
+        return open_complete(text)
     path = Path(os.fspath(x).removeprefix("file://")).expanduser().absolute()
     if not path.exists():
         raise InvalidInput(f"{path} does not exist; check the path")
@@ -154,3 +163,14 @@ def volume_shape(shape: tuple[int, ...], name: str) -> tuple[tuple[int, ...], tu
     if len(shape) not in (3, 4) or 0 in shape:
         raise InvalidInput(f"{name} has shape {shape}; a volume is zyx or czyx and not empty")
     return shape, ("c", "z", "y", "x")[-len(shape) :]
+
+
+def stem(name: str) -> str:
+    """Return a file's name without the suffix of its format.
+
+    Examples
+    --------
+    >>> stem("p01.nii.gz"), stem("p02.ome.zarr"), stem("p03.v2")
+    ('p01', 'p02', 'p03.v2')
+    """
+    return _SUFFIX.sub("", name)

@@ -7,6 +7,8 @@
         plan.json         operation, fingerprint and settings of the first run
         session           token of the running driver; deleted when it ends
         done/00000012.json    the checksums of what block 12 wrote
+        failed/00000007.json  why block 7 was given up; the next run tries it again
+        provenance.json, machines/    where inputs and model were, and what computed blocks
 
 A block is done if its file exists, which is written after its voxels, so a process may die at any
 moment. After a power cut the disk may lack voxels that were written; ``verify`` finds them.
@@ -18,6 +20,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -35,13 +38,16 @@ from volflow.errors import (
     Superseded,
     writing_failed,
 )
+from volflow.store.aside import sweep_torn
 from volflow.store.atomic import parse_json, plain, read_json, write_json
+from volflow.store.journal.failures import Failures
 from volflow.store.journal.records import (
     FORMAT,
     Record,
     as_entries,
     as_record,
     change_between,
+    process_name,
 )
 from volflow.store.layout import ShardEntry
 
@@ -66,8 +72,8 @@ def journal_dir(out: str | os.PathLike[str]) -> Path:
     text = os.fspath(out)
     if "://" in text:
         raise InvalidInput(
-            f"a journal needs a local file system; got {text}, expected a path;"
-            " write to a local path and copy the result"
+            f"a journal needs a local file system, as it lies beside the output; got {text}; write"
+            " to a folder and copy that to the store"
         )
     return Path(os.path.realpath(text) + ".volflow")
 
@@ -94,6 +100,16 @@ class Journal:
 
     def _entry(self, block: int) -> Path:
         return self.directory / "done" / f"{block:08d}.json"
+
+    @property
+    def failures(self) -> Failures:
+        """The blocks that a run gave up, with the reasons."""
+        return Failures(self.directory / "failed", self.directory / "done")
+
+    @property
+    def output(self) -> Path:
+        """The output that lies beside the journal."""
+        return Path(_output(self.directory))
 
     @property
     def passes(self) -> Path:
@@ -234,8 +250,8 @@ class Journal:
         stages
             Seconds it took, by stage.
         session
-            If given, it must still be the current one: a task that outlived its driver must
-            not record a block of the next run.
+            If given, it must still be the current one: a task that outlived its driver must not
+            record a block of the next run. A block's first record stays.
 
         Raises
         ------
@@ -244,15 +260,13 @@ class Journal:
         Superseded
             As `check`.
         """
-        value = {
-            "block": block,
-            "entries": [asdict(entry) for entry in entries],
-            "stages": dict(stages),
-        }
+        found = [asdict(entry) for entry in entries]
+        value = {"block": block, "entries": found, "stages": dict(stages), "worker": process_name()}
         if session is not None:
             self.check(session)
         with _writing(self._entry(block)):
-            write_json(self._entry(block), value)
+            if session is None or not self.done([block]):  # else one that took it over was first
+                write_json(self._entry(block), value)
 
     def done(self, blocks: Iterable[int] | None = None) -> dict[int, tuple[ShardEntry, ...]]:
         """Return the entries of the finished blocks by number, ascending, without damaged records.
@@ -284,12 +298,15 @@ class Journal:
 
     def _sweep(self, *, everything: bool) -> None:
         """Delete leftovers of killed writers; with ``everything`` also the records of blocks."""
+        self.failures.sweep(everything=everything)
         for folder in (self.directory, self.directory / "done"):
             for path in folder.glob(".*.tmp"):
                 path.unlink(missing_ok=True)
         if everything:
             for path in (self.directory / "done").glob("*.json"):
                 path.unlink(missing_ok=True)
+        else:  # an earlier run began, and may have been killed
+            sweep_torn(self.output)
 
     def _records(
         self, blocks: Iterable[int] | None = None
@@ -312,7 +329,11 @@ class Journal:
 
 def _acquire(file: IO[str], path: Path) -> None:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # perhaps `find_holder` holds it, which is for less than this
+            time.sleep(0.02)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
         try:

@@ -13,6 +13,7 @@ from volflow.errors import InvalidInput
 from volflow.store.aside import beside, sweep
 from volflow.store.journal.journal import Journal, Record
 from volflow.store.journal.levels import Place, drop_levels
+from volflow.store.journal.provenance import machines_dir
 from volflow.store.opening import local_path
 from volflow.store.volume import Volume
 
@@ -74,5 +75,6 @@ def discard(out: Path, journal: Journal) -> None:
         out.rename(old)
     drop_levels(journal)
     shutil.rmtree(journal.passes, ignore_errors=True)
+    shutil.rmtree(machines_dir(journal), ignore_errors=True)
     journal.clear()
     shutil.rmtree(old, ignore_errors=True)

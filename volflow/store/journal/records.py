@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import socket
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
@@ -13,7 +15,15 @@ from volflow.geometry.grid import MOST_BLOCKS
 from volflow.store.atomic import differences
 from volflow.store.layout import ShardEntry
 
-__all__ = ["FORMAT", "Record", "as_entries", "as_record", "change_between", "typed"]
+__all__ = [
+    "FORMAT",
+    "Record",
+    "as_entries",
+    "as_record",
+    "change_between",
+    "process_name",
+    "typed",
+]
 
 FORMAT = 1
 T = TypeVar("T")
@@ -37,6 +47,11 @@ class Record:
     operation: str
     fingerprint: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def process_name() -> str:
+    """Return the name of this process in records: its host and its number."""
+    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def change_between(before: Record, given: Record) -> str:

@@ -183,9 +183,11 @@ def _of_zarr(array: zarr.Array[Any]) -> str:
         return _of_bytes(array)
     if isinstance(store, ZipStore):
         return hash_of(file_identity(str(store.path)), array.path)
-    if local_folder(array) is not None:
-        return hash_of(str(array.metadata), *stored_objects(array))
-    return ""
+    objects = stored_objects(array)
+    if objects is None:
+        return ""
+    place = () if local_folder(array) is not None else (str(array.store_path),)
+    return hash_of(str(array.metadata), *place, *objects)
 
 
 def _of_bytes(x: Any) -> str:

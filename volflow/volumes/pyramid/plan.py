@@ -123,6 +123,7 @@ class Layout:
             unit="voxels",
             peak_bytes=self.peak_bytes,
             memory_bytes=self.memory_bytes,
+            grid=blocks,
         )
 
     def describe(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from volflow.engine.cluster import (
     memory_per_worker,
     workers,
 )
+from volflow.engine.clusters.sight import check_sight
 from volflow.engine.plan import Plan
 from volflow.engine.progress import Progress
 from volflow.engine.run import run
@@ -34,11 +36,13 @@ __all__ = ["plan_pyramid", "pyramid"]
 
 
 @journey
-def pyramid(
+def pyramid(  # noqa: PLR0913 - a public journey takes flat options
     volume: str | os.PathLike[str] | Volume,
     *,
     levels: int | None = None,
     cluster: Cluster = None,
+    workers: str | Sequence[str] | None = None,
+    resources: str | Mapping[str, float] | None = None,
     wait: float | str | None = None,
     memory: str | int | None = None,
     overwrite: bool = False,
@@ -62,7 +66,7 @@ def pyramid(
     levels
         How many there shall be beside the full resolution; more are removed. By default until no
         side is longer than 64 voxels, or as many as there are.
-    cluster, wait, memory, progress
+    cluster, workers, resources, wait, memory, progress
         As in `predict`.
     overwrite
         Make all levels again, and replace arrays of these names that volflow did not make.
@@ -93,7 +97,8 @@ def pyramid(
     """
     options = from_keywords(PyramidOptions, locals())
     finest, place = finest_of(volume)
-    with connect(options.cluster, wait=options.wait) as client:
+    with connect(options.cluster, **options.connection) as client:
+        check_sight(client, place.store)
         memory_bytes = memory_per_worker(client, options.memory)
         with place.run.lock():
             sweep(place.store)
@@ -164,7 +169,7 @@ def plan_pyramid(volume: Any, **options: Any) -> Plan:
     """
     asked = from_keywords(PyramidOptions, options)
     finest, place = finest_of(volume)
-    with connect(asked.cluster, wait=asked.wait) as client:
+    with connect(asked.cluster, **asked.connection) as client:
         memory_bytes = memory_per_worker(client, asked.memory)
         threads = max(1, sum(workers(client).values()))
     tasks = tasks_for(finest, place, asked.levels, memory_bytes, asked.overwrite)

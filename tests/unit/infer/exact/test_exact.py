@@ -462,7 +462,9 @@ class TestRefused:
 
 def test_a_network_is_traced_once(client, tmp_path, monkeypatch):
     traced, trace = [], network.trace_any
-    monkeypatch.setattr(network, "trace_any", lambda *of: traced.append(of) or trace(*of))
+    monkeypatch.setattr(
+        network, "trace_any", lambda *of, **named: traced.append(of) or trace(*of, **named)
+    )
     options = {"cluster": client, "memory": "50MiB", "chunk": 8, "shard": 8, "progress": False}
     net, scan = unet(2, "instance"), noise()
     result = vf.predict(scan, net, tmp_path / "out.zarr", blend="exact", **options)

@@ -17,9 +17,11 @@ from volflow.errors import MemoryRefused
 from volflow.geometry.roi import Roi
 from volflow.infer.predict import plan_predict
 from volflow.model.unet import UNet
-from volflow.partition.graph import compute, live_bytes, needed
+from volflow.partition.footprint import live_bytes
+from volflow.partition.graph import compute, needed
 from volflow.partition.reach import alignment_of, trace_any
-from volflow.passes.cost import Cost, Costs, core, targets_of
+from volflow.partition.segments import core, targets_of
+from volflow.passes.cost import Cost, Costs
 from volflow.passes.schedule import Planner
 from volflow.store.create import create
 from volflow.store.meta import Meta, VolumeSpec
@@ -120,7 +122,8 @@ def no_block_of_a_pass_takes_more_than_memory(found, passes):
             given = (*step.given, *(() if alone else known))
             boxes = needed(graph, targets_of(graph, step, box), given)
             workspaces = {n: 0.0 for n in found.costs.ops}
-            assert live_bytes(graph, boxes, given, workspaces) <= step.peak_bytes
+            taken = live_bytes(graph, boxes, given, workspaces, copied=False)
+            assert taken <= step.peak_bytes
         known |= set(step.statistics)
 
 
@@ -163,12 +166,13 @@ def test_the_passes_compute_the_network(kinds, sizes, share, workers):
                 )
                 given = {*step.given, *merged}
 
-                for n, values in compute(graph, targets_of(graph, step, box), given, fetch):
+                targets = targets_of(graph, step, box)
+                for n, values in compute(graph, targets, given, fetch):
                     if n in made:
                         made[n][(..., *core(graph, n, box).slices())] = values
                     for s in step.statistics:
                         if graph.nodes[s].inputs[0] == n:
-                            partials[s].append(graph.nodes[s].compute.partial(values))
+                            partials[s].append(graph.nodes[s].compute.partial(values, targets[n]))
             held.update(made)
             for s, parts in partials.items():
                 rule = graph.nodes[s].compute
@@ -199,15 +203,15 @@ def test_on_a_gpu_both_budgets_hold_and_what_is_enough_is(kinds, sizes, share, w
     assume(min(memory, device) > 100)
     roomy = replace(found, memory_bytes=int(share * memory), device_bytes=int(share * device))
     for one in (replace(found, memory_bytes=memory, device_bytes=device), roomy):
-        passes = replace(one, _known={}).choose()
+        passes = replace(one).choose()
         what_is_read_was_stored_and_what_is_needed_was_measured(one.graph, passes)
         assert max(step.peak_bytes for step in passes) <= one.memory_bytes
         assert max(step.device_peak_bytes for step in passes) <= one.device_bytes
     # Where one budget is enough, the other is what is named.
-    assert replace(roomy, device_bytes=1, _known={}).enough()[0] == roomy.memory_bytes
-    assert replace(roomy, memory_bytes=1, _known={}).enough()[1] == roomy.device_bytes
+    assert replace(roomy, device_bytes=1).enough()[0] == roomy.memory_bytes
+    assert replace(roomy, memory_bytes=1).enough()[1] == roomy.device_bytes
     with pytest.raises(MemoryRefused, match=r"takes .*, and device_memory leaves 1 B; give more"):
-        replace(roomy, device_bytes=1, _known={}).choose()
+        replace(roomy, device_bytes=1).choose()
 
 
 class TestPlanPredict:

@@ -23,6 +23,7 @@ from volflow.infer.patches.tiling import (
     place_sums,
     runs_of,
 )
+from volflow.infer.patches.writer import tile_of
 
 MIB = 2**20
 
@@ -160,6 +161,41 @@ class TestChoice:
         demand = dataclasses.replace(demand_of(), grid=grid, scale=(2, 2, 2))
         found = choose_tiling(demand, (64, 64, 64), (64, 64, 64), 4096 * MIB)
         assert found.block == (64, 128, 128)
+
+
+class TestManyWorkers:
+    @given(st.tuples(*[st.integers(40, 200)] * 3), frames, st.integers(1, 9), st.booleans())
+    def test_forwards_are_counted_as_the_runs_need_them(self, shape, frame, workers, crop):
+        grid = PatchGrid(frame.reorder(shape), (32,) * 3, (24,) * 3)
+        demand = demand_of(grid=grid, frame=frame, crop=crop)
+        found = choose_tiling(demand, (32,) * 3, (32,) * 3, 4096 * MIB, None, workers)
+        blocks = BlockGrid(shape, found.block)
+        runs = runs_of(blocks, frame, frozenset(), workers)
+        tiles = [tile_of(blocks, frame, run) for run in runs]
+        each = [patch_count(grid, [[side] for side in tile], crop) for tile in tiles]
+        assert sum(each) == found.forwards
+
+    @pytest.mark.parametrize("side", [512, 1024])
+    @pytest.mark.parametrize("workers", [4, 16, 64])
+    def test_their_last_ends_sooner_than_along_the_first_axis_alone(self, side, workers):
+        grid = PatchGrid((side,) * 3, (96,) * 3, (72,) * 3)
+        demand = demand_of(grid=grid)
+        found = choose_tiling(demand, (64,) * 3, (64,) * 3, 4096 * MIB, None, workers)
+        blocks = BlockGrid((side,) * 3, found.block)
+        runs = runs_of(blocks, Frame(), frozenset(), workers)
+        tiles = [tile_of(blocks, Frame(), run) for run in runs]
+        each = [patch_count(grid, [[side] for side in tile], crop=False) for tile in tiles]
+        assert len(runs) <= workers
+        thick = side // min(workers, side // 64)
+        slabs = [(low, min(side, low + thick)) for low in range(0, side, thick)]
+        alone = [
+            patch_count(grid, [[slab], [(0, side)], [(0, side)]], crop=False) for slab in slabs
+        ]
+        assert max(each) < max(alone)
+
+    def test_one_worker_has_one_tile(self):
+        one = choose_tiling(demand_of(), (64, 64, 64), (64, 64, 64), 4096 * MIB, None, 1)
+        assert one.block == (64, 256, 256)
 
 
 class TestOnAGpu:

@@ -18,6 +18,7 @@ from volflow.report.facts.run_state import (
     unfinished,
 )
 from volflow.store.create import create
+from volflow.store.journal.failures import Failure
 from volflow.store.journal.journal import Journal, Record, journal_dir
 from volflow.store.layout import ShardEntry
 from volflow.store.meta import Meta, VolumeSpec
@@ -109,7 +110,18 @@ def test_state_of_a_run(volume, journal):
     json.dumps(facts)
     text = run_text(facts)
     assert "model 75%, read 25%" in text
+    assert "failed" not in text
     assert "run the same command again" in text
+
+
+def test_failed_blocks_are_listed_up_to_a_bound(volume, journal):
+    for block in range(1, 23):
+        journal.failures.note(Failure(block, "[8:16]", "it did not work"))
+    facts = run_facts(volume.path)
+    assert facts["failures"][21] == {"block": 22, "box": "[8:16]", "reason": "it did not work"}
+    lines = [line for line in run_text(facts).splitlines() if line.startswith("  failed")]
+    assert lines[0] == "  failed  block 1 [8:16]: it did not work"
+    assert lines[20:] == ["  failed  and 2 more, which --json lists"]
 
 
 def test_output_without_journal_is_refused(volume):

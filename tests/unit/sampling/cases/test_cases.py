@@ -16,7 +16,8 @@ from tests.stores import store
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
 from volflow.sampling.cases import named_arrays as module
-from volflow.sampling.cases.open_cases import open_cases, stem
+from volflow.sampling.cases.open_cases import open_cases
+from volflow.store.formats.sources import stem
 from volflow.store.volume import open_volume
 
 SHAPE = (20, 33, 40)

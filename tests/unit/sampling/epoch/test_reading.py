@@ -115,8 +115,7 @@ class TestRemoteStore:
 
     @pytest.fixture
     def url(self, plain, tmp_path):
-        for package in ("fsspec", "aiohttp"):
-            pytest.importorskip(package, reason=f"stores on HTTP need {package}")
+        pytest.importorskip("obstore")
 
         class Quiet(SimpleHTTPRequestHandler):
             def log_message(self, *args):

@@ -12,6 +12,7 @@ import pytest
 
 from volflow.errors import InvalidInput, Locked, ResumeRefused, RunFailed, Superseded
 from volflow.store.atomic import differences, plain, write_json
+from volflow.store.journal.failures import Failure
 from volflow.store.journal.journal import Journal, Record, journal_dir
 from volflow.store.layout import ShardEntry
 
@@ -210,6 +211,34 @@ def test_leftovers_of_killed_writers_are_swept(begun):
     leftover.write_text("{")
     begun.begin(RECORD)
     assert not leftover.exists()
+
+
+def test_the_record_of_a_block_that_comes_late_is_refused(begun):
+    """A worker that was stopped comes back after another has done its block."""
+    session = begun.begin(RECORD)
+    begun.mark(0, [ENTRY], {"read": 1.0}, session=session)
+    first = (begun.directory / "done" / "00000000.json").read_bytes()
+    begun.mark(0, [ENTRY], {"read": 99.0}, session=session)
+    assert (begun.directory / "done" / "00000000.json").read_bytes() == first
+    (begun.directory / "done" / "00000000.json").write_text('{"block": 0, "ent')  # a power cut
+    begun.mark(0, [ENTRY], {"read": 2.0}, session=session)
+    assert begun.stages() == {0: {"read": 2.0}}
+
+
+def test_a_block_that_was_given_up_is_remembered_until_it_is_done(begun):
+    lost = Failure(7, "[0:8, 0:8, 0:8]", "its worker died")
+    begun.failures.note(Failure(3, "", "OSError: it did not work"))
+    begun.failures.note(lost)
+    (begun.directory / "failed" / "00000009.json").write_text('{"block": 9, "bo')
+    begun.begin(RECORD)  # it is tried again, and may be killed before
+    assert begun.failures.read() == [Failure(3, "", "OSError: it did not work"), lost]
+    begun.mark(3, [ENTRY], {})
+    assert begun.failures.read() == [lost]
+    begun.begin(RECORD)
+    begun.forget([3])
+    assert begun.failures.read() == [lost]
+    begun.clear()
+    assert begun.failures.read() == []
 
 
 def test_a_task_outliving_its_driver_stops(begun):

@@ -11,7 +11,15 @@ from torch import Tensor
 
 from volflow.partition.rules.tracing import OpCall, Tracer, leaves
 
-__all__ = ["as_called", "changes_first", "is_random", "name_of", "works_in_place"]
+__all__ = [
+    "AUTOGRAD",
+    "as_called",
+    "changes_first",
+    "draws_alone",
+    "is_random",
+    "name_of",
+    "works_in_place",
+]
 
 _OPERATORS = "add sub mul truediv floordiv mod pow and or xor lshift rshift matmul div"
 _WRITES = (
@@ -27,8 +35,19 @@ _DRAWS = (
     "bernoulli multinomial normal poisson binomial rand_like randn_like randint_like"
     " gumbel_softmax native_dropout fractional_max_pool2d fractional_max_pool3d"
 )
+_DRAWS_ALONE = (
+    "rand randn randint randperm normal_ uniform_ bernoulli_ random_ exponential_ log_normal_"
+    " cauchy_ geometric_ trunc_normal_"
+)
+_AUTOGRAD = (
+    "backward grad grad_fn is_leaf register_hook register_post_accumulate_grad_hook requires_grad"
+    " requires_grad_ retain_grad"
+)
 OPERATORS_IN_PLACE = frozenset(f"__i{name}__" for name in _OPERATORS.split())
 WRITES, DROPOUTS, DRAWS = (frozenset(names.split()) for names in (_WRITES, _DROPOUTS, _DRAWS))
+# They ask autograd, or change what it does.
+AUTOGRAD = frozenset(_AUTOGRAD.split())
+DRAWS_ALONE = DRAWS | frozenset(_DRAWS_ALONE.split())
 
 
 def name_of(func: Any) -> str:
@@ -120,3 +139,8 @@ def is_random(call: OpCall) -> bool:
     off = rrelu or call.name == "alpha_dropout" or call.name.startswith("feature")
     training = given.get("training", given.get("train", not off))
     return bool(training) and given.get("p", 0.5) != 0
+
+
+def draws_alone(call: OpCall) -> bool:
+    """Return True if a call that is not given the image draws random numbers."""
+    return call.name in DRAWS_ALONE or is_random(call)

@@ -1,0 +1,96 @@
+"""A prediction on real SLURM jobs; skipped where there is no SLURM, or no dask-jobqueue.
+
+Dask's configuration says what the site needs, such as ``DASK_JOBQUEUE__SLURM__INTERFACE=lo``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import threading
+import time
+
+import dask
+import numpy as np
+import pytest
+
+import volflow as vf
+from volflow.engine.clusters.slurm import job_memory
+from volflow.engine.memory import resident_bytes
+
+MIB = 2**20
+MEMORY = "300MiB"
+
+pytestmark = [
+    pytest.mark.nightly,
+    pytest.mark.skipif(shutil.which("sbatch") is None, reason="no SLURM here"),
+]
+
+
+@pytest.fixture
+def site(root):
+    """What this site needs, beside what Dask is configured with."""
+    pytest.importorskip("dask_jobqueue", reason="dask-jobqueue is not installed")
+    names = ("SLURM_CONF", "VOLFLOW_TEST_SLEEP")
+    exports = [f"export {name}={os.environ[name]}" for name in names if name in os.environ]
+    exports.append(f"export PYTHONPATH={root}")
+    prologue = dask.config.get("jobqueue.slurm.job-script-prologue") or []
+    with dask.config.set(
+        {
+            "jobqueue.slurm.cores": 1,
+            "jobqueue.slurm.walltime": "00:10:00",
+            "jobqueue.slurm.job-script-prologue": [*prologue, *exports],
+        }
+    ):
+        yield
+
+
+def jobs() -> list[str]:
+    listed = subprocess.run(
+        ["squeue", "--noheader", "--format=%i"], capture_output=True, text=True, check=True
+    )
+    return listed.stdout.split()
+
+
+def test_jobs_are_sized_by_memory_and_one_may_be_cancelled(site, tmp_path, monkeypatch):
+    """The result equals that of threads, the memory that SLURM grants is what was to be asked."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VOLFLOW_TEST_SLEEP", "0.1")
+    scan = np.random.default_rng(0).random((96, 16, 16), "float32")
+    scan = vf.convert(scan, tmp_path / "scan.zarr", progress=False)
+    options = {
+        "patch": 8, "overlap": 0, "batch_size": 1, "chunk": 8, "shard": 8, "progress": False,
+    }  # fmt: skip
+    granted: list[int] = []
+    before = set(jobs())
+
+    def cancel():
+        done = tmp_path / "jobs.zarr.volflow" / "done"
+        while len(list(done.glob("*.json"))) < 3:
+            time.sleep(0.1)
+        mine = sorted(set(jobs()) - before)
+        for job in mine:
+            shown = subprocess.run(
+                ["scontrol", "show", "job", job], capture_output=True, text=True, check=True
+            ).stdout
+            granted.append(int(re.search(r"MinMemoryNode=(\d+)M", shown)[1]))
+        subprocess.run(["scancel", mine[0]], check=True)
+
+    baseline = resident_bytes()
+    thread = threading.Thread(target=cancel, daemon=True)
+    thread.start()
+    result = vf.predict(
+        scan, "tests.nets:slow", tmp_path / "jobs.zarr", cluster="slurm:2", memory=MEMORY, **options
+    )
+    thread.join(10)
+    expected = vf.predict(scan, "tests.nets:slow", tmp_path / "threads.zarr", **options)
+    assert (result[:] == expected[:]).all()
+    _, least = job_memory(300 * MIB, baseline)
+    assert granted
+    assert all(least <= mib <= least + 400 for mib in granted)
+    deadline = time.monotonic() + 60
+    while set(jobs()) - before:
+        assert time.monotonic() < deadline
+        time.sleep(0.5)

@@ -1,0 +1,71 @@
+"""A Dask scheduler and workers in processes of their own, as a site starts them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from distributed import Client
+
+PATIENCE_S = 120
+
+
+@contextmanager
+def dask_processes(
+    folder: Path, root: Path, *, workers: int = 1, environment: Mapping[str, str] | None = None
+) -> Iterator[str]:
+    """Yield the address of a scheduler with workers, which have another environment.
+
+    Parameters
+    ----------
+    folder, root
+        Where they work, and the repository.
+    workers, environment
+        How many workers, and what is different in theirs.
+    """
+    file = folder / "scheduler.json"
+    common = {**os.environ, "PYTHONPATH": str(root)}
+    started = [
+        _started(
+            ["dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard",
+             "--dashboard-address", "127.0.0.1:0", "--scheduler-file", str(file)],
+            folder, common,
+        )
+    ]  # fmt: skip
+    try:
+        for _ in range(workers):
+            started.append(
+                _started(
+                    ["dask_worker", "--scheduler-file", str(file), "--no-nanny", "--no-dashboard",
+                     "--nthreads", "1", "--host", "127.0.0.1", "--death-timeout", "60"],
+                    folder, {**common, **(environment or {})},
+                )
+            )  # fmt: skip
+        deadline = time.monotonic() + PATIENCE_S
+        while not file.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        with Client(scheduler_file=str(file), set_as_default=False, timeout="60s") as client:
+            client.wait_for_workers(workers, timeout=PATIENCE_S)
+            address = client.scheduler.address
+        yield address
+    finally:
+        for process in reversed(started):
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _started(command: list[str], folder: Path, environment: Mapping[str, str]):
+    module, *options = command
+    return subprocess.Popen(
+        [sys.executable, "-m", f"distributed.cli.{module}", *options],
+        cwd=folder, env=environment, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""What is observed of a run: what limits it, and the report of Dask."""

@@ -1,0 +1,121 @@
+"""Inputs of a prediction made ready: files converted, and what cannot be identified."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from volflow.errors import InvalidInput, ResumeRefused, SourceChanged
+from volflow.infer.request import Request
+from volflow.store.journal.journal import Journal, Record, journal_dir
+from volflow.store.volume import Volume
+from volflow.volumes.convert import convert
+
+__all__ = ["computed_again", "convert_inputs", "trusting"]
+
+
+def convert_inputs(request: Request, overwrite: bool, **options: Any) -> tuple[Request, bool]:
+    """Convert what is no Zarr array yet into the folder beside the output.
+
+    Parameters
+    ----------
+    request
+        Checked.
+    overwrite
+        Replace what was converted before of another input, instead of refusing.
+    **options
+        Of `convert`.
+
+    Returns
+    -------
+    request
+        With volumes on disk only.
+    anew
+        True where a conversion that had been begun was begun anew, or an input cannot be
+        identified.
+
+    Raises
+    ------
+    SourceChanged
+        Where an input has another shape by now.
+    """
+    image, given = request.inputs, dict(request.given or {})
+    anew = bool(request.unidentified) and not request.options.resume
+
+    def converted(name: str, x: Any, source: Any, labels: bool | None) -> Volume:
+        nonlocal anew
+        if isinstance(source, Volume):
+            return source
+        keep = request.sidecar / f"{name}.zarr"
+        before = _begun(keep)
+        # A file is opened again when it is converted, lest it changed since.
+        x = x if isinstance(x, str | os.PathLike) else source
+        try:
+            volume = convert(x, keep, labels=labels, **options)
+        except ResumeRefused as error:  # what was converted before is another input
+            if not overwrite:
+                named = x if isinstance(x, str | os.PathLike) else name
+                raise ResumeRefused(f"{named} is not what it was: {error}") from error
+            volume = convert(x, keep, labels=labels, overwrite=True, **options)
+        anew |= before not in (None, _begun(keep))
+        if volume.shape != tuple(source.shape):
+            raise SourceChanged(
+                f"{name} has shape {volume.shape}, and had {tuple(source.shape)} when the run was"
+                " planned; run the same command again when it is whole"
+            )
+        return volume
+
+    Journal(request.sidecar).make_place()
+    try:
+        # A network reads the values of its inputs, whatever their files say of them.
+        volumes = tuple(
+            converted(name or "input", x, source, False)
+            for (name, x), source in zip(given.items(), image.volumes, strict=True)
+        )
+        mask = image.mask
+        if mask is not None:
+            mask = converted("mask", request.options.mask, mask, None)
+    except InvalidInput:
+        with suppress(OSError):  # there is something in it
+            request.sidecar.rmdir()
+        raise
+    specs = tuple(volume.spec for volume in volumes)
+    return replace(request, inputs=replace(image, specs=specs, volumes=volumes, mask=mask)), anew
+
+
+def computed_again(request: Request) -> str:
+    """Return why what is there counts for nothing, for people."""
+    return (
+        f"{request.unidentified}, so that it may hold something else by now; all is computed again"
+        " (resume=True trusts that it does not; a copy made with vf.convert is known)"
+    )
+
+
+def trusting(request: Request, record: Record, before: Record) -> Record:
+    """Return a record in which inputs that cannot be identified are those of the first run.
+
+    Without ``resume=True`` nothing is trusted.
+    """
+    then = before.fingerprint
+    if not request.options.resume or len(then.get("input", ())) != len(request.inputs.volumes):
+        return record
+    volumes, mask = request.inputs.volumes, request.inputs.mask
+
+    def one(source: Any, now: Any, first: Any) -> Any:
+        return first if source is not None and source.unidentified else now
+
+    kept = dict(record.fingerprint)
+    kept["input"] = [one(*x) for x in zip(volumes, kept["input"], then["input"], strict=True)]
+    kept["mask"] = one(mask, kept["mask"], then.get("mask"))
+    return replace(record, fingerprint=kept)
+
+
+def _begun(volume: Path) -> int | None:
+    """Return when the run that makes a volume was first recorded; None where none was."""
+    try:
+        return (journal_dir(volume) / "plan.json").stat().st_mtime_ns
+    except OSError:
+        return None

@@ -1,0 +1,1 @@
+"""Runs of runs: batches of cases, pipelines of steps, and records of what ran."""

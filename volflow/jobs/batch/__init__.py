@@ -1,0 +1,1 @@
+"""Batches: one prediction for each of many cases, night after night."""

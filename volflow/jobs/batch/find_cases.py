@@ -1,0 +1,212 @@
+"""Find cases: what of a pattern, a folder or a table belongs together, by name; nothing is opened.
+
+The result is plain: the volumes of each case by name, in a dict by case, which `predict_cases`,
+`open_cases` and `PatchStream` take.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from volflow.errors import InvalidInput
+from volflow.jobs.batch.case_folders import cases_of_folder
+
+__all__ = ["CASE", "MOST_NAMED", "check_names", "find_cases", "listed"]
+
+CASE = "{case}"
+IMAGE = "image"
+TABLES = (".csv", ".tsv")
+MOST_NAMED = 8  # cases in a message
+
+
+def find_cases(
+    source: str | os.PathLike[str] | Mapping[str, str] | None = None, /, **channels: str
+) -> dict[str, dict[str, str]]:
+    """Find cases by a pattern, in a folder, or in a table; no volume is opened.
+
+    Parameters
+    ----------
+    source
+        A pattern with ``{case}``, such as ``"in/{case}.nii.gz"`` or ``"in/{case}/t1.nii.gz"``, or
+        several by the names of their channels. A folder of volumes; or one with ``images/`` and
+        ``labels/``; of the Decathlon (``imagesTr/``, ``labelsTr/``, ``imagesTs/``); or of nnU-Net
+        (``case_0000.nii.gz``, with its ``dataset.json``). A table (``.csv``, ``.tsv``) with a
+        column ``case`` and one for each channel, whose paths are relative to it.
+    **channels
+        Patterns by channel: ``t1="in/{case}_t1.nii.gz", flair="in/{case}_flair.nii.gz"``.
+
+    Returns
+    -------
+    dict
+        By the names of the cases, sorted (of a table in its order): the paths of their volumes by
+        name. A single volume is called ``"image"``, the label of a folder ``"label"``, where there
+        is one.
+
+    Raises
+    ------
+    InvalidInput
+        If nothing is found, saying what was looked for; if a channel is missing in some cases, or
+        two cases have one name, naming them.
+
+    Examples
+    --------
+    >>> for name in ("p1_t1", "p1_flair", "p2_t1", "p2_flair"):
+    ...     Path(f"{name}.npy").touch()
+    >>> found = find_cases(t1="{case}_t1.npy", flair="{case}_flair.npy")
+    >>> list(found), list(found["p1"])
+    (['p1', 'p2'], ['t1', 'flair'])
+    """
+    if channels or isinstance(source, Mapping):
+        if channels and source is not None:
+            raise InvalidInput("cases are found by one source or by channels; given both")
+        return _cases_of_patterns(dict(source) if isinstance(source, Mapping) else channels)
+    if source is None:
+        raise InvalidInput(
+            'find_cases needs a pattern such as "in/{case}.nii.gz", a folder or a table'
+        )
+    text = os.fspath(source)
+    path = Path(text).expanduser()
+    if CASE in text:
+        found = _cases_of_patterns({IMAGE: text})
+    elif path.is_dir():
+        found = cases_of_folder(path)
+    elif path.suffix.lower() in TABLES:
+        found = _cases_of_table(path)
+    else:
+        raise InvalidInput(
+            f"{text} is neither a pattern with {CASE}, a folder nor a table ({', '.join(TABLES)});"
+            " write for example in/{case}.nii.gz"
+        )
+    check_names(found)
+    return found
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return names for a message: the first few, and how many more there are.
+
+    Examples
+    --------
+    >>> listed(["b", "a"]), listed(str(n) for n in range(10))
+    ('a, b', '0, 1, 2, 3, 4, 5, 6, 7 and 2 more')
+    """
+    shown = sorted(names)
+    more = len(shown) - MOST_NAMED
+    return ", ".join(shown[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Refuse names of cases that cannot be part of a file's name.
+
+    Raises
+    ------
+    InvalidInput
+        Naming them.
+    """
+    wrong = [
+        name
+        for name in names
+        if not name.isprintable() or not name.strip() or "/" in name or name.startswith(".")
+    ]
+    if wrong:
+        raise InvalidInput(
+            f"results are named by their cases, which {listed(map(repr, wrong))} cannot be; use"
+            " names that are printed, without a slash and without a dot in front"
+        )
+
+
+def _cases_of_patterns(patterns: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """Return the cases of patterns by channel."""
+    without = [pattern for pattern in patterns.values() if CASE not in os.fspath(pattern)]
+    if without:
+        raise InvalidInput(
+            f"{listed(map(str, without))} has no {CASE} in it, which stands for the name of a case;"
+            " write for example in/{case}_t1.nii.gz"
+        )
+    found: dict[str, dict[str, str]] = {}
+    for channel, pattern in patterns.items():
+        for case, path in _matches(os.fspath(pattern)).items():
+            found.setdefault(case, {})[channel] = path
+    _check_channels(found, patterns)
+    check_names(found)
+    return dict(sorted(found.items()))
+
+
+def _matches(pattern: str) -> dict[str, str]:
+    """Return the paths that a pattern matches, by case."""
+    text = str(Path(pattern).expanduser())
+    parts = text.split(CASE)
+    # The second {case} and further ones stand for what the first does.
+    regular = re.escape(parts[0]) + "(?P<case>[^/]+)" + "(?P=case)".join(map(re.escape, parts[1:]))
+    form = re.compile(regular, re.DOTALL)
+    paths = glob.glob("*".join(map(glob.escape, parts)))  # noqa: PTH207 - keeps paths as written
+    found = {}
+    for path in sorted(paths):
+        match = form.fullmatch(path)
+        if match:
+            found[match["case"]] = path
+    if not found:
+        raise InvalidInput(
+            f"no case was found: nothing matches {pattern} (looked in"
+            f" {Path(parts[0] + '_').parent.absolute()}); check the pattern, in quotes"
+        )
+    return found
+
+
+def _check_channels(found: Mapping[str, Mapping[str, str]], channels: Iterable[str]) -> None:
+    """Refuse cases that lack a channel."""
+    lacking = {
+        channel: [case for case, volumes in found.items() if channel not in volumes]
+        for channel in channels
+    }
+    named = [f"{channel} of {listed(cases)}" for channel, cases in lacking.items() if cases]
+    if named:
+        raise InvalidInput(
+            f"each case needs all its channels; missing: {'; '.join(named)}; add their files, or"
+            " list the other cases in a table"
+        )
+
+
+def _cases_of_table(path: Path) -> dict[str, dict[str, str]]:
+    """Return the cases of a table, in its order."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
+    except OSError as error:
+        raise InvalidInput(f"{path} cannot be read: {(error.strerror or '').lower()}") from error
+    except (UnicodeError, csv.Error) as error:
+        raise InvalidInput(f"{path} is not a table of text in UTF-8: {error}") from error
+    heads = [head.strip() for head in rows[0]] if rows else []
+    if "case" not in heads or len(heads) < 2 or len(set(heads)) < len(heads) or "" in heads:
+        raise InvalidInput(
+            f'{path} needs a column "case" and one for each channel, by names that differ; its'
+            f" first line has {', '.join(heads) or 'none'}"
+        )
+    found: dict[str, dict[str, str]] = {}
+    for number, row in enumerate(rows[1:], 2):
+        if not any(cell.strip() for cell in row):
+            continue
+        if len(row) != len(heads):
+            raise InvalidInput(
+                f"line {number} of {path} has {len(row)} columns, expected {len(heads)}"
+            )
+        cells = dict(zip(heads, (cell.strip() for cell in row), strict=True))
+        case = cells.pop("case")
+        if case in found:
+            raise InvalidInput(
+                f"the names of cases must differ, but line {number} of {path} has {case!r} again"
+            )
+        found[case] = {name: _beside(path, cell) for name, cell in cells.items() if cell}
+    if not found:
+        raise InvalidInput(f"no case was found: {path} has no line below its heads")
+    _check_channels(found, [head for head in heads if head != "case"])
+    return found
+
+
+def _beside(table: Path, cell: str) -> str:
+    """Return a path or URL of a table; paths are relative to the table."""
+    return cell if "://" in cell else str(table.parent / Path(cell).expanduser())

@@ -1,0 +1,1 @@
+"""What a module does while it is followed: what its calls mean, and what it does beside them."""

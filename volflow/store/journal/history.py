@@ -1,0 +1,149 @@
+"""What a journal says of how a run went: when and where each block was done, and who is at work.
+
+Nothing is changed, and nothing is read but what lies beside the output, so any machine that sees
+the output can look, while the run goes on elsewhere.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import math
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from volflow.store.atomic import parse_json, read_json
+from volflow.store.journal.journal import Journal
+from volflow.store.journal.records import as_entries
+from volflow.store.layout import ShardEntry
+
+__all__ = ["Finished", "Holder", "find_holder", "finished_blocks"]
+
+# Records read of a long run, the newest: enough for its pace, and quick on a slow file system.
+MOST_READ = 2000
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished block.
+
+    Parameters
+    ----------
+    block
+        Its number.
+    at_s
+        When it was recorded, in seconds since 1970, by the clock of the file system.
+    voxels
+        Voxels that it wrote of one output, counting no channels; 0 if it wrote none.
+    worker
+        Host and number of the process that did it; "" in journals that do not say.
+    stages
+        Seconds by stage.
+    """
+
+    block: int
+    at_s: float
+    voxels: int
+    worker: str
+    stages: Mapping[str, float]
+
+    @property
+    def took_s(self) -> float:
+        """Seconds of all stages."""
+        return sum(self.stages.values())
+
+
+@dataclass(frozen=True)
+class Holder:
+    """The driver that a lock names.
+
+    Parameters
+    ----------
+    host, pid
+        Its machine and process.
+    since_s
+        When it took the lock, in seconds since 1970.
+    alive
+        True if it still holds it, False if it ended without releasing it, and None if that cannot
+        be seen from this machine.
+    """
+
+    host: str
+    pid: int
+    since_s: float
+    alive: bool | None
+
+
+def finished_blocks(journal: Journal, most: int = MOST_READ) -> tuple[int, list[Finished]]:
+    """Return the number of finished blocks, and the last of them, oldest first."""
+    listed = sorted(_listed(journal.directory / "done"), key=lambda item: (item[1], item[0]))
+    read = [_read(path, at_s) for path, at_s in listed[-most:]]
+    found = [one for one in read if one is not None]
+    return len(listed) - (len(read) - len(found)), found
+
+
+def _listed(folder: Path) -> Iterator[tuple[Path, float]]:
+    """Yield the path of each block's record, and when it was written."""
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name[:1].isdigit() and entry.name.endswith(".json"):
+                    yield Path(entry.path), entry.stat().st_mtime
+    except (FileNotFoundError, NotADirectoryError):  # none is done yet, or deleted meanwhile
+        return
+
+
+def _read(path: Path, at_s: float) -> Finished | None:
+    """Return a block's record; None if it is damaged, so that the block will be done again."""
+    try:
+        saved = read_json(path)
+        entries, stages = as_entries(saved)
+        return Finished(int(path.stem), at_s, _voxels(entries), _worker(saved), stages)
+    except (OSError, ValueError):
+        return None
+
+
+def _worker(saved: Any) -> str:
+    worker = saved.get("worker", "")
+    return worker if isinstance(worker, str) else ""
+
+
+def _voxels(entries: tuple[ShardEntry, ...]) -> int:
+    """Return the voxels of a block: of its first array, and there of the first channels."""
+    first = next(iter(entries), None)
+    if first is None:
+        return 0
+    like = (first.array, first.start[:-3])
+    return sum(
+        math.prod(b - a for a, b in zip(one.start[-3:], one.stop[-3:], strict=False))
+        for one in entries
+        if (one.array, one.start[:-3]) == like
+    )
+
+
+def find_holder(journal: Journal) -> Holder | None:
+    """Return the driver that the lock of an output names; None if it was released."""
+    try:
+        with (journal.directory / "lock").open("rb") as file:
+            noted = parse_json(file.read(4096))
+            host, pid = str(noted["host"]), int(noted["pid"])
+            since_s = os.fstat(file.fileno()).st_mtime
+            held = _is_held(file.fileno())
+    except (OSError, ValueError, TypeError, KeyError, OverflowError):  # nobody, or damaged
+        return None
+    here = host == socket.gethostname()
+    # Where another machine's lock seems free, the file system may not carry locks between them.
+    return Holder(host, pid, since_s, True if held else (False if here else None))
+
+
+def _is_held(file: int) -> bool:
+    """Return True if another holds the lock: it is shared for a moment, which drivers wait out."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    fcntl.flock(file, fcntl.LOCK_UN)
+    return False

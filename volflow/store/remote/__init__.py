@@ -1,0 +1,1 @@
+"""Volumes behind URLs: access through obstore, boxes of shards in few requests."""

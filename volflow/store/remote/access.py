@@ -1,0 +1,319 @@
+"""Volumes behind URLs: s3://, gs://, az://, http(s)://, read and written through obstore.
+
+Credentials are found by obstore in the environment of each process (``AWS_ACCESS_KEY_ID``,
+``AWS_ENDPOINT_URL``, …) or on the machine; profiles in ``~/.aws`` need boto3. They are never sent
+to a worker: a store travels as its address. Requests that fail by 5xx, timeouts, broken connections
+or cut answers are repeated with growing, random pauses for up to two minutes. What fails still is
+an ``OSError``, as on a disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import errno
+import os
+import random
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from datetime import timedelta
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from zarr.storage import ObjectStore
+
+from volflow.errors import InvalidInput, first_line
+
+__all__ = ["Remote", "ask", "can_list", "check_reachable", "connect", "is_remote", "listed"]
+
+SCHEMES = ("s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss", "http", "https")
+UNLISTED = ("http", "https")  # but for WebDAV
+ONE_PUT_BYTES = 2**28  # a larger object is sent in parts
+PATIENCE_S, BRIEF_S = 120.0, 4.0  # for which requests that fail are repeated
+MOST_TRIES = 1000  # in that time
+TIMEOUT = "60s"  # of one request
+CUT_TRIES = 6
+CUT = ("response body", "connection closed before message completed", "IncompleteMessage")
+SETTLES_S = 0.2  # in which threads of obstore have let go of what they returned
+NO_KEYS = "169.254.169.254"  # asked for credentials where there are none
+
+T = TypeVar("T")
+
+
+@cache
+def _settle_at_exit() -> None:
+    """Have the interpreter wait for a moment before it ends.
+
+    A thread of obstore lets go of an answer's objects just after it was given; where it waits for
+    Python's lock while the interpreter ends, the process is aborted.
+    """
+    atexit.register(time.sleep, SETTLES_S)
+
+
+def is_remote(url: str) -> bool:
+    """Return True if a URL is of an object store that `connect` knows.
+
+    Examples
+    --------
+    >>> is_remote("s3://bucket/scan.zarr"), is_remote("memory://scan.zarr"), is_remote("scan.zarr")
+    (True, False, False)
+    """
+    scheme, found, _ = url.partition("://")
+    return bool(found) and scheme.lower() in SCHEMES
+
+
+def connect(url: str, patience_s: float | None = None) -> Any:
+    """Return the obstore store of a URL, whose keys are relative to it; nothing is requested.
+
+    Raises
+    ------
+    InvalidInput
+        If obstore is missing, or the URL or the configuration cannot be used.
+    """
+    try:
+        from obstore.store import from_url
+    except ImportError as error:
+        raise InvalidInput(
+            f'{url} needs a package that is not installed ({error}); pip install "volflow[cloud]"'
+        ) from error
+    _settle_at_exit()
+    endpoint = os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT") or ""
+    plain = url.startswith("http://") or (url.startswith("s3") and endpoint.startswith("http://"))
+    options: dict[str, Any] = {"client_options": {"timeout": TIMEOUT}}
+    if plain:
+        options["client_options"]["allow_http"] = True
+    options["retry_config"] = {
+        "max_retries": MOST_TRIES,
+        "retry_timeout": timedelta(seconds=PATIENCE_S if patience_s is None else patience_s),
+        "backoff": {"max_backoff": timedelta(seconds=10)},
+    }
+    if url.startswith("s3"):
+        options |= _profile(url)
+    try:
+        return from_url(url, **options)
+    except Exception as error:  # of any class, for what is misspelt or missing
+        raise InvalidInput(
+            f"{url} cannot be used: {first_line(error)}; check the address"
+        ) from error
+
+
+def _profile(url: str) -> dict[str, Any]:
+    """Return the credentials of a profile in ``~/.aws``, which obstore leaves to boto3."""
+    named = os.environ.get("AWS_PROFILE")
+    files = [Path("~/.aws").expanduser() / name for name in ("credentials", "config")]
+    if os.environ.get("AWS_ACCESS_KEY_ID") or os.environ.get("AWS_SKIP_SIGNATURE"):
+        return {}
+    if not named and not any(path.exists() for path in files):
+        return {}
+    try:
+        from obstore.auth.boto3 import Boto3CredentialProvider
+
+        return {"credential_provider": Boto3CredentialProvider()}
+    except ImportError as error:
+        if not named:
+            return {}
+        raise InvalidInput(
+            f"{url} needs boto3 for the profile AWS_PROFILE={named} ({error}); pip install boto3,"
+            " or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        ) from error
+    except Exception as error:
+        raise InvalidInput(
+            f"{url} cannot be used with the profile {named or 'of ~/.aws'}: {first_line(error)}"
+        ) from error
+
+
+class Remote(ObjectStore[Any]):
+    """The Zarr store behind a URL; it pickles as its address, and fails as a disk does.
+
+    Parameters
+    ----------
+    address
+        URL of the Zarr group or array.
+    read_only
+        Refuse to write.
+    """
+
+    def __init__(self, address: str, *, read_only: bool = False) -> None:
+        super().__init__(connect(address), read_only=read_only)
+        self.address = address.rstrip("/")
+
+    def with_read_only(self, read_only: bool = False) -> Remote:
+        """Return the same store, read-only or not."""
+        return Remote(self.address, read_only=read_only)
+
+    def __str__(self) -> str:
+        return self.address
+
+    def __eq__(self, other: object) -> bool:
+        same = isinstance(other, Remote) and self.address == other.address
+        return same and self.read_only == getattr(other, "read_only", None)
+
+    __hash__ = None  # type: ignore[assignment] # as that of zarr
+
+    def __getstate__(self) -> dict[Any, Any]:
+        return {"address": self.address, "read_only": self.read_only}
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        self.__init__(state["address"], read_only=state["read_only"])  # type: ignore[misc]
+
+    async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
+        """Return an object or a range of it; None if there is none."""
+        return await _ask(self._name(key), partial(super().get, key, prototype, byte_range))
+
+    async def get_partial_values(self, prototype: Any, key_ranges: Any) -> Any:
+        """Return ranges of objects."""
+        wanted = list(key_ranges)
+        return await _ask(self.address, partial(super().get_partial_values, prototype, wanted))
+
+    async def exists(self, key: str) -> bool:
+        """Return True if there is such an object."""
+        found: bool = await _ask(self._name(key), partial(super().exists, key))
+        return found
+
+    async def set(self, key: str, value: Any) -> None:
+        """Write an object whole, in one request unless it is huge."""
+        import obstore
+
+        self._check_writable()
+        data, parts = value.as_buffer_like(), len(value) > ONE_PUT_BYTES
+        put = partial(obstore.put_async, self.store, key, data, use_multipart=parts)
+        await _ask(self._name(key), put)
+
+    async def delete(self, key: str) -> None:
+        """Delete an object, if it is there."""
+        await _ask(self._name(key), partial(super().delete, key))
+
+    async def list_dir(self, prefix: str) -> AsyncIterator[str]:  # type: ignore[override]
+        """Yield the names directly below a prefix."""
+
+        async def names() -> list[str]:
+            return [name async for name in ObjectStore.list_dir(self, prefix)]
+
+        for name in await _ask(self._name(prefix), names):
+            yield name
+
+    def _name(self, key: str) -> str:
+        return f"{self.address}/{key}"
+
+
+def ask(what: str, call: Callable[[], T]) -> T:
+    """Return what a call of obstore returns; it is repeated where an answer is cut short.
+
+    Other failures that may pass, obstore repeats itself.
+
+    Raises
+    ------
+    PermissionError, FileNotFoundError
+        If it is refused, or there is no such object or bucket.
+    OSError
+        For any other failure, with the reason.
+    """
+    for pause_s in _pauses():
+        try:
+            return call()
+        except Exception as error:
+            _raise_unless_cut(error, what, last=pause_s is None)
+        time.sleep(pause_s or 0)
+    raise AssertionError  # the last pause is None
+
+
+async def _ask(what: str, call: Callable[[], Awaitable[T]]) -> T:
+    for pause_s in _pauses():
+        try:
+            return await call()
+        except Exception as error:
+            _raise_unless_cut(error, what, last=pause_s is None)
+        await asyncio.sleep(pause_s or 0)
+    raise AssertionError  # the last pause is None
+
+
+def _pauses() -> Iterator[float | None]:
+    for repeat in range(CUT_TRIES - 1):
+        yield random.uniform(0, 0.1 * 2**repeat)
+    yield None
+
+
+def _raise_unless_cut(error: Exception, what: str, *, last: bool) -> None:
+    """Raise the error of a disk for one of obstore, unless an answer was cut short."""
+    if isinstance(error, OSError) or not type(error).__module__.startswith("obstore"):
+        raise error
+    if last or not any(text in str(error) for text in CUT):
+        raise _os_error(error, what) from error
+
+
+def _os_error(error: Exception, what: str) -> OSError:
+    text = str(error)
+    if NO_KEYS in text:
+        return PermissionError(
+            errno.EACCES,
+            "no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (a profile"
+            " of ~/.aws needs boto3), or AWS_SKIP_SIGNATURE=true for a public bucket",
+            what,
+        )
+    code = re.search(r"<Code>(\w+)</Code>", text)
+    status = re.search(r"status code: ([^:]+)", text)
+    reason = ", ".join(found[1] for found in (status, code) if found) or first_line(error)
+    if code is not None and code[1] == "NoSuchBucket":
+        return FileNotFoundError(errno.ENOENT, "the bucket does not exist", what)
+    if re.search(r"status code: 40[13]", text):
+        return PermissionError(errno.EACCES, f"permission denied ({reason})", what)
+    return OSError(errno.EIO, reason, what)
+
+
+def check_reachable(url: str) -> bool:
+    """Return True if there is Zarr v3 at a URL; a wrong address or key is known in seconds.
+
+    Raises
+    ------
+    PermissionError, FileNotFoundError
+        If it refuses, or there is no such bucket.
+    OSError
+        If it does not answer.
+    """
+    import obstore
+
+    store = connect(url, BRIEF_S)
+    try:
+        ask(url, lambda: obstore.head(store, "zarr.json"))
+    except FileNotFoundError:
+        if url.partition("://")[0].lower() not in UNLISTED:  # is there a bucket at all?
+            ask(url, lambda: next(iter(obstore.list(store, chunk_size=1)), None))
+        return False
+    return True
+
+
+def can_list(store: ObjectStore[Any], prefix: str) -> bool:
+    """Return True if a store lists its objects with their ETags."""
+    import obstore
+
+    if isinstance(store, Remote) and store.address.partition("://")[0].lower() in UNLISTED:
+        return False
+    try:
+        first = ask(
+            f"{store}/{prefix}",
+            lambda: next(iter(obstore.list(store.store, prefix or None, chunk_size=1)), []),
+        )
+    except PermissionError:
+        return False
+    return all(meta["e_tag"] for meta in first)
+
+
+def listed(store: Any, prefix: str) -> list[str]:
+    """Return key, size and ETag of all objects below a prefix, sorted.
+
+    Raises
+    ------
+    OSError
+        If the store does not answer.
+    """
+    import obstore
+
+    pages = ask(
+        f"{store}/{prefix}",
+        lambda: list(obstore.list(store.store, prefix or None, chunk_size=1000)),
+    )
+    return sorted(
+        f"{meta['path']} {meta['size']} {meta['e_tag']}\n" for page in pages for meta in page
+    )

@@ -1,0 +1,1 @@
+"""Training: what a network's scores are worth, and the steps that make it better."""
