@@ -31,7 +31,7 @@ def claims(folder: Path, **versions: str) -> dict[str, str]:
         (place / "METADATA").write_text(
             f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
         )
-    return {"PYTHONPATH": os.pathsep.join([str(folder), os.environ["PYTHONPATH"]])}
+    return {"PYTHONPATH": os.pathsep.join([str(folder), str(Path(vf.__file__).parents[1])])}
 
 
 class TestVersions:
