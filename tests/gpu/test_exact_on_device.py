@@ -327,6 +327,7 @@ class TestBusy:
         assert found.pageable == 0
         assert found.syncs <= many - few
 
+    @pytest.mark.slow
     def test_the_image_comes_once_and_voxels_leave_once(self, counted):
         net, scan = copy.deepcopy(NETS["convolutions"][0]).float(), np.ones((48, 48, 48), "f4")
         found, blocks = counted(scan, net, mib=8.0, output="classes", chunk=16, shard=16)
@@ -376,6 +377,7 @@ class TestBudgets:
         exact(scan, net, mib=mib)
         assert gpu.pool().peak - before <= peak <= mib * MIB
 
+    @pytest.mark.slow
     def test_a_device_that_is_too_small_with_a_remedy_that_works(self, exact, tmp_path):
         net = NETS["transposed"][0]
         with pytest.raises(MemoryRefused, match="of the device but device_memory is 1 KiB") as no:
@@ -397,6 +399,7 @@ class TestBudgets:
         memory = str(refused.value).split('memory="')[1].split('"')[0]
         assert plan(scan, net, 2**14, memory=memory).blocks > small.blocks
 
+    @pytest.mark.slow
     def test_both_are_named_where_both_are_too_small(self, plan):
         with pytest.raises(MemoryRefused, match=r"per worker but .*, and .* of the device") as no:
             plan(SCAN, NETS["instance"][0], 0.001, memory="48MiB")

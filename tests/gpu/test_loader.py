@@ -37,6 +37,7 @@ def batches(case, device, augment=None):
     return [dict(batch) for batch in stream.loader(batch_size=BATCH, device=device)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("augment", CHANGES.values(), ids=CHANGES)
 def test_batches_are_those_of_the_cpu(device, case, augment):
     there, here = batches(case, device, augment), batches(case, "cpu", augment)
@@ -57,6 +58,7 @@ def test_voxels_are_sent_as_stored_and_nobody_waits(gpu, case):
     assert (counted.pageable, counted.syncs, counted.d2h) == (0, 0, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("augment", list(CHANGES.values())[1:], ids=list(CHANGES)[1:])
 def test_augmentations_copy_nothing_pageable(gpu, case, augment):
     before = gpu.counts()

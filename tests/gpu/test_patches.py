@@ -188,6 +188,7 @@ PATCHES, LAYERS, WINDOW_BYTES = 4 * 3 * 4, 4, 4 * 8**3
 class TestCounts:
     """Of one small prediction on the stand-in."""
 
+    @pytest.mark.slow
     def test_the_input_goes_up_once_as_stored_and_the_output_down_once(
         self, scan, predicted, during_tasks
     ):
@@ -204,6 +205,7 @@ class TestCounts:
         (counts,) = during_tasks
         assert counts.by_kind("sync") == {"event": LAYERS}
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("channels", [2, 9])
     def test_a_patch_takes_few_kernels(self, scan, predicted, during_tasks, channels):
         """A slice of each segment, and two for the sums, however many channels there are."""
@@ -213,6 +215,7 @@ class TestCounts:
         left = counts.kernels - network - 3 * PATCHES
         assert left < 24 * LAYERS  # closing one, with the sums of weights of its rows
 
+    @pytest.mark.slow
     def test_a_tile_sends_what_it_reads(self, scan, predicted, during_tasks, in_tiles):
         in_tiles((8, 8, 24))
         found = predicted(scan(), random_net(), "cuda", **HALVES)

@@ -41,6 +41,7 @@ class Locked(nn.Identity):
         self.lock = threading.Lock()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blend", ["gaussian", "exact"])
 def test_a_model_is_trained_on_after_a_prediction(device, scan, tmp_path, blend):
     net = nets.random_net()
@@ -151,6 +152,7 @@ def test_a_copy_that_is_not_wanted_is_dropped(gpu):
         assert resident("dropped", CUDA) is not first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blend", ["gaussian", "exact"])
 def test_all_of_a_run_is_on_its_device(gpu, scan, tmp_path, blend):
     net, options = nets.random_net(), {"progress": False, "blend": blend, "precision": "float32"}

@@ -15,6 +15,7 @@ def scan():
     return np.random.default_rng(0).random((16, 16, 16), "float32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cuda", "cuda:1"])
 def test_they_are_those_of_the_cpu(gpu, scan, name):
     options = {"patch": 8, "overlaps": [0], "regions": 1}
@@ -24,6 +25,7 @@ def test_they_are_those_of_the_cpu(gpu, scan, name):
     assert found.exact.largest <= 1e-6
 
 
+@pytest.mark.slow
 def test_a_region_fits_in_what_the_device_may_give(gpu, scan):
     net, options = nets.random_net(), {"patch": 8, "overlaps": [0], "device": "cuda"}
     whole = vf.certify_seams(scan, net, regions=1, **options)

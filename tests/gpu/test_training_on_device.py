@@ -36,6 +36,7 @@ def plain(net, x, target):
     return Step(value.detach(), gradients, x, dict(net.named_buffers()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["batch", "instance"])
 def test_a_step_is_that_of_the_cpu(device, norm):
     net, x, target = unet(norm), image(SIZE, 1), target_of(SIZE)
@@ -50,6 +51,7 @@ def test_a_step_is_that_of_the_cpu(device, norm):
     assert all(p.grad is not None for p in net.parameters())
 
 
+@pytest.mark.slow
 def test_pools_and_dropout_run_on_a_device(device):
     torch.manual_seed(0)
     net = nn.Sequential(

@@ -59,6 +59,7 @@ NET = "torch.nn.Sequential(torch.nn.Conv3d(1, 2, 3, padding=1), torch.nn.Instanc
 SCAN = "numpy.arange(4096, dtype='f4').reshape(16, 16, 16)"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "statement",
     [

@@ -79,6 +79,7 @@ def run_seeds(seeds: range) -> set[str]:
     return endings
 
 
+@pytest.mark.slow
 def test_laws_on_a_thousand_schedules():
     assert run_seeds(range(1_000)) == ENDINGS
 

@@ -44,6 +44,7 @@ class TestQuotas:
         assert counts.sum() == total
         assert (np.abs(counts - shares / shares.sum() * total) < 1 + 1e-6).all()
 
+    @pytest.mark.slow
     def test_expected_numbers_are_the_shares(self):
         """Also of superchunks that are too small to be visited in each epoch."""
         probability = np.array([0.5, 0.2, 0.1, 0.1, 0.05, 0.05])

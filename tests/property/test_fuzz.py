@@ -214,6 +214,7 @@ def attempts(files, name: str, **options) -> None:
     read()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_whatever_stands_in_a_file_is_read_or_refused(files, name):
     examples = EXAMPLES[name] * settings.default.max_examples // 100

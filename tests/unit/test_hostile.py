@@ -169,6 +169,7 @@ def test_zarr_metadata(folder, refused, file, changes, says, command):
     assert code in (2, 3)
 
 
+@pytest.mark.slow
 def test_a_pyramid_of_many_levels(folder, refused):
     edit(folder / GROUP, (LEVELS, ["here"]))
     steps = [{"type": "scale", "scale": [1, 1, 1]}]

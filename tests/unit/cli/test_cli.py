@@ -239,6 +239,7 @@ def test_statistics_of_the_foreground(volume, capsys):
     assert found["channels"][0]["min"] > 0.5
 
 
+@pytest.mark.slow
 def test_journey_of_a_file(tmp_path, volume, capsys, monkeypatch):
     """Convert, plan, verify, status, export, preview: each with its exit code."""
     monkeypatch.chdir(tmp_path)
@@ -315,6 +316,7 @@ def test_verify_of_a_damaged_output_fails(tmp_path, capsys):
     assert len(told["bad"]) == 1
 
 
+@pytest.mark.slow
 def test_a_closed_pager_is_no_error(volume, root):
     """What `volflow info … | head -0` does to the writer."""
     code = f"import sys; from volflow.cli import run; sys.exit(run(['info', {volume.path!r}]))"
@@ -328,6 +330,7 @@ def test_a_closed_pager_is_no_error(volume, root):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals are those of POSIX")
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_signals_stop_cleanly(name, root):

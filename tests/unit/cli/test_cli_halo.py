@@ -56,6 +56,7 @@ def test_a_model_alone(bundle, capsys):
     assert facts["blocks"][0]["block"] == 64
 
 
+@pytest.mark.slow
 def test_on_a_volume(bundle, scan, tmp_path, capsys):
     pytest.importorskip("matplotlib", reason="extra report")
     words = ["halo", bundle, "--on", scan, "--overlap", "0", "--overlap", "2,2,4"]
@@ -69,6 +70,7 @@ def test_on_a_volume(bundle, scan, tmp_path, capsys):
     assert told.err.splitlines()[1] == "region 1: exact"
 
 
+@pytest.mark.slow
 def test_without_an_exact_rule(scan, tmp_path, capsys):
     pytest.importorskip("matplotlib", reason="extra report")
     model = "tests.unit.cli.test_cli_halo:sorting"

@@ -18,6 +18,7 @@ def volume(tmp_path):
     return vf.convert(voxels, tmp_path / "a.zarr", chunk=8, shard=16, progress=False).path
 
 
+@pytest.mark.slow
 def test_levels_are_written_and_told(volume, capsys):
     assert run(["pyramid", volume, "-q"]) == 0
     told = capsys.readouterr()
@@ -29,6 +30,7 @@ def test_levels_are_written_and_told(volume, capsys):
     assert [level["path"] for level in facts["levels"]] == ["0", "1", "2", "3"]
 
 
+@pytest.mark.slow
 def test_a_plan_writes_nothing(volume, capsys):
     assert run(["pyramid", volume, "--plan", "--memory", "1GiB"]) == 0
     assert "  level 1      10 × 35 × 45, spacing 2 × 2 × 2\n" in capsys.readouterr().out
@@ -40,6 +42,7 @@ def test_a_plan_writes_nothing(volume, capsys):
     assert len(vf.open(volume).levels) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "line"),
     [
@@ -56,6 +59,7 @@ def test_a_mistake_is_one_line(volume, capsys, words, line):
     assert told.out == ""
 
 
+@pytest.mark.slow
 def test_verify_tells_of_levels_too(volume, capsys):
     run(["pyramid", volume, "-q"])
     Journal(journal_dir(volume) / "levels" / "1").forget([0])

@@ -42,6 +42,7 @@ def told(capsys, *words):
     return json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.slow
 def test_a_sheet_beside_the_cases(cases, tmp_path, capsys):
     words = ["sample", cases, "--patch", "8", "-n", "6", "--seed", "3", "--dpi", "40", "-q"]
     assert run(words) == 0
@@ -85,6 +86,7 @@ def test_samplers_as_typed(cases, capsys, options, sampler):
         assert [one["class"] for one in facts["classes"] if one["centres"]] in ([0], [2], [0, 2])
 
 
+@pytest.mark.slow
 def test_where_patches_fall(cases, tmp_path, capsys):
     facts = told(capsys, cases, "--sampler", "label", "--patch", "8", "--stats")
     assert facts["path"] == "cases-centres.png"

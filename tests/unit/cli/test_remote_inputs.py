@@ -28,6 +28,7 @@ def run(capsys, *words):
     return code, told.out, told.err
 
 
+@pytest.mark.slow
 def test_facts_and_statistics(url, tmp_path, capsys):
     _, there, _ = run(capsys, "info", url, "--json")
     _, here, _ = run(capsys, "info", tmp_path / "a.zarr", "--json")

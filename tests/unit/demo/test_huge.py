@@ -73,6 +73,7 @@ def test_what_draws_is_asked_for_first(nothing_runs, monkeypatch, tmp_path, caps
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_foreign_file_in_the_way_is_one_line(tmp_path, capsys):
     (tmp_path / "ct.zarr").mkdir()
     (tmp_path / "ct.zarr" / "mine").touch()

@@ -51,6 +51,7 @@ def test_values_are_whole_hu_of_all_tissues(whole):
         assert (abs(whole - hu) < 2 * NOISE).mean() > 0.001, hu
 
 
+@pytest.mark.slow
 def test_the_seed_decides_noise_and_vessels(whole):
     other = paint(torso(1), Roi.full(COARSE), spacing_of(COARSE), seed=1)
     assert (other != whole).mean() > 0.8
@@ -96,12 +97,14 @@ def faces():
 
 
 class TestWritten:
+    @pytest.mark.slow
     def test_volume_is_the_whole_with_its_spacing(self, tmp_path, whole):
         volume = write_scan(tmp_path / "ct.zarr", COARSE)
         np.testing.assert_array_equal(volume[:], whole)
         assert volume.spacing == spacing_of(COARSE)
         assert (volume.unit, volume.meta.orientation) == ("millimeter", "SPL")
 
+    @pytest.mark.slow
     def test_begun_before_it_goes_on(self, tmp_path, whole):
         path = tmp_path / "ct.zarr"
         write_scan(path, COARSE)

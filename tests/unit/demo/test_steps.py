@@ -59,6 +59,7 @@ class TestWatch:
         assert CAP < watched.peak_bytes < 4 * CAP
         assert watched.seconds < 60
 
+    @pytest.mark.slow
     def test_children_die_with_it(self, tmp_path):
         pids = tmp_path / "pids"
         code = f"import os; print(os.getpid(), file=open({str(pids)!r}, 'w'))\n{HOG}"

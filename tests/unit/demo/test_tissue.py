@@ -66,6 +66,7 @@ def regions():
     return [np.concatenate(parts) for parts in zip(*found, strict=True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CLASSES)
 def test_materials_are_with_distinct_names(regions, name):
     truth, clear, said = regions

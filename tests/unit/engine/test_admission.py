@@ -177,6 +177,7 @@ def fills(job, blocks, context):
 
 
 class TestDesk:
+    @pytest.mark.slow
     def test_one_that_is_no_longer_wanted_leaves_the_line(self):
         desk, told = Desk(), []
         alone = Claim({"tasks": 1}, {"tasks": 1})

@@ -116,6 +116,7 @@ class TestProcess:
         )
         assert told.endswith("heap is kept; MALLOC_MMAP_THRESHOLD_ is the user's")
 
+    @pytest.mark.slow
     def test_torch_that_allocated_before_is_told_of(self):
         code = """
 import logging, sys, torch
@@ -130,6 +131,7 @@ ModelPlugin(torch.nn.Conv3d(1, 1, 3), "late").setup()
             " which came before; set it to 1 before Python starts",
         ]
 
+    @pytest.mark.slow
     def test_a_model_that_is_named_is_early_enough(self):
         code = """
 from volflow.model.bundle import load_model

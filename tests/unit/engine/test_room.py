@@ -68,6 +68,7 @@ def names(job, blocks, context):
         yield Step(block, 1, result=get_worker().name)
 
 
+@pytest.mark.slow
 def test_a_smaller_worker_that_joins_later_gets_no_block_and_a_line(caplog):
     def sized(limit):
         return {"cls": Worker, "options": {**PLACE, "nthreads": 1, "memory_limit": limit}}

@@ -84,6 +84,7 @@ def outlasts(at_s, blocks, context):
         yield Step(block, 1, result=block)
 
 
+@pytest.mark.slow
 def test_a_run_stops_after_the_block_at_work(client):
     with vf.time_limit(after="3s"):
         plan = Plan("count", outlasts, current_limit().at_s, ((0, 1, 2, 3),), 4, "voxels", 1, 1)
@@ -94,6 +95,7 @@ def test_a_run_stops_after_the_block_at_work(client):
     )
 
 
+@pytest.mark.slow
 def test_a_prediction_goes_on_where_it_stopped(tmp_path, monkeypatch):
     scan = np.random.default_rng(0).random((64, 9, 9), "float32") + 0.1
     out, options = tmp_path / "out.zarr", {**OPTIONS, "progress": False}

@@ -57,6 +57,7 @@ def plan_of(count: int) -> Plan:
 
 
 class TestReading:
+    @pytest.mark.slow
     def test_a_cache_without_workers_is_no_evidence(self):
         """Dask's own timer overwrites what `scheduler_info` answers from."""
         # The timer runs all the time, and forgets the workers each time.
@@ -117,6 +118,7 @@ class TestWaiting:
             )  # fmt: skip
         assert (result[:] == expected[:]).all()
 
+    @pytest.mark.slow
     def test_work_that_waits_makes_an_adaptive_cluster_grow(self):
         most = [0]
 
@@ -130,6 +132,7 @@ class TestWaiting:
         assert sorted(report.results) == list(range(40))
         assert most == [2]
 
+    @pytest.mark.slow
     def test_workers_that_come_late_are_awaited_saying_so(self, caplog):
         with empty_cluster(processes=False) as cluster:
             late = threading.Timer(3, cluster.scale, [1])
@@ -160,6 +163,7 @@ class TestWaiting:
             cluster.adapt(minimum=0, interval="1h")
             assert expected_workers(empty) == MANY
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("wait", "adaptive"), [(None, False), ("1s", False), ("1s", True)])
     def test_workers_that_are_all_too_small_are_refused(self, wait, adaptive, monkeypatch):
         monkeypatch.setattr(driver, "ALONE_S", 1.0)

@@ -43,6 +43,7 @@ def test_any_stored_order_and_byte_order_count_alike():
     assert np.array_equal(found.counts, expected.counts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
 def test_small_and_large_blocks_count_alike(dtype):
     data = RNG.integers(0, 250, 200_000).astype(dtype)

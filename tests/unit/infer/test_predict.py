@@ -183,6 +183,7 @@ class TestOutputs:
         assert (result.dtype, result.axes) == (np.float32, ("c", "z", "y", "x"))
         assert result.shape == (1, *scan.shape)
 
+    @pytest.mark.slow
     def test_a_net_of_float64_computes_and_stores_float64(self, predict, scan):
         net = random_net().double()
         with torch.no_grad():
@@ -220,6 +221,7 @@ class TestOutputs:
         assert result.dtype == dtype
         assert set(np.unique(result[:])) == {0, 1}
 
+    @pytest.mark.slow
     def test_more_classes_than_a_byte_holds(self, predict, scan, tmp_path):
         many = torch.nn.Conv3d(1, 300, 1)
         with torch.no_grad():
@@ -232,6 +234,7 @@ class TestOutputs:
         result = predict(scan, many, output="classes", dtype="uint16")
         assert np.array_equal(result[:], np.full(scan.shape, 299))
 
+    @pytest.mark.slow
     def test_float16_scores_are_rounded_once(self, predict, scan):
         full = predict(scan, random_net(), "full.zarr")
         half = predict(scan, random_net(), "half.zarr", dtype="float16")
@@ -250,6 +253,7 @@ class TestOutputs:
         assert predict(scan, torch.nn.Identity(), dtype=np.float16).dtype == np.float16
         assert predict(scan, torch.nn.Identity(), dtype="f2").dtype == np.float16  # resumes
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("kind", [Named, Paired])
     def test_several_outputs_are_several_arrays(self, predict, tmp_path, scan, kind):
         first, second = random_net(channels_out=3), random_net(channels_out=1, seed=9)
@@ -292,6 +296,7 @@ class TestOutputs:
         assert result.axes == ("z", "y", "x")
         assert (result[:] == expected).mean() > 0.999
 
+    @pytest.mark.slow
     def test_what_the_caller_says_goes_before_what_the_bundle_says(self, predict, tmp_path, scan):
         net = UNet(1, 3, features=(4, 8))
         vf.save_model(net, tmp_path / "bundle", patch=16, overlap=0.5, output="classes")
@@ -317,6 +322,7 @@ class TestActivation:
         result = predict(scan, net, activation=lambda s_CZYX: s_CZYX.flip(0) ** 2)
         assert close(result[:], scores[::-1] ** 2)
 
+    @pytest.mark.slow
     def test_a_function_may_reorder_the_classes(self, predict, scan):
         net = random_net()
         plain = predict(scan, net, "a.zarr", output="classes")
@@ -467,6 +473,7 @@ class TestSkipping:
         np.testing.assert_allclose(result[:], expected, atol=1e-6)
         assert 0.2 < covered.mean() < 0.8
 
+    @pytest.mark.slow
     def test_a_mask_in_memory_lies_on_the_grid_of_its_volume(self, predict, stored, scan):
         """It has no spacing or orientation of its own."""
         known = {"spacing": (2.0, 1.0, 1.0), "unit": "millimeter", "orientation": "SAR"}
@@ -478,6 +485,7 @@ class TestSkipping:
         beside = predict(volume, net, "beside.zarr", mask=stored(mask, "mask.zarr", **known))
         assert np.array_equal(result[:], beside[:])
 
+    @pytest.mark.slow
     def test_a_mask_decides(self, predict, scan, calls):
         mask = np.zeros(scan.shape, "uint8")
         mask[12:15, 3:6, 20:] = 7
@@ -517,6 +525,7 @@ class TestSkipping:
         assert calls == []
         assert vf.verify(result.path).ok
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("blend", ["crop", "average", "hann"])
     def test_skipping_nothing_changes_nothing(self, predict, scan, blend):
         plain = predict(scan, random_net(), "a.zarr", blend=blend)
@@ -525,6 +534,7 @@ class TestSkipping:
 
 
 class TestForwards:
+    @pytest.mark.slow
     def test_each_patch_is_computed_once_where_a_slab_fits(self, predict, calls):
         scan = np.random.default_rng(0).random((40, 30, 33), "float32") + 1
         for blend in ("gaussian", "crop"):
@@ -535,6 +545,7 @@ class TestForwards:
             assert grid <= sum(calls) <= 1.02 * grid
             assert f"{grid:,} forwards for {grid:,} patches" in dict(plan.facts)["patches"]
 
+    @pytest.mark.slow
     def test_a_narrow_budget_costs_forwards_and_says_so(
         self, predict, stored, client, calls, monkeypatch
     ):
@@ -553,6 +564,7 @@ class TestForwards:
         )
         assert np.array_equal(narrow[:], full[:])
 
+    @pytest.mark.slow
     def test_a_resumed_plan_counts_what_is_left(self, predict, client, scan, tmp_path):
         predict(scan, random_net())
         plan = plan_predict(scan, random_net(), tmp_path / "out.zarr", patch=8, cluster=client)
@@ -565,12 +577,14 @@ class TestForwards:
         assert plan.peak_bytes <= plan.memory_bytes
         assert list(tmp_path.iterdir()) == []
 
+    @pytest.mark.slow
     def test_the_batch_does_not_change_the_result(self, predict, scan):
         one = predict(scan, random_net(), "1.zarr", batch_size=1)
         for batch in (2, 5, 64, "auto"):
             other = predict(scan, random_net(), f"{batch}.zarr", batch_size=batch)
             assert close(other[:], one[:], 1e-6)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("most", [1, 3])
     @pytest.mark.parametrize("always", [False, True])
     def test_out_of_memory_halves_the_batch_and_the_run_goes_on(
@@ -588,6 +602,7 @@ class TestForwards:
         with pytest.raises(InvalidInput, match=r"one patch of \(8, 8, 8\) does not fit in the m"):
             predict(scan, Greedy(random_net(), 0), batch_size=4)
 
+    @pytest.mark.slow
     def test_eight_threads_of_dask_make_no_eight_forwards(self, tmp_path, scan):
         now, most = [], [0]
 
@@ -645,6 +660,7 @@ class TestForwards:
 
 
 class TestFailure:
+    @pytest.mark.slow
     def test_a_model_that_fails_on_some_data_loses_only_these_blocks(self, predict, scan, tmp_path):
         scan[10:, :8, :8] = 99.0
         options = {"overlap": 0, "patch": (2, 8, 8), "chunk": 2, "shard": 2}

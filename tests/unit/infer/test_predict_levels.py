@@ -35,6 +35,7 @@ def quick(predict):
     return run
 
 
+@pytest.mark.slow
 def test_scores_get_means_and_classes_their_modes(quick, scan, tmp_path):
     for output in ("scores", "classes"):
         result = quick(scan, random_net(channels_out=3), f"{output}.zarr", output=output)
@@ -50,6 +51,7 @@ def test_scores_get_means_and_classes_their_modes(quick, scan, tmp_path):
             assert set(np.unique(coarse[:])) <= {0, 1, 2}
 
 
+@pytest.mark.slow
 def test_several_outputs_each_get_theirs(quick, scan, tmp_path):
     results = quick(scan, Named(random_net(), random_net(channels_out=1)))
     for name, channels in (("seg", 2), ("edge", 1)):
@@ -66,6 +68,7 @@ def test_several_outputs_each_get_theirs(quick, scan, tmp_path):
     assert (journal_dir(tmp_path / "out.zarr") / "levels" / "seg" / "1").is_dir()
 
 
+@pytest.mark.slow
 def test_of_a_complete_result_only_the_levels_are_made(quick, scan, calls):
     quick(scan, Counted(random_net()), levels=False)
     calls.clear()
@@ -76,6 +79,7 @@ def test_of_a_complete_result_only_the_levels_are_made(quick, scan, calls):
     assert len(quick(scan, Counted(random_net()), levels=False).levels) == 2
 
 
+@pytest.mark.slow
 def test_the_same_call_resumes_the_levels(quick, scan, monkeypatch, calls, tmp_path):
     def killed(*args, **options):
         raise KeyboardInterrupt
@@ -91,6 +95,7 @@ def test_the_same_call_resumes_the_levels(quick, scan, monkeypatch, calls, tmp_p
     assert vf.verify(tmp_path / "out.zarr").ok
 
 
+@pytest.mark.slow
 def test_an_output_made_anew_gets_new_levels(quick, scan, tmp_path):
     quick(scan, random_net())
     result = quick(scan, random_net(seed=1), overwrite=True, levels=False)

@@ -53,6 +53,7 @@ def settings(folder):
 
 
 class TestInterrupted:
+    @pytest.mark.slow
     def test_goes_on_where_it_stopped(self, predict, volume, tired, calls, tmp_path):
         options = {"overlap": 0.5, "batch_size": 4}
         predict(volume, Tiring(random_net()), "whole.zarr", **options)
@@ -72,6 +73,7 @@ class TestInterrupted:
         assert files(out) == files(tmp_path / "whole.zarr")
         assert vf.verify(out).ok
 
+    @pytest.mark.slow
     def test_with_several_outputs(self, predict, volume, tired, tmp_path):
         net = Named(Tiring(random_net()), random_net(channels_out=1, seed=3))
         predict(volume, net, "whole.zarr")
@@ -82,6 +84,7 @@ class TestInterrupted:
         predict(volume, net)
         assert files(tmp_path / "out.zarr") == files(tmp_path / "whole.zarr")
 
+    @pytest.mark.slow
     def test_into_a_foreign_file(self, predict, volume, tired, tmp_path):
         tired(5)
         with pytest.raises(RunFailed):
@@ -91,6 +94,7 @@ class TestInterrupted:
         result = predict(volume, Tiring(random_net()), "seg.npy")
         assert np.array_equal(np.load(tmp_path / "seg.npy"), result[:])
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("place", ["create", "run", "_targets", "begin_anew"])
     def test_even_if_killed_before_the_first_block(
         self, predict, volume, monkeypatch, tmp_path, place
@@ -105,6 +109,7 @@ class TestInterrupted:
         result = predict(volume, random_net())
         assert vf.verify(result.path).ok
 
+    @pytest.mark.slow
     def test_some_volumes_of_several_may_be_missing(self, predict, volume, monkeypatch, tmp_path):
         create, made = predict_module.create, []
 
@@ -199,6 +204,7 @@ class TestAdopted:
 
 
 class TestRefused:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("change", "message"),
         [
@@ -232,6 +238,7 @@ class TestRefused:
         ):
             predict(volume, random_net(seed=1))
 
+    @pytest.mark.slow
     def test_a_result_of_the_version_before_opens_and_verifies_and_is_not_resumed(
         self, predict, volume, tmp_path
     ):
@@ -280,6 +287,7 @@ class TestRefused:
         with pytest.raises(InvalidInput, match=r"is not one of predict .*; use overwrite=True"):
             predict(SCAN[1:], random_net())
 
+    @pytest.mark.slow
     def test_a_damaged_journal(self, predict, volume, tmp_path):
         predict(volume, random_net())
         (tmp_path / "out.zarr.volflow" / "plan.json").write_text('{"format": 1, "sett')
@@ -287,6 +295,7 @@ class TestRefused:
             predict(volume, random_net())
         assert vf.verify(predict(volume, random_net(), overwrite=True).path).ok
 
+    @pytest.mark.slow
     def test_overwriting_begins_anew(self, predict, volume, calls, tmp_path):
         predict(volume, random_net(), blend="hann", shard=16)
         calls.clear()
@@ -298,6 +307,7 @@ class TestRefused:
             "out.zarr", "out.zarr.volflow",
         ]  # fmt: skip
 
+    @pytest.mark.slow
     def test_what_is_refused_leaves_the_old_output(self, predict, volume, tmp_path):
         predict(volume, random_net())
         before = mtimes(tmp_path / "out.zarr")

@@ -80,11 +80,13 @@ def later(path):
 
 
 class TestSkip:
+    @pytest.mark.slow
     def test_nothing_changed_and_nothing_runs(self):
         assert ran("p.yaml") == NAMES
         assert np.array_equal(np.load("back.npy"), np.load("scan.npy"))
         assert ran("p.yaml") == []
 
+    @pytest.mark.slow
     def test_a_changed_input_is_named_and_redone_where_that_is_allowed(self, capsys):
         ran("p.yaml")
         np.save("scan.npy", np.load("scan.npy")[::-1])
@@ -99,6 +101,7 @@ class TestSkip:
         assert ran("p.yaml", overwrite=True) == NAMES
         assert np.array_equal(np.load("back.npy"), np.load("scan.npy"))
 
+    @pytest.mark.slow
     def test_a_changed_setting(self):
         ran("p.yaml")
         with pytest.raises(ResumeRefused, match=r"step scan: "):
@@ -122,6 +125,7 @@ class TestSkip:
         assert ran("p.yaml") == ["coarse"]
         assert len(vf.open("scan.zarr").levels) == 2
 
+    @pytest.mark.slow
     def test_a_volume_that_was_edited_is_computed_anew_where_it_differs(self, folder):
         ran("p.yaml")
         before = vf.open("scan.zarr")[:]
@@ -337,6 +341,7 @@ class TestPlan:
         assert "4 blocks in 4 tasks" in plan.describe()
         assert [one.plan is not None for one in plan.steps] == [True, False, False, False]
 
+    @pytest.mark.slow
     def test_it_knows_what_is_done_and_what_follows_from_what(self, folder):
         vf.run("p.yaml", progress=False)
         assert {one.outcome for one in vf.plan_run("p.yaml").steps} == {"skipped"}
@@ -426,6 +431,7 @@ class TestCases:
     def run(self, **more):
         return vf.run("p.yaml", progress=False, **self.VALUES, **more)
 
+    @pytest.mark.slow
     def test_each_has_its_own_steps_and_record(self, folder):
         table = self.run()
         assert [(row.case, row.status) for row in table] == [(f"p{n}", "done") for n in (1, 2, 3)]
@@ -445,6 +451,7 @@ class TestCases:
         assert command(["run", "p.yaml", "-q", "--plan", *words]) == 0
         assert "3 cases: 2 kept, 1 new" in capsys.readouterr().out
 
+    @pytest.mark.slow
     def test_other_settings_are_named_and_left(self):
         self.run()
         table = self.run(chunk=4)

@@ -212,6 +212,7 @@ def test_recursive_functions_end():
     assert len(digest_of(fall)) == 64
 
 
+@pytest.mark.slow
 def test_another_process_finds_the_same():
     code = (
         "import torch; from volflow.model.unet import UNet; from volflow.model.digest import *;"

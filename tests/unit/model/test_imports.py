@@ -255,6 +255,7 @@ class TestIdentity:
         assert list(code.modules) == ["vf_hook"]
         assert digest != identity_of(plain)[0]
 
+    @pytest.mark.slow
     def test_a_script_counts_by_what_its_model_uses(self, write, tmp_path):
         """Its other lines, such as the call of predict itself, may change."""
         write(vf_far="def far(x): return x")

@@ -175,6 +175,7 @@ def operations(run) -> set[str]:
     return {event.name for event in profile.events()}
 
 
+@pytest.mark.slow
 def test_small_windows_are_not_unfolded(monkeypatch):
     x, weight = torch.randn(1, 16, 10, 10, 10), torch.randn(16, 16, 3, 3, 3)
     form = Form((1,) * 3, (1,) * 3, (1,) * 3, 1)

@@ -101,6 +101,7 @@ def moved(peers, seeds):
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 def test_windows_come_from_their_owners_and_gradients_go_back(group, ranks):
     found = group.run(ranks, moved, range(40))

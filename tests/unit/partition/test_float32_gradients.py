@@ -54,6 +54,7 @@ NETS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETS)
 def test_it_is_as_near_to_the_truth_as_plain_autograd(name):
     torch.manual_seed(3)

@@ -286,6 +286,7 @@ def test_flips_and_rolls(ndim):
     applied(lambda x: x.roll((1, 3), (2, 2)), ndim)
 
 
+@pytest.mark.slow
 @ndims
 def test_channels_joined_and_cut(ndim):
     conv = layer("Conv", ndim, 12, 6, 3, padding=1)

@@ -43,6 +43,7 @@ def group(tmp_path_factory):
         yield found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("division", DIVISIONS)
 def test_ranks_take_the_step_of_the_whole(group, division):
     check_ranks(group, PLAIN, DIVISIONS[division])
@@ -58,6 +59,7 @@ def spread(names: Iterable[str]) -> list[Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("norm", "division"), spread(["none", "batch", "instance", "group"]))
 def test_unets(group, norm, division):
     check_ranks(group, UNet(1, 2, features=(4, 4, 8), norm=norm), DIVISIONS[division])
@@ -107,6 +109,7 @@ NETS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "division"), spread(NETS))
 def test_nets(group, name, division):
     net, options = NETS[name]
@@ -121,6 +124,7 @@ def test_masks_of_dropout_are_those_of_the_whole(group, division):
     assert_same_step(one, step_of(group, work))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("portion_bytes", [1, 3000, 10000])
 def test_a_share_is_computed_in_portions(group, portion_bytes):
     net = UNet(1, 2, features=(4, 4, 8), norm="instance")
@@ -134,6 +138,7 @@ def test_planes(group, bounds):
     check_ranks(group, UNet(1, 2, features=(4, 8), norm="group", dims=2), bounds)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "norm", ["batch", *(pytest.param(n, marks=pytest.mark.slow) for n in ("none", "instance"))]
 )
@@ -159,6 +164,7 @@ def rounding_error(one: Step, truth: Step) -> float:
     return max(errors) / largest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["batch", "instance"])
 def test_single_precision_is_as_good_as_that_of_the_whole(group, norm):
     torch.manual_seed(0)
@@ -177,6 +183,7 @@ def test_a_volume_smaller_than_its_padding(group):
     check_ranks(group, net, ((0, 8, 16), (0, 8), (0, 8)), (7, 8, 6))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("division", DIVISIONS)
 def test_what_is_kept_and_sent_is_what_was_projected(group, division):
     net = UNet(1, 2, features=(4, 4, 8), norm="none")

@@ -44,6 +44,7 @@ def unets():
         yield pytest.param(levels, norm, up, marks=() if daily else pytest.mark.slow)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("levels", "norm", "up"), [*unets()])
 def test_unets(levels, norm, up):
     net = UNet(1, 2, features=(2, 2, 4, 4, 4)[:levels], norm=norm, up=up)
@@ -231,6 +232,7 @@ def test_weight_norm_by_a_hook():
     assert_same_step(*steps)
 
 
+@pytest.mark.slow
 def test_frozen_weights_have_no_gradient():
     net = UNet(1, 2, features=(2, 4), norm="batch")
     for n, p in enumerate(net.parameters()):

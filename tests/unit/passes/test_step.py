@@ -91,6 +91,7 @@ def setup(tmp_path):
     return Setup(net, image(SIZE, 1), DiceEntropy(target_of(SIZE)), tmp_path / "step")
 
 
+@pytest.mark.slow
 def test_the_step_is_that_of_plain_autograd(setup, client):
     expected = plain_step(setup.net, setup.x, SIZES, setup.loss)
     for block in ((12, 12, 20), (8, 12, 8), (2, 4, 6)):
@@ -104,6 +105,7 @@ def test_the_step_is_that_of_plain_autograd(setup, client):
             path.rmdir() if path.is_dir() else path.unlink()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [5, 9, 16])
 def test_a_step_that_fails_on_the_way_goes_on_there(setup, client, monkeypatch, at):
     whole = setup.step(client)
@@ -144,6 +146,7 @@ def assert_same_bits(found, expected):
         assert torch.equal(found.weights[name], gradient), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [(8, 12, 8), (2, 4, 6)])
 def test_what_is_deleted_on_the_way_changes_no_bit(setup, client, monkeypatch, block):
     left = []
@@ -167,6 +170,7 @@ def test_what_is_deleted_on_the_way_changes_no_bit(setup, client, monkeypatch, b
     assert [size for number, size in left if number == 0][-1] == of_image
 
 
+@pytest.mark.slow
 def test_a_task_that_stops_before_it_deletes_leaves_nothing(setup, client, monkeypatch):
     def stopped(job, grid, blocks):
         if job.number == 1 and blocks[0] > 2:
@@ -186,6 +190,7 @@ def test_a_task_that_stops_before_it_deletes_leaves_nothing(setup, client, monke
         assert_same_bits(found, other.taken(whole))
 
 
+@pytest.mark.slow
 def test_nothing_is_held_of_a_block_while_the_next_is_computed(setup, client, monkeypatch):
     given, outputs = [], []
 
@@ -258,6 +263,7 @@ def test_a_damaged_sum_of_a_group_is_refused_for_what_it_read_is_gone(setup, cli
             setup.taken(setup.step(client))
 
 
+@pytest.mark.slow
 def test_a_damaged_sum_of_a_pass_is_refused(setup, client):
     step = setup.step(client)
     with held(step.passes.model):

@@ -40,6 +40,7 @@ class TestChiSquare:
 
         return make
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("border", "count"), [("inside", 13), ("pad", 20)])
     def test_of_uniform_starts(self, array, border, count):
         sampler = vf.UniformSampler((8, 8, 20), border=border)
@@ -50,6 +51,7 @@ class TestChiSquare:
         places = np.ravel_multi_index((starts[:, :2] - lowest).T, (count, count))
         check(np.bincount(places, minlength=count**2), np.ones(count**2))
 
+    @pytest.mark.slow
     def test_of_weights(self, array):
         rng = np.random.default_rng(0)
         weights = rng.random((16, 16, 16)).astype("f4") * (rng.random((16, 16, 16)) > 0.3)
@@ -59,6 +61,7 @@ class TestChiSquare:
         places = np.ravel_multi_index(starts.T, (12, 12, 12))
         check(np.bincount(places, minlength=12**3), reach.ravel())
 
+    @pytest.mark.slow
     def test_of_classes(self, array):
         rng = np.random.default_rng(0)
         labels = rng.choice(4, (16, 16, 16), p=[0.9, 0.05, 0.04, 0.01]).astype("u1")

@@ -115,6 +115,7 @@ class TestSamples:
 class TestOrder:
     """SHA-256 of whole epochs."""
 
+    @pytest.mark.slow
     def test_does_not_depend_on_threads_memory_or_feed(self, cases, sampler):
         expected = fingerprint(stream_of(cases, sampler, seed=5))
         for options in ({"threads": 1}, {"threads": 2, "memory": "300MiB"}, {"cluster": "threads"}):
@@ -135,6 +136,7 @@ class TestOrder:
             case["image"] = case["image"] + 0  # no longer the stored array itself
         assert fingerprint(stream_of(lazy, sampler)) == fingerprint(stream_of(cases, sampler))
 
+    @pytest.mark.slow
     def test_is_shared_by_ranks(self, cases, sampler):
         options = {"lanes": 8} if isinstance(sampler, vf.GridSampler) else {}
         whole = list(stream_of(cases, sampler, **options))
@@ -171,6 +173,7 @@ class TestOrder:
                 again.load_state_dict(two[0].state_dict())
                 assert fingerprint(again) == fingerprint(whole[200 + rank :: world_size])
 
+    @pytest.mark.slow
     def test_differs_between_epochs_and_seeds(self, cases, sampler):
         if isinstance(sampler, vf.GridSampler):
             return
@@ -196,6 +199,7 @@ class TestOrder:
             itertools.islice(stream_after(cases, SAMPLERS["uniform"], epoch=1), 600)
         )
 
+    @pytest.mark.slow
     def test_goes_on_with_any_number_of_workers(self, cases, sampler):
         """Where they stand need not be where the first of them would take the next sample."""
         stream = stream_of(cases, sampler, lanes=8)
@@ -247,6 +251,7 @@ class TestNumbers:
         assert indices == list(range(patches))
         assert len(stream) == patches
 
+    @pytest.mark.slow
     def test_of_cases_are_exact(self, cases):
         for sampler in (vf.UniformSampler(9), vf.LabelSampler(9, probabilities={0: 1, 3: 1})):
             for wanted in ({"a": 10, "b": 90}, {"b": 7}, 25):
@@ -276,6 +281,7 @@ class TestNumbers:
         assert 0 < metrics.stall_s <= metrics.elapsed_s
         assert "500 patches in" in str(metrics)
 
+    @pytest.mark.slow
     def test_reuse_is_as_planned(self, tmp_path, small_superchunks):
         small_superchunks(24**3)
         path = store(tmp_path / "a.zarr", np.zeros((96, 96, 96), "u1"))
@@ -509,6 +515,7 @@ class TestRefusals:
         assert plan.peak_bytes <= plan.memory_bytes
         assert vf.PatchStream(image, vf.UniformSampler(64), 1000, memory="600MiB", lanes=2).plan
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("shape", "chunk", "memory", "remedies"),
         [

@@ -395,6 +395,7 @@ def test_identity_tells_levels_and_spacings_apart(tmp_path):
     assert open_volume(tmp_path / "a.zarr").identity() != before
 
 
+@pytest.mark.slow
 def test_it_opens_in_another_process_without_reading_metadata(tmp_path):
     volume, voxels = filled(tmp_path / "a.zarr")
     (tmp_path / "pickled").write_bytes(pickle.dumps(volume))

@@ -69,6 +69,7 @@ def test_a_streamed_step_is_divided(group, partition, norm):
         assert_same_step(expected, found)
 
 
+@pytest.mark.slow
 def test_a_mesh_averages_over_volumes(group):
     """Two volumes, each shared by two processes; buffers are those of the first."""
     net = unet()
@@ -92,6 +93,7 @@ def scored(peers, net, x):
     return Step(value.detach(), gradients(net), x.grad, dict(net.named_buffers()))
 
 
+@pytest.mark.slow
 def test_each_process_has_its_part_of_the_scores_and_of_the_gradient(group):
     net, x = unet(), image(SIZE, 1)
     expected = plain(net, x, lambda scores: weighted(scores, None))
@@ -141,6 +143,7 @@ def refused(peers, net, memory, free_bytes):
     return said[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("memory", "free_bytes", "budget"),
     [
@@ -161,6 +164,7 @@ def ill_divided(peers, net):
         vf.WholeVolume(net, partition=(2, 2))(image(SIZE, 1))
 
 
+@pytest.mark.slow
 def test_a_partition_that_does_not_suit_is_refused(group):
     group.run(4, ill_divided, unet())
 

@@ -57,6 +57,7 @@ def test_a_plan_is_for_people_and_for_machines():
     assert json.loads(json.dumps(plan.to_dict()))["partition"] == [1, 2, 2]
 
 
+@pytest.mark.slow
 def test_too_little_memory_is_refused_with_a_partition_that_would_do(monkeypatch):
     monkeypatch.setattr(share_plan, "MOST_PROCESSES", 16)  # each of more would be looked at
     with pytest.raises(MemoryRefused, match=r"140 MiB; start 4 processes .*=\(2, 2, 1\), or"):

@@ -62,6 +62,7 @@ def test_accumulated_gradients_and_weight_decay():
     assert_close(plain, net)
 
 
+@pytest.mark.slow
 def test_the_scale_of_a_gradient_scaler():
     """Scaled, unscaled and clipped, gradients are those of a step without a scale."""
     plain, net, (x, t) = network(), network(), case(0)
@@ -110,6 +111,7 @@ def error(net, exact):
     return float(torch.stack(wrong).norm() / torch.stack(size).norm())
 
 
+@pytest.mark.slow
 def test_train_and_eval_reach_the_network():
     plain, net, (x, t) = network(dropout=0.5), network(dropout=0.5), case(0)
     whole = whole_of(net)

@@ -49,6 +49,7 @@ def gradients(net):
     return {name: p.grad for name, p in net.named_parameters()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["batch", "instance"])
 def test_scores_have_the_gradient_of_plain_autograd(norm):
     net, x, target = unet(norm), image(SIZE, 1), target_of(SIZE)
@@ -62,6 +63,7 @@ def test_scores_have_the_gradient_of_plain_autograd(norm):
     assert_same_step(expected, found)
 
 
+@pytest.mark.slow
 def test_a_streamed_step_adds_the_same_gradient(tmp_path):
     net, x, target = unet(), image(SIZE, 1), target_of(SIZE)
     expected = plain(net, x, target)
@@ -79,6 +81,7 @@ def test_a_streamed_step_adds_the_same_gradient(tmp_path):
         torch.testing.assert_close(g, 1.5 * before[name], rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_nothing_is_changed_by_a_loss_that_is_not_a_number(tmp_path):
     net, x, target = unet(), image(SIZE, 1), target_of(SIZE)
     x[0, 0, 3, 4, 5] = torch.nan
@@ -103,6 +106,7 @@ def test_a_loss_that_is_no_sum_is_told_what_to_use():
         whole.step(image(SIZE, 1), target_of(SIZE), nn.CrossEntropyLoss())
 
 
+@pytest.mark.slow
 def test_a_batch_is_normed_together():
     net, target = unet(), target_of(SIZE, batch=2)
     x = torch.cat([image(SIZE, 1, 0), image(SIZE, 1, 1)])
@@ -113,6 +117,7 @@ def test_a_batch_is_normed_together():
     assert_same_step(expected, Step(value, gradients(net), expected.image, buffers))
 
 
+@pytest.mark.slow
 def test_without_gradients_it_is_exact_inference(tmp_path):
     net, x = unet().eval(), image(SIZE, 1)
     whole = vf.WholeVolume(net, "1GiB", tmp_path, device="cpu")
@@ -125,6 +130,7 @@ def test_without_gradients_it_is_exact_inference(tmp_path):
     assert whole.steps == 0
 
 
+@pytest.mark.slow
 def test_a_checkpoint_holds_the_step():
     whole = vf.WholeVolume(unet(), "1GiB", device="cpu", seed=3)
     whole.step(image(SIZE, 1), target_of(SIZE), LOSS)
@@ -135,6 +141,7 @@ def test_a_checkpoint_holds_the_step():
         assert torch.equal(one, two)
 
 
+@pytest.mark.slow
 def test_backward_runs_once():
     whole = vf.WholeVolume(unet(), "1GiB", device="cpu")
     scores = whole(image(SIZE, 1))
@@ -143,6 +150,7 @@ def test_backward_runs_once():
         scores.sum().backward()
 
 
+@pytest.mark.slow
 def test_weights_changed_between_forward_and_backward_are_noticed():
     net = unet()
     scores = vf.WholeVolume(net, "1GiB", device="cpu")(image(SIZE, 1))
@@ -176,6 +184,7 @@ def counting(monkeypatch):
     count_traces()
 
 
+@pytest.mark.slow
 def test_a_network_is_followed_once_a_step(counting):
     net = unet()
     whole = vf.WholeVolume(net, "1GiB", device="cpu")
@@ -205,6 +214,7 @@ def test_each_process_follows_a_network_once_a_step(counting):
         assert max(found[1:]) == 1  # those without a block do not
 
 
+@pytest.mark.slow
 def test_what_an_interrupted_step_left_takes_no_room_from_it(tmp_path, monkeypatch):
     """It is gone on with, or deleted; what lies beside it stays where it is."""
     monkeypatch.setattr(planned, "free_bytes", lambda folder: 10**9)
@@ -216,6 +226,7 @@ def test_what_an_interrupted_step_left_takes_no_room_from_it(tmp_path, monkeypat
     assert whole.plan(image(SIZE, 1)).free_bytes == 10**9 + 4096
 
 
+@pytest.mark.slow
 def test_an_interrupted_step_does_not_go_on_in_less_memory_than_it_was_planned_for(
     tmp_path, monkeypatch
 ):
@@ -279,6 +290,7 @@ def test_the_disk_is_used_as_planned(tmp_path, monkeypatch, count):
     assert plan.disk_bytes < 3.6 * 32**3 * 6 * 4
 
 
+@pytest.mark.slow
 def test_a_folder_that_a_user_named_is_filled_further(tmp_path, monkeypatch):
     monkeypatch.setattr(planned, "profile_training", assumed)
     net, x = unet(), image(SIZE, 1)

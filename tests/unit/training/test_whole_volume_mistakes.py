@@ -83,6 +83,7 @@ def test_volumes(volume, message):
         whole_of()(volume)
 
 
+@pytest.mark.slow
 def test_a_volume_with_other_channels_than_the_network_takes(tmp_path):
     stored = vf.convert(np.ones((2, *SIZE), "f4"), tmp_path / "two.zarr", progress=False)
     net = vf.UNet(1, 2, features=(2, 4))  # its sides are padded, and it is asked with others first
@@ -100,6 +101,7 @@ def test_a_volume_for_a_network_of_planes(tmp_path):
         whole_of(net)(torch.rand(SIZE))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "bool", "float16", "bfloat16", "float32"])
 def test_a_volume_of_any_real_dtype_is_cast(dtype):
     net, volume = network().eval(), (4 * torch.rand(SIZE)).to(getattr(torch, dtype))
@@ -109,6 +111,7 @@ def test_a_volume_of_any_real_dtype_is_cast(dtype):
     torch.testing.assert_close(scores, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_one_hot_targets_are_targets(x, target):
     one, other = network(), network()
     whole_of(one).step(x, target, LOSS)
@@ -216,6 +219,7 @@ def test_settings_that_are_looked_at_when_they_are_used(x, given, message):
         vf.WholeVolume(network(), **{"device": "cpu", **given})(x)
 
 
+@pytest.mark.slow
 def test_scratch_is_made_with_the_folders_above_it(tmp_path, x):
     whole = whole_of(scratch=tmp_path / "a" / "b")
     whole(x).sum().backward()
@@ -240,6 +244,7 @@ def test_scratch_that_another_process_uses(tmp_path, x):
     whole(x).sum().backward()
 
 
+@pytest.mark.slow
 def test_two_networks_in_one_scratch_folder(tmp_path, x, target):
     """Steps may take turns; scores of one are lost by those of the other, which is noticed."""
     one, other = network(), network()
@@ -256,6 +261,7 @@ def test_two_networks_in_one_scratch_folder(tmp_path, x, target):
     scores.sum().backward()
 
 
+@pytest.mark.slow
 def test_scratch_lives_as_long_as_scores(x):
     net = network()
     scores = whole_of(net)(x)  # nobody holds the WholeVolume
@@ -264,6 +270,7 @@ def test_scratch_lives_as_long_as_scores(x):
     assert None not in gradients(net)
 
 
+@pytest.mark.slow
 def test_scores_that_never_run_backward_leave_nothing(tmp_path, x):
     whole = whole_of(scratch=tmp_path)
     scores = whole(x)
@@ -296,6 +303,7 @@ def test_without_gradients_a_step_is_its_loss(tmp_path, x, target, mode):
     assert whole.steps == 1
 
 
+@pytest.mark.slow
 def test_a_frozen_network(x, target):
     net = network().requires_grad_(False)
     whole = whole_of(net)
@@ -325,6 +333,7 @@ def test_a_gradient_of_a_gradient_is_refused(x):
         found[0].sum().backward()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda w: pickle.loads(pickle.dumps(w))])
 def test_a_copy_has_steps_of_its_own(tmp_path, x, copied):
     whole = whole_of(scratch=tmp_path)
@@ -361,6 +370,7 @@ def test_states_of_the_network_alone_and_with_it(x, target):
         net.load_state_dict({k: v for k, v in whole.state_dict().items() if "extra" not in k})
 
 
+@pytest.mark.slow
 def test_after_it_was_closed_it_goes_on(tmp_path, x):
     for scratch in (tmp_path, None):
         whole = whole_of(scratch=scratch)
@@ -370,6 +380,7 @@ def test_after_it_was_closed_it_goes_on(tmp_path, x):
         whole(x).sum().backward()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streamed", [True, False])
 def test_an_interrupted_step_goes_on_where_it_was(tmp_path, monkeypatch, x, target, streamed):
     def step(whole):
@@ -420,6 +431,7 @@ def test_a_network_that_changes_from_call_to_call_is_refused(x, target, steps):
         whole.step(x, target, LOSS)
 
 
+@pytest.mark.slow
 def test_a_mode_that_changes_between_forward_and_backward_is_refused():
     net = vf.UNet(1, 2, (2, 4), norm="batch").train()
     scores = vf.WholeVolume(net, "1GiB", device="cpu")(torch.rand(1, 8, 8, 8))

@@ -27,6 +27,7 @@ NORMS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("training", [True, False])
 def test_a_norm_right_before_a_convolution(norm, training):

@@ -48,6 +48,7 @@ def nifti(tmp_path):
 
 
 class TestVoxels:
+    @pytest.mark.slow
     def test_of_every_kind_of_source(self, convert, nifti, tmp_path, scan):
         np.save(tmp_path / "a.npy", scan)
         zarr.create_array(tmp_path / "plain.zarr", data=scan, chunks=(5, 6, 7))
@@ -72,6 +73,7 @@ class TestVoxels:
             assert volume.shards == (1, 16, 16, 16)
             assert np.array_equal(volume[:], scan)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("compressed", [False, True])
     def test_are_never_held_whole(self, convert, nifti, tmp_path, compressed):
         scan = np.zeros((256, 128, 128), "float32")  # 16 MiB
@@ -187,6 +189,7 @@ class TestResume:
         monkeypatch.setattr(Volume, "write", failing)
         return lambda: monkeypatch.setattr(Volume, "write", write)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
     def test_only_what_is_left_is_done(self, convert, nifti, tmp_path, scan, broken, name):
         tall = np.concatenate([scan, scan + 1])

@@ -98,6 +98,7 @@ class TestDamaged:
 
 
 class TestChangedSince:
+    @pytest.mark.slow
     def test_an_upload_that_was_not_finished_is_begun_anew(self, nifti, tmp_path, capsys):
         """As people do it: the scan is read too early, then again with the same command."""
         source = nifti("a.nii.gz")
@@ -121,6 +122,7 @@ class TestChangedSince:
         assert json.loads(told.out)["run"]["done"] == 5
         assert np.array_equal(vf.open(tmp_path / "out.zarr")[:], SCAN)
 
+    @pytest.mark.slow
     def test_its_shape_too(self, nifti, tmp_path, client, monkeypatch):
         write, left = Volume.write, [2]
 
@@ -174,6 +176,7 @@ class TestChangedSince:
 
 
 class TestChangedMeanwhile:
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.npy", "a.zarr"])
     def test_is_not_done(self, nifti, tmp_path, client, monkeypatch, name):
         source, out = tmp_path / name, tmp_path / "out.zarr"

@@ -285,6 +285,7 @@ def test_a_damaged_volume_leaves_no_file(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zarr", "there.nii"]
 
 
+@pytest.mark.slow
 @pytest.mark.chaos
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
@@ -305,6 +306,7 @@ def test_a_full_disk_leaves_no_file(tmp_path, monkeypatch, suffix):
     assert [path.name for path in tmp_path.iterdir()] == ["a.zarr"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

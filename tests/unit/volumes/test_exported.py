@@ -133,6 +133,7 @@ class TestPredicted:
         assert vf.verify(out).ok
         assert looks(out) == before  # the same bytes
 
+    @pytest.mark.slow
     def test_one_of_an_earlier_result_is_found_and_renewed(self, segment, monkeypatch):
         out = segment()
         before = out.read_bytes()
@@ -171,6 +172,7 @@ class TestOfTheVersionBefore:
         (journal_dir(out) / "export.json").unlink()
         return out
 
+    @pytest.mark.slow
     def test_a_good_one_is_good(self, segment, old):
         coverage = vf.verify(old)
         assert coverage.ok
@@ -250,6 +252,7 @@ class TestExported:
             vf.export(array, out)
         assert looks(out) == before
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("moment", ["before", "after"])
     def test_a_kill_at_the_last_moment_leaves_the_old_one_or_the_new(
         self, scan, tmp_path, client, monkeypatch, moment
@@ -320,6 +323,7 @@ class TestVerifyOfExported:
             vf.export(vf.open(out.with_name("scan.zarr")), out)
 
 
+@pytest.mark.slow
 def test_in_the_command_line(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.save("scan.npy", SCAN)
@@ -368,6 +372,7 @@ def test_a_volume_that_is_changed_meanwhile_is_no_file(tmp_path, client, monkeyp
     assert sorted(p.name for p in tmp_path.iterdir()) == ["scan.zarr", "scan.zarr.volflow"]
 
 
+@pytest.mark.slow
 def test_one_of_several_outputs_is_verified_too(tmp_path, client, stored):
     net = Named(random_net(), random_net(channels_out=1))
     options = {"patch": 8, "chunk": 8, "shard": 8, "cluster": client, "progress": False}

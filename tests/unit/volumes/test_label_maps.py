@@ -127,6 +127,7 @@ class TestFloats:
         image = convert(file, "image.zarr", labels=False)
         assert (image.dtype, image.meta.kind) == ("float32", "image")
 
+    @pytest.mark.slow
     def test_arrays_files_and_volumes_alike(self, convert, voxels, tmp_path):
         floats = voxels.T.astype("f4")
         np.save(tmp_path / "a.npy", floats)

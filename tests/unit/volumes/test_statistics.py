@@ -108,6 +108,7 @@ def test_processes_give_the_same(scan):
     assert stats.histograms == (measure(data),)
 
 
+@pytest.mark.slow
 def test_results_are_kept_beside_the_volume_until_it_changes(scan, monkeypatch):
     path, _ = scan
     first = vf.statistics(path, progress=False)

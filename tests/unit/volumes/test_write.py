@@ -113,6 +113,7 @@ class TestLike:
         )  # fmt: skip
         assert (volume.chunks, volume.shards) == (model.chunks, model.shards)
 
+    @pytest.mark.slow
     def test_a_result_with_channels_takes_them_too(self, write, model):
         volume = write(da.stack([model.dask()] * 2), like=model, chunk=None, shard=None)
         assert volume.axes == ("c", "z", "y", "x")

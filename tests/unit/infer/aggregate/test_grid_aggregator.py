@@ -113,6 +113,7 @@ def leftovers(folder):
 
 
 class TestValues:
+    @pytest.mark.slow
     @pytest.mark.parametrize("blend", BLENDS)
     @pytest.mark.parametrize(
         ("shape", "sampler"),
@@ -248,6 +249,7 @@ class TestWithAStream:
 
 
 class TestOrder:
+    @pytest.mark.slow
     @pytest.mark.parametrize("blend", BLENDS)
     def test_any_order_gives_the_same_bits_in_memory_and_in_files(self, tmp_path, blend):
         given = patches(ONE, dtype=torch.float32)
@@ -408,6 +410,7 @@ class TestClosing:
         with pytest.raises(InvalidInput, match="takes no more patches: it is closed"):
             add(aggregator, given[:1])
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("blend", BLENDS)
     def test_partial_results_are_zero_where_nothing_came(self, tmp_path, blend):
         stream = Stream((Case("a", (13, 11, 9)), Case("bb", (5, 6, 4))))

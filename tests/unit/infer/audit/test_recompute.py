@@ -96,6 +96,7 @@ class TestSameBits:
         predict(stored(scan), random_net(), mask=mask, output="classes", fill=7)
         assert audit(tmp_path / "out.zarr", model=random_net()).ok
 
+    @pytest.mark.slow
     def test_of_named_outputs_and_inputs(self, predict, audit, scan, tmp_path):
         net = Named(random_net(2), random_net(2, 1, seed=1))
         predict({"t1": scan, "flair": scan[::-1].copy()}, net)
@@ -122,6 +123,7 @@ class TestSameBits:
         exact(scan, slice_net(), patch=(1, 8, 8))
         assert audit(tmp_path / "out.zarr", model=slice_net()).ok
 
+    @pytest.mark.slow
     def test_of_an_exact_run_of_several_passes(self, exact, planned, audit, tmp_path):
         scan = np.random.default_rng(0).random((22, 17, 19))
         torch.manual_seed(0)
@@ -147,6 +149,7 @@ class TestSameBits:
 
 
 class TestForged:
+    @pytest.mark.slow
     @pytest.mark.parametrize("options", [{}, {"output": "classes"}, {"dtype": "float16"}])
     def test_a_block_that_was_altered_with_its_checksum_is_found(
         self, predict, audit, scan, tmp_path, options
@@ -173,6 +176,7 @@ class TestForged:
         forge(out, 0, lambda voxels: np.nextafter(voxels, np.float32(np.inf)))
         assert audit(out, model=random_net()).damaged
 
+    @pytest.mark.slow
     def test_the_file_behind_which_it_lies_is_written_again(self, predict, audit, scan, tmp_path):
         image = nibabel.Nifti1Image(scan.transpose(2, 1, 0), np.eye(4))
         nibabel.save(image, tmp_path / "scan.nii.gz")
@@ -208,6 +212,7 @@ class TestOtherMachines:
         assert found.ok
         assert found.recomputed.compared.startswith("within 1e-06 of the range of scores")
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("options", [{}, {"dtype": "float16"}, {"dtype": "int16"}])
     def test_scores_may_differ_in_their_last_digits_only(
         self, predict, audit, scan, tmp_path, options
@@ -229,6 +234,7 @@ class TestOtherMachines:
         forge(out, 1, lambda voxels: voxels + voxels.dtype.type(2))
         assert [block for block, _ in audit(out, model=random_net()).bad] == [1]
 
+    @pytest.mark.slow
     def test_of_classes_only_those_that_are_nearly_the_highest_may_differ(
         self, predict, audit, scan, tmp_path
     ):
@@ -242,6 +248,7 @@ class TestOtherMachines:
             forge(out, block, change)
         assert [n for n, _ in audit(out, model=random_net(1, 3)).bad] == [0, 1, 2]
 
+    @pytest.mark.slow
     def test_ties_of_classes_are_no_fault(self, predict, audit, scan, tmp_path):
         class Twins(torch.nn.Module):
             def forward(self, batch):
@@ -289,6 +296,7 @@ class TestOtherMachines:
 
 
 class TestDraw:
+    @pytest.mark.slow
     def test_a_seed_repeats_it(self, predict, audit, scan, tmp_path):
         out = tmp_path / "out.zarr"
         predict(scan, random_net(), **THIN)
@@ -299,6 +307,7 @@ class TestDraw:
         assert len(others | {first.seed}) == 3
         assert f"(seed {first.seed})" in str(first)
 
+    @pytest.mark.slow
     def test_only_finished_blocks_are_drawn(self, predict, audit, scan, tmp_path):
         out = tmp_path / "out.zarr"
         predict(scan, random_net(), **THIN)
@@ -372,6 +381,7 @@ class TestRefused:
         with pytest.raises(InvalidInput, match="recompute must be a whole number of blocks"):
             audit("out.zarr", count)
 
+    @pytest.mark.slow
     def test_too_little_memory(self, predict, audit, scan, tmp_path):
         predict(scan, random_net())
         with pytest.raises(MemoryRefused, match=r"recompute needs .* but memory is 1 MiB"):
@@ -401,6 +411,7 @@ def test_what_is_beside_the_output_moves_with_it(predict, audit, scan, tmp_path)
         audit(tmp_path / "new" / "out.zarr", model=random_net(), input=scan)
 
 
+@pytest.mark.slow
 def test_a_command_names_nothing_that_the_journal_names(scan, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)

@@ -50,6 +50,7 @@ def noise(shape=SHAPE, seed=0):
 
 
 class TestUNet:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("levels", "norm", "up"),
         [
@@ -70,6 +71,7 @@ class TestUNet:
         assert error(result[:], expected) < EXACT
         assert vf.verify(result.path).ok
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("shape", [(1, 2, 3), (2, 30, 1), (16, 16, 16), (17, 7, 9)])
     @pytest.mark.parametrize("norm", ["batch", "instance"])
     def test_of_tiny_volumes(self, exact, shape, norm):
@@ -80,10 +82,12 @@ class TestUNet:
             return
         assert error(exact(scan, net, memory="49MiB")[:], whole(scan, net, 4)) < EXACT
 
+    @pytest.mark.slow
     def test_a_volume_of_zeros(self, exact):
         net, scan = unet(3, "instance"), np.zeros((20, 17, 12))
         assert error(exact(scan, net, memory="49MiB")[:], whole(scan, net, 4)) < EXACT
 
+    @pytest.mark.slow
     def test_a_large_mean_cancels_nothing(self, exact):
         net, scan = unet(2, "instance"), 1e4 + noise()
         expected = whole(scan, net, 2)
@@ -91,6 +95,7 @@ class TestUNet:
 
 
 class TestOtherNetworks:
+    @pytest.mark.slow
     @pytest.mark.parametrize("norm", [False, True])
     def test_dilated(self, exact, planned, norm):
         net, scan = meshnet(norm), noise()
@@ -99,6 +104,7 @@ class TestOtherNetworks:
             assert error(exact(scan, net, f"{n}.zarr", memory=memory)[:], expected) < EXACT
         assert planned(scan, net, memory="49MiB")[1] > 1
 
+    @pytest.mark.slow
     def test_squeeze_and_excitation(self, exact, planned):
         net, scan = lively(Excited()), noise()
         assert planned(scan, net, memory="49MiB")[0] > 1
@@ -136,6 +142,7 @@ class Excited(nn.Module):
 
 
 class TestTheResultDependsNotOn:
+    @pytest.mark.slow
     def test_memory_blocks_and_layout(self, exact, planned):
         net, scan = unet(3, "instance"), noise((22, 13, 27))
         expected = whole(scan, net, 4)
@@ -159,10 +166,12 @@ class TestTheResultDependsNotOn:
 
 
 class TestOptions:
+    @pytest.mark.slow
     def test_shards_that_were_asked_for_are_kept(self, exact):
         result = exact(noise(), unet(2), shard=(16, 8, 24), memory="49MiB")
         assert result.shards[-3:] == (16, 8, 24)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("memory", ["2GiB", "49MiB"])
     def test_classes(self, exact, memory):
         net, scan = unet(3, "instance", out=4), noise()
@@ -170,6 +179,7 @@ class TestOptions:
         assert (result.dtype, result.axes) == (np.uint8, ("z", "y", "x"))
         assert np.array_equal(result[:], whole(scan, net, 4).argmax(0))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("activation", ["softmax", "sigmoid", lambda s_CZYX: s_CZYX.flip(0)])
     def test_activation(self, exact, activation):
         net, scan = unet(2, "batch", out=3), noise()
@@ -180,6 +190,7 @@ class TestOptions:
         result = exact(scan, net, activation=activation, memory="49MiB")
         assert error(result[:], expected.numpy()) < EXACT
 
+    @pytest.mark.slow
     def test_dtype(self, exact):
         net, scan = unet(2), noise()
         full = exact(scan, net, "full.zarr", memory="49MiB")
@@ -195,10 +206,12 @@ class TestOptions:
         assert result.dtype == np.float32
         assert error(result[:], whole(scan, net, 4)) < 1e-5
 
+    @pytest.mark.slow
     def test_channels(self, exact):
         net, scan = unet(3, "instance", channels=3), noise((3, *SHAPE))
         assert error(exact(scan, net, memory="49MiB")[:], whole(scan, net, 4)) < EXACT
 
+    @pytest.mark.slow
     def test_several_inputs_by_name(self, exact, tmp_path):
         net, (one, two) = unet(2, channels=2), noise((2, *SHAPE))
         vf.save_model(net, tmp_path / "bundle", channels=["t1", "t2"])
@@ -222,6 +235,7 @@ class TestOptions:
         assert error(result[:], whole(scan, mean, 2)) < EXACT
         assert error(result[:], whole(scan, net, 2)) > 1e-3
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("choice", ["minmax", "zscore", "percentile"])
     def test_constants_of_the_whole_volume(self, exact, choice):
         net, counts = unet(2), (900 * noise()).astype("uint16")
@@ -234,12 +248,14 @@ class TestOptions:
         result = exact(counts, net, normalize=choice, memory="49MiB")
         assert error(result[:], whole(scaled, net, 2)) < 1e-6
 
+    @pytest.mark.slow
     def test_a_function_normalises(self, exact):
         net, scan = unet(2), noise()
         result = exact(scan, net, normalize=lambda czyx: np.sqrt(czyx) + 1, memory="49MiB")
         # Voxels beyond the volume are zero all the same.
         assert error(result[:], whole(np.sqrt(scan) + 1, net, 2)) < EXACT
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("stored_as", "norm"),
         [("SAR", "none"), ("SPL", "instance"), ("LIA", "none"), ("AIR", "none")],
@@ -254,6 +270,7 @@ class TestOptions:
         assert result.orientation == stored_as
         assert error(result[:], expected) < EXACT
 
+    @pytest.mark.slow
     def test_the_bundle_says_so(self, tmp_path, client):
         net, scan = UNet(1, 2, (2, 4)).eval(), noise().astype("f4")
         vf.save_model(net, tmp_path / "bundle", blend="exact", activation="softmax")
@@ -283,6 +300,7 @@ class Twice(nn.Module):
 
 
 class TestOutputs:
+    @pytest.mark.slow
     @pytest.mark.parametrize("memory", ["2GiB", "49MiB"])
     def test_by_name(self, exact, tmp_path, memory):
         first, second = unet(3, "instance", out=3), unet(2, "none", out=1, seed=3)
@@ -301,12 +319,14 @@ class TestOutputs:
         for name in ("all", "again", "first"):
             assert error(found[name][:], expected) < EXACT
 
+    @pytest.mark.slow
     def test_levels(self, exact):
         net, scan = unet(2), noise((6, 9, 66))
         result = exact(scan, net, levels=True, memory="49MiB", shard=32)
         assert len(result.levels) == 2
         assert error(result[:], whole(scan, net, 2)) < EXACT
 
+    @pytest.mark.slow
     def test_nifti_in_and_out(self, exact, tmp_path):
         scan = noise((12, 17, 9)).astype("f4")
         affine = np.diag([-0.5, 0.5, 2.0, 1])
@@ -341,6 +361,7 @@ class Sliced(nn.Module):
 
 
 class TestSlices:
+    @pytest.mark.slow
     @pytest.mark.parametrize("patch", [(1, 64, 64), (9, 1, 9), (8, 8, 1)])
     def test_whole_slices(self, exact, patch):
         net, scan, axis = unet(3, "instance", dims=2), noise((11, 18, 21)), patch.index(1)
@@ -350,6 +371,7 @@ class TestSlices:
             result = exact(scan, net, f"{n}.zarr", patch=patch, memory=memory, shard=None)
             assert error(result[:], expected) < EXACT
 
+    @pytest.mark.slow
     def test_parts_of_slices(self, exact, planned):
         net, scan = unet(3, dims=2), noise((3, 90, 70))
         options = {"patch": (1, 8, 8), "memory": "49MiB", "shard": None}
@@ -419,6 +441,7 @@ class TestRefused:
         monkeypatch.setattr("volflow.passes.profile.mark_peak", lambda device: 0)
         monkeypatch.setattr("volflow.passes.profile.read_peak", lambda device: 2**20)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("norm", ["none", "instance"])
     @pytest.mark.usefixtures("steady")
     def test_too_little_memory_with_a_remedy_that_works(self, exact, tmp_path, norm):
@@ -429,6 +452,7 @@ class TestRefused:
         memory = str(refused.value).split('memory="')[1].split('"')[0]
         assert error(exact(scan, net, memory=memory)[:], whole(scan, net, 4)) < EXACT
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("steady")
     def test_slices_that_do_not_fit(self, exact):
         net, scan = unet(4, "instance", dims=2), noise((4, 100, 90))
@@ -460,6 +484,7 @@ class TestRefused:
             exact(scan, unet(2))
 
 
+@pytest.mark.slow
 def test_a_network_is_traced_once(client, tmp_path, monkeypatch):
     traced, trace = [], network.trace_any
     monkeypatch.setattr(

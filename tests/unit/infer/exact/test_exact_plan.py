@@ -226,6 +226,7 @@ class TestPlanPredict:
 
         return made
 
+    @pytest.mark.slow
     def test_says_what_passes_there_are(self, plan, tmp_path):
         facts = plan().to_dict()
         count = int(facts["passes"].split(",")[0])
@@ -237,6 +238,7 @@ class TestPlanPredict:
         assert "keeps" not in facts[f"pass_{count}"]
         assert list(tmp_path.iterdir()) == []
 
+    @pytest.mark.slow
     def test_its_peak_is_within_memory_and_flat(self, plan):
         peaks = []
         for depth in (40, 400):
@@ -245,6 +247,7 @@ class TestPlanPredict:
             peaks.append(found.peak_bytes)
         assert abs(peaks[1] - peaks[0]) < 2 * 2**20
 
+    @pytest.mark.slow
     def test_needs_no_voxels(self, plan, tmp_path):
         volume = create(
             tmp_path / "in.zarr", VolumeSpec.of((40, 33, 50), "float32", Meta(), chunk=8, shard=8)

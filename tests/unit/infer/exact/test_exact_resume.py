@@ -106,6 +106,7 @@ def mtimes(folder):
 
 
 class TestInterrupted:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "where", [pytest.param("first", marks=pytest.mark.slow), "middle", "last"]
     )
@@ -120,6 +121,7 @@ class TestInterrupted:
         assert files(tmp_path / "out.zarr") == wanted
         assert vf.verify(tmp_path / "out.zarr").ok
 
+    @pytest.mark.slow
     def test_after_every_block(self, run, expected, stopped, tmp_path, net):
         wanted, total, _ = expected
         for count in (1, total // 3, total // 4, 1):
@@ -127,6 +129,7 @@ class TestInterrupted:
         assert error(run()[:], whole(SCAN, net, 2)) < EXACT
         assert files(tmp_path / "out.zarr") == wanted
 
+    @pytest.mark.slow
     def test_memory_and_layout_are_those_of_the_first_run(
         self, run, expected, stopped, counted, tmp_path
     ):
@@ -136,6 +139,7 @@ class TestInterrupted:
         assert len(counted[0]) == total - 5
         assert files(tmp_path / "out.zarr") == wanted
 
+    @pytest.mark.slow
     def test_another_network_is_refused(self, exact, stopped, scan, tmp_path):
         stopped(5)
         before = mtimes(tmp_path)
@@ -146,6 +150,7 @@ class TestInterrupted:
         changed = {p.name for p, t in mtimes(tmp_path).items() if before.get(p) != t}
         assert changed <= {"lock"}
 
+    @pytest.mark.slow
     def test_a_plan_touches_nothing(self, stopped, scan, net, tmp_path, client):
         stopped(40)
         before = mtimes(tmp_path)
@@ -157,6 +162,7 @@ class TestInterrupted:
 
 
 class TestWhatPassesLeave:
+    @pytest.mark.slow
     def test_nothing_is_kept_at_the_end(self, run, tmp_path, monkeypatch):
         kept = []
         write = ActivationStore.write
@@ -170,6 +176,7 @@ class TestWhatPassesLeave:
         assert not list(passes(tmp_path).rglob("partials"))
         assert len(list(passes(tmp_path).rglob("statistics.f64"))) > 1
 
+    @pytest.mark.slow
     def test_done_is_returned_at_once(self, exact, net, counted, tmp_path):
         """Also where the input is an array in memory, which is stored first."""
         exact(SCAN, net, memory=MEMORY)
@@ -179,12 +186,14 @@ class TestWhatPassesLeave:
         assert counted[0] == []
         assert mtimes(tmp_path / "out.zarr") == before
 
+    @pytest.mark.slow
     def test_overwriting_removes_them(self, run, net, tmp_path):
         run()
         assert passes(tmp_path).exists()
         run(memory="2GiB", overwrite=True)
         assert not passes(tmp_path).exists() or not list(passes(tmp_path).iterdir())
 
+    @pytest.mark.slow
     def test_a_journal_per_pass(self, run, scan, tmp_path, planned, net):
         count = planned(scan, net, memory=MEMORY)[0]
         run()
@@ -214,6 +223,7 @@ class TestDamage:
 
         return check
 
+    @pytest.mark.slow
     def test_of_a_kept_file(self, damaged):
         def cut(found):
             found[0].unlink()
@@ -221,9 +231,11 @@ class TestDamage:
 
         damaged(0.4, "*.raw", cut)
 
+    @pytest.mark.slow
     def test_of_all_kept_files(self, damaged):
         damaged(0.7, "*.raw", lambda found: [path.unlink() for path in found])
 
+    @pytest.mark.slow
     def test_of_what_a_block_measured(self, damaged):
         def cut(found):
             found[0].write_bytes(b"")
@@ -232,15 +244,18 @@ class TestDamage:
 
         damaged(0.1, "partials/*.f64", cut)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "content", [b"", pytest.param(b"123", marks=pytest.mark.slow), b"0" * 8]
     )
     def test_of_statistics(self, damaged, content):
         damaged(0.6, "statistics.f64", lambda found: found[0].write_bytes(content))
 
+    @pytest.mark.slow
     def test_of_a_journal_entry(self, damaged):
         damaged(0.1, "done/*.json", lambda found: found[0].write_text("{"))
 
+    @pytest.mark.slow
     def test_while_it_runs_is_one_line(self, run, tmp_path, monkeypatch):
         write = ActivationStore.write
 
@@ -256,6 +271,7 @@ class TestDamage:
         run()
         assert vf.verify(tmp_path / "out.zarr").ok
 
+    @pytest.mark.slow
     def test_of_the_result_repairs_its_block_alone(self, run, expected, counted, tmp_path):
         wanted = expected[0]
         run()
@@ -281,6 +297,7 @@ def no_room(*given):
 
 
 class TestFullDisk:
+    @pytest.mark.slow
     def test_of_kept_nodes(self, run, monkeypatch, tmp_path):
         write, replaced = ActivationStore.write, Path.replace
 
@@ -298,6 +315,7 @@ class TestFullDisk:
         run()
         assert vf.verify(tmp_path / "out.zarr").ok
 
+    @pytest.mark.slow
     def test_of_what_is_measured(self, run, monkeypatch, tmp_path):
         with monkeypatch.context() as patch:
             patch.setattr(keeping, "write_file", no_room)

@@ -111,6 +111,7 @@ def both(client, tmp_path):
 
 
 class TestEqualToPredict:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("blend", "overlap"),
         [("gaussian", 0.25), ("gaussian", 0), ("hann", (2, 5, 3)), ("average", 0.25),
@@ -126,6 +127,7 @@ class TestEqualToPredict:
         truth = sliding_window(data[None], random_net(), **options)
         np.testing.assert_allclose(batch, truth, atol=1e-3)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("blend", ["gaussian", "crop"])
     @pytest.mark.parametrize("chunks", [(20, 16, 23), (7, 30, 5), -1])
     def test_computed_arrays_bit_for_bit(self, stored, both, blend, chunks):
@@ -135,6 +137,7 @@ class TestEqualToPredict:
         lazy = vf.map_model(da.from_array(data, chunks=chunks) + 0, random_net(), **options)
         np.testing.assert_array_equal(lazy.compute(), batch)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("batch_size", [1, 2, 3])
     def test_batches_lie_at_the_same_places(self, stored, both, batch_size):
         data = voxels((20, 22, 50))
@@ -144,6 +147,7 @@ class TestEqualToPredict:
         computed = vf.map_model(da.from_array(data, chunks=10) + 0, random_net(), **options)
         np.testing.assert_array_equal(computed.compute(), batch)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("frame", ["RAS", "LPI", "SRA"])
     def test_frames(self, stored, both, frame):
         data = voxels((21, 30, 26))
@@ -155,6 +159,7 @@ class TestEqualToPredict:
         computed = vf.map_model(derived, random_net(), like=volume, **options)
         np.testing.assert_array_equal(computed.compute(), batch)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("shape", [(37, 30, 41), (16, 16, 16), (33, 9, 17)])
     def test_scores_of_half_the_resolution(self, stored, both, shape):
         data = voxels(shape)
@@ -164,6 +169,7 @@ class TestEqualToPredict:
         computed = vf.map_model(da.from_array(data, chunks=(9, 15, 1)) + 0, Halving(), **options)
         np.testing.assert_array_equal(computed.compute(), batch)
 
+    @pytest.mark.slow
     @pytest.mark.layered
     def test_classes_of_several_channels_with_activation_and_normalisation(self, stored, both):
         data = voxels((2, 20, 22, 24))
@@ -180,6 +186,7 @@ class TestEqualToPredict:
         computed = vf.map_model(scaled.astype("f4"), net, **options)
         assert np.mean(computed.compute() == batch) > 0.999
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("normalize", [None, lambda block: (block - 200) / 9])
     def test_several_volumes_mask_and_threshold(self, stored, both, normalize):
         a, b = stored(voxels((20, 22, 24)), "a.zarr"), stored(voxels((20, 22, 24)), "b.zarr")
@@ -202,16 +209,19 @@ class TestEqualToPredict:
         lazy, batch = both(stored(voxels(shape)), random_net(), patch=8)
         np.testing.assert_array_equal(lazy.compute(), batch)
 
+    @pytest.mark.slow
     def test_slices_and_flips(self, stored, both):
         options = {"patch": (1, 16, 16), "flips": "yx"}
         lazy, batch = both(stored(voxels((5, 30, 41))), slice_net(), **options)
         np.testing.assert_array_equal(lazy.compute(), batch)
 
+    @pytest.mark.slow
     def test_the_usual_batch_is_that_of_predict(self, stored, both):
         options = {"patch": 16, "batch_size": "auto"}
         lazy, batch = both(stored(voxels((20, 20, 60))), random_net(), **options)
         np.testing.assert_array_equal(lazy.compute(), batch)
 
+    @pytest.mark.slow
     def test_a_bundle_says_its_own(self, stored, tmp_path, both):
         torch.manual_seed(0)
         net = vf_unet.UNet(1, 2, features=(2, 4)).eval()
@@ -265,6 +275,7 @@ class TestGraph:
         lazy = vf.map_model(stored(data), net, patch=8, overlap=0)
         np.testing.assert_allclose(lazy.compute(), whole.detach().numpy()[0], rtol=1e-5)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("threads", [2, 16])
     def test_a_network_over_a_network(self, stored, threads):
         data = voxels((24, 20, 16))
@@ -324,6 +335,7 @@ class TestGraph:
         assert first.name != second.name
         assert not np.allclose(*dask.compute(first, second))
 
+    @pytest.mark.slow
     def test_before_a_threshold_into_a_store(self, stored, tmp_path):
         volume = stored(voxels((40, 30, 20)))
         lazy = vf.map_model(volume, random_net(), patch=12, block=24)[1] > 0

@@ -62,6 +62,7 @@ def both_ways(client, tmp_path, monkeypatch):
     return predict
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blend", BLENDS)
 @pytest.mark.parametrize("skip", [False, True])
 def test_same_bits_as_along_the_first(both_ways, blend, skip):
@@ -87,6 +88,7 @@ def test_same_bits_at_half_the_resolution(both_ways):
     assert np.array_equal(ours, first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frame", ["RIA", "LPS"])
 def test_same_bits_in_a_frame(both_ways, tmp_path, frame):
     shape = (30, 26, 9) if frame == "LPS" else (26, 30, 9)

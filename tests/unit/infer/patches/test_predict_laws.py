@@ -85,6 +85,7 @@ def cut_into(monkeypatch):
     return force
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blend", BLENDS)
 @pytest.mark.parametrize(("output", "skip"), [("scores", False), ("classes", True)])
 def test_same_bits_for_every_cut(client, tmp_path, cut_into, blend, output, skip):
@@ -110,6 +111,7 @@ def test_same_bits_for_every_cut(client, tmp_path, cut_into, blend, output, skip
         assert np.array_equal(results[0], other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
 def test_activation_bits_do_not_depend_on_the_cut(client, tmp_path, cut_into, activation):
     scan = 20 * scan_of((2, 14, 17, 35)) - 10
@@ -185,6 +187,7 @@ def back(copy: np.ndarray, orientation: str) -> np.ndarray:
     return flipped.transpose(*range(lead), *(lead + axes.index(a) for a in range(3)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "orientations",
     [ORIENTATIONS[::5], pytest.param(ORIENTATIONS, marks=pytest.mark.slow)],

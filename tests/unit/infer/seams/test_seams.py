@@ -60,6 +60,7 @@ def whole_run():
     return scores[:, *(slice(n) for n in image.shape)], image
 
 
+@pytest.mark.slow
 def test_the_exact_blend_is_the_whole_run(certified):
     (region,) = certified.regions
     assert (region.start, region.stop) == ((0, 0, 0), SHAPE)
@@ -122,6 +123,7 @@ def test_in_words_and_for_machines(certified, path):
     assert "reads up to 6 voxels beyond a block" in text
 
 
+@pytest.mark.slow
 def test_an_exact_run_that_is_refused_gets_more_memory(path, monkeypatch):
     from volflow.infer.seams import certify as seams
 
@@ -141,6 +143,7 @@ def test_an_exact_run_that_is_refused_gets_more_memory(path, monkeypatch):
     assert found.regions[0].exact.largest < 1e-5
 
 
+@pytest.mark.slow
 def test_statistics_are_told(path):
     net = nn.Sequential(nn.Conv3d(1, 2, 3, padding=1), nn.InstanceNorm3d(2))
     found = certify_seams(path, net, patch=12, overlaps=[0.25], memory="600MB")
@@ -171,6 +174,7 @@ def test_without_an_exact_rule_blends_are_measured(path):
     assert not any("exact" in line for line in said)
 
 
+@pytest.mark.slow
 def test_slices(path):
     found = certify_seams(path, nets.slice_net(), patch=(1, 8, 8), overlaps=[0])
     assert found.regions[0].padded == (20, 23)
@@ -223,6 +227,7 @@ def test_sides_shrink_to_memory():
     assert fitting_sides((40, 300, 20), (160,) * 3, np.prod, 64 * 40 * 20) == (40, 64, 20)
 
 
+@pytest.mark.slow
 def test_regions_with_most_structure(tmp_path):
     scan = np.zeros((16, 16, 64), "float32")
     scan[..., 40:56] = np.random.default_rng(0).random((16, 16, 16))

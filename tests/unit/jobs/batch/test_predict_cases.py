@@ -81,6 +81,7 @@ def break_them(folder):
 
 
 class TestDone:
+    @pytest.mark.slow
     def test_each_case_is_what_predict_makes_of_it(self, batch, scans):
         table = batch()
         assert statuses(table) == {"a": "done", "b": "done", "c": "done"}
@@ -93,6 +94,7 @@ class TestDone:
             assert vf.verify(row.out).ok
             assert 0 < row.model_s < row.seconds
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("at_once", [1, 3])
     def test_in_any_number_at_once(self, batch, scans, at_once):
         table = batch(at_once=at_once, out=str(scans.parent / "out" / f"{{case}}_{at_once}.npy"))
@@ -115,6 +117,7 @@ class TestDone:
         assert statuses(table) == {"a": "done", "b": "done"}
         assert set(table[0].volumes) == {"t1", "flair"}
 
+    @pytest.mark.slow
     def test_arrays_by_name(self, batch, scans):
         table = batch({"x": voxels(0), "y": {"image": voxels(1), "label": voxels(2) > 0.5}})
         assert statuses(table) == {"x": "done", "y": "done"}
@@ -126,6 +129,7 @@ class TestDone:
         assert (scans.parent / "out" / "a" / "seg.npy").exists()
         assert (scans.parent / "out" / "{case}_seg.npy.volflow" / "summary.html").exists()
 
+    @pytest.mark.slow
     def test_a_mask_for_each_case(self, batch, scans):
         for name in ("a", "b", "c"):
             np.save(scans / f"{name}_mask.npy", np.zeros(SHAPE, "uint8"))
@@ -165,6 +169,7 @@ class TestAgain:
         assert len(nets.calls) == before
         assert table[0].seconds > 0  # of then
 
+    @pytest.mark.slow
     def test_new_and_changed_cases_are_done(self, batch, scans):
         before = batch()
         put(scans, "b", 10)
@@ -194,6 +199,7 @@ class TestAgain:
         os.remove(table[0].out)  # noqa: PTH107
         assert batch().ok  # no failure of the case itself: it is tried again
 
+    @pytest.mark.slow
     def test_results_of_another_model_are_named_and_left(self, batch):
         before = batch()
         files = [Path(row.out).read_bytes() for row in before]
@@ -208,6 +214,7 @@ class TestAgain:
         assert statuses(batch(model=other, overwrite=True)) == dict.fromkeys("abc", "kept")
         assert [Path(row.out).read_bytes() for row in before] != files
 
+    @pytest.mark.slow
     def test_results_of_other_settings_are_named(self, batch):
         batch()
         table = batch(overlap=0.5, dry_run=True)
@@ -251,6 +258,7 @@ class TestFailures:
         assert "channels" in reasons["two"]
         assert not table.ok
 
+    @pytest.mark.slow
     def test_of_what_a_file_holds_are_not_repeated(self, batch, scans):
         break_them(scans)
         first = batch()
@@ -291,6 +299,7 @@ class TestFailures:
         with pytest.raises(InvalidInput, match="model 'nowhere' does not exist"):
             batch(model="nowhere")
 
+    @pytest.mark.slow
     def test_the_command_gets_the_summary_and_no_names(self, batch, scans, tmp_path):
         """A name of a file is never part of what a shell reads."""
         put(scans, "$(touch evil); x", 3)
@@ -314,6 +323,7 @@ class TestFailures:
 
 
 class TestSelected:
+    @pytest.mark.slow
     def test_since_leaves_old_cases_out(self, batch, scans):
         os.utime(scans / "a.nii.gz", (1e9, 1e9))
         assert statuses(batch(since="7d")) == {"b": "done", "c": "done"}
@@ -372,6 +382,7 @@ class TestRefused:
 
 
 class TestTold:
+    @pytest.mark.slow
     def test_in_a_log_with_times(self, batch, scans):
         break_them(scans)
         folder = Path(batch().summary).parent
@@ -418,6 +429,7 @@ class TestTold:
 class TestState:
     """`volflow status` of a batch."""
 
+    @pytest.mark.slow
     def test_of_one_that_is_done(self, batch, scans, capsys):
         break_them(scans)
         batch()
@@ -472,6 +484,7 @@ class TestState:
             batch_state(str(tmp_path / "{case}.zarr"))
 
 
+@pytest.mark.slow
 def test_cases_spread_over_a_cluster_to_which_the_model_is_sent_once(batch, scans, monkeypatch):
     sent, register, used, submit = [], Client.register_plugin, set(), Client.submit
 
@@ -541,6 +554,7 @@ def test_an_interruption_ends_what_is_at_work(batch, scans, monkeypatch):
     assert journal_dir(scans.parent / "out" / "a_seg.nii.gz").is_dir()
 
 
+@pytest.mark.slow
 def test_a_bundle_whose_cases_are_done_loads_no_torch(tmp_path, fresh_python):
     vf.save_model(vf.UNet(1, 2, features=(2, 4)), tmp_path / "bundle", patch=8)
     np.save(tmp_path / "a.npy", voxels(0))
@@ -572,6 +586,7 @@ def test_a_bundle_is_known_by_its_files(tmp_path):
     assert bundle_identity_module.bundle_identity(tmp_path / "a") == ""
 
 
+@pytest.mark.slow
 def test_a_function_among_the_options_counts_as_it_is(batch):
     table = batch(activation=torch.sigmoid)
     assert table.ok

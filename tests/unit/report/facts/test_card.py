@@ -265,6 +265,7 @@ def test_a_damaged_store_shows_its_facts(tmp_path):
     assert "z 20 × y 40 × x 50" in page.words
 
 
+@pytest.mark.slow
 def test_a_deleted_store_and_a_missing_level_show_their_facts(tmp_path):
     import shutil
 

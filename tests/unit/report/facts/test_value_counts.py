@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import zarr
 
 from volflow.geometry.histogram import measure
@@ -44,6 +45,7 @@ def test_of_a_large_volume_a_few_chunks_are_read(tmp_path, monkeypatch):
         assert {box.start[axis] for box in boxes} == {640, 2048, 3392}
 
 
+@pytest.mark.slow
 def test_many_channels_are_sampled_less(tmp_path, monkeypatch):
     meta = Meta(("c", "z", "y", "x"))
     volume = create(

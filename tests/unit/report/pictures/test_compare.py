@@ -112,6 +112,7 @@ def test_images_share_a_grey_window():
     assert np.abs(mine - 2 * theirs).max() <= 1
 
 
+@pytest.mark.slow
 def test_grids_and_levels_may_differ(pyramid, stored, monkeypatch, reads, tmp_path, words):
     """Of b the level is read that is most like a's."""
     monkeypatch.setattr(compare_module, "PIXELS", 20)
@@ -152,6 +153,7 @@ def test_many_classes_are_cut_short(words):
     assert sum(text == "1.0000" for text in said) == 12
 
 
+@pytest.mark.slow
 def test_files_and_label_images_without_a_kind_can_be_compared(tmp_path):
     """As evaluation knows them: one a result, one a NIfTI of whole numbers, or of floats."""
     nibabel = pytest.importorskip("nibabel", reason="extra io")

@@ -110,6 +110,7 @@ def test_each_case_has_its_own_grey_window(words):
     assert any(f"a {counts['a']}" in text and f"b {counts['b']}" in text for text in said)
 
 
+@pytest.mark.slow
 def test_long_names_leave_room_for_the_place(words):
     name = "a-very-long-name-of-a-patient-that-fills-three-tiles"
     scan = np.zeros(SHAPE, "u1")
@@ -143,6 +144,7 @@ def test_classes_alone_and_images_alone(cases, words):
     assert figure.facts["classes"] == []
 
 
+@pytest.mark.slow
 def test_streams_and_loaders_know_their_cases(cases, words):
     stream = PatchStream(cases, LabelSampler(8, probabilities={1: 1, 2: 3}), 24, seed=1)
     figure = patch_sheet(stream, tiles=24)
@@ -158,6 +160,7 @@ def test_streams_and_loaders_know_their_cases(cases, words):
     assert any(text == "GridSampler, overlap 0.2" for text in words(patch_stats(grid)))
 
 
+@pytest.mark.slow
 def test_counts_equal_those_of_numpy(cases):
     (case,) = cases
     samples = list(scattered(cases, 200, border=6))

@@ -140,6 +140,7 @@ def test_a_pyramid_is_searched_and_shown_at_fitting_levels(pyramid, monkeypatch,
     assert any(text.endswith(told) for text in words(figure))
 
 
+@pytest.mark.slow
 def test_scan_and_result_each_have_their_level(pyramid, stored, monkeypatch, reads):
     """A scan with three levels under a result of half its resolution with two, or with none."""
     monkeypatch.setattr(preview_module, "LONGEST", 16)
@@ -163,6 +164,7 @@ def test_scan_and_result_each_have_their_level(pyramid, stored, monkeypatch, rea
     assert seen(result, level=1) == {1: 16, 2: 16}
 
 
+@pytest.mark.slow
 def test_a_large_volume_without_levels_is_thinned_while_it_is_read(
     stored, monkeypatch, reads, words
 ):

@@ -93,6 +93,7 @@ def test_a_class_has_one_colour_on_every_tile():
     assert listed == [f"class {n}" for n in range(1, 8)]
 
 
+@pytest.mark.slow
 def test_tiles_are_read_from_the_level_that_fits(pyramid, monkeypatch, reads, words):
     monkeypatch.setattr(preview_module, "SHARP", 10)  # 64 pixels, the least
     array = np.random.default_rng(0).random((16, 160, 160), "f4")
@@ -121,6 +122,7 @@ def test_memory_is_bounded_without_levels(stored, monkeypatch, reads):
     assert max(max(axes.images[0].get_array().shape) for axes in figure.axes) <= 64
 
 
+@pytest.mark.slow
 def test_positions_stand_on_all_tiles_or_on_none(words):
     meta = Meta(unit="millimeter")
     for tiles, stands in ((4, True), (200, False)):

@@ -335,6 +335,7 @@ def test_many_viewers_at_once(server):
     assert found == [BYTES] * 24
 
 
+@pytest.mark.slow
 def test_a_large_file_is_never_held(server, store):
     size = 1 << 30
     with (store / "large").open("wb") as file:

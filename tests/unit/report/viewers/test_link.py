@@ -185,6 +185,7 @@ def start(*arguments):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
 def test_the_command_serves_until_it_is_interrupted(scan, result, ending):
     process = start(scan, result, "--port", "0")
@@ -200,6 +201,7 @@ def test_the_command_serves_until_it_is_interrupted(scan, result, ending):
     assert (process.returncode, out, err) == (0, "", "")
 
 
+@pytest.mark.slow
 def test_the_command_says_it_in_one_line_for_machines(scan):
     process = start(scan, "--port", "0", "--json")
     facts = json.loads(process.stdout.readline())

@@ -465,6 +465,7 @@ def test_processes_give_the_same(labels):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(70_000, 20, 20), (3, 70_001, 90), (300, 260, 256)])
 def test_long_sides_and_many_voxels_of_which_one_chunk_is_stored(tmp_path, client, shape):
     chunk = (64, 64, 64)

@@ -67,6 +67,7 @@ class TestCluster:
         monkeypatch.setattr(Case, "read", counted)
         return done
 
+    @pytest.mark.slow
     def test_never_runs_ahead_of_its_credit(self, volume, client, reads):
         stream = vf.PatchStream(volume, SAMPLER, 600, reuse=0.5, lanes=4, cluster=client)
         credit = stream.plan.held_lanes + stream.plan.ahead
@@ -89,6 +90,7 @@ class TestCluster:
         with pytest.raises(RunFailed, match=r"was closed; go on from its state_dict\(\)"):
             list(samples)
 
+    @pytest.mark.slow
     @pytest.mark.filterwarnings("ignore::UserWarning")
     def test_graph_that_fails_says_why(self, client, volume):
         def broken(block):
@@ -128,6 +130,7 @@ class TestRemoteStore:
             server.shutdown()
             thread.join()
 
+    @pytest.mark.slow
     def test_gives_the_same_patches(self, url, plain):
         local = vf.PatchStream(plain, SAMPLER, 200, seed=3)
         remote = vf.PatchStream(url, SAMPLER, 200, seed=3)

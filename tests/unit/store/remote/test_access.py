@@ -54,6 +54,7 @@ def impatient(monkeypatch):
 
 
 class TestReading:
+    @pytest.mark.slow
     def test_gives_what_the_folder_does(self, url, local):
         there, here = vf.open(url), vf.open(local)
         assert there.path == url
@@ -144,6 +145,7 @@ class TestIdentity:
         volume.identity()
         assert s3.count(lambda r: r.voxels) == 0
 
+    @pytest.mark.slow
     def test_a_changed_input_does_not_give_the_old_result(self, url, tmp_path):
         out = tmp_path / "copy.zarr"
         vf.convert(url, out, progress=False)
@@ -152,6 +154,7 @@ class TestIdentity:
         with pytest.raises(InvalidInput, match="different inputs or settings: input: "):
             vf.convert(url, out, progress=False)
 
+    @pytest.mark.slow
     def test_statistics_are_kept_in_the_cache_and_follow_the_objects(self, url, tmp_path):
         first = vf.statistics(url, progress=False)
         assert list((tmp_path / "cache").rglob("statistics*"))
@@ -178,6 +181,7 @@ class TestUnlisted:
             server.shutdown()
             thread.join()
 
+    @pytest.mark.slow
     def test_is_known_in_this_process_only(self, web):
         volume = vf.open(web)
         assert volume.unidentified == f"the objects of {web} cannot be listed"
@@ -189,6 +193,7 @@ class TestUnlisted:
         )  # fmt: skip
         assert other.stdout.strip() not in ("", volume.identity())
 
+    @pytest.mark.slow
     def test_is_converted_again_saying_so(self, web, tmp_path, monkeypatch, capsys):
         out = tmp_path / "copy.zarr"
         vf.convert(web, out, progress=False)
@@ -201,6 +206,7 @@ class TestUnlisted:
         vf.convert(web, out, resume=True)
         assert "cannot be listed" not in capsys.readouterr().err
 
+    @pytest.mark.slow
     def test_is_predicted_again_saying_so(self, web, tmp_path, monkeypatch, capsys, calls):
         import torch
 
@@ -222,6 +228,7 @@ class TestUnlisted:
 
 
 class TestFaults:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "fault",
         [Fault("status", 500), Fault("status", 503), Fault("reset"), Fault("truncate")],
@@ -240,6 +247,7 @@ class TestFaults:
         volume.identity()
         assert len(failed) >= 8
 
+    @pytest.mark.slow
     def test_a_stalled_request_is_sent_again(self, url, local, s3, monkeypatch):
         monkeypatch.setattr(access, "TIMEOUT", "500ms")
         stalled = []
@@ -254,6 +262,7 @@ class TestFaults:
         np.testing.assert_array_equal(vf.open(url)[:8], vf.open(local)[:8])
         assert stalled
 
+    @pytest.mark.slow
     def test_that_stay_fail_the_run_and_not_the_data(self, url, s3, impatient):
         volume = vf.open(url)
         s3.fault = lambda request: Fault("status", 503)

@@ -70,6 +70,7 @@ class TestLeaves:
         os.utime(path, ns=(1, 1))
         assert "" != identity_of(leaf(kind, folder)) != before
 
+    @pytest.mark.slow
     def test_other_processes_agree(self, folder, root):
         found = [
             subprocess.run(

@@ -151,6 +151,7 @@ class TestUnidentified:
                 self.write(client, folder, self.array(folder) + 1, **options)
         assert np.array_equal(vf.open(folder / "out.zarr")[:], SCAN)
 
+    @pytest.mark.slow
     def test_predict_begins_anew_with_it(self, client, folder, capsys):
         def run(scale=1.0, **options):
             module = nn.Conv3d(1, 1, 1, bias=False)
@@ -206,6 +207,7 @@ class TestTravel:
         assert task < 8000
         assert table.nbytes <= once <= table.nbytes + 8000
 
+    @pytest.mark.slow
     def test_results_on_processes_are_the_same(self, processes, folder):
         table = np.arange(2**19)
         parts = [lazy(kind, folder) for kind in KINDS]

@@ -55,6 +55,7 @@ def graph_size(array):
 
 
 class TestEqualToDask:
+    @pytest.mark.slow
     @pytest.mark.parametrize("boundary", BOUNDARIES)
     @pytest.mark.parametrize("shape", [(30, 25, 19), (33, 17, 40), (16, 16, 1)])
     def test_ragged_shapes_and_every_boundary(self, shape, boundary):
@@ -125,6 +126,7 @@ class TestEqualToDask:
         theirs = da.map_overlap(behind, da.from_array(data, chunks=(6, 6, 6)), **options)
         np.testing.assert_array_equal(ours.compute(), theirs.compute())
 
+    @pytest.mark.slow
     @pytest.mark.layered
     def test_several_inputs_of_which_one_is_broadcast(self):
         a, b = voxels((2, 20, 21, 22)), voxels((20, 21, 22), "u1")

@@ -102,6 +102,7 @@ class TestEqualsAPlainLoop:
         for number in range(6):
             assert set(np.unique(level(volume, number)[:])) <= {3, 200}
 
+    @pytest.mark.slow
     def test_each_channel_by_itself(self, stored, pyramid):
         voxels = random("u1", (3, *SHAPE))
         volume = stored(voxels)
@@ -121,6 +122,7 @@ class TestEqualsAPlainLoop:
 
 
 class TestAnyCut:
+    @pytest.mark.slow
     @pytest.mark.parametrize("kind", ["image", "classes"])
     def test_blocks_and_chunks_and_workers_do_not_matter(self, stored, pyramid, kind):
         voxels = random("u1", (40, 33, 50), kind)
@@ -154,6 +156,7 @@ class TestAnyCut:
         vf.pyramid(volume, levels=2, overwrite=True, cluster=2, progress=False)
         assert files(volume.path) == before
 
+    @pytest.mark.slow
     def test_little_memory_makes_thinner_shards_of_the_same_voxels(self, stored, pyramid):
         volume = stored(random("f8", (100, 90, 110)), chunk=16, shard=64)
         usual = pyramid(volume)
@@ -167,6 +170,7 @@ class TestAnyCut:
 
 
 class TestMetadata:
+    @pytest.mark.slow
     @pytest.mark.parametrize("kind", ["image", "classes"])
     @pytest.mark.parametrize("shape", [SHAPE, (2, *SHAPE)], ids=str)
     def test_is_valid(self, stored, pyramid, kind, shape):
@@ -294,6 +298,7 @@ class TestAgain:
         pyramid(scan, levels=1, overwrite=True)
         assert level(scan, 1).shape == (11, 19, 14)
 
+    @pytest.mark.slow
     def test_an_output_made_anew_has_no_old_journals(self, tmp_path, client, pyramid):
         options = {"cluster": client, "progress": False, "overwrite": True}
         path = tmp_path / "a.zarr"
@@ -325,6 +330,7 @@ class TestResumes:
             with pytest.raises(Stopped):
                 run()
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["begin_anew", "add_array", "run", "list_levels"])
     @pytest.mark.parametrize("after", [0, 1])
     def test_between_any_two_steps(self, scan, pyramid, monkeypatch, name, after):
@@ -355,6 +361,7 @@ class TestResumes:
         pyramid(scan, levels=3)
         assert files(scan.path) == before
 
+    @pytest.mark.slow
     def test_after_a_failed_block(self, stored, pyramid, monkeypatch):
         scan = stored(random("u2"), shard=8)
         calls, real = [], vf.Volume.read
@@ -413,6 +420,7 @@ class TestVerify:
         shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
         return vf.open(tmp_path / "a.zarr")
 
+    @pytest.mark.slow
     def test_reads_levels_too(self, made):
         seen = []
         coverage = vf.verify(made.path, progress=lambda done, total: seen.append((done, total)))
@@ -486,6 +494,7 @@ class TestRefused:
         with pytest.raises(InvalidInput, match="convert it first"):
             pyramid(tmp_path / "a.nii")
 
+    @pytest.mark.slow
     def test_a_volume_that_is_not_complete(self, client, tmp_path, pyramid):
         volume = vf.convert(
             random("u2"), tmp_path / "a.zarr", chunk=8, shard=8, cluster=client, progress=False
