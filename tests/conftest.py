@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Machines differ in speed; a property is about truth, not about time. CI asks for the thorough one.
 settings.register_profile("quick", deadline=None, print_blob=True, max_examples=25)
-settings.register_profile("thorough", settings.get_profile("quick"), max_examples=100)
+settings.register_profile("thorough", settings.get_profile("quick"), max_examples=50)
 settings.load_profile("quick")
 
 

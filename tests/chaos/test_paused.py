@@ -55,7 +55,8 @@ def test_what_a_stopped_worker_writes_late_changes_nothing(start, tmp_path, come
     start(
         "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0",
         "--no-dashboard", "--dashboard-address", "127.0.0.1:0", "--scheduler-file", str(file),
-        DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL="3s",
+        # Longer than importing torch keeps a worker of a loaded machine from answering.
+        DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL="15s",
     )  # fmt: skip
     wait_for(file.exists)
     doomed, _ = (

@@ -18,7 +18,7 @@ def run(root, where):
     return (where / "training.md").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_all_parts_run_once(root, tmp_path):
     folder = tmp_path / "kept"
     folder.mkdir()
