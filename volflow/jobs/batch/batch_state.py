@@ -12,8 +12,9 @@ from volflow.errors import InvalidInput, Locked, RunFailed
 from volflow.geometry.units import clock
 from volflow.jobs.batch.case_record import STARTED, CaseRecord, PastCase, batch_dir
 from volflow.store.atomic import read_json, write_json
-from volflow.store.journal.history import Holder, find_holder
+from volflow.store.journal.history import find_holder
 from volflow.store.journal.journal import Journal
+from volflow.store.journal.lock import Holder
 
 __all__ = ["BatchState", "batch_state", "note_run"]
 

@@ -12,8 +12,9 @@ from typing import Any
 from volflow.errors import InvalidInput, Locked, RunFailed
 from volflow.geometry.units import clock
 from volflow.jobs.pipeline.run_record import RunRecord
-from volflow.store.journal.history import Holder, find_holder
+from volflow.store.journal.history import find_holder
 from volflow.store.journal.journal import Journal, journal_dir
+from volflow.store.journal.lock import Holder
 
 __all__ = ["PipelineState", "pipeline_state"]
 

@@ -18,9 +18,10 @@ from volflow.store.coverage import Coverage, Recomputed
 from volflow.store.formats.exported import stored_behind
 from volflow.store.journal.complete import count_blocks
 from volflow.store.journal.failures import Failure
-from volflow.store.journal.history import Finished, Holder, find_holder, finished_blocks
+from volflow.store.journal.history import Finished, find_holder, finished_blocks
 from volflow.store.journal.journal import Journal, journal_dir
 from volflow.store.journal.levels import level_journals
+from volflow.store.journal.lock import Holder
 from volflow.store.opening import is_url
 
 __all__ = ["coverage_facts", "pace", "run_facts", "run_line", "run_text", "unfinished"]

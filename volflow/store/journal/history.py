@@ -6,21 +6,20 @@ the output can look, while the run goes on elsewhere.
 
 from __future__ import annotations
 
-import fcntl
 import math
 import os
-import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from volflow.store.atomic import parse_json, read_json
+from volflow.store.atomic import read_json
 from volflow.store.journal.journal import Journal
+from volflow.store.journal.lock import Holder, holder_of
 from volflow.store.journal.records import as_entries
 from volflow.store.layout import ShardEntry
 
-__all__ = ["Finished", "Holder", "find_holder", "finished_blocks"]
+__all__ = ["Finished", "find_holder", "finished_blocks"]
 
 # Records read of a long run, the newest: enough for its pace, and quick on a slow file system.
 MOST_READ = 2000
@@ -54,27 +53,6 @@ class Finished:
     def took_s(self) -> float:
         """Seconds of all stages."""
         return sum(self.stages.values())
-
-
-@dataclass(frozen=True)
-class Holder:
-    """The driver that a lock names.
-
-    Parameters
-    ----------
-    host, pid
-        Its machine and process.
-    since_s
-        When it took the lock, in seconds since 1970.
-    alive
-        True if it still holds it, False if it ended without releasing it, and None if that cannot
-        be seen from this machine.
-    """
-
-    host: str
-    pid: int
-    since_s: float
-    alive: bool | None
 
 
 def finished_blocks(journal: Journal, most: int = MOST_READ) -> tuple[int, list[Finished]]:
@@ -126,24 +104,4 @@ def _voxels(entries: tuple[ShardEntry, ...]) -> int:
 
 def find_holder(journal: Journal) -> Holder | None:
     """Return the driver that the lock of an output names; None if it was released."""
-    try:
-        with (journal.directory / "lock").open("rb") as file:
-            noted = parse_json(file.read(4096))
-            host, pid = str(noted["host"]), int(noted["pid"])
-            since_s = os.fstat(file.fileno()).st_mtime
-            held = _is_held(file.fileno())
-    except (OSError, ValueError, TypeError, KeyError, OverflowError):  # nobody, or damaged
-        return None
-    here = host == socket.gethostname()
-    # Where another machine's lock seems free, the file system may not carry locks between them.
-    return Holder(host, pid, since_s, True if held else (False if here else None))
-
-
-def _is_held(file: int) -> bool:
-    """Return True if another holds the lock: it is shared for a moment, which drivers wait out."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    fcntl.flock(file, fcntl.LOCK_UN)
-    return False
+    return holder_of(journal.directory)

@@ -16,31 +16,24 @@ moment. After a power cut the disk may lack voxels that were written; ``verify``
 
 from __future__ import annotations
 
-import fcntl
-import json
 import os
-import socket
-import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
 
 from volflow.errors import (
     Damaged,
     InvalidInput,
-    Locked,
     ResumeRefused,
     RunFailed,
-    StoreFull,
     Superseded,
-    writing_failed,
 )
 from volflow.store.aside import sweep_torn
-from volflow.store.atomic import parse_json, plain, read_json, write_json
+from volflow.store.atomic import plain, read_json, write_json
 from volflow.store.journal.failures import Failures
+from volflow.store.journal.lock import locked
 from volflow.store.journal.records import (
     FORMAT,
     Record,
@@ -49,6 +42,7 @@ from volflow.store.journal.records import (
     change_between,
     process_name,
 )
+from volflow.store.journal.refusals import output_of, reason, unreadable, writing
 from volflow.store.layout import ShardEntry
 
 __all__ = ["Journal", "Record", "journal_dir"]
@@ -109,7 +103,7 @@ class Journal:
     @property
     def output(self) -> Path:
         """The output that lies beside the journal."""
-        return Path(_output(self.directory))
+        return Path(output_of(self.directory))
 
     @property
     def passes(self) -> Path:
@@ -129,13 +123,13 @@ class Journal:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            raise InvalidInput(_unreadable(self._plan, _reason(error))) from error
+            raise InvalidInput(unreadable(self._plan, reason(error))) from error
         except ValueError as error:
-            raise Damaged(_unreadable(self._plan, _reason(error))) from error
+            raise Damaged(unreadable(self._plan, reason(error))) from error
 
     def make_place(self) -> None:
         """Make the journal's directory beside the output; raises InvalidInput if impossible."""
-        with _writing(self.directory, begun=False):
+        with writing(self.directory, begun=False):
             self.directory.mkdir(exist_ok=True)
 
     @contextmanager
@@ -149,21 +143,9 @@ class Journal:
         InvalidInput
             If the directory cannot be made or written.
         """
-        path = self.directory / "lock"
         self.make_place()
-        with _writing(self.directory, begun=False):
-            # Opened for appending, which never truncates: another driver may hold the file.
-            file = path.open("a+", encoding="utf-8")
-        with file:
-            _acquire(file, path)
-            with _writing(path, begun=False):
-                _note(file, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
-            try:
-                yield
-            finally:
-                # A full disk must not hide how the run ended; closing releases the lock.
-                with suppress(OSError):
-                    _note(file, "")
+        with locked(self.directory):
+            yield
 
     def compare(self, record: Record) -> Record:
         """Return a record as it is stored; refuse one that differs from the first run's.
@@ -179,7 +161,7 @@ class Journal:
         before = self.recorded()
         if before is not None and (change := change_between(before, given)):
             raise ResumeRefused(
-                f"{_output(self.directory)} was started {change}, or begin again (overwrite=True,"
+                f"{output_of(self.directory)} was started {change}, or begin again (overwrite=True,"
                 " --overwrite), or choose another output"
             )
         return given
@@ -198,7 +180,7 @@ class Journal:
         """
         given = self.compare(record)
         token = uuid.uuid4().hex
-        with _writing(self.directory, begun=False):
+        with writing(self.directory, begun=False):
             self.directory.mkdir(exist_ok=True)
             (self.directory / "done").mkdir(exist_ok=True)
             fresh = self.recorded() is None
@@ -221,14 +203,14 @@ class Journal:
         except (FileNotFoundError, NotADirectoryError, ValueError):
             current = None
         except OSError as error:
-            raise RunFailed(_unreadable(self._session, _reason(error))) from error
+            raise RunFailed(unreadable(self._session, reason(error))) from error
         if current != session:
             why = "has ended" if current is None else "was replaced by another"
-            raise Superseded(f"the driver of {_output(self.directory)} {why}; this task stops")
+            raise Superseded(f"the driver of {output_of(self.directory)} {why}; this task stops")
 
     def end(self) -> None:
         """Close the session; running tasks stop at their next check."""
-        with _writing(self._session):
+        with writing(self._session):
             self._session.unlink(missing_ok=True)
 
     def mark(
@@ -264,7 +246,7 @@ class Journal:
         value = {"block": block, "entries": found, "stages": dict(stages), "worker": process_name()}
         if session is not None:
             self.check(session)
-        with _writing(self._entry(block)):
+        with writing(self._entry(block)):
             if session is None or not self.done([block]):  # else one that took it over was first
                 write_json(self._entry(block), value)
 
@@ -284,13 +266,13 @@ class Journal:
 
     def forget(self, blocks: Iterable[int]) -> None:
         """Delete the records of blocks, so that the next run repeats them."""
-        with _writing(self.directory):
+        with writing(self.directory):
             for block in blocks:
                 self._entry(block).unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Delete the records of the run and of all blocks; sidecars and the lock stay."""
-        with _writing(self.directory):
+        with writing(self.directory):
             self._session.unlink(missing_ok=True)
             # The run's record is deleted last, so that finished blocks never meet another record.
             self._sweep(everything=True)
@@ -321,74 +303,7 @@ class Journal:
             except FileNotFoundError:
                 continue  # not done, or deleted meanwhile
             except OSError as error:
-                raise RunFailed(_unreadable(path, _reason(error))) from error
+                raise RunFailed(unreadable(path, reason(error))) from error
             except ValueError:
                 continue  # torn by a power cut: the block is repeated
             yield block, entries, stages
-
-
-def _acquire(file: IO[str], path: Path) -> None:
-    try:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:  # perhaps `find_holder` holds it, which is for less than this
-            time.sleep(0.02)
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        try:
-            holder = parse_json(file.read(4096).encode())
-            who = f"process {holder['pid']} on {holder['host']}"
-        except (ValueError, TypeError, KeyError):
-            who = "another process"
-        raise Locked(
-            f"{_output(path.parent)} is being written by {who}; only one driver may write;"
-            " wait for it to end or stop it, which releases the lock"
-        ) from None
-    except OSError as error:
-        raise InvalidInput(
-            f"{path} cannot be locked: {_reason(error)}; expected a file system with flock;"
-            " write the output to another one"
-        ) from error
-
-
-def _note(file: IO[str], text: str) -> None:
-    file.seek(0)
-    file.truncate()
-    file.write(text)
-    file.flush()
-
-
-def _output(directory: Path) -> str:
-    return str(directory).removesuffix(".volflow")
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
-    damaged = isinstance(error, json.JSONDecodeError | UnicodeError)
-    return "it is damaged" if damaged else str(error)
-
-
-def _unreadable(path: Path, why: str) -> str:
-    return (
-        f"{path} cannot be used: {why}; restore it, or begin again"
-        " (overwrite=True, --overwrite), or choose another output"
-    )
-
-
-@contextmanager
-def _writing(path: Path, *, begun: bool = True) -> Iterator[None]:
-    """Turn a disk error into one clear line; InvalidInput if nothing was started yet."""
-    try:
-        yield
-    except OSError as error:
-        why = f"the journal {path} cannot be written: {_reason(error)}; "
-        failed = writing_failed(error)
-        if begun or failed is StoreFull:
-            remedy = "what is done is kept; fix this and run the same command again"
-            raise failed(why + remedy) from error
-        if isinstance(error, FileNotFoundError):
-            why = f"the folder {path.parent} does not exist; "
-        remedy = "it lies beside the output; choose an output in a writable folder"
-        raise InvalidInput(why + remedy) from error

@@ -1,0 +1,50 @@
+"""How a journal says in one line what it cannot read or write."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from volflow.errors import InvalidInput, StoreFull, writing_failed
+
+__all__ = ["output_of", "reason", "unreadable", "writing"]
+
+
+def output_of(directory: Path) -> str:
+    """Return the path of the output beside which a journal lies."""
+    return str(directory).removesuffix(".volflow")
+
+
+def reason(error: Exception) -> str:
+    """Return why a file of a journal cannot be used, in a few words."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    damaged = isinstance(error, json.JSONDecodeError | UnicodeError)
+    return "it is damaged" if damaged else str(error)
+
+
+def unreadable(path: Path, why: str) -> str:
+    """Return the refusal of a file of a journal, with the remedy."""
+    return (
+        f"{path} cannot be used: {why}; restore it, or begin again"
+        " (overwrite=True, --overwrite), or choose another output"
+    )
+
+
+@contextmanager
+def writing(path: Path, *, begun: bool = True) -> Iterator[None]:
+    """Turn a disk error into one clear line; InvalidInput if nothing was started yet."""
+    try:
+        yield
+    except OSError as error:
+        why = f"the journal {path} cannot be written: {reason(error)}; "
+        failed = writing_failed(error)
+        if begun or failed is StoreFull:
+            remedy = "what is done is kept; fix this and run the same command again"
+            raise failed(why + remedy) from error
+        if isinstance(error, FileNotFoundError):
+            why = f"the folder {path.parent} does not exist; "
+        remedy = "it lies beside the output; choose an output in a writable folder"
+        raise InvalidInput(why + remedy) from error
