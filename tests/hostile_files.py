@@ -27,8 +27,11 @@ from volflow.report.viewers.appearance import appearances
 from volflow.report.viewers.napari import napari_snippet
 from volflow.report.viewers.neuroglancer import fragment, viewer_state
 from volflow.sampling.counts.per_cell import count_classes
+from volflow.store.create import create, open_begun
 from volflow.store.formats.sources import open_source
 from volflow.store.journal.complete import open_complete
+from volflow.store.meta import Meta, VolumeSpec
+from volflow.store.unfinished.root import WITHHELD
 from volflow.store.verify import verify
 from volflow.store.volume import open_volume
 from volflow.volumes.convert import convert
@@ -83,6 +86,7 @@ def make_files(folder: Path) -> dict[str, Sample]:
     np.save(folder / "labels.npy", scan() % 3)
     _count(folder)
     _foreign(folder)
+    create(folder / "u.zarr", VolumeSpec.of(SHAPE, "i2", Meta(), chunk=4, shard=8), finished=False)
     net = UNet(1, 2, features=(2, 4), norm="none")
     save_model(net, folder / "bundle", patch=8, channels=["t1"], classes=["no", "yes"])
     torch.save(net.state_dict(), folder / "a.pt")
@@ -92,6 +96,7 @@ def make_files(folder: Path) -> dict[str, Sample]:
         "nii.gz": Sample("a.nii.gz", lambda f: _read_source(f / "a.nii.gz")),
         "npy": Sample("a.npy", lambda f: _read_source(f / "a.npy")),
         "group": Sample("a.zarr/zarr.json", lambda f: _read_volume(f / "a.zarr")),
+        "withheld": Sample(f"u.zarr/{WITHHELD}", lambda f: open_begun(f / "u.zarr")),
         "array": Sample("a.zarr/0/zarr.json", lambda f: _read_volume(f / "a.zarr")),
         "shard": Sample("a.zarr/0/c/0/0/0", lambda f: _read_volume(f / "a.zarr")),
         "v2 array": Sample("v2.zarr/s/.zarray", lambda f: _read_volume(f / "v2.zarr")),

@@ -20,7 +20,7 @@ import volflow as vf
 import volflow.store.journal.journal as journal_module
 from tests.nets import Slow, random_net
 from tests.stores import files
-from volflow.errors import Damaged, StoreFull, VolflowError
+from volflow.errors import Damaged, InvalidInput, StoreFull, VolflowError
 from volflow.geometry.roi import Roi
 from volflow.store.create import create
 from volflow.store.journal.journal import journal_dir
@@ -143,6 +143,8 @@ class TestKilled:
             done, written = entries(out), mtimes(out)
             finished = {f"0/c/{c}/{b}/{y}/{x}" for b in done for c, y, x in np.ndindex(2, 2, 2)}
             assert BLOCKS // 2 <= len(done) < BLOCKS
+            with pytest.raises(InvalidInput, match=rf"is not complete: {len(done)} of {BLOCKS} "):
+                vf.open(out)
             predict(cluster="threads" if cluster == "threads" else 2)  # its workers may still live
         after = entries(out)
         assert {b: after[b] for b in done} == done

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import zarr
 from distributed import Client
 
 from volflow.engine.cluster import Cluster, memory_per_worker
@@ -27,12 +26,13 @@ from volflow.model.bundle import ModelLike
 from volflow.model.forward import Output
 from volflow.option import called_like, from_keywords, journey
 from volflow.store.aside import sweep
-from volflow.store.create import check_target, create
+from volflow.store.create import check_target, create, create_store, open_begun
 from volflow.store.journal.complete import count_blocks
 from volflow.store.journal.journal import Journal, Record, journal_dir
 from volflow.store.journal.outputs import begin_anew
 from volflow.store.meta import VolumeSpec
-from volflow.store.volume import Volume, open_volume
+from volflow.store.unfinished.root import publish
+from volflow.store.volume import Volume
 from volflow.volumes.arrays.inputs import VolumeLike
 from volflow.volumes.export import is_foreign, refuse_changed, write_file
 from volflow.volumes.pyramid.plan import Layout, lay_out
@@ -362,21 +362,22 @@ def _execute(
             plan = method.plan(request, settings, client, memory_bytes, targets, done)
             plan = replace(plan, journal=journal, record=record)
             run(plan, cluster=client, progress=options.progress)
+        publish(*(request.out / name for name in targets), request.out)
     return targets.get("", targets)
 
 
 def _targets(request: Request, settings: Settings) -> dict[str, Volume]:
     """Return where the outputs go: volumes of an interrupted run, and new ones for the others."""
     named = len(settings.outputs) > 1 or settings.outputs[0].name != ""
-    if named:
-        zarr.open_group(request.out, mode="a")
+    if named and not request.out.exists():
+        create_store(request.out)
     targets = {}
     for output in settings.outputs:
         path = request.out / output.name if named else request.out
         if path.exists():
-            targets[output.name] = open_volume(path)
+            targets[output.name] = open_begun(path)
         else:
-            targets[output.name] = create(path, _spec(request, settings, output))
+            targets[output.name] = create(path, _spec(request, settings, output), finished=False)
     return targets
 
 

@@ -133,6 +133,8 @@ class Coverage:
         it was exported from, none if that volume is gone.
     recomputed
         The blocks that were computed anew, if any were; wrong ones count among the bad.
+    unfinished
+        Whether the run that writes it has not ended, so that it cannot be opened yet.
 
     Examples
     --------
@@ -152,6 +154,7 @@ class Coverage:
     levels: tuple[Coverage, ...] = ()
     file: FileCheck | None = None
     recomputed: Recomputed | None = None
+    unfinished: bool = False
 
     @property
     def total(self) -> int:
@@ -170,9 +173,9 @@ class Coverage:
 
     @property
     def ok(self) -> bool:
-        """Whether every block of every level, and the file, is stored and intact."""
+        """Whether the run has ended, and every block of every level, and the file, is intact."""
         whole = self.done == self.total and all(level.ok for level in self.levels)
-        return whole and (self.file is None or self.file.ok)
+        return whole and not self.unfinished and (self.file is None or self.file.ok)
 
     @property
     def damaged(self) -> bool:
@@ -218,6 +221,8 @@ class Coverage:
             index = tuple(int(i) for i in np.unravel_index(block, self.grid))
             text += f"; block {block} {index}: {reason}"
         text += f"; and {len(self.bad) - NAMED} more" if len(self.bad) > NAMED else ""
+        if self.unfinished and self.done == self.total:
+            text += "; its run has not ended, run the same command again"
         blocks = [text] if self.cells else []
         anew = [] if self.recomputed is None else [str(self.recomputed)]
         file = [] if self.file is None else [str(self.file)]

@@ -15,12 +15,19 @@ from volflow.store.aside import folder_aside, replace_folder, sweep
 from volflow.store.meta import Level, VolumeSpec
 from volflow.store.ngff import write_group
 from volflow.store.opening import is_url, is_zarr, open_node
+from volflow.store.unfinished.root import is_unfinished, withheld_group, withhold
 from volflow.store.volume import Volume, open_volume
 
-__all__ = ["add_array", "check_target", "create"]
+__all__ = ["add_array", "check_target", "create", "create_store", "open_begun"]
 
 
-def create(path: str | os.PathLike[str], spec: VolumeSpec, *, overwrite: bool = False) -> Volume:
+def create(
+    path: str | os.PathLike[str],
+    spec: VolumeSpec,
+    *,
+    overwrite: bool = False,
+    finished: bool = True,
+) -> Volume:
     """Make an OME-Zarr 0.5 volume whose voxels are all 0; shards of zeros take no space.
 
     Level 0 is the array ``"0"`` of the group. The store appears under its name when it is complete.
@@ -33,6 +40,9 @@ def create(path: str | os.PathLike[str], spec: VolumeSpec, *, overwrite: bool = 
         Shape (``zyx`` or ``czyx``), dtype, layout and metadata.
     overwrite
         Replace an existing volume. Anything other than a Zarr image is never replaced.
+    finished
+        False for the output of a run, on a disk: its root metadata are withheld until `publish`,
+        and until then only `open_begun` opens it.
 
     Raises
     ------
@@ -65,12 +75,45 @@ def create(path: str | os.PathLike[str], spec: VolumeSpec, *, overwrite: bool = 
             sweep(Path(target))
             with folder_aside(Path(target)) as aside:
                 fill(str(aside))
+                if not finished:
+                    withhold(aside)
                 replace_folder(aside, Path(target))
     except OSError as error:
         raise InvalidInput(
             f"{target} cannot be created: {error.strerror or error}; choose another path"
         ) from error
-    return open_volume(target)
+    return open_volume(target) if finished else open_begun(target)
+
+
+def create_store(path: Path) -> None:
+    """Make a store of several outputs, whose root metadata are withheld until `publish`.
+
+    Raises
+    ------
+    InvalidInput
+        If it cannot be made.
+    """
+    try:
+        with folder_aside(path) as aside:
+            zarr.create_group(str(aside))
+            withhold(aside)
+            replace_folder(aside, path)
+    except OSError as error:
+        raise InvalidInput(
+            f"{path} cannot be created: {error.strerror or error}; choose another path"
+        ) from error
+
+
+def open_begun(path: str | os.PathLike[str]) -> Volume:
+    """Open an output as its own run does, be it finished or not.
+
+    Raises
+    ------
+    InvalidInput
+        If it is not a volume, or its metadata are damaged.
+    """
+    folder = Path(path).absolute()
+    return open_volume(withheld_group(folder) if is_unfinished(folder) else folder)
 
 
 def add_array(group: zarr.Group, name: str, spec: VolumeSpec, fill_value: Any) -> zarr.Array[Any]:
@@ -132,6 +175,8 @@ def _check_name(path: PurePath) -> None:
 
 def _opens(path: str) -> bool:
     """Return True if the path holds an image or array, even one that volflow cannot read."""
+    if not is_url(path) and is_unfinished(Path(path)):
+        return True
     try:
         node = open_node(path)[1]
     except InvalidInput:

@@ -22,6 +22,7 @@ from volflow.store.layout import check_dtype
 from volflow.store.meta import Level, Meta
 from volflow.store.remote.access import Remote, can_list, check_reachable, is_remote, listed
 from volflow.store.remote.fetched import fetched
+from volflow.store.unfinished.root import WITHHELD, refuse_unfinished
 
 __all__ = [
     "check_array",
@@ -59,8 +60,8 @@ def is_url(path: str) -> bool:
 
 
 def is_zarr(path: Path) -> bool:
-    """Return True if a local directory is a Zarr group or array."""
-    return any((path / name).is_file() for name in _MARKERS)
+    """Return True if a local directory is a Zarr group or array, be it an unfinished output."""
+    return any((path / name).is_file() for name in (*_MARKERS, WITHHELD))
 
 
 def open_node(path: str) -> tuple[str, Node]:
@@ -76,7 +77,7 @@ def open_node(path: str) -> tuple[str, Node]:
     Raises
     ------
     InvalidInput
-        If there is no array or group, or its metadata are damaged.
+        If there is no array or group, its metadata are damaged, or its run has not ended.
     """
     if is_remote(path):
         return _open_remote(path.rstrip("/"))
@@ -152,6 +153,7 @@ def _check_local(path: Path) -> None:
             f'{path.name} is a file, not a Zarr store; convert it first: vf.convert("{path}", '
             f'"volume.zarr"), or volflow convert {path} volume.zarr'
         )
+    refuse_unfinished(path)
     if not is_zarr(path):
         inside = nodes_below(path)
         convert = "convert its contents to OME-Zarr or Zarr first"

@@ -19,6 +19,7 @@ import numpy as np
 from volflow.store.aside import sweep
 from volflow.store.atomic import write_file
 from volflow.store.journal.journal import journal_dir
+from volflow.store.opening import is_zarr
 from volflow.store.slabs import Array
 from volflow.store.volume import Volume
 
@@ -37,7 +38,7 @@ def sidecar_paths(path: str | None, name: str) -> Iterator[Path]:
     """
     if path is None:
         return
-    inside = any((Path(path).parent / marker).exists() for marker in ("zarr.json", ".zgroup"))
+    inside = is_zarr(Path(path).parent)
     # Nothing of ours is written inside another software's store.
     if "://" not in path and not inside:
         yield journal_dir(path) / name

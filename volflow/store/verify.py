@@ -32,6 +32,7 @@ from volflow.store.journal.journal import Journal, journal_dir
 from volflow.store.journal.levels import level_journals
 from volflow.store.layout import ShardEntry
 from volflow.store.opening import is_url
+from volflow.store.unfinished.root import is_unfinished
 from volflow.store.volume import Volume, open_volume
 
 __all__ = ["Coverage", "FileCheck", "verify"]
@@ -97,7 +98,7 @@ def _verify_volume(out: str, progress: Callable[[int, int], object] | None) -> C
                 progress(next(read), total)
 
         found, *levels = (_coverage(Path(out), part, step) for part in parts)
-    return replace(found, levels=tuple(levels))
+    return replace(found, levels=tuple(levels), unfinished=is_unfinished(Path(out)))
 
 
 def _verify_file(path: Path, progress: Callable[[int, int], object] | None) -> Coverage:

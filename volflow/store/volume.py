@@ -361,7 +361,7 @@ def open_volume(
     Raises
     ------
     InvalidInput
-        If there is no such volume, or it cannot be read; one line with the reason.
+        If there is no such volume, its run has not ended, or it cannot be read; in one line.
 
     Examples
     --------

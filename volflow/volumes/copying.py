@@ -22,7 +22,7 @@ from volflow.engine.task import Context, Step
 from volflow.errors import Damaged, InvalidInput, SourceChanged
 from volflow.geometry.grid import BlockGrid
 from volflow.store.aside import sweep
-from volflow.store.create import check_target, create
+from volflow.store.create import check_target, create, open_begun
 from volflow.store.formats.labels import taken_as
 from volflow.store.formats.sources import open_source
 from volflow.store.journal.journal import Journal, Record, journal_dir
@@ -31,7 +31,8 @@ from volflow.store.journal.records import typed
 from volflow.store.layout import shrinking
 from volflow.store.meta import VolumeSpec
 from volflow.store.slabs import Source
-from volflow.store.volume import Volume, described, open_volume
+from volflow.store.unfinished.root import publish
+from volflow.store.volume import Volume, described
 from volflow.volumes.arrays.computed import refuse_masked
 from volflow.volumes.arrays.held import InProcess
 from volflow.volumes.arrays.pieces import Parcel, Pieces, compute_parcel
@@ -278,13 +279,13 @@ def run_copy(
         sweep(Path(copy.path))
         if resumes(copy.path, overwrite=options.overwrite):
             journal.compare(record)
-            volume = open_volume(copy.path)
+            volume = open_begun(copy.path)
         else:
             discard(Path(copy.path), journal)
             if copy.origin is not None:  # noted while there is no record: they never differ
                 copy.origin.note(journal)
             journal.begin(record)
-            volume = create(copy.path, copy.spec)
+            volume = create(copy.path, copy.spec, finished=False)
         file = copy.origin if copy.origin is not None and copy.origin.is_file else None
         job = CopyJob(source, volume, copy.blocks, file)
         plan = make_plan(copy, job, frozenset(journal.done()))
@@ -299,6 +300,7 @@ def run_copy(
             except SourceChanged:
                 journal.forget(range(len(copy.blocks)))
                 raise
+        publish(journal.output)
     return volume
 
 

@@ -21,9 +21,10 @@ from volflow.infer.methods import method_of, working
 from volflow.infer.request import Request, normalized
 from volflow.infer.settings import Settings
 from volflow.store.coverage import Recomputed
+from volflow.store.create import open_begun
 from volflow.store.journal.journal import Journal
 from volflow.store.journal.provenance import Machine, noted_machines
-from volflow.store.volume import Volume, open_volume
+from volflow.store.volume import Volume
 
 __all__ = ["recompute"]
 
@@ -127,7 +128,7 @@ def _on_device(settings: Settings, device: str) -> Settings:
 def _stored(recorded: Recorded, settings: Settings) -> dict[str, Volume]:
     """Open the volumes that are compared, by output."""
     out = recorded.request.out
-    return {o.name: open_volume(out / o.name if o.name else out) for o in settings.outputs}
+    return {o.name: open_begun(out / o.name) for o in settings.outputs}
 
 
 def _machines(journal: Journal) -> frozenset[Machine]:

@@ -17,6 +17,7 @@ from volflow.store.journal.complete import count_blocks
 from volflow.store.journal.journal import journal_dir
 from volflow.store.opening import is_url
 from volflow.store.slabs import file_identity
+from volflow.store.unfinished.root import is_unfinished
 
 __all__ = [
     "Asked",
@@ -193,4 +194,4 @@ def is_finished(out: str, past: PastCase | None) -> bool:
         done, total = count_blocks(stored)
     except VolflowError:
         return False
-    return 0 < total == done
+    return 0 < total == done and not is_unfinished(stored)

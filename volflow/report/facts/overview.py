@@ -12,6 +12,7 @@ from volflow.errors import Damaged, InvalidInput, Locked, RunFailed, VolflowErro
 from volflow.report.facts.run_state import run_facts, run_text
 from volflow.store.formats.exported import stored_behind
 from volflow.store.journal.journal import journal_dir
+from volflow.store.opening import is_zarr
 
 __all__ = ["Overview", "look_at", "outputs_below"]
 
@@ -137,7 +138,7 @@ def outputs_below(path: str | os.PathLike[str]) -> Iterator[str]:
             for name in folders
             if not name.endswith(SUFFIX)
             and f"{name}{SUFFIX}" not in folders
-            and not any(Path(folder, name, key).exists() for key in ("zarr.json", ".zgroup"))
+            and not is_zarr(Path(folder, name))
         ]
 
 

@@ -23,6 +23,7 @@ from volflow.store.journal.journal import Journal, journal_dir
 from volflow.store.journal.levels import level_journals
 from volflow.store.journal.lock import Holder
 from volflow.store.opening import is_url
+from volflow.store.unfinished.root import is_unfinished
 
 __all__ = ["coverage_facts", "pace", "run_facts", "run_line", "run_text", "unfinished"]
 
@@ -69,7 +70,7 @@ def run_facts(out: str | os.PathLike[str]) -> dict[str, Any]:
     holder = find_holder(main) or find_holder(journal)
     levels = _levels(main)
     # What is done first, such as converting the input, is not yet the output.
-    done = count >= total and journal == main and not levels
+    done = count >= total and journal == main and not levels and not is_unfinished(Path(out))
     workers = _by_worker(finished)
     stages = WorkerTime()
     for worker in workers.values():
@@ -277,6 +278,7 @@ def coverage_facts(coverage: Coverage) -> dict[str, Any]:
         "bad": [{"block": block, "reason": reason} for block, reason in coverage.bad],
         "levels": [coverage_facts(level) for level in coverage.levels],
         "file": None if coverage.file is None else asdict(coverage.file),
+        **({"unfinished": True} if coverage.unfinished else {}),
         **({} if anew is None else {"recomputed": _recomputed_facts(anew)}),
     }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,12 +12,14 @@ import volflow as vf
 from volflow.errors import InvalidInput
 from volflow.store.journal.complete import open_complete
 from volflow.store.journal.journal import Journal, journal_dir
+from volflow.store.unfinished.root import withhold
 
-MESSAGE = r"is not complete: 7 of 8 blocks are done, .* run the command that started it again"
+MESSAGE = r"is not complete: 7 of 8 blocks are done[,;] .* run the command that started it again"
 
 
 @pytest.fixture
-def unfinished(tmp_path):
+def damaged(tmp_path):
+    """A finished volume of which a block was found bad since, and marked undone."""
     path = tmp_path / "a.zarr"
     vf.convert(np.ones((32, 32, 32), "u1"), path, chunk=8, shard=16, progress=False)
     journal = Journal(journal_dir(path))
@@ -23,6 +27,14 @@ def unfinished(tmp_path):
     return str(path)
 
 
+@pytest.fixture
+def unfinished(damaged):
+    """A volume whose run has not ended."""
+    withhold(Path(damaged))
+    return damaged
+
+
+@pytest.mark.parametrize("state", ["damaged", "unfinished"])
 @pytest.mark.parametrize(
     "use",
     [
@@ -37,20 +49,30 @@ def unfinished(tmp_path):
         lambda path, out: vf.map_model(path, torch.nn.Identity(), patch=8),
     ],
 )
-def test_is_refused_as_an_input(unfinished, tmp_path, use):
+def test_is_refused_as_an_input(request, state, tmp_path, use):
+    path = request.getfixturevalue(state)
     with pytest.raises(InvalidInput, match=MESSAGE):
-        use(unfinished, tmp_path)
+        use(path, tmp_path)
 
 
-def test_can_still_be_opened_and_looked_at(unfinished):
-    assert vf.open(unfinished).shape == (32, 32, 32)
-    assert vf.preview(unfinished) is not None
-    assert not vf.verify(unfinished).ok
+def test_a_damaged_one_can_still_be_opened_and_looked_at(damaged):
+    assert vf.open(damaged).shape == (32, 32, 32)
+    assert vf.preview(damaged) is not None
+    assert not vf.verify(damaged).ok
 
 
-def test_is_an_input_once_the_run_has_ended(unfinished):
-    vf.convert(np.ones((32, 32, 32), "u1"), unfinished, progress=False)
-    assert open_complete(unfinished).shape == (32, 32, 32)
+@pytest.mark.parametrize("use", [vf.open, vf.preview, lambda path: vf.open(f"{path}/0")])
+def test_an_unfinished_one_cannot(unfinished, use):
+    with pytest.raises(InvalidInput, match=MESSAGE):
+        use(unfinished)
+    assert vf.verify(unfinished).missing == 1
+
+
+@pytest.mark.parametrize("state", ["damaged", "unfinished"])
+def test_is_an_input_once_the_run_has_ended(request, state):
+    path = request.getfixturevalue(state)
+    vf.convert(np.ones((32, 32, 32), "u1"), path, progress=False)
+    assert open_complete(path).shape == (32, 32, 32)
 
 
 def test_without_a_journal_is_taken_as_it_is(tmp_path):

@@ -1,0 +1,155 @@
+"""Whatever writes an output: until its last block is done nobody reads it, and then as ever."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import dask.array as da
+import numpy as np
+import pytest
+import zarr
+
+import volflow as vf
+import volflow.infer.predict as predict_module
+import volflow.volumes.copying as copying_module
+from tests.nets import Named, random_net
+from tests.stores import files
+from volflow.errors import InvalidInput, StoreFull
+from volflow.report.facts.run_state import run_facts
+from volflow.store.journal.journal import Journal, journal_dir
+from volflow.store.unfinished.root import WITHHELD
+
+SCAN = np.random.default_rng(0).random((40, 16, 16), "float32") + 0.1
+LAYOUT = {"chunk": 8, "shard": 8}
+
+
+@pytest.fixture
+def write(client, stored, predict, exact):
+    """Writes outputs of each kind, by name; returns where the volume lies, or the store."""
+    volume, silent = stored(SCAN), {"cluster": client, "progress": False}
+    both = Named(random_net(), random_net(channels_out=1, seed=3))
+    array = da.from_array(SCAN, chunks=8)
+    doubled = vf.map_overlap(lambda x: 2 * x, volume, depth=1, boundary="reflect", dtype="f4")
+    kinds = {
+        "convert": lambda out: vf.convert(SCAN, out, progress=False, **LAYOUT),
+        "write": lambda out: vf.write(array, out, **LAYOUT, **silent),
+        "map_overlap": lambda out: vf.write(doubled, out, **LAYOUT, **silent),
+        "predict": lambda out: predict(volume, random_net(), out, **LAYOUT),
+        "several": lambda out: predict(volume, both, out, **LAYOUT),
+        "file": lambda out: predict(volume, random_net(), out.with_suffix(".npy"), **LAYOUT),
+        "exact": lambda out: exact(volume, random_net(), out, **LAYOUT),
+    }
+
+    def into(kind, out):
+        kinds[kind](out)
+        return journal_dir(out.with_suffix(".npy")) / "output.zarr" if kind == "file" else out
+
+    return into
+
+
+EXACT = pytest.param("exact", marks=pytest.mark.slow)
+KINDS = ("convert", "write", "map_overlap", "predict", "several", "file", EXACT)
+
+
+def interrupted(write, kind, out):
+    """Write an output whose last block finds no room; returns where it lies."""
+    mark = Journal.mark
+
+    def full(journal, block, *args, **options):
+        last = math.prod(journal.recorded().settings["grid"]) - 1
+        if block == last and "passes" not in journal.directory.parts:
+            raise StoreFull("no room")
+        mark(journal, block, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Journal, "mark", full)
+        with pytest.raises(StoreFull, match="no room"):
+            write(kind, out)
+    return journal_dir(out.with_suffix(".npy")) / "output.zarr" if kind == "file" else out
+
+
+def killed(*args, **options):
+    raise KeyboardInterrupt
+
+
+def volumes_of(out: Path):
+    """The volumes of an output, finished or not."""
+    return [path.parent for path in out.glob("*/0")] or [out]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_refused_until_it_is_finished(write, kind, tmp_path):
+    whole = files(write(kind, tmp_path / "whole.zarr"))
+    out = interrupted(write, kind, tmp_path / "out.zarr")
+    assert not (out / "zarr.json").exists()
+    for path in {out, *volumes_of(out)}:
+        for use in (vf.open, vf.preview, lambda x: vf.export(x, tmp_path / "x.npy"), vf.statistics):
+            with pytest.raises(InvalidInput, match=r"is not complete: \d+ of \d+ blocks are done;"):
+                use(path)
+        with pytest.raises(FileNotFoundError):
+            zarr.open(str(path), mode="r")
+    coverage = vf.verify(out)
+    assert coverage.missing
+    assert not coverage.ok
+    assert not coverage.damaged
+    assert run_facts(out)["state"] == "stopped"
+    assert files(write(kind, tmp_path / "out.zarr")) == whole
+    for path in volumes_of(out):
+        assert np.array_equal(zarr.open(str(path), mode="r")["0"][:], vf.open(path)[:])
+    assert vf.verify(out).ok
+    assert run_facts(out)["state"] == "done"
+
+
+@pytest.mark.parametrize("kind", ["convert", "several", EXACT])
+def test_one_of_an_earlier_version_is_resumed_and_no_input_before(write, kind, tmp_path):
+    """It had its root metadata from the start."""
+    whole = files(write(kind, tmp_path / "whole.zarr"))
+    out = interrupted(write, kind, tmp_path / "out.zarr")
+    for path in list(out.rglob(WITHHELD)):
+        path.rename(path.with_name("zarr.json"))
+    for path in volumes_of(out):
+        assert vf.open(path).shape[-3:] == SCAN.shape
+        with pytest.raises(InvalidInput, match=r"is not complete: .* would be read as zeros"):
+            vf.export(path, tmp_path / "x.npy")
+    assert files(write(kind, tmp_path / "out.zarr")) == whole
+
+
+@pytest.mark.parametrize(
+    ("kind", "room"), [("convert", copying_module), ("several", predict_module)]
+)
+def test_killed_between_the_last_block_and_the_end(write, kind, room, tmp_path, monkeypatch):
+    whole, out = files(write(kind, tmp_path / "whole.zarr")), tmp_path / "out.zarr"
+
+    with monkeypatch.context() as patch:
+        patch.setattr(room, "publish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write(kind, out)
+    with pytest.raises(InvalidInput, match=r"is not complete: (\d+) of \1 blocks are done;"):
+        vf.open(out)
+    assert run_facts(out)["state"] == "stopped"
+    coverage = vf.verify(out)
+    assert coverage.cells == "#" * coverage.total
+    assert not coverage.ok
+    assert str(coverage).endswith("verified; its run has not ended, run the same command again")
+    monkeypatch.setattr(Journal, "mark", None)  # nothing is computed again
+    assert files(write(kind, out)) == whole
+    assert vf.verify(out).ok
+
+
+def test_overwriting_withholds_the_new_one(predict, stored, tmp_path, monkeypatch):
+    volume = stored(SCAN)
+    predict(volume, random_net())
+    assert vf.open(tmp_path / "out.zarr")[:].any()
+    monkeypatch.setattr(predict_module, "run", killed)
+    with pytest.raises(KeyboardInterrupt):
+        predict(volume, random_net(), overwrite=True)
+    with pytest.raises(InvalidInput, match=r"is not complete: 0 of \d+ blocks are done;"):
+        vf.open(tmp_path / "out.zarr")
+
+
+def test_levels_are_made_when_the_volume_is_whole(predict, stored, tmp_path, monkeypatch):
+    monkeypatch.setattr(predict_module, "pyramid", killed)
+    with pytest.raises(KeyboardInterrupt):
+        predict(stored(SCAN), random_net(), levels=True)
+    assert len(vf.open(tmp_path / "out.zarr").levels) == 1

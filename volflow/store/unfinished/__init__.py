@@ -1,0 +1,1 @@
+"""Outputs that a run is writing: not to be taken for whole."""
