@@ -48,7 +48,6 @@ from volflow.engine.workers import (
     tell,
 )
 from volflow.errors import RunFailed
-from volflow.store.aside import sweep_torn
 from volflow.store.journal.failures import Failure
 
 __all__ = ["RunReport", "run"]
@@ -241,10 +240,7 @@ def run(
             with shown(_state_of(plan), progress=False):  # those who watch learn that it is done
                 return RunReport({}, {}, 0.0, 0)
         with connect(cluster) as client, with_plugin(client, plan.plugin):
-            report = _drive(client, plan, session, progress, retries)
-        if report.retries and plan.journal is not None:  # workers may have died while they wrote
-            sweep_torn(plan.journal.output)
-        return report
+            return _drive(client, plan, session, progress, retries)
 
 
 @contextmanager

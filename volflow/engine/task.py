@@ -20,6 +20,7 @@ from volflow.errors import Superseded
 from volflow.geometry.roi import Roi
 from volflow.store.journal.journal import Journal
 from volflow.store.layout import ShardEntry
+from volflow.store.unfinished.fence import Fence
 from volflow.store.volume import Volume
 
 __all__ = ["BlockWriter", "Clock", "Context", "Step", "Task", "run_task"]
@@ -111,7 +112,7 @@ class BlockWriter:
         """
         self.context.check()
         began = time.perf_counter()
-        self.entries += volume.write(roi, voxels, array)
+        self.entries += volume.write(roi, voxels, array, self.context.fence)
         self.seconds += time.perf_counter() - began
 
 
@@ -147,6 +148,11 @@ class Context:
     clock: Clock = field(default_factory=Clock)
     written: dict[int, tuple[list[ShardEntry], dict[str, float]]] = field(default_factory=dict)
     _guard: MemoryGuard | None = None
+
+    @property
+    def fence(self) -> Fence | None:
+        """What this task writes through; None without a journal."""
+        return None if self.journal is None else self.journal.fence(self.session)
 
     def left(self, blocks: Sequence[int]) -> tuple[int, ...]:
         """Return the blocks that the journal does not hold as done, in their order."""

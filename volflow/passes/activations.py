@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ import numpy.typing as npt
 from volflow.errors import RunFailed, StoreFull
 from volflow.geometry.roi import Roi
 from volflow.store.atomic import write_file
+from volflow.store.unfinished.fence import Fence
 
 __all__ = [
     "ActivationStore",
@@ -59,6 +60,8 @@ class ActivationStore:
         Dtype of the values.
     last
         Whether the values of a voxel lie beside each other, instead of those along the last axis.
+    fence
+        Of the session that writes; None where no other may write.
     """
 
     folder: Path
@@ -66,6 +69,7 @@ class ActivationStore:
     cuts: tuple[tuple[int, ...], ...]
     dtype: str
     last: bool = False
+    fence: Fence | None = None
 
     @property
     def nbytes(self) -> int:
@@ -89,7 +93,7 @@ class ActivationStore:
     def write(self, index: Sequence[int], values: Array) -> None:
         """Store a block, ``(…, *box)`` of `depth` values per voxel, atomically."""
         flat = values.reshape(self.depth, *self.box(index).shape)
-        write_raw(self.path(index), flat, self.dtype, last=self.last)
+        write_raw(self.path(index), flat, self.dtype, last=self.last, fence=self.fence)
 
     def read(self, box: Roi) -> Array:
         """Return a box ``(depth, *box.shape)``; raises RunFailed if a file cannot be read."""
@@ -186,20 +190,28 @@ def mapped_raw(path: Path, shape: tuple[int, ...], dtype: str, *, last: bool, re
     return np.moveaxis(found, -1, 0) if last else found
 
 
-def write_raw(path: Path, values: Array, dtype: str, *, last: bool) -> None:
+def write_raw(
+    path: Path, values: Array, dtype: str, *, last: bool, fence: Fence | None = None
+) -> None:
     """Store plain values ``(depth, *sides)``, atomically; raises StoreFull with a remedy."""
     values = np.moveaxis(values, 0, -1) if last else values
+    with making_room(path.parent), _part(path) if fence is None else fence.file(path) as file:
+        # A part of an array is copied in pieces, so that no second one is held.
+        for piece in [values] if values.flags.c_contiguous else values:
+            np.ascontiguousarray(piece, dtype).tofile(file)
+
+
+@contextmanager
+def _part(path: Path) -> Iterator[IO[bytes]]:
+    """Open a new file beside a path, to which it is renamed when it is whole."""
     part = path.with_suffix(f".{uuid.uuid4().hex[:8]}.part")
-    with making_room(path.parent):
-        try:
-            with part.open("wb") as file:
-                # A part of an array is copied in pieces, so that no second one is held.
-                for piece in [values] if values.flags.c_contiguous else values:
-                    np.ascontiguousarray(piece, dtype).tofile(file)
-            part.replace(path)
-        except OSError:
-            part.unlink(missing_ok=True)
-            raise
+    try:
+        with part.open("wb") as file:
+            yield file
+        part.replace(path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,8 @@ def partial_path(partials: Path, number: int) -> Path:
 def pass_blocks(job: PassJob, blocks: tuple[int, ...], context: Context) -> Iterator[Step]:
     """Keep nodes and measure statistics, block by block."""
     graph, grid = job.blockwise.network.graph(), job.step.grid(job.blockwise.network.graph())
-    copies = Copies(graph.device)
+    fence, copies = context.fence, Copies(graph.device)
+    job = replace(job, stores={n: replace(s, fence=fence) for n, s in job.stores.items()})
     with torch_threads(job.threads):
         note_machine(context.journal, machine_of(str(copies.device)))
     pipeline = Pipeline(copies.device, context, job.threads, job.peak_bytes)
@@ -102,7 +103,8 @@ def pass_blocks(job: PassJob, blocks: tuple[int, ...], context: Context) -> Iter
             if partials.size:
                 path = partial_path(job.partials, number)
                 with making_room(path.parent):
-                    write_file(path, partials.tobytes())
+                    put = write_file if fence is None else fence.put
+                    put(path, partials.tobytes())
         yield Step(number, grid[number].size)
 
 

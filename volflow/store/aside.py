@@ -5,7 +5,7 @@
     .out.zarr.new-1a2b3c4d      a folder being written
     .out.zarr.old-1a2b3c4d      a folder that is being replaced
     .seg.nii.gz.1a2b3c4d.tmp    a file being written
-    out.zarr/0/c/0/0/1.1a2b….partial    a shard that zarr is writing, which holds no lock
+    out.zarr/zarr.json.1a2b….partial    a file that zarr is writing itself, which holds no lock
 
 The process that makes one of these holds a lock (`flock`) on it, which ends with the process: if
 another process can lock it, its owner is dead. If a file system cannot lock folders, leftovers on
@@ -169,7 +169,9 @@ def _lock(handle: int, *, without: bool = False) -> bool:
 
 
 def sweep_torn(store: Path) -> None:
-    """Delete what killed processes left of shards that they were writing in a store.
+    """Delete what killed processes left of files that zarr was writing in a store.
+
+    Shards are written behind a `Fence`; earlier versions left them to zarr, as metadata are.
 
     To be called under the lock of the output, when no task is at work on it that counts. What
     cannot be deleted stays.

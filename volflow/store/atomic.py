@@ -12,7 +12,7 @@ import numpy as np
 
 from volflow.store.aside import file_aside
 
-__all__ = ["differences", "parse_json", "plain", "read_json", "write_file", "write_json"]
+__all__ = ["differences", "encoded", "parse_json", "plain", "read_json", "write_file", "write_json"]
 
 MOST_BYTES = 64 * 2**20  # of a metadata file; those of a pyramid have a few thousand
 DEEPEST = 64  # nested containers; ours and NGFF's nest about ten deep
@@ -100,7 +100,12 @@ def write_json(path: Path, value: Any) -> None:
     OSError
         If it cannot be written; what was there before is still there.
     """
-    write_file(path, json.dumps(value, default=_encode).encode())
+    write_file(path, encoded(value))
+
+
+def encoded(value: Any) -> bytes:
+    """Return a value as the bytes of a JSON file; TypeError if a part has no JSON form."""
+    return json.dumps(value, default=_encode).encode()
 
 
 def read_json(path: Path, most_bytes: int = MOST_BYTES) -> Any:

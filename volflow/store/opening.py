@@ -26,7 +26,6 @@ from volflow.store.unfinished.root import WITHHELD, refuse_unfinished
 
 __all__ = [
     "check_array",
-    "discard_object",
     "identity_lines",
     "is_listed",
     "is_url",
@@ -366,16 +365,3 @@ def identity_lines(array: zarr.Array[Any]) -> list[str]:
     """Return `stored_objects`; where they cannot be listed, what no other process returns."""
     lines = stored_objects(array)
     return [str(array.store_path), THIS_PROCESS] if lines is None else lines
-
-
-def discard_object(array: zarr.Array[Any], start: Sequence[int]) -> bool:
-    """Delete the file of the shard (or chunk) that begins there; return False if impossible."""
-    root = local_folder(array)
-    if root is None:
-        return False
-    unit = array.shards or array.chunks
-    key = array.metadata.encode_chunk_key(tuple(a // n for a, n in zip(start, unit, strict=True)))
-    path = root / key
-    exists = path.is_file()
-    path.unlink(missing_ok=True)
-    return exists

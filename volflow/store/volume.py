@@ -21,10 +21,10 @@ from volflow.store.meta import Level, Meta, SourceInfo, VolumeSpec
 from volflow.store.ngff import read_group
 from volflow.store.opening import (
     check_array,
-    discard_object,
     identity_lines,
     is_listed,
     level_array,
+    local_folder,
     local_path,
     open_node,
     plain_meta,
@@ -32,6 +32,8 @@ from volflow.store.opening import (
     spatial_meta,
 )
 from volflow.store.slabs import Array, Source
+from volflow.store.unfinished.fence import Fence
+from volflow.store.unfinished.shards import write_shard
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -155,7 +157,9 @@ class Volume(Source):
         data = cast(Array, read_stored(self.array, index, roi, self.path))
         return data.reshape(roi.shape).astype(self.dtype, copy=False)
 
-    def write(self, roi: Roi, data: Array, array: str = "0") -> tuple[ShardEntry, ...]:
+    def write(
+        self, roi: Roi, data: Array, array: str = "0", fence: Fence | None = None
+    ) -> tuple[ShardEntry, ...]:
         """Write whole shards, one after the other.
 
         Parameters
@@ -166,6 +170,8 @@ class Volume(Source):
             Voxels of the box's shape, of a dtype that the volume's holds without loss.
         array
             The volume's array in the output, as the journal names it.
+        fence
+            Of the session that writes; None where no other may write.
 
         Returns
         -------
@@ -178,6 +184,8 @@ class Volume(Source):
             If the box owns a shard only in part, or the data do not fit.
         StoreFull
             If no space is left.
+        Superseded
+            If the session has ended.
         """
         if tuple(self.stored_axes) != self.axes:
             raise InvalidInput(
@@ -190,18 +198,12 @@ class Volume(Source):
                 f"data must be {self.dtype} {roi.shape}, given {data.dtype} "
                 f"{data.shape}; cast or crop it first"
             )
-        entries = []
-        dense, empty = self.array.with_config({"write_empty_chunks": True}), self.array.fill_value
+        entries, folder = [], local_folder(self.array)
         for piece in shard_rois(self, roi):
             part = data[piece.relative_to(roi.start).slices()]
             voxels = np.ascontiguousarray(part, dtype=self.dtype)
-            # Zarr compares each voxel to find empty chunks; here one voxel that differs is enough.
-            corners = voxels[tuple(slice(None, None, n) for n in self.array.chunks)]
-            # Zarr takes NaN as equal to NaN, and has a fill value even if the array names none.
-            filled = empty is not None and ((corners != empty) & np.isfinite(corners)).all()
-            target = dense if filled else self.array
             try:
-                target.set_basic_selection(piece.slices(), voxels)
+                write_shard(self.array, piece, voxels, folder, fence)
             except OSError as error:
                 if writing_failed(error) is not StoreFull:
                     raise
@@ -209,12 +211,6 @@ class Volume(Source):
                     f"{self.path} cannot be written: {error.strerror}; what is done is kept, make"
                     " room and run the same command again"
                 ) from error
-            except Exception:
-                # Zarr reads a shard at the border before it writes it. A damaged one is deleted,
-                # as this write repairs it.
-                if not discard_object(self.array, piece.start):
-                    raise
-                target.set_basic_selection(piece.slices(), voxels)
             entries.append(ShardEntry(array, piece.start, piece.stop, google_crc32c.value(voxels)))
         return tuple(entries)
 

@@ -5,7 +5,7 @@
     out.zarr.volflow/
         lock              held by flock while a driver runs; names its process
         plan.json         operation, fingerprint and settings of the first run
-        session           token of the running driver; deleted when it ends
+        session-3f2a…/    of the running driver, through which its tasks write; see `Fence`
         done/00000012.json    the checksums of what block 12 wrote
         failed/00000007.json  why block 7 was given up; the next run tries it again
         provenance.json, machines/    where inputs and model were, and what computed blocks
@@ -28,10 +28,9 @@ from volflow.errors import (
     InvalidInput,
     ResumeRefused,
     RunFailed,
-    Superseded,
 )
 from volflow.store.aside import sweep_torn
-from volflow.store.atomic import plain, read_json, write_json
+from volflow.store.atomic import encoded, plain, read_json, write_json
 from volflow.store.journal.failures import Failures
 from volflow.store.journal.lock import locked
 from volflow.store.journal.records import (
@@ -44,6 +43,7 @@ from volflow.store.journal.records import (
 )
 from volflow.store.journal.refusals import output_of, reason, unreadable, writing
 from volflow.store.layout import ShardEntry
+from volflow.store.unfinished.fence import Fence, end_sessions
 
 __all__ = ["Journal", "Record", "journal_dir"]
 
@@ -88,9 +88,9 @@ class Journal:
     def _plan(self) -> Path:
         return self.directory / "plan.json"
 
-    @property
-    def _session(self) -> Path:
-        return self.directory / "session"
+    def fence(self, session: str) -> Fence:
+        """Return what a task writes through, given the token of its driver."""
+        return Fence.of(self.directory, session)
 
     def _entry(self, block: int) -> Path:
         return self.directory / "done" / f"{block:08d}.json"
@@ -183,11 +183,12 @@ class Journal:
         with writing(self.directory, begun=False):
             self.directory.mkdir(exist_ok=True)
             (self.directory / "done").mkdir(exist_ok=True)
+            end_sessions(self.directory)
             fresh = self.recorded() is None
             self._sweep(everything=fresh)
             if fresh:
                 write_json(self._plan, {"format": FORMAT, **asdict(given)})
-            write_json(self._session, token)
+            self.fence(token).begin()
         return token
 
     def check(self, session: str) -> None:
@@ -198,20 +199,16 @@ class Journal:
         Superseded
             If the session is no longer the current one.
         """
+        fence = self.fence(session)
         try:
-            current = read_json(self._session)
-        except (FileNotFoundError, NotADirectoryError, ValueError):
-            current = None
+            fence.check()
         except OSError as error:
-            raise RunFailed(unreadable(self._session, reason(error))) from error
-        if current != session:
-            why = "has ended" if current is None else "was replaced by another"
-            raise Superseded(f"the driver of {output_of(self.directory)} {why}; this task stops")
+            raise RunFailed(unreadable(fence.folder, reason(error))) from error
 
     def end(self) -> None:
-        """Close the session; running tasks stop at their next check."""
-        with writing(self._session):
-            self._session.unlink(missing_ok=True)
+        """Close the session: nothing that its tasks still write reaches its place."""
+        with writing(self.directory):
+            end_sessions(self.directory)
 
     def mark(
         self,
@@ -247,8 +244,10 @@ class Journal:
         if session is not None:
             self.check(session)
         with writing(self._entry(block)):
-            if session is None or not self.done([block]):  # else one that took it over was first
+            if session is None:
                 write_json(self._entry(block), value)
+            elif not self.done([block]):  # else one that took it over was first
+                self.fence(session).put(self._entry(block), encoded(value))
 
     def done(self, blocks: Iterable[int] | None = None) -> dict[int, tuple[ShardEntry, ...]]:
         """Return the entries of the finished blocks by number, ascending, without damaged records.
@@ -273,7 +272,7 @@ class Journal:
     def clear(self) -> None:
         """Delete the records of the run and of all blocks; sidecars and the lock stay."""
         with writing(self.directory):
-            self._session.unlink(missing_ok=True)
+            end_sessions(self.directory)
             # The run's record is deleted last, so that finished blocks never meet another record.
             self._sweep(everything=True)
             self._plan.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ import zarr
 from volflow.errors import InvalidInput
 from volflow.store.aside import beside, sweep
 from volflow.store.journal.journal import Journal, Record
-from volflow.store.journal.levels import Place, drop_levels
+from volflow.store.journal.levels import Place, drop_levels, level_journals
 from volflow.store.journal.provenance import machines_dir
 from volflow.store.opening import local_path
 from volflow.store.volume import Volume
@@ -69,6 +69,7 @@ def discard_levels(place: Place, count: int) -> None:
 def discard(out: Path, journal: Journal) -> None:
     """Delete an output and forget its run; under the lock."""
     sweep(out)
+    _fence_off(journal)
     old = beside(out, "old")
     if out.exists():
         # Renamed first: half deleted, it could pass for complete, or for a foreign folder.
@@ -78,3 +79,13 @@ def discard(out: Path, journal: Journal) -> None:
     shutil.rmtree(machines_dir(journal), ignore_errors=True)
     journal.clear()
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _fence_off(journal: Journal) -> None:
+    """End what a driver that died left of its sessions, also those of its passes and levels.
+
+    Their tasks may live, and the next run writes under the same names.
+    """
+    passes = (Journal(folder) for folder in journal.passes.glob("[0-9]*"))
+    for one in (journal, *passes, *level_journals(journal).values()):
+        one.end()
