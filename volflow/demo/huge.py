@@ -194,7 +194,7 @@ def _progress(journal: Journal) -> tuple[dict[int, int], int]:
     There are 0 blocks if the run was not started.
     """
     record = journal.recorded()
-    files = (journal.directory / "done").glob("[0-9]*.json")
+    files = (journal.folder / "done").glob("[0-9]*.json")
     done = {int(path.stem): path.stat().st_mtime_ns for path in files}
     return done, 0 if record is None else math.prod(record.settings["grid"])
 

@@ -253,7 +253,7 @@ def _session(plan: Plan) -> Iterator[Session]:
     try:
         yield Session(plan.journal, token, plan.kept_bytes, shared(plan.claim))
     finally:
-        plan.journal.end()
+        plan.journal.end(token)
 
 
 def _state_of(plan: Plan) -> RunState:
@@ -299,7 +299,7 @@ def _drive(
             state.units, state.blocks = plan.units, plan.blocks  # the last events may arrive late
         except BaseException as error:
             if session.journal is not None:
-                session.journal.end()  # tasks stop at their next check
+                session.journal.end(session.token)  # tasks stop at their next check
             if client.status != "running" and isinstance(error, Exception):
                 raise scheduler_gone(address) from None
             raise

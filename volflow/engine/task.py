@@ -7,6 +7,7 @@ and times each stage, so that a task contains only its own work.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -24,6 +25,9 @@ from volflow.store.unfinished.fence import Fence
 from volflow.store.volume import Volume
 
 __all__ = ["BlockWriter", "Clock", "Context", "Step", "Task", "run_task"]
+
+
+ASK_EVERY_S = 1.0  # of a store, whether the driver is still there
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ class BlockWriter:
             If the driver no longer waits for the task, or another has replaced it; nothing is
             written then.
         """
-        self.context.check()
+        self.context.check(now=True)
         began = time.perf_counter()
         self.entries += volume.write(roi, voxels, array, self.context.fence)
         self.seconds += time.perf_counter() - began
@@ -148,19 +152,24 @@ class Context:
     clock: Clock = field(default_factory=Clock)
     written: dict[int, tuple[list[ShardEntry], dict[str, float]]] = field(default_factory=dict)
     _guard: MemoryGuard | None = None
+    _checked_s: float = -math.inf
 
     @property
     def fence(self) -> Fence | None:
-        """What this task writes through; None without a journal."""
-        return None if self.journal is None else self.journal.fence(self.session)
+        """What this task writes through; None without a journal, or where that is on a store."""
+        if self.journal is None or not self.journal.is_local:
+            return None
+        return self.journal.fence(self.session)
 
     def left(self, blocks: Sequence[int]) -> tuple[int, ...]:
         """Return the blocks that the journal does not hold as done, in their order."""
         done = self.journal.done(blocks) if self.journal is not None else {}
         return tuple(block for block in blocks if block not in done)
 
-    def check(self) -> None:
+    def check(self, *, now: bool = False) -> None:
         """Stop the task if its driver has ended, was replaced or took its blocks back.
+
+        A store is asked once a second at most, but for ``now``, as each question is a request.
 
         Raises
         ------
@@ -169,8 +178,12 @@ class Context:
         """
         if not self.wanted():
             raise Superseded("the driver no longer waits for this task, which stops")
-        if self.journal is not None:
+        if self.journal is None:
+            return
+        at_s = time.monotonic()
+        if now or self.journal.is_local or at_s - self._checked_s > ASK_EVERY_S:
             self.journal.check(self.session)
+            self._checked_s = at_s
 
     @contextmanager
     def block(

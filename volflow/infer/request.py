@@ -20,10 +20,11 @@ from volflow.infer.predict_options import PredictOptions
 from volflow.model.forward import Forward, Output, compute_dtype
 from volflow.model.resident import ModelPlugin
 from volflow.model.spec import Model
-from volflow.store.journal.journal import journal_dir
+from volflow.store.journal.journal import journal_dir, journal_of
 from volflow.store.journal.outputs import check_apart
 from volflow.store.layout import resolve_layout
 from volflow.store.meta import Meta, VolumeSpec, difference_of_grids, shared_grid
+from volflow.store.remote.address import Address, Location, location
 from volflow.store.slabs import Source
 from volflow.volumes.arrays.inputs import VolumeLike, open_input
 from volflow.volumes.export import is_foreign
@@ -68,7 +69,7 @@ class Request:
     inputs: FramedImage
     model: Model
     options: PredictOptions
-    out: Path = Path()
+    out: Location = Path()
     given: Mapping[str, Any] | None = None
     file: Path | None = None
 
@@ -78,9 +79,14 @@ class Request:
         return ModelPlugin(self.model.module, self.model.digest, self.options.device)
 
     @property
-    def sidecar(self) -> Path:
+    def folder(self) -> Path:
+        """The folder in which the output lies, for methods that keep files there."""
+        return Path(self.out.parent)
+
+    @property
+    def sidecar(self) -> Location:
         """The folder beside the output that the user named, where inputs are converted to."""
-        return journal_dir(self.file or self.out)
+        return journal_of(self.file or self.out).directory
 
     @property
     def unidentified(self) -> str:
@@ -161,9 +167,10 @@ def make_request(volume: Any, model: Model, out: Any, options: PredictOptions) -
     """
     given = order_inputs(volume, model.spec)
     masked = {} if options.mask is None else {"mask": options.mask}
-    journal_dir(out)  # refuses a URL
-    place = Path(os.fspath(out)).expanduser().absolute()
-    if not place.parent.is_dir():
+    place = location(out).expanduser().absolute()
+    if isinstance(place, Address):
+        _check_on_store(place, options)
+    elif not place.parent.is_dir():
         raise InvalidInput(f"the folder {place.parent} does not exist; make it first")
     for one in (*given.values(), *masked.values()):
         if isinstance(one, str | os.PathLike) and "://" not in str(one) and not Path(one).exists():
@@ -173,10 +180,23 @@ def make_request(volume: Any, model: Model, out: Any, options: PredictOptions) -
     sources = {name: _opened(name or "volume", one) for name, one in given.items()}
     mask = None if options.mask is None else _opened("mask", options.mask)
     image = framed_image(sources, mask, model, options)
-    if is_foreign(place):
+    if isinstance(place, Path) and is_foreign(place):
         store = journal_dir(place) / "output.zarr"
         return Request(image, model, options, store, given, place)
     return Request(image, model, options, place, given)
+
+
+def _check_on_store(out: Address, options: PredictOptions) -> None:
+    if is_foreign(out):
+        raise InvalidInput(
+            f"{out} is a file, which predict does not write to a store; predict {out.parent}/"
+            f"{out.name.partition('.')[0]}.zarr and export that (vf.export, volflow export)"
+        )
+    if options.blend == "exact":
+        raise InvalidInput(
+            f'blend="exact" keeps activations beside its output, which needs a folder; got {out};'
+            " write to a folder and copy the result to the store (vf.convert, volflow convert)"
+        )
 
 
 def _opened(name: str, one: VolumeLike) -> Source:

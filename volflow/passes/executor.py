@@ -82,7 +82,7 @@ class Passes:
 
     def partials(self, number: int) -> Path:
         """Return the folder of a pass's partial statistics."""
-        return self.journal(number).directory / "partials"
+        return self.journal(number).folder / "partials"
 
     def grid(self, number: int) -> BlockGrid:
         """Return the blocks of a pass."""
@@ -118,7 +118,7 @@ class Passes:
         wanted = self.steps[number].statistics
         if not wanted:
             return {}
-        return self._numbers(wanted, self.journal(number).directory / "statistics.f64")
+        return self._numbers(wanted, self.journal(number).folder / "statistics.f64")
 
     def _partial(self, number: int, block: int) -> dict[int, Array] | None:
         """Return a block's partial statistics by node; None if they are missing or damaged."""
@@ -152,8 +152,8 @@ class Passes:
             statistic_of(self.graph, s).merged(part[s] for part in partials).ravel()
             for s in step.statistics
         ]
-        with making_room(journal.directory):
-            write_file(journal.directory / "statistics.f64", np.concatenate(merged).tobytes())
+        with making_room(journal.folder):
+            write_file(journal.folder / "statistics.f64", np.concatenate(merged).tobytes())
         shutil.rmtree(self.partials(number), ignore_errors=True)
 
     def left(self, number: int, wanted: set[int]) -> list[int]:
@@ -219,7 +219,7 @@ def run_passes(
     """
     for number, wanted in passes.todo(passes.steps[-1].given if needed is None else needed):
         journal = passes.journal(number)
-        with making_room(journal.directory):
+        with making_room(journal.folder):
             passes.partials(number).mkdir(parents=True, exist_ok=True)
         left = passes.left(number, wanted)
         journal.forget(left)

@@ -104,11 +104,13 @@ def replace_folder(new: Path, target: Path) -> None:
         os.close(handle)
 
 
-def sweep(target: Path) -> None:
-    """Delete what dead processes left beside a target; what a live process owns stays.
+def sweep(target: os.PathLike[str]) -> None:
+    """Delete what dead processes left beside a target on a disk; what a live process owns stays.
 
     Leftovers that cannot be read or deleted stay as well: they do no harm.
     """
+    if not isinstance(target, Path):  # on an object store nothing is half written
+        return
     prefix = f".{target.name}."
     try:
         found = [path for path in target.parent.iterdir() if path.name.startswith(prefix)]
@@ -168,7 +170,7 @@ def _lock(handle: int, *, without: bool = False) -> bool:
     return True
 
 
-def sweep_torn(store: Path) -> None:
+def sweep_torn(store: os.PathLike[str]) -> None:
     """Delete what killed processes left of files that zarr was writing in a store.
 
     Shards are written behind a `Fence`; earlier versions left them to zarr, as metadata are.
@@ -176,6 +178,8 @@ def sweep_torn(store: Path) -> None:
     To be called under the lock of the output, when no task is at work on it that counts. What
     cannot be deleted stays.
     """
+    if not isinstance(store, Path):  # on an object store nothing is half written
+        return
     for folder, _, files in os.walk(store):
         for name in files:
             if _TORN.fullmatch(name):

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from volflow.store.aside import file_aside
+from volflow.store.remote.address import Address, Location
 
-__all__ = ["differences", "encoded", "parse_json", "plain", "read_json", "write_file", "write_json"]
+__all__ = [
+    "differences",
+    "encoded",
+    "parse_json",
+    "plain",
+    "read_each",
+    "read_json",
+    "write_file",
+    "write_json",
+]
 
 MOST_BYTES = 64 * 2**20  # of a metadata file; those of a pyramid have a few thousand
+AT_ONCE, SIDE_BY_SIDE = 256, 16  # objects that are read ahead, and together
 DEEPEST = 64  # nested containers; ours and NGFF's nest about ten deep
 
 
@@ -23,7 +38,7 @@ def _encode(value: Any) -> Any:
         return value.item()
     if isinstance(value, np.ndarray):
         return value.tolist()
-    if isinstance(value, Path):
+    if isinstance(value, Path | Address):
         return str(value)
     raise TypeError(f"{type(value).__name__} has no JSON form: {value!r}")
 
@@ -75,8 +90,8 @@ def _short(text: str) -> str:
     return re.sub(r"\b([0-9a-f]{8})[0-9a-f]{8,}\b", r"\1…", text.strip('"'))
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Write a file that other processes see whole or not at all.
+def write_file(path: Location, data: bytes) -> None:
+    """Write a file, or an object on a store, that others see whole or not at all.
 
     It survives the death of this process, but not a power cut: like the voxels, it is not
     flushed to the disk.
@@ -86,13 +101,16 @@ def write_file(path: Path, data: bytes) -> None:
     OSError
         If it cannot be written; what was there before is still there.
     """
+    if isinstance(path, Address):
+        path.write_bytes(data)
+        return
     with file_aside(path) as (part, file):
         file.write(data)
         file.flush()
         part.replace(path)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Location, value: Any) -> None:
     """Write a value as JSON, atomically as `write_file`.
 
     Raises
@@ -104,11 +122,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def encoded(value: Any) -> bytes:
-    """Return a value as the bytes of a JSON file; TypeError if a part has no JSON form."""
+    """Return a value as JSON, as `write_json` writes it."""
     return json.dumps(value, default=_encode).encode()
 
 
-def read_json(path: Path, most_bytes: int = MOST_BYTES) -> Any:
+def read_json(path: Location, most_bytes: int = MOST_BYTES) -> Any:
     """Return the value of a JSON file; all JSON, trusted or not, is read by this function.
 
     Raises
@@ -118,11 +136,34 @@ def read_json(path: Path, most_bytes: int = MOST_BYTES) -> Any:
     OSError
         If it cannot be read.
     """
+    if isinstance(path, Address):
+        return parse_json(path.read_bytes(most_bytes))
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size > most_bytes:
             raise ValueError(f"it has {size} bytes, more than {most_bytes}")
         return parse_json(file.read(size + 1))
+
+
+def read_each(paths: Iterable[Location]) -> Iterator[tuple[Location, Callable[[], Any]]]:
+    """Yield paths, each with what reads its JSON; objects of a store are read side by side.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp(), "a.json")
+    >>> write_json(path, [1, 2])
+    >>> [read() for _, read in read_each([path])]
+    [[1, 2]]
+    """
+    pending = iter(paths)
+    while some := list(itertools.islice(pending, AT_ONCE)):
+        if isinstance(some[0], Path):
+            yield from ((path, partial(read_json, path)) for path in some)
+        else:
+            with ThreadPoolExecutor(min(SIDE_BY_SIDE, len(some))) as pool:
+                found = [pool.submit(read_json, path) for path in some]
+            yield from ((path, one.result) for path, one in zip(some, found, strict=True))
 
 
 def parse_json(data: bytes) -> Any:

@@ -21,6 +21,7 @@ from volflow.store.frames import check_frames
 from volflow.store.layout import check_dtype
 from volflow.store.meta import Level, Meta
 from volflow.store.remote.access import Remote, can_list, check_reachable, is_remote, listed
+from volflow.store.remote.address import Location
 from volflow.store.remote.fetched import fetched
 from volflow.store.unfinished.root import WITHHELD, refuse_unfinished
 
@@ -58,9 +59,13 @@ def is_url(path: str) -> bool:
     return "://" in path and not path.startswith("file://")
 
 
-def is_zarr(path: Path) -> bool:
-    """Return True if a local directory is a Zarr group or array, be it an unfinished output."""
-    return any((path / name).is_file() for name in (*_MARKERS, WITHHELD))
+def is_zarr(path: Location) -> bool:
+    """Return True if a directory, or what lies at an address, is a Zarr group or array.
+
+    Of a directory also if it is an unfinished output.
+    """
+    names = (*_MARKERS, WITHHELD) if isinstance(path, Path) else _MARKERS
+    return any((path / name).is_file() for name in names)
 
 
 def open_node(path: str) -> tuple[str, Node]:

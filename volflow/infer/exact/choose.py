@@ -101,7 +101,7 @@ def choose_passes(
         costs,
         alignment_of(graph),
         int((memory_bytes - slack_bytes(dtype)) / ALLOCATED),
-        int(SCRATCH_SHARE * free_bytes(request.out.parent)),
+        int(SCRATCH_SHARE * free_bytes(request.folder)),
         device_bytes=int(found.device_memory_bytes / ALLOCATED) if costs.on_gpu else UNLIMITED,
     )
     dropped = dropped_axis(request)

@@ -205,7 +205,7 @@ def _measure(
     Predictions are made of the region as the network sees it: normalised, and in the frame.
     """
     asked, frame = request.options, request.inputs.frame
-    folder = request.out.parent / str(number)
+    folder = request.folder / str(number)
     folder.mkdir()
     image = request.inputs.read(box, request.forward("cpu", "float32").dtype)
     told(f"region {number}: {'×'.join(map(str, box.shape))} voxels whole")

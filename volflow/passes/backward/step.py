@@ -99,7 +99,7 @@ class StepOnDisk:
         )
         number, journal = self.last, self.passes.journal(self.last)
         grid, sums = self.passes.grid(number), self.passes.partials(number)
-        with making_room(journal.directory):
+        with making_room(journal.folder):
             sums.mkdir(parents=True, exist_ok=True)
         for store in (stored or {}).values():
             store.open()
@@ -169,8 +169,8 @@ class StepOnDisk:
     def _pass_backward(self, number: int, head: Head, pulls: Mapping[int, Array]) -> Totals:
         """Run what is left of a pass backward; return its sums."""
         step, journal = self.passes.steps[number], self._journal(number)
-        groups = journal.directory / "groups"
-        with making_room(journal.directory):
+        groups = journal.folder / "groups"
+        with making_room(journal.folder):
             groups.mkdir(parents=True, exist_ok=True)
         given = [n for n in step.given if n or self.wants_image]
         gives = {n: self._contributions(n) for n in given}
@@ -267,7 +267,7 @@ class StepOnDisk:
         return Journal(self.passes.folder / "backward" / f"{number:03d}")
 
     def _totals(self, number: int) -> Path:
-        return self._journal(number).directory / "totals.npz"
+        return self._journal(number).folder / "totals.npz"
 
     def _contributions(self, node: int) -> Contributions:
         found = self.passes.graph.nodes[node]

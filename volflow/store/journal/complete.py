@@ -6,9 +6,12 @@ import math
 from pathlib import Path
 from typing import Any
 
-from volflow.errors import InvalidInput
-from volflow.store.journal.journal import Journal, journal_dir
-from volflow.store.opening import is_url, is_zarr
+from volflow.errors import InvalidInput, RunFailed
+from volflow.store.journal.journal import journal_of
+from volflow.store.journal.refusals import reason, unanswered
+from volflow.store.opening import is_zarr
+from volflow.store.remote.access import UNLISTED
+from volflow.store.remote.address import Address, Location, location
 from volflow.store.volume import Volume, open_volume
 
 __all__ = ["begun_store", "count_blocks", "open_complete", "require_complete"]
@@ -30,16 +33,25 @@ def open_complete(x: Any) -> Volume:
 def require_complete(volume: Volume) -> None:
     """Refuse a volume whose journal says that blocks are missing.
 
-    Volumes without a journal, remote or from other software, are accepted.
+    Volumes without a journal, as those of other software, are accepted.
 
     Raises
     ------
     InvalidInput
         If blocks are missing, with their number and how to finish them.
     """
-    if volume.path is None or is_url(volume.path):
+    if volume.path is None or volume.path.startswith(tuple(f"{name}://" for name in UNLISTED)):
         return
-    done, total = count_blocks(Path(volume.path))
+    path = location(volume.path)
+    try:
+        done, total = count_blocks(path)
+    except OSError as error:
+        # Of a public store, which shows what is there and does not say what is not.
+        if isinstance(path, Path):
+            raise
+        if isinstance(error, PermissionError):
+            return
+        raise RunFailed(unanswered(path, reason(error))) from error
     if done < total:
         raise InvalidInput(
             f"{volume.path} is not complete: {done} of {total} blocks are done, and the others"
@@ -47,16 +59,22 @@ def require_complete(volume: Volume) -> None:
         )
 
 
-def begun_store(path: Path) -> Path:
+def begun_store(path: Location) -> Location:
     """Return the store whose run wrote a volume: the volume itself, or one around it."""
-    while not (journal_dir(path) / "plan.json").exists() and is_zarr(path.parent):
+    while not (journal_of(path).directory / "plan.json").exists() and _is_inside(path):
         path = path.parent
     return path
 
 
-def count_blocks(path: Path) -> tuple[int, int]:
+def _is_inside(path: Location) -> bool:
+    if isinstance(path, Address) and not path.parent.key:  # a bucket has no journal beside it
+        return False
+    return is_zarr(path.parent)
+
+
+def count_blocks(path: Location) -> tuple[int, int]:
     """Return the numbers of finished and of all blocks of a volume; (0, 0) without a journal."""
-    journal = Journal(journal_dir(begun_store(path)))
+    journal = journal_of(begun_store(path))
     record = journal.recorded()
     if record is None:
         return 0, 0

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from volflow.store.atomic import read_json, write_json
 from volflow.store.journal.records import typed
+from volflow.store.remote.address import Location
 
 __all__ = ["Failure", "Failures"]
 
@@ -41,6 +41,7 @@ class Failures:
     Examples
     --------
     >>> import tempfile
+    >>> from pathlib import Path
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     failures = Failures(Path(folder, "failed"), Path(folder, "done"))
     ...     failures.note(Failure(7, "[0:8, 0:8, 0:8]", "OSError: it did not work"))
@@ -48,8 +49,8 @@ class Failures:
     block 7 [0:8, 0:8, 0:8]: OSError: it did not work
     """
 
-    folder: Path
-    done: Path
+    folder: Location
+    done: Location
 
     def note(self, failure: Failure) -> None:
         """Record a block that was given up; raises OSError if it cannot be written."""
@@ -59,7 +60,8 @@ class Failures:
     def read(self) -> list[Failure]:
         """Return the blocks that were given up and not done since, by number."""
         found = []
-        for path in sorted(self.folder.glob("[0-9]*.json")):
+        paths: list[Location] = [*self.folder.glob("[0-9]*.json")]
+        for path in sorted(paths, key=str):
             # One that is damaged, or deleted meanwhile, says nothing.
             with suppress(OSError, ValueError):
                 if not (self.done / path.name).exists():
@@ -69,5 +71,5 @@ class Failures:
     def sweep(self, *, everything: bool) -> None:
         """Delete the records of blocks that are done, or all; raises OSError if it cannot."""
         for path in self.folder.glob("*"):
-            if everything or path.suffix != ".json" or (self.done / path.name).exists():
+            if everything or not path.name.endswith(".json") or (self.done / path.name).exists():
                 path.unlink(missing_ok=True)

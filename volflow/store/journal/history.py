@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from volflow.store.atomic import read_json
+from volflow.store.atomic import read_each
 from volflow.store.journal.journal import Journal
+from volflow.store.journal.lease import leaseholder_of
 from volflow.store.journal.lock import Holder, holder_of
 from volflow.store.journal.records import as_entries
 from volflow.store.layout import ShardEntry
+from volflow.store.remote.address import Address, Location
 
 __all__ = ["Finished", "find_holder", "finished_blocks"]
 
@@ -34,7 +36,7 @@ class Finished:
     block
         Its number.
     at_s
-        When it was recorded, in seconds since 1970, by the clock of the file system.
+        When it was recorded, in seconds since 1970, by the clock of the file system or store.
     voxels
         Voxels that it wrote of one output, counting no channels; 0 if it wrote none.
     worker
@@ -57,14 +59,18 @@ class Finished:
 
 def finished_blocks(journal: Journal, most: int = MOST_READ) -> tuple[int, list[Finished]]:
     """Return the number of finished blocks, and the last of them, oldest first."""
-    listed = sorted(_listed(journal.directory / "done"), key=lambda item: (item[1], item[0]))
-    read = [_read(path, at_s) for path, at_s in listed[-most:]]
+    listed = sorted(_listed(journal.directory / "done"), key=lambda item: (item[1], str(item[0])))
+    last = dict(listed[-most:])
+    read = [_read(path, last[path], load) for path, load in read_each(last)]
     found = [one for one in read if one is not None]
     return len(listed) - (len(read) - len(found)), found
 
 
-def _listed(folder: Path) -> Iterator[tuple[Path, float]]:
+def _listed(folder: Location) -> Iterator[tuple[Location, float]]:
     """Yield the path of each block's record, and when it was written."""
+    if isinstance(folder, Address):
+        yield from ((at, seen.st_mtime) for at, seen in folder.below() if at.stem.isdecimal())
+        return
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
@@ -74,10 +80,10 @@ def _listed(folder: Path) -> Iterator[tuple[Path, float]]:
         return
 
 
-def _read(path: Path, at_s: float) -> Finished | None:
+def _read(path: Location, at_s: float, load: Callable[[], Any]) -> Finished | None:
     """Return a block's record; None if it is damaged, so that the block will be done again."""
     try:
-        saved = read_json(path)
+        saved = load()
         entries, stages = as_entries(saved)
         return Finished(int(path.stem), at_s, _voxels(entries), _worker(saved), stages)
     except (OSError, ValueError):
@@ -104,4 +110,5 @@ def _voxels(entries: tuple[ShardEntry, ...]) -> int:
 
 def find_holder(journal: Journal) -> Holder | None:
     """Return the driver that the lock of an output names; None if it was released."""
-    return holder_of(journal.directory)
+    at = journal.directory
+    return holder_of(at) if isinstance(at, Path) else leaseholder_of(at)

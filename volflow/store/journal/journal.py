@@ -10,6 +10,8 @@
         failed/00000007.json  why block 7 was given up; the next run tries it again
         provenance.json, machines/    where inputs and model were, and what computed blocks
 
+On an object store ``lease/`` and ``session`` stand for the lock and the session.
+
 A block is done if its file exists, which is written after its voxels, so a process may die at any
 moment. After a power cut the disk may lack voxels that were written; ``verify`` finds them.
 """
@@ -30,8 +32,9 @@ from volflow.errors import (
     RunFailed,
 )
 from volflow.store.aside import sweep_torn
-from volflow.store.atomic import encoded, plain, read_json, write_json
+from volflow.store.atomic import encoded, plain, read_each, read_json, write_json
 from volflow.store.journal.failures import Failures
+from volflow.store.journal.lease import check_lease, leased
 from volflow.store.journal.lock import locked
 from volflow.store.journal.records import (
     FORMAT,
@@ -41,22 +44,24 @@ from volflow.store.journal.records import (
     change_between,
     process_name,
 )
-from volflow.store.journal.refusals import output_of, reason, unreadable, writing
+from volflow.store.journal.refusals import output_of, reason, unanswered, unreadable, writing
+from volflow.store.journal.session import begin_session, check_session, end_session
 from volflow.store.layout import ShardEntry
+from volflow.store.remote.address import Address, Location, location
 from volflow.store.unfinished.fence import Fence, end_sessions
 
-__all__ = ["Journal", "Record", "journal_dir"]
+__all__ = ["Journal", "Record", "journal_dir", "journal_of"]
 
 
 def journal_dir(out: str | os.PathLike[str]) -> Path:
-    """Return the directory of the journal and the sidecars of an output.
+    """Return the folder of the journal and the sidecars of an output on a disk.
 
     Symbolic links are resolved, so that an output has one journal under all its names.
 
     Raises
     ------
     InvalidInput
-        If it is a URL: journals lie on local file systems.
+        If it is a URL: what asks for a folder cannot be written to a store.
 
     Examples
     --------
@@ -66,10 +71,29 @@ def journal_dir(out: str | os.PathLike[str]) -> Path:
     text = os.fspath(out)
     if "://" in text:
         raise InvalidInput(
-            f"a journal needs a local file system, as it lies beside the output; got {text}; write"
-            " to a folder and copy that to the store"
+            f"this needs a local file system, as its journal has a folder beside the output; got"
+            f" {text}; write to a folder and copy that to the store"
         )
     return Path(os.path.realpath(text) + ".volflow")
+
+
+def journal_of(out: str | os.PathLike[str]) -> Journal:
+    """Return the journal beside an output, on a disk or on an object store.
+
+    Raises
+    ------
+    InvalidInput
+        If it is a URL at which nothing can be written.
+
+    Examples
+    --------
+    >>> print(journal_of("s3://bucket/out.zarr").directory)
+    s3://bucket/out.zarr.volflow
+    """
+    at = location(out)
+    if isinstance(at, Address):
+        return Journal(Address(f"{at}.volflow"))
+    return Journal(journal_dir(at))
 
 
 @dataclass(frozen=True)
@@ -79,20 +103,30 @@ class Journal:
     Parameters
     ----------
     directory
-        See `journal_dir`.
+        See `journal_of`.
     """
 
-    directory: Path
+    directory: Location
 
     @property
-    def _plan(self) -> Path:
+    def is_local(self) -> bool:
+        """Whether it lies on a disk, where looking costs no request."""
+        return isinstance(self.directory, Path)
+
+    @property
+    def folder(self) -> Path:
+        """The directory, for what must lie on a disk; refused where it is on a store."""
+        return self.directory if isinstance(self.directory, Path) else journal_dir(self.output)
+
+    @property
+    def _plan(self) -> Location:
         return self.directory / "plan.json"
 
     def fence(self, session: str) -> Fence:
-        """Return what a task writes through, given the token of its driver."""
-        return Fence.of(self.directory, session)
+        """Return what a task writes through on a disk, given the token of its driver."""
+        return Fence.of(self.folder, session)
 
-    def _entry(self, block: int) -> Path:
+    def _entry(self, block: int) -> Location:
         return self.directory / "done" / f"{block:08d}.json"
 
     @property
@@ -101,14 +135,14 @@ class Journal:
         return Failures(self.directory / "failed", self.directory / "done")
 
     @property
-    def output(self) -> Path:
+    def output(self) -> Location:
         """The output that lies beside the journal."""
-        return Path(output_of(self.directory))
+        return location(output_of(self.directory))
 
     @property
     def passes(self) -> Path:
         """Folder of the passes of an exact output and of their stored activations."""
-        return self.directory / "passes"
+        return self.folder / "passes"
 
     def recorded(self) -> Record | None:
         """Return the record of the first run; None if there was none.
@@ -123,6 +157,8 @@ class Journal:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
+            if isinstance(self._plan, Address) and not isinstance(error, PermissionError):
+                raise RunFailed(unanswered(self._plan, reason(error))) from error
             raise InvalidInput(unreadable(self._plan, reason(error))) from error
         except ValueError as error:
             raise Damaged(unreadable(self._plan, reason(error))) from error
@@ -134,7 +170,7 @@ class Journal:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the lock on the output, which is released when the process ends or dies.
+        """Hold the lock on the output, which ends with the process; on a store it lapses.
 
         Raises
         ------
@@ -144,7 +180,8 @@ class Journal:
             If the directory cannot be made or written.
         """
         self.make_place()
-        with locked(self.directory):
+        at = self.directory
+        with locked(at) if isinstance(at, Path) else leased(at):
             yield
 
     def compare(self, record: Record) -> Record:
@@ -178,17 +215,21 @@ class Journal:
         InvalidInput
             If the journal is damaged or cannot be written.
         """
-        given = self.compare(record)
+        given, at = self.compare(record), self.directory
+        check_lease(at)
         token = uuid.uuid4().hex
-        with writing(self.directory, begun=False):
-            self.directory.mkdir(exist_ok=True)
-            (self.directory / "done").mkdir(exist_ok=True)
-            end_sessions(self.directory)
+        with writing(at, begun=False):
+            at.mkdir(exist_ok=True)
+            (at / "done").mkdir(exist_ok=True)
+            self._end(None)
             fresh = self.recorded() is None
             self._sweep(everything=fresh)
             if fresh:
                 write_json(self._plan, {"format": FORMAT, **asdict(given)})
-            self.fence(token).begin()
+            if isinstance(at, Address):
+                begin_session(at, token)
+            else:
+                self.fence(token).begin()
         return token
 
     def check(self, session: str) -> None:
@@ -199,16 +240,31 @@ class Journal:
         Superseded
             If the session is no longer the current one.
         """
-        fence = self.fence(session)
+        at = self.directory
         try:
-            fence.check()
+            if isinstance(at, Address):
+                check_session(at, session)
+            else:
+                self.fence(session).check()
         except OSError as error:
-            raise RunFailed(unreadable(fence.folder, reason(error))) from error
+            if isinstance(at, Address):
+                raise RunFailed(unanswered(at, reason(error))) from error
+            raise RunFailed(unreadable(self.fence(session).folder, reason(error))) from error
 
-    def end(self) -> None:
-        """Close the session: nothing that its tasks still write reaches its place."""
+    def end(self, session: str | None = None) -> None:
+        """Close the session, if it is still this one: nothing its tasks write reaches its place.
+
+        On a store what they are just writing does.
+        """
         with writing(self.directory):
-            end_sessions(self.directory)
+            self._end(session)
+
+    def _end(self, session: str | None) -> None:
+        at = self.directory
+        if isinstance(at, Address):
+            end_session(at, session)
+        elif session is None or self.fence(session).folder.is_dir():
+            end_sessions(at)
 
     def mark(
         self,
@@ -243,11 +299,15 @@ class Journal:
         value = {"block": block, "entries": found, "stages": dict(stages), "worker": process_name()}
         if session is not None:
             self.check(session)
-        with writing(self._entry(block)):
+        entry = self._entry(block)
+        with writing(entry):
             if session is None:
-                write_json(self._entry(block), value)
+                write_json(entry, value)
+            elif isinstance(entry, Address):
+                if not entry.create(encoded(value)) and not self.done([block]):  # it is damaged
+                    write_json(entry, value)
             elif not self.done([block]):  # else one that took it over was first
-                self.fence(session).put(self._entry(block), encoded(value))
+                self.fence(session).put(entry, encoded(value))
 
     def done(self, blocks: Iterable[int] | None = None) -> dict[int, tuple[ShardEntry, ...]]:
         """Return the entries of the finished blocks by number, ascending, without damaged records.
@@ -265,14 +325,16 @@ class Journal:
 
     def forget(self, blocks: Iterable[int]) -> None:
         """Delete the records of blocks, so that the next run repeats them."""
+        check_lease(self.directory)
         with writing(self.directory):
             for block in blocks:
                 self._entry(block).unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Delete the records of the run and of all blocks; sidecars and the lock stay."""
+        check_lease(self.directory)
         with writing(self.directory):
-            end_sessions(self.directory)
+            self._end(None)
             # The run's record is deleted last, so that finished blocks never meet another record.
             self._sweep(everything=True)
             self._plan.unlink(missing_ok=True)
@@ -280,25 +342,30 @@ class Journal:
     def _sweep(self, *, everything: bool) -> None:
         """Delete leftovers of killed writers; with ``everything`` also the records of blocks."""
         self.failures.sweep(everything=everything)
-        for folder in (self.directory, self.directory / "done"):
-            for path in folder.glob(".*.tmp"):
+        done = self.directory / "done"
+        for folder in (self.directory, done):
+            for path in folder.glob(".*.tmp") if isinstance(folder, Path) else ():
                 path.unlink(missing_ok=True)
-        if everything:
-            for path in (self.directory / "done").glob("*.json"):
-                path.unlink(missing_ok=True)
+        if everything and isinstance(done, Address):
+            done.delete_below()
+        elif everything:
+            for record in done.glob("*.json"):
+                record.unlink(missing_ok=True)
         else:  # an earlier run began, and may have been killed
             sweep_torn(self.output)
 
     def _records(
         self, blocks: Iterable[int] | None = None
     ) -> Iterator[tuple[int, tuple[ShardEntry, ...], dict[str, float]]]:
+        paths: list[Location]
         if blocks is None:
-            paths = sorted((self.directory / "done").glob("[0-9]*.json"))
+            paths = [*(self.directory / "done").glob("[0-9]*.json")]
+            paths.sort(key=str)
         else:
             paths = [self._entry(block) for block in sorted(set(blocks))]
-        for path in paths:
+        for path, read in read_each(paths):
             try:
-                block, (entries, stages) = int(path.stem), as_entries(read_json(path))
+                block, (entries, stages) = int(path.stem), as_entries(read())
             except FileNotFoundError:
                 continue  # not done, or deleted meanwhile
             except OSError as error:

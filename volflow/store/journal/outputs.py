@@ -12,16 +12,19 @@ import zarr
 from volflow.errors import InvalidInput
 from volflow.store.aside import beside, sweep
 from volflow.store.journal.journal import Journal, Record
+from volflow.store.journal.lease import check_lease
 from volflow.store.journal.levels import Place, drop_levels, level_journals
 from volflow.store.journal.provenance import machines_dir
+from volflow.store.journal.refusals import writing
 from volflow.store.opening import local_path
+from volflow.store.remote.address import Address, Location, check_answers, location, remove_tree
 from volflow.store.volume import Volume
 
 __all__ = ["begin_anew", "check_apart", "discard", "discard_levels"]
 
 
 def check_apart(out: str | os.PathLike[str], *inputs: Any) -> None:
-    """Refuse an output that would delete one of its inputs.
+    """Refuse an output that would delete one of its inputs, or whose store does not answer.
 
     Parameters
     ----------
@@ -35,18 +38,27 @@ def check_apart(out: str | os.PathLike[str], *inputs: Any) -> None:
     InvalidInput
         If an input is the output or lies inside it.
     """
-    place = Path(os.path.realpath(out))
+    check_answers(location(out))
+    place = _named(out)
     for one in inputs:
         one = local_path(one) if isinstance(one, zarr.Array) else one
         path = one.path if isinstance(one, Volume) else one
-        if not isinstance(path, str | os.PathLike) or "://" in os.fspath(path):
+        if not isinstance(path, str | os.PathLike):
             continue
-        source = Path(os.path.realpath(Path(path).expanduser()))
-        if place == source or place in source.parents:
+        source = _named(path)
+        if f"{source}/".startswith(f"{place}/"):
             raise InvalidInput(f"{out} would replace its own input {path}; choose another output")
 
 
-def begin_anew(out: Path, journal: Journal, record: Record) -> None:
+def _named(path: str | os.PathLike[str]) -> str:
+    """Return the one name of what has several: a path without links, or a URL."""
+    text = os.fspath(path).removeprefix("file://")
+    if "://" in text:
+        return text.rstrip("/").replace("s3a://", "s3://", 1)
+    return os.path.realpath(Path(text).expanduser())
+
+
+def begin_anew(out: Location, journal: Journal, record: Record) -> None:
     """Delete an output and its journal, and record the new run; to be called under the lock.
 
     The volumes are created after this, so a process may be killed at any point: blocks of the old
@@ -63,11 +75,20 @@ def discard_levels(place: Place, count: int) -> None:
     """
     for level in place.surplus(count):
         discard(place.path(level), place.journal(level))
-        shutil.rmtree(place.journal(level).directory, ignore_errors=True)
+        remove_tree(place.journal(level).directory)
 
 
-def discard(out: Path, journal: Journal) -> None:
+def discard(out: Location, journal: Journal) -> None:
     """Delete an output and forget its run; under the lock."""
+    if isinstance(out, Address):
+        check_lease(journal.directory)
+        with writing(journal.directory):
+            # First what makes it a volume: half deleted, it must not pass for complete.
+            out.delete_below()
+            drop_levels(journal)
+            remove_tree(machines_dir(journal))
+        journal.clear()
+        return
     sweep(out)
     _fence_off(journal)
     old = beside(out, "old")
@@ -76,7 +97,7 @@ def discard(out: Path, journal: Journal) -> None:
         out.rename(old)
     drop_levels(journal)
     shutil.rmtree(journal.passes, ignore_errors=True)
-    shutil.rmtree(machines_dir(journal), ignore_errors=True)
+    remove_tree(machines_dir(journal))
     journal.clear()
     shutil.rmtree(old, ignore_errors=True)
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from volflow.store.atomic import plain, read_json, write_json
 from volflow.store.journal.journal import Journal
 from volflow.store.journal.records import typed
+from volflow.store.remote.address import Address, Location
 
 __all__ = [
     "Machine",
@@ -77,12 +78,16 @@ class Provenance:
     weights: str = ""
 
 
-def keep_provenance(journal: Journal, found: Provenance, copies: Path) -> None:
+def keep_provenance(journal: Journal, found: Provenance, copies: Location) -> None:
     """Write the provenance of a run; what lies in the folder of its copies moves with it."""
 
     def inside(path: str) -> str:
-        own = path and Path(path).is_relative_to(copies)
-        return os.path.relpath(path, journal.directory) if own else path
+        at: Location = Address(path) if "://" in path else Path(path)
+        if not path or not at.is_relative_to(copies):
+            return path
+        if isinstance(at, Address):
+            return at.relative_to(journal.directory)
+        return os.path.relpath(at, journal.directory)
 
     kept = replace(
         found,
@@ -103,14 +108,17 @@ def read_provenance(journal: Journal) -> Provenance:
         found = typed(Provenance, read_json(journal.directory / NOTE))
 
         def whole(path: str) -> str:
-            return os.path.normpath(journal.directory / path) if path else ""
+            if not path or "://" in path:
+                return path
+            at = journal.directory
+            return str(at / path) if isinstance(at, Address) else os.path.normpath(at / path)
 
         inputs = {name: whole(path) for name, path in found.inputs.items()}
         return replace(found, inputs=inputs, mask=found.mask and whole(found.mask))
     return Provenance()
 
 
-def machines_dir(journal: Journal) -> Path:
+def machines_dir(journal: Journal) -> Location:
     """Return the folder of notes on the kinds of machines that computed blocks."""
     return journal.directory / "machines"
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from volflow.errors import InvalidInput, StoreFull, writing_failed
+from volflow.store.remote.address import Address, Location
 
-__all__ = ["output_of", "reason", "unreadable", "writing"]
+__all__ = ["output_of", "reason", "unanswered", "unreadable", "writing"]
 
 
-def output_of(directory: Path) -> str:
+def output_of(directory: Location) -> str:
     """Return the path of the output beside which a journal lies."""
     return str(directory).removesuffix(".volflow")
 
@@ -25,7 +25,7 @@ def reason(error: Exception) -> str:
     return "it is damaged" if damaged else str(error)
 
 
-def unreadable(path: Path, why: str) -> str:
+def unreadable(path: Location, why: str) -> str:
     """Return the refusal of a file of a journal, with the remedy."""
     return (
         f"{path} cannot be used: {why}; restore it, or begin again"
@@ -33,18 +33,26 @@ def unreadable(path: Path, why: str) -> str:
     )
 
 
+def unanswered(at: Address, why: str) -> str:
+    """Return what is said of a store that does not answer, for now."""
+    return f"{at} cannot be read: {why}; run the same command again when the store answers"
+
+
 @contextmanager
-def writing(path: Path, *, begun: bool = True) -> Iterator[None]:
+def writing(path: Location, *, begun: bool = True) -> Iterator[None]:
     """Turn a disk error into one clear line; InvalidInput if nothing was started yet."""
     try:
         yield
     except OSError as error:
         why = f"the journal {path} cannot be written: {reason(error)}; "
         failed = writing_failed(error)
-        if begun or failed is StoreFull:
+        lost = isinstance(error, PermissionError | FileNotFoundError)
+        if begun or failed is StoreFull or (isinstance(path, Address) and not lost):
             remedy = "what is done is kept; fix this and run the same command again"
             raise failed(why + remedy) from error
-        if isinstance(error, FileNotFoundError):
+        if isinstance(error, FileNotFoundError) and not isinstance(path, Address):
             why = f"the folder {path.parent} does not exist; "
         remedy = "it lies beside the output; choose an output in a writable folder"
+        if isinstance(path, Address):
+            remedy = "check the address, and that these keys may write there"
         raise InvalidInput(why + remedy) from error

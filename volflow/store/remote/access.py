@@ -39,6 +39,8 @@ CUT = ("response body", "connection closed before message completed", "Incomplet
 SETTLES_S = 0.2  # in which threads of obstore have let go of what they returned
 NO_KEYS = "169.254.169.254"  # asked for credentials where there are none
 
+NO_BUCKET = "NoSuchBucket"
+
 T = TypeVar("T")
 
 
@@ -237,7 +239,8 @@ def _pauses() -> Iterator[float | None]:
 
 def _raise_unless_cut(error: Exception, what: str, *, last: bool) -> None:
     """Raise the error of a disk for one of obstore, unless an answer was cut short."""
-    if isinstance(error, OSError) or not type(error).__module__.startswith("obstore"):
+    known = isinstance(error, OSError) and NO_BUCKET not in str(error)
+    if known or not (isinstance(error, OSError) or type(error).__module__.startswith("obstore")):
         raise error
     if last or not any(text in str(error) for text in CUT):
         raise _os_error(error, what) from error
@@ -255,7 +258,7 @@ def _os_error(error: Exception, what: str) -> OSError:
     code = re.search(r"<Code>(\w+)</Code>", text)
     status = re.search(r"status code: ([^:]+)", text)
     reason = ", ".join(found[1] for found in (status, code) if found) or first_line(error)
-    if code is not None and code[1] == "NoSuchBucket":
+    if code is not None and code[1] == NO_BUCKET:
         return FileNotFoundError(errno.ENOENT, "the bucket does not exist", what)
     if re.search(r"status code: 40[13]", text):
         return PermissionError(errno.EACCES, f"permission denied ({reason})", what)

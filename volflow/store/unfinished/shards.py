@@ -14,6 +14,8 @@ from zarr.storage import LocalStore, StorePath
 
 from volflow.errors import Superseded
 from volflow.geometry.roi import Roi
+from volflow.store.remote.access import Remote
+from volflow.store.remote.address import Address, Location
 from volflow.store.unfinished.fence import Fence
 
 __all__ = ["write_shard"]
@@ -59,7 +61,10 @@ def write_shard(
     except Exception:
         # Zarr reads a shard at the border before it writes it. A damaged one is deleted, as this
         # write repairs it.
-        if folder is None or not _discard(folder / _key(array, box), fence):
+        place: Location | None = folder
+        if isinstance(array.store, Remote):
+            place = Address(array.store.address) / array.path
+        if place is None or not _discard(place / _key(array, box), fence):
             raise
         target.set_basic_selection(box.slices(), voxels)
 
@@ -71,10 +76,10 @@ def _key(array: zarr.Array[Any], box: Roi) -> str:
     return array.metadata.encode_chunk_key(number)
 
 
-def _discard(path: Path, fence: Fence | None) -> bool:
-    """Delete a file; return False if there is none."""
+def _discard(path: Location, fence: Fence | None) -> bool:
+    """Delete a file or an object; return False if there is none."""
     exists = path.is_file()
-    if fence is None:
+    if fence is None or isinstance(path, Address):
         path.unlink(missing_ok=True)
     else:
         fence.remove(path)

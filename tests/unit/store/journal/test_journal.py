@@ -59,7 +59,7 @@ def test_one_output_has_one_journal_by_whatever_name(tmp_path, monkeypatch):
         assert journal_dir(name) == directory
 
 
-def test_a_url_has_no_journal():
+def test_a_url_has_no_folder():
     with pytest.raises(InvalidInput, match=r"local file system, .*; got s3:"):
         journal_dir("s3://bucket/out.zarr")
 
