@@ -9,14 +9,16 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections import Counter
 
 import numpy as np
 import pytest
 
 import volflow as vf
-from tests.relay import Fault, empty, make_bucket, relay, upload
+from tests.relay import Fault, empty, make_bucket, objects, relay, upload
 from tests.stores import files, store
 from volflow.errors import InvalidInput
+from volflow.store.journal.journal import journal_of
 
 pytestmark = pytest.mark.nightly
 ENDPOINT = os.environ.get("VOLFLOW_TEST_S3", "")
@@ -67,6 +69,49 @@ def test_an_outage_of_20_s_is_survived(s3, scan, tmp_path, how, capsys):
         blocks = len(list((tmp_path / "out.zarr.volflow" / "done").glob("*.json")))
         reads = s3.count(lambda one: one.voxels)
         print(f" {reads} reads of voxels for {blocks} blocks, those that failed included")  # noqa: T201
+
+
+@pytest.mark.parametrize("how", ["503", "silence"])
+def test_all_of_a_journey_on_the_store_survives_an_outage(s3, tmp_path, how, capsys):
+    """Convert, predict, levels, verify and export, on the store, as in a folder."""
+    from tests.nets import random_net
+
+    values = np.random.default_rng(0).integers(0, 999, (160, 128, 96), "u2")
+    net, begun = random_net(), []
+    layout = {"chunk": 16, "shard": 32, "progress": False, "cluster": "threads"}
+    options = {**layout, "patch": 32, "blend": "crop", "output": "classes", "levels": True}
+
+    def journey(place):
+        vf.convert(values, f"{place}/scan.zarr", **layout)
+        vf.predict(f"{place}/scan.zarr", net, f"{place}/seg.zarr", **options)
+        assert vf.verify(f"{place}/seg.zarr").ok
+        vf.export(f"{place}/seg.zarr", f"{place}/seg.nii.gz")
+
+    def out_of_order(request):
+        """From the tenth shard of the prediction on, everything fails for 20 s."""
+        shards = s3.count(lambda one: one.method == "PUT" and "seg.zarr/0/c/" in one.path)
+        if not begun and shards == 10:
+            begun.append(time.monotonic())
+        down = begun and time.monotonic() < begun[0] + OUTAGE_S
+        return (Fault("status", 503) if how == "503" else Fault("reset")) if down else None
+
+    journey(tmp_path)
+    s3.fault = out_of_order
+    journey("s3://volflow-test/case")
+    assert begun
+    assert time.monotonic() > begun[0] + OUTAGE_S
+    there = objects("s3://volflow-test/case")
+    for name in ("scan.zarr", "seg.zarr"):
+        kept = {key: data for key, data in there.items() if key.startswith(f"{name}/")}
+        assert kept == {f"{name}/{key}": data for key, data in files(tmp_path / name).items()}
+    assert there["seg.nii.gz"] == (tmp_path / "seg.nii.gz").read_bytes()
+    s3.fault = lambda request: None
+    s3.requests.clear()
+    vf.convert(values, "s3://volflow-test/counted.zarr", **layout)
+    blocks = len(journal_of("s3://volflow-test/counted.zarr").done())
+    with capsys.disabled():
+        kinds = Counter(one.method for one in s3.requests)
+        print(f" {dict(kinds)} requests for a conversion in {blocks} blocks")  # noqa: T201
 
 
 def test_a_changed_object_is_noticed(s3, scan, tmp_path):

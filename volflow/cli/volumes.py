@@ -117,7 +117,8 @@ def statistics(
 def export(
     volume: Stored,
     out: Annotated[
-        str, typer.Argument(metavar="OUT", help="The .nii, .nii.gz or .npy file to write.")
+        str,
+        typer.Argument(metavar="OUT", help="The .nii, .nii.gz or .npy file, or its URL."),
     ],
     options: ExportOptions,
     plan: PlanOnly = False,
@@ -131,10 +132,10 @@ def export(
     from volflow.report.facts.info import facts_of, facts_text
 
     if plan:
-        from volflow.volumes.export import check_file, refuse_changed
+        from volflow.volumes.export import check_export, refuse_changed
 
-        path = check_file(out, overwrite=options.overwrite)
-        if not options.overwrite:
+        path = check_export(out, overwrite=options.overwrite)
+        if isinstance(path, Path) and not options.overwrite:
             refuse_changed(path)
         facts = facts_of(volume)
         planned = {"operation": "export", "out": out, "volume": facts}
@@ -142,5 +143,8 @@ def export(
         return
     from volflow.volumes.export import export as write_file
 
-    write_file(volume, out, **vars(options))
-    say_facts(facts_of(out), as_json)
+    written = write_file(volume, out, **vars(options))
+    if isinstance(written, Path):
+        say_facts(facts_of(out), as_json)
+    else:
+        say({"operation": "export", "out": out, "volume": facts_of(volume)}, as_json, f"{written}")

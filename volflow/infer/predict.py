@@ -28,9 +28,10 @@ from volflow.option import called_like, from_keywords, journey
 from volflow.store.aside import sweep
 from volflow.store.create import check_target, create, create_store, open_begun
 from volflow.store.journal.complete import count_blocks
-from volflow.store.journal.journal import Journal, Record, journal_dir
+from volflow.store.journal.journal import Record, journal_of
 from volflow.store.journal.outputs import begin_anew
 from volflow.store.meta import VolumeSpec
+from volflow.store.remote.address import Location, is_stored
 from volflow.store.unfinished.root import publish
 from volflow.store.volume import Volume
 from volflow.volumes.arrays.inputs import VolumeLike
@@ -100,9 +101,10 @@ def predict(  # noqa: PLR0913 - a public journey takes flat options
         ``nn.Module``, bundle directory, ``"package.module:callable"`` or ``torch.export`` archive.
         What is None below is taken from a bundle, else from the default named.
     out
-        Path of the OME-Zarr result; a name ending in ``.nii``, ``.nii.gz`` or ``.npy`` is exported
-        when the volume behind it is complete. The same call again leaves the file alone, writes it
-        anew where it is gone, and refuses one that was changed since.
+        Path of the OME-Zarr result, or its URL, as in `convert`; a name ending in ``.nii``,
+        ``.nii.gz`` or ``.npy`` is exported when the volume behind it is complete. The same call
+        again leaves the file alone, writes it anew where it is gone, and refuses one that was
+        changed since.
     patch, overlap, blend
         Window of the model, one side or one per axis (1 makes slices); overlap in voxels, or a
         fraction of the patch (0.25); ``"gaussian"`` (default), ``"hann"``, ``"average"`` or
@@ -222,7 +224,7 @@ def plan_predict(volume: Any, model: Any, out: Any, **options: Any) -> Plan:
     with working(request) as client:
         before, memory_bytes = _resumed(request), memory_per_worker(client, given.memory)
         settings, levels = _decide(request, before, client, memory_bytes)
-        done = Journal(journal_dir(request.out)).done() if before else ()
+        done = journal_of(request.out).done() if before else ()
         plan = method_of(request.options).plan(
             request, settings, client, memory_bytes, {}, frozenset(done)
         )
@@ -245,7 +247,7 @@ def _check_levels(levels: Any, out: Any) -> None:
 def _resumed(request: Request) -> Record | None:
     """Return the record of the run to resume; None where a new one begins and its place is free."""
     file, overwrite, before = request.file, request.options.overwrite, None
-    if file is None or request.out.exists():
+    if file is None or is_stored(request.out):
         before = _recorded(request.out, overwrite)
     if file is not None and not overwrite:
         if file.exists() and before is None:
@@ -288,15 +290,15 @@ def _decide(
     return settings, levels
 
 
-def _recorded(out: Path, overwrite: bool) -> Record | None:
+def _recorded(out: Location, overwrite: bool) -> Record | None:
     """Return the record of the run that wrote a volume; None where it is to be written anew."""
     try:
-        before = Journal(journal_dir(out)).recorded()
+        before = journal_of(out).recorded()
     except InvalidInput:  # damaged, which is no obstacle to a new beginning
         if not overwrite:
             raise
         before = None
-    if before is not None and out.exists():
+    if before is not None and is_stored(out):
         return None if overwrite else before
     check_target(out, overwrite=overwrite)
     return None
@@ -322,7 +324,7 @@ def _announce_lost_file(request: Request) -> None:
 
 def _check_otherwise(request: Request, settings: Settings) -> None:
     """Refuse to begin anew, for inputs that were computed anew, what was begun otherwise, too."""
-    journal = Journal(journal_dir(request.out))
+    journal = journal_of(request.out)
     before = journal.recorded()
     if before is not None:
         same = {name: before.fingerprint.get(name) for name in ("input", "mask")}
@@ -340,7 +342,7 @@ def _execute(
 ) -> Result:
     """Run what is left of the plan, under the output's lock; ``again`` begins anew."""
     options = request.options
-    method, journal = method_of(options), Journal(journal_dir(request.out))
+    method, journal = method_of(options), journal_of(request.out)
     with journal.lock():
         sweep(request.out)
         before = _recorded(request.out, again)
@@ -369,12 +371,12 @@ def _execute(
 def _targets(request: Request, settings: Settings) -> dict[str, Volume]:
     """Return where the outputs go: volumes of an interrupted run, and new ones for the others."""
     named = len(settings.outputs) > 1 or settings.outputs[0].name != ""
-    if named and not request.out.exists():
+    if named and not is_stored(request.out):
         create_store(request.out)
     targets = {}
     for output in settings.outputs:
         path = request.out / output.name if named else request.out
-        if path.exists():
+        if is_stored(path):
             targets[output.name] = open_begun(path)
         else:
             targets[output.name] = create(path, _spec(request, settings, output), finished=False)

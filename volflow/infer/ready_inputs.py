@@ -10,7 +10,8 @@ from typing import Any
 
 from volflow.errors import InvalidInput, ResumeRefused, SourceChanged
 from volflow.infer.request import Request
-from volflow.store.journal.journal import Journal, Record, journal_dir
+from volflow.store.journal.journal import Journal, Record, journal_of
+from volflow.store.remote.address import Location
 from volflow.store.volume import Volume
 from volflow.volumes.convert import convert
 
@@ -113,9 +114,10 @@ def trusting(request: Request, record: Record, before: Record) -> Record:
     return replace(record, fingerprint=kept)
 
 
-def _begun(volume: Path) -> int | None:
+def _begun(volume: Location) -> object:
     """Return when the run that makes a volume was first recorded; None where none was."""
     try:
-        return (journal_dir(volume) / "plan.json").stat().st_mtime_ns
+        plan = journal_of(volume).directory / "plan.json"
+        return plan.stat().st_mtime_ns if isinstance(plan, Path) else plan.stat()
     except OSError:
         return None

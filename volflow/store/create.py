@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 import zarr
 from zarr.codecs import ZstdCodec
+from zarr.storage import MemoryStore
 
 from volflow.errors import InvalidInput
 from volflow.store.aside import folder_aside, replace_folder, sweep
 from volflow.store.meta import Level, VolumeSpec
 from volflow.store.ngff import write_group
 from volflow.store.opening import is_url, is_zarr, open_node
+from volflow.store.remote.access import Remote
+from volflow.store.remote.address import Address, Location, location, remove_tree
 from volflow.store.unfinished.root import is_unfinished, withheld_group, withhold
 from volflow.store.volume import Volume, open_volume
 
@@ -62,14 +66,18 @@ def create(
     meta = spec.meta
     target = check_target(path, overwrite=overwrite)
 
-    def fill(place: str) -> None:
-        group = zarr.create_group(place, overwrite=overwrite and is_url(place))
+    def fill(place: str | MemoryStore) -> None:
+        group = zarr.create_group(place)
         add_array(group, "0", spec, spec.dtype.type(0).item())
         write_group(group, meta, [Level("0", meta.spacing, meta.translation)])
 
     try:
         if is_url(target):
-            fill(target)
+            kept: dict[str, Any] = {}
+            fill(MemoryStore(kept))
+            if overwrite:
+                remove_tree(location(target))
+            _upload(location(target), kept)
         else:
             # Written under a temporary name, renamed at the end: interrupted, it leaves nothing.
             sweep(Path(target))
@@ -85,8 +93,8 @@ def create(
     return open_volume(target) if finished else open_begun(target)
 
 
-def create_store(path: Path) -> None:
-    """Make a store of several outputs, whose root metadata are withheld until `publish`.
+def create_store(path: Location) -> None:
+    """Make a store of several outputs; on a disk its root is withheld until `publish`.
 
     Raises
     ------
@@ -94,6 +102,9 @@ def create_store(path: Path) -> None:
         If it cannot be made.
     """
     try:
+        if isinstance(path, Address):
+            zarr.create_group(Remote(path.url))
+            return
         with folder_aside(path) as aside:
             zarr.create_group(str(aside))
             withhold(aside)
@@ -112,7 +123,10 @@ def open_begun(path: str | os.PathLike[str]) -> Volume:
     InvalidInput
         If it is not a volume, or its metadata are damaged.
     """
-    folder = Path(path).absolute()
+    at = location(path)
+    if isinstance(at, Address):
+        return open_volume(at)
+    folder = at.absolute()
     return open_volume(withheld_group(folder) if is_unfinished(folder) else folder)
 
 
@@ -142,9 +156,7 @@ def check_target(path: str | os.PathLike[str], *, overwrite: bool = False) -> st
     target = os.fspath(path)
     if is_url(target):
         _check_name(PurePosixPath(target))
-        if not overwrite and _opens(target):
-            raise InvalidInput(f"{target} exists; choose another name or overwrite=True")
-        return target
+        return _check_address(location(target), overwrite)
     local = Path(target.removeprefix("file://")).expanduser().absolute()
     if not is_zarr(local.parent):  # inside a store any name is allowed
         _check_name(local)
@@ -160,6 +172,30 @@ def check_target(path: str | os.PathLike[str], *, overwrite: bool = False) -> st
             "yourself or choose another name"
         )
     return str(local)
+
+
+def _check_address(at: Location, overwrite: bool) -> str:
+    opens = _opens(str(at))
+    if opens and not overwrite:
+        raise InvalidInput(f"{at} exists; choose another name or overwrite=True")
+    # What is left of an output that was being deleted has its journal beside it.
+    journal = at.with_name(f"{at.name}.volflow")
+    if not opens and _holds(at) and not (journal / "plan.json").exists():
+        raise InvalidInput(
+            f"{at} holds objects and is not a Zarr image, so it is not overwritten; remove them"
+            " yourself or choose another name"
+        )
+    return str(at)
+
+
+def _holds(at: Location) -> bool:
+    return next(iter(at.glob("*")), None) is not None
+
+
+def _upload(at: Location, objects: Mapping[str, Any]) -> None:
+    """Write the metadata of a volume, last what makes it one."""
+    for key in sorted(objects, key=lambda key: (-key.count("/"), key)):
+        (at / key).write_bytes(objects[key].to_bytes())
 
 
 def _check_name(path: PurePath) -> None:

@@ -14,7 +14,7 @@ import google_crc32c
 import numpy as np
 import zarr
 
-from volflow.errors import Damaged, InvalidInput, first_line
+from volflow.errors import Damaged, InvalidInput, RunFailed, first_line
 from volflow.geometry.roi import Roi
 from volflow.store.coverage import BAD, MISSING, VERIFIED, Coverage, FileCheck
 from volflow.store.formats.exported import (
@@ -28,10 +28,13 @@ from volflow.store.formats.exported import (
 )
 from volflow.store.frames import check_frames
 from volflow.store.journal.complete import begun_store
-from volflow.store.journal.journal import Journal, journal_dir
+from volflow.store.journal.journal import Journal, journal_dir, journal_of
 from volflow.store.journal.levels import level_journals
 from volflow.store.layout import ShardEntry
-from volflow.store.opening import is_url
+from volflow.store.opening import is_url, open_node
+from volflow.store.remote.access import Remote
+from volflow.store.remote.address import Address, Location, check_answers, location
+from volflow.store.remote.fetched import fetched
 from volflow.store.unfinished.root import is_unfinished
 from volflow.store.volume import Volume, open_volume
 
@@ -70,19 +73,20 @@ def verify(
             " the path of an output that volflow wrote, or its Volume"
         )
     out = os.fspath((path.path or "") if isinstance(path, Volume) else path)
-    if is_url(out):
+    at = location(out)
+    if is_foreign(at) and isinstance(at, Address):
         raise InvalidInput(
-            f"{out} is behind a URL, and only outputs on disk can be verified; copy it to a disk"
-            f" with its journal, {out}.volflow"
+            f"{at} is a file on a store, and there only volumes can be verified; copy it to a disk"
+            f" with its receipt, {at}.volflow"
         )
-    out = out.removeprefix("file://")
-    if is_foreign(out) and not Path(out).is_dir():
-        return _verify_file(Path(out), progress)
-    return _verify_volume(out, progress)
+    if isinstance(at, Path) and is_foreign(at) and not at.is_dir():
+        return _verify_file(at, progress)
+    return _verify_volume(at, progress)
 
 
-def _verify_volume(out: str, progress: Callable[[int, int], object] | None) -> Coverage:
-    journal = Journal(journal_dir(out))
+def _verify_volume(out: Location, progress: Callable[[int, int], object] | None) -> Coverage:
+    check_answers(out)
+    journal = journal_of(out)
     if journal.recorded() is None:
         raise InvalidInput(
             f"{out} has no journal ({journal.directory}), which holds the checksums; only outputs"
@@ -97,14 +101,14 @@ def _verify_volume(out: str, progress: Callable[[int, int], object] | None) -> C
             if progress is not None:
                 progress(next(read), total)
 
-        found, *levels = (_coverage(Path(out), part, step) for part in parts)
-    return replace(found, levels=tuple(levels), unfinished=is_unfinished(Path(out)))
+        found, *levels = (_coverage(out, part, step) for part in parts)
+    return replace(found, levels=tuple(levels), unfinished=is_unfinished(out))
 
 
 def _verify_file(path: Path, progress: Callable[[int, int], object] | None) -> Coverage:
     receipt, stored = read_receipt(path), stored_behind(path)
     if stored is not None:
-        coverage = _verify_volume(str(stored), progress)
+        coverage = _verify_volume(stored, progress)
         remedy = "run the same command again, which exports the volume again"
         removed = f"move it away and {remedy}" if path.exists() else remedy
         check = _check_file(path, removed, coverage)
@@ -137,7 +141,7 @@ def _verify_exported(
         return nothing, "the volume it was exported from has no journal on this machine"
     try:
         changed = state_of(open_volume(receipt.volume)) != receipt.state
-        coverage = _verify_volume(str(begun_store(Path(receipt.volume))), progress)
+        coverage = _verify_volume(begun_store(Path(receipt.volume)), progress)
     except (ValueError, OSError) as error:  # gone, without a journal, or being written
         return nothing, f"the volume it was exported from was not verified: {error}"
     if not (coverage.ok or coverage.damaged):
@@ -189,7 +193,7 @@ def _part(array: str, journal: Journal) -> _Part:
     return _Part(array, journal, tuple(grid), done)
 
 
-def _coverage(out: Path, part: _Part, step: Callable[[], None]) -> Coverage:
+def _coverage(out: Location, part: _Part, step: Callable[[], None]) -> Coverage:
     cells, bad = bytearray(MISSING.encode() * math.prod(part.grid)), []
     for block, fault in _check(out, part.done):
         cells[block] = ord(BAD if fault else VERIFIED)
@@ -200,7 +204,9 @@ def _coverage(out: Path, part: _Part, step: Callable[[], None]) -> Coverage:
     return Coverage(str(out / part.array), part.grid, cells.decode(), tuple(bad))
 
 
-def _check(out: Path, done: Mapping[int, Sequence[ShardEntry]]) -> Iterator[tuple[int, str | None]]:
+def _check(
+    out: Location, done: Mapping[int, Sequence[ShardEntry]]
+) -> Iterator[tuple[int, str | None]]:
     """Yield the number of each finished block, and its fault or None."""
     names = {entry.array for entries in done.values() for entry in entries}
     arrays = {name: _open(out, name) for name in sorted(names)}
@@ -209,7 +215,7 @@ def _check(out: Path, done: Mapping[int, Sequence[ShardEntry]]) -> Iterator[tupl
         yield block, _fault(arrays, entries)
 
 
-def _open(out: Path, name: str) -> zarr.Array[Any] | str:
+def _open(out: Location, name: str) -> zarr.Array[Any] | str:
     inside = PurePosixPath(name)
     if inside.is_absolute() or ".." in inside.parts:
         raise Damaged(
@@ -217,7 +223,12 @@ def _open(out: Path, name: str) -> zarr.Array[Any] | str:
             " write the output again"
         )
     try:
-        return zarr.open_array(out / inside, mode="r")
+        if isinstance(out, Path):
+            return zarr.open_array(out / inside, mode="r")
+        array = open_node(str(out / name))[1]
+        return array if isinstance(array, zarr.Array) else f"{name} is a group where an array was"
+    except RunFailed:  # a store that does not answer says nothing of what it holds
+        raise
     except Exception as error:  # zarr raises any error for a damaged or deleted array
         return f"array {name} cannot be opened ({first_line(error)})"
 
@@ -242,9 +253,16 @@ def _fault(
         try:
             box = Roi(entry.start, entry.stop).slices()
             check_frames(array, box)
-            voxels = np.ascontiguousarray(array[box])
+            voxels = np.ascontiguousarray(fetched(array, box)[box])
         except PermissionError as error:
             raise InvalidInput(f"{where} cannot be read: permission denied") from error
+        except OSError as error:
+            if not isinstance(array.store, Remote):
+                return f"{where}: cannot be decoded ({first_line(error)})"
+            raise RunFailed(
+                f"{where} cannot be read: {error.strerror or first_line(error)}; run the same"
+                " command again when the store answers"
+            ) from error
         except Exception as error:  # codecs raise errors of any class
             return f"{where}: cannot be decoded ({first_line(error)})"
         if google_crc32c.value(voxels) != entry.crc32c:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,9 @@ from volflow.errors import InvalidInput
 from volflow.option import called_like, from_keywords, journey
 from volflow.store.formats.labels import NotLabels, taken_as
 from volflow.store.formats.sources import ArraySource, open_source
-from volflow.store.journal.journal import Journal, journal_dir
+from volflow.store.journal.journal import journal_of
 from volflow.store.journal.outputs import check_apart, discard
+from volflow.store.remote.address import location
 from volflow.store.slabs import Source
 from volflow.store.volume import Volume
 from volflow.volumes.arrays.computed import DaskSource
@@ -56,7 +56,7 @@ class Import:
     def of(cls, source: Any, out: Any, options: ConvertOptions) -> Import:
         """Look at the source, then at what was started at the destination."""
         check_apart(out, source)
-        journal, origin = Journal(journal_dir(out)), origin_of(open_source(source))
+        journal, origin = journal_of(out), origin_of(open_source(source))
         origin = trusted(origin, journal) if options.resume else origin
         anew = "" if options.overwrite or origin is None else origin.begins_anew(journal)
         options = replace(options, overwrite=options.overwrite or bool(anew))
@@ -99,7 +99,8 @@ def convert(  # noqa: PLR0913 - a public journey takes flat options
         ``.npy``, ``.nii``, ``.nii.gz``, a Zarr v2 or v3 array or OME-Zarr image, or any other
         `VolumeLike`; what Dask computes goes to `write`.
     out
-        Path of the volume; level 0 is array ``"0"`` in it.
+        Path of the volume, or its URL on an object store (``s3://``, ``gs://``, ``az://``); level 0
+        is array ``"0"`` in it.
     chunk, shard
         Voxels per axis; by default about 64³ and 256³, thinner along thick slices.
     labels
@@ -168,7 +169,7 @@ def plan_convert(source: Any, out: str | os.PathLike[str], **options: Any) -> Pl
         memory_bytes = memory_per_worker(client, asked.options.memory)
     copy = asked.copy(memory_bytes)
     resuming = resumes(out, overwrite=asked.options.overwrite)
-    done = frozenset(Journal(journal_dir(out)).done() if resuming else ())
+    done = frozenset(journal_of(out).done() if resuming else ())
     plan = make_plan(copy, None, done)
     plan.require_memory(copy.remedy())
     return replace(plan, facts=(*plan.facts, ("anew", asked.anew))) if asked.anew else plan
@@ -192,9 +193,9 @@ def _copied(given: Any, out: str | os.PathLike[str], options: ConvertOptions) ->
             record = make_record(state, copy, **whole)
             volume = run_copy(copy, record, held if here else given, client, asked.options)
         except NotLabels as error:
-            journal = Journal(journal_dir(out))
+            journal = journal_of(out)
             with journal.lock():
-                discard(Path(out), journal)
+                discard(location(out), journal)
             name = given if isinstance(given, str) else "the array"
             raise InvalidInput(f"{name}: {error}") from error
     return volume if labels is None else set_kind(volume, copy.spec.meta.kind)

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,11 +24,12 @@ from volflow.store.aside import sweep
 from volflow.store.create import check_target, create, open_begun
 from volflow.store.formats.labels import taken_as
 from volflow.store.formats.sources import open_source
-from volflow.store.journal.journal import Journal, Record, journal_dir
+from volflow.store.journal.journal import Record, journal_of
 from volflow.store.journal.outputs import discard
 from volflow.store.journal.records import typed
 from volflow.store.layout import shrinking
 from volflow.store.meta import VolumeSpec
+from volflow.store.remote.address import is_stored, location
 from volflow.store.slabs import Source
 from volflow.store.unfinished.root import publish
 from volflow.store.volume import Volume, described
@@ -203,7 +203,7 @@ def adopted(
     out: str | os.PathLike[str], chunk: Any, shard: Any, *, overwrite: bool
 ) -> tuple[Any, Any]:
     """Return chunk and shard of the run to resume, unless asked for: memory may differ now."""
-    before = None if overwrite or "://" in os.fspath(out) else Journal(journal_dir(out)).recorded()
+    before = None if overwrite else journal_of(out).recorded()
     if before is None or chunk is not None or shard is not None:
         return chunk, shard
     try:
@@ -272,16 +272,16 @@ def run_copy(
     client, options
         Where it runs; whether what is there is replaced, and what is shown.
     """
-    journal = Journal(journal_dir(copy.path))
+    journal, at = journal_of(copy.path), location(copy.path)
     make_plan(copy, None, frozenset()).require_memory(copy.remedy())
     resumes(copy.path, overwrite=options.overwrite)  # refuses before the lock leaves its file
     with journal.lock():
-        sweep(Path(copy.path))
+        sweep(at)
         if resumes(copy.path, overwrite=options.overwrite):
             journal.compare(record)
             volume = open_begun(copy.path)
         else:
-            discard(Path(copy.path), journal)
+            discard(at, journal)
             if copy.origin is not None:  # noted while there is no record: they never differ
                 copy.origin.note(journal)
             journal.begin(record)
@@ -320,8 +320,8 @@ def _computing(plan: Plan, job: CopyJob, pieces: Pieces, held: InProcess | None)
 
 def resumes(out: str | os.PathLike[str], *, overwrite: bool) -> bool:
     """Return True if there is a run to resume; where there is none, the place must be free."""
-    journal = Journal(journal_dir(out))
-    if not overwrite and Path(out).exists() and journal.recorded() is not None:
+    journal = journal_of(out)
+    if not overwrite and is_stored(location(out)) and journal.recorded() is not None:
         return True
     check_target(out, overwrite=overwrite)
     return False

@@ -5,10 +5,11 @@ from __future__ import annotations
 import gzip
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO, Any
 
 import numpy as np
@@ -17,7 +18,9 @@ from volflow.errors import InvalidInput, MemoryRefused, RunFailed, SourceChanged
 from volflow.geometry.budget import format_bytes, parse_bytes
 from volflow.option import journey
 from volflow.store.aside import file_aside, sweep
+from volflow.store.atomic import read_json
 from volflow.store.formats.exported import (
+    RECEIPT,
     SUFFIXES,
     FileSum,
     Receipt,
@@ -30,12 +33,15 @@ from volflow.store.formats.exported import (
     state_of,
 )
 from volflow.store.formats.nifti_header import header_bytes, stored_dtype
+from volflow.store.journal.journal import journal_dir
+from volflow.store.journal.records import typed
 from volflow.store.opening import is_url
+from volflow.store.remote.address import Address, Location, check_answers, location
 from volflow.store.slabs import Source
 from volflow.store.volume import Volume
 from volflow.volumes.arrays.inputs import VolumeLike, open_input
 
-__all__ = ["check_file", "export", "is_foreign", "refuse_changed", "write_file"]
+__all__ = ["check_export", "check_file", "export", "is_foreign", "refuse_changed", "write_file"]
 
 KEEP = "keep it under another name, or replace it with overwrite=True (--overwrite)"
 
@@ -47,7 +53,7 @@ def export(
     *,
     overwrite: bool = False,
     memory: str | int = "1GiB",
-) -> Path:
+) -> Location:
     """Write a volume as one ``.nii.gz``, ``.nii`` or ``.npy`` file.
 
     A volume that came from a NIfTI file goes back onto that file's axes, orientation and affine.
@@ -61,7 +67,7 @@ def export(
     volume
         Any `VolumeLike`.
     out
-        Name of the file; the suffix decides the format.
+        Name of the file, or its URL on an object store; the suffix decides the format.
     overwrite
         Replace a file that is there.
     memory
@@ -69,7 +75,7 @@ def export(
 
     Returns
     -------
-    Path
+    Path or Address
         The file.
 
     Raises
@@ -90,7 +96,9 @@ def export(
     >>> np.load(export(ones, f"{tempfile.mkdtemp()}/ones.npy")).shape
     (4, 5, 6)
     """
-    path = check_file(out, overwrite=overwrite)
+    path = check_export(out, overwrite=overwrite)
+    if isinstance(path, Address):
+        return _send_file(open_input(volume), path, overwrite=overwrite, memory=memory)
     return write_file(open_input(volume), path, overwrite=overwrite, memory=memory)
 
 
@@ -152,6 +160,38 @@ def write_file(
     return path
 
 
+def check_export(out: str | os.PathLike[str], *, overwrite: bool = False) -> Location:
+    """Return where a file is to be written, on a disk as `check_file`, or on an object store."""
+    at = location(out)
+    if isinstance(at, Path):
+        return check_file(out, overwrite=overwrite)
+    _check_format(at.name)
+    check_answers(at)
+    return at
+
+
+def _send_file(volume: Source, at: Address, *, overwrite: bool, memory: str | int) -> Address:
+    """Write a volume as a file in the folder for temporary ones, and send it to a store."""
+    receipt = at.with_name(f"{at.name}.volflow") / RECEIPT
+    if not overwrite and at.exists():
+        with suppress(OSError, ValueError):
+            before = typed(Receipt, read_json(receipt))
+            if before.state == state_of(volume) != "" and before.files[0].size == at.stat().st_size:
+                return at
+        raise InvalidInput(f"{at} exists; choose another name or overwrite=True (--overwrite)")
+    with TemporaryDirectory(prefix="volflow-") as folder:
+        path = write_file(volume, Path(folder, at.name), memory=memory)
+        try:
+            at.upload(path)
+            receipt.write_bytes((journal_dir(path) / RECEIPT).read_bytes())
+        except OSError as error:
+            raise RunFailed(
+                f"{at} cannot be written: {error.strerror or error}; run the same command again"
+                " when the store answers"
+            ) from error
+    return at
+
+
 def refuse_changed(path: Path, remedy: str = KEEP) -> None:
     """Refuse to go on where a file is not what was exported; of a file without receipt, nothing.
 
@@ -185,17 +225,21 @@ def check_file(out: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
     says.
     """
     if is_url(os.fspath(out)):
-        raise InvalidInput(f"{out} is a URL, and files are written to a disk; copy it from there")
-    path = Path(out).expanduser().absolute()
-    if not is_foreign(path):
         raise InvalidInput(
-            f"{path.name} names no format that can be written; use {', '.join(SUFFIXES)}"
+            f"{out} is a URL, and this file is written to a disk; copy it from there"
         )
+    path = Path(out).expanduser().absolute()
+    _check_format(path.name)
     if not path.parent.is_dir():
         raise InvalidInput(f"the folder {path.parent} does not exist; make it first")
     if path.is_dir() or (path.exists() and not overwrite and read_receipt(path) is None):
         raise InvalidInput(f"{path} exists; choose another name or overwrite=True (--overwrite)")
     return path
+
+
+def _check_format(name: str) -> None:
+    if not is_foreign(name):
+        raise InvalidInput(f"{name} names no format that can be written; use {', '.join(SUFFIXES)}")
 
 
 def _pieces(volume: Source, path: Path, budget: int) -> Iterator[Any]:

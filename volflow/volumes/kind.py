@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import zarr
-
 from volflow.errors import InvalidInput
-from volflow.store.journal.levels import finest_of
+from volflow.store.journal.levels import finest_of, own_group
 from volflow.store.journal.outputs import discard_levels
 from volflow.store.ngff import write_group
 from volflow.store.volume import Volume, open_volume
@@ -60,8 +58,7 @@ def set_kind(volume: Any, kind: str) -> Volume:
             " source again as one: labels=True, --labels"
         )
     with place.run.lock():
-        group = zarr.open_group(str(finest.path), mode="r+", use_consolidated=False)
         # The levels are no longer listed before they go: nobody may take means for classes.
-        write_group(group, replace(finest.meta, kind=kind), finest.levels[:1])
+        write_group(own_group(finest), replace(finest.meta, kind=kind), finest.levels[:1])
         discard_levels(place, 0)
     return open_volume(str(finest.path))

@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from volflow.engine.cluster import Cluster, connect, is_embedded, memory_per_worker
@@ -15,9 +14,10 @@ from volflow.engine.progress import Progress, announce
 from volflow.errors import InvalidInput, ResumeRefused
 from volflow.geometry.grid import BlockGrid
 from volflow.option import from_keywords, journey
-from volflow.store.journal.journal import Journal, Record, journal_dir
+from volflow.store.journal.journal import Record, journal_of
 from volflow.store.journal.outputs import check_apart
 from volflow.store.meta import Meta
+from volflow.store.remote.address import is_stored, location
 from volflow.store.slabs import Source
 from volflow.store.volume import Volume, described
 from volflow.volumes.arrays.computed import DaskSource
@@ -60,7 +60,7 @@ def _in_blocks(array: da.Array, copy: Copy, overwrite: bool) -> Copy:
     # What a block is computed from: a few of the array's own chunks.
     whole = held_bytes(large, copy.spec.dtype, COPIES) + 4 * _largest_chunk(array)
     pieces = copy.peak_bytes + 4 * _largest_chunk(array)
-    before = None if overwrite else Journal(journal_dir(copy.path)).recorded()
+    before = None if overwrite else journal_of(copy.path).recorded()
     fits = whole <= copy.memory_bytes
     if before is not None:
         fits = before.settings.get("grid") == list(large.counts)
@@ -115,7 +115,7 @@ def write(  # noqa: PLR0913 - a public journey takes flat options
     array
         ``zyx`` or ``czyx``; any other `VolumeLike` that can be read by parts is taken, too.
     out
-        Path of the volume.
+        Path of the volume, or its URL, as in `convert`.
     like
         A volume whose spacing, unit, orientation and layout the new one takes.
     meta
@@ -189,9 +189,14 @@ def write_source(source: Source, out: str | os.PathLike[str], options: WriteOpti
 
 def _refuse_older(copy: Copy) -> None:
     """Refuse to resume a run of a version that knew arrays by the names that Dask gives them."""
-    before = Journal(journal_dir(copy.path)).recorded()
+    before = journal_of(copy.path).recorded()
     named = before is not None and len(str(before.fingerprint.get("input"))) == TOKEN_LENGTH
-    if named and before is not None and before.operation == "convert" and Path(copy.path).exists():
+    if (
+        named
+        and before is not None
+        and before.operation == "convert"
+        and is_stored(location(copy.path))
+    ):
         raise ResumeRefused(
             f"{copy.path} was written by an older version of volflow, which knew a Dask array by"
             " its name alone, so that it is not known whether this is the same; begin again"
@@ -201,8 +206,8 @@ def _refuse_older(copy: Copy) -> None:
 
 def _begins_anew(copy: Copy, record: Record, identity: Identity) -> bool:
     """Return True if a run starts over because its input cannot be identified."""
-    journal = Journal(journal_dir(copy.path))
-    if not identity.unknown or journal.recorded() is None or not Path(copy.path).exists():
+    journal = journal_of(copy.path)
+    if not identity.unknown or journal.recorded() is None or not is_stored(location(copy.path)):
         return False
     journal.compare(record)  # what differs otherwise is refused as ever
     return True

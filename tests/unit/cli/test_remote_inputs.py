@@ -81,13 +81,12 @@ def test_a_step_of_a_pipeline_knows_its_input(url, tmp_path):
 @pytest.mark.parametrize(
     ("command", "why"),
     [
-        (("convert", "s3://bucket/b.zarr"), "write to a folder and copy that to the store"),
-        (("export", "s3://bucket/b.npy"), "files are written to a disk; copy it from there"),
-        (("verify",), "only outputs on disk can be verified; copy it to a disk with its journal"),
-        (("pyramid",), "write to a folder and copy that to the store"),
+        (("convert", "https://bucket.org/b.zarr"), "can be read but not written; write to s3://"),
+        (("export", "https://bucket.org/b.npy"), "can be read but not written; write to s3://"),
+        (("verify",), "has no journal (s3://bucket/a.zarr.volflow), which holds the checksums"),
     ],
 )
-def test_outputs_on_a_store_are_refused(url, s3, capsys, command, why):
+def test_what_cannot_be_written_is_refused(url, s3, capsys, command, why):
     s3.requests.clear()
     code, _, told = run(capsys, command[0], url, *command[1:])
     assert (code, told.count("\n")) == (2, 1)

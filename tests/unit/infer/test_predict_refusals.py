@@ -269,7 +269,7 @@ class TestPlace:
         assert matches(r"seg.nii.gz exists; use overwrite=True \(--overwrite\) or another", message)
 
     def test_a_url(self, refused):
-        assert "journal needs a local file system" in refused(out="s3://bucket/out.zarr")
+        assert "can be read but not written" in refused(out="https://example.org/out.zarr")
 
     def test_its_own_input(self, refused, stored, tmp_path):
         volume = stored(SCAN, "out.zarr")

@@ -22,6 +22,7 @@ from volflow.store.journal.complete import begun_store
 from volflow.store.journal.journal import Journal, Record, journal_dir
 from volflow.store.journal.provenance import Provenance, keep_provenance, read_provenance
 from volflow.store.journal.records import change_between
+from volflow.store.remote.address import Address, location
 from volflow.store.volume import Volume
 
 __all__ = ["Recorded", "keep_request", "open_recorded"]
@@ -125,11 +126,16 @@ def _audited(path: Any) -> Path:
         raise InvalidInput(
             f"only outputs on disk can be computed anew, given a {type(path).__name__} in memory"
         )
-    place = Path(os.fspath(named).removeprefix("file://"))
+    place = location(named)
+    if isinstance(place, Address):
+        raise InvalidInput(
+            f"{place} lies on a store, and only outputs on disk can be computed anew; leave"
+            " recompute out (--recompute) to compare it with its checksums alone"
+        )
     if is_foreign(place) and not place.is_dir() and stored_behind(place) is None:
         receipt = read_receipt(place)
         if receipt is not None and receipt.volume:
-            return begun_store(Path(receipt.volume))
+            return Path(begun_store(Path(receipt.volume)))
     return place
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from volflow.report.facts.grid_facts import file_sizes, grid_facts, lengths, tim
 from volflow.report.facts.label_hint import label_hint
 from volflow.report.facts.run_state import run_facts, run_line
 from volflow.store.formats.sources import open_source
-from volflow.store.journal.journal import Journal, journal_dir
+from volflow.store.journal.journal import journal_of
 from volflow.store.journal.levels import place_of
 from volflow.store.slabs import Source
 from volflow.store.volume import Volume, open_volume
@@ -67,8 +68,12 @@ def volume_facts(volume: Volume) -> dict[str, Any]:
     if volume.path is not None and Path(volume.path).is_dir():
         sizes = list(file_sizes(volume.path))
         facts |= {"stored_bytes": sum(sizes), "objects": len(sizes)}
-        if Journal(journal_dir(volume.path)).recorded() is not None:
+        if journal_of(volume.path).recorded() is not None:
             facts["run"] = run_facts(volume.path)
+    elif volume.path is not None:  # behind a URL, perhaps one that shows nothing else
+        with suppress(InvalidInput):
+            if journal_of(volume.path).recorded() is not None:
+                facts["run"] = run_facts(volume.path)
     return facts
 
 

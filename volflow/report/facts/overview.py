@@ -12,7 +12,7 @@ from volflow.errors import Damaged, InvalidInput, Locked, RunFailed, VolflowErro
 from volflow.report.facts.run_state import run_facts, run_text
 from volflow.store.formats.exported import stored_behind
 from volflow.store.journal.journal import journal_dir
-from volflow.store.opening import is_zarr
+from volflow.store.opening import is_url, is_zarr
 
 __all__ = ["Overview", "look_at", "outputs_below"]
 
@@ -116,13 +116,10 @@ def look_at(paths: Sequence[str | os.PathLike[str]]) -> Overview:
 
 
 def outputs_below(path: str | os.PathLike[str]) -> Iterator[str]:
-    """Yield a path that has a journal; else the outputs in a folder, at any depth, by name.
-
-    Raises
-    ------
-    InvalidInput
-        If it is a URL.
-    """
+    """Yield a path that has a journal, or a URL; else the outputs in a folder, at any depth."""
+    if is_url(os.fspath(path)):
+        yield os.fspath(path)
+        return
     directory = journal_dir(path)
     if _has_journal(directory):
         yield os.fspath(path)

@@ -19,10 +19,11 @@ from volflow.store.formats.exported import stored_behind
 from volflow.store.journal.complete import count_blocks
 from volflow.store.journal.failures import Failure
 from volflow.store.journal.history import Finished, find_holder, finished_blocks
-from volflow.store.journal.journal import Journal, journal_dir
+from volflow.store.journal.journal import Journal, journal_of
 from volflow.store.journal.levels import level_journals
 from volflow.store.journal.lock import Holder
 from volflow.store.opening import is_url
+from volflow.store.remote.address import Address, Location, check_answers
 from volflow.store.unfinished.root import is_unfinished
 
 __all__ = ["coverage_facts", "pace", "run_facts", "run_line", "run_text", "unfinished"]
@@ -56,7 +57,8 @@ def run_facts(out: str | os.PathLike[str]) -> dict[str, Any]:
         If the output has no journal, or a damaged one.
     """
     out = stored_behind(out) or out
-    main = Journal(journal_dir(out))
+    main = journal_of(out)
+    check_answers(main.output)
     journal = _at_work(main)
     record = journal.recorded()
     if record is None:
@@ -70,7 +72,7 @@ def run_facts(out: str | os.PathLike[str]) -> dict[str, Any]:
     holder = find_holder(main) or find_holder(journal)
     levels = _levels(main)
     # What is done first, such as converting the input, is not yet the output.
-    done = count >= total and journal == main and not levels and not is_unfinished(Path(out))
+    done = count >= total and journal == main and not levels and not is_unfinished(main.output)
     workers = _by_worker(finished)
     stages = WorkerTime()
     for worker in workers.values():
@@ -154,7 +156,8 @@ def _at_work(main: Journal) -> Journal:
     Inputs are converted before the output's own record is written, and an exact prediction has
     passes before the one that writes; both have journals inside of the output's.
     """
-    first = [*main.directory.glob("*.zarr.volflow"), *main.passes.glob("[0-9]*")]
+    first: list[Location] = list(main.directory.glob("*.zarr.volflow"))
+    first += [] if isinstance(main.directory, Address) else main.passes.glob("[0-9]*")
     plans = [at / "plan.json" for at in first if (at / "plan.json").is_file()]
     if not plans or any((main.directory / "done").glob("*.json")):
         return main

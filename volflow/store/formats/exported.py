@@ -28,6 +28,7 @@ from volflow.store.slabs import Source
 
 __all__ = [
     "BEHIND",
+    "RECEIPT",
     "SUFFIXES",
     "FileSum",
     "Receipt",

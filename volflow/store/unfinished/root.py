@@ -35,9 +35,9 @@ ROOT, WITHHELD = "zarr.json", "zarr.json.unfinished"
 DEEPEST = 2  # folders above an array in an output: its volume, and the store of several
 
 
-def is_unfinished(folder: Path) -> bool:
-    """Return True if the run that writes an output has not ended."""
-    return (folder / WITHHELD).is_file()
+def is_unfinished(folder: os.PathLike[str]) -> bool:
+    """Return True if the run that writes an output on a disk has not ended."""
+    return isinstance(folder, Path) and (folder / WITHHELD).is_file()
 
 
 def withhold(folder: Path) -> None:
@@ -45,7 +45,7 @@ def withhold(folder: Path) -> None:
     (folder / ROOT).rename(folder / WITHHELD)
 
 
-def publish(*folders: Path) -> None:
+def publish(*folders: os.PathLike[str]) -> None:
     """Put the root metadata of outputs in place, one after the other; those there already stay.
 
     Parameters
@@ -59,6 +59,8 @@ def publish(*folders: Path) -> None:
         If they cannot be renamed.
     """
     for folder in folders:
+        if not isinstance(folder, Path):  # on a store, where nothing is renamed, it is in place
+            continue
         try:
             with suppress(FileNotFoundError):
                 (folder / WITHHELD).rename(folder / ROOT)

@@ -17,6 +17,8 @@ from volflow.store.journal.journal import Record
 from volflow.store.journal.levels import Place
 from volflow.store.layout import shrinking
 from volflow.store.meta import Level, VolumeSpec
+from volflow.store.opening import open_node
+from volflow.store.remote.address import is_stored
 from volflow.store.volume import Volume
 from volflow.volumes.pyramid.halving import Factors, halved, halvings
 from volflow.volumes.pyramid.task import halve_blocks
@@ -198,7 +200,7 @@ def _begun(layout: Layout, place: Place, fingerprint: dict[str, Any]) -> Layout 
     """Return the layout of a level that can be completed; None where it has to start over."""
     record = place.journal(layout.level).recorded()
     path = place.path(layout.level)
-    if record is None and path.exists():
+    if record is None and is_stored(path):
         raise InvalidInput(
             f"{path} has no journal, so that volflow did not make it; replace it with"
             " overwrite=True (--overwrite)"
@@ -207,7 +209,9 @@ def _begun(layout: Layout, place: Place, fingerprint: dict[str, Any]) -> Layout 
         return None
     try:
         spec = replace(layout.spec, shard=tuple(record.settings["shard"]))
-        array = zarr.open_array(path, mode="r")
+        array = open_node(str(path))[1]
+        if not isinstance(array, zarr.Array):
+            return None
     except Exception:  # deleted or damaged in any way
         return None
     found = (array.shape, array.dtype, array.chunks, array.shards)

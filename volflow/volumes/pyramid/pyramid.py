@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import zarr
 from distributed import Client
 
 from volflow.engine.cluster import (
@@ -24,9 +23,10 @@ from volflow.errors import writing_failed
 from volflow.option import called_like, from_keywords, journey
 from volflow.store.aside import sweep
 from volflow.store.create import add_array
-from volflow.store.journal.levels import Place, finest_of, list_levels
+from volflow.store.journal.levels import Place, finest_of, list_levels, own_group
 from volflow.store.journal.outputs import begin_anew, discard_levels
 from volflow.store.meta import Level
+from volflow.store.opening import level_array
 from volflow.store.volume import Volume, open_volume
 from volflow.volumes.pyramid.plan import Task, tasks_for
 from volflow.volumes.pyramid.task import LevelJob, halve_blocks
@@ -139,9 +139,8 @@ def _make(
     if not task.begun:
         journal.directory.parent.mkdir(parents=True, exist_ok=True)
         begin_anew(place.path(level), journal, task.record)
-        group = zarr.open_group(str(finest.path), mode="r+", use_consolidated=False)
-        add_array(group, str(level), layout.spec, finest.array.fill_value)
-    array = zarr.open_array(place.path(level), mode="r+")
+        add_array(own_group(finest), str(level), layout.spec, finest.array.fill_value)
+    array = level_array(own_group(finest), str(level))
     target = replace(finest, array=array, meta=layout.spec.meta, level=level)
     job = LevelJob(
         source=source,

@@ -530,7 +530,7 @@ class TestRefusals:
     def test_places_that_cannot_be_written(self, tmp_path):
         with pytest.raises(InvalidInput, match="does not exist; make it first"):
             GridAggregator(tmp_path / "none" / "a.zarr", ONE)
-        with pytest.raises(InvalidInput, match="a journal needs a local file system"):
+        with pytest.raises(InvalidInput, match="this needs a local file system"):
             GridAggregator("s3://bucket/{case}.zarr", ONE)
 
     @pytest.mark.parametrize(

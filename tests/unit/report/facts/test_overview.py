@@ -241,12 +241,12 @@ class TestMany:
         assert look_at([night, night / "nothing"]).exit_code == 2
 
     def test_what_is_no_output_is_said_and_the_others_are_shown(self, night, capsys):
-        assert run(["status", str(night / "a.zarr"), str(night / "gone.zarr"), "s3://b/x"]) == 2
+        assert run(["status", str(night / "a.zarr"), str(night / "gone.zarr"), "https://b/x"]) == 2
         out, error = capsys.readouterr()
         assert "4 of 4 blocks done" in out
         assert [line.split(" ")[0] for line in error.splitlines()] == ["volflow:"] * 2
         assert "gone.zarr has no journal" in error
-        assert "s3://b/x" in error
+        assert "https://b/x" in error
 
     def test_a_damaged_journal_hides_no_other(self, night, capsys):
         (night / "b.zarr.volflow" / "plan.json").write_text("{")
