@@ -71,7 +71,7 @@ class Windows:
 @contextmanager
 def counted(gpu: Any) -> Iterator[Windows]:
     windows, plain = Windows(gpu), engine.run
-    for caller in ("infer.predict", "passes.executor", "model.trial"):
+    for caller in ("infer.prediction", "passes.executor", "model.trial"):
         importlib.import_module(f"volflow.{caller}")
     callers = [
         module

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import zarr
 
+from volflow.engine.observing.run_facts import run_facts
 from volflow.geometry.roi import Roi
 from volflow.infer.predict import predict
 from volflow.model.bundle import load_model, save_model
@@ -22,7 +23,7 @@ from volflow.model.load import read_weights
 from volflow.model.unet import UNet
 from volflow.report.facts.card import volume_html
 from volflow.report.facts.info import facts_of, facts_text
-from volflow.report.facts.run_state import run_facts, run_text
+from volflow.report.facts.run_state import run_text
 from volflow.report.viewers.appearance import appearances
 from volflow.report.viewers.napari import napari_snippet
 from volflow.report.viewers.neuroglancer import fragment, viewer_state
@@ -30,6 +31,12 @@ from volflow.sampling.counts.per_cell import count_classes
 from volflow.store.create import create, open_begun
 from volflow.store.formats.sources import open_source
 from volflow.store.journal.complete import open_complete
+from volflow.store.journal.detachment import (
+    Detachment,
+    Ending,
+    keep_detachment,
+    keep_ending,
+)
 from volflow.store.meta import Meta, VolumeSpec
 from volflow.store.unfinished.root import WITHHELD
 from volflow.store.verify import verify
@@ -82,6 +89,9 @@ def make_files(folder: Path) -> dict[str, Sample]:
     np.save(folder / "a.npy", scan())
     convert(folder / "a.nii", folder / "a.zarr", chunk=4, shard=8, progress=False)
     statistics(folder / "a.zarr", progress=False)
+    note = Detachment("convert", "a.zarr", "tcp://far:8786", "key", "a", 1.0)
+    keep_detachment(folder / "a.zarr.volflow", note)
+    keep_ending(folder / "a.zarr.volflow", Ending("key", "RunFailed", "no space is left"))
     export(folder / "a.zarr", folder / "e.npy")
     np.save(folder / "labels.npy", scan() % 3)
     _count(folder)
@@ -106,6 +116,8 @@ def make_files(folder: Path) -> dict[str, Sample]:
         "block": Sample("a.zarr.volflow/done/00000000.json", _read_run),
         "receipt": Sample("e.npy.volflow/export.json", _read_export),
         "lock": Sample("a.zarr.volflow/lock", _read_run),
+        "detached": Sample("a.zarr.volflow/detached.json", _read_run),
+        "ended": Sample("a.zarr.volflow/ended.json", _read_run),
         "statistics": Sample("a.zarr.volflow/statistics-all.json", _read_statistics, cache=True),
         "counts": Sample("labels.npy.volflow/classes-4x4x4.npz", _count, cache=True),
         "bundle": Sample("bundle/bundle.json", lambda f: load_model(f / "bundle")),

@@ -8,8 +8,9 @@ import pytest
 import volflow as vf
 from tests.nets import Faulty, random_net
 from tests.stores import files
+from volflow.engine.observing.run_facts import run_facts
 from volflow.errors import RunFailed
-from volflow.report.facts.run_state import run_facts, run_text
+from volflow.report.facts.run_state import run_text
 
 pytestmark = pytest.mark.chaos
 

@@ -14,6 +14,7 @@ import volflow
 
 NAMES = {
     "Augment",
+    "DetachedRun",
     "GridAggregator",
     "GridSampler",
     "LabelSampler",

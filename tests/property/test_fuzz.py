@@ -34,8 +34,8 @@ from volflow.errors import VolflowError
 
 FILES = (
     "nii", "nii2", "nii.gz", "npy", "group", "withheld", "array", "shard", "v2 array",
-    "v2 attributes", "v2 chunk", "plan", "block", "receipt", "lock", "statistics", "counts",
-    "bundle", "weights", "checkpoint",
+    "v2 attributes", "v2 chunk", "plan", "block", "receipt", "lock", "detached", "ended",
+    "statistics", "counts", "bundle", "weights", "checkpoint",
 )  # fmt: skip
 RUNS = ("convert run", "predict run", "exact run")
 NAMES = FILES + RUNS

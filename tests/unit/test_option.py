@@ -52,6 +52,8 @@ GIVEN = {"self", "volume", "model", "out", "source", "array", "cases", "x", "pat
 GIVEN |= {"pipeline", "variables"}
 # The options of a stream are what its hash depends on.
 BESIDE = {vf.PatchStream.__init__: {"cluster", "progress"}, vf.map_model: {"like", "block"}}
+# Who drives a run changes nothing of it.
+BESIDE |= {call: {"detach"} for call in (vf.predict, vf.plan_predict)}
 # Where an option is called like what others are given.
 OWN = {vf.verify: {"model"}}
 # What no command line can say.

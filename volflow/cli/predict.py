@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -52,6 +53,13 @@ def predict(
             rich_help_panel=CASES,
         ),
     ] = None,
+    detach: Annotated[
+        bool,
+        typer.Option(
+            "--detach",
+            help="Let the cluster drive the run, and end at once; needs --cluster tcp://host:port.",
+        ),
+    ] = False,
     plan: PlanOnly = False,
     as_json: Json = False,
 ) -> None:  # fmt: skip
@@ -65,6 +73,11 @@ def predict(
         raise InvalidInput("predict needs either VOLUME or --cases, and OUT; see --help")
     named: Any = cases or inputs(volume or [])
     if cases or CASE in out or any(CASE in one for one in volume or ()):
+        if detach:
+            raise InvalidInput(
+                "--detach goes with one volume, not with many cases; have a scheduler of the site"
+                " run the command (pipelines/slurm_batch.sh, pipelines/kubernetes_job.yaml)"
+            )
         _predict_cases(
             named, model, out, replace(options, dry_run=options.dry_run or plan), as_json
         )
@@ -76,7 +89,10 @@ def predict(
             f"{', '.join(beside)} goes with many cases; write {CASE} for their names in VOLUME and"
             " OUT, in quotes"
         )
-    _predict_one(named, model, out, single, plan or options.dry_run, as_json)
+    if detach and not (plan or options.dry_run):
+        _detach(named, model, out, single, as_json)
+    else:
+        _predict_one(named, model, out, single, plan or options.dry_run, as_json)
 
 
 def _predict_cases(cases: Any, model: str, out: str, options: BatchOptions, as_json: bool) -> None:
@@ -99,9 +115,21 @@ def _predict_one(
         return
     from volflow.report.facts.info import facts_of, facts_text, volume_facts
 
-    result = run_predict(named, model, out, **vars(options))
+    result: Any = run_predict(named, model, out, **vars(options))
     if isinstance(result, dict):
         by_name = {name: volume_facts(one) for name, one in result.items()}
         say(by_name, as_json, "\n".join(facts_text(facts) for facts in by_name.values()))
     else:
         say_facts(facts_of(out) if Path(out).is_file() else volume_facts(result), as_json)
+
+
+def _detach(named: Any, model: str, out: str, options: PredictOptions, as_json: bool) -> None:
+    from volflow.infer.predict import predict as run_predict
+
+    run: Any = run_predict(named, model, out, **vars(options), detach=True)
+    facts = {"path": run.out, "detached": run.key}
+    say(
+        facts,
+        as_json,
+        f"detached as {run.key}; volflow status {shlex.quote(out)} says how far it is",
+    )

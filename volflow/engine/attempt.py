@@ -17,12 +17,13 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from distributed import Status, Worker, get_worker
+from distributed import Worker, get_worker
 
 from volflow.engine.admission.desk import desk_of
 from volflow.engine.admission.ledger import Claim
 from volflow.engine.messages import Outcome
 from volflow.engine.task import Context, Step, Task, run_task
+from volflow.engine.wanted import wanted_by
 from volflow.errors import Superseded, VolflowError
 from volflow.store.journal.journal import Journal
 from volflow.store.journal.records import process_name
@@ -75,14 +76,6 @@ def _in_turn(
         yield admitted and context.wanted()
 
 
-def _wanted(worker: Worker, key: Any) -> bool:
-    """Return True if a worker still counts a task as running."""
-    if worker.status in (Status.closed, Status.closing, Status.failed):
-        return False
-    task = worker.state.tasks.get(key)
-    return task is not None and task.state in ("executing", "long-running")
-
-
 @dataclass(frozen=True)
 class Session:
     """A driver's run as each task needs it: journal, token, memory, claim on its worker, time."""
@@ -113,7 +106,7 @@ def execute(task: Task, job: Any, blocks: tuple[int, ...], topic: str, session: 
     released = False
 
     def wanted() -> bool:
-        return _wanted(worker, key)
+        return wanted_by(worker, key)
 
     def report(step: Step) -> None:
         if step.block is not None:

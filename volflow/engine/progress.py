@@ -16,7 +16,7 @@ from rich.console import Console
 from volflow.engine.observing.bottleneck import WorkerTime, explain_bottleneck, worker_lines
 from volflow.geometry.units import clock, si
 
-__all__ = ["Progress", "RunState", "announce", "shown", "watched"]
+__all__ = ["Progress", "RunState", "announce", "is_watched", "shown", "watched"]
 
 LINE_EVERY_S = 10.0  # at most, in logs
 WORTH_A_SUMMARY_S = 10.0  # what limited a shorter run is of no interest
@@ -151,6 +151,11 @@ def watched(see: Callable[[RunState], object]) -> Iterator[None]:
         yield
     finally:
         _watchers.reset(before)
+
+
+def is_watched() -> bool:
+    """Return True inside of `watched`."""
+    return bool(_watchers.get())
 
 
 @contextmanager

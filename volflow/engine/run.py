@@ -36,6 +36,7 @@ from volflow.engine.messages import (
 from volflow.engine.plan import Plan
 from volflow.engine.progress import Progress, RunState, announce, shown
 from volflow.engine.time_limit import TimeLimit, current_limit
+from volflow.engine.wanted import check_wanted
 from volflow.engine.workers import (
     address_of,
     dashboard_of,
@@ -93,6 +94,7 @@ class Adapter:
         due_s = time.monotonic()
         with offers(self.client) as hold:
             while not self.driver.stopped:
+                check_wanted()
                 now_s = time.monotonic()
                 if self.limit is not None and self.limit.left_s <= 0 and not self.driver.time_up:
                     actions = self.driver.on_time_up(self.limit.text)

@@ -14,7 +14,7 @@ from dask.utils import parse_timedelta
 
 from volflow.errors import InvalidInput
 
-__all__ = ["TimeLimit", "current_limit", "parse_limit", "time_limit"]
+__all__ = ["TimeLimit", "current_limit", "limited", "parse_limit", "time_limit"]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,14 @@ def time_limit(
     (4, 4, 4)
     """
     given = [_limit.get(), *parse_limit(until, after)]
-    before = _limit.set(min((one for one in given if one), key=lambda one: one.at_s, default=None))
+    with limited(min((one for one in given if one), key=lambda one: one.at_s, default=None)):
+        yield
+
+
+@contextmanager
+def limited(limit: TimeLimit | None) -> Iterator[None]:
+    """Run a block within a limit, as that of another process; None is without one."""
+    before = _limit.set(limit)
     try:
         yield
     finally:

@@ -22,6 +22,7 @@ from distributed import Client, Future
 from volflow.engine.messages import Log, Stop, WorkerReading
 from volflow.engine.roster import Patience, Selection
 from volflow.engine.time_limit import current_limit
+from volflow.engine.wanted import check_wanted
 from volflow.errors import InvalidInput, RunFailed, TimeUp
 
 __all__ = [
@@ -271,6 +272,7 @@ def await_workers(client: Client) -> None:
     """
     waiting, limit = patience(), current_limit()
     while not worker_records(client):
+        check_wanted()
         if limit is not None and limit.left_s <= 0:
             raise TimeUp(
                 f"stopped {limit.text}; the Dask cluster at {address_of(client)} had no worker so"

@@ -1,52 +1,27 @@
-"""Run a network over a volume of any size: open inputs, make a plan, run it under a journal."""
+"""Run a network over a volume of any size: check what is asked for, then run it, here or away."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from distributed import Client
-
-from volflow.engine.cluster import Cluster, memory_per_worker
+from volflow.engine.cluster import Cluster
+from volflow.engine.detached.handle import DetachedRun
 from volflow.engine.plan import Plan
-from volflow.engine.progress import Progress, announce
-from volflow.engine.run import run
+from volflow.engine.progress import Progress
 from volflow.errors import InvalidInput
-from volflow.infer.audit.recorded import keep_request
-from volflow.infer.method import adopt, out_blocks
-from volflow.infer.methods import method_of, open_request, working
+from volflow.infer.detach import detached
+from volflow.infer.methods import open_request, working
 from volflow.infer.predict_options import PredictOptions
-from volflow.infer.ready_inputs import computed_again, convert_inputs, trusting
-from volflow.infer.request import Request, normalized, output_meta
-from volflow.infer.settings import Settings
+from volflow.infer.prediction import Result, perform, plan_on
 from volflow.model.bundle import ModelLike
-from volflow.model.forward import Output
 from volflow.option import called_like, from_keywords, journey
-from volflow.store.aside import sweep
-from volflow.store.create import check_target, create, create_store, open_begun
-from volflow.store.journal.complete import count_blocks
-from volflow.store.journal.journal import Record, journal_of
-from volflow.store.journal.outputs import begin_anew
-from volflow.store.meta import VolumeSpec
-from volflow.store.remote.address import Location, is_stored
-from volflow.store.unfinished.root import publish
-from volflow.store.volume import Volume
 from volflow.volumes.arrays.inputs import VolumeLike
-from volflow.volumes.export import is_foreign, refuse_changed, write_file
-from volflow.volumes.pyramid.plan import Layout, lay_out
-from volflow.volumes.pyramid.pyramid import pyramid
+from volflow.volumes.export import is_foreign
 
 __all__ = ["plan_predict", "predict"]
-
-Result = Volume | dict[str, Volume]
-
-MOVE = (
-    "move it away, and the same command writes it anew from the stored volume; or compute all anew"
-    " with overwrite=True (--overwrite)"
-)
 
 
 @journey
@@ -84,7 +59,8 @@ def predict(  # noqa: PLR0913 - a public journey takes flat options
     overwrite: bool = False,
     resume: bool = False,
     progress: Progress = None,
-) -> Result:
+    detach: bool = False,
+) -> Result | DetachedRun:
     """Run a network over a volume, in overlapping patches or exactly, and store the result.
 
     A blended result equals that of one global sliding window, an exact one that of the network run
@@ -160,11 +136,16 @@ def predict(  # noqa: PLR0913 - a public journey takes flat options
         As in `write`: trust that a Dask array is what it was where that cannot be told.
     progress
         None: a bar on a terminal, lines elsewhere; False: nothing; a function: gets each state.
+    detach
+        Whether the cluster drives the run: what can be refused is, then the call returns and this
+        process may end. The same call finds the run while it is at work. It needs a scheduler that
+        was started elsewhere, by its address or a client of it.
 
     Returns
     -------
     Volume
-        The result; by name where the model returns several outputs.
+        The result; by name where the model returns several outputs. With ``detach`` a
+        `DetachedRun`: ``status()``, ``result()`` waits for these, ``cancel()``.
 
     Raises
     ------
@@ -188,25 +169,7 @@ def predict(  # noqa: PLR0913 - a public journey takes flat options
     options = from_keywords(PredictOptions, locals())
     _check_levels(levels, out)
     request = open_request(volume, model, out, options)
-    with working(request) as client:
-        within = {"cluster": client, "memory": memory, "progress": progress}
-        # Everything that can be refused is refused before a long conversion.
-        before, memory_bytes = _resumed(request), memory_per_worker(client, memory)
-        settings, _ = _decide(request, before, client, memory_bytes)
-        if before and request.file and not request.file.exists():
-            _announce_lost_file(request)
-        request, anew = convert_inputs(request, overwrite, resume=resume, **within)
-        if anew and not overwrite:
-            _check_otherwise(request, settings)
-            if before and request.unidentified:
-                announce(f"predict: {computed_again(request)}", progress)
-        again = overwrite or anew
-        result = _execute(request, settings, client, memory_bytes, again=again)
-        if levels:
-            result = _with_levels(result, **within)
-    if isinstance(result, Volume) and request.file is not None:
-        write_file(result, request.file, overwrite=overwrite, renew=True, remedy=MOVE)
-    return result
+    return detached(request, options) if detach else perform(request)
 
 
 @called_like(predict)
@@ -222,14 +185,7 @@ def plan_predict(volume: Any, model: Any, out: Any, **options: Any) -> Plan:
     _check_levels(given.levels, out)
     request = open_request(volume, model, out, given)
     with working(request) as client:
-        before, memory_bytes = _resumed(request), memory_per_worker(client, given.memory)
-        settings, levels = _decide(request, before, client, memory_bytes)
-        done = journal_of(request.out).done() if before else ()
-        plan = method_of(request.options).plan(
-            request, settings, client, memory_bytes, {}, frozenset(done)
-        )
-    coarser = ((f"level {layout.level}", layout.describe()) for layout in levels)
-    return replace(plan, facts=(*plan.facts, *coarser))
+        return plan_on(request, client)
 
 
 def _check_levels(levels: Any, out: Any) -> None:
@@ -242,148 +198,3 @@ def _check_levels(levels: Any, out: Any) -> None:
             f"levels are arrays of an OME-Zarr volume, which {Path(out).name} cannot hold; use an"
             ' output like "out.zarr", or leave levels out'
         )
-
-
-def _resumed(request: Request) -> Record | None:
-    """Return the record of the run to resume; None where a new one begins and its place is free."""
-    file, overwrite, before = request.file, request.options.overwrite, None
-    if file is None or is_stored(request.out):
-        before = _recorded(request.out, overwrite)
-    if file is not None and not overwrite:
-        if file.exists() and before is None:
-            raise InvalidInput(f"{file} exists; use overwrite=True (--overwrite) or another output")
-        refuse_changed(file, MOVE)
-    return before
-
-
-def _decide(
-    request: Request, before: Record | None, client: Client, memory_bytes: int
-) -> tuple[Settings, tuple[Layout, ...]]:
-    """Return the settings of the run, and the coarser levels asked for; refuses what cannot work.
-
-    Parameters
-    ----------
-    request, client, memory_bytes
-        What is predicted, where, and within which budget per worker.
-    before
-        The record of the run that is resumed, whose settings are adopted.
-    """
-    options, file = request.options, request.file
-    method = method_of(options)
-    if before is not None:
-        settings = adopt(method, request, before)
-    else:
-        settings = method.decide(request, client, memory_bytes)
-    if file is not None and settings.outputs[0].name:
-        names = ", ".join(output.name for output in settings.outputs)
-        raise InvalidInput(
-            f"the model returns outputs by name ({names}), which {file.name} cannot hold;"
-            ' use an output like "out.zarr" and export them'
-        )
-    levels = tuple(
-        layout
-        for output in (settings.outputs if options.levels else ())
-        for layout in lay_out(_spec(request, settings, output), None, memory_bytes)
-    )
-    for layout in () if before else levels:
-        layout.require_memory()
-    return settings, levels
-
-
-def _recorded(out: Location, overwrite: bool) -> Record | None:
-    """Return the record of the run that wrote a volume; None where it is to be written anew."""
-    try:
-        before = journal_of(out).recorded()
-    except InvalidInput:  # damaged, which is no obstacle to a new beginning
-        if not overwrite:
-            raise
-        before = None
-    if before is not None and is_stored(out):
-        return None if overwrite else before
-    check_target(out, overwrite=overwrite)
-    return None
-
-
-def _spec(request: Request, settings: Settings, output: Output) -> VolumeSpec:
-    front = () if request.options.output == "classes" else (output.channels,)
-    shape = (*front, *out_blocks(request, settings).shape)
-    dtype, meta = request.options.stored_dtype(settings.dtype), output_meta(request, output)
-    return VolumeSpec.of(shape, dtype, meta, settings.chunk, settings.shard)
-
-
-def _announce_lost_file(request: Request) -> None:
-    """Say so where only the file is gone that the stored volume is exported to."""
-    done, total = count_blocks(request.out)
-    if done == total and request.file is not None:
-        announce(
-            f"predict: {request.file.name} is not there; it is written from the stored volume, and"
-            " nothing is computed",
-            request.options.progress,
-        )
-
-
-def _check_otherwise(request: Request, settings: Settings) -> None:
-    """Refuse to begin anew, for inputs that were computed anew, what was begun otherwise, too."""
-    journal = journal_of(request.out)
-    before = journal.recorded()
-    if before is not None:
-        same = {name: before.fingerprint.get(name) for name in ("input", "mask")}
-        record = _record(request, settings)
-        journal.compare(replace(record, fingerprint={**record.fingerprint, **same}))
-
-
-def _record(request: Request, settings: Settings) -> Record:
-    grid = out_blocks(request, settings).counts
-    return Record("predict", request.fingerprint(), settings.to_dict(grid))
-
-
-def _execute(
-    request: Request, settings: Settings, client: Client, memory_bytes: int, *, again: bool
-) -> Result:
-    """Run what is left of the plan, under the output's lock; ``again`` begins anew."""
-    options = request.options
-    method, journal = method_of(options), journal_of(request.out)
-    with journal.lock():
-        sweep(request.out)
-        before = _recorded(request.out, again)
-        if before is not None:  # perhaps another run has begun meanwhile
-            settings = adopt(method, request, before)
-        record = _record(request, settings)
-        if before is not None:
-            record = trusting(request, record, before)
-            journal.compare(record)
-        request = normalized(
-            request, cluster=client, memory=memory_bytes, progress=options.progress
-        )
-        if before is None:
-            begin_anew(request.out, journal, record)
-        keep_request(journal, request)
-        targets = _targets(request, settings)
-        done = frozenset(journal.done())
-        with method.prepared(request, settings, client, memory_bytes, done):
-            plan = method.plan(request, settings, client, memory_bytes, targets, done)
-            plan = replace(plan, journal=journal, record=record)
-            run(plan, cluster=client, progress=options.progress)
-        publish(*(request.out / name for name in targets), request.out)
-    return targets.get("", targets)
-
-
-def _targets(request: Request, settings: Settings) -> dict[str, Volume]:
-    """Return where the outputs go: volumes of an interrupted run, and new ones for the others."""
-    named = len(settings.outputs) > 1 or settings.outputs[0].name != ""
-    if named and not is_stored(request.out):
-        create_store(request.out)
-    targets = {}
-    for output in settings.outputs:
-        path = request.out / output.name if named else request.out
-        if is_stored(path):
-            targets[output.name] = open_begun(path)
-        else:
-            targets[output.name] = create(path, _spec(request, settings, output), finished=False)
-    return targets
-
-
-def _with_levels(result: Result, **options: Any) -> Result:
-    if isinstance(result, Volume):
-        return pyramid(result, **options)
-    return {name: pyramid(volume, **options) for name, volume in result.items()}

@@ -266,13 +266,13 @@ class TestFailures:
 
     def test_what_a_closing_worker_stops_is_done_again(self, client, monkeypatch):
         """A task that its worker no longer counts as running is not one of a replaced driver."""
-        looks, wanted = [], attempt._wanted
+        looks, wanted = [], attempt.wanted_by
 
         def not_for_a_moment(worker, key):
             looks.append(key)
             return looks.count(key) < 3 if key == looks[0] else wanted(worker, key)
 
-        monkeypatch.setattr(attempt, "_wanted", not_for_a_moment)
+        monkeypatch.setattr(attempt, "wanted_by", not_for_a_moment)
         report = run(plan_of(checks, blocks=1), cluster=client, progress=False)
         assert (report.results, report.retries) == ({0: "checked"}, 1)
 

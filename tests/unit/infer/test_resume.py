@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import volflow as vf
-import volflow.infer.predict as predict_module
+import volflow.infer.prediction as prediction
 import volflow.model.imports as imports_module
 from tests.nets import Named, Tiring, random_net
 from tests.stores import files
@@ -105,7 +105,7 @@ class TestInterrupted:
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(predict_module, place, killed)
+            patch.setattr(prediction, place, killed)
             with pytest.raises(KeyboardInterrupt):
                 predict(volume, random_net())
         result = predict(volume, random_net())
@@ -113,7 +113,7 @@ class TestInterrupted:
 
     @pytest.mark.slow
     def test_some_volumes_of_several_may_be_missing(self, predict, volume, monkeypatch, tmp_path):
-        create, made = predict_module.create, []
+        create, made = prediction.create, []
 
         def once(path, *args, **options):
             if made:
@@ -123,7 +123,7 @@ class TestInterrupted:
 
         net = Named(random_net(), random_net(channels_out=1))
         with monkeypatch.context() as patch:
-            patch.setattr(predict_module, "create", once)
+            patch.setattr(prediction, "create", once)
             with pytest.raises(KeyboardInterrupt):
                 predict(volume, net)
         results = predict(volume, net)
@@ -353,7 +353,7 @@ def test_a_second_driver_is_refused(predict, volume, tmp_path, root):
         with pytest.raises(Locked):
             vf.verify(out)
         assert first.poll() is None
-        predict_module.plan_predict(volume, random_net(), tmp_path / "other.zarr", patch=8)
+        vf.plan_predict(volume, random_net(), tmp_path / "other.zarr", patch=8)
     finally:
         first.kill()
         first.wait()

@@ -11,12 +11,12 @@ import pytest
 import zarr
 
 import volflow as vf
-import volflow.infer.predict as predict_module
+import volflow.infer.prediction as prediction
 import volflow.volumes.copying as copying_module
 from tests.nets import Named, random_net
 from tests.stores import files
+from volflow.engine.observing.run_facts import run_facts
 from volflow.errors import InvalidInput, StoreFull
-from volflow.report.facts.run_state import run_facts
 from volflow.store.journal.journal import Journal, journal_dir
 from volflow.store.unfinished.root import WITHHELD
 
@@ -115,9 +115,7 @@ def test_one_of_an_earlier_version_is_resumed_and_no_input_before(write, kind, t
     assert files(write(kind, tmp_path / "out.zarr")) == whole
 
 
-@pytest.mark.parametrize(
-    ("kind", "room"), [("convert", copying_module), ("several", predict_module)]
-)
+@pytest.mark.parametrize(("kind", "room"), [("convert", copying_module), ("several", prediction)])
 def test_killed_between_the_last_block_and_the_end(write, kind, room, tmp_path, monkeypatch):
     whole, out = files(write(kind, tmp_path / "whole.zarr")), tmp_path / "out.zarr"
 
@@ -141,7 +139,7 @@ def test_overwriting_withholds_the_new_one(predict, stored, tmp_path, monkeypatc
     volume = stored(SCAN)
     predict(volume, random_net())
     assert vf.open(tmp_path / "out.zarr")[:].any()
-    monkeypatch.setattr(predict_module, "run", killed)
+    monkeypatch.setattr(prediction, "run", killed)
     with pytest.raises(KeyboardInterrupt):
         predict(volume, random_net(), overwrite=True)
     with pytest.raises(InvalidInput, match=r"is not complete: 0 of \d+ blocks are done;"):
@@ -149,7 +147,7 @@ def test_overwriting_withholds_the_new_one(predict, stored, tmp_path, monkeypatc
 
 
 def test_levels_are_made_when_the_volume_is_whole(predict, stored, tmp_path, monkeypatch):
-    monkeypatch.setattr(predict_module, "pyramid", killed)
+    monkeypatch.setattr(prediction, "pyramid", killed)
     with pytest.raises(KeyboardInterrupt):
         predict(stored(SCAN), random_net(), levels=True)
     assert len(vf.open(tmp_path / "out.zarr").levels) == 1

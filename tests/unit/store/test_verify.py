@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import zarr
 
+from volflow.engine.observing.run_facts import run_facts
 from volflow.errors import Damaged, InvalidInput, Locked
-from volflow.report.facts.run_state import run_facts
 from volflow.store.journal.complete import require_complete
 from volflow.store.journal.journal import Journal, Record, journal_dir
 from volflow.store.layout import ShardEntry

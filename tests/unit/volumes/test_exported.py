@@ -142,7 +142,7 @@ class TestPredicted:
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr("volflow.infer.predict.write_file", killed)
+            patch.setattr("volflow.infer.prediction.write_file", killed)
             with pytest.raises(KeyboardInterrupt):
                 segment(seed=1, overwrite=True)
         coverage = vf.verify(out)

@@ -16,7 +16,7 @@ from distributed import Client
 from volflow.errors import InvalidInput
 from volflow.store.atomic import write_file
 
-__all__ = ["recorded", "reporting"]
+__all__ = ["is_reporting", "recorded", "reporting"]
 
 INSTALL = 'pip install "volflow[dashboard]"'
 
@@ -54,6 +54,11 @@ def reporting(path: Path) -> Iterator[None]:
         yield
     finally:
         _reports.reset(before)
+
+
+def is_reporting() -> bool:
+    """Return True inside of `reporting`."""
+    return _reports.get() is not None
 
 
 @contextmanager

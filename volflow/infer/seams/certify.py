@@ -256,7 +256,7 @@ def _run(
     """Predict a region and compare; also returns each voxel's largest difference, ``ZYX``."""
     blend, overlap = options["blend"], options["overlap"]
     out, began = folder / f"{blend}-{overlap}.zarr", time.process_time()
-    made = predict(region, module, out, **options)
+    made: Any = predict(region, module, out, **options)
     took = time.process_time() - began
     away, mean, changed = whole.compared({"": made} if isinstance(made, Volume) else made)
     blocks = len(Journal(journal_dir(out)).done())

@@ -8,11 +8,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from volflow.engine.observing.run_facts import run_facts
 from volflow.errors import InvalidInput
 from volflow.geometry.budget import format_bytes
 from volflow.report.facts.grid_facts import file_sizes, grid_facts, lengths, times
 from volflow.report.facts.label_hint import label_hint
-from volflow.report.facts.run_state import run_facts, run_line
+from volflow.report.facts.run_state import run_line
 from volflow.store.formats.sources import open_source
 from volflow.store.journal.journal import journal_of
 from volflow.store.journal.levels import place_of

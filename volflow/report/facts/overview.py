@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from volflow.engine.observing.run_facts import run_facts
 from volflow.errors import Damaged, InvalidInput, Locked, RunFailed, VolflowError
-from volflow.report.facts.run_state import run_facts, run_text
+from volflow.report.facts.run_state import run_text
 from volflow.store.formats.exported import stored_behind
+from volflow.store.journal.detachment import read_detachment
 from volflow.store.journal.journal import journal_dir
 from volflow.store.opening import is_url, is_zarr
 
@@ -141,7 +143,7 @@ def outputs_below(path: str | os.PathLike[str]) -> Iterator[str]:
 
 def _has_journal(directory: Path) -> bool:
     """Return True for the folder of an output that was begun, be it with its inputs."""
-    if (directory / "plan.json").is_file():
+    if (directory / "plan.json").is_file() or read_detachment(directory) is not None:
         return True
     out = str(directory).removesuffix(SUFFIX)
     behind = stored_behind(out)

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 import volflow as vf
+from volflow.engine.observing.run_facts import run_facts
 from volflow.errors import InvalidInput, StoreFull
 from volflow.geometry.grid import PatchGrid, stride_of
 from volflow.geometry.windows import weights
 from volflow.infer.aggregate.grid_aggregator import GridAggregator
-from volflow.report.facts.run_state import run_facts
 from volflow.store.meta import Meta
 
 BLENDS = ("crop", "average", "hann", "gaussian")

@@ -7,12 +7,12 @@ import json
 import numpy as np
 import pytest
 
+from volflow.engine.observing.run_facts import run_facts
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
 from volflow.report.facts.info import facts_of, facts_text
 from volflow.report.facts.run_state import (
     coverage_facts,
-    run_facts,
     run_line,
     run_text,
     unfinished,

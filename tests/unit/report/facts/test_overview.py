@@ -17,9 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from volflow.cli import run
+from volflow.engine.observing.run_facts import SILENT_S, pace, run_facts
 from volflow.errors import Damaged, InvalidInput
 from volflow.report.facts.overview import look_at, outputs_below
-from volflow.report.facts.run_state import SILENT_S, pace, run_facts, run_text
+from volflow.report.facts.run_state import run_text
 from volflow.store.journal.history import Finished, find_holder, finished_blocks
 from volflow.store.journal.journal import Journal, Record, journal_dir
 from volflow.store.layout import ShardEntry

@@ -1,0 +1,355 @@
+"""Runs that their cluster drives: handed over, found, cancelled, begun again; in one process."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from distributed import Client, LocalCluster
+
+from volflow.engine.clusters import forms
+from volflow.engine.detached import driver_task, hand_over, handle
+from volflow.engine.detached.hand_over import (
+    DetachedCall,
+    find_run,
+    lasting_cluster,
+    require_lasting,
+)
+from volflow.engine.observing.run_facts import SILENT_S, run_facts
+from volflow.engine.wanted import check_wanted
+from volflow.errors import InvalidInput, Locked, MemoryRefused, RunFailed
+from volflow.report.facts.overview import look_at
+from volflow.report.facts.run_state import run_text
+from volflow.store.create import create
+from volflow.store.journal.detachment import (
+    DONE,
+    Detachment,
+    Ending,
+    has_begun,
+    keep_detachment,
+    keep_ending,
+    read_ending,
+)
+from volflow.store.journal.journal import Journal, Record, journal_dir
+from volflow.store.meta import Meta, VolumeSpec
+
+PATIENCE_S = 60
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def local():
+    """A scheduler that is spoken to over TCP, with one worker of one thread."""
+    with LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=False, protocol="tcp://", host="127.0.0.1",
+        memory_limit=None, dashboard_address=None, worker_dashboard_address="127.0.0.1:0",
+        scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
+    ) as local:  # fmt: skip
+        yield local
+
+
+@pytest.fixture
+def client(local):
+    with Client(local.scheduler_address, set_as_default=False) as client:
+        yield client
+        wait_for(lambda: not driver_task._driving)
+
+
+# What the calls of this process were given, and what holds them up.
+seen: list[bool] = []
+go_on = threading.Event()
+
+
+@pytest.fixture(autouse=True)
+def _afresh():
+    seen.clear()
+    go_on.clear()
+    yield
+    go_on.set()
+
+
+def writes(out, client, begun):
+    """Begins the output, once, and has a block computed by the cluster."""
+    seen.append(begun)
+    journal = Journal(journal_dir(out))
+    with journal.lock():
+        if not out.exists():
+            journal.begin(Record("predict", {}, {"grid": [1]}))
+            create(out, VolumeSpec.of((2, 2, 2), "uint8", Meta(), chunk=2))
+        assert client.submit(sum, [1, 2]).result(timeout=PATIENCE_S) == 3
+        journal.end()
+    return {"": str(out)}
+
+
+def waits(out, client, begun):
+    """Waits amid its work until it is told to go on, or is no longer wanted."""
+    found = writes(out, client, begun)
+    with Journal(journal_dir(out)).lock():
+        while not go_on.wait(0.01):
+            check_wanted()
+    return found
+
+
+def fails(error, client, begun):
+    raise error
+
+
+@pytest.fixture
+def call(tmp_path):
+    def make(perform=None, digest="a"):
+        out = tmp_path / "out.zarr"
+        return DetachedCall("predict", out, out, digest, perform or partial(writes, out))
+
+    return make
+
+
+def detach(client, call):
+    return hand_over.hand_over(client, client.scheduler.address, call)
+
+
+class TestDriven:
+    def test_on_a_worker_of_one_thread_that_computes_its_blocks(self, client, call):
+        run = detach(client, call())
+        assert run.key.startswith("predict-out.zarr-")
+        result = run.result()
+        assert np.array_equal(result[:], np.zeros((2, 2, 2)))
+        assert run.result().path == result.path
+        assert seen == [False]
+        assert run.status()["detached"]["ended"] == "done"
+        wait_for(lambda: handle.state_of_task(client, run.key) is None)
+        assert client.list_datasets() == ()
+
+    def test_though_who_handed_it_over_is_gone(self, local, call, tmp_path):
+        with Client(local.scheduler_address, set_as_default=False) as first:
+            run = detach(first, call(partial(waits, tmp_path / "out.zarr")))
+        wait_for(lambda: seen)
+        go_on.set()
+        assert run.result().shape == (2, 2, 2)
+
+    def test_outputs_have_their_names(self, client, call, tmp_path):
+        def named(client, begun):
+            path = writes(tmp_path / "out.zarr", client, begun)[""]
+            return {"seg": path, "edge": path}
+
+        assert sorted(detach(client, call(named)).result()) == ["edge", "seg"]
+
+    def test_its_error_is_the_same(self, client, call):
+        run = detach(client, call(partial(fails, MemoryRefused("1 GiB is too little"))))
+        with pytest.raises(MemoryRefused, match=r"^1 GiB is too little$"):
+            run.result()
+        with pytest.raises(MemoryRefused):
+            run.result()
+        facts = run.status()
+        assert facts["state"] == "stopped"
+        assert "  ended  1 GiB is too little" in run_text(facts).splitlines()
+
+    def test_another_error_is_one_line(self, client, call, caplog):
+        run = detach(client, call(partial(fails, ValueError("no\nnumber"))))
+        with pytest.raises(RunFailed) as failed:
+            run.result()
+        assert str(failed.value) == f"{run.out}: the driver failed, ValueError: no"
+        assert "ValueError: no\nnumber" in caplog.text
+
+
+class TestFound:
+    def test_by_the_same_call_while_it_runs(self, client, call, tmp_path):
+        asked = call(partial(waits, tmp_path / "out.zarr"))
+        run = detach(client, asked)
+        assert detach(client, asked) == run == find_run(client, run.cluster, asked)
+        go_on.set()
+        run.result()
+        wait_for(lambda: find_run(client, run.cluster, asked) is None)
+        again = detach(client, asked)
+        assert again.key != run.key
+        again.result()
+        with pytest.raises(RunFailed, match="another run has begun since, and nothing is known"):
+            run.result()
+
+    def test_another_call_is_refused(self, client, call, tmp_path):
+        run = detach(client, call(partial(waits, tmp_path / "out.zarr")))
+        with pytest.raises(Locked, match=f"a detached run of another input, .*{run.key} at tcp:"):
+            find_run(client, run.cluster, call(digest="b"))
+        run.cancel()
+
+    def test_an_output_that_another_driver_holds_is_refused(self, client, call):
+        asked = call()
+        journal = Journal(journal_dir(asked.store))
+        with journal.lock(), pytest.raises(Locked, match="is being written by process"):
+            detach(client, asked)
+        assert not (asked.folder / "detached.json").exists()
+
+
+class TestCancelled:
+    def test_it_stops_and_the_same_call_goes_on(self, client, call, tmp_path):
+        asked = call(partial(waits, tmp_path / "out.zarr"))
+        run = detach(client, asked)
+        wait_for(lambda: seen)
+        run.cancel()
+        with Journal(journal_dir(run.out)).lock():
+            pass
+        with pytest.raises(RunFailed, match="was cancelled; what is done is kept, and the same"):
+            run.result()
+        assert run.status()["state"] == "stopped"
+        go_on.set()
+        assert detach(client, asked).result().shape == (2, 2, 2)
+
+    def test_what_has_ended_stays_as_it_is(self, client, call):
+        run = detach(client, call())
+        run.result()
+        run.cancel()
+        assert run.result().shape == (2, 2, 2)
+
+
+class TestLost:
+    def test_with_its_worker_it_is_begun_again_on_another(self, local, client, call, tmp_path):
+        run = detach(client, call(partial(waits, tmp_path / "out.zarr")))
+        wait_for(lambda: seen)
+        local.scale(2)
+        client.wait_for_workers(2, timeout=PATIENCE_S)
+        (first,) = (address for address, keys in client.processing().items() if run.key in keys)
+        scheduler = local.scheduler
+        local.sync(scheduler.remove_worker, first, stimulus_id="test", close=True)
+        wait_for(lambda: len(seen) > 1)
+        go_on.set()
+        assert run.result().shape == (2, 2, 2)
+        assert seen == [False, True]
+        local.scale(1)
+
+    def test_without_a_word_it_says_so(self, client, call, monkeypatch):
+        asked = call()
+        keep_note(asked.folder, asked.store)
+        monkeypatch.setattr(handle, "NOTED_S", 0.0)
+        run = handle.DetachedRun(str(asked.out), "key", client)
+        with pytest.raises(RunFailed, match="its driver is gone without a word"):
+            run.result()
+
+    @pytest.mark.parametrize("ending", [None, Ending("key", "MemoryRefused", "too little")])
+    def test_with_its_scheduler_what_is_noted_stays_known(self, call, monkeypatch, ending):
+        monkeypatch.setattr(forms, "ANSWER_S", 0.1)
+        asked = call()
+        keep_note(asked.folder, asked.store)
+        if ending:
+            keep_ending(asked.folder, ending)
+        kind, text = (MemoryRefused, "^too") if ending else (RunFailed, "no Dask scheduler answers")
+        with pytest.raises(kind, match=text):
+            handle.DetachedRun(str(asked.out), "key", "tcp://127.0.0.1:1").result()
+
+    def test_a_driver_without_a_note_does_nothing(self, client, call, monkeypatch, caplog):
+        monkeypatch.setattr(driver_task, "PATIENCE_S", 0.0)
+        asked = call()
+        asked.folder.mkdir()
+        client.submit(driver_task.drive, b"", str(asked.folder), key="other").result(PATIENCE_S)
+        assert "finds no note of it" in caplog.text
+
+    def test_one_that_is_over_does_nothing(self, client, call):
+        asked = call()
+        keep_note(asked.folder, asked.store)
+        keep_ending(asked.folder, Ending("key", DONE))
+        client.submit(driver_task.drive, b"", str(asked.folder), key="key").result(PATIENCE_S)
+        assert read_ending(asked.folder, "key") == Ending("key", DONE)
+
+
+def keep_note(folder, store, since_s=0.0):
+    folder.mkdir(exist_ok=True)
+    note = Detachment("predict", str(store), "tcp://far:8786", "key", "a", since_s)
+    keep_detachment(folder, note)
+    return note
+
+
+class TestNotes:
+    def test_whether_the_output_has_begun_since(self, tmp_path):
+        out = tmp_path / "out.zarr"
+        journal = Journal(journal_dir(out))
+        out.mkdir()
+        journal.make_place()
+        with journal.lock():
+            journal.begin(Record("predict", {}, {"grid": [1]}))
+        note = keep_note(journal.directory, out)
+        os.utime(journal.directory / "detached.json", (100, 100))
+        os.utime(journal.directory / "plan.json", (90, 90))
+        assert not has_begun(journal.directory, note)
+        os.utime(journal.directory / "plan.json", (110, 110))
+        assert has_begun(journal.directory, note)
+        out.rmdir()
+        assert not has_begun(journal.directory, note)
+
+    def test_an_ending_is_that_of_its_driver(self, tmp_path):
+        keep_ending(tmp_path, Ending("first", DONE))
+        assert read_ending(tmp_path, "second") is None
+        (tmp_path / "ended.json").write_text("{")
+        assert read_ending(tmp_path, "first") is None
+
+    def test_status_before_a_block_is_planned(self, tmp_path):
+        out = tmp_path / "out.zarr"
+        keep_note(journal_dir(out), out, time.time())
+        (facts,) = look_at([tmp_path]).runs
+        assert (facts["state"], facts["done"], facts["total"]) == ("running", 0, 0)
+        first, second = run_text(facts).splitlines()
+        assert first == f"{out}: predict: no block is planned yet"
+        assert second.startswith("  detached  driven by the cluster at tcp://far:8786, since 2")
+
+    def test_status_of_one_that_is_silent(self, tmp_path):
+        out = tmp_path / "out.zarr"
+        keep_note(journal_dir(out), out, time.time() - 2 * SILENT_S)
+        facts = run_facts(out)
+        assert facts["state"] == "silent"
+        assert "it records nothing: the same command finds it" in run_text(facts)
+
+
+class TestRefused:
+    @pytest.mark.parametrize(
+        ("cluster", "named"),
+        [
+            (None, "threads"),
+            ("threads", "'threads'"),
+            ("processes", "'processes'"),
+            (4, "4"),
+            ("cuda", "'cuda'"),
+            ("slurm:8", "'slurm:8'"),
+            ("inproc://1/2", "'inproc://1/2'"),
+            (SimpleNamespace(scheduler_address="tcp://1:2"), "a SimpleNamespace"),
+        ],
+    )
+    def test_clusters_that_end_with_this_process(self, cluster, named):
+        with pytest.raises(InvalidInput) as refused:
+            lasting_cluster(cluster)
+        assert str(refused.value) == (
+            f"detach needs a cluster that outlives this process, and {named} ends with it; start a"
+            ' Dask scheduler and workers, and give its address: cluster="tcp://host:8786"'
+            " (--cluster)"
+        )
+
+    def test_a_client_of_such_a_cluster(self, local):
+        refused = pytest.raises(InvalidInput, match="and a Client ends with it")
+        with Client(local, set_as_default=False) as client, refused:
+            lasting_cluster(client)
+
+    def test_the_active_client_counts(self, local):
+        with Client(local.scheduler_address) as client:
+            assert lasting_cluster(None) is client
+
+    def test_a_scheduler_in_this_process(self, client):
+        with pytest.raises(InvalidInput, match=r"the scheduler at tcp:.* lives in it; start one"):
+            require_lasting(client)
+
+    def test_more_than_may_travel(self, client, call, monkeypatch):
+        monkeypatch.setattr(hand_over, "MOST_BYTES", 2**20)
+        asked = call(partial(fails, np.zeros(2**18)))
+        with pytest.raises(InvalidInput, match=r"holds 2 MiB, more than 1 MiB; store its"):
+            detach(client, asked)
+        assert not asked.folder.exists()
+
+    def test_what_cannot_travel(self, client, call):
+        with pytest.raises(InvalidInput, match="travels to the cluster, and this one cannot: "):
+            detach(client, call(partial(fails, threading.Lock())))

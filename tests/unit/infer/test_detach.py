@@ -1,0 +1,150 @@
+"""Predictions that their cluster drives: the same bytes, the same refusals, the same words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from distributed import Client, LocalCluster
+
+import volflow as vf
+from tests.nets import Named, random_net
+from tests.stores import files
+from volflow.cli import run
+from volflow.engine.time_limit import time_limit
+from volflow.errors import InvalidInput, Locked, TimeUp
+from volflow.infer import detach
+from volflow.infer.predict_options import PredictOptions
+from volflow.store.remote.address import Address
+
+OPTIONS = {"patch": 8, "chunk": 8, "shard": 8, "batch_size": 2}
+
+
+@pytest.fixture(scope="module")
+def address():
+    """A scheduler that is spoken to over TCP, with one worker of one thread."""
+    with LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=False, protocol="tcp://", host="127.0.0.1",
+        memory_limit=None, dashboard_address=None, worker_dashboard_address="127.0.0.1:0",
+        scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
+    ) as local:  # fmt: skip
+        yield local.scheduler_address
+
+
+@pytest.fixture
+def away(address, monkeypatch, tmp_path):
+    """Detaches a prediction, as if the scheduler were in another process."""
+    monkeypatch.setattr(detach, "require_lasting", lambda client: None)
+    monkeypatch.chdir(tmp_path)
+
+    def run(volume, model, out="out.zarr", **options):
+        return vf.predict(volume, model, out, cluster=address, detach=True, **OPTIONS | options)
+
+    return run
+
+
+class TestSame:
+    def test_as_without_it_also_by_relative_paths(self, away, stored, scan, tmp_path):
+        volume, net = stored(scan), random_net()
+        result = away("scan.zarr", net).result()
+        assert isinstance(result, vf.Volume)
+        vf.predict(volume, net, "here.zarr", progress=False, **OPTIONS)
+        assert files(tmp_path / "out.zarr") == files(tmp_path / "here.zarr")
+
+    def test_the_same_call_without_it_has_nothing_to_do(self, away, stored, scan, calls):
+        volume, net = stored(scan), random_net()
+        away(volume, net).result()
+        done = {p: p.stat().st_mtime_ns for p in Path("out.zarr").rglob("*") if p.is_file()}
+        vf.predict("scan.zarr", net, "out.zarr", progress=False, **OPTIONS)
+        assert {p: p.stat().st_mtime_ns for p in done} == done
+
+    @pytest.mark.slow
+    def test_arrays_travel_and_files_are_written(self, away, scan, tmp_path):
+        mask = (scan > 0.5).astype("uint8")
+        away(scan, torch.nn.Identity(), "out.npy", mask=mask, blend="crop").result()
+        here = vf.predict(
+            scan, torch.nn.Identity(), "here.npy", mask=mask, blend="crop", progress=False,
+            **OPTIONS,
+        )  # fmt: skip
+        assert np.array_equal(np.load("out.npy"), here[:])
+
+    @pytest.mark.slow
+    def test_overwriting(self, away, scan):
+        first = away(scan, random_net()).result()[:]
+        again = away(scan, random_net(seed=1), overwrite=True)
+        assert not np.array_equal(again.result()[:], first)
+
+    @pytest.mark.slow
+    def test_several_inputs_and_outputs(self, away, stored, scan):
+        stored(scan, "a.zarr"), stored(scan + 1, "b.zarr")
+        net = Named(random_net(channels_in=2), random_net(channels_in=2, channels_out=1))
+        result = away({"t1": "a.zarr", "t2": "b.zarr"}, net).result()
+        assert {name: one.shape[0] for name, one in result.items()} == {"seg": 2, "edge": 1}
+
+    @pytest.mark.slow
+    def test_the_time_limit_travels(self, away, scan):
+        with time_limit(after=1e-3), pytest.raises(TimeUp):
+            away(scan, random_net())
+        with time_limit(after="8h"):
+            away(scan, random_net()).result()
+
+
+class TestRefused:
+    def test_before_anything_is_handed_over(self, away, stored, scan, tmp_path):
+        volume = stored(scan)
+        with pytest.raises(InvalidInput, match="memory"):
+            away(volume, random_net(), memory="1KiB")
+        assert not (tmp_path / "out.zarr.volflow").exists()
+
+    def test_a_cluster_that_ends_with_this_process(self, stored, scan, tmp_path):
+        with pytest.raises(InvalidInput, match="detach needs a cluster that outlives this process"):
+            vf.predict(stored(scan), random_net(), tmp_path / "out.zarr", patch=8, detach=True)
+
+    def test_an_output_on_a_store(self):
+        request = SimpleNamespace(file=None, out=Address("s3://bucket/out.zarr"))
+        with pytest.raises(InvalidInput, match=r"needs a folder; got s3://bucket/out\.zarr; write"):
+            detach.detached(request, PredictOptions())
+
+    def test_what_watches_this_process(self, away, stored, scan, tmp_path):
+        volume = stored(scan)
+        with pytest.raises(InvalidInput, match=r"progress cannot be a function .*status\(\)$"):
+            away(volume, random_net(), progress=print)
+        refused = pytest.raises(InvalidInput, match=r"use volflow status OUT --metrics FILE$")
+        with vf.observe(metrics=tmp_path / "a.prom"), refused:
+            away(volume, random_net())
+
+    def test_an_output_that_another_run_holds(self, away, stored, scan, tmp_path):
+        from volflow.store.journal.journal import Journal, journal_dir
+
+        out = tmp_path / "out.zarr"
+        with Journal(journal_dir(out)).lock(), pytest.raises(Locked):
+            away(stored(scan), random_net())
+
+
+class TestCommand:
+    WORDS = ("--model", "torch.nn:Identity", "--patch", "8", "--memory", "1GiB", "--detach")
+
+    def test_says_where_to_look(self, away, address, stored, scan, capsys):
+        stored(scan)
+        assert run(["predict", "scan.zarr", "out.zarr", "--cluster", address, *self.WORDS]) == 0
+        line = capsys.readouterr().out
+        assert line.startswith("detached as predict-out.zarr-")
+        assert line.endswith("; volflow status out.zarr says how far it is\n")
+        key = line.split()[2].rstrip(";")
+        with Client(address, set_as_default=False) as client:
+            detach.DetachedRun("out.zarr", key, client).result()
+        assert run(["status", "out.zarr", "--json"]) == 0
+        (facts,) = json.loads(capsys.readouterr().out)["outputs"]
+        assert (facts["state"], facts["detached"]["key"]) == ("done", key)
+
+    def test_refusals_are_one_line(self, stored, scan, capsys, monkeypatch, tmp_path):
+        stored(scan)
+        monkeypatch.chdir(tmp_path)
+        assert run(["predict", "scan.zarr", "out.zarr", *self.WORDS]) == 2
+        assert capsys.readouterr().err.startswith("volflow: detach needs a cluster that outlives")
+        assert run(["predict", "{case}.zarr", "out/{case}.zarr", *self.WORDS]) == 2
+        assert capsys.readouterr().err.startswith("volflow: --detach goes with one volume, not")

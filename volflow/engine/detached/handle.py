@@ -1,0 +1,193 @@
+"""The handle of a detached run: how far it is, what came of it, and how to stop it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from distributed import Client, Future
+
+from volflow import errors
+from volflow.engine.clusters.asking import ask
+from volflow.engine.clusters.forms import open_client
+from volflow.engine.clusters.quiet import quieten
+from volflow.engine.detached.driver_task import is_driving
+from volflow.engine.observing.run_facts import run_facts
+from volflow.engine.workers import address_of, scheduler_gone, worker_records
+from volflow.errors import InvalidInput, RunFailed, VolflowError
+from volflow.store.journal.detachment import (
+    CANCELLED,
+    DONE,
+    Ending,
+    keep_ending,
+    read_detachment,
+    read_ending,
+)
+from volflow.store.journal.journal import journal_dir
+from volflow.store.volume import Volume, open_volume
+
+__all__ = ["DetachedRun", "is_under_way", "state_of_task"]
+
+LOOK_EVERY_S = 0.25
+# After its task has ended, a network file system may show the note of it so much later.
+NOTED_S = 5.0
+# A driver looks once a second whether it is wanted; one that writes a file ends with that.
+STOP_S = 600.0
+CANCELLED_TEXT = (
+    "{}: the detached run was cancelled; what is done is kept, and the same call does the rest"
+)
+LOST_TEXT = (
+    "{}: its driver is gone without a word, as each worker that ran it died, or the scheduler was"
+    " restarted; what is done is kept, and the same call does the rest"
+)
+# The states of a task that is yet to end.
+UNDER_WAY = ("released", "waiting", "no-worker", "queued", "processing")
+
+
+@dataclass(frozen=True)
+class DetachedRun:
+    """A run whose driver is a task of a cluster; it needs neither this object nor this process.
+
+    The same call finds it again, and ``volflow status`` its output.
+
+    Parameters
+    ----------
+    out
+        Path of the output.
+    key
+        Of the driver's task, as the scheduler and its dashboard name it.
+    cluster
+        Address of the scheduler, or a client of it.
+    """
+
+    out: str
+    key: str
+    cluster: str | Client = field(repr=False)
+
+    @property
+    def _folder(self) -> Path:
+        return journal_dir(self.out)
+
+    def status(self) -> dict[str, Any]:
+        """Return how far it is, as ``volflow status --json`` says of an output.
+
+        Only the journal is read: ``state`` is ``"running"``, ``"done"``, ``"stopped"`` or
+        ``"silent"``, ``done`` and ``total`` count blocks, ``detached`` says how it ended.
+        """
+        return run_facts(self.out)
+
+    def result(self) -> Volume | dict[str, Volume]:
+        """Wait for the end, and return what the call without ``detach`` returns.
+
+        Raises
+        ------
+        VolflowError
+            The error of the driver, as the call without ``detach`` raises it; `RunFailed` if the
+            run was cancelled, or its driver or the scheduler is gone.
+        """
+        ending = self._ending()
+        if ending is None or ending.how != DONE:  # or a driver was lost, and there is another
+            try:
+                ending = self._awaited()
+            except RunFailed:  # the cluster may be gone since
+                if ending is None:
+                    raise
+        if ending.how != DONE:
+            raise _kind_of(ending)(ending.text)
+        volumes = {name: open_volume(path) for name, path in ending.outputs.items()}
+        return volumes.get("", volumes)
+
+    def cancel(self) -> None:
+        """Stop it as SIGTERM stops a driver, and wait until it has; the same call does the rest.
+
+        Blocks that are done stay done. A run that has ended is left as it is.
+
+        Raises
+        ------
+        RunFailed
+            If the scheduler does not answer.
+        """
+        with self._connected() as client:
+            if self._ending() is None:
+                keep_ending(
+                    self._folder, Ending(self.key, CANCELLED, CANCELLED_TEXT.format(self.out))
+                )
+            client.cancel([Future(self.key, client)], force=True)
+            client.unpublish_dataset(self.key)
+            until_s = time.monotonic() + STOP_S
+            while self._is_driven(client) and time.monotonic() < until_s:
+                time.sleep(LOOK_EVERY_S)
+
+    def _ending(self) -> Ending | None:
+        """Return how the run ended; None as long as it has not."""
+        ending = read_ending(self._folder, self.key)
+        note = read_detachment(self._folder)
+        if ending is None and (note is None or note.key != self.key):
+            raise RunFailed(
+                f"{self.out}: another run has begun since, and nothing is known of {self.key};"
+                " volflow status says how far the output is"
+            )
+        return ending
+
+    def _awaited(self) -> Ending:
+        """Return how the run has ended, when its scheduler has no task of it any more."""
+        with self._connected() as client:
+            while is_under_way(client, self.key):
+                time.sleep(LOOK_EVERY_S)
+            until_s = time.monotonic() + NOTED_S
+            while (ending := self._ending()) is None:
+                if time.monotonic() > until_s:
+                    raise RunFailed(LOST_TEXT.format(self.out))
+                time.sleep(LOOK_EVERY_S)
+            return ending
+
+    def _is_driven(self, client: Client) -> bool:
+        with suppress(TimeoutError):  # of a worker that is stopped
+            addresses = list(worker_records(client))
+            return any(ask(client, is_driving, self.key, workers=addresses).values())
+        return False
+
+    @contextmanager
+    def _connected(self) -> Iterator[Client]:
+        quieten()
+        with ExitStack() as stack:
+            try:
+                client, _ = stack.enter_context(open_client(self.cluster))
+            except InvalidInput as error:
+                raise RunFailed(
+                    f"{self.out}: {error}; what is done is kept, and the same call does the rest"
+                ) from error
+            yield client
+
+
+def _kind_of(ending: Ending) -> type[VolflowError]:
+    """Return the exception of a run that ended with an error, or was cancelled."""
+    kind = getattr(errors, ending.how, None)
+    if isinstance(kind, type) and issubclass(kind, VolflowError):
+        return kind
+    return RunFailed
+
+
+def is_under_way(client: Client, key: str) -> bool:
+    """Return True if a scheduler has a task that has not ended; raises RunFailed if it is gone."""
+    return state_of_task(client, key) in UNDER_WAY
+
+
+def state_of_task(client: Client, key: str) -> str | None:
+    """Return the state of a task at its scheduler; None if that knows none of that key.
+
+    Raises
+    ------
+    RunFailed
+        If the scheduler does not answer.
+    """
+    try:
+        scheduler: Any = client.scheduler
+        states: dict[str, str | None] = client.sync(scheduler.get_task_status, keys=[key])
+    except (OSError, AttributeError, RuntimeError) as error:  # closed, or closing
+        raise scheduler_gone(address_of(client)) from error
+    return states[key]

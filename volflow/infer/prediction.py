@@ -1,0 +1,238 @@
+"""A prediction from the request to the result: planned, and run under its output's journal."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from distributed import Client
+
+from volflow.engine.cluster import memory_per_worker
+from volflow.engine.plan import Plan
+from volflow.engine.progress import announce
+from volflow.engine.run import run
+from volflow.errors import InvalidInput
+from volflow.infer.audit.recorded import keep_request
+from volflow.infer.method import adopt, out_blocks
+from volflow.infer.methods import method_of, working
+from volflow.infer.ready_inputs import computed_again, convert_inputs, trusting
+from volflow.infer.request import Request, normalized, output_meta
+from volflow.infer.settings import Settings
+from volflow.model.forward import Output
+from volflow.store.aside import sweep
+from volflow.store.create import check_target, create, create_store, open_begun
+from volflow.store.journal.complete import count_blocks
+from volflow.store.journal.journal import Record, journal_of
+from volflow.store.journal.outputs import begin_anew
+from volflow.store.meta import VolumeSpec
+from volflow.store.remote.address import Location, is_stored
+from volflow.store.unfinished.root import publish
+from volflow.store.volume import Volume
+from volflow.volumes.export import refuse_changed, write_file
+from volflow.volumes.pyramid.plan import Layout, lay_out
+from volflow.volumes.pyramid.pyramid import pyramid
+
+__all__ = ["Result", "perform", "plan_on"]
+
+Result = Volume | dict[str, Volume]
+
+MOVE = (
+    "move it away, and the same command writes it anew from the stored volume; or compute all anew"
+    " with overwrite=True (--overwrite)"
+)
+
+
+def perform(request: Request, *, begun: bool = False) -> Result:
+    """Do what is left of a prediction, and return its outputs.
+
+    Parameters
+    ----------
+    request
+        Checked.
+    begun
+        Whether an earlier attempt of the same call has begun the output, as far as it was to be
+        begun anew: what that did is kept.
+    """
+    options = request.options
+    overwrite = options.overwrite and not begun
+    with working(request) as client:
+        within = {"cluster": client, "memory": options.memory, "progress": options.progress}
+        # Everything that can be refused is refused before a long conversion.
+        before, memory_bytes = (
+            _resumed(request, overwrite),
+            memory_per_worker(client, options.memory),
+        )
+        settings, _ = _decide(request, before, client, memory_bytes)
+        if before and request.file and not request.file.exists():
+            _announce_lost_file(request)
+        request, anew = convert_inputs(request, overwrite, resume=options.resume, **within)
+        if anew and not overwrite:
+            _check_otherwise(request, settings)
+            if before and request.unidentified:
+                announce(f"predict: {computed_again(request)}", options.progress)
+        result = _execute(request, settings, client, memory_bytes, again=overwrite or anew)
+        if options.levels:
+            result = _with_levels(result, **within)
+    if isinstance(result, Volume) and request.file is not None:
+        write_file(result, request.file, overwrite=options.overwrite, renew=True, remedy=MOVE)
+    return result
+
+
+def plan_on(request: Request, client: Client) -> Plan:
+    """Return the plan of a prediction on a connected cluster; refuses what cannot work.
+
+    Nothing is written.
+    """
+    options = request.options
+    before = _resumed(request, options.overwrite)
+    memory_bytes = memory_per_worker(client, options.memory)
+    settings, levels = _decide(request, before, client, memory_bytes)
+    done = journal_of(request.out).done() if before else ()
+    plan = method_of(options).plan(request, settings, client, memory_bytes, {}, frozenset(done))
+    coarser = ((f"level {layout.level}", layout.describe()) for layout in levels)
+    return replace(plan, facts=(*plan.facts, *coarser))
+
+
+def _resumed(request: Request, overwrite: bool) -> Record | None:
+    """Return the record of the run to resume; None where a new one begins and its place is free."""
+    file, before = request.file, None
+    if file is None or is_stored(request.out):
+        before = _recorded(request.out, overwrite)
+    if file is not None and not request.options.overwrite:
+        if file.exists() and before is None:
+            raise InvalidInput(f"{file} exists; use overwrite=True (--overwrite) or another output")
+        refuse_changed(file, MOVE)
+    return before
+
+
+def _decide(
+    request: Request, before: Record | None, client: Client, memory_bytes: int
+) -> tuple[Settings, tuple[Layout, ...]]:
+    """Return the settings of the run, and the coarser levels asked for; refuses what cannot work.
+
+    Parameters
+    ----------
+    request, client, memory_bytes
+        What is predicted, where, and within which budget per worker.
+    before
+        The record of the run that is resumed, whose settings are adopted.
+    """
+    options, file = request.options, request.file
+    method = method_of(options)
+    if before is not None:
+        settings = adopt(method, request, before)
+    else:
+        settings = method.decide(request, client, memory_bytes)
+    if file is not None and settings.outputs[0].name:
+        names = ", ".join(output.name for output in settings.outputs)
+        raise InvalidInput(
+            f"the model returns outputs by name ({names}), which {file.name} cannot hold;"
+            ' use an output like "out.zarr" and export them'
+        )
+    levels = tuple(
+        layout
+        for output in (settings.outputs if options.levels else ())
+        for layout in lay_out(_spec(request, settings, output), None, memory_bytes)
+    )
+    for layout in () if before else levels:
+        layout.require_memory()
+    return settings, levels
+
+
+def _recorded(out: Location, overwrite: bool) -> Record | None:
+    """Return the record of the run that wrote a volume; None where it is to be written anew."""
+    try:
+        before = journal_of(out).recorded()
+    except InvalidInput:  # damaged, which is no obstacle to a new beginning
+        if not overwrite:
+            raise
+        before = None
+    if before is not None and is_stored(out):
+        return None if overwrite else before
+    check_target(out, overwrite=overwrite)
+    return None
+
+
+def _spec(request: Request, settings: Settings, output: Output) -> VolumeSpec:
+    front = () if request.options.output == "classes" else (output.channels,)
+    shape = (*front, *out_blocks(request, settings).shape)
+    dtype, meta = request.options.stored_dtype(settings.dtype), output_meta(request, output)
+    return VolumeSpec.of(shape, dtype, meta, settings.chunk, settings.shard)
+
+
+def _announce_lost_file(request: Request) -> None:
+    """Say so where only the file is gone that the stored volume is exported to."""
+    done, total = count_blocks(request.out)
+    if done == total and request.file is not None:
+        announce(
+            f"predict: {request.file.name} is not there; it is written from the stored volume, and"
+            " nothing is computed",
+            request.options.progress,
+        )
+
+
+def _check_otherwise(request: Request, settings: Settings) -> None:
+    """Refuse to begin anew, for inputs that were computed anew, what was begun otherwise, too."""
+    journal = journal_of(request.out)
+    before = journal.recorded()
+    if before is not None:
+        same = {name: before.fingerprint.get(name) for name in ("input", "mask")}
+        record = _record(request, settings)
+        journal.compare(replace(record, fingerprint={**record.fingerprint, **same}))
+
+
+def _record(request: Request, settings: Settings) -> Record:
+    grid = out_blocks(request, settings).counts
+    return Record("predict", request.fingerprint(), settings.to_dict(grid))
+
+
+def _execute(
+    request: Request, settings: Settings, client: Client, memory_bytes: int, *, again: bool
+) -> Result:
+    """Run what is left of the plan, under the output's lock; ``again`` begins anew."""
+    options = request.options
+    method, journal = method_of(options), journal_of(request.out)
+    with journal.lock():
+        sweep(request.out)
+        before = _recorded(request.out, again)
+        if before is not None:  # perhaps another run has begun meanwhile
+            settings = adopt(method, request, before)
+        record = _record(request, settings)
+        if before is not None:
+            record = trusting(request, record, before)
+            journal.compare(record)
+        request = normalized(
+            request, cluster=client, memory=memory_bytes, progress=options.progress
+        )
+        if before is None:
+            begin_anew(request.out, journal, record)
+        keep_request(journal, request)
+        targets = _targets(request, settings)
+        done = frozenset(journal.done())
+        with method.prepared(request, settings, client, memory_bytes, done):
+            plan = method.plan(request, settings, client, memory_bytes, targets, done)
+            plan = replace(plan, journal=journal, record=record)
+            run(plan, cluster=client, progress=options.progress)
+        publish(*(request.out / name for name in targets), request.out)
+    return targets.get("", targets)
+
+
+def _targets(request: Request, settings: Settings) -> dict[str, Volume]:
+    """Return where the outputs go: volumes of an interrupted run, and new ones for the others."""
+    named = len(settings.outputs) > 1 or settings.outputs[0].name != ""
+    if named and not is_stored(request.out):
+        create_store(request.out)
+    targets = {}
+    for output in settings.outputs:
+        path = request.out / output.name if named else request.out
+        if is_stored(path):
+            targets[output.name] = open_begun(path)
+        else:
+            targets[output.name] = create(path, _spec(request, settings, output), finished=False)
+    return targets
+
+
+def _with_levels(result: Result, **options: Any) -> Result:
+    if isinstance(result, Volume):
+        return pyramid(result, **options)
+    return {name: pyramid(volume, **options) for name, volume in result.items()}
