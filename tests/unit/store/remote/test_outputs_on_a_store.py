@@ -13,8 +13,8 @@ import volflow as vf
 from tests.nets import random_net
 from tests.relay import Fault, objects
 from tests.stores import files, store
+from volflow.engine.observing.run_facts import run_facts
 from volflow.errors import InvalidInput, Locked, RunFailed
-from volflow.report.facts.run_state import run_facts
 from volflow.store.journal.complete import open_complete
 from volflow.store.journal.journal import Record, journal_of
 from volflow.store.remote.access import connect
