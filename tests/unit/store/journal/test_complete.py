@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import zarr
+from obstore.store import MemoryStore
+from zarr.storage import ObjectStore
 
 import volflow as vf
 from volflow.errors import InvalidInput
@@ -53,6 +56,12 @@ def test_is_refused_as_an_input(request, state, tmp_path, use):
     path = request.getfixturevalue(state)
     with pytest.raises(InvalidInput, match=MESSAGE):
         use(path, tmp_path)
+
+
+def test_one_in_a_store_that_volflow_does_not_know_has_no_journal():
+    store = ObjectStore(MemoryStore())
+    array = zarr.create_array(store, name="scan", shape=(8, 8, 8), chunks=(8, 8, 8), dtype="u1")
+    assert open_complete(array).shape == (8, 8, 8)
 
 
 def test_a_damaged_one_can_still_be_opened_and_looked_at(damaged):
