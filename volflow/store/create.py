@@ -127,7 +127,9 @@ def open_begun(path: str | os.PathLike[str]) -> Volume:
     if isinstance(at, Address):
         return open_volume(at)
     folder = at.absolute()
-    return open_volume(withheld_group(folder) if is_unfinished(folder) else folder)
+    # Of several volumes, one may be in place already while the store around them is not.
+    begun = is_unfinished(folder) or is_unfinished(folder.parent)
+    return open_volume(withheld_group(folder) if begun else folder)
 
 
 def add_array(group: zarr.Group, name: str, spec: VolumeSpec, fill_value: Any) -> zarr.Array[Any]:

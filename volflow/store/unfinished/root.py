@@ -72,18 +72,19 @@ def publish(*folders: os.PathLike[str]) -> None:
 
 
 def withheld_group(folder: Path) -> zarr.Group:
-    """Return the group of an unfinished output, as its own run opens it.
+    """Return the group of an output that is unfinished, or lies in one, as its own run opens it.
 
     Raises
     ------
     Damaged
-        If the withheld metadata are damaged.
+        If its metadata are damaged.
     """
+    name = WITHHELD if is_unfinished(folder) else ROOT
     try:
-        metadata = GroupMetadata.from_dict(read_json(folder / WITHHELD))
+        metadata = GroupMetadata.from_dict(read_json(folder / name))
     except Exception as error:  # any value may have any type
         raise Damaged(
-            f"{folder} cannot be opened: {WITHHELD}: {first_line(error)}; its metadata are damaged,"
+            f"{folder} cannot be opened: {name}: {first_line(error)}; its metadata are damaged,"
             " write it again with overwrite=True (--overwrite)"
         ) from error
     return zarr.Group(zarr.AsyncGroup(metadata, StorePath(LocalStore(folder))))

@@ -76,6 +76,8 @@ def test_several_volumes_in_a_store_are_finished_together(begun, tmp_path):
     publish(store / "seg", store / "edge")
     with pytest.raises(InvalidInput, match="is not complete"):  # as long as the store is not whole
         vf.open(store / "seg")
+    for name in ("seg", "edge"):  # a run that was killed here goes on
+        assert open_begun(store / name).spec == SPEC
     publish(store / "seg", store / "edge", store)
     assert vf.open(store / "seg").spec == SPEC
     zarr.open_group(tmp_path / "z.zarr", mode="a")
