@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator
@@ -315,7 +316,7 @@ def location(out: str | os.PathLike[str]) -> Location:
     Raises
     ------
     InvalidInput
-        If it is a URL at which nothing can be written.
+        If it is a URL at which nothing can be written, or that holds a password.
 
     Examples
     --------
@@ -330,6 +331,12 @@ def location(out: str | os.PathLike[str]) -> Location:
     scheme, found, rest = text.partition("://")
     if not found:
         return Path(text)
+    where, _, key = rest.rstrip("/").partition("/")
+    if ":" in where.rpartition("@")[0]:
+        raise InvalidInput(
+            f"{scheme}://{where.rpartition('@')[2]}/{key} was given with a password in it, which"
+            " would be recorded; set it in the environment (AWS_SECRET_ACCESS_KEY) instead"
+        )
     if scheme.lower() in UNLISTED or not is_remote(text):
         what = "can be read but not written" if is_remote(text) else "names no object store"
         raise InvalidInput(f"{text} {what}; write to s3://, gs:// or az://, or to a folder")
@@ -337,5 +344,10 @@ def location(out: str | os.PathLike[str]) -> Location:
         raise InvalidInput(
             f"{text} names a bucket, and an output lies in one; give a name in it, such as"
             f" {scheme}://{rest.strip('/') or 'bucket'}/out.zarr"
+        )
+    if re.search(r"[?#]", text) or {"", ".", ".."} & {*unquote(key).split("/")}:
+        raise InvalidInput(
+            f"{text} names no object: ?, #, //, . and .. mean something else in a URL; give the"
+            " plain name of the output in its bucket"
         )
     return Address(text)

@@ -238,6 +238,13 @@ class TestOnAStore(JournalContract):
         ("memory://out.zarr", "names no object store; write to s3://"),
         ("s3://bucket", r"names a bucket, .* such as s3://bucket/out.zarr"),
         ("s3://bucket/", r"names a bucket, .* such as s3://bucket/out.zarr"),
+        ("s3://bucket/a/../out.zarr", r"out\.zarr names no object: .* give the plain name"),
+        ("s3://bucket/a/%2E%2e/out.zarr", "names no object"),
+        ("s3://bucket/./out.zarr", "names no object"),
+        ("s3://bucket//out.zarr", "names no object"),
+        ("s3://bucket/out.zarr?versionId=3", "names no object"),
+        ("s3://bucket/out.zarr#1", "names no object"),
+        ("s3://me:secret@bucket/out.zarr", r"^s3://bucket/out\.zarr was given with a password"),
     ],
 )
 def test_urls_at_which_nothing_can_be_written(url, why):
