@@ -24,6 +24,8 @@ from volflow.store.volume import Volume, open_volume
 
 __all__ = ["add_array", "check_target", "create", "create_store", "open_begun"]
 
+LEFT_OVER = re.compile(r"(.+/)?(zarr\.json|c(/\d+)+)")  # metadata and shards
+
 
 def create(
     path: str | os.PathLike[str],
@@ -156,9 +158,9 @@ def check_target(path: str | os.PathLike[str], *, overwrite: bool = False) -> st
         exists and may not be replaced.
     """
     target = os.fspath(path)
-    if is_url(target):
+    if isinstance(at := location(target), Address):
         _check_name(PurePosixPath(target))
-        return _check_address(location(target), overwrite)
+        return _check_address(at, overwrite)
     local = Path(target.removeprefix("file://")).expanduser().absolute()
     if not is_zarr(local.parent):  # inside a store any name is allowed
         _check_name(local)
@@ -176,13 +178,11 @@ def check_target(path: str | os.PathLike[str], *, overwrite: bool = False) -> st
     return str(local)
 
 
-def _check_address(at: Location, overwrite: bool) -> str:
+def _check_address(at: Address, overwrite: bool) -> str:
     opens = _opens(str(at))
     if opens and not overwrite:
         raise InvalidInput(f"{at} exists; choose another name or overwrite=True")
-    # What is left of an output that was being deleted has its journal beside it.
-    journal = at.with_name(f"{at.name}.volflow")
-    if not opens and _holds(at) and not (journal / "plan.json").exists():
+    if not opens and next(iter(at.glob("*")), None) is not None and not _is_left_over(at):
         raise InvalidInput(
             f"{at} holds objects and is not a Zarr image, so it is not overwritten; remove them"
             " yourself or choose another name"
@@ -190,8 +190,12 @@ def _check_address(at: Location, overwrite: bool) -> str:
     return str(at)
 
 
-def _holds(at: Location) -> bool:
-    return next(iter(at.glob("*")), None) is not None
+def _is_left_over(at: Address) -> bool:
+    """Return True of what is left of an output of ours, such as when its deletion was cut off."""
+    journal = Address(f"{at}.volflow")
+    if not (journal / "plan.json").exists():
+        return False
+    return all(LEFT_OVER.fullmatch(one.relative_to(at)) for one, _ in at.below())
 
 
 def _upload(at: Location, objects: Mapping[str, Any]) -> None:

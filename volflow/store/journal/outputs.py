@@ -82,6 +82,7 @@ def discard(out: Location, journal: Journal) -> None:
     """Delete an output and forget its run; under the lock."""
     if isinstance(out, Address):
         check_lease(journal.directory)
+        _fence_off(journal)
         with writing(journal.directory):
             # First what makes it a volume: half deleted, it must not pass for complete.
             out.delete_below()
@@ -107,6 +108,7 @@ def _fence_off(journal: Journal) -> None:
 
     Their tasks may live, and the next run writes under the same names.
     """
-    passes = (Journal(folder) for folder in journal.passes.glob("[0-9]*"))
-    for one in (journal, *passes, *level_journals(journal).values()):
+    # An output on a store has no passes.
+    folders = journal.passes.glob("[0-9]*") if journal.is_local else ()
+    for one in (journal, *map(Journal, folders), *level_journals(journal).values()):
         one.end()

@@ -217,7 +217,7 @@ class Address(os.PathLike[str]):
         )
         keys = {*found["common_prefixes"], *(meta["path"] for meta in found["objects"])}
         names = sorted(key.rstrip("/").rpartition("/")[2] for key in keys)
-        yield from (self / name for name in names if fnmatchcase(name, pattern))
+        yield from (self / _literal(name) for name in names if fnmatchcase(name, pattern))
 
     def rglob(self, name: str) -> Iterator[Address]:
         """Yield the objects of a name at any depth below it, by address."""
@@ -232,17 +232,19 @@ class Address(os.PathLike[str]):
             self.url, lambda: list(obstore.list(self._store, prefix or None, chunk_size=1000))
         )
         return [
-            (self / meta["path"].removeprefix(prefix), _seen(meta))
+            (self / _literal(meta["path"].removeprefix(prefix)), _seen(meta))
             for page in pages
             for meta in page
         ]
 
     def delete_below(self) -> None:
-        """Delete all objects below it, first those that make them a volume."""
+        """Delete all objects below it, first those that make them a volume, and volumes in it."""
         found = [one for one, _ in self.below()]
-        for root in [one for one in found if one.parent == self and one.name in ROOTS]:
+        roots = [one for one in found if one.name in ROOTS]
+        for root in [one for one in roots if one.parent == self]:
             root.unlink(missing_ok=True)
-        _delete(self, found)
+        _delete(self, [one for one in roots if one.parent != self])
+        _delete(self, [one for one in found if one.name not in ROOTS])
 
     @property
     def _store(self) -> Any:
@@ -263,6 +265,11 @@ def _connected(bucket: str, environment: tuple[tuple[str, str], ...]) -> Any:
 
 def _seen(meta: Any) -> ObjectStat:
     return ObjectStat(meta["size"], meta["last_modified"].timestamp(), meta["e_tag"] or "")
+
+
+def _literal(name: str) -> str:
+    """Return a name in a bucket as a part of a URL."""
+    return name.replace("%", "%25")
 
 
 def _delete(at: Address, found: Iterable[Address]) -> None:

@@ -6,10 +6,12 @@ import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import obstore
 import pytest
 
 from tests.relay import Fault, objects
 from volflow.store.remote import access
+from volflow.store.remote.access import connect
 from volflow.store.remote.address import Address, is_stored
 
 OUT = Address("s3://bucket/scans/out.zarr")
@@ -73,6 +75,27 @@ def test_deletes_first_what_makes_a_volume(s3):
     OUT.delete_below()
     assert objects(str(OUT)) == {}
     OUT.delete_below()
+
+
+def test_deletes_volumes_in_it_before_their_voxels(s3):
+    """A run's journal no longer tells of them when the root around them is gone."""
+    names = ("a/0/c/0", "a/0/zarr.json", "a/zarr.json", "zarr.json")
+    for name in names:
+        (OUT / name).write_bytes(b"1")
+    s3.fault = lambda one: Fault("status", 403) if s3.count(is_deletion) > 2 else None
+    s3.requests.clear()
+    with pytest.raises(PermissionError):
+        OUT.delete_below()
+    s3.fault = lambda one: None
+    assert set(objects(str(OUT))) == {"a/0/c/0"}
+
+
+def test_names_are_taken_as_they_are(s3):
+    for name in ("a%20b", "a b", "a%2Fb"):
+        obstore.put(connect(str(OUT)), name, b"1")
+    assert [at.name for at in OUT.glob("*")] == ["a b", "a%20b", "a%2Fb"]
+    OUT.delete_below()
+    assert objects(str(OUT)) == {}
 
 
 def test_of_many_one_creates(s3):

@@ -119,6 +119,17 @@ class TestConvert:
                 convert(overwrite=overwrite)
         assert objects(OUT) == {"thesis.tex": b"all of it"}
 
+    def test_nor_where_a_journal_was_left_beside_it(self, convert):
+        """As after an output was deleted by hand, and its name used for something else."""
+        with journal_of(OUT).lock():
+            journal_of(OUT).begin(Record("convert", {"input": "x"}, {"grid": [1, 1, 1]}))
+        Address(f"{OUT}/thesis.tex").write_bytes(b"all of it")
+        Address(f"{OUT}/0/zarr.json").write_bytes(b"{}")
+        for overwrite in (False, True):
+            with pytest.raises(InvalidInput, match="holds objects and is not a Zarr image"):
+                convert(overwrite=overwrite)
+        assert objects(OUT)["thesis.tex"] == b"all of it"
+
     def test_onto_itself_is_refused(self, convert):
         convert()
         with pytest.raises(InvalidInput, match="would replace its own input"):
