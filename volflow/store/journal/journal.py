@@ -44,7 +44,14 @@ from volflow.store.journal.records import (
     change_between,
     process_name,
 )
-from volflow.store.journal.refusals import output_of, reason, unanswered, unreadable, writing
+from volflow.store.journal.refusals import (
+    output_of,
+    reason,
+    unanswered,
+    unread,
+    unreadable,
+    writing,
+)
 from volflow.store.journal.session import begin_session, check_session, end_session
 from volflow.store.layout import ShardEntry
 from volflow.store.remote.address import Address, Location, location
@@ -247,9 +254,7 @@ class Journal:
             else:
                 self.fence(session).check()
         except OSError as error:
-            if isinstance(at, Address):
-                raise RunFailed(unanswered(at, reason(error))) from error
-            raise RunFailed(unreadable(self.fence(session).folder, reason(error))) from error
+            raise unread(at, error) from error
 
     def end(self, session: str | None = None) -> None:
         """Close the session, if it is still this one: nothing its tasks write reaches its place.
@@ -359,7 +364,10 @@ class Journal:
     ) -> Iterator[tuple[int, tuple[ShardEntry, ...], dict[str, float]]]:
         paths: list[Location]
         if blocks is None:
-            paths = [*(self.directory / "done").glob("[0-9]*.json")]
+            try:
+                paths = [*(self.directory / "done").glob("[0-9]*.json")]
+            except OSError as error:
+                raise unread(self.directory, error) from error
             paths.sort(key=str)
         else:
             paths = [self._entry(block) for block in sorted(set(blocks))]
@@ -369,7 +377,7 @@ class Journal:
             except FileNotFoundError:
                 continue  # not done, or deleted meanwhile
             except OSError as error:
-                raise RunFailed(unreadable(path, reason(error))) from error
+                raise unread(path, error) from error
             except ValueError:
                 continue  # torn by a power cut: the block is repeated
             yield block, entries, stages

@@ -77,7 +77,8 @@ class Lease:
     def beat(self) -> None:
         """Give signs of life until it ends or is lost; runs in a thread."""
         while not self.ended.wait(HEARTBEAT_S):
-            with suppress(OSError):  # the store may answer again in time
+            # The store may answer again in time. A thread that ended here would lose the lease.
+            with suppress(Exception):
                 if self.is_lost():
                     return
                 self.own.write_bytes(self.written())

@@ -6,10 +6,10 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from volflow.errors import InvalidInput, StoreFull, writing_failed
+from volflow.errors import InvalidInput, RunFailed, StoreFull, writing_failed
 from volflow.store.remote.address import Address, Location
 
-__all__ = ["output_of", "reason", "unanswered", "unreadable", "writing"]
+__all__ = ["output_of", "reason", "unanswered", "unread", "unreadable", "writing"]
 
 
 def output_of(directory: Location) -> str:
@@ -36,6 +36,12 @@ def unreadable(path: Location, why: str) -> str:
 def unanswered(at: Address, why: str) -> str:
     """Return what is said of a store that does not answer, for now."""
     return f"{at} cannot be read: {why}; run the same command again when the store answers"
+
+
+def unread(at: Location, error: OSError) -> RunFailed:
+    """Return the failure to read what should be there, on a disk or on a store."""
+    why = reason(error)
+    return RunFailed(unanswered(at, why) if isinstance(at, Address) else unreadable(at, why))
 
 
 @contextmanager

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import pickle
+import threading
 import time
 from collections import Counter
 
 import pytest
 
 from tests.relay import Fault, objects
-from volflow.errors import Damaged, InvalidInput, Locked, ResumeRefused, Superseded
+from volflow.errors import Damaged, InvalidInput, Locked, ResumeRefused, RunFailed, Superseded
 from volflow.store.journal import lease
 from volflow.store.journal.failures import Failure
 from volflow.store.journal.history import find_holder, finished_blocks
 from volflow.store.journal.journal import Journal, Record, journal_of
-from volflow.store.journal.outputs import begin_anew
+from volflow.store.journal.outputs import begin_anew, discard
 from volflow.store.layout import ShardEntry
 from volflow.store.remote.address import Address
 
@@ -220,6 +221,44 @@ class TestOnAStore(JournalContract):
         journal = journal_of("s3://buckte/out.zarr")
         with pytest.raises(InvalidInput, match="the bucket does not exist; check"), journal.lock():
             pass
+
+    def test_an_outage_is_not_taken_for_damage(self, journal, s3):
+        with journal.lock():
+            journal.begin(RECORD)
+            journal.mark(0, [ENTRY], {})
+        for part in ("list-type", "/done/0"):
+            s3.fault = lambda one, part=part: Fault("status", 403) if part in one.path else None
+            with pytest.raises(RunFailed, match=r"permission denied .*when the store answers"):
+                journal.done()
+        s3.fault = lambda one: None
+        assert list(journal.done()) == [0]
+
+    def test_signs_of_life_go_on_after_a_failure_of_any_kind(self, journal, monkeypatch):
+        monkeypatch.setattr(lease, "HEARTBEAT_S", 0.001)
+        beaten, failed = threading.Event(), threading.Event()
+
+        def is_lost(self):
+            if failed.is_set():
+                beaten.set()
+                return False
+            failed.set()
+            raise RuntimeError
+
+        with journal.lock():
+            monkeypatch.setattr(lease.Lease, "is_lost", is_lost)
+            assert beaten.wait(60)
+
+    def test_tasks_stop_before_their_output_is_deleted(self, journal, monkeypatch):
+        def killed(self):
+            raise KeyboardInterrupt
+
+        with journal.lock():
+            session = journal.begin(RECORD)
+            monkeypatch.setattr(Address, "delete_below", killed)
+            with pytest.raises(KeyboardInterrupt):
+                discard(journal.output, journal)
+            with pytest.raises(Superseded):
+                journal.check(session)
 
     def test_a_block_costs_five_requests(self, journal, s3):
         with journal.lock():
