@@ -353,8 +353,9 @@ def location(out: str | os.PathLike[str]) -> Location:
             f" {scheme}://{rest.strip('/') or 'bucket'}/out.zarr"
         )
     if re.search(r"[?#]", text) or {"", ".", ".."} & {*unquote(key).split("/")}:
+        named = re.split(r"[?#]", text)[0]  # what follows may be a signature
         raise InvalidInput(
-            f"{text} names no object: ?, #, //, . and .. mean something else in a URL; give the"
+            f"{named} names no object: ?, #, //, . and .. mean something else in a URL; give the"
             " plain name of the output in its bucket"
         )
     return Address(text)

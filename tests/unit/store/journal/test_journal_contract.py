@@ -281,7 +281,7 @@ class TestOnAStore(JournalContract):
         ("s3://bucket/a/%2E%2e/out.zarr", "names no object"),
         ("s3://bucket/./out.zarr", "names no object"),
         ("s3://bucket//out.zarr", "names no object"),
-        ("s3://bucket/out.zarr?versionId=3", "names no object"),
+        ("s3://bucket/out.zarr?signature=3", r"^s3://bucket/out\.zarr names no object"),
         ("s3://bucket/out.zarr#1", "names no object"),
         ("s3://me:secret@bucket/out.zarr", r"^s3://bucket/out\.zarr was given with a password"),
     ],
