@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import posixpath
+import re
 import shutil
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import zarr
 
@@ -54,7 +57,9 @@ def _named(path: str | os.PathLike[str]) -> str:
     """Return the one name of what has several: a path without links, or a URL."""
     text = os.fspath(path).removeprefix("file://")
     if "://" in text:
-        return text.rstrip("/").replace("s3a://", "s3://", 1)
+        scheme, _, rest = re.split(r"[?#]", text)[0].partition("://")
+        # As obstore reads it.
+        return f"{scheme.replace('s3a', 's3')}://{posixpath.normpath(unquote(rest))}"
     return os.path.realpath(Path(text).expanduser())
 
 

@@ -130,10 +130,19 @@ class TestConvert:
                 convert(overwrite=overwrite)
         assert objects(OUT)["thesis.tex"] == b"all of it"
 
-    def test_onto_itself_is_refused(self, convert):
-        convert()
+    @pytest.mark.parametrize(
+        "same",
+        [
+            f"{OUT}/",
+            OUT.replace("s3:", "s3a:"),
+            OUT.replace("out", "o%75t"),
+            OUT.replace("results", "results/old/.."),
+            f"{OUT}?versionId=3",
+        ],
+    )
+    def test_onto_itself_is_refused(self, convert, same):
         with pytest.raises(InvalidInput, match="would replace its own input"):
-            convert(OUT.replace("s3:", "s3a:"), overwrite=True)
+            convert(same, overwrite=True)
 
     def test_of_a_dask_array(self, client, s3):
         import dask.array as da
