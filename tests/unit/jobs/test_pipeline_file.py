@@ -220,7 +220,8 @@ def test_settings_are_what_the_function_takes(name):
     if name == "preview":  # which takes its options object's fields
         assert taken == {"volume", "out", "options"}
         return
-    of_python = {"progress", "resume"} | (
+    # A step is waited for, so that its driver need not be elsewhere.
+    of_python = {"progress", "resume", "detach"} | (
         {"normalize", "activation"} if name == "verify" else set()
     )
     assert taken - of_python == operation.settings.keys()
