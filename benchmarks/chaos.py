@@ -307,7 +307,7 @@ def two() -> Row:
     """A second driver comes in the middle."""
 
     def act(stage: Stage) -> tuple[int, int, str]:
-        with site(stage) as at:
+        with site(stage, CHAOS_SLEEP=f"{5 * SLEEP_S}") as at:  # longer than starting takes
             first = stage.predict("out.zarr", "--cluster", at.address)
             until(stage, 0.5, first)
             ended(stage, stage.predict("out.zarr", "--cluster", at.address), 4)
@@ -323,6 +323,7 @@ def adaptive() -> Row:
     from distributed import LocalCluster
 
     import volflow as vf
+    from volflow.errors import TimeUp
 
     def act(stage: Stage) -> tuple[int, int, str]:
         most = 0
@@ -340,7 +341,7 @@ def adaptive() -> Row:
                 most = max(most, len(cluster.scheduler.workers))
 
             for limit_s in (BLOCKS * SLEEP_S / 4, PATIENCE_S):
-                with suppress(vf.RunFailed), vf.time_limit(after=limit_s):
+                with suppress(TimeUp), vf.time_limit(after=limit_s):
                     vf.predict(
                         stage.folder / "scan.zarr", logged(), stage.folder / "out.zarr",
                         patch=SIDE, overlap=0, batch_size=1, shard=SIDE, chunk=SIDE,
