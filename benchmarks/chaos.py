@@ -43,7 +43,8 @@ WORDS = ["--model", "chaos_net:logged", "--patch", str(SIDE), "--overlap", "0", 
 WORDS += ["--shard", str(SIDE), "--chunk", str(SIDE), "--memory", "256MiB", "--quiet"]
 MEMORY_MIB = 400
 HEAVY = ["--model", "chaos_net:unet", "--patch", "64", "--overlap", "0.25", "--quiet"]
-HEAVY += ["--memory", f"{MEMORY_MIB}MiB"]
+# Shards are as large as memory lets blocks be, unless they are named: then all bytes compare.
+HEAVY += ["--shard", "64", "--chunk", "64", "--memory", f"{MEMORY_MIB}MiB"]
 
 
 @dataclass
