@@ -90,6 +90,14 @@ def check(loss, scores, target, boxes, cut_scores, cut_target):
         close(leaf.grad, gradient)
 
 
+def check_boxes(loss, scores, target, boxes):
+    """The same for scores and a target that are cut alike."""
+    check(
+        loss, [scores], target, boxes,
+        lambda leaves, box: leaves[0][(..., *box)], lambda box: target[(..., *box)],
+    )  # fmt: skip
+
+
 def _whole(scores, target):
     return (scores[0] if len(scores) == 1 else list(scores)), target
 
@@ -110,10 +118,7 @@ def test_classes(data):
     kind = data.draw(st.sampled_from(["labels", "probabilities"]))
     scores, target = drawn(data.draw(st.integers(0, 99)), shape, kind, loss)
     boxes = data.draw(cuts(sides))
-    check(
-        loss, [scores], target, boxes,
-        lambda leaves, box: leaves[0][(..., *box)], lambda box: target[(..., *box)],
-    )  # fmt: skip
+    check_boxes(loss, scores, target, boxes)
 
 
 @given(st.data())
@@ -126,10 +131,7 @@ def test_means(data):
     )
     scores, target = drawn(data.draw(st.integers(0, 99)), (2, 2, *sides), "values", loss)
     boxes = data.draw(cuts(sides))
-    check(
-        loss, [scores], target, boxes,
-        lambda leaves, box: leaves[0][(..., *box)], lambda box: target[(..., *box)],
-    )  # fmt: skip
+    check_boxes(loss, scores, target, boxes)
 
 
 @given(st.data())
