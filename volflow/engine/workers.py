@@ -27,6 +27,7 @@ from volflow.errors import InvalidInput, RunFailed, TimeUp
 
 __all__ = [
     "address_of",
+    "answering",
     "await_workers",
     "choosing",
     "dashboard_of",
@@ -106,6 +107,15 @@ def scheduler_gone(address: str = "") -> RunFailed:
     )
 
 
+@contextmanager
+def answering(client: Client) -> Iterator[None]:
+    """Ask a scheduler inside the block; raises RunFailed if it does not answer."""
+    try:
+        yield
+    except (OSError, AttributeError, RuntimeError) as error:  # closed, or closing
+        raise scheduler_gone(address_of(client)) from error
+
+
 def worker_records(client: Client) -> dict[str, Mapping[str, Any]]:
     """Return the scheduler's records of its live workers that are `selection`'s, by address.
 
@@ -114,11 +124,9 @@ def worker_records(client: Client) -> dict[str, Mapping[str, Any]]:
     RunFailed
         If the scheduler does not answer.
     """
-    try:
+    with answering(client):
         scheduler: Any = client.scheduler
         known = client.sync(scheduler.identity)["workers"]
-    except (OSError, AttributeError, RuntimeError) as error:  # closed, or closing
-        raise scheduler_gone(address_of(client)) from error
     threads = selection().threads
     return {address: one for address, one in sorted(known.items()) if threads(address, one)}
 
@@ -153,10 +161,8 @@ def idle_first(client: Client) -> dict[str, WorkerReading]:
     found = read_workers(client)
     if len(found) < 2:
         return found
-    try:
+    with answering(client):
         tasks = client.processing()
-    except (OSError, AttributeError, RuntimeError) as error:  # closed, or closing
-        raise scheduler_gone(address_of(client)) from error
     return dict(sorted(found.items(), key=lambda item: (len(tasks.get(item[0], ())), random())))
 
 

@@ -17,7 +17,7 @@ from volflow.engine.clusters.forms import open_client
 from volflow.engine.clusters.quiet import quieten
 from volflow.engine.detached.driver_task import is_driving
 from volflow.engine.observing.run_facts import run_facts
-from volflow.engine.workers import address_of, scheduler_gone, worker_records
+from volflow.engine.workers import answering, worker_records
 from volflow.errors import InvalidInput, RunFailed, VolflowError
 from volflow.store.journal.detachment import (
     CANCELLED,
@@ -185,9 +185,7 @@ def state_of_task(client: Client, key: str) -> str | None:
     RunFailed
         If the scheduler does not answer.
     """
-    try:
+    with answering(client):
         scheduler: Any = client.scheduler
         states: dict[str, str | None] = client.sync(scheduler.get_task_status, keys=[key])
-    except (OSError, AttributeError, RuntimeError) as error:  # closed, or closing
-        raise scheduler_gone(address_of(client)) from error
     return states[key]
