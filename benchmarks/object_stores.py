@@ -30,8 +30,9 @@ from zarr.storage import FsspecStore, ObjectStore
 
 from benchmarks.machine import describe, file_result
 from tests.relay import empty, make_bucket, relay
-from volflow.store.remote.access import Remote, connect, listed
+from volflow.store.remote.access import connect, listed
 from volflow.store.remote.fetched import fetched
+from volflow.store.remote.zarr_store import Remote
 
 BUCKET, CHUNK = "benchmark", 32
 

@@ -17,8 +17,8 @@ from volflow.store.aside import folder_aside, replace_folder, sweep
 from volflow.store.meta import Level, VolumeSpec
 from volflow.store.ngff import write_group
 from volflow.store.opening import is_url, is_zarr, open_node
-from volflow.store.remote.access import Remote
 from volflow.store.remote.address import Address, Location, location, remove_tree
+from volflow.store.remote.zarr_store import Remote
 from volflow.store.unfinished.root import is_unfinished, withheld_group, withhold
 from volflow.store.volume import Volume, open_volume
 

@@ -20,9 +20,10 @@ from volflow.store.atomic import read_json
 from volflow.store.frames import check_frames
 from volflow.store.layout import check_dtype
 from volflow.store.meta import Level, Meta
-from volflow.store.remote.access import Remote, can_list, check_reachable, is_remote, listed
+from volflow.store.remote.access import check_reachable, is_remote, listed
 from volflow.store.remote.address import Location
 from volflow.store.remote.fetched import fetched
+from volflow.store.remote.zarr_store import Remote, can_list
 from volflow.store.unfinished.root import WITHHELD, refuse_unfinished
 
 __all__ = [

@@ -32,9 +32,9 @@ from volflow.store.journal.journal import Journal, journal_dir, journal_of
 from volflow.store.journal.levels import level_journals
 from volflow.store.layout import ShardEntry
 from volflow.store.opening import is_url, open_node
-from volflow.store.remote.access import Remote
 from volflow.store.remote.address import Address, Location, check_answers, location
 from volflow.store.remote.fetched import fetched
+from volflow.store.remote.zarr_store import Remote
 from volflow.store.unfinished.root import is_unfinished
 from volflow.store.volume import Volume, open_volume
 

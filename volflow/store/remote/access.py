@@ -1,4 +1,4 @@
-"""Volumes behind URLs: s3://, gs://, az://, http(s)://, read and written through obstore.
+"""Object stores behind URLs: s3://, gs://, az://, http(s)://, asked through obstore.
 
 Credentials are found by obstore in the environment of each process (``AWS_ACCESS_KEY_ID``,
 ``AWS_ENDPOINT_URL``, …) or on the machine; profiles in ``~/.aws`` need boto3. They are never sent
@@ -9,28 +9,33 @@ an ``OSError``, as on a disk.
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import errno
 import os
 import random
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from zarr.storage import ObjectStore
-
 from volflow.errors import InvalidInput, first_line
 
-__all__ = ["Remote", "ask", "can_list", "check_reachable", "connect", "is_remote", "listed"]
+__all__ = [
+    "UNLISTED",
+    "ask",
+    "check_reachable",
+    "connect",
+    "is_remote",
+    "listed",
+    "pauses",
+    "raise_unless_cut",
+]
 
 SCHEMES = ("s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss", "http", "https")
 UNLISTED = ("http", "https")  # but for WebDAV
-ONE_PUT_BYTES = 2**28  # a larger object is sent in parts
 PATIENCE_S, BRIEF_S = 120.0, 4.0  # for which requests that fail are repeated
 MOST_TRIES = 1000  # in that time
 TIMEOUT = "60s"  # of one request
@@ -126,80 +131,6 @@ def _profile(url: str) -> dict[str, Any]:
         ) from error
 
 
-class Remote(ObjectStore[Any]):
-    """The Zarr store behind a URL; it pickles as its address, and fails as a disk does.
-
-    Parameters
-    ----------
-    address
-        URL of the Zarr group or array.
-    read_only
-        Refuse to write.
-    """
-
-    def __init__(self, address: str, *, read_only: bool = False) -> None:
-        super().__init__(connect(address), read_only=read_only)
-        self.address = address.rstrip("/")
-
-    def with_read_only(self, read_only: bool = False) -> Remote:
-        """Return the same store, read-only or not."""
-        return Remote(self.address, read_only=read_only)
-
-    def __str__(self) -> str:
-        return self.address
-
-    def __eq__(self, other: object) -> bool:
-        same = isinstance(other, Remote) and self.address == other.address
-        return same and self.read_only == getattr(other, "read_only", None)
-
-    __hash__ = None  # type: ignore[assignment] # as that of zarr
-
-    def __getstate__(self) -> dict[Any, Any]:
-        return {"address": self.address, "read_only": self.read_only}
-
-    def __setstate__(self, state: dict[Any, Any]) -> None:
-        self.__init__(state["address"], read_only=state["read_only"])  # type: ignore[misc]
-
-    async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
-        """Return an object or a range of it; None if there is none."""
-        return await _ask(self._name(key), partial(super().get, key, prototype, byte_range))
-
-    async def get_partial_values(self, prototype: Any, key_ranges: Any) -> Any:
-        """Return ranges of objects."""
-        wanted = list(key_ranges)
-        return await _ask(self.address, partial(super().get_partial_values, prototype, wanted))
-
-    async def exists(self, key: str) -> bool:
-        """Return True if there is such an object."""
-        found: bool = await _ask(self._name(key), partial(super().exists, key))
-        return found
-
-    async def set(self, key: str, value: Any) -> None:
-        """Write an object whole, in one request unless it is huge."""
-        import obstore
-
-        self._check_writable()
-        data, parts = value.as_buffer_like(), len(value) > ONE_PUT_BYTES
-        put = partial(obstore.put_async, self.store, key, data, use_multipart=parts)
-        await _ask(self._name(key), put)
-
-    async def delete(self, key: str) -> None:
-        """Delete an object, if it is there."""
-        await _ask(self._name(key), partial(super().delete, key))
-
-    async def list_dir(self, prefix: str) -> AsyncIterator[str]:  # type: ignore[override]
-        """Yield the names directly below a prefix."""
-
-        async def names() -> list[str]:
-            return [name async for name in ObjectStore.list_dir(self, prefix)]
-
-        for name in await _ask(self._name(prefix), names):
-            yield name
-
-    def _name(self, key: str) -> str:
-        return f"{self.address}/{key}"
-
-
 def ask(what: str, call: Callable[[], T]) -> T:
     """Return what a call of obstore returns; it is repeated where an answer is cut short.
 
@@ -212,32 +143,23 @@ def ask(what: str, call: Callable[[], T]) -> T:
     OSError
         For any other failure, with the reason.
     """
-    for pause_s in _pauses():
+    for pause_s in pauses():
         try:
             return call()
         except Exception as error:
-            _raise_unless_cut(error, what, last=pause_s is None)
+            raise_unless_cut(error, what, last=pause_s is None)
         time.sleep(pause_s or 0)
     raise AssertionError  # the last pause is None
 
 
-async def _ask(what: str, call: Callable[[], Awaitable[T]]) -> T:
-    for pause_s in _pauses():
-        try:
-            return await call()
-        except Exception as error:
-            _raise_unless_cut(error, what, last=pause_s is None)
-        await asyncio.sleep(pause_s or 0)
-    raise AssertionError  # the last pause is None
-
-
-def _pauses() -> Iterator[float | None]:
+def pauses() -> Iterator[float | None]:
+    """Yield the seconds after each try of a request whose answer was cut; None after the last."""
     for repeat in range(CUT_TRIES - 1):
         yield random.uniform(0, 0.1 * 2**repeat)
     yield None
 
 
-def _raise_unless_cut(error: Exception, what: str, *, last: bool) -> None:
+def raise_unless_cut(error: Exception, what: str, *, last: bool) -> None:
     """Raise the error of a disk for one of obstore, unless an answer was cut short."""
     known = isinstance(error, OSError) and NO_BUCKET not in str(error)
     if known or not (isinstance(error, OSError) or type(error).__module__.startswith("obstore")):
@@ -285,22 +207,6 @@ def check_reachable(url: str) -> bool:
             ask(url, lambda: next(iter(obstore.list(store, chunk_size=1)), None))
         return False
     return True
-
-
-def can_list(store: ObjectStore[Any], prefix: str) -> bool:
-    """Return True if a store lists its objects with their ETags."""
-    import obstore
-
-    if isinstance(store, Remote) and store.address.partition("://")[0].lower() in UNLISTED:
-        return False
-    try:
-        first = ask(
-            f"{store}/{prefix}",
-            lambda: next(iter(obstore.list(store.store, prefix or None, chunk_size=1)), []),
-        )
-    except PermissionError:
-        return False
-    return all(meta["e_tag"] for meta in first)
 
 
 def listed(store: Any, prefix: str) -> list[str]:

@@ -14,8 +14,8 @@ from zarr.storage import LocalStore, StorePath
 
 from volflow.errors import Superseded
 from volflow.geometry.roi import Roi
-from volflow.store.remote.access import Remote
 from volflow.store.remote.address import Address, Location
+from volflow.store.remote.zarr_store import Remote
 from volflow.store.unfinished.fence import Fence
 
 __all__ = ["write_shard"]
