@@ -52,7 +52,7 @@ from volflow.store.journal.refusals import (
     unreadable,
     writing,
 )
-from volflow.store.journal.session import begin_session, check_session, end_session
+from volflow.store.journal.session import StoreSession, end_session
 from volflow.store.layout import ShardEntry
 from volflow.store.remote.address import Address, Location, location
 from volflow.store.unfinished.fence import Fence, end_sessions
@@ -132,6 +132,10 @@ class Journal:
     def fence(self, session: str) -> Fence:
         """Return what a task writes through on a disk, given the token of its driver."""
         return Fence.of(self.folder, session)
+
+    def _session(self, token: str) -> Fence | StoreSession:
+        at = self.directory
+        return StoreSession(at, token) if isinstance(at, Address) else self.fence(token)
 
     def _entry(self, block: int) -> Location:
         return self.directory / "done" / f"{block:08d}.json"
@@ -233,10 +237,7 @@ class Journal:
             self._sweep(everything=fresh)
             if fresh:
                 write_json(self._plan, {"format": FORMAT, **asdict(given)})
-            if isinstance(at, Address):
-                begin_session(at, token)
-            else:
-                self.fence(token).begin()
+            self._session(token).begin()
         return token
 
     def check(self, session: str) -> None:
@@ -247,14 +248,10 @@ class Journal:
         Superseded
             If the session is no longer the current one.
         """
-        at = self.directory
         try:
-            if isinstance(at, Address):
-                check_session(at, session)
-            else:
-                self.fence(session).check()
+            self._session(session).check()
         except OSError as error:
-            raise unread(at, error) from error
+            raise unread(self.directory, error) from error
 
     def end(self, session: str | None = None) -> None:
         """Close the session, if it is still this one: nothing its tasks write reaches its place.

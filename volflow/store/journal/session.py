@@ -6,37 +6,53 @@ whether its session is the current one before it writes; what it is just writing
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from volflow.errors import Superseded
 from volflow.store.atomic import read_json, write_json
 from volflow.store.journal.refusals import output_of
 from volflow.store.remote.address import Address
 
-__all__ = ["begin_session", "check_session", "end_session"]
+__all__ = ["StoreSession", "end_session"]
 
 
-def begin_session(directory: Address, token: str) -> None:
-    """Make a session the current one; raises OSError if the store does not answer."""
-    write_json(directory / "session", token)
+@dataclass(frozen=True)
+class StoreSession:
+    """A session, with the methods of a `Fence` that a store can keep.
 
-
-def check_session(directory: Address, token: str) -> None:
-    """Stop a task whose session is not the current one.
-
-    Raises
-    ------
-    Superseded
-        If it has ended or was replaced.
-    OSError
-        If the store does not answer.
+    Parameters
+    ----------
+    directory
+        Of the journal.
+    token
+        Of the driver.
     """
-    current = _current(directory)
-    if current != token:
-        why = "has ended" if current is None else "was replaced by another"
-        raise Superseded(f"the driver of {output_of(directory)} {why}; this task stops")
+
+    directory: Address
+    token: str
+
+    def begin(self) -> None:
+        """Make it the current one; raises OSError if the store does not answer."""
+        write_json(self.directory / "session", self.token)
+
+    def check(self) -> None:
+        """Stop a task whose session is not the current one.
+
+        Raises
+        ------
+        Superseded
+            If it has ended or was replaced.
+        OSError
+            If the store does not answer.
+        """
+        current = _current(self.directory)
+        if current != self.token:
+            why = "has ended" if current is None else "was replaced by another"
+            raise Superseded(f"the driver of {output_of(self.directory)} {why}; this task stops")
 
 
 def end_session(directory: Address, token: str | None = None) -> None:
-    """End the current session, if it is a given one; raises OSError as `check_session`."""
+    """End the current session, if it is a given one; raises OSError as `StoreSession.check`."""
     if token is None or _current(directory) == token:
         (directory / "session").unlink(missing_ok=True)
 
