@@ -30,6 +30,10 @@ class Extreme:
     For gradients the value is ``(2, …)``: extremes, and how many voxels are as extreme, or the
     place of the first of them in the whole volume.
 
+    A voxel that is computed again in other blocks may differ by rounding, so that an extreme is
+    not found by its value: a single one is found by its place, and several are those that are as
+    extreme but for rounding.
+
     Parameters
     ----------
     dims
@@ -42,6 +46,8 @@ class Extreme:
         Which voxels get the gradient.
     sizes
         Voxels of the whole volume per axis.
+    rounding
+        How far from an extreme, relative to it, values are as extreme.
     """
 
     dims: tuple[int | None, ...]
@@ -49,29 +55,31 @@ class Extreme:
     largest: bool
     ties: Ties = ""
     sizes: tuple[int, ...] = ()
+    rounding: float = 0.0
 
     @property
     def partial_shape(self) -> tuple[int, int]:
-        """One number for each value, or two where the voxels are to be known."""
-        return 1 + bool(self.ties), math.prod(self.kept)
+        """Of each value the extreme, the place of the first voxel, and how many there are."""
+        return {"": 1, "first": 2, "all": 3}[self.ties], math.prod(self.kept)
 
     def partial(self, values: Tensor, box: Roi) -> Tensor:
-        """Return the extremes of a block, ``(1, n)`` or ``(2, n)``."""
+        """Return the extremes of a block, and where they are as far as it is asked."""
+        rows, device = self.partial_shape[0], values.device
         if not values.numel():
             worst = -math.inf if self.largest else math.inf
-            return torch.tensor([worst, 0.0], dtype=torch.float64, device=values.device)[
-                : self.partial_shape[0], None
-            ].expand(self.partial_shape)
+            none = torch.tensor([worst, 0.0, 0.0], dtype=torch.float64, device=device)
+            return none[:rows, None].expand(self.partial_shape)
         axes = self._axes
         if self.ties == "first":
             flat = self._rows(values)
             found, at = flat.max(1) if self.largest else flat.min(1)
             return torch.stack([found.double(), self._place(at, box)])
         found = values.amax(axes, keepdim=True) if self.largest else values.amin(axes, True)
-        rows = [found]
+        result = [found]
         if self.ties:
-            rows.append((values == found).sum(axes))
-        return torch.stack([row.double().reshape(-1) for row in rows])
+            at = self._rows(values == found).view(torch.uint8).argmax(1)
+            result += [self._place(at, box), self._as_extreme(values, found).sum(axes)]
+        return torch.stack([row.double().reshape(-1) for row in result])
 
     def merged(self, partials: Iterable[Partial]) -> Partial:
         """Return the extremes of all blocks."""
@@ -79,52 +87,72 @@ class Extreme:
         best = stacked[:, 0].max(0) if self.largest else stacked[:, 0].min(0)
         if not self.ties:
             return np.asarray(best[None])
-        equal, other = stacked[:, 0] == best, stacked[:, 1]
-        if self.ties == "all":
-            return np.stack([best, np.where(equal, other, 0.0).sum(0)])
-        return np.stack([best, np.where(equal, other, np.inf).min(0)])
+        places = np.where(stacked[:, 0] == best, stacked[:, 1], np.inf).min(0)
+        if self.ties == "first":
+            return np.stack([best, places])
+        near = self._as_extreme(torch.from_numpy(stacked[:, 0]), torch.from_numpy(best)).numpy()
+        return np.stack([best, places, np.where(near, stacked[:, 2], 0.0).sum(0)])
 
     def finish(self, merged: Partial, device: torch.device) -> Tensor:
         """Return the extremes as a tensor of shape `kept`, with their counts or places."""
-        shape = (2, *self.kept) if self.ties else self.kept
-        return torch.from_numpy(merged.reshape(shape)).to(device)
+        return self._value(torch.from_numpy(merged)).to(device)
 
     def pulled(self, values: Tensor, box: Roi, merged: Partial, gradient: Tensor) -> Tensor:
         """Return the gradient of the extremes at the voxels that are as extreme, else 0."""
         values = values.detach()
-        best, other = (torch.from_numpy(np.array(row)).to(values.device) for row in merged)
+        best, places, *counts = (torch.from_numpy(np.array(r)).to(values.device) for r in merged)
         upon = gradient.to(values.device)[0].reshape(-1)
-        if self.ties == "first":
-            return self._at_first(values, box, other, upon)
-        shape = [n if axis is None else 1 for n, axis in zip(values.shape, self.dims, strict=True)]
-        equal = values == best.to(values.dtype).reshape(shape)
-        return equal * (upon / other).to(values.dtype).reshape(shape)
-
-    def _at_first(self, values: Tensor, box: Roi, places: Tensor, upon: Tensor) -> Tensor:
-        """Return the gradient at one voxel per value, if it lies in the box."""
         result = torch.zeros_like(values, memory_format=torch.contiguous_format)
+        alone = torch.ones_like(best, dtype=torch.bool)
+        if counts:
+            (count,) = counts
+            alone = count == 1
+            shape = [
+                n if axis is None else 1 for n, axis in zip(values.shape, self.dims, strict=True)
+            ]
+            each = torch.where(alone, 0.0, upon / count).to(values.dtype).reshape(shape)
+            result += each * self._as_extreme(values, best.to(values.dtype).reshape(shape))
+        self._add_at(result, box, places, torch.where(alone, upon, 0.0))
+        return result
+
+    def _as_extreme(self, values: Tensor, best: Tensor) -> Tensor:
+        """Return where values are as extreme as the best one, but for rounding."""
+        slack = best.sign() * self.rounding
+        return values >= best * (1 - slack) if self.largest else values <= best * (1 + slack)
+
+    def _add_at(self, result: Tensor, box: Roi, places: Tensor, upon: Tensor) -> None:
+        """Add a number at one voxel per value, if it lies in the box."""
         where = list[Tensor]()
         rest, inside = places.long(), torch.ones_like(places, dtype=torch.bool)
-        for size, (low, high) in reversed(list(zip(self.sizes, box, strict=True))):
-            at, rest = rest % size, rest // size
+        for axis, (low, high) in reversed(list(enumerate(box))):
+            at, rest = rest % self.sizes[axis], rest // self.sizes[axis]
             inside &= (low <= at) & (at < high)
-            where.insert(0, at - low)
-        flat = result.reshape(len(places), *box.shape)  # a view: the axes come last, in order
-        flat[(inside.nonzero()[:, 0], *(at[inside] for at in where))] = upon[inside].to(flat.dtype)
-        return result
+            if axis in self.dims:
+                where.insert(0, at - low)
+        kept = torch.unravel_index(inside.nonzero()[:, 0], self.kept) if self.kept else ()
+        index = (*kept, *(at[inside] for at in where))
+        self._in_order(result)[index] += upon[inside].to(result.dtype)
 
     def __call__(self, windows: Sequence[Window], box: Roi) -> Tensor:
         """Return the extremes of a window that is the whole volume."""
-        shape = (2, *self.kept) if self.ties else self.kept
-        return self.partial(windows[0].values, windows[0].box).reshape(shape)
+        return self._value(self.partial(windows[0].values, windows[0].box))
+
+    def _value(self, rows: Tensor) -> Tensor:
+        """Return the extremes with their counts or places, the last row of those measured."""
+        return rows[[0, -1]].reshape(2, *self.kept) if self.ties else rows.reshape(self.kept)
 
     @property
     def _axes(self) -> list[int]:
         return [d for d, axis in enumerate(self.dims) if axis is not None]
 
+    def _in_order(self, values: Tensor) -> Tensor:
+        """Return a view whose axes come last, in the order of the volume's."""
+        kept = [d for d, axis in enumerate(self.dims) if axis is None]
+        return values.permute(kept + sorted(self._axes, key=lambda d: self.dims[d] or 0))
+
     def _rows(self, values: Tensor) -> Tensor:
-        """Return a row per value; places are told only of images, whose axes come last."""
-        return values.reshape(math.prod(self.kept), -1)
+        """Return a row per value, in the order of the volume."""
+        return self._in_order(values).reshape(math.prod(self.kept), -1)
 
     def _place(self, at: Tensor, box: Roi) -> Tensor:
         """Return places in the whole volume, in its order, of places in a box."""

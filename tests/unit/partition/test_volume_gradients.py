@@ -211,6 +211,48 @@ def test_an_empty_share_adds_nothing():
         assert (extreme.merged([none, part]) == part).all()
 
 
+@pytest.mark.parametrize("largest", [True, False])
+@pytest.mark.parametrize("dims", [(None, None, 0, 1, 2), (2, None, 0, 1), (1, 0, 2)])
+@pytest.mark.parametrize("ties", ["all", "first"])
+def test_extremes_are_found_again_where_they_differ_by_rounding(dims, largest, ties):
+    """Other blocks compute the same voxels with other last bits."""
+    sizes, sides = (4, 3, 5), {None: 2, 0: 4, 1: 3, 2: 5}
+    x = image([sides[a] for a in dims], 1)[0, 0]
+    x[(*[slice(1, 3)] * x.ndim,)] = 9.0 if largest else -9.0
+    x[(0,) * x.ndim] = x[(1,) * x.ndim]
+    x[(slice(1, 2),) * dims.count(None)] = image([sides[a] for a in dims], 1, 5)[0, 0][
+        (slice(1, 2),) * dims.count(None)
+    ]
+    kept = tuple(2 for a in dims if a is None)
+    rule = Extreme(dims, kept, largest, ties, sizes, 1e-14)
+
+    def cut(box):
+        return tuple(slice(None) if a is None else box.slices()[a] for a in dims)
+
+    def noisy(box, seed):
+        bits = torch.randint(-2, 3, x.shape, generator=torch.Generator().manual_seed(seed))
+        return (x * (1 + 2.0**-52 * bits))[cut(box)]
+
+    halves = [Roi((0, 0, 0), (1, 3, 5)), Roi((1, 0, 0), (4, 3, 5))]
+    others = [Roi((0, 0, 0), (4, 3, 2)), Roi((0, 0, 2), (4, 3, 5))]
+    merged = rule.merged([rule.partial(x[cut(box)], box).numpy() for box in halves])
+    upon = torch.stack([torch.randn(kept, dtype=torch.float64), torch.zeros(kept)])
+    found = torch.zeros_like(x)
+    for n, box in enumerate(others):
+        found[cut(box)] = rule.pulled(noisy(box, n), box, merged, upon)
+
+    leaf = x.clone().requires_grad_()
+    over = [d for d, a in enumerate(dims) if a is not None]
+    if ties == "all":
+        best = leaf.amax(over) if largest else leaf.amin(over)
+    else:
+        order = [d for d, a in enumerate(dims) if a is None] + sorted(over, key=lambda d: dims[d])
+        flat = leaf.permute(order).reshape(*kept, -1)
+        best = (flat.max(-1) if largest else flat.min(-1)).values
+    best.backward(upon[0])
+    torch.testing.assert_close(found, leaf.grad, rtol=1e-12, atol=0)
+
+
 def test_the_normalized_image_has_gradients_of_everything():
     torch.manual_seed(0)
     x = torch.randn(2, 3, 2, 3, 2, dtype=torch.float64, requires_grad=True)
