@@ -81,6 +81,7 @@ def random_net(seed: int, ndim: int) -> nn.Module:
     return nn.Sequential(*parts, layer("Conv", ndim, CHANNELS, 2, 1))
 
 
+@pytest.mark.slow
 @given(st.integers(0, 10**6), st.sampled_from([2, 3, 4]), st.data())
 def test_any_network_over_any_processes(group, seed, ranks, data):
     ndim = data.draw(st.integers(1, 3))

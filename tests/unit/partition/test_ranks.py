@@ -116,6 +116,7 @@ def test_nets(group, name, division):
     check_ranks(group, net, DIVISIONS[division], (16, 11, 12), **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("division", DIVISIONS)
 def test_masks_of_dropout_are_those_of_the_whole(group, division):
     layers = nn.Conv3d(1, 4, 3, padding=1), nn.Dropout3d(0.3), nn.Conv3d(4, 2, 3), nn.Dropout(0.4)
@@ -133,6 +134,7 @@ def test_a_share_is_computed_in_portions(group, portion_bytes):
     assert_same_step(one, step_of(group, work))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bounds", [((0, 5, 32), (0, 16)), ((0, 16), (0, 3, 9, 16))])
 def test_planes(group, bounds):
     check_ranks(group, UNet(1, 2, features=(4, 8), norm="group", dims=2), bounds)
@@ -177,6 +179,7 @@ def test_single_precision_is_as_good_as_that_of_the_whole(group, norm):
     assert rounding_error(found, truth) <= 2 * rounding_error(plain, truth)
 
 
+@pytest.mark.slow
 def test_a_volume_smaller_than_its_padding(group):
     """The second process owns nothing but padding, which counts in statistics alone."""
     net = UNet(1, 2, features=(4, 8), norm="instance")

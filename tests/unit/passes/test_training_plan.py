@@ -155,6 +155,7 @@ def run_backward(files, passes, number, blocks):
             files.kept.pop((node, block))
 
 
+@pytest.mark.slow
 @quick
 @given(**nets, workers=st.sampled_from((1, 3)))
 def test_the_disk_is_used_as_projected(kinds, sizes, share, workers):
@@ -197,6 +198,7 @@ def test_the_search_finds_what_trying_everything_finds(kinds, sizes, share, room
             replace(found, scratch_bytes=least - 1).choose()
 
 
+@pytest.mark.slow
 @quick
 @given(**nets, rooms=st.lists(st.floats(0.0, 1.0), min_size=2, max_size=2))
 def test_with_more_room_no_plan_is_slower(kinds, sizes, share, rooms):
@@ -212,6 +214,7 @@ def test_with_more_room_no_plan_is_slower(kinds, sizes, share, rooms):
     assert seconds == sorted(seconds, reverse=True)
 
 
+@pytest.mark.slow
 @quick
 @given(**nets)
 def test_too_little_memory_is_refused_naming_what_would_do(kinds, sizes, share):

@@ -114,6 +114,7 @@ def differing(peers, net, x):
     return str(caught.value)
 
 
+@pytest.mark.slow
 def test_processes_that_differ_are_stopped_at_the_start(group):
     for said in group.run(4, differing, unet(), image(SIZE, 1)):
         assert "the weights is" in said

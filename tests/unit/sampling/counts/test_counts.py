@@ -159,6 +159,7 @@ def test_weight_sums_are_numpys(question, data):
     assert found.boxes(per_box).tolist() == expected  # whole numbers: exact
 
 
+@pytest.mark.slow
 @given(questions(), st.sampled_from([1, 5, 2**16]))
 def test_the_border_measured_apart_changes_no_bit(tmp_path_factory, question, group):
     shape, cell, per_box, reach = question
