@@ -13,7 +13,9 @@
 On an object store ``lease/`` and ``session`` stand for the lock and the session.
 
 A block is done if its file exists, which is written after its voxels, so a process may die at any
-moment. After a power cut the disk may lack voxels that were written; ``verify`` finds them.
+moment. After a power cut the disk may lack voxels that were written; ``verify`` finds them. The
+file names its run, so that one that reaches a store late, of a run that was replaced, counts for
+nothing.
 """
 
 from __future__ import annotations
@@ -174,6 +176,19 @@ class Journal:
         except ValueError as error:
             raise Damaged(unreadable(self._plan, reason(error))) from error
 
+    def run_name(self) -> str:
+        """Return the name of the run, with which its sessions begin; empty where it has none.
+
+        Raises
+        ------
+        OSError
+            If it cannot be read.
+        """
+        try:
+            return str(read_json(self._plan).get("run", ""))
+        except (FileNotFoundError, NotADirectoryError, ValueError, AttributeError):
+            return ""
+
     def make_place(self) -> None:
         """Make the journal's directory beside the output; raises InvalidInput if impossible."""
         with writing(self.directory, begun=False):
@@ -228,15 +243,16 @@ class Journal:
         """
         given, at = self.compare(record), self.directory
         check_lease(at)
-        token = uuid.uuid4().hex
         with writing(at, begun=False):
             at.mkdir(exist_ok=True)
             (at / "done").mkdir(exist_ok=True)
             self._end(None)
             fresh = self.recorded() is None
             self._sweep(everything=fresh)
+            run = uuid.uuid4().hex if fresh else self.run_name()
             if fresh:
-                write_json(self._plan, {"format": FORMAT, **asdict(given)})
+                write_json(self._plan, {"format": FORMAT, "run": run, **asdict(given)})
+            token = f"{run}-{uuid.uuid4().hex}"
             self._session(token).begin()
         return token
 
@@ -297,10 +313,15 @@ class Journal:
         Superseded
             As `check`.
         """
-        found = [asdict(entry) for entry in entries]
-        value = {"block": block, "entries": found, "stages": dict(stages), "worker": process_name()}
         if session is not None:
             self.check(session)
+        value = {
+            "block": block,
+            "run": self.run_name() if session is None else session.rpartition("-")[0],
+            "entries": [asdict(entry) for entry in entries],
+            "stages": dict(stages),
+            "worker": process_name(),
+        }
         entry = self._entry(block)
         with writing(entry):
             if session is None:
@@ -360,17 +381,17 @@ class Journal:
         self, blocks: Iterable[int] | None = None
     ) -> Iterator[tuple[int, tuple[ShardEntry, ...], dict[str, float]]]:
         paths: list[Location]
-        if blocks is None:
-            try:
-                paths = [*(self.directory / "done").glob("[0-9]*.json")]
-            except OSError as error:
-                raise unread(self.directory, error) from error
-            paths.sort(key=str)
-        else:
-            paths = [self._entry(block) for block in sorted(set(blocks))]
+        try:
+            run = self.run_name()
+            if blocks is None:
+                paths = sorted((self.directory / "done").glob("[0-9]*.json"), key=str)
+            else:
+                paths = [self._entry(block) for block in sorted(set(blocks))]
+        except OSError as error:
+            raise unread(self.directory, error) from error
         for path, read in read_each(paths):
             try:
-                block, (entries, stages) = int(path.stem), as_entries(read())
+                block, (entries, stages) = int(path.stem), as_entries(read(), run)
             except FileNotFoundError:
                 continue  # not done, or deleted meanwhile
             except OSError as error:

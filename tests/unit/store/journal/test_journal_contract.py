@@ -22,6 +22,7 @@ from volflow.store.remote.address import Address
 RECORD = Record("predict", {"input": "a" * 64}, {"grid": (2, 3, 4)})
 OTHER = Record("predict", {"input": "b" * 64}, {"grid": (2, 3, 4)})
 ENTRY = ShardEntry("0", (0, 0, 0), (64, 64, 64), 123)
+OTHER_ENTRY = ShardEntry("0", (0, 0, 0), (64, 64, 64), 321)
 
 
 def run_elsewhere(journal):
@@ -260,14 +261,34 @@ class TestOnAStore(JournalContract):
             with pytest.raises(Superseded):
                 journal.check(session)
 
-    def test_a_block_costs_five_requests(self, journal, s3):
+    def test_a_record_that_arrives_when_its_run_was_replaced_counts_for_nothing(
+        self, journal, monkeypatch
+    ):
+        """It is on its way when the next run has deleted everything."""
+        with journal.lock():
+            first, create = journal.begin(RECORD), Address.create
+
+            def late(at, data):
+                monkeypatch.setattr(Address, "create", create)
+                begin_anew(journal.output, journal, RECORD)
+                return at.create(data)
+
+            monkeypatch.setattr(Address, "create", late)
+            journal.mark(0, [ENTRY], {}, session=first)
+            assert journal.done() == {}
+            assert finished_blocks(journal) == (0, [])
+            second = journal.begin(RECORD)
+            journal.mark(0, [OTHER_ENTRY], {}, session=second)
+            assert journal.done() == {0: (OTHER_ENTRY,)}
+
+    def test_a_task_of_a_block_costs_five_requests(self, journal, s3):
         with journal.lock():
             session = journal.begin(RECORD)
             s3.requests.clear()
             journal.done([0])
             journal.check(session)
             journal.mark(0, [ENTRY], {}, session=session)
-            assert Counter(one.method for one in s3.requests) == {"GET": 3, "PUT": 1}
+            assert Counter(one.method for one in s3.requests) == {"GET": 4, "PUT": 1}
 
 
 @pytest.mark.parametrize(
