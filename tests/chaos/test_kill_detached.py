@@ -18,6 +18,7 @@ import volflow as vf
 from tests.nets import Slow, random_net
 from tests.processes import dask_processes
 from tests.stores import files
+from volflow import cli
 from volflow.errors import RunFailed
 from volflow.store.journal.history import find_holder
 from volflow.store.journal.journal import Journal, journal_dir
@@ -113,12 +114,15 @@ def test_who_began_it_is_killed_and_it_ends_all_the_same(
     assert files(out) == whole
 
 
-def test_cancelled_it_is_resumed_by_the_same_call(whole, away, tmp_path):
+def test_cancelled_it_is_resumed_by_the_same_call(whole, away, tmp_path, capsys):
     out = tmp_path / "out.zarr"
     run = away()
+    assert vf.DetachedRun.of(out) == run
     wait_for(lambda: len(done(out)) > 1)
-    run.cancel()
+    assert cli.run(["cancel", str(out)]) == 0
     before = done(out)
+    text = f"the detached run was cancelled; {len(before)} of {BLOCKS} blocks are done"
+    assert text in capsys.readouterr().out
     assert 1 < len(before) < BLOCKS
     with Journal(journal_dir(out)).lock():  # nobody holds it
         pass
@@ -131,6 +135,8 @@ def test_cancelled_it_is_resumed_by_the_same_call(whole, away, tmp_path):
     assert files(out) == whole
     after = done(out)
     assert {block: after[block] for block in before} == before
+    assert cli.run(["cancel", str(out)]) == 0
+    assert "had ended already (done)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

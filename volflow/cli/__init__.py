@@ -44,6 +44,7 @@ COMMANDS = {
     "pyramid": ("volumes", "volflow pyramid out.zarr"),
     "verify": ("runs", "volflow verify seg.nii.gz --recompute 20 --memory 4GiB"),
     "status": ("runs", "volflow status out.zarr"),
+    "cancel": ("runs", "volflow cancel seg.zarr"),
     "export": ("volumes", "volflow export seg.zarr seg.nii.gz"),
     "preview": ("preview", "volflow preview seg.zarr --over scan.zarr -o seg.png"),
     "view": ("view", "volflow view scan.zarr seg.zarr"),

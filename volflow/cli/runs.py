@@ -13,12 +13,13 @@ import typer
 from volflow.cli.values import Json, Quiet, inputs, say
 from volflow.errors import Damaged, InvalidInput, RunFailed, first_line
 from volflow.infer.predict_options import VerifyOptions
+from volflow.store.journal.detachment import CANCELLED
 
 if TYPE_CHECKING:
     from volflow.jobs.batch.batch_state import BatchState
     from volflow.jobs.pipeline.pipeline_state import PipelineState
 
-__all__ = ["demo", "status", "verify"]
+__all__ = ["cancel", "demo", "status", "verify"]
 
 Out = Annotated[str, typer.Argument(help="An output of volflow.", metavar="OUT")]
 
@@ -116,6 +117,23 @@ def _look_at_jobs(
         except InvalidInput as error:
             refused.append((path, error))
     return states, refused
+
+
+def cancel(out: Out, as_json: Json = False) -> None:
+    """Stop a run that was detached (predict --detach), and wait until it has stopped.
+
+    What is done is kept: the command that began it does the rest. A run that has ended already is
+    left as it is, which is said. Exit code 2 where no run was detached.
+    """
+    from volflow.engine.detached.handle import DetachedRun
+
+    run = DetachedRun.of(out)
+    run.cancel()
+    facts = run.status()
+    how = facts["detached"]["ended"]
+    said = "was cancelled" if how == CANCELLED else f"had ended already ({how})"
+    blocks = f"{facts['done']} of {facts['total']} blocks are done"
+    say(facts, as_json, f"{out}: the detached run {said}; {blocks}")
 
 
 def demo(

@@ -31,7 +31,7 @@ from volflow.store.create import create
 from volflow.store.meta import Meta, VolumeSpec
 
 NAMES = ["demo", "convert", "info", "statistics", "sample", "predict", "halo"]
-NAMES += ["pyramid", "verify", "status", "export", "preview", "view", "run"]
+NAMES += ["pyramid", "verify", "status", "cancel", "export", "preview", "view", "run"]
 
 
 @pytest.fixture
@@ -210,6 +210,8 @@ def test_a_fault_of_ours_is_not_hidden(monkeypatch):
         (["statistics", "a.zarr", "--foreground", "x"], "foreground must be nonzero or a number"),
         (["info", "gone.zarr"], "gone.zarr"),
         (["status", "gone.zarr"], "gone.zarr has no journal"),
+        (["cancel", "gone.zarr"], "gone.zarr has no detached run"),
+        (["cancel", "s3://bucket/gone.zarr"], "needs a local file system"),
         (["verify", "gone.zarr"], "gone.zarr has no journal"),
         (["convert", "gone.nii", "o.zarr"], "gone.nii"),
         (["export", "gone.zarr", "o.nii"], "gone.zarr"),

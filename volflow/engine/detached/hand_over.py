@@ -138,7 +138,7 @@ def find_run(client: Client, cluster: str | Client, call: DetachedCall) -> Detac
     if note.call != call.digest:
         raise Locked(
             f"{call.out} is being written by a detached run of another input, model or settings,"
-            f" {note.key} at {note.scheduler}; wait for it to end, or cancel it"
+            f" {note.key} at {note.scheduler}; wait for it to end, or stop it (volflow cancel)"
         )
     return DetachedRun(str(call.out), note.key, cluster)
 

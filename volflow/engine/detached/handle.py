@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -68,6 +69,23 @@ class DetachedRun:
     key: str
     cluster: str | Client = field(repr=False)
 
+    @classmethod
+    def of(cls, out: str | os.PathLike[str]) -> DetachedRun:
+        """Return the handle of the run that was detached last to an output, from any machine.
+
+        Raises
+        ------
+        InvalidInput
+            If none was, or its note beside the output is damaged.
+        """
+        note = read_detachment(journal_dir(out))
+        if note is None:
+            raise InvalidInput(
+                f"{out} has no detached run; a run that is at work on it (volflow status says which"
+                " process) is stopped where it was started"
+            )
+        return cls(os.fspath(out), note.key, note.scheduler)
+
     @property
     def _folder(self) -> Path:
         return journal_dir(self.out)
@@ -111,8 +129,11 @@ class DetachedRun:
         RunFailed
             If the scheduler does not answer.
         """
+        ending = self._ending()
+        if ending is not None and ending.how == DONE:
+            return
         with self._connected() as client:
-            if self._ending() is None:
+            if ending is None:
                 keep_ending(
                     self._folder, Ending(self.key, CANCELLED, CANCELLED_TEXT.format(self.out))
                 )
