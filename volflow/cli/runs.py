@@ -13,7 +13,6 @@ import typer
 from volflow.cli.values import Json, Quiet, inputs, say
 from volflow.errors import Damaged, InvalidInput, RunFailed, first_line
 from volflow.infer.predict_options import VerifyOptions
-from volflow.store.journal.detachment import CANCELLED
 
 if TYPE_CHECKING:
     from volflow.jobs.batch.batch_state import BatchState
@@ -126,6 +125,7 @@ def cancel(out: Out, as_json: Json = False) -> None:
     left as it is, which is said. Exit code 2 where no run was detached.
     """
     from volflow.engine.detached.handle import DetachedRun
+    from volflow.store.journal.detachment import CANCELLED
 
     run = DetachedRun.of(out)
     run.cancel()

@@ -54,10 +54,10 @@ from volflow.store.journal.refusals import (
     unreadable,
     writing,
 )
-from volflow.store.journal.session import StoreSession, end_session
+from volflow.store.journal.session import end_session, new_token, run_of, session_at
 from volflow.store.layout import ShardEntry
 from volflow.store.remote.address import Address, Location, location
-from volflow.store.unfinished.fence import Fence, end_sessions
+from volflow.store.unfinished.fence import Fence
 
 __all__ = ["Journal", "Record", "journal_dir", "journal_of"]
 
@@ -134,10 +134,6 @@ class Journal:
     def fence(self, session: str) -> Fence:
         """Return what a task writes through on a disk, given the token of its driver."""
         return Fence.of(self.folder, session)
-
-    def _session(self, token: str) -> Fence | StoreSession:
-        at = self.directory
-        return StoreSession(at, token) if isinstance(at, Address) else self.fence(token)
 
     def _entry(self, block: int) -> Location:
         return self.directory / "done" / f"{block:08d}.json"
@@ -246,14 +242,14 @@ class Journal:
         with writing(at, begun=False):
             at.mkdir(exist_ok=True)
             (at / "done").mkdir(exist_ok=True)
-            self._end(None)
+            end_session(at)
             fresh = self.recorded() is None
             self._sweep(everything=fresh)
             run = uuid.uuid4().hex if fresh else self.run_name()
             if fresh:
                 write_json(self._plan, {"format": FORMAT, "run": run, **asdict(given)})
-            token = f"{run}-{uuid.uuid4().hex}"
-            self._session(token).begin()
+            token = new_token(run)
+            session_at(at, token).begin()
         return token
 
     def check(self, session: str) -> None:
@@ -265,7 +261,7 @@ class Journal:
             If the session is no longer the current one.
         """
         try:
-            self._session(session).check()
+            session_at(self.directory, session).check()
         except OSError as error:
             raise unread(self.directory, error) from error
 
@@ -275,14 +271,7 @@ class Journal:
         On a store what they are just writing does.
         """
         with writing(self.directory):
-            self._end(session)
-
-    def _end(self, session: str | None) -> None:
-        at = self.directory
-        if isinstance(at, Address):
-            end_session(at, session)
-        elif session is None or self.fence(session).folder.is_dir():
-            end_sessions(at)
+            end_session(self.directory, session)
 
     def mark(
         self,
@@ -317,7 +306,7 @@ class Journal:
             self.check(session)
         value = {
             "block": block,
-            "run": self.run_name() if session is None else session.rpartition("-")[0],
+            "run": self.run_name() if session is None else run_of(session),
             "entries": [asdict(entry) for entry in entries],
             "stages": dict(stages),
             "worker": process_name(),
@@ -357,7 +346,7 @@ class Journal:
         """Delete the records of the run and of all blocks; sidecars and the lock stay."""
         check_lease(self.directory)
         with writing(self.directory):
-            self._end(None)
+            end_session(self.directory)
             # The run's record is deleted last, so that finished blocks never meet another record.
             self._sweep(everything=True)
             self._plan.unlink(missing_ok=True)

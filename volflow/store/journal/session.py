@@ -1,19 +1,45 @@
-"""The session of a driver on an object store: an object that holds its token.
+"""The session of a driver: a folder on a disk, an object that holds its token on a store.
 
-On a disk a session is a folder (`Fence`). Nothing can be renamed on a store, so a task looks
-whether its session is the current one before it writes; what it is just writing may arrive late.
+On a disk it is a `Fence`. Nothing can be renamed on a store, so a task looks whether its session is
+the current one before it writes; what it is just writing may arrive late. A token begins with the
+name of its run, which resumed runs keep.
 """
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import dataclass
 
 from volflow.errors import Superseded
 from volflow.store.atomic import read_json, write_json
 from volflow.store.journal.refusals import output_of
-from volflow.store.remote.address import Address
+from volflow.store.remote.address import Address, Location
+from volflow.store.unfinished.fence import Fence, end_sessions
 
-__all__ = ["StoreSession", "end_session"]
+__all__ = ["StoreSession", "end_session", "new_token", "run_of", "session_at"]
+
+
+def new_token(run: str) -> str:
+    """Return a token for a session of a run.
+
+    Examples
+    --------
+    >>> run_of(new_token("3f2a"))
+    '3f2a'
+    """
+    return f"{run}-{uuid.uuid4().hex}"
+
+
+def run_of(token: str) -> str:
+    """Return the name of the run of a session."""
+    return token.rpartition("-")[0]
+
+
+def session_at(directory: Location, token: str) -> Fence | StoreSession:
+    """Return the session of a token, in the directory of a journal."""
+    if isinstance(directory, Address):
+        return StoreSession(directory, token)
+    return Fence.of(directory, token)
 
 
 @dataclass(frozen=True)
@@ -51,10 +77,13 @@ class StoreSession:
             raise Superseded(f"the driver of {output_of(self.directory)} {why}; this task stops")
 
 
-def end_session(directory: Address, token: str | None = None) -> None:
-    """End the current session, if it is a given one; raises OSError as `StoreSession.check`."""
-    if token is None or _current(directory) == token:
-        (directory / "session").unlink(missing_ok=True)
+def end_session(directory: Location, token: str | None = None) -> None:
+    """End the current session, if it is a given one; raises OSError if that is impossible."""
+    if isinstance(directory, Address):
+        if token is None or _current(directory) == token:
+            (directory / "session").unlink(missing_ok=True)
+    elif token is None or Fence.of(directory, token).folder.is_dir():
+        end_sessions(directory)
 
 
 def _current(directory: Address) -> str | None:
