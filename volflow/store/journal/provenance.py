@@ -22,7 +22,7 @@ from pathlib import Path
 from volflow.store.atomic import plain, read_json, write_json
 from volflow.store.journal.journal import Journal
 from volflow.store.journal.records import typed
-from volflow.store.remote.address import Address, Location
+from volflow.store.remote.address import Address, Location, without_keys
 
 __all__ = [
     "Machine",
@@ -79,9 +79,13 @@ class Provenance:
 
 
 def keep_provenance(journal: Journal, found: Provenance, copies: Location) -> None:
-    """Write the provenance of a run; what lies in the folder of its copies moves with it."""
+    """Write the provenance of a run; what lies in the folder of its copies moves with it.
+
+    Passwords and signatures in URLs are left out.
+    """
 
     def inside(path: str) -> str:
+        path = without_keys(path)
         at: Location = Address(path) if "://" in path else Path(path)
         if not path or not at.is_relative_to(copies):
             return path
@@ -91,6 +95,7 @@ def keep_provenance(journal: Journal, found: Provenance, copies: Location) -> No
 
     kept = replace(
         found,
+        given={name: without_keys(text) for name, text in found.given.items()},
         inputs={name: inside(path) for name, path in found.inputs.items()},
         mask=found.mask and inside(found.mask),
     )

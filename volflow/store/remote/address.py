@@ -31,6 +31,7 @@ __all__ = [
     "is_stored",
     "location",
     "remove_tree",
+    "without_keys",
 ]
 
 ROOTS = ("zarr.json", ".zgroup", ".zarray")  # what makes objects a volume
@@ -317,6 +318,24 @@ def check_answers(at: Location) -> None:
         ) from error
 
 
+def without_keys(text: str) -> str:
+    """Return a URL without the password or the signature that it may hold; other texts as given.
+
+    Examples
+    --------
+    >>> without_keys("https://ann:secret@example.org/scan.nii.gz?X-Amz-Signature=1a2b")
+    'https://example.org/scan.nii.gz'
+    """
+    scheme, found, rest = text.partition("://")
+    if not found:
+        return text
+    where, slash, key = rest.partition("/")
+    user, _, host = where.rpartition("@")
+    if ":" not in user and scheme.lower() not in UNLISTED:  # of Azure's, a container
+        host = where
+    return f"{scheme}://{host}{slash}{re.split(r'[?#]', key)[0]}"
+
+
 def location(out: str | os.PathLike[str]) -> Location:
     """Return where an output lies: the path of a folder, or an address on an object store.
 
@@ -341,8 +360,8 @@ def location(out: str | os.PathLike[str]) -> Location:
     where, _, key = rest.rstrip("/").partition("/")
     if ":" in where.rpartition("@")[0]:
         raise InvalidInput(
-            f"{scheme}://{where.rpartition('@')[2]}/{key} was given with a password in it, which"
-            " would be recorded; set it in the environment (AWS_SECRET_ACCESS_KEY) instead"
+            f"{without_keys(text)} was given with a password in it, which would be recorded; set"
+            " it in the environment (AWS_SECRET_ACCESS_KEY) instead"
         )
     if scheme.lower() in UNLISTED or not is_remote(text):
         what = "can be read but not written" if is_remote(text) else "names no object store"
@@ -353,9 +372,8 @@ def location(out: str | os.PathLike[str]) -> Location:
             f" {scheme}://{rest.strip('/') or 'bucket'}/out.zarr"
         )
     if re.search(r"[?#]", text) or {"", ".", ".."} & {*unquote(key).split("/")}:
-        named = re.split(r"[?#]", text)[0]  # what follows may be a signature
         raise InvalidInput(
-            f"{named} names no object: ?, #, //, . and .. mean something else in a URL; give the"
-            " plain name of the output in its bucket"
+            f"{without_keys(text)} names no object: ?, #, //, . and .. mean something else in a"
+            " URL; give the plain name of the output in its bucket"
         )
     return Address(text)
