@@ -11,7 +11,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from distributed import Client
+from distributed import Client, get_worker
+
+from volflow.engine.task import Step
 
 PATIENCE_S = 120
 
@@ -40,13 +42,7 @@ def dask_processes(
     ]  # fmt: skip
     try:
         for _ in range(workers):
-            started.append(
-                _started(
-                    ["dask_worker", "--scheduler-file", str(file), "--no-nanny", "--no-dashboard",
-                     "--nthreads", "1", "--host", "127.0.0.1", "--death-timeout", "60"],
-                    folder, {**common, **(environment or {})},
-                )
-            )  # fmt: skip
+            started.append(start_worker(folder, {**common, **(environment or {})}))
         deadline = time.monotonic() + PATIENCE_S
         while not file.exists():
             assert time.monotonic() < deadline
@@ -60,6 +56,22 @@ def dask_processes(
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def start_worker(folder: Path, environment: Mapping[str, str]):
+    """Start a worker that joins the scheduler of a folder, now or when it is there."""
+    return _started(
+        ["dask_worker", "--scheduler-file", str(folder / "scheduler.json"), "--no-nanny",
+         "--no-dashboard", "--nthreads", "1", "--host", "127.0.0.1", "--death-timeout", "60"],
+        folder, environment,
+    )  # fmt: skip
+
+
+def whose(job, blocks, context):
+    """A task of workers in other processes, whose results name the one that did it."""
+    time.sleep(0.02)
+    for block in blocks:
+        yield Step(block, 1, result=get_worker().address)
 
 
 def _started(command: list[str], folder: Path, environment: Mapping[str, str]):

@@ -35,7 +35,8 @@ class Outcome:
     """Outcome of a task: results of the blocks it finished, and the error that ended it.
 
     ``lost``: its worker died, so the error may be that of another task there. ``released``: the
-    time of the run was up, so that the blocks without a result were not tried.
+    time of the run was up, so that the blocks without a result were not tried. ``unlike``: what its
+    worker has of other versions, so that it did nothing.
     """
 
     results: Mapping[int, Any]
@@ -43,6 +44,7 @@ class Outcome:
     trace: str = ""
     lost: bool = False
     released: bool = False
+    unlike: str = ""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from volflow.engine.admission.sharing import shared
 from volflow.engine.attempt import Session, execute
 from volflow.engine.cluster import Cluster, connect
 from volflow.engine.clusters.plugins import with_plugin
+from volflow.engine.clusters.skew import versions_here
 from volflow.engine.driver import Driver
 from volflow.engine.messages import (
     Action,
@@ -249,11 +250,15 @@ def run(
 def _session(plan: Plan) -> Iterator[Session]:
     """Open a session in the plan's journal, if it has one."""
     if plan.journal is None or plan.record is None:
-        yield Session(memory_bytes=plan.kept_bytes, claim=shared(plan.claim))
+        yield Session(
+            memory_bytes=plan.kept_bytes, claim=shared(plan.claim), versions=versions_here()
+        )
         return
     token = plan.journal.begin(plan.record)
     try:
-        yield Session(plan.journal, token, plan.kept_bytes, shared(plan.claim))
+        yield Session(
+            plan.journal, token, plan.kept_bytes, shared(plan.claim), versions=versions_here()
+        )
     finally:
         plan.journal.end(token)
 

@@ -13,11 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import volflow as vf
-from tests.processes import dask_processes
+from tests.processes import PATIENCE_S, dask_processes, start_worker, whose
 from volflow.cli import run as command
 from volflow.engine.cluster import connect
 from volflow.engine.clusters import sight, skew
 from volflow.engine.clusters.skew import PARTS, compare_versions, versions_here
+from volflow.engine.plan import Plan
+from volflow.engine.run import run
 from volflow.errors import InvalidInput
 
 NUMBERS = st.tuples(*[st.integers(0, 30)] * 3)
@@ -68,6 +70,30 @@ class TestVersions:
                 f" {versions_here()['torch']}, between which objects do not travel; install the"
                 " same version for both"
             )
+
+    @pytest.mark.slow
+    def test_one_of_another_torch_that_joins_later_gets_no_block_and_a_line(
+        self, tmp_path, root, caplog
+    ):
+        other = claims(tmp_path / "fake", torch="1.99.0")
+        runs = tuple((n,) for n in range(40))
+        plan = Plan("whose", whose, None, runs, len(runs), "blocks", 1, 2**30)
+        with dask_processes(tmp_path, root) as address, connect(address) as client:
+            (first,) = client.scheduler_info(n_workers=-1)["workers"]
+            late = start_worker(tmp_path, {**os.environ, **other})
+            try:
+                client.wait_for_workers(2, timeout=PATIENCE_S)
+                with caplog.at_level(logging.WARNING, logger="volflow"):
+                    results = run(plan, cluster=client, progress=False).results
+            finally:
+                late.kill()
+                late.wait()
+        assert {*results.values()} == {first}
+        assert len(results) == len(runs)
+        (line,) = (text for text in caplog.messages if "gets no block" in text)
+        assert line.endswith(
+            f" has torch 1.99.0, and its driver {versions_here()['torch']}: it gets no block"
+        )
 
     @pytest.mark.slow
     def test_other_differences_are_told_once_a_connection(self, tmp_path, root, caplog):

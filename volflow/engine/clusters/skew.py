@@ -18,7 +18,7 @@ from volflow.engine.clusters.asking import ask
 from volflow.engine.workers import address_of, is_embedded, worker_records
 from volflow.errors import InvalidInput
 
-__all__ = ["alike", "compare_versions", "versions_here"]
+__all__ = ["alike", "compare_versions", "unlike", "versions_here"]
 
 log = logging.getLogger("volflow")
 
@@ -78,6 +78,22 @@ def compare_versions(
         same = here.split(".")[:parts] == there.split(".")[:parts]
         (harmless if same else breaking)[name] = there
     return breaking, harmless
+
+
+def unlike(ours: Mapping[str, str]) -> str:
+    """Return in what this process cannot work for one of other versions; "" if it can.
+
+    Examples
+    --------
+    >>> unlike({"dask": "2020.1.0"}).endswith(" and its driver 2020.1.0")
+    True
+    >>> unlike(versions_here())
+    ''
+    """
+    breaking, _ = compare_versions(ours, versions_here())
+    return "; ".join(
+        f"{name} {here}, and its driver {ours[name]}" for name, here in breaking.items()
+    )
 
 
 def _check(client: Client) -> None:
