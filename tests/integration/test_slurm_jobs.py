@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import volflow as vf
+from tests.stores import files
 from volflow.engine.clusters.slurm import job_memory
 from volflow.engine.memory import resident_bytes
 
@@ -47,6 +48,34 @@ def site(root):
         yield
 
 
+@pytest.fixture
+def slowly(tmp_path, monkeypatch):
+    """Predicts 48 blocks, each of which takes so many seconds, and compares with a quiet run."""
+    monkeypatch.chdir(tmp_path)
+    noise = np.random.default_rng(0).random((96, 16, 16), "float32")
+    scan = vf.convert(noise, tmp_path / "scan.zarr", progress=False)
+    options = {
+        "patch": 8, "overlap": 0, "batch_size": 1, "chunk": 8, "shard": 8, "progress": False,
+    }  # fmt: skip
+
+    def run(seconds, **where):
+        monkeypatch.setenv("VOLFLOW_TEST_SLEEP", str(seconds))
+        vf.predict(scan, "tests.nets:slow", tmp_path / "jobs.zarr", **where, **options)
+        monkeypatch.setenv("VOLFLOW_TEST_SLEEP", "0")
+        vf.predict(scan, "tests.nets:slow", tmp_path / "quiet.zarr", **options)
+        assert files(tmp_path / "jobs.zarr") == files(tmp_path / "quiet.zarr")
+
+    return run
+
+
+def shown(job: str) -> str:
+    """What SLURM knows of a job."""
+    done = subprocess.run(
+        ["scontrol", "show", "job", job], capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
 def jobs() -> list[str]:
     listed = subprocess.run(
         ["squeue", "--noheader", "--format=%i"], capture_output=True, text=True, check=True
@@ -54,15 +83,16 @@ def jobs() -> list[str]:
     return listed.stdout.split()
 
 
-def test_jobs_are_sized_by_memory_and_one_may_be_cancelled(site, tmp_path, monkeypatch):
+def all_end(before: set[str]) -> None:
+    """Wait until no job of a run is left."""
+    deadline = time.monotonic() + 60
+    while set(jobs()) - before:
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+
+
+def test_jobs_are_sized_by_memory_and_one_may_be_cancelled(site, slowly, tmp_path):
     """The result equals that of threads, the memory that SLURM grants is what was to be asked."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("VOLFLOW_TEST_SLEEP", "0.1")
-    scan = np.random.default_rng(0).random((96, 16, 16), "float32")
-    scan = vf.convert(scan, tmp_path / "scan.zarr", progress=False)
-    options = {
-        "patch": 8, "overlap": 0, "batch_size": 1, "chunk": 8, "shard": 8, "progress": False,
-    }  # fmt: skip
     granted: list[int] = []
     before = set(jobs())
 
@@ -71,26 +101,35 @@ def test_jobs_are_sized_by_memory_and_one_may_be_cancelled(site, tmp_path, monke
         while len(list(done.glob("*.json"))) < 3:
             time.sleep(0.1)
         mine = sorted(set(jobs()) - before)
-        for job in mine:
-            shown = subprocess.run(
-                ["scontrol", "show", "job", job], capture_output=True, text=True, check=True
-            ).stdout
-            granted.append(int(re.search(r"MinMemoryNode=(\d+)M", shown)[1]))
+        granted.extend(int(re.search(r"MinMemoryNode=(\d+)M", shown(job))[1]) for job in mine)
         subprocess.run(["scancel", mine[0]], check=True)
 
     baseline = resident_bytes()
     thread = threading.Thread(target=cancel, daemon=True)
     thread.start()
-    result = vf.predict(
-        scan, "tests.nets:slow", tmp_path / "jobs.zarr", cluster="slurm:2", memory=MEMORY, **options
-    )
+    slowly(0.1, cluster="slurm:2", memory=MEMORY)
     thread.join(10)
-    expected = vf.predict(scan, "tests.nets:slow", tmp_path / "threads.zarr", **options)
-    assert (result[:] == expected[:]).all()
     _, least = job_memory(300 * MIB, baseline)
     assert granted
     assert all(least <= mib <= least + 400 for mib in granted)
-    deadline = time.monotonic() + 60
-    while set(jobs()) - before:
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
+    all_end(before)
+
+
+def test_a_job_that_reaches_its_walltime_is_replaced(site, slowly):
+    """SLURM ends a job of a minute up to half a minute late."""
+    before, seen, ended = set(jobs()), set(), threading.Event()
+
+    def watch():
+        while not ended.wait(1):
+            seen.update(set(jobs()) - before)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    with dask.config.set({"jobqueue.slurm.walltime": "00:01:00"}):
+        slowly(3, cluster="slurm:1", memory=MEMORY)
+    ended.set()
+    thread.join(10)
+    first, *others = sorted(seen, key=int)
+    assert others
+    assert "JobState=TIMEOUT" in shown(first)
+    all_end(before)
