@@ -58,11 +58,13 @@ def dask_processes(
             process.wait()
 
 
-def start_worker(folder: Path, environment: Mapping[str, str]):
+def start_worker(folder: Path, environment: Mapping[str, str], name: str = ""):
     """Start a worker that joins the scheduler of a folder, now or when it is there."""
+    named = ["--name", name] if name else []
     return _started(
         ["dask_worker", "--scheduler-file", str(folder / "scheduler.json"), "--no-nanny",
-         "--no-dashboard", "--nthreads", "1", "--host", "127.0.0.1", "--death-timeout", "60"],
+         "--no-dashboard", "--nthreads", "1", "--host", "127.0.0.1", "--death-timeout", "60",
+         *named],
         folder, environment,
     )  # fmt: skip
 

@@ -21,7 +21,6 @@ from distributed import Worker, get_worker
 
 from volflow.engine.admission.desk import desk_of
 from volflow.engine.admission.ledger import Claim
-from volflow.engine.clusters.skew import unlike
 from volflow.engine.messages import Outcome
 from volflow.engine.task import Context, Step, Task, run_task
 from volflow.engine.wanted import wanted_by
@@ -86,7 +85,6 @@ class Session:
     memory_bytes: int | None = None
     claim: Claim = field(default_factory=Claim)
     left_s: float | None = None  # of its time, when a task is submitted: clocks may differ
-    versions: Mapping[str, str] = field(default_factory=dict)  # of the driver's packages
 
 
 def execute(task: Task, job: Any, blocks: tuple[int, ...], topic: str, session: Session) -> Outcome:
@@ -101,9 +99,6 @@ def execute(task: Task, job: Any, blocks: tuple[int, ...], topic: str, session: 
     session
         Source of the task's context.
     """
-    other = unlike(session.versions)
-    if other:  # it joined after the workers were asked
-        return Outcome({}, unlike=other)
     worker = get_worker()
     key, name = worker.get_current_task(), process_name()
     results: dict[int, Any] = {}

@@ -115,7 +115,6 @@ class Driver:
     retried: int = 0
     offered: int = 0
     small: set[str] = field(default_factory=set)  # workers that were named as too small
-    unlike: set[str] = field(default_factory=set)  # workers with other versions
     small_since_s: float | None = None  # when the first reading of too small workers alone came
     time_up: str = ""  # when, in words
     stopped: bool = False
@@ -127,8 +126,7 @@ class Driver:
         """Account for a reading of the scheduler: workers by address."""
         if self.stopped:
             return []
-        alike = {address: one for address, one in reading.items() if address not in self.unlike}
-        logs, taken = self.roster.read(alike, now_s), self._take_back()
+        logs, taken = self.roster.read(reading, now_s), self._take_back()
         return [*logs, *self._name_small(), *taken, *self._wait(now_s), *self._proceed()]
 
     def on_time_up(self, text: str) -> list[Action]:
@@ -150,11 +148,11 @@ class Driver:
             self._drop_done()
             return self._proceed()
         error = outcome.error
-        if outcome.released or outcome.unlike:
+        if outcome.released:
             left = attempt.left(self.results)
             queue = self.suspects if left.alone else self.waiting
             queue.extend([left] if left.blocks else [])
-            return [*self._leave_out(attempt.worker, outcome.unlike), *self._proceed()]
+            return self._proceed()
         if isinstance(error, VolflowError) and type(error) not in (RunFailed, Unreadable):
             return self._stop(error)
         if not isinstance(error, VolflowError):
@@ -214,14 +212,6 @@ class Driver:
             Log(logging.WARNING, f"worker {one} has {memory} of memory and gets no block: {need}")
             for one, memory in has.items()
         ]
-
-    def _leave_out(self, worker: str, other: str) -> list[Log]:
-        """Give a worker with other versions no block any more; it is said once."""
-        if not other or worker in self.unlike:
-            return []
-        self.unlike.add(worker)
-        self.roster.live.pop(worker, None)
-        return [Log(logging.WARNING, f"worker {worker} has {other}: it gets no block")]
 
     def _load(self) -> Counter[str]:
         return Counter(attempt.worker for attempt in self.in_flight.values())

@@ -35,8 +35,7 @@ class Outcome:
     """Outcome of a task: results of the blocks it finished, and the error that ended it.
 
     ``lost``: its worker died, so the error may be that of another task there. ``released``: the
-    time of the run was up, so that the blocks without a result were not tried. ``unlike``: what its
-    worker has of other versions, so that it did nothing.
+    time of the run was up, so that the blocks without a result were not tried.
     """
 
     results: Mapping[int, Any]
@@ -44,7 +43,6 @@ class Outcome:
     trace: str = ""
     lost: bool = False
     released: bool = False
-    unlike: str = ""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -22,7 +22,7 @@ from volflow.engine.admission.sharing import shared
 from volflow.engine.attempt import Session, execute
 from volflow.engine.cluster import Cluster, connect
 from volflow.engine.clusters.plugins import with_plugin
-from volflow.engine.clusters.skew import versions_here
+from volflow.engine.clusters.skew import Newcomers
 from volflow.engine.driver import Driver
 from volflow.engine.messages import (
     Action,
@@ -93,7 +93,7 @@ class Adapter:
     def loop(self) -> None:
         """Read the workers each second and collect ended attempts, until the driver stops."""
         due_s = time.monotonic()
-        with offers(self.client) as hold:
+        with offers(self.client) as hold, closing(Newcomers(self.client)) as newcomers:
             while not self.driver.stopped:
                 check_wanted()
                 now_s = time.monotonic()
@@ -103,7 +103,8 @@ class Adapter:
                     actions = self.collect(due_s - now_s)
                 else:
                     due_s = now_s + READ_EVERY_S
-                    actions = self.driver.on_workers(idle_first(self.client), now_s)
+                    reading = newcomers.admitted(idle_first(self.client))
+                    actions = self.driver.on_workers(reading, now_s)
                 self.state.retries = self.driver.retried
                 self.state.failed = len(self.driver.given_up)
                 for action in actions:
@@ -250,15 +251,11 @@ def run(
 def _session(plan: Plan) -> Iterator[Session]:
     """Open a session in the plan's journal, if it has one."""
     if plan.journal is None or plan.record is None:
-        yield Session(
-            memory_bytes=plan.kept_bytes, claim=shared(plan.claim), versions=versions_here()
-        )
+        yield Session(memory_bytes=plan.kept_bytes, claim=shared(plan.claim))
         return
     token = plan.journal.begin(plan.record)
     try:
-        yield Session(
-            plan.journal, token, plan.kept_bytes, shared(plan.claim), versions=versions_here()
-        )
+        yield Session(plan.journal, token, plan.kept_bytes, shared(plan.claim))
     finally:
         plan.journal.end(token)
 

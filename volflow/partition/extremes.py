@@ -30,9 +30,9 @@ class Extreme:
     For gradients the value is ``(2, …)``: extremes, and how many voxels are as extreme, or the
     place of the first of them in the whole volume.
 
-    A voxel that is computed again in other blocks may differ by rounding, so that an extreme is
-    not found by its value: a single one is found by its place, and several are those that are as
-    extreme but for rounding.
+    A voxel that is computed again in other blocks may differ by rounding: a single extreme is found
+    by its place. Several are found by their value, which most often is exact, as the zeros of a
+    ReLU and what was clipped are; in blocks of the same sides it always is.
 
     Parameters
     ----------
@@ -46,8 +46,6 @@ class Extreme:
         Which voxels get the gradient.
     sizes
         Voxels of the whole volume per axis.
-    rounding
-        How far from an extreme, relative to it, values are as extreme.
     """
 
     dims: tuple[int | None, ...]
@@ -55,7 +53,6 @@ class Extreme:
     largest: bool
     ties: Ties = ""
     sizes: tuple[int, ...] = ()
-    rounding: float = 0.0
 
     @property
     def partial_shape(self) -> tuple[int, int]:
@@ -77,8 +74,9 @@ class Extreme:
         found = values.amax(axes, keepdim=True) if self.largest else values.amin(axes, True)
         result = [found]
         if self.ties:
-            at = self._rows(values == found).view(torch.uint8).argmax(1)
-            result += [self._place(at, box), self._as_extreme(values, found).sum(axes)]
+            equal = values == found
+            at = self._rows(equal).view(torch.uint8).argmax(1)
+            result += [self._place(at, box), equal.sum(axes)]
         return torch.stack([row.double().reshape(-1) for row in result])
 
     def merged(self, partials: Iterable[Partial]) -> Partial:
@@ -87,11 +85,11 @@ class Extreme:
         best = stacked[:, 0].max(0) if self.largest else stacked[:, 0].min(0)
         if not self.ties:
             return np.asarray(best[None])
-        places = np.where(stacked[:, 0] == best, stacked[:, 1], np.inf).min(0)
-        if self.ties == "first":
-            return np.stack([best, places])
-        near = self._as_extreme(torch.from_numpy(stacked[:, 0]), torch.from_numpy(best)).numpy()
-        return np.stack([best, places, np.where(near, stacked[:, 2], 0.0).sum(0)])
+        equal = (stacked[:, 0] == best) | np.isnan(stacked[:, 0])
+        found = [best, np.where(equal, stacked[:, 1], np.inf).min(0)]
+        if self.ties == "all":
+            found.append(np.where(equal, stacked[:, 2], 0.0).sum(0))
+        return np.stack(found)
 
     def finish(self, merged: Partial, device: torch.device) -> Tensor:
         """Return the extremes as a tensor of shape `kept`, with their counts or places."""
@@ -111,14 +109,9 @@ class Extreme:
                 n if axis is None else 1 for n, axis in zip(values.shape, self.dims, strict=True)
             ]
             each = torch.where(alone, 0.0, upon / count).to(values.dtype).reshape(shape)
-            result += each * self._as_extreme(values, best.to(values.dtype).reshape(shape))
+            result += each * (values == best.to(values.dtype).reshape(shape))
         self._add_at(result, box, places, torch.where(alone, upon, 0.0))
         return result
-
-    def _as_extreme(self, values: Tensor, best: Tensor) -> Tensor:
-        """Return where values are as extreme as the best one, but for rounding."""
-        slack = best.sign() * self.rounding
-        return values >= best * (1 - slack) if self.largest else values <= best * (1 + slack)
 
     def _add_at(self, result: Tensor, box: Roi, places: Tensor, upon: Tensor) -> None:
         """Add a number at one voxel per value, if it lies in the box."""

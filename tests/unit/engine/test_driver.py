@@ -245,29 +245,6 @@ class TestBlame:
         assert driver.given_up == {}
 
 
-class TestOtherVersions:
-    def test_its_blocks_go_to_others_and_it_gets_none(self):
-        driver = driver_of(((0, 1), (2,), (3,)), retries=0)
-        driver.on_workers({"a": ONE, "b": ONE}, now_s=0)
-        log, *rest = driver.on_completed(1, Outcome({}, unlike="torch 1.99.0, and its driver 2.13"))
-        assert log.text == "worker a has torch 1.99.0, and its driver 2.13: it gets no block"
-        assert kinds(rest, Submit) == []
-        assert kinds(driver.on_workers({"a": ONE, "b": ONE}, now_s=1), Submit) == []
-        (submit,) = kinds(driver.on_completed(2, done((2,))), Submit)
-        assert submit.worker == "b"
-        assert (driver.retried, driver.given_up) == (0, {})
-
-    def test_alone_it_is_no_worker(self):
-        driver = driver_of(((0,), (1,)), patience=Patience(3))
-        two = WorkerReading(2)
-        driver.on_workers({"a": two}, now_s=0)
-        driver.on_completed(1, Outcome({}, unlike="torch 1.99.0"))
-        assert kinds(driver.on_completed(2, Outcome({}, unlike="torch 1.99.0")), Log) == []
-        driver.on_workers({"a": two}, now_s=1)
-        (stop,) = kinds(driver.on_workers({"a": two}, now_s=4), Stop)
-        assert "had no worker for 3 s" in str(stop.error)
-
-
 class TestTimeUp:
     def test_what_is_at_work_ends_and_nothing_is_begun(self):
         driver = driver_of(((0, 1, 2), (3,), (4, 5)))

@@ -92,8 +92,41 @@ class TestVersions:
         assert len(results) == len(runs)
         (line,) = (text for text in caplog.messages if "gets no block" in text)
         assert line.endswith(
-            f" has torch 1.99.0, and its driver {versions_here()['torch']}: it gets no block"
+            " gets no block: it has torch 1.99.0 and this process"
+            f" {versions_here()['torch']}; install the same version for both"
         )
+
+    @pytest.mark.slow
+    def test_so_does_one_without_volflow_and_one_like_ours_gets_some(self, tmp_path, root, caplog):
+        without = tmp_path / "without" / "volflow" / "__init__.py"
+        without.parent.mkdir(parents=True)
+        without.write_text('raise ModuleNotFoundError("No module named volflow", name="volflow")')
+        runs = tuple((n,) for n in range(300))
+        plan = Plan("whose", whose, None, runs, len(runs), "blocks", 1, 2**30)
+        with dask_processes(tmp_path, root) as address, connect(address) as client:
+            paths = {"bare": str(without.parents[1]), "alike": str(root)}
+            late = [
+                start_worker(tmp_path, {**os.environ, "PYTHONPATH": path}, name)
+                for name, path in paths.items()
+            ]
+            try:
+                client.wait_for_workers(3, timeout=PATIENCE_S)
+                with caplog.at_level(logging.WARNING, logger="volflow"):
+                    results = run(plan, cluster=client, progress=False).results
+                names = {
+                    address: one["name"]
+                    for address, one in client.scheduler_info(n_workers=-1)["workers"].items()
+                }
+            finally:
+                for one in late:
+                    one.kill()
+                    one.wait()
+        did = {names[address] for address in results.values()}
+        assert "alike" in did
+        assert "bare" not in did
+        assert len(did) == 2
+        (line,) = (text for text in caplog.messages if "gets no block" in text)
+        assert "it cannot run volflow as this process has it" in line
 
     @pytest.mark.slow
     def test_other_differences_are_told_once_a_connection(self, tmp_path, root, caplog):
@@ -126,7 +159,7 @@ class TestVersions:
 
     def test_the_scheduler_is_compared_too(self, monkeypatch):
         answers = {"the scheduler": {"distributed": "2020.1.0"}, "the worker tcp://a": {}}
-        monkeypatch.setattr(skew, "_versions", lambda client: answers)
+        monkeypatch.setattr(skew, "_versions", lambda client: (answers, []))
         monkeypatch.setattr(skew, "is_embedded", lambda client: False)
         with pytest.raises(InvalidInput, match=r"^the scheduler of the Dask cluster at .* has dis"):
             connect("threads").__enter__()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -211,27 +213,31 @@ def test_an_empty_share_adds_nothing():
         assert (extreme.merged([none, part]) == part).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
 @pytest.mark.parametrize("largest", [True, False])
 @pytest.mark.parametrize("dims", [(None, None, 0, 1, 2), (2, None, 0, 1), (1, 0, 2)])
 @pytest.mark.parametrize("ties", ["all", "first"])
-def test_extremes_are_found_again_where_they_differ_by_rounding(dims, largest, ties):
-    """Other blocks compute the same voxels with other last bits."""
+def test_extremes_are_found_again_where_they_differ_by_rounding(dims, largest, ties, dtype):
+    """Other blocks compute the same voxels with other last bits; those clipped are alike."""
     sizes, sides = (4, 3, 5), {None: 2, 0: 4, 1: 3, 2: 5}
-    x = image([sides[a] for a in dims], 1)[0, 0]
-    x[(*[slice(1, 3)] * x.ndim,)] = 9.0 if largest else -9.0
-    x[(0,) * x.ndim] = x[(1,) * x.ndim]
-    x[(slice(1, 2),) * dims.count(None)] = image([sides[a] for a in dims], 1, 5)[0, 0][
-        (slice(1, 2),) * dims.count(None)
-    ]
+    x = image([sides[a] for a in dims], 1)[0, 0].to(dtype)
+    over = [d for d, a in enumerate(dims) if a is not None]
+    order = [d for d, a in enumerate(dims) if a is None] + sorted(over, key=lambda d: dims[d])
     kept = tuple(2 for a in dims if a is None)
-    rule = Extreme(dims, kept, largest, ties, sizes, 1e-14)
+    rows = x.permute(order).reshape(*kept, -1)
+    some = rows.reshape(-1, rows.shape[-1])[:1]
+    some.clamp_(-0.5, 0.5)  # of the first value several are as extreme
+    rows.reshape(-1, rows.shape[-1])[:1] = some
+    x = rows.reshape([*kept, *sizes]).permute([order.index(d) for d in range(len(order))])
+    rule = Extreme(dims, kept, largest, ties, sizes)
 
     def cut(box):
         return tuple(slice(None) if a is None else box.slices()[a] for a in dims)
 
     def noisy(box, seed):
         bits = torch.randint(-2, 3, x.shape, generator=torch.Generator().manual_seed(seed))
-        return (x * (1 + 2.0**-52 * bits))[cut(box)]
+        bits[x.abs() == 0.5] = 0
+        return (x * (1 + torch.finfo(dtype).eps * bits).to(dtype))[cut(box)]
 
     halves = [Roi((0, 0, 0), (1, 3, 5)), Roi((1, 0, 0), (4, 3, 5))]
     others = [Roi((0, 0, 0), (4, 3, 2)), Roi((0, 0, 2), (4, 3, 5))]
@@ -242,15 +248,23 @@ def test_extremes_are_found_again_where_they_differ_by_rounding(dims, largest, t
         found[cut(box)] = rule.pulled(noisy(box, n), box, merged, upon)
 
     leaf = x.clone().requires_grad_()
-    over = [d for d, a in enumerate(dims) if a is not None]
     if ties == "all":
         best = leaf.amax(over) if largest else leaf.amin(over)
     else:
-        order = [d for d, a in enumerate(dims) if a is None] + sorted(over, key=lambda d: dims[d])
         flat = leaf.permute(order).reshape(*kept, -1)
         best = (flat.max(-1) if largest else flat.min(-1)).values
-    best.backward(upon[0])
-    torch.testing.assert_close(found, leaf.grad, rtol=1e-12, atol=0)
+    best.backward(upon[0].to(dtype))
+    torch.testing.assert_close(found, leaf.grad, rtol=4 * torch.finfo(dtype).eps, atol=0)
+
+
+def test_a_first_extreme_that_is_no_number_has_its_gradient():
+    x = torch.tensor([[[1.0, math.nan, 2.0, math.nan]]], dtype=torch.float64)
+    rule = Extreme((None, None, 0), (1, 1), True, "first", (4,))
+    halves = [Roi((0,), (1,)), Roi((1,), (4,))]
+    parts = [rule.partial(x[(..., *box.slices())], box).numpy() for box in halves]
+    upon = torch.ones(2, 1, 1, dtype=torch.float64)
+    found = rule.pulled(x, Roi((0,), (4,)), rule.merged(parts), upon)
+    assert found.flatten().tolist() == [0, 1, 0, 0]
 
 
 def test_the_normalized_image_has_gradients_of_everything():

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, TypeVar
 
 from distributed import Client
 
@@ -18,7 +21,7 @@ from volflow.engine.clusters.asking import ask
 from volflow.engine.workers import address_of, is_embedded, worker_records
 from volflow.errors import InvalidInput
 
-__all__ = ["alike", "compare_versions", "unlike", "versions_here"]
+__all__ = ["Newcomers", "alike", "compare_versions", "versions_here"]
 
 log = logging.getLogger("volflow")
 
@@ -26,7 +29,20 @@ log = logging.getLogger("volflow")
 # later parts differ, results may differ by rounding.
 PARTS = {"python": 2, "volflow": 3, "dask": 2, "distributed": 2, "torch": 2, "zarr": 1, "numpy": 1}
 
-_checked: ContextVar[str] = ContextVar("volflow_checked", default="")
+REMEDY = "install the same version for both"
+
+W = TypeVar("W")
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """A client, and what each worker of its cluster lacks: "" if nothing, as far as is known."""
+
+    client: str = ""
+    lacks: dict[str, str] = field(default_factory=dict)
+
+
+_compared: ContextVar[_Compared | None] = ContextVar("volflow_compared", default=None)
 
 
 @contextmanager
@@ -38,13 +54,15 @@ def alike(client: Client) -> Iterator[None]:
     InvalidInput
         If they cannot work together, naming both versions.
     """
-    if not is_embedded(client) and _checked.get() != client.id:
-        _check(client)
-    before = _checked.set(client.id)
+    found = _compared.get()
+    if found is None or found.client != client.id:
+        asked = [] if is_embedded(client) else _check(client)
+        found = _Compared(client.id, dict.fromkeys(asked, ""))
+    before = _compared.set(found)
     try:
         yield
     finally:
-        _checked.reset(before)
+        _compared.reset(before)
 
 
 @cache
@@ -80,47 +98,94 @@ def compare_versions(
     return breaking, harmless
 
 
-def unlike(ours: Mapping[str, str]) -> str:
-    """Return in what this process cannot work for one of other versions; "" if it can.
+@dataclass
+class Newcomers:
+    """The workers that join a cluster later, of which those with other versions get no block.
 
-    Examples
-    --------
-    >>> unlike({"dask": "2020.1.0"}).endswith(" and its driver 2020.1.0")
-    True
-    >>> unlike(versions_here())
-    ''
+    They are asked while the run goes on, and get none before they have answered.
+
+    Parameters
+    ----------
+    client
+        Inside a block of `alike`.
     """
-    breaking, _ = compare_versions(ours, versions_here())
-    return "; ".join(
-        f"{name} {here}, and its driver {ours[name]}" for name, here in breaking.items()
-    )
+
+    client: Client
+    _asked: dict[str, Future[Any]] = field(default_factory=dict)
+
+    def admitted(self, reading: Mapping[str, W]) -> dict[str, W]:
+        """Return those of a reading of the live workers, by address, that may get blocks."""
+        found = _compared.get()
+        if found is None or is_embedded(self.client):
+            return dict(reading)
+        for address in reading.keys() - found.lacks.keys() - self._asked.keys():
+            self._asked[address] = self._ask(address)
+        for address in [one for one, future in self._asked.items() if future.done()]:
+            lacks = _lacking(self._asked.pop(address), address)
+            if lacks:
+                log.warning("worker %s gets no block: %s", address, lacks)
+            if lacks is not None:
+                found.lacks[address] = lacks
+        return {a: one for a, one in reading.items() if found.lacks.get(a) == ""}
+
+    def close(self) -> None:
+        """Wait for no answer any more."""
+        for future in self._asked.values():
+            future.cancel()
+
+    def _ask(self, address: str) -> Future[Any]:
+        loop: Any = self.client.loop
+        answer = self.client._run(versions_here, workers=[address], on_error="return")
+        return asyncio.run_coroutine_threadsafe(answer, loop.asyncio_loop)
 
 
-def _check(client: Client) -> None:
+def _lacking(asked: Future[Any], address: str) -> str | None:
+    """Return what a worker has of other versions; "" if nothing, None if it did not answer."""
+    try:
+        answer = asked.result()[address]
+    except Exception as error:  # it has left, or the scheduler has
+        log.debug("%s does not say its versions: %s", address, error)
+        return None
+    if isinstance(answer, OSError):
+        return None
+    if isinstance(answer, Exception):  # Dask passes on the text alone of what it cannot load
+        return f"it cannot run volflow as this process has it ({answer}); {REMEDY}"
+    ours = versions_here()
+    breaking, _ = compare_versions(ours, answer)
+    texts = [
+        f"it has {name} {there} and this process {ours[name]}" for name, there in breaking.items()
+    ]
+    return f"{', '.join(texts)}; {REMEDY}" if texts else ""
+
+
+def _check(client: Client) -> list[str]:
+    """Compare all versions; return the addresses of the workers that answered."""
     ours = versions_here()
     differing: set[tuple[str, str]] = set()
-    for place, theirs in _versions(client).items():
+    versions, workers = _versions(client)
+    for place, theirs in versions.items():
         breaking, harmless = compare_versions(ours, theirs)
         for name, there in breaking.items():
             raise InvalidInput(
                 f"{place} of the Dask cluster at {address_of(client)} has {name} {there} and this"
-                f" process {ours[name]}, between which objects do not travel; install the same"
-                " version for both"
+                f" process {ours[name]}, between which objects do not travel; {REMEDY}"
             )
         differing |= {*harmless.items()}
     for name, there in sorted(differing):
         text = "the cluster has %s %s, this process %s: results may differ by rounding"
         log.warning(text, name, there, ours[name])
+    return workers
 
 
-def _versions(client: Client) -> dict[str, dict[str, str]]:
-    """Return the versions of the scheduler and of each worker, by what they are called."""
+def _versions(client: Client) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """Return the versions of scheduler and workers by what they are called, and who answered."""
     scheduler: Any = client.scheduler
     said = client.sync(scheduler.versions, packages=[])
     found = {name: said["packages"][name] for name in ("dask", "distributed")}
     found["python"] = ".".join(str(said["host"]["python"]).split(".")[:3])
     versions = {"the scheduler": found}
+    answers: dict[str, dict[str, str]] = {}
     with suppress(TimeoutError):  # one that is stopped computes nothing
         answers = ask(client, versions_here, workers=list(worker_records(client)))
-        versions |= {f"the worker {address}": answer for address, answer in answers.items()}
-    return versions
+    versions |= {f"the worker {address}": answer for address, answer in answers.items()}
+    return versions, list(answers)

@@ -46,18 +46,12 @@ def _statistic(call: OpCall, x: Traced, pick: Pick | None = None) -> Traced:
     kept = tuple(n for n, axis in zip(x.shape, dims, strict=True) if axis is None)
     compute: Any = MeanVariance(dims, kept)
     if pick is not None:
-        sizes = call.tracer.sizes(x)
-        compute = Extreme(dims, kept, pick.largest, pick.ties, sizes, _rounding(x.dtype))
+        compute = Extreme(dims, kept, pick.largest, pick.ties, call.tracer.sizes(x))
     shape = (2, *kept) if pick is None or pick.ties else kept
     reads = [Whole(n) for n in call.tracer.sizes(x)]
     meta = torch.empty(shape, dtype=torch.float64, device="meta")
     none = (None,) * len(shape)
     return call.tracer.add(call, [x], [reads], compute, meta, none, statistic=True)
-
-
-def _rounding(dtype: torch.dtype) -> float:
-    """Return how far two roundings of a value may be apart, relative to it; 0 of whole numbers."""
-    return min(16 * torch.finfo(dtype).eps, 2**-7) if dtype.is_floating_point else 0.0
 
 
 def _apply(
