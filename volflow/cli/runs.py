@@ -118,7 +118,16 @@ def _look_at_jobs(
     return states, refused
 
 
-def cancel(out: Out, as_json: Json = False) -> None:
+def cancel(
+    out: Out,
+    as_json: Json = False,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS", help="The scheduler, where another address leads to it from here."
+        ),
+    ] = None,
+) -> None:
     """Stop a run that was detached (predict --detach), and wait until it has stopped.
 
     What is done is kept: the command that began it does the rest. A run that has ended already is
@@ -127,7 +136,7 @@ def cancel(out: Out, as_json: Json = False) -> None:
     from volflow.engine.detached.handle import DetachedRun
     from volflow.store.journal.detachment import CANCELLED
 
-    run = DetachedRun.of(out)
+    run = DetachedRun.of(out, cluster)
     run.cancel()
     facts = run.status()
     how = facts["detached"]["ended"]

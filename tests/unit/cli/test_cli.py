@@ -210,7 +210,7 @@ def test_a_fault_of_ours_is_not_hidden(monkeypatch):
         (["statistics", "a.zarr", "--foreground", "x"], "foreground must be nonzero or a number"),
         (["info", "gone.zarr"], "gone.zarr"),
         (["status", "gone.zarr"], "gone.zarr has no journal"),
-        (["cancel", "gone.zarr"], "gone.zarr has no detached run"),
+        (["cancel", "gone.zarr"], "gone.zarr has no note of a detached run"),
         (["cancel", "s3://bucket/gone.zarr"], "needs a local file system"),
         (["verify", "gone.zarr"], "gone.zarr has no journal"),
         (["convert", "gone.nii", "o.zarr"], "gone.nii"),

@@ -242,8 +242,19 @@ class TestLost:
         if ending:
             keep_ending(asked.folder, ending)
         kind, text = (MemoryRefused, "^too") if ending else (RunFailed, "no Dask scheduler answers")
+        run = handle.DetachedRun.of(asked.out, "tcp://127.0.0.1:1")
         with pytest.raises(kind, match=text):
-            handle.DetachedRun(str(asked.out), "key", "tcp://127.0.0.1:1").result()
+            run.result()
+        if ending:
+            run.cancel()  # which leaves it as it is
+            assert read_ending(asked.folder, "key") == ending
+        else:
+            with pytest.raises(RunFailed, match="no Dask scheduler answers"):
+                run.cancel()
+
+    def test_no_note_of_it_is_refused(self, call):
+        with pytest.raises(InvalidInput, match=r"has no note of a detached run, or a damaged one"):
+            handle.DetachedRun.of(call().out)
 
     def test_a_driver_without_a_note_does_nothing(self, client, call, monkeypatch, caplog):
         monkeypatch.setattr(driver_task, "PATIENCE_S", 0.0)

@@ -38,8 +38,8 @@ W = TypeVar("W")
 class _Compared:
     """A client, and what each worker of its cluster lacks: "" if nothing, as far as is known."""
 
-    client: str = ""
-    lacks: dict[str, str] = field(default_factory=dict)
+    client: str
+    lacks: dict[str, str]
 
 
 _compared: ContextVar[_Compared | None] = ContextVar("volflow_compared", default=None)

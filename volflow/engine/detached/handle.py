@@ -45,6 +45,10 @@ LOST_TEXT = (
     "{}: its driver is gone without a word, as each worker that ran it died, or the scheduler was"
     " restarted; what is done is kept, and the same call does the rest"
 )
+DRIVEN_TEXT = (
+    "{}: the detached run was told to stop and has not within {:.0f} s; what it is at work on may"
+    " take long: cancel it again later, or stop the worker that drives it"
+)
 # The states of a task that is yet to end.
 UNDER_WAY = ("released", "waiting", "no-worker", "queued", "processing")
 
@@ -70,21 +74,30 @@ class DetachedRun:
     cluster: str | Client = field(repr=False)
 
     @classmethod
-    def of(cls, out: str | os.PathLike[str]) -> DetachedRun:
-        """Return the handle of the run that was detached last to an output, from any machine.
+    def of(cls, out: str | os.PathLike[str], cluster: str | Client | None = None) -> DetachedRun:
+        """Return the handle of the run that was detached last to an output.
+
+        Parameters
+        ----------
+        out
+            Path of the output.
+        cluster
+            Address of the scheduler as this machine reaches it, or a client of it, which knows its
+            certificates; by default the address that was noted.
 
         Raises
         ------
         InvalidInput
-            If none was, or its note beside the output is damaged.
+            If no run was detached to it, the note of it is damaged, or ``out`` is a URL.
         """
         note = read_detachment(journal_dir(out))
         if note is None:
             raise InvalidInput(
-                f"{out} has no detached run; a run that is at work on it (volflow status says which"
-                " process) is stopped where it was started"
+                f"{out} has no note of a detached run, or a damaged one; a run that is at work on"
+                " it (volflow status says which process) is stopped where it was started, or by"
+                " its task on the cluster's dashboard"
             )
-        return cls(os.fspath(out), note.key, note.scheduler)
+        return cls(os.fspath(out), note.key, cluster or note.scheduler)
 
     @property
     def _folder(self) -> Path:
@@ -127,20 +140,29 @@ class DetachedRun:
         Raises
         ------
         RunFailed
-            If the scheduler does not answer.
+            If the scheduler does not answer, or the driver does not stop within ten minutes.
         """
         ending = self._ending()
         if ending is not None and ending.how == DONE:
             return
+        try:
+            self._stop()
+        except RunFailed:
+            if ending is None:  # else its cluster may be gone since
+                raise
+
+    def _stop(self) -> None:
         with self._connected() as client:
-            if ending is None:
+            if self._ending() is None:
                 keep_ending(
                     self._folder, Ending(self.key, CANCELLED, CANCELLED_TEXT.format(self.out))
                 )
             client.cancel([Future(self.key, client)], force=True)
             client.unpublish_dataset(self.key)
             until_s = time.monotonic() + STOP_S
-            while self._is_driven(client) and time.monotonic() < until_s:
+            while self._is_driven(client):
+                if time.monotonic() > until_s:
+                    raise RunFailed(DRIVEN_TEXT.format(self.out, STOP_S))
                 time.sleep(LOOK_EVERY_S)
 
     def _ending(self) -> Ending | None:

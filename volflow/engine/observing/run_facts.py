@@ -161,7 +161,7 @@ def _at_work(main: Journal) -> Journal:
     first: list[Location] = list(main.directory.glob("*.zarr.volflow"))
     first += [] if isinstance(main.directory, Address) else main.passes.glob("[0-9]*")
     plans = [at / "plan.json" for at in first if (at / "plan.json").is_file()]
-    if not plans or any((main.directory / "done").glob("*.json")):
+    if not plans or any(main.done_folder().glob("*.json")):
         return main
     return Journal(max(plans, key=lambda plan: plan.stat().st_mtime).parent)
 
@@ -172,7 +172,7 @@ def _levels(main: Journal) -> dict[str, list[int]]:
     for name, journal in level_journals(main).items():
         record = journal.recorded()
         total = math.prod(record.settings.get("grid", ())) if record else 0
-        done = sum(1 for _ in (journal.directory / "done").glob("*.json"))
+        done = sum(1 for _ in journal.done_folder().glob("*.json"))
         if done < total:
             found[name] = [done, total]
     return found

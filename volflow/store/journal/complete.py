@@ -82,4 +82,4 @@ def count_blocks(path: Location) -> tuple[int, int]:
         return 0, 0
     total = math.prod(record.settings.get("grid", ()))
     # Only names are read: a volume of 10 TB has records of some 300 000 blocks.
-    return sum(1 for _ in (journal.directory / "done").glob("*.json")), total
+    return sum(1 for _ in journal.done_folder().glob("*.json")), total

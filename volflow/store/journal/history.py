@@ -59,9 +59,9 @@ class Finished:
 
 def finished_blocks(journal: Journal, most: int = MOST_READ) -> tuple[int, list[Finished]]:
     """Return the number of finished blocks, and the last of them, oldest first."""
-    listed = sorted(_listed(journal.directory / "done"), key=lambda item: (item[1], str(item[0])))
-    last, run = dict(listed[-most:]), journal.run_name()
-    read = [_read(path, last[path], load, run) for path, load in read_each(last)]
+    listed = sorted(_listed(journal.done_folder()), key=lambda item: (item[1], str(item[0])))
+    last = dict(listed[-most:])
+    read = [_read(path, last[path], load) for path, load in read_each(last)]
     found = [one for one in read if one is not None]
     return len(listed) - (len(read) - len(found)), found
 
@@ -80,11 +80,11 @@ def _listed(folder: Location) -> Iterator[tuple[Location, float]]:
         return
 
 
-def _read(path: Location, at_s: float, load: Callable[[], Any], run: str) -> Finished | None:
-    """Return a block's record; None if it does not count, so that the block will be done again."""
+def _read(path: Location, at_s: float, load: Callable[[], Any]) -> Finished | None:
+    """Return a block's record; None if it is damaged, so that the block will be done again."""
     try:
         saved = load()
-        entries, stages = as_entries(saved, run)
+        entries, stages = as_entries(saved)
         return Finished(int(path.stem), at_s, _voxels(entries), _worker(saved), stages)
     except (OSError, ValueError):
         return None

@@ -10,22 +10,23 @@
         failed/00000007.json  why block 7 was given up; the next run tries it again
         provenance.json, machines/    where inputs and model were, and what computed blocks
 
-On an object store ``lease/`` and ``session`` stand for the lock and the session.
+On an object store ``lease/`` and ``session`` stand for the lock and the session, and
+``done-1a2b…/``, which names the run, for ``done/``: a record of a run that was replaced may arrive
+late there, and counts for nothing.
 
 A block is done if its file exists, which is written after its voxels, so a process may die at any
-moment. After a power cut the disk may lack voxels that were written; ``verify`` finds them. The
-file names its run, so that one that reaches a store late, of a run that was replaced, counts for
-nothing.
+moment. After a power cut the disk may lack voxels that were written; ``verify`` finds them.
 """
 
 from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from volflow.errors import (
     Damaged,
@@ -45,6 +46,7 @@ from volflow.store.journal.records import (
     as_record,
     change_between,
     process_name,
+    run_named,
 )
 from volflow.store.journal.refusals import (
     output_of,
@@ -60,6 +62,8 @@ from volflow.store.remote.address import Address, Location, location
 from volflow.store.unfinished.fence import Fence
 
 __all__ = ["Journal", "Record", "journal_dir", "journal_of"]
+
+T = TypeVar("T")
 
 
 def journal_dir(out: str | os.PathLike[str]) -> Path:
@@ -135,13 +139,17 @@ class Journal:
         """Return what a task writes through on a disk, given the token of its driver."""
         return Fence.of(self.folder, session)
 
-    def _entry(self, block: int) -> Location:
-        return self.directory / "done" / f"{block:08d}.json"
+    def done_folder(self) -> Location:
+        """Return the folder of the records of finished blocks; raises as `recorded`."""
+        return self._done_of("" if self.is_local else self._read_plan(run_named) or "")
+
+    def _done_of(self, run: str) -> Location:
+        return self.directory / (f"done-{run}" if run and not self.is_local else "done")
 
     @property
     def failures(self) -> Failures:
         """The blocks that a run gave up, with the reasons."""
-        return Failures(self.directory / "failed", self.directory / "done")
+        return Failures(self.directory / "failed", self.done_folder())
 
     @property
     def output(self) -> Location:
@@ -161,8 +169,11 @@ class Journal:
         Damaged
             If the record is damaged or of an unknown format.
         """
+        return self._read_plan(as_record)
+
+    def _read_plan(self, read: Callable[[Any], T]) -> T | None:
         try:
-            return as_record(read_json(self._plan))
+            return read(read_json(self._plan))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
@@ -171,19 +182,6 @@ class Journal:
             raise InvalidInput(unreadable(self._plan, reason(error))) from error
         except ValueError as error:
             raise Damaged(unreadable(self._plan, reason(error))) from error
-
-    def run_name(self) -> str:
-        """Return the name of the run, with which its sessions begin; empty where it has none.
-
-        Raises
-        ------
-        OSError
-            If it cannot be read.
-        """
-        try:
-            return str(read_json(self._plan).get("run", ""))
-        except (FileNotFoundError, NotADirectoryError, ValueError, AttributeError):
-            return ""
 
     def make_place(self) -> None:
         """Make the journal's directory beside the output; raises InvalidInput if impossible."""
@@ -241,11 +239,11 @@ class Journal:
         check_lease(at)
         with writing(at, begun=False):
             at.mkdir(exist_ok=True)
-            (at / "done").mkdir(exist_ok=True)
             end_session(at)
-            fresh = self.recorded() is None
+            before = self._read_plan(run_named)
+            fresh, run = before is None, uuid.uuid4().hex if before is None else before
             self._sweep(everything=fresh)
-            run = uuid.uuid4().hex if fresh else self.run_name()
+            self._done_of(run).mkdir(exist_ok=True)
             if fresh:
                 write_json(self._plan, {"format": FORMAT, "run": run, **asdict(given)})
             token = new_token(run)
@@ -304,14 +302,10 @@ class Journal:
         """
         if session is not None:
             self.check(session)
-        value = {
-            "block": block,
-            "run": self.run_name() if session is None else run_of(session),
-            "entries": [asdict(entry) for entry in entries],
-            "stages": dict(stages),
-            "worker": process_name(),
-        }
-        entry = self._entry(block)
+        found = [asdict(entry) for entry in entries]
+        value = {"block": block, "entries": found, "stages": dict(stages), "worker": process_name()}
+        folder = self.done_folder() if session is None else self._done_of(run_of(session))
+        entry = _entry(folder, block)
         with writing(entry):
             if session is None:
                 write_json(entry, value)
@@ -339,8 +333,9 @@ class Journal:
         """Delete the records of blocks, so that the next run repeats them."""
         check_lease(self.directory)
         with writing(self.directory):
+            folder = self.done_folder()
             for block in blocks:
-                self._entry(block).unlink(missing_ok=True)
+                _entry(folder, block).unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Delete the records of the run and of all blocks; sidecars and the lock stay."""
@@ -354,15 +349,16 @@ class Journal:
     def _sweep(self, *, everything: bool) -> None:
         """Delete leftovers of killed writers; with ``everything`` also the records of blocks."""
         self.failures.sweep(everything=everything)
-        done = self.directory / "done"
-        for folder in (self.directory, done):
+        for folder in (self.directory, self.directory / "done"):
             for path in folder.glob(".*.tmp") if isinstance(folder, Path) else ():
                 path.unlink(missing_ok=True)
-        if everything and isinstance(done, Address):
-            done.delete_below()
-        elif everything:
-            for record in done.glob("*.json"):
-                record.unlink(missing_ok=True)
+        if everything:
+            for done in self.directory.glob("done*"):
+                if isinstance(done, Address):
+                    done.delete_below()
+                else:
+                    for record in done.glob("*.json"):
+                        record.unlink(missing_ok=True)
         else:  # an earlier run began, and may have been killed
             sweep_torn(self.output)
 
@@ -370,17 +366,17 @@ class Journal:
         self, blocks: Iterable[int] | None = None
     ) -> Iterator[tuple[int, tuple[ShardEntry, ...], dict[str, float]]]:
         paths: list[Location]
-        try:
-            run = self.run_name()
-            if blocks is None:
-                paths = sorted((self.directory / "done").glob("[0-9]*.json"), key=str)
-            else:
-                paths = [self._entry(block) for block in sorted(set(blocks))]
-        except OSError as error:
-            raise unread(self.directory, error) from error
+        folder = self.done_folder()
+        if blocks is None:
+            try:
+                paths = sorted(folder.glob("[0-9]*.json"), key=str)
+            except OSError as error:
+                raise unread(self.directory, error) from error
+        else:
+            paths = [_entry(folder, block) for block in sorted(set(blocks))]
         for path, read in read_each(paths):
             try:
-                block, (entries, stages) = int(path.stem), as_entries(read(), run)
+                block, (entries, stages) = int(path.stem), as_entries(read())
             except FileNotFoundError:
                 continue  # not done, or deleted meanwhile
             except OSError as error:
@@ -388,3 +384,7 @@ class Journal:
             except ValueError:
                 continue  # torn by a power cut: the block is repeated
             yield block, entries, stages
+
+
+def _entry(folder: Location, block: int) -> Location:
+    return folder / f"{block:08d}.json"

@@ -22,6 +22,7 @@ __all__ = [
     "as_record",
     "change_between",
     "process_name",
+    "run_named",
     "typed",
 ]
 
@@ -128,17 +129,27 @@ def typed(kind: type[T], saved: Any) -> T:
         raise ValueError(f"{where} is {first['input']!r:.40}: {first['msg']}") from error
 
 
-def as_entries(saved: Any, run: str) -> tuple[tuple[ShardEntry, ...], dict[str, float]]:
+def run_named(saved: Any) -> str:
+    """Return the name of the run of a plan file; empty in those of earlier versions.
+
+    Raises
+    ------
+    ValueError
+        As `as_record`.
+    """
+    as_record(saved)
+    return str(saved.get("run", ""))
+
+
+def as_entries(saved: Any) -> tuple[tuple[ShardEntry, ...], dict[str, float]]:
     """Return the entries of the shards that a block wrote, and its seconds by stage.
 
     Raises
     ------
     ValueError
-        If the value is not what `Journal.mark` writes, or of another run.
+        If the value is not what `Journal.mark` writes.
     """
     try:
-        if saved.get("run", "") != run:
-            raise ValueError("it is of another run")
         entries = tuple(_shard_entry(entry) for entry in saved["entries"])
         return entries, {str(name): float(s) for name, s in saved["stages"].items()}
     except (TypeError, KeyError, AttributeError, OverflowError) as error:

@@ -329,11 +329,15 @@ def without_keys(text: str) -> str:
     scheme, found, rest = text.partition("://")
     if not found:
         return text
+    rest = re.split(r"[?#]", rest)[0]
     where, slash, key = rest.partition("/")
     user, _, host = where.rpartition("@")
-    if ":" not in user and scheme.lower() not in UNLISTED:  # of Azure's, a container
-        host = where
-    return f"{scheme}://{host}{slash}{re.split(r'[?#]', key)[0]}"
+    unlisted = scheme.lower() in UNLISTED
+    if ":" in user or (user and unlisted):  # of Azure's it is the name of a container
+        rest = f"{host}{slash}{key}"
+    elif ":" in where and not unlisted:  # no port, but a key of S3's, which may hold slashes
+        rest = rest.rpartition("@")[2]
+    return f"{scheme}://{rest}"
 
 
 def location(out: str | os.PathLike[str]) -> Location:
@@ -357,15 +361,17 @@ def location(out: str | os.PathLike[str]) -> Location:
     scheme, found, rest = text.partition("://")
     if not found:
         return Path(text)
-    where, _, key = rest.rstrip("/").partition("/")
-    if ":" in where.rpartition("@")[0]:
+    _, _, key = rest.rstrip("/").partition("/")
+    if without_keys(text) != re.split(r"[?#]", text)[0]:
         raise InvalidInput(
             f"{without_keys(text)} was given with a password in it, which would be recorded; set"
             " it in the environment (AWS_SECRET_ACCESS_KEY) instead"
         )
     if scheme.lower() in UNLISTED or not is_remote(text):
         what = "can be read but not written" if is_remote(text) else "names no object store"
-        raise InvalidInput(f"{text} {what}; write to s3://, gs:// or az://, or to a folder")
+        raise InvalidInput(
+            f"{without_keys(text)} {what}; write to s3://, gs:// or az://, or to a folder"
+        )
     if not rest.strip("/").partition("/")[2]:
         raise InvalidInput(
             f"{text} names a bucket, and an output lies in one; give a name in it, such as"

@@ -12,6 +12,7 @@ import pytest
 from tests.relay import Fault, objects
 from volflow.errors import Damaged, InvalidInput, Locked, ResumeRefused, RunFailed, Superseded
 from volflow.store.journal import lease
+from volflow.store.journal.complete import count_blocks
 from volflow.store.journal.failures import Failure
 from volflow.store.journal.history import find_holder, finished_blocks
 from volflow.store.journal.journal import Journal, Record, journal_of
@@ -81,7 +82,7 @@ class JournalContract:
         session = begun.begin(RECORD)
         begun.mark(0, [ENTRY], {}, session=session)
         begun.mark(1, [ENTRY], {}, session=session)
-        (begun.directory / "done" / "00000001.json").write_bytes(b'{"block": 1, "ent')
+        (begun.done_folder() / "00000001.json").write_bytes(b'{"block": 1, "ent')
         assert list(begun.done()) == [0]
         begun.mark(1, [ENTRY], {"read": 2.0}, session=session)
         assert begun.stages() == {0: {}, 1: {"read": 2.0}}
@@ -227,7 +228,7 @@ class TestOnAStore(JournalContract):
         with journal.lock():
             journal.begin(RECORD)
             journal.mark(0, [ENTRY], {})
-        for part in ("list-type", "/done/0"):
+        for part in ("list-type", "/done-"):
             s3.fault = lambda one, part=part: Fault("status", 403) if part in one.path else None
             with pytest.raises(RunFailed, match=r"permission denied .*when the store answers"):
                 journal.done()
@@ -277,9 +278,14 @@ class TestOnAStore(JournalContract):
             journal.mark(0, [ENTRY], {}, session=first)
             assert journal.done() == {}
             assert finished_blocks(journal) == (0, [])
+            assert count_blocks(journal.output) == (0, 24)
+            journal.failures.note(Failure(0, "", "it did not work"))
+            assert len(journal.failures.read()) == 1
             second = journal.begin(RECORD)
             journal.mark(0, [OTHER_ENTRY], {}, session=second)
             assert journal.done() == {0: (OTHER_ENTRY,)}
+            discard(journal.output, journal)
+            assert not [*journal.directory.glob("done*")]
 
     def test_a_task_of_a_block_costs_five_requests(self, journal, s3):
         with journal.lock():

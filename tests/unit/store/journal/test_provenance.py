@@ -15,7 +15,10 @@ from volflow.store.journal.provenance import Provenance, keep_provenance, read_p
         ("https://ann:secret@example.org/scan.zarr", "https://example.org/scan.zarr"),
         ("https://token@example.org/scan.zarr", "https://example.org/scan.zarr"),
         ("https://example.org/scan.zarr?X-Amz-Signature=1a#b", "https://example.org/scan.zarr"),
+        ("https://example.org?sig=1a/b", "https://example.org"),
         ("s3://key:secret@bucket/scan.zarr", "s3://bucket/scan.zarr"),
+        ("s3://key:sec/ret@bucket/scan.zarr", "s3://bucket/scan.zarr"),
+        ("s3://bucket/by/ann@home/scan.zarr", "s3://bucket/by/ann@home/scan.zarr"),
         ("abfs://container@account/scan.zarr", "abfs://container@account/scan.zarr"),
     ],
 )
