@@ -200,6 +200,7 @@ class TestCounts:
             assert counts.d2h_bytes == found[""].nbytes + LAYERS * 2 * 4
             assert counts.pageable == 0
 
+    @pytest.mark.slow
     def test_the_host_waits_once_for_each_layer_of_patches(self, scan, predicted, during_tasks):
         predicted(scan(), random_net(), "cuda", **HALVES)
         (counts,) = during_tasks

@@ -128,6 +128,7 @@ class TestKernels:
 
 
 class TestFreedMemory:
+    @pytest.mark.slow
     @pytest.mark.parametrize("kept", ["nothing", "record_stream", "event", "waited"])
     def test_another_stream_may_still_use_it(self, gpu, side, raced, kept):
         x = torch.zeros(SIZE, device="cuda")

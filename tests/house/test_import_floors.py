@@ -99,11 +99,13 @@ def lint(tree):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_every_contract_holds(root):
     done = lint(root)
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.slow
 def test_every_contract_fails_where_it_is_broken(root, tmp_path):
     shutil.copytree(
         root / "volflow", tmp_path / "volflow", ignore=shutil.ignore_patterns("__pycache__")

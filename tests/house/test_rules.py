@@ -63,6 +63,7 @@ def test_every_module_says_what_it_holds():
     assert {path: text for path, text in first.items() if not sentence.fullmatch(text)} == {}
 
 
+@pytest.mark.slow
 def test_no_docstring_is_without_words():
     empty = [
         f"{_id(path)}: {getattr(node, 'name', 'module')}"
@@ -154,6 +155,7 @@ def test_nothing_inner_is_set_by_a_path_in_words():
     assert [_id(path) for path in tests if by_path.search(path.read_text())] == []
 
 
+@pytest.mark.slow
 def test_no_generator_yields_in_a_grad_mode():
     """It would last while the consumer of the generator runs (see `without_gradients`)."""
     modes = re.compile(r"inference|no_grad|grad_enabled|enable_grad")

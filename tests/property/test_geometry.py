@@ -353,6 +353,7 @@ class TestBytes:
         expected = count * base ** ("kMGT".index(prefix) + 1)
         assert parse_bytes(text.lower() if lower else text) == expected
 
+    @pytest.mark.slow
     @given(st.text())
     def test_any_text_is_read_or_refused(self, text):
         with suppress(InvalidInput):

@@ -3,6 +3,7 @@
 from itertools import pairwise
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -57,6 +58,7 @@ def test_small_integers_do_not_show_how_they_were_cut(data, cuts, random):
     assert merge(parts) == measure(data)
 
 
+@pytest.mark.slow
 @given(REALS, PERCENT)
 def test_percentiles_of_reals_are_known_to_a_bin(data, q):
     found, expected = measure(data).percentile(q), np.percentile(data, q)
@@ -67,6 +69,7 @@ def test_percentiles_of_reals_are_known_to_a_bin(data, q):
     assert abs(found - expected) <= TOLERANCE * size * (1 + 1e-9)
 
 
+@pytest.mark.slow
 @given(REALS, CUTS)
 def test_moments_of_reals_are_numpys(data, cuts):
     found = merge(cut(data, cuts))
@@ -86,6 +89,7 @@ def test_counts_of_reals_do_not_show_how_they_were_cut(data, cuts, random):
     assert np.array_equal(found.counts, whole.counts)
 
 
+@pytest.mark.slow
 @given(REALS, st.lists(PERCENT, min_size=2, max_size=5))
 def test_percentiles_ascend(data, qs):
     histogram = measure(data)

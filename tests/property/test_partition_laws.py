@@ -180,6 +180,7 @@ def cases(draw):
     return draw(networks(ndim)), sizes, seed
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=list(HealthCheck))
 @given(cases())
 def test_any_network_block_by_block(case):
@@ -205,6 +206,7 @@ def smooth(net: nn.Module, ndim: int) -> nn.Module:
     return net
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=list(HealthCheck), deadline=None)
 @given(cases(), st.integers(1, 2))
 def test_any_network_has_the_gradients_of_the_whole(case, batch):

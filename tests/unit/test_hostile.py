@@ -136,6 +136,7 @@ CHUNK = "codecs", 0, "configuration", "chunk_shape"
 GRID = "chunk_grid", "configuration", "chunk_shape"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "changes", "says"),
     [
@@ -273,6 +274,7 @@ def test_the_header_of_safetensors(refused, folder, size):
     assert code == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["", "{", "[" * 9999, "null", '{"format": 1, "identity": 1}'])
 def test_statistics_that_are_kept_are_made_anew(folder, text):
     wanted = statistics("a.zarr", progress=False)
@@ -285,6 +287,7 @@ def test_statistics_that_are_kept_are_made_anew(folder, text):
         assert statistics("a.zarr", progress=False) == wanted
 
 
+@pytest.mark.slow
 def test_counts_that_are_kept_are_made_anew(folder):
     source = open_source(folder / "labels.npy")
     wanted = count_classes(source, 4, Roi.full(SHAPE), progress=False)

@@ -150,6 +150,7 @@ def refusal(name, kind):
     return None if kind in STORED else ON_DISK.get(name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_every_function_takes_every_volume(name, kind, volumes, known, tmp_path, client):

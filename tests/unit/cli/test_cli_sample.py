@@ -58,6 +58,7 @@ def test_a_sheet_beside_the_cases(cases, tmp_path, capsys):
     assert facts["locations"] != told(capsys, cases, "--patch", "8", "-n", "6")["locations"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "sampler"),
     [
@@ -137,6 +138,7 @@ def test_a_plan_reads_no_image_and_writes_nothing(cases, tmp_path, capsys):
     assert not list(tmp_path.glob("*.png"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "text"),
     [

@@ -74,6 +74,7 @@ def _pipeline(folder):
         ("status a.zarr", "", DONE),
         ("status v2.zarr", "", REFUSED),
         ("status a.zarr", "a.zarr.volflow/plan.json", DAMAGED),
+        ("cancel a.zarr", "", REFUSED),
         ("export a.zarr n.nii.gz", "", DONE),
         ("export a.zarr n.tif", "", REFUSED),
         ("export a.zarr n.nii.gz", SHARD, DAMAGED),

@@ -57,6 +57,7 @@ def test_slips(url, s3, tmp_path, capsys, command):
     assert f"{url} cannot be opened: permission denied (403 Forbidden" in told
 
 
+@pytest.mark.slow
 def test_pictures_and_patches(url, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     code, _, told = run(capsys, "preview", url)

@@ -30,6 +30,7 @@ def boxes():
     return st.tuples(*map(ordered, COARSE)).map(lambda s: Roi(*zip(*s, strict=True)))
 
 
+@pytest.mark.slow
 @given(roi=boxes())
 def test_any_box_is_cut_from_the_same_volume(whole, roi):
     part = paint(torso(), roi, spacing_of(COARSE))

@@ -75,6 +75,7 @@ def test_materials_are_with_distinct_names(regions, name):
     assert (said[here] == CLASSES.index(name)).mean() > 0.999
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "dice"),
     [("air", 0.99), ("soft tissue", 0.97), ("lung", 0.93), ("fat", 0.92), ("bone", 0.9)],

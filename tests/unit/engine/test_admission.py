@@ -73,6 +73,7 @@ def at_once(cluster, *plans: Plan):
 
 
 class TestBudget:
+    @pytest.mark.slow
     @pytest.mark.parametrize("peaks", [(4, 4), (7, 3), (6, 6), (10, 1), (2, 5)])
     def test_two_runs_keep_to_one(self, shared, peaks):
         plans = [plan_of(name, peak) for name, peak in zip("ab", peaks, strict=True)]

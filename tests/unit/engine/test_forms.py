@@ -196,6 +196,7 @@ class TestChosen:
     def test_all_workers_by_default(self, mixed):
         assert where(mixed) == {"plain", "one", "two"}
 
+    @pytest.mark.slow
     def test_by_name_address_or_host(self, mixed):
         address = mixed.workers["two"].address
         assert where(mixed, workers="plain") == {"plain"}
@@ -203,6 +204,7 @@ class TestChosen:
         assert where(mixed, workers=" one,plain") == {"one", "plain"}
         assert where(mixed, workers="127.0.0.1") == {"plain", "one", "two"}
 
+    @pytest.mark.slow
     def test_by_resources_of_which_each_task_takes_so_much(self, mixed):
         assert where(mixed, resources={"GPU": 1}) == {"one", "two"}
         assert where(mixed, resources="GPU=2") == {"two"}

@@ -105,6 +105,7 @@ class TestProcess:
     def test_a_session_of_somebody_else_keeps_its_thresholds(self):
         assert told_by("print(prepare_allocators(own=False))") == TOLD.replace(f"; {KEPT}", "")
 
+    @pytest.mark.slow
     def test_what_dasks_nanny_set_is_not_the_users(self):
         told = told_by("print(prepare_allocators(own=False))", MALLOC_TRIM_THRESHOLD_="65536")
         assert told == TOLD
@@ -141,6 +142,7 @@ print(asks_for_huge_pages())
 """
         assert told_by(code) == "True"
 
+    @pytest.mark.slow
     def test_the_command_line_tells_of_it(self, tmp_path):
         np.save(tmp_path / "scan.npy", np.zeros((4, 4, 4), "uint8"))
         done = subprocess.run(

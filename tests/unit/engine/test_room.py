@@ -35,6 +35,7 @@ def test_a_cluster_without_workers_is_taken_by_the_size_that_it_declares():
         assert memory_per_worker(client, "1GiB") == GIB
 
 
+@pytest.mark.slow
 def test_without_a_declared_size_the_first_worker_is_awaited():
     with (
         SpecCluster(scheduler={"cls": Scheduler, "options": PLACE}) as cluster,

@@ -37,6 +37,7 @@ def claims(folder: Path, **versions: str) -> dict[str, str]:
 
 
 class TestVersions:
+    @pytest.mark.slow
     def test_ours_are_known_without_imports(self, fresh_python):
         told = fresh_python(
             "from volflow.engine.clusters.skew import versions_here\n"

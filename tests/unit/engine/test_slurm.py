@@ -120,6 +120,7 @@ class TestWithoutSlurm:
             connect("slurm").__enter__()
 
 
+@pytest.mark.slow
 def test_nothing_of_it_is_imported_unless_asked(fresh_python):
     code = "import sys, volflow.engine.cluster; print('dask_jobqueue' in sys.modules)"
     assert fresh_python(code).strip() == "False"

@@ -105,6 +105,7 @@ class TestPaused:
 
 
 class TestWaiting:
+    @pytest.mark.slow
     def test_an_adaptive_cluster_grows_from_nothing_and_is_used(self, tmp_path):
         scan = vf.convert(_scan(), tmp_path / "scan.zarr", progress=False)
         expected = vf.predict(
@@ -243,6 +244,7 @@ def listening(process: psutil.Process) -> set[str]:
     return {c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cluster", ["threads", 1])
 def test_all_sockets_are_on_loopback(cluster):
     me = psutil.Process()

@@ -48,6 +48,7 @@ def away(address, monkeypatch, tmp_path):
 
 
 class TestSame:
+    @pytest.mark.slow
     def test_as_without_it_also_by_relative_paths(self, away, stored, scan, tmp_path):
         volume, net = stored(scan), random_net()
         result = away("scan.zarr", net).result()
@@ -55,6 +56,7 @@ class TestSame:
         vf.predict(volume, net, "here.zarr", progress=False, **OPTIONS)
         assert files(tmp_path / "out.zarr") == files(tmp_path / "here.zarr")
 
+    @pytest.mark.slow
     def test_the_same_call_without_it_has_nothing_to_do(self, away, stored, scan, calls):
         volume, net = stored(scan), random_net()
         away(volume, net).result()

@@ -59,6 +59,7 @@ class TestInputs:
 
         return give
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "kind", ["volume", "path", "zarr", "numpy", "dask", "npy", "nii", "nii.gz"]
     )
@@ -84,6 +85,7 @@ class TestInputs:
         expected = sliding_window(np.concatenate([scan[None], two]), net, (8, 8, 8))
         assert close(predict(named, net)[:], expected)
 
+    @pytest.mark.slow
     def test_what_the_first_does_not_know_of_the_grid_is_the_others(self, predict, stored, scan):
         known = {"spacing": (2.0, 1.0, 1.0), "unit": "millimeter", "orientation": "SAR"}
         volume, net = stored(scan, **known), random_net(channels_in=2)
@@ -92,6 +94,7 @@ class TestInputs:
         same = {"first": stored(scan, "first.zarr", **known), "stored": volume}
         assert np.array_equal(result[:], predict(same, net, "same.zarr", frame="RAS")[:])
 
+    @pytest.mark.slow
     def test_the_model_decides_the_order_where_it_has_names(self, predict, tmp_path, scan):
         torch.manual_seed(4)  # by chance its scores may lie too close together to be told apart
         net = UNet(2, 1, features=(4, 8))
@@ -121,6 +124,7 @@ class TestInputs:
         assert np.array_equal(kept[:], scan)
         assert {p.name for p in tmp_path.iterdir()} == {"out.zarr", "out.zarr.volflow"}
 
+    @pytest.mark.slow
     def test_other_voxels_are_converted_anew_on_overwrite(self, predict, scan):
         predict(scan, torch.nn.Identity())
         result = predict(2 * scan, torch.nn.Identity(), overwrite=True)
@@ -128,6 +132,7 @@ class TestInputs:
 
 
 class TestSmallVolumes:
+    @pytest.mark.slow
     @pytest.mark.parametrize("shape", [(3, 20, 20), (20, 5, 9), (1, 1, 1), (7, 8, 9), (2, 3, 1)])
     @pytest.mark.parametrize("blend", ["crop", "gaussian"])
     def test_are_padded_half_before_half_after(self, predict, shape, blend):
@@ -139,6 +144,7 @@ class TestSmallVolumes:
 
 
 class TestSlices:
+    @pytest.mark.slow
     @pytest.mark.parametrize("patch", [(1, 8, 9), (8, 1, 9), (8, 9, 1)])
     def test_a_patch_of_one_reaches_the_model_in_two_dimensions(self, predict, scan, patch):
         net = slice_net()
@@ -284,6 +290,7 @@ class TestOutputs:
             np.testing.assert_allclose(written.affine, affine)
         assert vf.verify(result.path).ok
 
+    @pytest.mark.slow
     def test_the_bundle_says_what_is_put_out(self, predict, tmp_path, scan):
         net = UNet(1, 3, features=(4, 8))
         vf.save_model(
@@ -340,6 +347,7 @@ class TestNormalization:
         a, b = np.percentile(scan, [low, high])
         return np.clip((scan - a) / (b - a), 0, 1)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("choice", ["minmax", "zscore", "percentile", "percentile:0.5,99.5"])
     @pytest.mark.parametrize("dtype", ["uint16", "int16"])
     def test_is_that_of_the_whole_volume(self, predict, scan, choice, dtype):
@@ -371,6 +379,7 @@ class TestNormalization:
         result = predict({"a": scan, "b": other}, net, normalize="minmax")
         assert close(result[:], sliding_window(shown, net, (8, 8, 8)))
 
+    @pytest.mark.slow
     def test_a_function_is_applied_to_blocks_of_floats(self, predict, scan):
         counts = (900 * scan).astype("uint16")
         net = random_net()
@@ -452,6 +461,7 @@ class TestSkipping:
         scan[:5] = 0
         return scan
 
+    @pytest.mark.slow
     def test_patches_below_the_threshold_are_left_out(self, predict, half_dark, calls):
         net = random_net(channels_out=2)
         result = predict(half_dark, Counted(net), skip_below=0.05, batch_size=1)
@@ -496,6 +506,7 @@ class TestSkipping:
         assert (result[:][:, ~covered] == -3).all()
         assert 0 < len(calls) <= 8
 
+    @pytest.mark.slow
     def test_mask_and_threshold_both_decide(self, predict, half_dark):
         mask = np.zeros(half_dark.shape, bool)
         mask[:, :9] = True
@@ -506,6 +517,7 @@ class TestSkipping:
         )  # fmt: skip
         assert close(result[:], expected)
 
+    @pytest.mark.slow
     def test_what_no_patch_covers_is_background(self, predict, tmp_path, half_dark):
         net = UNet(1, 3, features=(4, 8))
         vf.save_model(
@@ -518,6 +530,7 @@ class TestSkipping:
         )  # fmt: skip
         assert (result[:][~covered] == 2).all()
 
+    @pytest.mark.slow
     def test_an_empty_scan_is_all_fill_without_any_forward(self, predict, calls):
         empty = np.zeros((20, 20, 20), "uint8")
         result = predict(empty, Counted(random_net()), skip_below=1, fill=5)
@@ -673,6 +686,7 @@ class TestFailure:
         kept = zarr.open_array(tmp_path / "out.zarr" / "0", mode="r")[0, :10]
         np.testing.assert_allclose(kept, scan[:10], rtol=2e-6)
 
+    @pytest.mark.slow
     def test_output_that_changes_its_shape_is_named(self, predict, scan):
         class Fickle(torch.nn.Module):
             def forward(self, batch):

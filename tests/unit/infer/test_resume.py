@@ -132,6 +132,7 @@ class TestInterrupted:
 
 
 class TestDone:
+    @pytest.mark.slow
     def test_is_returned_at_once(self, predict, volume, calls, tmp_path):
         predict(volume, Tiring(random_net()), normalize="zscore")
         before = mtimes(tmp_path / "out.zarr")
@@ -141,6 +142,7 @@ class TestDone:
         assert mtimes(tmp_path / "out.zarr") == before
         assert result.shape == (2, *SCAN.shape)
 
+    @pytest.mark.slow
     def test_does_not_even_try_the_model(self, predict, volume):
         predict(volume, Tiring(random_net()))
 
@@ -151,6 +153,7 @@ class TestDone:
             patch.setattr("volflow.infer.patches.method.decide", never)
             predict(volume, Tiring(random_net()))
 
+    @pytest.mark.slow
     def test_of_a_file_that_was_converted(self, predict, calls, tmp_path):
         np.save(tmp_path / "scan.npy", SCAN)
         predict(tmp_path / "scan.npy", Tiring(random_net()))
@@ -163,6 +166,7 @@ class TestDone:
 
 
 class TestAdopted:
+    @pytest.mark.slow
     def test_blocks_batch_and_threads_are_those_of_the_first_run(
         self, predict, volume, tired, tmp_path
     ):
@@ -184,6 +188,7 @@ class TestAdopted:
         assert first["threads"] == threads
         assert files(tmp_path / "out.zarr") == files(tmp_path / "whole.zarr")
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("change", "message"),
         [
@@ -199,6 +204,7 @@ class TestAdopted:
         with pytest.raises(ResumeRefused, match=message):
             predict(volume, random_net(), **{"batch_size": 2} | change)
 
+    @pytest.mark.slow
     def test_the_same_said_again_is_fine(self, predict, volume):
         options = {"batch_size": 2, "precision": "float32", "device": "cpu", "chunk": (8, 8, 8)}
         predict(volume, random_net(), **options)
@@ -233,6 +239,7 @@ class TestRefused:
         assert calls == []
         assert mtimes(tmp_path / "out.zarr") == before
 
+    @pytest.mark.slow
     def test_changed_weights(self, predict, volume):
         predict(volume, random_net(seed=0))
         with pytest.raises(
@@ -259,6 +266,7 @@ class TestRefused:
             predict(volume, random_net())
         assert predict(volume, random_net(), overwrite=True)[:].any()
 
+    @pytest.mark.slow
     def test_another_version_of_a_package(self, predict, volume, monkeypatch):
         predict(volume, random_net())
         monkeypatch.setattr(imports_module, "_versions", lambda name: {name: "9.9"})
@@ -278,6 +286,7 @@ class TestRefused:
         with pytest.raises(ResumeRefused, match="weights: "):
             predict(volume, other)
 
+    @pytest.mark.slow
     def test_changed_voxels(self, predict, volume, stored, tmp_path):
         predict(volume, random_net())
         volume.write(vf.Roi((0, 0, 0), (16, 16, 16)), SCAN[:16, :16, :16] + 1)

@@ -101,6 +101,7 @@ def test_it_is_refused_until_it_is_finished(write, kind, tmp_path):
     assert run_facts(out)["state"] == "done"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["convert", "several", EXACT])
 def test_one_of_an_earlier_version_is_resumed_and_no_input_before(write, kind, tmp_path):
     """It had its root metadata from the start."""
@@ -115,6 +116,7 @@ def test_one_of_an_earlier_version_is_resumed_and_no_input_before(write, kind, t
     assert files(write(kind, tmp_path / "out.zarr")) == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "room"), [("convert", copying_module), ("several", prediction)])
 def test_killed_between_the_last_block_and_the_end(write, kind, room, tmp_path, monkeypatch):
     whole, out = files(write(kind, tmp_path / "whole.zarr")), tmp_path / "out.zarr"

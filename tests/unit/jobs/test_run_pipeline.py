@@ -119,6 +119,7 @@ class TestSkip:
         assert ran("p.yaml") == ["file"]
         assert (folder / "back.npy").exists()
 
+    @pytest.mark.slow
     def test_levels_that_another_made(self):
         ran("p.yaml")
         vf.pyramid("scan.zarr", levels=2, progress=False)
@@ -136,6 +137,7 @@ class TestSkip:
         assert np.array_equal(vf.open("scan.zarr")[:], before)
         assert vf.verify("scan.zarr").ok
 
+    @pytest.mark.slow
     def test_a_file_that_was_edited_is_not_destroyed(self, folder):
         ran("p.yaml")
         (folder / "back.npy").write_bytes(b"mine")
@@ -254,6 +256,7 @@ class TestRecord:
         vf.run("p.yaml", progress=False)
         assert [one.get("outcome") for one in events()[-5:]] == [None, *["skipped"] * 4]
 
+    @pytest.mark.slow
     def test_a_torn_line_spoils_no_other(self, folder):
         vf.run("p.yaml", progress=False)
         kept = (folder / "run.jsonl").read_bytes()
@@ -261,6 +264,7 @@ class TestRecord:
         assert ran("p.yaml") == ["file"]
         assert ran("p.yaml") == []
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "line", [b"[" * 10_000, b'{"event": "end", "step": "scan"', b"\xff", b"3"]
     )
@@ -281,6 +285,7 @@ class TestFailures:
         (folder / "back.npy").unlink()
         assert ran("p.yaml") == ["file"]
 
+    @pytest.mark.slow
     def test_a_damaged_output_ends_the_run_with_its_exit_code(self, folder):
         text = "record: r.jsonl\nsteps: [{name: check, verify: {path: scan.zarr}}]"
         ran("p.yaml")
@@ -307,6 +312,7 @@ class TestFailures:
         assert events("a.txt.run.jsonl")[-1]["outcome"] == "stopped"
         assert ran("p.yaml") == ["a"]
 
+    @pytest.mark.slow
     def test_a_step_that_may_overwrite_goes_on_where_it_was(self, folder):
         """Else a job that is requeued each night would begin again each night."""
         text = PIPELINE.replace("shard: 16", "shard: 16\n      overwrite: true")
@@ -389,6 +395,7 @@ class TestCommand:
         assert said in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_prediction_is_what_the_call_gives(folder):
     text = """
     steps:
@@ -441,6 +448,7 @@ class TestCases:
         np.save("in/p4.npy", np.zeros((8, 8, 8), "uint8"))
         assert self.run().counts == {"done": 1, "kept": 3}
 
+    @pytest.mark.slow
     def test_one_that_fails_stops_no_other(self, folder, capsys):
         (folder / "in" / "p2.npy").write_bytes(b"text")
         words = [word for key, value in self.VALUES.items() for word in ("--set", f"{key}={value}")]

@@ -110,6 +110,7 @@ def test_what_is_no_users_code_adds_nothing(name):
     assert not code.packages
 
 
+@pytest.mark.slow
 def test_installed_packages_count_by_their_version(write):
     write(vf_net="import torch.nn.functional as F\nimport numpy, yaml\nfrom torch import nn, gone")
     versions = code_of(["vf_net"]).packages

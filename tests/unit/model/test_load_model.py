@@ -229,6 +229,7 @@ def export(path, batch=1, dynamic=False):
 
 
 # PyTorch's own exporter warns about parts of itself.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_exported_programs_take_any_batch(tmp_path, dynamic):

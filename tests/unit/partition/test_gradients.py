@@ -23,5 +23,6 @@ def test_scores_are_cropped_before_the_loss():
     check_step(PLAIN, size=(11, 15, 20), sizes=(12, 16, 20))
 
 
+@pytest.mark.slow
 def test_running_statistics_are_constants():
     check_step(UNet(1, 2, features=(4, 8), norm="batch"), training=False)

@@ -120,6 +120,7 @@ def room(given):
     return fits
 
 
+@pytest.mark.slow
 @ndims
 @pytest.mark.filterwarnings("ignore:Using padding=.same")
 @pytest.mark.parametrize("given", CONVOLUTIONS, ids=str)
@@ -210,6 +211,7 @@ def test_convolutions_that_see_padding_alone():
     agrees(planes, (5, 6), grids=20)
 
 
+@pytest.mark.slow
 @ndims
 @pytest.mark.parametrize(
     "given",
@@ -305,6 +307,7 @@ def test_channels_joined_and_cut(ndim):
     applied(lambda x: torch.tile(x, (2, *(1,) * ndim)), ndim)
 
 
+@pytest.mark.slow
 @ndims
 def test_channels_mixed(ndim):
     applied(lambda x: x.softmax(1) + F.log_softmax(x, dim=1), ndim)
@@ -449,6 +452,7 @@ REDUCTIONS = {
 }
 
 
+@pytest.mark.slow
 @ndims
 @pytest.mark.parametrize("kind", REDUCTIONS)
 def test_reductions_over_the_volume(ndim, kind):

@@ -55,6 +55,7 @@ def test_unets(levels, norm, up):
     check_step(net, sizes, undone=UNDONE if levels == 5 else 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_volume_that_is_padded(norm, training):
@@ -62,6 +63,7 @@ def test_a_volume_that_is_padded(norm, training):
     check_step(net, (7, 10, 11), (8, 10, 12), training=training)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_batch_of_two(norm):
     check_step(UNet(1, 2, features=(2, 4), norm=norm), SIZE, batch=2)

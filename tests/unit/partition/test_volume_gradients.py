@@ -37,6 +37,7 @@ NORMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("norm", NORMS)
 def test_norms_of_the_volume(norm, batch):
@@ -100,6 +101,7 @@ REDUCED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("kind", REDUCED)
 def test_reductions_of_the_volume(kind, batch):
@@ -267,6 +269,7 @@ def test_a_first_extreme_that_is_no_number_has_its_gradient():
     assert found.flatten().tolist() == [0, 1, 0, 0]
 
 
+@pytest.mark.slow
 def test_the_normalized_image_has_gradients_of_everything():
     torch.manual_seed(0)
     x = torch.randn(2, 3, 2, 3, 2, dtype=torch.float64, requires_grad=True)

@@ -178,6 +178,7 @@ def every_plan(found, cuts):
                 yield tuple(step for part in parts for step in part)
 
 
+@pytest.mark.slow
 @quick
 @given(**nets, room=st.floats(0.0, 1.0))
 def test_the_search_finds_what_trying_everything_finds(kinds, sizes, share, room):

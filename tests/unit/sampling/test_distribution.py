@@ -109,6 +109,7 @@ class TestHugeVolumes:
         found = {tuple(s["location"][:3].tolist()) for s in stream}
         assert found == {(295, 295, 295), (-4, -4, -4)}
 
+    @pytest.mark.slow
     def test_of_sides_beyond_65535(self):
         shape = (70_000, 64, 64)
         weights = zarr.create_array({}, shape=shape, chunks=(1000, 64, 64), dtype="u1")

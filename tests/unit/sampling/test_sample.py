@@ -58,6 +58,7 @@ def test_is_a_pure_function_of_the_seed(image):
     assert (make(1).compute() != make(2).compute()).any()
 
 
+@pytest.mark.slow
 def test_of_cases_and_classes(cases):
     sampler = vf.LabelSampler(5, probabilities={2: 1})
     labels = vf.sample(cases, sampler, n=64, seed=1, array="label").compute()

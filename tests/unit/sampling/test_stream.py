@@ -51,6 +51,7 @@ def sampler(request):
 
 @pytest.mark.usefixtures("small_superchunks")
 class TestSamples:
+    @pytest.mark.slow
     def test_hold_the_voxels_of_their_location(self, cases, sampler):
         arrays = {
             name: {key: np.pad(vf.open(path)[:], 40) for key, path in case.items()}
@@ -67,6 +68,7 @@ class TestSamples:
             assert sample["index"] == number
         assert number + 1 == len(stream)
 
+    @pytest.mark.slow
     def test_have_centres_where_the_sampler_says(self, cases):
         for sampler, allowed in (
             (vf.LabelSampler(9, probabilities={0: 1, 2: 3}), {0, 2}),
@@ -127,6 +129,7 @@ class TestOrder:
         expected = fingerprint(stream_of(cases, sampler, seed=5))
         assert fingerprint(stream_of(cases, sampler, seed=5, cluster=2)) == expected
 
+    @pytest.mark.slow
     def test_of_computed_arrays_is_that_of_stored_ones(self, cases, sampler):
         lazy = {
             name: {key: vf.open(path).dask(vf.open(path).chunks) for key, path in case.items()}
@@ -146,6 +149,7 @@ class TestOrder:
             assert fingerprint(share) == fingerprint(mine)
             assert len(share) == len(mine)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("given", [1, 7, 100, 377, 599])
     def test_resumes_bit_for_bit(self, cases, given):
         sampler = SAMPLERS["label"]
@@ -159,6 +163,7 @@ class TestOrder:
         assert fingerprint(again) == fingerprint(whole[given:])
         assert again.state_dict() == {**state, "epoch": 1, "index": 0}
 
+    @pytest.mark.slow
     def test_resumes_on_another_number_of_ranks(self, cases):
         sampler = SAMPLERS["uniform"]
         whole = list(stream_of(cases, sampler))
@@ -242,6 +247,7 @@ def stream_after(cases, sampler, epoch):
 
 @pytest.mark.usefixtures("small_superchunks")
 class TestNumbers:
+    @pytest.mark.slow
     @pytest.mark.parametrize("patches", [1, 5, 8, 599, 600])
     @pytest.mark.parametrize("lanes", [1, 3, 8])
     @pytest.mark.parametrize("reuse", [0.5, 4, 1000])

@@ -92,6 +92,7 @@ small = st.tuples(*[st.integers(1, 20)] * 3)
 units = st.tuples(*[st.integers(1, 7)] * 3)
 
 
+@pytest.mark.slow
 @given(small, units)
 def test_the_pieces_of_everything_cover_each_voxel_once(shape, unit):
     count = np.zeros(shape, int)

@@ -56,6 +56,7 @@ def test_metadata_survive_writing_and_reading(tmp_path, name):
     assert open_volume(volume.path).meta == METAS[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METAS)
 def test_what_we_write_is_valid(tmp_path, name):
     yaozarrs = pytest.importorskip("yaozarrs")

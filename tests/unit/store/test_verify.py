@@ -165,6 +165,7 @@ def test_verify_again_after_the_repair(out, journal):
     assert verify(out).ok
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("start", "stop"),
     [

@@ -192,6 +192,7 @@ def test_a_level_that_is_not_there(tmp_path, level):
 # Reading
 
 
+@pytest.mark.slow
 @given(data=st.data())
 def test_reading_is_slicing(data):
     voxels = random_like((2, 9, 10, 11))
@@ -339,6 +340,7 @@ def test_shards_of_fill_value_leave_no_file(tmp_path):
     assert not [p for p in (tmp_path / "a.zarr" / "0").rglob("c/**/*") if p.is_file()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fill", "shards"),
     [*itertools.product((0, 1, np.nan, np.inf), (None, (16, 16, 16))), (None, None)],
@@ -470,6 +472,7 @@ def test_an_image_of_two_axes_is_one_slice(version, shared_data):
     np.testing.assert_array_equal(volume[0], stored)
 
 
+@pytest.mark.slow
 def test_every_sample_is_read_or_refused(shared_data):
     folder = shared_data("formats_neuroglancer") / "zarr"
     samples = sorted(p.parent for p in [*folder.rglob(".zarray"), *folder.rglob("zarr.json")])

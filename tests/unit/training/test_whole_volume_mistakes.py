@@ -280,6 +280,7 @@ def test_scores_that_never_run_backward_leave_nothing(tmp_path, x):
     assert [*tmp_path.iterdir()] == []
 
 
+@pytest.mark.slow
 def test_a_volume_that_is_changed_between_forward_and_backward(x):
     """Its voxels were copied forward: the gradient is that of what was seen."""
     one, other = network(), network()
@@ -290,6 +291,7 @@ def test_a_volume_that_is_changed_between_forward_and_backward(x):
     assert equal(gradients(one), gradients(other))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_without_gradients_a_step_is_its_loss(tmp_path, x, target, mode):
     net = network(dropout=0.5)
@@ -452,6 +454,7 @@ class Switched(nn.Module):
         return {"one": scores, "two": scores} if self.twice else scores
 
 
+@pytest.mark.slow
 def test_outputs_may_change_between_steps_and_one_may_have_two_names():
     net, x, y = Switched().double(), torch.rand(1, 8, 8, 8).double(), torch.randint(2, (8, 8, 8))
     whole = vf.WholeVolume(net, "1GiB", device="cpu")

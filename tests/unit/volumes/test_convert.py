@@ -66,6 +66,7 @@ class TestVoxels:
             assert volume.shards == (16, 16, 16)
             assert vf.verify(volume.path).ok
 
+    @pytest.mark.slow
     def test_with_channels(self, convert, nifti, tmp_path):
         scan = RNG.random((3, 20, 18, 17), "float32")
         for kind, source in {"array": scan, "gz": nifti(scan, "c.nii.gz")}.items():
@@ -214,6 +215,7 @@ class TestResume:
         assert np.array_equal(convert(scan)[:], scan)
         assert mtimes(tmp_path / "out.zarr") == before
 
+    @pytest.mark.slow
     def test_the_layout_of_the_first_run_is_kept_whatever_memory_says(self, client, tmp_path):
         scan = np.zeros((40, 20, 20), "u1")
         first = vf.convert(scan, tmp_path / "a.zarr", shard=8, chunk=8, progress=False)
@@ -236,11 +238,13 @@ class TestResume:
             convert(scan)
         assert np.array_equal(convert(scan)[:], scan)
 
+    @pytest.mark.slow
     def test_a_run_killed_before_its_first_block(self, convert, killed_in, scan):
         with killed_in("volflow.volumes.copying.run"):
             convert(scan)
         assert np.array_equal(convert(scan)[:], scan)
 
+    @pytest.mark.slow
     def test_a_run_killed_while_it_deleted_what_it_replaces(self, convert, killed_in, scan):
         convert(scan)
         with killed_in("volflow.store.journal.outputs.shutil", SimpleNamespace(rmtree=kill)):
@@ -273,6 +277,7 @@ class TestPlan:
 
 
 class TestSequential:
+    @pytest.mark.slow
     def test_one_pass_whatever_fails(self, convert, nifti, scan, monkeypatch):
         """A block that fails at first is done in the next pass, the others are not repeated."""
         written, store, failing = [], copying.CopyJob.store, [True]

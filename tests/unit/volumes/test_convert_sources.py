@@ -50,6 +50,7 @@ def damaged(path, how):
 
 
 class TestDamaged:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("how", "why"),
         [

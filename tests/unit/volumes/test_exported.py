@@ -73,6 +73,7 @@ class TestPredicted:
         assert calls == []
         assert not left.exists()
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("change", "fault", "name"),
         [
@@ -102,6 +103,7 @@ class TestPredicted:
         assert calls == []
         assert vf.verify(out).ok
 
+    @pytest.mark.slow
     def test_overwriting_replaces_a_changed_one(self, segment):
         out = segment("seg.npy")
         whole = out.read_bytes()
@@ -121,6 +123,7 @@ class TestPredicted:
         assert out.read_bytes() == whole
         assert vf.verify(out).ok
 
+    @pytest.mark.slow
     def test_a_damaged_volume_behind_it_is_found_and_repaired(self, segment):
         out = segment()
         before = looks(out)
@@ -206,6 +209,7 @@ class TestExported:
             SCAN, tmp_path / "scan.zarr", chunk=8, shard=8, cluster=client, progress=False
         )
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", NAMES)
     def test_twice_is_once(self, scan, tmp_path, name):
         out = tmp_path / name
@@ -217,6 +221,7 @@ class TestExported:
         vf.export(scan, out, overwrite=True)
         assert out.read_bytes() == before[1][0]
 
+    @pytest.mark.slow
     def test_another_volume_does_not_replace_it(self, scan, tmp_path, client):
         out = vf.export(scan, tmp_path / "a.npy")
         other = vf.convert(SCAN + 1, tmp_path / "b.zarr", cluster=client, progress=False)
@@ -287,6 +292,7 @@ class TestVerifyOfExported:
         )
         return vf.export(scan, tmp_path / "a.nii.gz")
 
+    @pytest.mark.slow
     def test_the_file_and_the_volume_are_read(self, out, tmp_path):
         assert str(vf.verify(out)) == (
             f"{out}: verified\n{tmp_path / 'scan.zarr'}: 27 of 27 blocks verified"
@@ -296,6 +302,7 @@ class TestVerifyOfExported:
         assert coverage.file.ok
         assert coverage.damaged
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("change", [flip, truncate, Path.unlink])
     def test_a_changed_file_is_found(self, out, change):
         change(out)
@@ -309,6 +316,7 @@ class TestVerifyOfExported:
         assert coverage.ok
         assert "the volume it was exported from was not verified: " in str(coverage)
 
+    @pytest.mark.slow
     def test_a_volume_that_is_not_whole_any_more_is_said(self, out, tmp_path):
         Journal(journal_dir(tmp_path / "scan.zarr")).forget([3])
         coverage = vf.verify(out)
@@ -355,6 +363,7 @@ def test_in_the_command_line(tmp_path, capsys, monkeypatch):
     assert "foreign.nii has no receipt" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_volume_that_is_changed_meanwhile_is_no_file(tmp_path, client, monkeypatch):
     quiet = {"cluster": client, "progress": False}
     scan = vf.convert(SCAN, tmp_path / "scan.zarr", chunk=8, shard=8, **quiet)

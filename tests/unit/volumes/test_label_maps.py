@@ -64,6 +64,7 @@ def written(volume) -> dict[str, int]:
 
 
 class TestOfNifti:
+    @pytest.mark.slow
     def test_the_intent_decides(self, nifti, convert, voxels):
         assert convert(nifti(voxels, LABEL)).meta.kind == "classes"
         assert convert(nifti(voxels, NONE), "image.zarr").meta.kind == "image"
@@ -100,6 +101,7 @@ class TestOfNifti:
         assert again.dtype == volume.dtype
         assert np.array_equal(again[:], voxels.T)
 
+    @pytest.mark.slow
     def test_an_image_made_of_labels_does_not_claim_to_be_some(
         self, nifti, convert, voxels, tmp_path, client
     ):
@@ -224,6 +226,7 @@ class TestChangedLater:
         with pytest.raises(InvalidInput, match="was not written by volflow"):
             set_kind(tmp_path / "others.zarr", "classes")
 
+    @pytest.mark.slow
     def test_killed_on_the_way_no_mean_is_taken_for_a_class(
         self, convert, voxels, client, monkeypatch
     ):

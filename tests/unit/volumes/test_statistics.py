@@ -72,6 +72,7 @@ def test_channels_are_described_apart(tmp_path, many_blocks):
         assert "channel 1: 1,024 voxels, min 100" in str(stats)
 
 
+@pytest.mark.slow
 def test_the_result_does_not_depend_on_memory_cluster_or_order(tmp_path, many_blocks, monkeypatch):
     data = RNG.normal(size=(32, 24, 32)).astype("float32")
     path = stored(tmp_path / "a.zarr", data)

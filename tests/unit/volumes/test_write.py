@@ -47,6 +47,7 @@ def write(client, tmp_path):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunks", [(7, 7, 7), (37, 5, 29), (16, 16, 16), (1, 22, 29), 3])
 def test_chunks_need_not_match_shards(write, chunks):
     volume = write(da.from_array(SCAN, chunks=chunks))
@@ -55,6 +56,7 @@ def test_chunks_need_not_match_shards(write, chunks):
     assert vf.verify(volume.path).ok
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunks", [(2, 32, 22, 29), (1, 16, 32, 29), (2, 16, 16, 16)])
 @pytest.mark.layered
 def test_chunks_larger_than_shards_are_computed_once(write, chunks):
@@ -171,6 +173,7 @@ class TestRefused:
 
 
 class TestResume:
+    @pytest.mark.slow
     def test_only_what_is_left_is_computed(self, write, tmp_path):
         failing.append(True)
 

@@ -146,6 +146,7 @@ class TestValues:
             aggregator.close()["a"][:], expected / expected.sum(0), rtol=1e-12
         )
 
+    @pytest.mark.slow
     def test_classes_are_the_argmax(self, tmp_path):
         given = patches(ONE, channels=4)
         with GridAggregator(
@@ -193,6 +194,7 @@ class TestValues:
         assert volume.shards is not None
         assert volume.dtype == np.float32
 
+    @pytest.mark.slow
     def test_done_means_verified(self, tmp_path):
         with GridAggregator(tmp_path / "a.zarr", ONE, chunk=2, shard=4) as aggregator:
             add(aggregator, patches(ONE))
@@ -205,6 +207,7 @@ class TestValues:
 
 
 class TestWithAStream:
+    @pytest.mark.slow
     @pytest.mark.parametrize("blend", BLENDS)
     @pytest.mark.parametrize("sampler", [vf.GridSampler((9, 12, 8), 0.4, 3), vf.GridSampler(16, 4)])
     def test_an_identity_gives_the_images_back(self, tmp_path, stored, blend, sampler):

@@ -66,6 +66,7 @@ def otherwise(out, **machine):
 
 
 class TestSameBits:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "options",
         [
@@ -108,6 +109,7 @@ class TestSameBits:
         assert [block for block, _ in found.bad] == [1]
         assert "array seg/0 at [" in found.bad[0][1]
 
+    @pytest.mark.slow
     def test_of_slices(self, predict, audit, scan, tmp_path):
         predict(scan, slice_net(), patch=(1, 8, 8))
         assert audit(tmp_path / "out.zarr", model=slice_net()).ok
@@ -190,6 +192,7 @@ class TestForged:
         assert np.array_equal(np.asarray(nibabel.load(out).dataobj), before)
         assert audit(out, model=random_net(1, 1)).ok
 
+    @pytest.mark.slow
     def test_the_volume_that_was_exported_is_audited(self, predict, audit, scan, tmp_path):
         predict(scan, random_net(1, 1))
         vf.export(tmp_path / "out.zarr", tmp_path / "out.npy")
@@ -201,6 +204,7 @@ class TestForged:
 
 
 class TestOtherMachines:
+    @pytest.mark.slow
     def test_other_threads_agree_within_the_tolerance(self, predict, audit, scan, tmp_path):
         out = tmp_path / "out.zarr"
         predict(scan, random_net())
@@ -263,6 +267,7 @@ class TestOtherMachines:
         otherwise(out, torch="1.0")
         assert audit(out, model=Twins()).ok
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("activation", [None, "sigmoid"])
     def test_of_one_channel_what_is_at_the_threshold_may_differ(
         self, predict, audit, scan, tmp_path, activation
@@ -323,6 +328,7 @@ class TestDraw:
 
 
 class TestRefused:
+    @pytest.mark.slow
     def test_another_model_by_its_weights(self, predict, audit, scan, tmp_path):
         out = tmp_path / "out.zarr"
         predict(scan, random_net())
@@ -398,6 +404,7 @@ class TestRefused:
             audit(tmp_path / "out.zarr", model=random_net())
 
 
+@pytest.mark.slow
 def test_what_is_beside_the_output_moves_with_it(predict, audit, scan, tmp_path):
     """An array was converted beside the output, and its copy is what the network saw."""
     (tmp_path / "old").mkdir()

@@ -200,6 +200,7 @@ class TestOptions:
         assert np.array_equal(half[:], full[:].astype("f2"))
         assert np.array_equal(counts[:], np.clip(np.rint(full[:]), 0, 255))
 
+    @pytest.mark.slow
     def test_float32(self, exact):
         net, scan = unet(3, "instance").float(), noise().astype("f4")
         result = exact(scan, net, memory="114MiB")
@@ -219,6 +220,7 @@ class TestOptions:
         expected = whole(np.stack([one, two]), net, 2)
         assert error(result[:], expected) < (EXACT if result.dtype == np.float64 else 1e-5)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("flips", "norm"), [("x", "instance"), ("zyx", "none")])
     def test_flips_are_of_the_padded_volume(self, exact, flips, norm):
         net, scan = unet(2, norm), noise((13, 18, 11))
@@ -312,6 +314,7 @@ class TestOutputs:
         assert error(found["edge"][:], whole(scan, second, 4)) < EXACT
         assert vf.verify(tmp_path / "out.zarr").ok
 
+    @pytest.mark.slow
     def test_that_are_one_tensor_are_finished_apart(self, exact):
         net, scan = unet(2, out=1), noise((16, 9, 12))
         found = exact(scan, Twice(net), activation="sigmoid")
@@ -341,6 +344,7 @@ class TestOutputs:
         assert np.array_equal(np.asarray(written.dataobj).T, expected)
         assert vf.verify(result.path).ok
 
+    @pytest.mark.slow
     def test_numpy_in_and_out(self, exact, tmp_path):
         scan, net = noise((12, 17, 9)), unet(2)
         np.save(tmp_path / "scan.npy", scan)
@@ -379,6 +383,7 @@ class TestSlices:
         result = exact(scan, net, **options)
         assert error(result[:], whole(scan, Sliced(net, 0), (1, 4, 4))) < EXACT
 
+    @pytest.mark.slow
     def test_in_a_frame_and_mirrored(self, exact, stored):
         net, scan = unet(2, "instance", dims=2), noise((13, 18, 23))
         shown = np.ascontiguousarray(scan.transpose(2, 1, 0)[::-1])

@@ -89,6 +89,7 @@ def inside(net):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own, on import
 class TestCompiled:
+    @pytest.mark.slow
     @pytest.mark.parametrize("compiled", [torch.compile, in_place, inside])
     def test_is_traced_as_the_network_that_it_is(self, compiled):
         net = compiled(small())

@@ -78,6 +78,7 @@ def chosen(kinds, sizes, share, workers, scratch=2**62):
     return found, found.choose()
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.too_slow])
 @given(**schedules)
 def test_a_schedule_keeps_to_its_laws(kinds, sizes, share, workers):
@@ -127,6 +128,7 @@ def no_block_of_a_pass_takes_more_than_memory(found, passes):
         known |= set(step.statistics)
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.too_slow])
 @given(**schedules, room=st.integers(0, 400_000))
 def test_what_is_kept_at_a_time_is_within_scratch(kinds, sizes, share, workers, room):
@@ -140,6 +142,7 @@ def test_what_is_kept_at_a_time_is_within_scratch(kinds, sizes, share, workers, 
         assert size <= room
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.too_slow])
 @given(**schedules)
 def test_the_passes_compute_the_network(kinds, sizes, share, workers):
@@ -181,6 +184,7 @@ def test_the_passes_compute_the_network(kinds, sizes, share, workers):
     assert float((result - expected).abs().max()) <= 1e-11 * float(expected.abs().max() + 1e-300)
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.too_slow])
 @given(**schedules)
 def test_least_bytes_are_enough_and_much_less_is_not(kinds, sizes, share, workers):
@@ -194,6 +198,7 @@ def test_least_bytes_are_enough_and_much_less_is_not(kinds, sizes, share, worker
         planner(kinds, sizes, 1, workers=workers).choose()
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.too_slow])
 @given(**schedules)
 def test_on_a_gpu_both_budgets_hold_and_what_is_enough_is(kinds, sizes, share, workers):
@@ -255,6 +260,7 @@ class TestPlanPredict:
         assert not list((tmp_path / "in.zarr" / "0").rglob("c/*"))
         assert plan(scan=volume).blocks == plan().blocks
 
+    @pytest.mark.slow
     def test_does_not_identify_its_input(self, plan, monkeypatch):
         """That may mean to read all of it."""
         monkeypatch.delattr("volflow.infer.request.Request.fingerprint")

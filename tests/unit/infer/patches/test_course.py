@@ -75,6 +75,7 @@ def test_same_bits_as_along_the_first(both_ways, blend, skip):
     assert np.array_equal(ours, first)
 
 
+@pytest.mark.slow
 def test_same_bits_of_slices(both_ways):
     ours, first = both_ways(
         scan_of((1, 40, 26)), slice_net(1), patch=(1, 12, 8), overlap=(0, 4, 2), output="classes"
@@ -82,6 +83,7 @@ def test_same_bits_of_slices(both_ways):
     assert np.array_equal(ours, first)
 
 
+@pytest.mark.slow
 def test_same_bits_at_half_the_resolution(both_ways):
     ours, first = both_ways(scan_of((9, 30, 26)), Half(), patch=(12, 8, 8), overlap=0.5)
     assert ours.shape == (2, 5, 15, 13)

@@ -52,6 +52,7 @@ sides = st.integers(3, 30)
 overlaps = st.sampled_from([0, 0.1, 0.25, 0.5, 0.75, 7 / 8])
 
 
+@pytest.mark.slow
 @given(
     shape=st.tuples(sides, sides, sides),
     patch=st.tuples(st.integers(2, 12), st.integers(2, 12), st.integers(2, 12)),
@@ -148,6 +149,7 @@ def test_same_bits_for_every_number_of_processes(tmp_path, workers):
         assert np.array_equal(here[:], there[:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "dtype", ["uint8", "int8", "uint16", "int16", "int32", "float32", "float64"]
 )
@@ -215,6 +217,7 @@ def test_all_orientations_give_the_same_anatomy(client, tmp_path, orientations):
         assert np.array_equal(shown, expected), orientation
 
 
+@pytest.mark.slow
 @given(
     shape=st.tuples(sides, sides, sides),
     scale=st.sampled_from([(2, 2, 2), (1, 2, 2), (4, 2, 1)]),

@@ -75,6 +75,7 @@ ROIS = [
 
 
 class TestFill:
+    @pytest.mark.slow
     @pytest.mark.parametrize("orientation", ALL)
     def test_patches_are_those_of_the_shown_array(self, stored, reader_of, scan, orientation):
         frame = Frame.between("SAR", orientation)

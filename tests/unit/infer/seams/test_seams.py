@@ -71,6 +71,7 @@ def test_the_exact_blend_is_the_whole_run(certified):
     assert exact.forwards >= 1
 
 
+@pytest.mark.slow
 def test_blends_differ_by_what_plain_torch_says(certified, tmp_path):
     whole, image = whole_run()
     blends = certified.regions[0].blends
@@ -212,6 +213,7 @@ def test_too_little_memory_for_any_region(path):
         certify_seams(path, network(), patch=8, memory="100kB")
 
 
+@pytest.mark.slow
 def test_a_module_that_takes_no_region_whole(path):
     class OnlyPatches(nn.Module):
         def forward(self, image):

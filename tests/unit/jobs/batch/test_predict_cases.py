@@ -140,6 +140,7 @@ class TestDone:
         again = batch(mask=str(scans / "{case}_mask.npy"), fill=5)
         assert statuses(again) == {"a": "kept", "b": "done", "c": "kept"}
 
+    @pytest.mark.slow
     def test_large_cases_come_alone_with_all_the_memory(self, batch, scans, monkeypatch):
         put(scans, "large", 5, (24, 24, 24))
         monkeypatch.setattr(night_module, "SMALL_VOXELS", 20**3)
@@ -160,6 +161,7 @@ class TestDone:
 
 
 class TestAgain:
+    @pytest.mark.slow
     def test_a_done_case_is_left_alone(self, batch, monkeypatch):
         batch()
         before = len(nets.calls)
@@ -182,6 +184,7 @@ class TestAgain:
             nibabel.load(table[1].out).get_fdata(), nibabel.load(expected[0].out).get_fdata()
         )
 
+    @pytest.mark.slow
     def test_a_result_that_is_gone_is_written_again(self, batch, scans):
         table = batch()
         Path(table[0].out).unlink()
@@ -189,6 +192,7 @@ class TestAgain:
         assert statuses(batch()) == {"a": "done", "b": "kept", "c": "kept"}
         assert len(nets.calls) == before  # from the stored volume
 
+    @pytest.mark.slow
     def test_a_result_that_somebody_changed_is_named(self, batch):
         table = batch()
         Path(table[0].out).write_bytes(b"mine")
@@ -221,6 +225,7 @@ class TestAgain:
         assert table[0].reason == "other settings: overlap: absent → 0.5"
         assert "overlap: 0.25 → 0.5" in batch(overlap=0.5)[0].reason
 
+    @pytest.mark.slow
     def test_a_setting_that_is_the_default_is_no_other(self, batch):
         batch()
         before = len(nets.calls)
@@ -228,6 +233,7 @@ class TestAgain:
         assert len(nets.calls) == before
         assert statuses(batch(overlap=0.25)) == dict.fromkeys("abc", "kept")
 
+    @pytest.mark.slow
     def test_without_its_record_only_the_record_is_made_again(self, batch, scans):
         table = batch()
         record = CaseRecord(Path(table.summary).parent)
@@ -236,6 +242,7 @@ class TestAgain:
         assert statuses(batch()) == dict.fromkeys("abc", "done")
         assert len(nets.calls) == before
 
+    @pytest.mark.slow
     def test_a_torn_record_costs_one_case(self, batch):
         table = batch(at_once=1)
         record = CaseRecord(Path(table.summary).parent)
@@ -245,6 +252,7 @@ class TestAgain:
 
 
 class TestFailures:
+    @pytest.mark.slow
     def test_one_stops_no_other(self, batch, scans):
         break_them(scans)
         table = batch()
@@ -271,6 +279,7 @@ class TestFailures:
         put(scans, "text", 9)
         assert statuses(batch())["text"] == "done"
 
+    @pytest.mark.slow
     def test_of_another_kind_are_tried_again(self, batch):
         class Moody(nets.Tiring):
             pass
@@ -285,6 +294,7 @@ class TestFailures:
         finally:
             Moody.most[0] = float("inf")
 
+    @pytest.mark.slow
     def test_a_full_disk_stops_the_batch(self, batch, monkeypatch):
         def full(*_, **__):
             raise StoreFull("no space left")
@@ -343,6 +353,7 @@ class TestSelected:
         put(scans, "a", 12)
         assert statuses(batch(dry_run=True)) == {"a": "changed", "b": "new", "c": "new"}
 
+    @pytest.mark.slow
     def test_results_are_no_cases(self, batch, scans):
         """Beside their scans they match the pattern, too, from the second night on."""
         for _ in range(2):
@@ -367,6 +378,7 @@ class TestRefused:
         with pytest.raises(InvalidInput, match=message):
             batch(**given)
 
+    @pytest.mark.slow
     def test_a_second_run_meanwhile_says_who_is_at_work(self, batch, scans):
         out = str(scans.parent / "out" / "{case}_seg.nii.gz")
         with Journal(batch_dir(out)).lock(), pytest.raises(Locked) as locked:
@@ -375,6 +387,7 @@ class TestRefused:
         assert f"is being written by process {os.getpid()} on" in str(locked.value)
         assert batch().ok
 
+    @pytest.mark.slow
     def test_a_second_run_of_another_pattern_may(self, batch, scans):
         other = str(scans.parent / "out" / "{case}_other.nii.gz")
         with Journal(batch_dir(other)).lock():
@@ -393,6 +406,7 @@ class TestTold:
         assert sum(" failed in " in line for line in lines) == 3
         assert lines[-1].endswith("6 cases: 3 failed, 3 done")
 
+    @pytest.mark.slow
     def test_on_a_page_that_loads_nothing(self, batch, scans):
         put(scans, "<b>", 3)
         (scans / "<b>.nii.gz").write_text("no scan")
@@ -401,6 +415,7 @@ class TestTold:
         assert page.index("&lt;b&gt;") < page.index("<td>a</td>")  # what failed comes first
         assert not re.search(r"(src|href)=|@import|url\(", page)
 
+    @pytest.mark.slow
     def test_for_machines(self, batch, tmp_path):
         table = batch()
         saved = json.loads((Path(table.summary).parent / "summary.json").read_text())
@@ -419,6 +434,7 @@ class TestTold:
         assert table.outcome() == "bad  failed: cut short\n100 cases: 1 failed, 99 done"
         assert (len(table), table[0].case, table[-2:][0].case) == (100, "p0", "p98")
 
+    @pytest.mark.slow
     def test_to_the_terminal(self, batch, capsys):
         batch(progress=None)
         shown = capsys.readouterr().err
@@ -449,6 +465,7 @@ class TestState:
         assert told["counts"] == {"done": 6}
         assert not told["running"]
 
+    @pytest.mark.slow
     def test_of_one_at_work(self, batch, scans, monkeypatch):
         out = str(scans.parent / "out" / "{case}_seg.nii.gz")
         seen, ended = [], night_module.Night._ended
@@ -513,6 +530,7 @@ def test_cases_spread_over_a_cluster_to_which_the_model_is_sent_once(batch, scan
     assert [Path(a.out).read_bytes() for a in table] == [Path(b.out).read_bytes() for b in again]
 
 
+@pytest.mark.slow
 def test_a_cluster_that_is_gone_ends_the_batch(batch, monkeypatch):
     """It is no failure of each case that is left."""
     begun = []
@@ -530,6 +548,7 @@ def test_a_cluster_that_is_gone_ends_the_batch(batch, monkeypatch):
     assert batch().ok
 
 
+@pytest.mark.slow
 def test_an_interruption_ends_what_is_at_work(batch, scans, monkeypatch):
     """The tasks of other cases stop at their next look, and their threads with them."""
     from volflow.infer.predict import predict

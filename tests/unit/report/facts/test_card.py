@@ -188,6 +188,7 @@ def reads(monkeypatch):
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("useful", "level"), [(65, 0), (64, 0), (33, 0), (20, 1), (9, 2), (1, 3)])
 def test_the_coarsest_level_that_shows_enough_is_read(levels, monkeypatch, reads, useful, level):
     monkeypatch.setattr(module, "USEFUL", useful)

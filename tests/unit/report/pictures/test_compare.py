@@ -60,6 +60,7 @@ def test_disagreement_lies_on_its_voxels(result, other, scan):
     assert [axes.images[-1].get_interpolation() for axes in figure.axes[:3]] == ["nearest"] * 3
 
 
+@pytest.mark.slow
 def test_the_same_is_said_to_be_the_same(result, scan, words):
     figure = compare(result, result, scan)
     assert figure.facts["difference"]["equal"] == figure.facts["difference"]["total"]
@@ -146,6 +147,7 @@ def test_same_names_are_with_distinct_names_by_their_folders(stored, tmp_path, w
     assert "one/seg.zarr against two/seg.zarr" in words(figure)
 
 
+@pytest.mark.slow
 def test_many_classes_are_cut_short(words):
     a = np.random.default_rng(0).integers(0, 20, (6, 20, 20))
     said = words(compare(a, a, classes=["background"]))
@@ -171,6 +173,7 @@ def test_files_and_label_images_without_a_kind_can_be_compared(tmp_path):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_numbers_that_are_none_do_not_count(words):
     a = np.full((4, 5, 6), np.nan)
     assert "no voxel is a number in both" in words(compare(a, a))
@@ -197,6 +200,7 @@ def test_what_cannot_be_compared_is_refused(b, options, text, stored):
         compare(a, b, **options)
 
 
+@pytest.mark.slow
 def test_of_many_classes_the_table_names_those_of_which_most_is_shown(words):
     a = np.zeros((20, 20, 40), "u1")
     a[:, :, :30] = np.arange(30)

@@ -207,6 +207,7 @@ def test_bins_are_fine_where_there_is_much_to_show():
     assert (len(counts.histogram(0)), counts.projection(0).shape) == (8, (8, 8))
 
 
+@pytest.mark.slow
 def test_a_chart_says_where_patches_fall_and_what_they_hold(cases, words):
     figure = patch_stats(scattered(cases, 60), cases=cases)
     labels = [axes.get_label() for axes in figure.axes]

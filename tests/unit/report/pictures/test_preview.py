@@ -22,6 +22,7 @@ from volflow.store.volume import open_volume
 pytest.importorskip("matplotlib", reason="extra report")
 
 
+@pytest.mark.slow
 def test_classes_over_a_scan(result, scan, words):
     figure = preview(result, over=scan)
     assert [axes.get_label() for axes in figure.axes] == ["axial", "coronal", "sagittal"]
@@ -101,6 +102,7 @@ def test_of_many_instances_few_are_listed_and_the_rest_counted(words):
     assert "and 1109 more" in told
 
 
+@pytest.mark.slow
 def test_a_legend_of_long_names_stays_on_the_page(words):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -227,6 +229,7 @@ def test_a_long_legend_wraps_below_the_panels(words):
     assert max(box.x1 for box in boxes) < figure.get_size_inches()[0] * figure.dpi
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "array",
     [
@@ -318,6 +321,7 @@ def test_missing_folder_is_refused(tmp_path):
         save(preview(np.zeros((4, 5, 6))), tmp_path / "gone" / "a.png")
 
 
+@pytest.mark.slow
 def test_missing_matplotlib_names_the_extra(root):
     code = (
         "import sys; sys.modules['matplotlib'] = None\n"

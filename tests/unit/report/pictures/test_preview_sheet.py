@@ -113,6 +113,7 @@ def test_tiles_are_read_from_the_level_that_fits(pyramid, monkeypatch, reads, wo
     assert {level for level, _ in reads} == {0}
 
 
+@pytest.mark.slow
 def test_memory_is_bounded_without_levels(stored, monkeypatch, reads):
     monkeypatch.setattr(preview_module, "SHARP", 10)
     monkeypatch.setattr(planes_module, "PIECE_VOXELS", 16 * 16 * 16)

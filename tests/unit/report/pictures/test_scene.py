@@ -57,6 +57,7 @@ def test_planes_keep_their_proportions(size, count):
     check(scene(size, beside([Panel(view, ()) for view in VIEWS[:count]], size)), size)
 
 
+@pytest.mark.slow
 @given(size=st.tuples(LENGTH, LENGTH, LENGTH), count=st.integers(1, 200))
 def test_tiles_keep_their_proportions(size, count):
     tiles = [Panel(VIEWS[0], ())] * count

@@ -55,6 +55,7 @@ def test_stored_statistics_decide_and_nothing_is_read(scan, monkeypatch):
     np.testing.assert_allclose(shown.window, (-4.9, 4.95), rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("values", "window"),
     [

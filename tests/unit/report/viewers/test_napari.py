@@ -163,6 +163,7 @@ def test_refused_like_every_view(tmp_path):
         vf.napari_snippet(tmp_path / "gone.zarr")
 
 
+@pytest.mark.slow
 def test_writing_it_needs_neither_napari_nor_dask(scan):
     code = (
         f"import sys, volflow as vf; vf.napari_snippet({scan!r});"

@@ -45,6 +45,7 @@ def picked(batch, order):
 
 
 class TestKeys:
+    @pytest.mark.slow
     @settings(max_examples=15)
     @given(
         families=st.sets(st.sampled_from(sorted(ALL))),
@@ -109,6 +110,7 @@ class TestKeys:
         beside = Augment(**{**dict.fromkeys(VALUES, 1e-12), family: VALUES[family]})(batch)
         assert torch.allclose(alone["image"], beside["image"], rtol=0, atol=1e-9)
 
+    @pytest.mark.slow
     def test_a_probability_decides_whether_not_how(self):
         batch = batch_of((9, 9, 9), keys=range(60))
         always = Augment(flip=0, rotate=20, noise=1)

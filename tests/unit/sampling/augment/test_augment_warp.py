@@ -127,6 +127,7 @@ def test_quarter_turns_are_numpys():
             assert (volume[tuple(where)] == np.rot90(volume, -count, plane)).all()
 
 
+@pytest.mark.slow
 def test_elastic_never_folds_nor_exceeds_its_bound():
     augment = Augment(flip=0, elastic=0.4 * 6, elastic_spacing=6)
     patch = (19, 20, 21)

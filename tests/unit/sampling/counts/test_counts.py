@@ -279,6 +279,7 @@ def test_a_volume_written_meanwhile_is_not_kept(labels, client, monkeypatch):
     assert files(source) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["empty", "cut", "flipped", "text", "pickle", "another format"])
 def test_a_damaged_sidecar_is_made_anew(tmp_path, damage):
     data = RNG.integers(0, 5, (9, 9, 9))

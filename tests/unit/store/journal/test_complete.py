@@ -37,6 +37,7 @@ def unfinished(damaged):
     return damaged
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state", ["damaged", "unfinished"])
 @pytest.mark.parametrize(
     "use",

@@ -158,6 +158,7 @@ class TestOnAStore(JournalContract):
     def journal(self, s3):
         return journal_of("s3://bucket/scans/out.zarr")
 
+    @pytest.mark.slow
     def test_whoever_gives_no_sign_of_life_is_replaced_and_stops(self, journal, monkeypatch):
         with journal.lock():
             first = journal.begin(RECORD)

@@ -67,6 +67,7 @@ class TestReading:
     def test_by_other_addresses(self, url, local, address):
         np.testing.assert_array_equal(vf.open(address)[3:5], vf.open(local)[3:5])
 
+    @pytest.mark.slow
     @settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(corners=st.tuples(*(st.tuples(*(st.integers(0, n),) * 2) for n in SCAN.shape)))
     def test_any_box(self, url, local, corners):
@@ -128,6 +129,7 @@ class TestReading:
 
 
 class TestIdentity:
+    @pytest.mark.slow
     def test_follows_the_objects(self, url, local):
         before = vf.open(url).identity()
         assert vf.open(url).identity() == before
@@ -273,6 +275,7 @@ class TestFaults:
         with pytest.raises(RunFailed, match=r"cannot be opened: 503 Service .*same command again"):
             vf.open(url)
 
+    @pytest.mark.slow
     def test_a_store_that_is_not_there(self, url, impatient, monkeypatch):
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
         with pytest.raises(RunFailed, match=r"a.zarr cannot be opened: .*error sending request"):

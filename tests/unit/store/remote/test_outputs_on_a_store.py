@@ -57,6 +57,7 @@ def lost(url, *keys):
 
 
 class TestConvert:
+    @pytest.mark.slow
     def test_writes_what_a_folder_holds(self, convert, tmp_path):
         there, here = convert(), convert(out=tmp_path / "out.zarr")
         assert there.path == OUT
@@ -64,6 +65,7 @@ class TestConvert:
         assert journal_of(OUT).done() == journal_of(tmp_path / "out.zarr").done()
         np.testing.assert_array_equal(there[:], here[:])
 
+    @pytest.mark.slow
     def test_writes_each_shard_once_and_leaves_no_session_and_a_released_lease(self, convert, s3):
         convert()
         puts = Counter(one.path for one in s3.requests if one.method == "PUT")
@@ -72,6 +74,7 @@ class TestConvert:
         kept = {key.split("/")[0].partition("-")[0] for key in objects(f"{OUT}.volflow")}
         assert kept == {"plan.json", "done", "lease"}
 
+    @pytest.mark.slow
     def test_a_block_costs_eight_requests(self, convert, s3):
         """Five looks at its record and the session, two writes; at the border a shard is read."""
         convert(SCAN[:16])
@@ -144,6 +147,7 @@ class TestConvert:
         with pytest.raises(InvalidInput, match="would replace its own input"):
             convert(same, overwrite=True)
 
+    @pytest.mark.slow
     def test_of_a_dask_array(self, client, s3):
         import dask.array as da
 
@@ -170,6 +174,7 @@ class TestConvert:
 
 
 class TestPredict:
+    @pytest.mark.slow
     def test_writes_what_a_folder_holds(self, predicted, tmp_path):
         predicted(), predicted(tmp_path / "out.zarr")
         assert objects(OUT) == files(tmp_path / "out.zarr")
@@ -243,6 +248,7 @@ class TestAfterwards:
         assert objects(OUT) == whole
         assert vf.verify(OUT).ok
 
+    @pytest.mark.slow
     def test_verify_takes_no_outage_for_damage(self, convert, s3):
         convert()
         s3.fault = lambda one: Fault("status", 403) if "/c/" in one.path else None
@@ -263,6 +269,7 @@ class TestAfterwards:
         assert not any(key.startswith("2/") for key in objects(OUT))
         assert len(vf.open(OUT).levels) == 2
 
+    @pytest.mark.slow
     def test_export_sends_the_file(self, convert, tmp_path):
         made, file = convert(), "s3://bucket/out.nii.gz"
         assert vf.export(made, file) == Address(file)
@@ -274,6 +281,7 @@ class TestAfterwards:
         with pytest.raises(InvalidInput, match="names no format"):
             vf.export(made, "s3://bucket/out.tif")
 
+    @pytest.mark.slow
     def test_state(self, convert, s3):
         convert()
         assert (run_facts(OUT)["state"], run_facts(OUT)["done"]) == ("done", 8)
@@ -286,12 +294,14 @@ class TestAfterwards:
         with pytest.raises(InvalidInput, match="has no journal"):
             run_facts("s3://bucket/other.zarr")
 
+    @pytest.mark.slow
     def test_an_unfinished_one_is_no_input(self, convert, tmp_path):
         convert()
         journal_of(OUT).forget([4])
         with pytest.raises(InvalidInput, match="is not complete: 7 of 8 blocks are done"):
             vf.convert(OUT, tmp_path / "copy.zarr", progress=False)
 
+    @pytest.mark.slow
     def test_two_drivers(self, convert):
         convert()
         with (
@@ -301,6 +311,7 @@ class TestAfterwards:
             convert()
 
 
+@pytest.mark.slow
 def test_a_volume_appears_whole(s3, client):
     """A run that was killed before its volume was made begins it again."""
     journal = journal_of(OUT)

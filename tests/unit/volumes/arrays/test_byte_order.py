@@ -72,6 +72,7 @@ def test_write_stores_them_little_endian(given, form, tmp_path):
     assert '"endian": "big"' not in json.dumps(codecs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_networks_see_their_values(given, form, client, tmp_path):
     x, net = given(form), torch.nn.Identity()

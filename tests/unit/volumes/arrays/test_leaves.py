@@ -92,6 +92,7 @@ class TestChangedInput:
         volume = self.write(client, folder, self.work(folder), overwrite=True)
         assert np.array_equal(volume[:], (SCAN + 4) * 2)
 
+    @pytest.mark.slow
     def test_nor_from_predict(self, predict, folder):
         def run(**options):
             array = da.from_zarr(str(folder / "a.zarr"))
@@ -103,6 +104,7 @@ class TestChangedInput:
             run()
         assert np.allclose(run(overwrite=True)[0], SCAN + 4, atol=0.01)
 
+    @pytest.mark.slow
     def test_records_of_an_older_version_are_refused(self, client, folder):
         volume = self.write(client, folder, self.work(folder))
         path = journal_dir(volume.path) / "plan.json"
@@ -230,6 +232,7 @@ class TestPersisted:
     def persisted(self, client):
         return da.from_array(SCAN, chunks=(24, 64, 32)).persist(scheduler=client)
 
+    @pytest.mark.slow
     def test_are_written(self, processes, tmp_path):
         array = self.persisted(processes)
         for n, (work, wanted) in enumerate([(array, SCAN), (array[:, 3:] + 1, SCAN[:, 3:] + 1)]):
@@ -246,6 +249,7 @@ class TestPersisted:
         assert np.array_equal(write()[:], SCAN + 1)
         assert (tmp_path / "out.zarr/0/c/0/0/0").stat().st_mtime_ns == before
 
+    @pytest.mark.slow
     def test_are_predicted_and_mapped(self, client, predict, tmp_path):
         array = self.persisted(client)
         options = {"patch": 32, "chunk": 16, "shard": 32}
@@ -329,6 +333,7 @@ class TestLocks:
         assert not out.exists()
         assert not Path(f"{out}.volflow").exists()
 
+    @pytest.mark.slow
     def test_streams_alike(self, client, processes):
         labels = (self.locked() > 400).astype("u1")
         case = {"image": self.locked(), "label": labels}

@@ -194,6 +194,7 @@ class TestEqualToDask:
         assert ours[:10].max() == 0
         assert ours[10:].min() == 1
 
+    @pytest.mark.slow
     @given(
         shape=st.tuples(*[st.integers(1, 14)] * 3),
         block=st.tuples(*[st.integers(1, 9)] * 3),
@@ -336,6 +337,7 @@ class TestGraph:
             )
             assert lazy.max().compute() == 1, "no halo of channels"
 
+    @pytest.mark.slow
     @pytest.mark.layered
     def test_readers_of_one_process_work_side_by_side(self):
         barrier = threading.Barrier(2, timeout=20)

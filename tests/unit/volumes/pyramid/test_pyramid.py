@@ -74,6 +74,7 @@ class TestEqualsAPlainLoop:
             assert found.dtype == voxels.dtype
             assert np.array_equal(found.reshape(voxels.shape), voxels)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("dtype", ["u1", "i2", "u4", "i8", "u8", "?", "f2", "f4", "f8"])
     def test_mean(self, stored, pyramid, dtype):
         voxels = random(dtype)
@@ -88,6 +89,7 @@ class TestEqualsAPlainLoop:
             else:
                 assert np.array_equal(found, exact)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("dtype", ["u1", "u2", "i4", "u8"])
     def test_mode(self, stored, pyramid, dtype):
         voxels = random(dtype, kind="classes")
@@ -95,6 +97,7 @@ class TestEqualsAPlainLoop:
         pyramid(volume, levels=3)
         self.check(volume, voxels, [(2, 2, 2)] * 3, commonest)
 
+    @pytest.mark.slow
     def test_no_class_is_invented(self, stored, pyramid):
         voxels = np.where(random("u1") % 2, 3, 200).astype("u2")
         volume = stored(voxels, kind="classes")
@@ -110,6 +113,7 @@ class TestEqualsAPlainLoop:
         assert level(volume, 1).shape == (3, 11, 19, 14)
         self.check(volume, voxels, [(2, 2, 2)] * 2, exact_mean)
 
+    @pytest.mark.slow
     def test_thick_slices_stay(self, stored, pyramid):
         voxels = random("i2")
         volume = stored(voxels, spacing=(5, 1, 1))
@@ -254,6 +258,7 @@ class TestAgain:
         assert len(pyramid(scan, levels=3).levels) == 4
         assert mtimes(Path(scan.path) / "1") == before
 
+    @pytest.mark.slow
     def test_fewer_remove_the_others(self, scan, pyramid):
         pyramid(scan, levels=4)
         result = pyramid(scan, levels=1)
@@ -265,6 +270,7 @@ class TestAgain:
         pyramid(scan, levels=4)
         assert len(pyramid(scan).levels) == 5
 
+    @pytest.mark.slow
     def test_a_changed_volume_gets_new_ones(self, stored, scan, pyramid):
         pyramid(scan, levels=2)
         scan.write(Roi.full(scan.shape), np.full(scan.shape, 7, "u2"))
@@ -282,6 +288,7 @@ class TestAgain:
         pyramid(scan)
         assert files(scan.path) == before
 
+    @pytest.mark.slow
     def test_overwrite_makes_all_anew(self, scan, pyramid):
         pyramid(scan, levels=3)
         before = mtimes(scan.path)
@@ -387,6 +394,7 @@ class TestResumes:
         assert {name: after[name] for name in done} == done
         self.check_whole(scan, pyramid)
 
+    @pytest.mark.slow
     def test_a_resume_keeps_its_shards_whatever_memory_is(self, stored, pyramid, monkeypatch):
         volume = stored(random("f8", (100, 90, 110)), chunk=16, shard=64)
         most = plan_pyramid(volume).peak_bytes
@@ -433,6 +441,7 @@ class TestVerify:
             f"{made.path}/2: 2 of 2 blocks verified",
         ]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("damage", ["flip", "cut", "delete"])
     def test_a_bad_block_is_named_and_only_it_repaired(self, made, pyramid, damage):
         shard = Path(made.path) / "1" / "c" / "1" / "2" / "0"
