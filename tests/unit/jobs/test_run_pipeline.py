@@ -49,8 +49,12 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def module(folder, request):
-    """Writes a module of the user's, which is forgotten again."""
+def module(folder, request, monkeypatch):
+    """Writes a module of the user's, which is forgotten again.
+
+    Python takes one of the same second and the same size for what it has compiled before.
+    """
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     name = f"steps_of_{request.node.name.split('[')[0]}"
 
     def write(code):
