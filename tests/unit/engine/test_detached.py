@@ -204,6 +204,17 @@ class TestCancelled:
         go_on.set()
         assert detach(client, asked).result().shape == (2, 2, 2)
 
+    def test_a_driver_that_does_not_stop_is_told_of_each_time(
+        self, client, call, tmp_path, monkeypatch
+    ):
+        run = detach(client, call(partial(waits, tmp_path / "out.zarr")))
+        wait_for(lambda: seen)
+        monkeypatch.setattr(handle, "STOP_S", 0.0)
+        monkeypatch.setattr(handle.DetachedRun, "_is_driven", lambda run, client: True)
+        for _ in range(2):
+            with pytest.raises(RunFailed, match="was told to stop and has not within 0 s"):
+                run.cancel()
+
     def test_what_has_ended_stays_as_it_is(self, client, call):
         run = detach(client, call())
         run.result()

@@ -145,25 +145,25 @@ class DetachedRun:
         ending = self._ending()
         if ending is not None and ending.how == DONE:
             return
-        try:
-            self._stop()
-        except RunFailed:
-            if ending is None:  # else its cluster may be gone since
-                raise
+        with ExitStack() as stack:
+            try:
+                client = stack.enter_context(self._connected())
+            except RunFailed:
+                if ending is None:  # else its cluster may be gone since
+                    raise
+                return
+            self._stop(client)
 
-    def _stop(self) -> None:
-        with self._connected() as client:
-            if self._ending() is None:
-                keep_ending(
-                    self._folder, Ending(self.key, CANCELLED, CANCELLED_TEXT.format(self.out))
-                )
-            client.cancel([Future(self.key, client)], force=True)
-            client.unpublish_dataset(self.key)
-            until_s = time.monotonic() + STOP_S
-            while self._is_driven(client):
-                if time.monotonic() > until_s:
-                    raise RunFailed(DRIVEN_TEXT.format(self.out, STOP_S))
-                time.sleep(LOOK_EVERY_S)
+    def _stop(self, client: Client) -> None:
+        if self._ending() is None:
+            keep_ending(self._folder, Ending(self.key, CANCELLED, CANCELLED_TEXT.format(self.out)))
+        client.cancel([Future(self.key, client)], force=True)
+        client.unpublish_dataset(self.key)
+        until_s = time.monotonic() + STOP_S
+        while self._is_driven(client):
+            if time.monotonic() > until_s:
+                raise RunFailed(DRIVEN_TEXT.format(self.out, STOP_S))
+            time.sleep(LOOK_EVERY_S)
 
     def _ending(self) -> Ending | None:
         """Return how the run ended; None as long as it has not."""
