@@ -42,7 +42,7 @@ def dask_processes(
     ]  # fmt: skip
     try:
         for _ in range(workers):
-            started.append(start_worker(folder, {**common, **(environment or {})}))
+            started.append(_start_worker(folder, {**common, **(environment or {})}))
         deadline = time.monotonic() + PATIENCE_S
         while not file.exists():
             assert time.monotonic() < deadline
@@ -58,15 +58,33 @@ def dask_processes(
             process.wait()
 
 
-def start_worker(folder: Path, environment: Mapping[str, str], name: str = ""):
+def _start_worker(folder: Path, environment: Mapping[str, str], *options: str):
     """Start a worker that joins the scheduler of a folder, now or when it is there."""
-    named = ["--name", name] if name else []
     return _started(
         ["dask_worker", "--scheduler-file", str(folder / "scheduler.json"), "--no-nanny",
          "--no-dashboard", "--nthreads", "1", "--host", "127.0.0.1", "--death-timeout", "60",
-         *named],
+         *options],
         folder, environment,
     )  # fmt: skip
+
+
+@contextmanager
+def joining(
+    client: Client, folder: Path, environments: Mapping[str, Mapping[str, str]]
+) -> Iterator[None]:
+    """Have workers join a running cluster, by name with what is different in their environment."""
+    count = len(client.scheduler_info(n_workers=-1)["workers"])
+    started = [
+        _start_worker(folder, {**os.environ, **one}, "--name", name)
+        for name, one in environments.items()
+    ]
+    try:
+        client.wait_for_workers(count + len(started), timeout=PATIENCE_S)
+        yield
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
 
 
 def whose(job, blocks, context):

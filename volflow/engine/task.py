@@ -163,7 +163,7 @@ class Context:
 
     def left(self, blocks: Sequence[int]) -> tuple[int, ...]:
         """Return the blocks that the journal does not hold as done, in their order."""
-        done = self.journal.done(blocks) if self.journal is not None else {}
+        done = self.journal.done(blocks, session=self.session) if self.journal is not None else {}
         return tuple(block for block in blocks if block not in done)
 
     def check(self, *, now: bool = False) -> None:

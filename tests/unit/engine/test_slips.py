@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import volflow as vf
-from tests.processes import PATIENCE_S, dask_processes, start_worker, whose
+from tests.processes import dask_processes, joining, whose
 from volflow.cli import run as command
 from volflow.engine.cluster import connect
 from volflow.engine.clusters import sight, skew
@@ -34,6 +34,14 @@ def claims(folder: Path, **versions: str) -> dict[str, str]:
             f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
         )
     return {"PYTHONPATH": os.pathsep.join([str(folder), str(Path(vf.__file__).parents[1])])}
+
+
+def without_volflow(folder: Path) -> dict[str, str]:
+    """An environment in which volflow cannot be imported."""
+    hidden = folder / "without" / "volflow" / "__init__.py"
+    hidden.parent.mkdir(parents=True)
+    hidden.write_text('raise ModuleNotFoundError("No module named volflow", name="volflow")')
+    return {"PYTHONPATH": str(hidden.parents[1])}
 
 
 class TestVersions:
@@ -81,14 +89,11 @@ class TestVersions:
         plan = Plan("whose", whose, None, runs, len(runs), "blocks", 1, 2**30)
         with dask_processes(tmp_path, root) as address, connect(address) as client:
             (first,) = client.scheduler_info(n_workers=-1)["workers"]
-            late = start_worker(tmp_path, {**os.environ, **other})
-            try:
-                client.wait_for_workers(2, timeout=PATIENCE_S)
-                with caplog.at_level(logging.WARNING, logger="volflow"):
-                    results = run(plan, cluster=client, progress=False).results
-            finally:
-                late.kill()
-                late.wait()
+            with (
+                joining(client, tmp_path, {"other": other}),
+                caplog.at_level(logging.WARNING, logger="volflow"),
+            ):
+                results = run(plan, cluster=client, progress=False).results
         assert {*results.values()} == {first}
         assert len(results) == len(runs)
         (line,) = (text for text in caplog.messages if "gets no block" in text)
@@ -99,29 +104,20 @@ class TestVersions:
 
     @pytest.mark.slow
     def test_so_does_one_without_volflow_and_one_like_ours_gets_some(self, tmp_path, root, caplog):
-        without = tmp_path / "without" / "volflow" / "__init__.py"
-        without.parent.mkdir(parents=True)
-        without.write_text('raise ModuleNotFoundError("No module named volflow", name="volflow")')
+        paths = {"bare": without_volflow(tmp_path), "alike": {"PYTHONPATH": str(root)}}
         runs = tuple((n,) for n in range(300))
         plan = Plan("whose", whose, None, runs, len(runs), "blocks", 1, 2**30)
-        with dask_processes(tmp_path, root) as address, connect(address) as client:
-            paths = {"bare": str(without.parents[1]), "alike": str(root)}
-            late = [
-                start_worker(tmp_path, {**os.environ, "PYTHONPATH": path}, name)
-                for name, path in paths.items()
-            ]
-            try:
-                client.wait_for_workers(3, timeout=PATIENCE_S)
-                with caplog.at_level(logging.WARNING, logger="volflow"):
-                    results = run(plan, cluster=client, progress=False).results
-                names = {
-                    address: one["name"]
-                    for address, one in client.scheduler_info(n_workers=-1)["workers"].items()
-                }
-            finally:
-                for one in late:
-                    one.kill()
-                    one.wait()
+        with (
+            dask_processes(tmp_path, root) as address,
+            connect(address) as client,
+            joining(client, tmp_path, paths),
+        ):
+            with caplog.at_level(logging.WARNING, logger="volflow"):
+                results = run(plan, cluster=client, progress=False).results
+            names = {
+                address: one["name"]
+                for address, one in client.scheduler_info(n_workers=-1)["workers"].items()
+            }
         did = {names[address] for address in results.values()}
         assert "alike" in did
         assert "bare" not in did
@@ -148,19 +144,15 @@ class TestVersions:
 
     @pytest.mark.slow
     def test_workers_without_volflow_are_refused(self, tmp_path, root):
-        without = tmp_path / "without" / "volflow" / "__init__.py"
-        without.parent.mkdir(parents=True)
-        without.write_text('raise ModuleNotFoundError("No module named volflow", name="volflow")')
-        hidden = {"PYTHONPATH": str(without.parents[1])}
         with (
-            dask_processes(tmp_path, root, environment=hidden) as address,
+            dask_processes(tmp_path, root, environment=without_volflow(tmp_path)) as address,
             pytest.raises(InvalidInput, match=r"cannot run volflow .* install the same"),
         ):
             connect(address).__enter__()
 
     def test_the_scheduler_is_compared_too(self, monkeypatch):
-        answers = {"the scheduler": {"distributed": "2020.1.0"}, "the worker tcp://a": {}}
-        monkeypatch.setattr(skew, "_versions", lambda client: (answers, []))
+        answers = {"": {"distributed": "2020.1.0"}, "tcp://a": {}}
+        monkeypatch.setattr(skew, "_versions", lambda client: answers)
         monkeypatch.setattr(skew, "is_embedded", lambda client: False)
         with pytest.raises(InvalidInput, match=r"^the scheduler of the Dask cluster at .* has dis"):
             connect("threads").__enter__()

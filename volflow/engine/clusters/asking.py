@@ -10,12 +10,23 @@ from distributed import Client
 from volflow.engine.workers import address_of, scheduler_gone
 from volflow.errors import InvalidInput
 
-__all__ = ["ask"]
+__all__ = ["ask", "cannot_run"]
 
 R = TypeVar("R")
 
 # A worker that runs answers at once, as soon as it has imported what is asked.
 ANSWER_S = 30.0
+
+
+def cannot_run(answer: Exception) -> str:
+    """Return what to say of a worker with no volflow, or another one, and the remedy.
+
+    Of what it cannot load Dask passes on the text alone.
+    """
+    return (
+        f"cannot run volflow as this process has it ({answer}); install the same version of it"
+        " where the workers run"
+    )
 
 
 def ask(
@@ -51,10 +62,7 @@ def ask(
     for address, answer in answers.items():
         if isinstance(answer, OSError):  # it has left meanwhile
             continue
-        if isinstance(answer, Exception):  # Dask passes on the text alone of what it cannot load
-            raise InvalidInput(
-                f"the worker {address} cannot run volflow as this process has it ({answer});"
-                " install the same version of it where the workers run"
-            )
+        if isinstance(answer, Exception):
+            raise InvalidInput(f"the worker {address} {cannot_run(answer)}")
         found[address] = answer
     return found

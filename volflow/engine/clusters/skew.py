@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from distributed import Client
 
 import volflow
-from volflow.engine.clusters.asking import ask
+from volflow.engine.clusters.asking import ask, cannot_run
 from volflow.engine.workers import address_of, is_embedded, worker_records
 from volflow.errors import InvalidInput
 
@@ -148,8 +148,8 @@ def _lacking(asked: Future[Any], address: str) -> str | None:
         return None
     if isinstance(answer, OSError):
         return None
-    if isinstance(answer, Exception):  # Dask passes on the text alone of what it cannot load
-        return f"it cannot run volflow as this process has it ({answer}); {REMEDY}"
+    if isinstance(answer, Exception):
+        return f"it {cannot_run(answer)}"
     ours = versions_here()
     breaking, _ = compare_versions(ours, answer)
     texts = [
@@ -162,8 +162,9 @@ def _check(client: Client) -> list[str]:
     """Compare all versions; return the addresses of the workers that answered."""
     ours = versions_here()
     differing: set[tuple[str, str]] = set()
-    versions, workers = _versions(client)
-    for place, theirs in versions.items():
+    versions = _versions(client)
+    for address, theirs in versions.items():
+        place = f"the worker {address}" if address else "the scheduler"
         breaking, harmless = compare_versions(ours, theirs)
         for name, there in breaking.items():
             raise InvalidInput(
@@ -174,18 +175,16 @@ def _check(client: Client) -> list[str]:
     for name, there in sorted(differing):
         text = "the cluster has %s %s, this process %s: results may differ by rounding"
         log.warning(text, name, there, ours[name])
-    return workers
+    return [address for address in versions if address]
 
 
-def _versions(client: Client) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """Return the versions of scheduler and workers by what they are called, and who answered."""
+def _versions(client: Client) -> dict[str, dict[str, str]]:
+    """Return the versions of the workers that answer, by address, and the scheduler's, by ""."""
     scheduler: Any = client.scheduler
     said = client.sync(scheduler.versions, packages=[])
     found = {name: said["packages"][name] for name in ("dask", "distributed")}
     found["python"] = ".".join(str(said["host"]["python"]).split(".")[:3])
-    versions = {"the scheduler": found}
-    answers: dict[str, dict[str, str]] = {}
+    versions = {"": found}
     with suppress(TimeoutError):  # one that is stopped computes nothing
-        answers = ask(client, versions_here, workers=list(worker_records(client)))
-    versions |= {f"the worker {address}": answer for address, answer in answers.items()}
-    return versions, list(answers)
+        versions |= ask(client, versions_here, workers=list(worker_records(client)))
+    return versions

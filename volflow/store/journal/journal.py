@@ -139,8 +139,10 @@ class Journal:
         """Return what a task writes through on a disk, given the token of its driver."""
         return Fence.of(self.folder, session)
 
-    def done_folder(self) -> Location:
+    def done_folder(self, session: str | None = None) -> Location:
         """Return the folder of the records of finished blocks; raises as `recorded`."""
+        if session is not None:
+            return self._done_of(run_of(session))
         return self._done_of("" if self.is_local else self._read_plan(run_named) or "")
 
     def _done_of(self, run: str) -> Location:
@@ -241,10 +243,10 @@ class Journal:
             at.mkdir(exist_ok=True)
             end_session(at)
             before = self._read_plan(run_named)
-            fresh, run = before is None, uuid.uuid4().hex if before is None else before
-            self._sweep(everything=fresh)
+            run = uuid.uuid4().hex if before is None else before
+            self._sweep(before)
             self._done_of(run).mkdir(exist_ok=True)
-            if fresh:
+            if before is None:
                 write_json(self._plan, {"format": FORMAT, "run": run, **asdict(given)})
             token = new_token(run)
             session_at(at, token).begin()
@@ -304,26 +306,31 @@ class Journal:
             self.check(session)
         found = [asdict(entry) for entry in entries]
         value = {"block": block, "entries": found, "stages": dict(stages), "worker": process_name()}
-        folder = self.done_folder() if session is None else self._done_of(run_of(session))
-        entry = _entry(folder, block)
+        entry = _entry(self.done_folder(session), block)
         with writing(entry):
             if session is None:
                 write_json(entry, value)
             elif isinstance(entry, Address):
-                if not entry.create(encoded(value)) and not self.done([block]):  # it is damaged
+                if not entry.create(encoded(value)) and not self.done(
+                    [block], session=session
+                ):  # it is damaged
                     write_json(entry, value)
             elif not self.done([block]):  # else one that took it over was first
                 self.fence(session).put(entry, encoded(value))
 
-    def done(self, blocks: Iterable[int] | None = None) -> dict[int, tuple[ShardEntry, ...]]:
+    def done(
+        self, blocks: Iterable[int] | None = None, *, session: str | None = None
+    ) -> dict[int, tuple[ShardEntry, ...]]:
         """Return the entries of the finished blocks by number, ascending, without damaged records.
 
         Parameters
         ----------
         blocks
             Read only the records of these blocks; all by default.
+        session
+            Of the task that asks, which knows its run by it and need not read the plan.
         """
-        return {block: entries for block, entries, _ in self._records(blocks)}
+        return {block: entries for block, entries, _ in self._records(blocks, session)}
 
     def stages(self) -> dict[int, dict[str, float]]:
         """Return the seconds of each finished block, by stage."""
@@ -343,16 +350,17 @@ class Journal:
         with writing(self.directory):
             end_session(self.directory)
             # The run's record is deleted last, so that finished blocks never meet another record.
-            self._sweep(everything=True)
+            self._sweep(None)
             self._plan.unlink(missing_ok=True)
 
-    def _sweep(self, *, everything: bool) -> None:
-        """Delete leftovers of killed writers; with ``everything`` also the records of blocks."""
-        self.failures.sweep(everything=everything)
+    def _sweep(self, run: str | None) -> None:
+        """Delete leftovers of killed writers, and all records of blocks where no run goes on."""
+        failures = Failures(self.directory / "failed", self._done_of(run or ""))
+        failures.sweep(everything=run is None)
         for folder in (self.directory, self.directory / "done"):
             for path in folder.glob(".*.tmp") if isinstance(folder, Path) else ():
                 path.unlink(missing_ok=True)
-        if everything:
+        if run is None:
             for done in self.directory.glob("done*"):
                 if isinstance(done, Address):
                     done.delete_below()
@@ -363,10 +371,10 @@ class Journal:
             sweep_torn(self.output)
 
     def _records(
-        self, blocks: Iterable[int] | None = None
+        self, blocks: Iterable[int] | None = None, session: str | None = None
     ) -> Iterator[tuple[int, tuple[ShardEntry, ...], dict[str, float]]]:
         paths: list[Location]
-        folder = self.done_folder()
+        folder = self.done_folder(session)
         if blocks is None:
             try:
                 paths = sorted(folder.glob("[0-9]*.json"), key=str)
