@@ -18,8 +18,8 @@ from volflow.infer.predict_options import PredictOptions
 from volflow.infer.prediction import Result, perform, plan_on
 from volflow.model.bundle import ModelLike
 from volflow.option import called_like, from_keywords, journey
+from volflow.store.formats.written import is_foreign
 from volflow.volumes.arrays.inputs import VolumeLike
-from volflow.volumes.export import is_foreign
 
 __all__ = ["plan_predict", "predict"]
 

@@ -20,6 +20,7 @@ from volflow.infer.predict_options import PredictOptions
 from volflow.model.forward import Forward, Output, compute_dtype
 from volflow.model.resident import ModelPlugin
 from volflow.model.spec import Model
+from volflow.store.formats.written import is_foreign
 from volflow.store.journal.journal import journal_dir, journal_of
 from volflow.store.journal.outputs import check_apart
 from volflow.store.layout import resolve_layout
@@ -27,7 +28,6 @@ from volflow.store.meta import Meta, VolumeSpec, difference_of_grids, shared_gri
 from volflow.store.remote.address import Address, Location, location
 from volflow.store.slabs import Source
 from volflow.volumes.arrays.inputs import VolumeLike, open_input
-from volflow.volumes.export import is_foreign
 from volflow.volumes.framed import FramedImage
 from volflow.volumes.statistics import statistics
 

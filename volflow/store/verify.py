@@ -21,11 +21,11 @@ from volflow.store.formats.exported import (
     Receipt,
     fault_of,
     foreign_voxels,
-    is_foreign,
     read_receipt,
     state_of,
     stored_behind,
 )
+from volflow.store.formats.written import is_foreign
 from volflow.store.frames import check_frames
 from volflow.store.journal.complete import begun_store
 from volflow.store.journal.journal import Journal, journal_dir, journal_of

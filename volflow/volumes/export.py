@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import gzip
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from io import BytesIO
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, Any
@@ -21,18 +20,16 @@ from volflow.store.aside import file_aside, sweep
 from volflow.store.atomic import read_json
 from volflow.store.formats.exported import (
     RECEIPT,
-    SUFFIXES,
     FileSum,
     Receipt,
     fault_of,
     file_sum,
     foreign_voxels,
-    is_foreign,
     keep_receipt,
     read_receipt,
     state_of,
 )
-from volflow.store.formats.nifti_header import header_bytes, stored_dtype
+from volflow.store.formats.written import WRITERS, writer_of
 from volflow.store.journal.journal import journal_dir
 from volflow.store.journal.records import typed
 from volflow.store.opening import is_url
@@ -41,7 +38,7 @@ from volflow.store.slabs import Source
 from volflow.store.volume import Volume
 from volflow.volumes.arrays.inputs import VolumeLike, open_input
 
-__all__ = ["check_export", "check_file", "export", "is_foreign", "refuse_changed", "write_file"]
+__all__ = ["check_export", "check_file", "export", "refuse_changed", "write_file"]
 
 KEEP = "keep it under another name, or replace it with overwrite=True (--overwrite)"
 
@@ -132,29 +129,29 @@ def write_file(
     SourceChanged
         Where the volume is changed meanwhile.
     """
-    pieces = _pieces(volume, path, parse_bytes(memory))
+    fill = _filling(volume, path, parse_bytes(memory))
     sweep(path)
     state = state_of(volume)
     before = None if overwrite or not path.exists() else _standing(path, volume, remedy)
     if before is not None and before.state == state != "" and len(before.files) == 1:
         return path
     with _one_line(path), file_aside(path) as (part, raw):
-        file = _Summed(raw)
-        _fill(file, pieces, packed=path.name.lower().endswith(".gz"))
+        total = fill(raw)
         raw.flush()
+        total = total or file_sum(part)
         if state_of(volume) != state:
             raise SourceChanged(
                 f"{volume.path} was changed while {path.name} was written from it; run the same"
                 " command again when it is whole"
             )
-        receipt = Receipt((file.sum,), str(volume.path or ""), state)
-        if before is None or file.sum != file_sum(path):
+        receipt = Receipt((total,), str(volume.path or ""), state)
+        if before is None or total != file_sum(path):
             if before is not None and not renew:
                 raise InvalidInput(
                     f"{path} holds what {before.volume or 'a volume'} was before; {remedy}"
                 )
             old = read_receipt(path)
-            keep_receipt(path, replace(receipt, files=(file.sum, *(old.files if old else ()))))
+            keep_receipt(path, replace(receipt, files=(total, *(old.files if old else ()))))
             part.replace(path)
         keep_receipt(path, receipt)
     return path
@@ -238,27 +235,33 @@ def check_file(out: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
 
 
 def _check_format(name: str) -> None:
-    if not is_foreign(name):
-        raise InvalidInput(f"{name} names no format that can be written; use {', '.join(SUFFIXES)}")
+    if writer_of(name) is None:
+        known = ", ".join(end for one in WRITERS for end in one.suffixes)
+        raise InvalidInput(f"{name} names no format that can be written; use {known}")
 
 
-def _pieces(volume: Source, path: Path, budget: int) -> Iterator[Any]:
-    """All bytes of the file, before they are packed; what is refused is so before the first."""
-    if path.name.lower().endswith(".npy"):
-        dtype, head = volume.dtype, _npy_header(volume)
-    else:
+def _filling(volume: Source, path: Path, budget: int) -> Callable[[IO[bytes]], FileSum | None]:
+    """Return what fills a file, and sums it up where it does so from front to back.
+
+    What is refused is so now.
+    """
+    writer = writer_of(path)
+    assert writer is not None  # as `check_file` saw
+    if writer.name == "NIfTI":
         _check_place(volume)
-        dtype = stored_dtype(volume.dtype)
-        head = header_bytes(volume.meta, volume.shape, dtype)
-    depth = _depth(volume, dtype, budget)
+    depth = _depth(volume, writer.dtype(volume.dtype), budget)
+    if writer.write is not None:
+        return partial(writer.write, volume, depth)
+    assert writer.pieces is not None
+    pieces = writer.pieces(volume, depth)
 
-    def pieces() -> Iterator[Any]:
-        yield head
-        for _, slab in volume.slabs(depth):
-            for plane in slab.reshape(-1, *slab.shape[-2:]):
-                yield np.ascontiguousarray(plane, dtype).data
+    def fill(raw: IO[bytes]) -> FileSum:
+        file = _Summed(raw)
+        for piece in pieces:
+            file.write(piece)
+        return file.sum
 
-    return pieces()
+    return fill
 
 
 def _check_place(volume: Source) -> None:
@@ -287,41 +290,17 @@ def _depth(volume: Source, dtype: np.dtype[Any], budget: int) -> int:
     return min(fits, volume.piece[-3])
 
 
-def _npy_header(volume: Source) -> bytes:
-    file = BytesIO()
-    descr = np.lib.format.dtype_to_descr(volume.dtype)
-    header = {"descr": descr, "fortran_order": False, "shape": volume.shape}
-    np.lib.format.write_array_header_1_0(file, header)
-    return file.getvalue()
-
-
 class _Summed:
     """A file that sums up what is written to it."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file, self.sum = file, FileSum()
 
-    def write(self, data: Any) -> int:
+    def write(self, data: Any) -> None:
         """Write bytes."""
         written = bytes(data)
         self.sum = self.sum.of(written)
-        return self.file.write(written)
-
-    def flush(self) -> None:
-        """Hand on what is buffered."""
-        self.file.flush()
-
-
-def _fill(file: _Summed, pieces: Iterator[Any], *, packed: bool) -> None:
-    if not packed:
-        for piece in pieces:
-            file.write(piece)
-        return
-    # No name and no time inside: the same voxels give the same bytes.
-    raw: Any = file
-    with gzip.GzipFile("", "wb", compresslevel=1, fileobj=raw, mtime=0) as gz:
-        for piece in pieces:
-            gz.write(piece)
+        self.file.write(written)
 
 
 @contextmanager

@@ -17,7 +17,8 @@ from volflow.infer.request import Request, make_request
 from volflow.model.bundle import ModelLike, load_model
 from volflow.option import from_keywords
 from volflow.store.atomic import differences, plain
-from volflow.store.formats.exported import is_foreign, read_receipt, stored_behind
+from volflow.store.formats.exported import read_receipt, stored_behind
+from volflow.store.formats.written import is_foreign
 from volflow.store.journal.complete import begun_store
 from volflow.store.journal.journal import Journal, Record, journal_dir
 from volflow.store.journal.provenance import Provenance, keep_provenance, read_provenance

@@ -12,7 +12,8 @@ from volflow.errors import VolflowError
 from volflow.infer.predict_options import PredictOptions
 from volflow.jobs.batch.case_record import STARTED, PastCase
 from volflow.store.atomic import differences, plain
-from volflow.store.formats.exported import BEHIND, is_foreign
+from volflow.store.formats.exported import BEHIND
+from volflow.store.formats.written import is_foreign
 from volflow.store.journal.complete import count_blocks
 from volflow.store.journal.journal import journal_dir
 from volflow.store.opening import is_url

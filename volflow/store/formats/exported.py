@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -29,20 +28,17 @@ from volflow.store.slabs import Source
 __all__ = [
     "BEHIND",
     "RECEIPT",
-    "SUFFIXES",
     "FileSum",
     "Receipt",
     "fault_of",
     "file_sum",
     "foreign_voxels",
-    "is_foreign",
     "keep_receipt",
     "read_receipt",
     "state_of",
     "stored_behind",
 ]
 
-SUFFIXES = (".nii.gz", ".nii", ".npy")
 RECEIPT, FORMAT = "export.json", 1
 BEHIND = "output.zarr"
 PIECE_BYTES, SLAB_BYTES = 2**20, 2**26
@@ -78,17 +74,6 @@ class Receipt:
     files: tuple[FileSum, ...]
     volume: str
     state: str
-
-
-def is_foreign(path: Any) -> bool:
-    """Return True if something is the name of a file in a format that `export` writes.
-
-    Examples
-    --------
-    >>> is_foreign("seg.NII.gz"), is_foreign("seg.zarr")
-    (True, False)
-    """
-    return isinstance(path, str | os.PathLike) and os.fspath(path).lower().endswith(SUFFIXES)
 
 
 def state_of(volume: Source) -> str:

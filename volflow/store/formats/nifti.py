@@ -1,30 +1,21 @@
-"""NIfTI-1 and NIfTI-2 files as sources: their geometry, and their voxels slab by slab."""
+"""NIfTI-1 and NIfTI-2 files as sources: what their headers say."""
 
 from __future__ import annotations
 
-import gzip
-import io
-import math
-import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from volflow.errors import Damaged, InvalidInput
-from volflow.geometry.roi import Roi
+from volflow.geometry.affine import orientation_of, spacing_of
+from volflow.store.formats.raw import RawSource, check_room, damage_of, unpacked
 from volflow.store.layout import check_dtype
 from volflow.store.meta import Meta, SourceInfo
-from volflow.store.slabs import Array, Source, file_identity, slab_rois
+from volflow.store.slabs import Array
 
-__all__ = ["LABEL_INTENT", "UNITS", "NiftiSource", "import_nibabel", "open_nifti", "parse_header"]
+__all__ = ["LABEL_INTENT", "UNITS", "import_nibabel", "open_nifti", "parse_header"]
 
-Stream = gzip.GzipFile | io.BufferedReader
-
-INFLATES = 1032  # the most bytes that deflate produces from one
 MOST_HEADER = 2**30  # bytes before the voxels; extensions of tens of MiB exist
 MOST_SCALED = 1e30  # largest slope or intercept; scaled values stay finite
 
@@ -32,87 +23,10 @@ UNITS = {1: "meter", 2: "millimeter", 3: "micrometer"}
 LABEL_INTENT = 1002  # NIFTI_INTENT_LABEL: each voxel is the number of a class
 
 
-@dataclass(frozen=True, repr=False)
-class NiftiSource(Source):
-    """A ``.nii`` file, read anywhere, or a ``.nii.gz`` file, read once from front to back.
+def open_nifti(path: str) -> RawSource:
+    """Read the header of a ``.nii`` or ``.nii.gz`` file.
 
     In a NIfTI file x varies fastest, so its bytes are ``czyx`` in C order, without a transpose.
-    Made by `open_nifti`.
-    """
-
-    path: str
-    shape: tuple[int, ...]
-    meta: Meta
-    stored_dtype: np.dtype[Any]
-    offset: int
-    slope: float | None
-    inter: float
-
-    @property
-    def sequential(self) -> bool:
-        """Whether the file is compressed."""
-        return _is_packed(self.path)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Dtype of the scaled values."""
-        stored = self.stored_dtype.newbyteorder("=")
-        if self.slope is None:
-            return stored
-        small = stored.itemsize <= (4 if stored.kind == "f" else 2)
-        return np.dtype(np.float32 if small else np.float64)
-
-    def identity(self) -> str:
-        """Return a hash that changes when the file does."""
-        return file_identity(self.path)
-
-    def read(self, roi: Roi) -> Array:
-        """Return the scaled voxels of a box, ``zyx`` or ``czyx``; only of an uncompressed file."""
-        if self.sequential:
-            raise InvalidInput(
-                f"{self.path} is compressed as a whole, so parts of it cannot be read; use slabs()"
-            )
-        # Mapped for this read only: pages of an open mapping count as this process's memory.
-        voxels = np.memmap(self.path, self.stored_dtype, "r", self.offset, self.shape)
-        return self._scaled(np.asarray(voxels[roi.slices()]))
-
-    def slabs(self, depth: int) -> Iterator[tuple[Roi, Array]]:
-        """Yield box and voxels of ``depth`` z-planes at a time, in file order.
-
-        Raises
-        ------
-        InvalidInput
-            If the file is cut short or damaged.
-        """
-        with _stream(self.path, self.sequential) as stream, _damage(self.path):
-            stream.seek(self.offset)
-            for roi in slab_rois(self.shape, depth):
-                voxels = np.empty(roi.shape, self.stored_dtype)
-                _fill(stream, voxels)
-                if self.sequential and roi.stop == self.shape:
-                    # Reading to the end makes gzip compare its checksum. The last slab is yielded
-                    # after that, so that a complete read is a verified one.
-                    while stream.read(2**20):
-                        continue
-                yield roi, self._scaled(voxels)
-
-    def _scaled(self, voxels: Array) -> Array:
-        """Return the scaled values in the machine's byte order, as a new array."""
-        if self.slope is None:
-            return voxels.astype(self.dtype)
-        values = np.empty(voxels.shape, self.dtype)
-        for plane, target in zip(
-            voxels.reshape(-1, *voxels.shape[-2:]),
-            values.reshape(-1, *voxels.shape[-2:]),
-            strict=True,
-        ):
-            with np.errstate(over="ignore", invalid="ignore"):  # overflows of float32 become ±inf
-                target[...] = plane * np.float64(self.slope) + self.inter
-        return values
-
-
-def open_nifti(path: str) -> NiftiSource:
-    """Read the header of a ``.nii`` or ``.nii.gz`` file.
 
     Raises
     ------
@@ -122,9 +36,8 @@ def open_nifti(path: str) -> NiftiSource:
     Damaged
         If it is cut short, or its header is invalid.
     """
-    nibabel = import_nibabel()
-    compressed = _is_packed(path)
-    with _stream(path, compressed) as stream, _damage(path):
+    packing = "gzip" if path.lower().endswith(".gz") else ""
+    with damage_of(path), unpacked(path, packing) as stream:
         start = stream.read(540)
     header = parse_header(start, path)
     try:
@@ -135,7 +48,7 @@ def open_nifti(path: str) -> NiftiSource:
         with np.errstate(all="ignore"):  # overflows are refused below, as infinite values
             affine = _affine(header)
             spacing = _spacing(header["pixdim"][1:4], affine, path)
-        orientation = None if affine is None else "".join(reversed(nibabel.aff2axcodes(affine)))
+        orientation = None if affine is None else orientation_of(affine)
         if max(abs(slope or 1), abs(inter or 0)) > MOST_SCALED:
             raise ValueError(f"voxels are scaled by {slope:g} and {inter:g}")
     except InvalidInput:
@@ -144,9 +57,7 @@ def open_nifti(path: str) -> NiftiSource:
         raise Damaged(f"{path}: damaged NIfTI header ({error}); repair the file") from error
     if (slope, inter) == (1, 0):
         slope = None
-    room = Path(path).stat().st_size * (INFLATES if compressed else 1)
-    if room < offset + math.prod(shape) * stored.itemsize:
-        raise Damaged(f"{path} is cut short; copy it again")
+    check_room(path, offset, shape, stored, packing)
     kind = "nifti2" if len(header.binaryblock) == 540 else "nifti1"
     meta = Meta(
         axes=("c", "z", "y", "x")[-len(shape) :],
@@ -158,11 +69,16 @@ def open_nifti(path: str) -> NiftiSource:
         kind="classes" if int(header["intent_code"]) == LABEL_INTENT else "image",
         source=SourceInfo(kind, str(stored.newbyteorder("=")), header.binaryblock),
     )
-    return NiftiSource(path, shape, meta, stored, offset, slope, float(inter or 0))
-
-
-def _is_packed(path: str) -> bool:
-    return path.lower().endswith(".gz")
+    return RawSource(
+        path=path,
+        shape=shape,
+        meta=meta,
+        stored_dtype=stored,
+        skip=offset,
+        packing=packing,
+        slope=slope,
+        inter=float(inter or 0),
+    )
 
 
 def parse_header(start: bytes, path: str) -> Any:
@@ -227,7 +143,7 @@ def _spacing(pixdim: Array, affine: Array | None, path: str) -> tuple[float, flo
     # The shortest decimals of the stored float32: 0.78, not 0.7799999713897705.
     sizes = [abs(float(str(value))) for value in pixdim]
     if affine is not None:
-        lengths = [math.hypot(*column) for column in affine[:3, :3].T.tolist()]
+        lengths = spacing_of(affine)[::-1]
         near = np.isclose(sizes, lengths, rtol=1e-4, atol=0)
         sizes = [a if ok else b for a, b, ok in zip(sizes, lengths, near, strict=True)]
     spacing = (sizes[2], sizes[1], sizes[0])
@@ -239,31 +155,3 @@ def _spacing(pixdim: Array, affine: Array | None, path: str) -> tuple[float, flo
             " e.g. with nibabel"
         ) from error
     return spacing
-
-
-def _stream(path: str, compressed: bool) -> Stream:
-    try:
-        return gzip.open(path, "rb") if compressed else Path(path).open("rb")
-    except OSError as error:
-        raise InvalidInput(f"{path} cannot be read: {error.strerror}; check the path") from error
-
-
-@contextmanager
-def _damage(path: str) -> Iterator[None]:
-    """Turn errors of the decoder into Damaged with the path of the file."""
-    try:
-        yield
-    except EOFError as error:
-        raise Damaged(f"{path} is cut short; copy it again") from error
-    except (gzip.BadGzipFile, zlib.error) as error:
-        raise Damaged(f"{path} is damaged ({error}); copy it again") from error
-
-
-def _fill(stream: Stream, voxels: Array) -> None:
-    """Read exactly the bytes of an array."""
-    target = voxels.reshape(-1).view(np.uint8).data
-    while len(target):
-        got = stream.readinto(target)
-        if not got:
-            raise EOFError
-        target = target[got:]

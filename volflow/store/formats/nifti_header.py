@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from volflow.errors import Damaged, InvalidInput
+from volflow.geometry.affine import affine_between
 from volflow.store.formats.nifti import LABEL_INTENT, UNITS, import_nibabel, parse_header
 from volflow.store.meta import Meta
 from volflow.store.slabs import Array
@@ -145,11 +146,4 @@ def _affine(meta: Meta) -> Array | None:
         return np.array(meta.affine, dtype=float)
     if meta.orientation is None:
         return None
-    affine = np.zeros((4, 4))
-    affine[3, 3] = 1
-    for column, letter in enumerate(reversed(meta.orientation)):
-        row = next(n for n, pair in enumerate(("RL", "AP", "SI")) if letter in pair)
-        sign = 1 if letter in "RAS" else -1
-        affine[row, column] = sign * meta.spacing[2 - column]
-        affine[row, 3] = sign * meta.translation[2 - column]
-    return affine
+    return affine_between(meta.spacing, meta.orientation, meta.translation)

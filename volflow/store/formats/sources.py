@@ -1,4 +1,4 @@
-"""Open arrays and files as sources of volumes."""
+"""Open arrays and files of any format as sources of volumes."""
 
 from __future__ import annotations
 
@@ -11,21 +11,25 @@ from typing import Any
 
 import numpy as np
 
-from volflow.errors import Damaged, InvalidInput, first_line
+from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
-from volflow.store.formats.nifti import open_nifti
-from volflow.store.journal.complete import open_complete
+from volflow.store.formats.choice import ImageChoice, one_channel
+from volflow.store.formats.known import FORMATS, Format, format_of
+from volflow.store.formats.npy import volume_shape
+from volflow.store.journal.complete import require_complete
 from volflow.store.layout import check_dtype
 from volflow.store.meta import Meta, SourceInfo
-from volflow.store.opening import is_url
-from volflow.store.slabs import Array, Source, file_identity
-from volflow.store.volume import Volume
+from volflow.store.opening import is_url, is_zarr
+from volflow.store.slabs import Array, Source
+from volflow.store.volume import Volume, open_volume
 
-__all__ = ["ArraySource", "NpySource", "open_source", "stem", "volume_shape"]
+__all__ = ["ArraySource", "open_source", "split_part", "stem"]
 
-MOST_HEADER = 2**16  # bytes of a .npy header
-_SUFFIX = re.compile(r"(\.ome)?\.zarr$|\.nii(\.gz)?$|\.npy$", re.IGNORECASE)
-FORMATS = ".npy, .nii, .nii.gz, OME-Zarr and Zarr v2 or v3"
+ZARR = "a Zarr volume"
+_SUFFIX = re.compile(
+    r"(\.ome)?\.zarr$|" + "|".join(f"{re.escape(end)}$" for one in FORMATS for end in one.suffixes),
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -58,35 +62,17 @@ class ArraySource(Source):
         return self.array[roi.slices()].astype(self.dtype)
 
 
-@dataclass(frozen=True, repr=False)
-class NpySource(Source):
-    """A ``.npy`` file, memory-mapped for each read."""
-
-    path: str
-    meta: Meta
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-
-    def identity(self) -> str:
-        """Return a hash that changes when the file does."""
-        return file_identity(self.path)
-
-    def read(self, roi: Roi) -> Array:
-        """Return the voxels of a box, ``zyx`` or ``czyx``."""
-        # Mapped for this read only: pages of an open mapping count as this process's memory.
-        voxels = _map_npy(self.path)
-        voxels = voxels if voxels.ndim > 2 else voxels[None]
-        return voxels[roi.slices()].astype(self.dtype)
-
-
-def open_source(x: Any) -> Source:
+def open_source(x: Any, choice: ImageChoice | None = None) -> Source:
     """Open anything that a volume can be made from; no voxel is read.
 
     Parameters
     ----------
     x
-        Path of a ``.npy``, ``.nii`` or ``.nii.gz`` file; anything that `open_volume` opens; a
-        NumPy array, ``zyx`` or ``czyx`` (``yx`` is one slice); or a source.
+        Path of a file or folder of any known format, perhaps with what is meant in it behind
+        ``::``, such as ``cells.h5::volumes/raw``; anything that `open_volume` opens; a NumPy
+        array, ``zyx`` or ``czyx`` (``yx`` is one slice); or a source.
+    choice
+        Which image of several.
 
     Raises
     ------
@@ -99,70 +85,83 @@ def open_source(x: Any) -> Source:
     >>> source.shape, [roi.start for roi, voxels in source.slabs(16)]
     ((30, 40, 50), [(0, 0, 0), (16, 0, 0)])
     """
+    choice = ImageChoice() if choice is None else choice
+    return one_channel(_opened(x, choice), choice.channel)
+
+
+def _opened(x: Any, choice: ImageChoice) -> Source:
     if isinstance(x, Source) and not isinstance(x, Volume):  # opened before
+        choice.refuse_but((), x.path or "the array", "open already")
         return x
     if isinstance(x, np.ndarray):
+        choice.refuse_but((), "the array", "in memory")
         shape, axes = volume_shape(x.shape, "the array")
         dtype = check_dtype(x.dtype, "the array")
         meta = Meta(axes, source=SourceInfo("numpy", str(dtype.newbyteorder("="))))
         return ArraySource(x.reshape(shape), meta)
     if not isinstance(x, str | os.PathLike):
-        return open_complete(x)
-    if is_url(text := os.fspath(x)):
-        if text.lower().endswith((".nii", ".nii.gz", ".npy")):
+        return _open_zarr(x, choice)
+    return _open_path(os.fspath(x), choice)
+
+
+def _open_path(text: str, choice: ImageChoice) -> Source:
+    if is_url(text):
+        if (found := _by_suffix(text)) is not None:
             raise InvalidInput(
-                f"{text} is a file behind a URL, where only Zarr can be read; copy it to a disk"
-                " first"
+                f"{text} is {found.name} behind a URL, where only Zarr can be read; copy it to a"
+                " disk first"
             )
-        return open_complete(text)
-    path = Path(os.fspath(x).removeprefix("file://")).expanduser().absolute()
+        return _open_zarr(text, choice)
+    path, part = split_part(text)
     if not path.exists():
         raise InvalidInput(f"{path} does not exist; check the path")
-    if path.is_dir():
-        return open_complete(path)
-    name = path.name.lower()
-    if name.endswith((".nii", ".nii.gz")):
-        return open_nifti(str(path))
-    if name.endswith(".npy"):
-        return _open_npy(str(path))
-    raise InvalidInput(f"{path.name} is of a format that cannot be read; {FORMATS} can")
+    found = None if path.is_dir() and is_zarr(path) else format_of(path)
+    if found is not None:
+        return _open_file(path, part, found, choice)
+    if not path.is_dir():
+        raise InvalidInput(f"{path.name} is of a format that cannot be read; {_readable()} can")
+    if part:
+        raise InvalidInput(f"{path} is a folder, and what lies in it has a path: {path}/{part}")
+    return _open_zarr(path, choice)  # or says what lies in it
 
 
-def _open_npy(path: str) -> NpySource:
-    voxels = _map_npy(path)
-    shape, axes = volume_shape(voxels.shape, path)
-    dtype = check_dtype(voxels.dtype, path).newbyteorder("=")
-    return NpySource(path, Meta(axes, source=SourceInfo("npy", str(dtype))), shape, dtype)
+def _open_file(path: Path, part: str, found: Format, choice: ImageChoice) -> Source:
+    if part and not found.takes:
+        raise InvalidInput(f"{path} is {found.name} and holds one image; leave ::{part} out")
+    choice = choice.within(part, found.takes[0]) if part else choice
+    choice.refuse_but(found.takes, str(path), found.name)
+    return found.open(str(path), choice)
 
 
-def _map_npy(path: str) -> Array:
-    try:
-        with Path(path).open("rb") as file:
-            version = np.lib.format.read_magic(file)
-            # NumPy reads the whole header before it refuses a long one.
-            if version != (1, 0) and int.from_bytes(file.read(4), "little") > MOST_HEADER:
-                raise ValueError(f"its header has more than {MOST_HEADER} bytes")
-        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-    except OSError:
-        raise
-    except Exception as error:  # parsing the header, a Python literal, may raise any error
-        reason = first_line(error)
-        raise Damaged(f"{path} is not a .npy array or is cut short ({reason})") from error
+def _open_zarr(x: Any, choice: ImageChoice) -> Volume:
+    choice.refuse_but(("level", "timepoint"), getattr(x, "path", None) or str(x), ZARR)
+    volume = open_volume(x, choice.level or 0, timepoint=choice.timepoint)
+    require_complete(volume)
+    return volume
 
 
-def volume_shape(shape: tuple[int, ...], name: str) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """Return shape and axes of an array as a volume; ``yx`` becomes one slice.
+def split_part(text: str) -> tuple[Path, str]:
+    """Return the absolute path of a file, and what is named in it behind ``::``.
 
-    Raises
-    ------
-    InvalidInput
-        If it has another number of axes, or is empty.
+    Examples
+    --------
+    >>> path, part = split_part("/data/cells.h5::volumes/raw")
+    >>> path.name, part
+    ('cells.h5', 'volumes/raw')
     """
-    if len(shape) == 2:
-        shape = (1, *shape)
-    if len(shape) not in (3, 4) or 0 in shape:
-        raise InvalidInput(f"{name} has shape {shape}; a volume is zyx or czyx and not empty")
-    return shape, ("c", "z", "y", "x")[-len(shape) :]
+    whole = Path(text.removeprefix("file://")).expanduser().absolute()
+    if "::" not in text or whole.exists():
+        return whole, ""
+    name, _, part = text.removeprefix("file://").partition("::")
+    return Path(name).expanduser().absolute(), part
+
+
+def _by_suffix(name: str) -> Format | None:
+    return next((one for one in FORMATS if name.lower().endswith(one.suffixes)), None)
+
+
+def _readable() -> str:
+    return f"{', '.join(one.name for one in FORMATS)}, OME-Zarr and Zarr v2 or v3"
 
 
 def stem(name: str) -> str:

@@ -13,7 +13,8 @@ import numpy as np
 import zarr
 
 from volflow.errors import InvalidInput
-from volflow.store.formats.sources import ArraySource, open_source, volume_shape
+from volflow.store.formats.npy import volume_shape
+from volflow.store.formats.sources import ArraySource, open_source
 from volflow.store.layout import check_dtype
 from volflow.store.meta import Meta, SourceInfo
 from volflow.store.slabs import Array, Source

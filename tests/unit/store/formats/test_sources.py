@@ -398,7 +398,7 @@ def test_slabs_are_read_as_they_are_asked_for(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.tif", b"II*", "is of a format that cannot be read; .npy, .nii, .nii.gz"),
+        ("a.xyz", b"II+", "is of a format that cannot be read; NIfTI, NumPy"),
         ("a.npy", b"", "is not a .npy array or is cut short"),
         ("a.npy", b"junk" * 40, "is not a .npy array or is cut short"),
     ],

@@ -302,7 +302,7 @@ class TestSlips:
             vf.open("s3://bucket/a.zarr")
 
     def test_a_file_behind_a_url(self):
-        with pytest.raises(InvalidInput, match=r"ct.nii.gz is a file behind a URL, where only Zar"):
+        with pytest.raises(InvalidInput, match=r"ct.nii.gz is NIfTI behind a URL, where only Zar"):
             vf.convert("s3://bucket/ct.nii.gz", "ct.zarr")
 
     def test_profile_without_boto3(self, monkeypatch):

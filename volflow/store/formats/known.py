@@ -1,0 +1,81 @@
+"""The formats of other software that are read: by which names and bytes each is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from volflow.store.formats.choice import ImageChoice
+from volflow.store.formats.nifti import open_nifti
+from volflow.store.formats.npy import open_npy
+from volflow.store.slabs import Source
+
+__all__ = ["FORMATS", "Format", "format_of"]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format of other software.
+
+    Parameters
+    ----------
+    name
+        As people call it, for messages.
+    open
+        Opens a file or folder, given its absolute path and which image of it; reads no voxel.
+    suffixes
+        Of its files, in lower case.
+    magic
+        Where in a file which bytes stand, by which one without a suffix is known.
+    folder
+        Says whether a folder is one of this format.
+    takes
+        The fields of `ImageChoice` that it knows beside the channel; the first is what a path names
+        behind ``::``.
+    """
+
+    name: str
+    open: Callable[[str, ImageChoice], Source]
+    suffixes: tuple[str, ...] = ()
+    magic: tuple[tuple[int, bytes], ...] = ()
+    folder: Callable[[Path], bool] | None = None
+    takes: tuple[str, ...] = ()
+
+    def begins(self, start: bytes) -> bool:
+        """Return True if the first bytes of a file are those of the format."""
+        return any(start[at : at + len(text)] == text for at, text in self.magic)
+
+
+FORMATS = (
+    Format(
+        "NIfTI",
+        lambda path, _: open_nifti(path),
+        (".nii", ".nii.gz"),
+        ((344, b"n+1"), (4, b"n+2")),
+    ),
+    Format("NumPy", lambda path, _: open_npy(path), (".npy",), ((0, b"\x93NUMPY"),)),
+)
+
+
+def format_of(path: Path) -> Format | None:
+    """Return the format of a file, by its suffix, else by its first bytes, or of a folder.
+
+    Examples
+    --------
+    >>> found = format_of(Path("scan.NII.gz"))
+    >>> found.name if found else ""
+    'NIfTI'
+    """
+    if path.is_dir():
+        return next((one for one in FORMATS if one.folder is not None and one.folder(path)), None)
+    name = path.name.lower()
+    for one in FORMATS:
+        if name.endswith(one.suffixes):
+            return one
+    try:
+        with path.open("rb") as file:
+            start = file.read(512)
+    except OSError:
+        return None
+    return next((one for one in FORMATS if one.begins(start)), None)
