@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any, get_args
 
 import numpy as np
@@ -34,8 +34,9 @@ from volflow.infer.patches.course import (
 )
 from volflow.infer.patches.demand import Demand
 from volflow.infer.patches.rows import rows_at_once
+from volflow.infer.patches.runs import runs_of
 from volflow.infer.patches.sliding import SlidingWindow, predict_blocks, read_hull
-from volflow.infer.patches.tiling import limit_depth, patch_count, place_sums, runs_of
+from volflow.infer.patches.tiling import limit_depth, patch_count, place_sums
 from volflow.infer.patches.writer import tile_of
 from volflow.infer.predict_options import PredictOptions
 from volflow.infer.request import Request, check_classes, stored_bytes, stored_layout
@@ -191,17 +192,16 @@ def plan(
     if goes_along_second(grid):
         window = window.along_second()
     frame = window.inputs.frame
-    runs = runs_of(blocks, frame, done, expected_workers(client))
+    out = window.grid.reduced(window.scale)
+
+    @cache
+    def patches(run: tuple[int, ...]) -> int:
+        tile = tile_of(blocks, frame, run)
+        return patch_count(out, [[side] for side in tile], crop=window.blend == "crop")
+
+    runs = runs_of(blocks, frame, done, expected_workers(client), patches)
+    calls = sum(map(patches, runs))
     job = OutputJob(window, blocks, targets, settings.threads, settings.peak_bytes)
-    tiles = (tile_of(blocks, frame, run) for run in runs)
-    calls = sum(
-        patch_count(
-            window.grid.reduced(window.scale),
-            [[side] for side in tile],
-            crop=window.blend == "crop",
-        )
-        for tile in tiles
-    )
     blend = f"{window.blend}, patch {grid.patch}, stride {grid.stride}"
     batches = f"batches of {settings.batch_size}"
     if settings.layout != "contiguous":

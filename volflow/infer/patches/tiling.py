@@ -1,8 +1,9 @@
 """How a volume is cut into tiles for prediction, so that a tile fits into memory.
 
 A tile spans blocks along the frame's second and third axis; a run of blocks goes through it along
-the first. Seams between tiles are computed twice, so the tile with the fewest patches wins among
-those that fit. Results do not depend on the choice.
+the first. Seams between tiles are computed twice: among the tiles that fit that one wins with which
+the last worker ends first, for one worker that of the fewest patches. Results do not depend on the
+choice.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from dataclasses import dataclass, replace
 from volflow.errors import MemoryRefused
 from volflow.geometry.budget import format_bytes
 from volflow.geometry.frame import Frame
-from volflow.geometry.grid import BlockGrid, PatchGrid
+from volflow.geometry.grid import PatchGrid
 from volflow.infer.method import TRIALS_DIFFER
 from volflow.infer.patches.demand import Demand
+from volflow.infer.patches.runs import Shares, shares_of
 from volflow.store.layout import shrinking
 
-__all__ = ["Tiling", "choose_tiling", "limit_depth", "patch_count", "place_sums", "runs_of"]
+__all__ = ["Tiling", "choose_tiling", "limit_depth", "patch_count", "place_sums"]
 
 # Sums in the host's memory take about as long as a forward; seams may cost as much before.
 MANY_FORWARDS = 2
@@ -98,7 +100,7 @@ def choose_tiling(
     device_bytes: int | None = None,
     workers: int = 1,
 ) -> Tiling:
-    """Choose the tiling with the fewest forwards that fits the budgets: those of one worker.
+    """Choose the tiling that is done first, of those that fit the budgets: those of one worker.
 
     Parameters
     ----------
@@ -110,8 +112,8 @@ def choose_tiling(
     memory_bytes, device_bytes
         Of a worker, and of its GPU; None without one.
     workers
-        That share the tiles, and the runs into which they are cut where they are fewer. The last
-        worker to end counts, so that many of them get cubes rather than thin slabs.
+        That share the runs (`volflow.infer.patches.runs`). The last to end counts, so that many of
+        them get cubes rather than thin slabs.
 
     Raises
     ------
@@ -131,17 +133,17 @@ def choose_tiling(
             found.append(best)
             if best[0] <= ideal:
                 break
-    fewest = min((longest for longest, _ in found), default=0)
-    for longest, tiling in found:
-        if longest <= WORTH_SMALLER * fewest:
+    soonest = min((last for last, _ in found), default=0)
+    for last, tiling in found:
+        if last <= WORTH_SMALLER * soonest:
             return tiling
     least = _clip(smallest, shape)
     raise _refused(demand, least, memory_bytes, device_bytes)
 
 
 def _sooner(found: tuple[int, Tiling]) -> tuple[int, int, int]:
-    longest, tiling = found
-    return longest, tiling.forwards, tiling.peak_bytes
+    last, tiling = found
+    return last, tiling.forwards, tiling.peak_bytes
 
 
 def _fitting(
@@ -158,14 +160,13 @@ def _fitting(
         peak = demand.peak_bytes(_clip(block, shape), _clip(shard, shape))
         on_device = demand.device_peak_bytes(_clip(block, shape))
         if peak <= memory_bytes and on_device <= (device_bytes or on_device):
-            calls, longest = _forwards(demand, out, demand.frame.reorder(block), workers)
-            yield longest, Tiling(block, shard, calls, peak, on_device, demand.host_sums)
+            shares = _shares(demand, out, demand.frame.reorder(block), workers)
+            tiling = Tiling(block, shard, shares.total, peak, on_device, demand.host_sums)
+            yield shares.last, tiling
 
 
-def _forwards(
-    demand: Demand, out: PatchGrid, sides: Sequence[int], workers: int
-) -> tuple[int, int]:
-    """Return how many forwards blocks of these sides need in all, and the busiest worker.
+def _shares(demand: Demand, out: PatchGrid, sides: Sequence[int], workers: int) -> Shares:
+    """Return what workers do where blocks have these sides, cut as `runs_of` does.
 
     Parameters
     ----------
@@ -174,24 +175,25 @@ def _forwards(
     sides
         Of a block, in the frame.
     workers
-        That share the runs, cut as `runs_of` does.
+        That share the runs.
     """
-    blocks, *across = (
+    layers, *across = (
         sorted(_cuts(n, side, flip))
         for n, side, flip in zip(out.shape, sides, demand.frame.flips, strict=True)
     )
-    columns = math.prod(map(len, across))
-    length = -(-len(blocks) // -(-workers // columns))
-    runs = [blocks[at : at + length] for at in range(0, len(blocks), length)]
-    cuts = [[(run[0][0], run[-1][1]) for run in runs], *across]
-    calls = patch_count(out, cuts, demand.crop)
-    if workers == 1:
-        return calls, calls
-    longest = math.prod(
-        max(len(out.touching(axis, *span, owned=demand.crop)) for span in spans)
-        for axis, spans in enumerate(cuts)
-    )
-    return calls, -(-columns * len(runs) // workers) * longest
+
+    def count(axis: int, low: int, high: int) -> int:
+        return len(out.touching(axis, low, high, owned=demand.crop))
+
+    rows, columns = ([count(axis, *cut) for cut in cuts] for axis, cuts in enumerate(across, 1))
+    tiles = [row * column for row in rows for column in columns]
+
+    def sizes(length: int) -> list[int]:
+        ends = (layers[at : at + length] for at in range(0, len(layers), length))
+        depths = [count(0, run[0][0], run[-1][1]) for run in ends]
+        return [depth * tile for depth in depths for tile in tiles]
+
+    return shares_of(len(layers), len(tiles), workers, sizes)
 
 
 def place_sums(
@@ -272,35 +274,3 @@ def limit_depth(
 
 def _clip(sides: Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(min(s, n) for s, n in zip(sides, shape, strict=True))
-
-
-def runs_of(
-    blocks: BlockGrid, frame: Frame, done: frozenset[int], workers: int
-) -> tuple[tuple[int, ...], ...]:
-    """Return the blocks left to do as runs along the frame's first axis, enough for all workers.
-
-    Examples
-    --------
-    >>> runs_of(BlockGrid((4, 1, 1), (1, 1, 1)), Frame(), frozenset({1}), 1)
-    ((0,), (2, 3))
-    """
-    axis, flip = frame.axes[0], frame.flips[0]
-    columns: dict[tuple[int, ...], list[int]] = {}
-    for number in range(len(blocks)):
-        across = tuple(i for a, i in enumerate(blocks.index(number)) if a != axis)
-        columns.setdefault(across, []).append(number)
-    pieces = -(-workers // len(columns))
-    runs = []
-    for numbers in columns.values():
-        ordered = numbers[::-1] if flip else numbers
-        left = [n for n in ordered if n not in done]
-        size = max(1, -(-len(left) // pieces))
-        run: list[int] = []
-        for number in ordered:
-            if number in done or len(run) == size:
-                runs.append(tuple(run))
-                run = []
-            if number not in done:
-                run.append(number)
-        runs.append(tuple(run))
-    return tuple(run for run in runs if run)

@@ -16,13 +16,8 @@ from volflow.geometry.budget import parse_bytes
 from volflow.geometry.frame import Frame
 from volflow.geometry.grid import BlockGrid, PatchGrid
 from volflow.infer.patches.demand import Demand
-from volflow.infer.patches.tiling import (
-    choose_tiling,
-    limit_depth,
-    patch_count,
-    place_sums,
-    runs_of,
-)
+from volflow.infer.patches.runs import last_end, runs_of
+from volflow.infer.patches.tiling import choose_tiling, limit_depth, patch_count, place_sums
 from volflow.infer.patches.writer import tile_of
 
 MIB = 2**20
@@ -163,35 +158,44 @@ class TestChoice:
         assert found.block == (64, 128, 128)
 
 
+def cut(demand, workers, shard=(64,) * 3, chunk=(64,) * 3):
+    """The tiling of a volume for many workers, its runs, and the patches of each."""
+    grid, frame = demand.grid, demand.frame
+    found = choose_tiling(demand, shard, chunk, 4096 * MIB, None, workers)
+    blocks = BlockGrid(frame.restore(grid.shape), found.block)
+
+    def patches(run):
+        return patch_count(grid, [[side] for side in tile_of(blocks, frame, run)], demand.crop)
+
+    runs = runs_of(blocks, frame, frozenset(), workers, patches)
+    return found, runs, list(map(patches, runs))
+
+
 class TestManyWorkers:
     @given(st.tuples(*[st.integers(40, 200)] * 3), frames, st.integers(1, 9), st.booleans())
     def test_forwards_are_counted_as_the_runs_need_them(self, shape, frame, workers, crop):
         grid = PatchGrid(frame.reorder(shape), (32,) * 3, (24,) * 3)
         demand = demand_of(grid=grid, frame=frame, crop=crop)
-        found = choose_tiling(demand, (32,) * 3, (32,) * 3, 4096 * MIB, None, workers)
-        blocks = BlockGrid(shape, found.block)
-        runs = runs_of(blocks, frame, frozenset(), workers)
-        tiles = [tile_of(blocks, frame, run) for run in runs]
-        each = [patch_count(grid, [[side] for side in tile], crop) for tile in tiles]
+        found, _, each = cut(demand, workers, (32,) * 3, (32,) * 3)
         assert sum(each) == found.forwards
 
     @pytest.mark.parametrize("side", [512, 1024])
     @pytest.mark.parametrize("workers", [4, 16, 64])
     def test_their_last_ends_sooner_than_along_the_first_axis_alone(self, side, workers):
         grid = PatchGrid((side,) * 3, (96,) * 3, (72,) * 3)
-        demand = demand_of(grid=grid)
-        found = choose_tiling(demand, (64,) * 3, (64,) * 3, 4096 * MIB, None, workers)
-        blocks = BlockGrid((side,) * 3, found.block)
-        runs = runs_of(blocks, Frame(), frozenset(), workers)
-        tiles = [tile_of(blocks, Frame(), run) for run in runs]
-        each = [patch_count(grid, [[side] for side in tile], crop=False) for tile in tiles]
-        assert len(runs) <= workers
+        _, _, each = cut(demand_of(grid=grid), workers)
         thick = side // min(workers, side // 64)
         slabs = [(low, min(side, low + thick)) for low in range(0, side, thick)]
         alone = [
             patch_count(grid, [[slab], [(0, side)], [(0, side)]], crop=False) for slab in slabs
         ]
-        assert max(each) < max(alone)
+        assert last_end(each, workers) < last_end(alone, workers)
+
+    @pytest.mark.parametrize(("side", "busy"), [(2048, 0.88), (4096, 0.92)])
+    def test_sixty_four_of_them_wait_little_for_the_last(self, side, busy):
+        grid = PatchGrid((side,) * 3, (96,) * 3, (72,) * 3)
+        _, _, each = cut(demand_of(grid=grid), 64, (256,) * 3)
+        assert sum(each) >= busy * 64 * last_end(each, 64)
 
     def test_one_worker_has_one_tile(self):
         one = choose_tiling(demand_of(), (64, 64, 64), (64, 64, 64), 4096 * MIB, None, 1)
@@ -266,38 +270,6 @@ def test_patches_are_counted_as_they_would_be_run(data, crop):
             max(low, a) < min(high, b) for low, high in intervals for a, b in spans
         )  # fmt: skip
     assert patch_count(grid, cuts, crop) == expected
-
-
-class TestRuns:
-    @given(
-        st.tuples(*[st.integers(1, 5)] * 3), frames, st.sets(st.integers(0, 124)), st.integers(1, 9)
-    )
-    def test_hold_each_block_that_is_left_once(self, counts, frame, done, workers):
-        grid = BlockGrid(counts, (1, 1, 1))
-        runs = runs_of(grid, frame, frozenset(done), workers)
-        flat = [block for run in runs for block in run]
-        assert sorted(flat) == [n for n in range(len(grid)) if n not in done]
-
-    @given(
-        st.tuples(*[st.integers(1, 5)] * 3), frames, st.sets(st.integers(0, 124)), st.integers(1, 9)
-    )
-    def test_go_along_the_first_axis_of_the_frame(self, counts, frame, done, workers):
-        grid = BlockGrid(counts, (1, 1, 1))
-        for run in runs_of(grid, frame, frozenset(done), workers):
-            boxes = [frame.roi(grid[n], counts) for n in run]
-            for a, b in itertools.pairwise(boxes):
-                assert b.start[0] == a.stop[0]
-                assert b.start[1:] == a.start[1:]
-
-    @pytest.mark.parametrize("workers", [1, 2, 3, 5, 16])
-    def test_are_cut_so_that_no_worker_has_more_than_its_share(self, workers):
-        runs = runs_of(BlockGrid((16, 1, 1), (1, 1, 1)), Frame(), frozenset(), workers)
-        assert len(runs) <= workers
-        assert max(map(len, runs)) == -(-16 // workers)
-
-    def test_are_not_cut_without_need(self):
-        grid = BlockGrid((4, 2, 2), (1, 1, 1))
-        assert {len(run) for run in runs_of(grid, Frame(), frozenset(), 4)} == {4}
 
 
 def test_shards_are_no_deeper_than_a_quarter():
