@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["clock", "length_of_bar", "si", "unit_name", "unit_sign"]
+__all__ = ["NGFF_UNITS", "clock", "length_of_bar", "metres", "si", "unit_name", "unit_sign"]
 
 # Metres and symbol by the NGFF name of the unit, ascending.
 _UNITS = {
@@ -20,6 +20,16 @@ _SPELLINGS = {sign: name for name, (_, sign) in _UNITS.items()} | {
     "å": "angstrom", "ångström": "angstrom",
 }  # fmt: skip
 _BAR_UNITS = ("nanometer", "micrometer", "millimeter")
+_PREFIXES = {
+    "yocto": -24, "zepto": -21, "atto": -18, "femto": -15, "pico": -12, "nano": -9, "micro": -6,
+    "milli": -3, "centi": -2, "deci": -1, "": 0, "hecto": 2, "kilo": 3, "mega": 6, "giga": 9,
+    "tera": 12, "peta": 15, "exa": 18, "zetta": 21, "yotta": 24,
+}  # fmt: skip
+# All that NGFF 0.5 names, in metres.
+NGFF_UNITS = {
+    "angstrom": 1e-10, "inch": 0.0254, "foot": 0.3048, "yard": 0.9144, "mile": 1609.344,
+    "parsec": 3.0856775814913673e16,
+} | {f"{prefix}meter": 10.0**power for prefix, power in _PREFIXES.items()}  # fmt: skip
 
 
 def unit_sign(unit: str | None) -> str:
@@ -50,6 +60,17 @@ def unit_name(text: object) -> str | None:
     return next((name for name in (plain, _SPELLINGS.get(plain)) if name in _UNITS), given)
 
 
+def metres(unit: str | None) -> float | None:
+    """Return the length of a unit in metres, however it is spelled; None if it is not known.
+
+    Examples
+    --------
+    >>> metres("millimeter"), metres("angstrom"), metres("pixel")
+    (0.001, 1e-10, None)
+    """
+    return NGFF_UNITS.get(unit_name(unit) or "")
+
+
 def length_of_bar(wide: float, unit: str | None) -> tuple[float, str]:
     """Return a round length of about a quarter of ``wide``, and its label.
 
@@ -65,10 +86,10 @@ def length_of_bar(wide: float, unit: str | None) -> tuple[float, str]:
     length = power * max(step for step in (1, 2, 5) if step == 1 or step * power <= target)
     if unit not in _UNITS:
         return length, f"{length:g} {unit or ''}".rstrip()
-    metres = length * _UNITS[unit][0]
-    fitting = [name for name in _BAR_UNITS if metres >= 0.999 * _UNITS[name][0]]
+    whole = length * _UNITS[unit][0]
+    fitting = [name for name in _BAR_UNITS if whole >= 0.999 * _UNITS[name][0]]
     factor, sign = _UNITS[fitting[-1] if fitting else unit]
-    return length, f"{metres / factor:g} {sign}"
+    return length, f"{whole / factor:g} {sign}"
 
 
 def si(value: float) -> str:

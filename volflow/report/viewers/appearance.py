@@ -20,7 +20,7 @@ import zarr
 
 from volflow.errors import InvalidInput
 from volflow.geometry.histogram import Histogram
-from volflow.geometry.units import unit_name
+from volflow.geometry.units import metres
 from volflow.report.colors import FEW_VALUES, PERCENTILES, class_color
 from volflow.report.facts.value_counts import value_counts
 from volflow.store.opening import is_url
@@ -28,28 +28,15 @@ from volflow.store.volume import Volume, open_volume
 
 __all__ = [
     "CLASS_OPACITY",
-    "NGFF_UNITS",
     "SCORE_OPACITY",
     "Appearance",
     "appearances",
     "direction",
-    "metres",
 ]
 
 CLASS_OPACITY, SCORE_OPACITY = 0.35, 0.6
 MANY_CLASSES = 256  # instances rather: the viewer chooses their colours
 MANY_CHANNELS = 12  # further ones are there but not shown at first
-
-_PREFIXES = {
-    "yocto": -24, "zepto": -21, "atto": -18, "femto": -15, "pico": -12, "nano": -9, "micro": -6,
-    "milli": -3, "centi": -2, "deci": -1, "": 0, "hecto": 2, "kilo": 3, "mega": 6, "giga": 9,
-    "tera": 12, "peta": 15, "exa": 18, "zetta": 21, "yotta": 24,
-}  # fmt: skip
-# All that NGFF 0.5 names, in metres.
-NGFF_UNITS = {
-    "angstrom": 1e-10, "inch": 0.0254, "foot": 0.3048, "yard": 0.9144, "mile": 1609.344,
-    "parsec": 3.0856775814913673e16,
-} | {f"{prefix}meter": 10.0**power for prefix, power in _PREFIXES.items()}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -95,17 +82,6 @@ class Appearance:
     def layer(self) -> str:
         """The name of the layer, unlike that of any other."""
         return f"{self.name}: {self.channel_name}" if self.channel_name else self.name
-
-
-def metres(unit: str | None) -> float | None:
-    """Return the length of a unit in metres, however it is spelled; None if it is not known.
-
-    Examples
-    --------
-    >>> metres("millimeter"), metres("angstrom"), metres("pixel")
-    (0.001, 1e-10, None)
-    """
-    return NGFF_UNITS.get(unit_name(unit) or "")
 
 
 def direction(orientation: str, letter: str) -> npt.NDArray[np.float64]:

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import zarr
 
+from volflow.geometry.units import metres
 from volflow.report.viewers.appearance import (
     CLASS_OPACITY,
     SCORE_OPACITY,
     Appearance,
     appearances,
     direction,
-    metres,
 )
 from volflow.store.volume import Volume
 

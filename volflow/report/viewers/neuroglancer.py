@@ -15,14 +15,8 @@ import numpy as np
 import zarr
 
 from volflow.errors import InvalidInput
-from volflow.report.viewers.appearance import (
-    CLASS_OPACITY,
-    NGFF_UNITS,
-    SCORE_OPACITY,
-    Appearance,
-    direction,
-    metres,
-)
+from volflow.geometry.units import NGFF_UNITS, metres
+from volflow.report.viewers.appearance import CLASS_OPACITY, SCORE_OPACITY, Appearance, direction
 from volflow.store.volume import Volume
 
 __all__ = ["class_names", "fragment", "viewer_state"]

@@ -10,7 +10,7 @@ from tests.stores import store
 from volflow.errors import InvalidInput
 from volflow.geometry.histogram import measure
 from volflow.report.colors import class_color
-from volflow.report.viewers.appearance import CLASS_OPACITY, appearances, direction, metres
+from volflow.report.viewers.appearance import CLASS_OPACITY, appearances, direction
 from volflow.store.volume import Volume, open_volume
 from volflow.volumes.distribution import Statistics, save_statistics
 
@@ -214,18 +214,6 @@ def test_what_is_no_volume_on_disk_is_refused(volumes, message, tmp_path, monkey
 def test_a_volume_in_memory_is_refused():
     with pytest.raises(InvalidInput, match="in memory"):
         appearances([open_volume(zarr.ones(shape=(2, 2, 2), chunks=(2, 2, 2), dtype="u1"))])
-
-
-@pytest.mark.parametrize(
-    ("unit", "length"),
-    [
-        ("meter", 1), ("nanometer", 1e-9), ("micrometer", 1e-6), ("centimeter", 1e-2),
-        ("kilometer", 1e3), ("angstrom", 1e-10), ("inch", 0.0254), ("µm", 1e-6), ("mm", 1e-3),
-        ("Å", 1e-10), ("micron", 1e-6), ("pixel", None), ("second", None), ("", None), (None, None),
-    ],
-)  # fmt: skip
-def test_units_in_metres(unit, length):
-    assert metres(unit) == (None if length is None else pytest.approx(length))
 
 
 def test_directions_of_the_patient():
