@@ -3,7 +3,7 @@
 from volflow import demo as demo
 from volflow import errors as errors
 from volflow.engine.cluster import connect as connect
-from volflow.engine.detached.handle import DetachedRun as DetachedRun
+from volflow.engine.detached.detached_run import DetachedRun as DetachedRun
 from volflow.engine.time_limit import time_limit as time_limit
 from volflow.geometry.roi import Roi as Roi
 from volflow.infer.aggregate.grid_aggregator import GridAggregator as GridAggregator

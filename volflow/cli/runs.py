@@ -133,7 +133,7 @@ def cancel(
     What is done is kept: the command that began it does the rest. A run that has ended already is
     left as it is, which is said. Exit code 2 where no run was detached.
     """
-    from volflow.engine.detached.handle import DetachedRun
+    from volflow.engine.detached.detached_run import DetachedRun
     from volflow.store.journal.detachment import CANCELLED
 
     run = DetachedRun.of(out, cluster)

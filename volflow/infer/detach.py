@@ -7,29 +7,28 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from distributed import Client
 
+from volflow.engine.detached.detached_run import DetachedRun
 from volflow.engine.detached.hand_over import (
     DetachedCall,
-    find_run,
     hand_over,
     lasting_cluster,
-    require_lasting,
+    refuse_watching,
 )
-from volflow.engine.detached.handle import DetachedRun
-from volflow.engine.observing.performance import is_reporting
-from volflow.engine.progress import is_watched
 from volflow.engine.time_limit import TimeLimit, current_limit, limited
-from volflow.errors import InvalidInput
 from volflow.infer.methods import open_request, working
 from volflow.infer.predict_options import PredictOptions
 from volflow.infer.prediction import perform, plan_on
 from volflow.infer.request import Request
 from volflow.model.spec import Model
 from volflow.store.atomic import plain
+from volflow.store.journal.journal import journal_of
+from volflow.store.remote.address import Location
 from volflow.store.volume import Volume
 
 __all__ = ["detached"]
@@ -44,7 +43,7 @@ class DrivenPrediction:
 
     given: Mapping[str, Any]
     model: Model
-    out: Path
+    out: Location
     options: PredictOptions
     limit: TimeLimit | None
 
@@ -78,42 +77,19 @@ def detached(request: Request, options: PredictOptions) -> DetachedRun:
     Locked
         Where another run holds the output.
     """
-    _refuse_watching(options)
-    out = request.file or request.out
-    if not isinstance(request.out, Path) or not isinstance(out, Path):
-        raise InvalidInput(
-            f"a detached run keeps notes beside its output, for which it needs a folder; got {out};"
-            " write to a folder that all workers share, and copy that to the store"
-        )
-    cluster = lasting_cluster(options.cluster)
+    refuse_watching(options.progress)
+    cluster, out = lasting_cluster(options.cluster), request.file or request.out
+    driven = DrivenPrediction(
+        _travelling(request), _named(request.model), out, _absolute(request, options),
+        current_limit(),
+    )  # fmt: skip
     call = DetachedCall(
-        "predict", out, request.out, _digest(request),
-        DrivenPrediction(
-            _travelling(request), _named(request.model), out, _absolute(request, options),
-            current_limit(),
-        ),
+        DetachedRun.operation, str(out), journal_of(out), _digest(request), driven,
+        store=str(request.out),
     )  # fmt: skip
     with working(replace(request, options=replace(request.options, cluster=cluster))) as client:
-        require_lasting(client)
-        found = find_run(client, cluster, call)
-        if found is not None:
-            return found
-        plan_on(request, client)
-        return hand_over(client, cluster, call)
-
-
-def _refuse_watching(options: PredictOptions) -> None:
-    """Refuse what would watch a run in this process, where there is none."""
-    if callable(options.progress):
-        raise InvalidInput(
-            "progress cannot be a function of a detached run, which no process of yours drives;"
-            " leave it out and ask the handle: status()"
-        )
-    if is_watched() or is_reporting():
-        raise InvalidInput(
-            "observe (--metrics, --performance-report) sees the runs of its own process, and a"
-            " detached run is driven by the cluster; use volflow status OUT --metrics FILE"
-        )
+        key = hand_over(client, call, check=partial(plan_on, request, client))
+    return DetachedRun(str(out), key, cluster)
 
 
 def _digest(request: Request) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from volflow.engine.cluster import Cluster
-from volflow.engine.detached.handle import DetachedRun
+from volflow.engine.detached.detached_run import DetachedRun
 from volflow.engine.plan import Plan
 from volflow.engine.progress import Progress
 from volflow.errors import InvalidInput

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import volflow as vf
 from tests.processes import dask_processes, joining, whose
+from tests.relay import Fault, objects
 from volflow.cli import run as command
 from volflow.engine.cluster import connect
 from volflow.engine.clusters import sight, skew
@@ -222,6 +223,15 @@ class TestUnseen:
         monkeypatch.setattr(os, "access", lambda path, how: how == os.R_OK)
         found = sight.unseen([str(tmp_path)], str(tmp_path / "mark"))
         assert found == (str(tmp_path), "cannot write to")
+
+    def test_a_store_is_written_to_for_a_moment(self, s3, monkeypatch):
+        assert sight.unwritable("s3://bucket/out.zarr") == ""
+        assert objects("s3://bucket") == {}
+        assert sight.unwritable("s3://none/out.zarr") == (
+            "s3://none/out.zarr.volflow cannot be used: the bucket does not exist"
+        )
+        s3.fault = lambda request: Fault("status", 403) if request.method == "PUT" else None
+        assert "s3://bucket/out.zarr: permission denied" in sight.unwritable("s3://bucket/out.zarr")
 
     def test_nothing_but_paths_is_looked_for(self):
         assert sight._local(np.ones(3)) is sight._local("s3://bucket/a.zarr") is None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,14 +11,14 @@ import torch
 from distributed import Client, LocalCluster
 
 import volflow as vf
+from tests import relay
 from tests.nets import Named, random_net
 from tests.stores import files
 from volflow.cli import run
+from volflow.engine.clusters import sight
+from volflow.engine.detached import hand_over
 from volflow.engine.time_limit import time_limit
 from volflow.errors import InvalidInput, Locked, TimeUp
-from volflow.infer import detach
-from volflow.infer.predict_options import PredictOptions
-from volflow.store.remote.address import Address
 
 OPTIONS = {"patch": 8, "chunk": 8, "shard": 8, "batch_size": 2}
 
@@ -38,7 +37,7 @@ def address():
 @pytest.fixture
 def away(address, monkeypatch, tmp_path):
     """Detaches a prediction, as if the scheduler were in another process."""
-    monkeypatch.setattr(detach, "require_lasting", lambda client: None)
+    monkeypatch.setattr(hand_over, "require_lasting", lambda client: None)
     monkeypatch.chdir(tmp_path)
 
     def run(volume, model, out="out.zarr", **options):
@@ -81,6 +80,22 @@ class TestSame:
         assert not np.array_equal(again.result()[:], first)
 
     @pytest.mark.slow
+    @pytest.mark.usefixtures("s3")
+    def test_on_a_store(self, away, scan, tmp_path, capsys):
+        out = "s3://bucket/out.zarr"
+        net = torch.nn.Identity()
+        found = away(scan[:8], net, out)
+        assert found.result().path == out
+        assert vf.DetachedRun.of(out) == found
+        vf.predict(scan[:8], net, "here.zarr", progress=False, **OPTIONS)
+        assert relay.objects(out) == files(tmp_path / "here.zarr")
+        assert run(["status", out, "--json"]) == 0
+        (facts,) = json.loads(capsys.readouterr().out)["outputs"]
+        assert (facts["state"], facts["detached"]["key"]) == ("done", found.key)
+        assert run(["cancel", out]) == 0
+        assert "had ended already (done)" in capsys.readouterr().out
+
+    @pytest.mark.slow
     def test_several_inputs_and_outputs(self, away, stored, scan):
         stored(scan, "a.zarr"), stored(scan + 1, "b.zarr")
         net = Named(random_net(channels_in=2), random_net(channels_in=2, channels_out=1))
@@ -106,10 +121,16 @@ class TestRefused:
         with pytest.raises(InvalidInput, match="detach needs a cluster that outlives this process"):
             vf.predict(stored(scan), random_net(), tmp_path / "out.zarr", patch=8, detach=True)
 
-    def test_an_output_on_a_store(self):
-        request = SimpleNamespace(file=None, out=Address("s3://bucket/out.zarr"))
-        with pytest.raises(InvalidInput, match=r"needs a folder; got s3://bucket/out\.zarr; write"):
-            detach.detached(request, PredictOptions())
+    @pytest.mark.usefixtures("s3")
+    def test_a_store_that_workers_cannot_write_to(self, away, stored, scan, monkeypatch):
+        monkeypatch.setattr(sight, "unwritable", lambda out: f"{out}: permission denied")
+        with pytest.raises(InvalidInput) as refused:
+            away(stored(scan), random_net(), "s3://bucket/out.zarr")
+        assert (
+            "on 127.0.0.1 cannot write to the store, which this process does:"
+            " s3://bucket/out.zarr: permission denied; its environment needs what leads there"
+        ) in str(refused.value)
+        assert relay.objects("s3://bucket") == {}
 
     def test_what_watches_this_process(self, away, stored, scan, tmp_path):
         volume = stored(scan)
@@ -138,7 +159,7 @@ class TestCommand:
         assert line.endswith("; volflow status out.zarr says how far it is\n")
         key = line.split()[2].rstrip(";")
         with Client(address, set_as_default=False) as client:
-            detach.DetachedRun("out.zarr", key, client).result()
+            vf.DetachedRun("out.zarr", key, client).result()
         assert run(["status", "out.zarr", "--json"]) == 0
         (facts,) = json.loads(capsys.readouterr().out)["outputs"]
         assert (facts["state"], facts["detached"]["key"]) == ("done", key)

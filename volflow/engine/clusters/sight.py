@@ -1,8 +1,9 @@
-"""Whether the workers of a cluster see the files and folders that this process sees."""
+"""Whether the workers of a cluster see the files, folders and stores that this process sees."""
 
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -12,17 +13,19 @@ from distributed import Client
 
 from volflow.engine.clusters.asking import ask
 from volflow.engine.workers import is_embedded, worker_records
-from volflow.errors import InvalidInput
+from volflow.errors import InvalidInput, VolflowError, first_line
 from volflow.store.aside import file_aside
+from volflow.store.journal.journal import journal_of
+from volflow.store.remote.address import Address, check_answers
 
-__all__ = ["check_sight", "unseen"]
+__all__ = ["check_sight", "unseen", "unwritable"]
 
 
 def check_sight(client: Client, out: Any, *inputs: Any) -> None:
     """Refuse an output or inputs that workers of a cluster do not see; nothing is changed.
 
     One worker of each host is asked. A file beside the output, there for a moment, tells a shared
-    folder from another of the same name.
+    folder from another of the same name; to a store each writes an object for a moment.
 
     Parameters
     ----------
@@ -43,14 +46,24 @@ def check_sight(client: Client, out: Any, *inputs: Any) -> None:
     reads = [path for path in map(_local, inputs) if path is not None and Path(path).exists()]
     records = worker_records(client)
     one_per_host = {record.get("host"): address for address, record in records.items()}
+    asked = list(one_per_host.values())
     with _mark(_local(out)) as mark, suppress(TimeoutError):
-        answers = ask(client, unseen, reads, mark, workers=list(one_per_host.values()))
-        for address, (path, how) in answers.items():
+        for address, (path, how) in ask(client, unseen, reads, mark, workers=asked).items():
             if path:
-                host = records[address].get("host")
                 raise InvalidInput(
-                    f"the worker {address} on {host} {how} {path}, which this process does; put it"
-                    " on a file system that all workers share, under the same path"
+                    f"the worker {address} on {records[address].get('host')} {how} {path}, which"
+                    " this process does; put it on a file system that all workers share, under the"
+                    " same path"
+                )
+    if not isinstance(out, str | os.PathLike) or "://" not in os.fspath(out):
+        return
+    with suppress(TimeoutError):
+        for address, why in ask(client, unwritable, os.fspath(out), workers=asked).items():
+            if why:
+                raise InvalidInput(
+                    f"the worker {address} on {records[address].get('host')} cannot write to the"
+                    f" store, which this process does: {why}; its environment needs what leads"
+                    " there (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL)"
                 )
 
 
@@ -65,6 +78,23 @@ def unseen(reads: Sequence[str], mark: str) -> tuple[str, str]:
     if mark and not os.access(folder, os.W_OK):
         return folder, "cannot write to"
     return "", ""
+
+
+def unwritable(out: str) -> str:
+    """Return why this process cannot write an output on a store; ``""`` if it can."""
+    folder = journal_of(out).directory
+    if not isinstance(folder, Address):  # file://
+        return ""
+    probe = folder / f"probe-{uuid.uuid4().hex}"
+    try:
+        check_answers(folder)  # which takes seconds, where writing has patience
+        probe.write_bytes(b"")
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
+    except (VolflowError, OSError) as error:
+        why = f"{out}: {error.strerror}" if isinstance(error, OSError) else first_line(error)
+        return why.partition(";")[0]
+    return ""
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
+from typing import Any
 
 import cloudpickle
 from distributed import Client, Worker, get_worker, secede
@@ -27,18 +27,20 @@ from volflow.store.journal.detachment import (
     read_detachment,
     read_ending,
 )
+from volflow.store.journal.lease import LAPSE_S
+from volflow.store.remote.address import Address, Location, location
 
 __all__ = ["Perform", "drive", "is_driving"]
 
 log = logging.getLogger("volflow")
 
-# What a call does with a client, given whether an earlier attempt has begun its output: the paths
-# of what it wrote, by name of the output.
-Perform = Callable[[Client, bool], Mapping[str, str]]
+# What a call does with a client, given whether an earlier attempt has begun its output: what it
+# returns, as plain values.
+Perform = Callable[[Client, bool], Mapping[str, Any]]
 
 # A network file system may show a new note, or the lock of a driver that died, so much later.
 PATIENCE_S = 60.0
-LOOK_EVERY_S = 0.25
+LOOK_EVERY_S, LOOK_AT_LEAST_S = 0.25, 4.0
 
 _driving: set[str] = set()  # keys of the drivers of this process
 
@@ -58,7 +60,7 @@ def drive(perform: bytes, folder: str) -> None:
     secede()
     # In a thread of its own: Dask would have all that this one submits go before later tasks, and
     # blocks shall take turns with those of other runs. It must not keep a worker from ending.
-    given = (worker, key, perform, Path(folder))
+    given = (worker, key, perform, location(folder))
     thread = threading.Thread(target=_drive, args=given, name=key, daemon=True)
     _driving.add(key)
     thread.start()
@@ -70,7 +72,7 @@ def is_driving(key: str) -> bool:
     return key in _driving
 
 
-def _drive(worker: Worker, key: str, perform: bytes, folder: Path) -> None:
+def _drive(worker: Worker, key: str, perform: bytes, folder: Location) -> None:
     wanted = partial(wanted_by, worker, key)
     try:
         note = _note_of(key, folder, wanted)
@@ -91,7 +93,7 @@ def _drive(worker: Worker, key: str, perform: bytes, folder: Path) -> None:
         _driving.discard(key)
 
 
-def _note_of(key: str, folder: Path, wanted: Callable[[], bool]) -> Detachment | None:
+def _note_of(key: str, folder: Location, wanted: Callable[[], bool]) -> Detachment | None:
     """Return the note of a driver; None if it is not there, or is another's by now."""
     until_s = time.monotonic() + PATIENCE_S
     while wanted():
@@ -105,29 +107,31 @@ def _note_of(key: str, folder: Path, wanted: Callable[[], bool]) -> Detachment |
     return None
 
 
-def _is_over(folder: Path, key: str) -> bool:
+def _is_over(folder: Location, key: str) -> bool:
     """Return True if a run was cancelled, or is done: an attempt that failed is made again."""
     ending = read_ending(folder, key)
     return ending is not None and ending.how in (CANCELLED, DONE)
 
 
 def _ending(
-    note: Detachment, folder: Path, perform: bytes, client: Client, wanted: Callable[[], bool]
+    note: Detachment, folder: Location, perform: bytes, client: Client, wanted: Callable[[], bool]
 ) -> Ending | None:
     """Run to the end, and return how that was; None if the driver is no longer wanted."""
-    until_s = time.monotonic() + PATIENCE_S
+    lapse_s = LAPSE_S if isinstance(folder, Address) else 0.0  # of the lease of one that died
+    until_s, pause_s = time.monotonic() + lapse_s + PATIENCE_S, LOOK_EVERY_S
     while True:
         try:
             check_wanted()
             done: Perform = cloudpickle.loads(perform)
-            return Ending(note.key, DONE, outputs=dict(done(client, has_begun(folder, note))))
+            return Ending(note.key, DONE, result=dict(done(client, has_begun(note))))
         except Superseded as error:
             return _failed(note, error) if wanted() else None
         except Locked as error:
             # By whoever handed it over, for a moment, or by a driver whose worker was lost.
             if time.monotonic() > until_s:
                 return _failed(note, error)
-            time.sleep(LOOK_EVERY_S)
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, LOOK_AT_LEAST_S)
         except Exception as error:
             return _failed(note, error)
 

@@ -9,7 +9,6 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from pickle import PickleBuffer
 from typing import Any
 
@@ -19,7 +18,9 @@ from distributed import Client, default_client
 
 from volflow.engine.clusters.forms import Cluster
 from volflow.engine.detached.driver_task import Perform, drive
-from volflow.engine.detached.handle import DetachedRun, is_under_way, state_of_task
+from volflow.engine.detached.handle import is_under_way, state_of_task
+from volflow.engine.observing.performance import is_reporting
+from volflow.engine.progress import Progress, is_watched
 from volflow.engine.roster import Selection
 from volflow.engine.workers import address_of, selection, worker_records
 from volflow.errors import InvalidInput, Locked, RunFailed, VolflowError, first_line
@@ -29,10 +30,12 @@ from volflow.store.journal.detachment import (
     drop_detachment,
     keep_detachment,
     read_detachment,
+    run_before,
 )
-from volflow.store.journal.journal import Journal, journal_dir
+from volflow.store.journal.journal import Journal, journal_of
+from volflow.store.remote.address import Location
 
-__all__ = ["DetachedCall", "find_run", "hand_over", "lasting_cluster", "require_lasting"]
+__all__ = ["DetachedCall", "find_run", "hand_over", "lasting_cluster", "refuse_watching"]
 
 log = logging.getLogger("volflow")
 
@@ -50,24 +53,35 @@ class DetachedCall:
 
     Parameters
     ----------
-    operation, out, store
-        What it does, the path of its output, and that of the volume that it stores.
+    operation, out
+        What it does, and the path, pattern or URL of its output.
+    journal
+        Beside the output: its folder holds the notes.
     digest
         Of all that decides the result.
     perform
         What the driver does.
+    store
+        The volume that it stores, under whose lock it does so; "" where there are several, and the
+        journal beside the output has the lock.
     """
 
     operation: str
-    out: Path
-    store: Path
+    out: str
+    journal: Journal
     digest: str
     perform: Perform
+    store: str = ""
 
     @property
-    def folder(self) -> Path:
-        """The folder beside the output, which holds the note."""
-        return journal_dir(self.out)
+    def folder(self) -> Location:
+        """The folder beside the output, which holds the notes."""
+        return self.journal.directory
+
+    @property
+    def locked(self) -> Journal:
+        """The journal whose lock the driver takes."""
+        return journal_of(self.store) if self.store else self.journal
 
 
 def lasting_cluster(cluster: Cluster) -> str | Client:
@@ -102,6 +116,26 @@ def lasting_cluster(cluster: Cluster) -> str | Client:
     )
 
 
+def refuse_watching(progress: Progress) -> None:
+    """Refuse what would watch a run in this process, where there is none.
+
+    Raises
+    ------
+    InvalidInput
+        If there is such a thing.
+    """
+    if callable(progress):
+        raise InvalidInput(
+            "progress cannot be a function of a detached run, which no process of yours drives;"
+            " leave it out and ask the handle: status()"
+        )
+    if is_watched() or is_reporting():
+        raise InvalidInput(
+            "observe (--metrics, --performance-report) sees the runs of its own process, and a"
+            " detached run is driven by the cluster; use volflow status OUT --metrics FILE"
+        )
+
+
 def require_lasting(client: Client) -> None:
     """Refuse a scheduler that lives in this process, under whatever address.
 
@@ -124,8 +158,8 @@ def require_lasting(client: Client) -> None:
         )
 
 
-def find_run(client: Client, cluster: str | Client, call: DetachedCall) -> DetachedRun | None:
-    """Return the handle of the run that the same call has detached before; None if none is at work.
+def find_run(client: Client, call: DetachedCall) -> str | None:
+    """Return the key of the run that the same call has detached before; None if none is at work.
 
     Raises
     ------
@@ -140,51 +174,62 @@ def find_run(client: Client, cluster: str | Client, call: DetachedCall) -> Detac
             f"{call.out} is being written by a detached run of another input, model or settings,"
             f" {note.key} at {note.scheduler}; wait for it to end, or stop it (volflow cancel)"
         )
-    return DetachedRun(str(call.out), note.key, cluster)
+    return note.key
 
 
-def hand_over(client: Client, cluster: str | Client, call: DetachedCall) -> DetachedRun:
-    """Have a cluster drive a run from now on; returns when its scheduler has taken it.
+def hand_over(
+    client: Client, call: DetachedCall, check: Callable[[], object] = lambda: None
+) -> str:
+    """Have a cluster drive a run from now on, unless the same call has done so: return its key.
 
     Parameters
     ----------
-    client, cluster
-        The connected client, and what its handle will connect to.
+    client
+        The connected client.
     call
-        Checked: what can be refused has been.
+        Checked, as far as it can be without a cluster.
+    check
+        Refuses what the cluster shows to be impossible; not called for a run that is found.
 
     Raises
     ------
     Locked
         If another driver holds the output.
     InvalidInput
-        If the call cannot travel.
+        If the call cannot travel, or the scheduler ends with this process.
     RunFailed
         If the scheduler does not take it.
     """
-    perform, folder = _packed(call.perform), call.folder
-    Journal(folder).make_place()
+    require_lasting(client)
+    found = find_run(client, call)
+    if found is not None:
+        return found
+    check()
+    perform, folder, name = _packed(call.perform), call.folder, call.out.rpartition("/")[2]
+    call.journal.make_place()
     # Nobody else hands it over meanwhile; the driver waits for the lock.
-    with Journal(journal_dir(call.store)).lock():
-        found = find_run(client, cluster, call)
+    with call.locked.lock():
+        found = find_run(client, call)
         if found is not None:
             return found
-        before = read_detachment(folder)
-        if before is not None:  # a driver that was lost has not taken itself out
-            client.unpublish_dataset(before.key)
-        key = f"{call.operation}-{call.out.name}-{uuid.uuid4().hex[:8]}"
-        address = address_of(client)
-        note = Detachment(call.operation, str(call.store), address, key, call.digest, time.time())
+        last = read_detachment(folder)
+        if last is not None:  # a driver that was lost has not taken itself out
+            client.unpublish_dataset(last.key)
+        key = f"{call.operation}-{name}-{uuid.uuid4().hex[:8]}"
+        before = run_before(call.store) if call.store else None
+        note = Detachment(
+            call.operation, call.store, address_of(client), key, call.digest, time.time(), before
+        )
         keep_detachment(folder, note)
         try:
             _submit(client, key, perform, folder)
         except BaseException:
             drop_detachment(folder)
             raise
-    return DetachedRun(str(call.out), key, cluster)
+    return key
 
 
-def _submit(client: Client, key: str, perform: bytes, folder: Path) -> None:
+def _submit(client: Client, key: str, perform: bytes, folder: Location) -> None:
     """Submit the driver, and return when the scheduler keeps it for itself."""
     chosen: Mapping[str, Any] = {}
     if selection() != Selection():  # where they see its files; others, if all of them are lost

@@ -1,14 +1,14 @@
-"""The handle of a detached run: how far it is, what came of it, and how to stop it."""
+"""What a handle of any detached run can do: say how far it is, wait for its result, stop it."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from distributed import Client, Future
 
@@ -17,7 +17,6 @@ from volflow.engine.clusters.asking import ask
 from volflow.engine.clusters.forms import open_client
 from volflow.engine.clusters.quiet import quieten
 from volflow.engine.detached.driver_task import is_driving
-from volflow.engine.observing.run_facts import run_facts
 from volflow.engine.workers import answering, worker_records
 from volflow.errors import InvalidInput, RunFailed, VolflowError
 from volflow.store.journal.detachment import (
@@ -28,10 +27,12 @@ from volflow.store.journal.detachment import (
     read_detachment,
     read_ending,
 )
-from volflow.store.journal.journal import journal_dir
-from volflow.store.volume import Volume, open_volume
+from volflow.store.journal.journal import journal_of
+from volflow.store.remote.address import Location, check_answers
 
-__all__ = ["DetachedRun", "is_under_way", "state_of_task"]
+__all__ = ["Handle", "is_under_way", "state_of_task"]
+
+T = TypeVar("T")
 
 LOOK_EVERY_S = 0.25
 # After its task has ended, a network file system may show the note of it so much later.
@@ -54,33 +55,33 @@ UNDER_WAY = ("released", "waiting", "no-worker", "queued", "processing")
 
 
 @dataclass(frozen=True)
-class DetachedRun:
+class Handle(ABC, Generic[T]):
     """A run whose driver is a task of a cluster; it needs neither this object nor this process.
-
-    The same call finds it again, and ``volflow status`` its output.
 
     Parameters
     ----------
     out
-        Path of the output.
+        Where its output is: a path, a URL, or a pattern of many.
     key
         Of the driver's task, as the scheduler and its dashboard name it.
     cluster
         Address of the scheduler, or a client of it.
     """
 
+    operation: ClassVar[str]  # the function that returns such a handle
+
     out: str
     key: str
     cluster: str | Client = field(repr=False)
 
     @classmethod
-    def of(cls, out: str | os.PathLike[str], cluster: str | Client | None = None) -> DetachedRun:
+    def of(cls, out: str | os.PathLike[str], cluster: str | Client | None = None) -> Self:
         """Return the handle of the run that was detached last to an output.
 
         Parameters
         ----------
         out
-            Path of the output.
+            As it was given to the call that detached it.
         cluster
             Address of the scheduler as this machine reaches it, or a client of it, which knows its
             certificates; by default the address that was noted.
@@ -88,30 +89,42 @@ class DetachedRun:
         Raises
         ------
         InvalidInput
-            If no run was detached to it, the note of it is damaged, or ``out`` is a URL.
+            If no such run was detached to it, or the note of it is damaged.
         """
-        note = read_detachment(journal_dir(out))
+        place = cls._folder_of(os.fspath(out))
+        check_answers(place)
+        note = read_detachment(place)
         if note is None:
             raise InvalidInput(
                 f"{out} has no note of a detached run, or a damaged one; a run that is at work on"
                 " it (volflow status says which process) is stopped where it was started, or by"
                 " its task on the cluster's dashboard"
             )
+        if note.operation != cls.operation:
+            raise InvalidInput(
+                f"{out} was detached by {note.operation}, and a {cls.__name__} is of"
+                f" {cls.operation}; use the class that {note.operation} returns"
+            )
         return cls(os.fspath(out), note.key, cluster or note.scheduler)
 
+    @classmethod
+    def _folder_of(cls, out: str) -> Location:
+        """Return the folder with the notes of an output."""
+        return journal_of(out).directory
+
     @property
-    def _folder(self) -> Path:
-        return journal_dir(self.out)
+    def _folder(self) -> Location:
+        return self._folder_of(self.out)
 
+    @abstractmethod
     def status(self) -> dict[str, Any]:
-        """Return how far it is, as ``volflow status --json`` says of an output.
+        """Return how far it is; only what lies beside the output is read."""
 
-        Only the journal is read: ``state`` is ``"running"``, ``"done"``, ``"stopped"`` or
-        ``"silent"``, ``done`` and ``total`` count blocks, ``detached`` says how it ended.
-        """
-        return run_facts(self.out)
+    @abstractmethod
+    def _opened(self, result: Mapping[str, Any]) -> T:
+        """Return what the call returns, from its plain values."""
 
-    def result(self) -> Volume | dict[str, Volume]:
+    def result(self) -> T:
         """Wait for the end, and return what the call without ``detach`` returns.
 
         Raises
@@ -129,8 +142,7 @@ class DetachedRun:
                     raise
         if ending.how != DONE:
             raise _kind_of(ending)(ending.text)
-        volumes = {name: open_volume(path) for name, path in ending.outputs.items()}
-        return volumes.get("", volumes)
+        return self._opened(ending.result)
 
     def cancel(self) -> None:
         """Stop it as SIGTERM stops a driver, and wait until it has; the same call does the rest.

@@ -7,13 +7,12 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from volflow.engine.observing.bottleneck import WorkerTime, explain_bottleneck
 from volflow.errors import InvalidInput
 from volflow.store.formats.exported import stored_behind
-from volflow.store.journal.detachment import read_detachment, read_ending
+from volflow.store.journal.detachment import detachment_facts
 from volflow.store.journal.history import Finished, find_holder, finished_blocks
 from volflow.store.journal.journal import Journal, Record, journal_of
 from volflow.store.journal.levels import level_journals
@@ -21,7 +20,7 @@ from volflow.store.journal.lock import Holder
 from volflow.store.remote.address import Address, Location, check_answers
 from volflow.store.unfinished.root import is_unfinished
 
-__all__ = ["SILENT_S", "pace", "run_facts"]
+__all__ = ["SILENT_S", "awaited", "pace", "run_facts"]
 
 # Blocks whose times give the pace: enough to even out, few enough to follow a change.
 RECENT = 64
@@ -53,10 +52,11 @@ def run_facts(out: str | os.PathLike[str]) -> dict[str, Any]:
     InvalidInput
         If the output has no journal, or a damaged one.
     """
-    detached = _detached(journal_of(out).directory)
+    notes = journal_of(out)
+    check_answers(notes.output)
+    detached = detachment_facts(notes.directory)
     out = stored_behind(out) or out
     main = journal_of(out)
-    check_answers(main.output)
     journal = _at_work(main)
     record = journal.recorded()
     if record is None and detached is not None:
@@ -185,17 +185,6 @@ def _by_worker(finished: Sequence[Finished]) -> dict[str, WorkerTime]:
     return workers
 
 
-def _detached(folder: Location) -> dict[str, Any] | None:
-    """Return which scheduler drives the run of an output, and how that ended; None if none does."""
-    note = read_detachment(folder) if isinstance(folder, Path) else None
-    if note is None or not isinstance(folder, Path):
-        return None
-    ending = read_ending(folder, note.key)
-    ended, text = ("", "") if ending is None else (ending.how, ending.text)
-    given = {name: getattr(note, name) for name in ("operation", "scheduler", "key", "since_s")}
-    return {**given, "ended": ended, "text": text}
-
-
 def _state(
     done: bool,
     holder: Holder | None,
@@ -206,13 +195,29 @@ def _state(
     if holder is None or holder.alive is False:
         if done or detached is None or detached["ended"]:
             return "done" if done else "stopped"
-        # The driver waits for a worker, tries the model, or is begun again as its worker died.
-        last_s = max([detached["since_s"], *(one.at_s for one in finished[-1:])])
-        most_s = SILENT_S if holder is None else BEGUN_AGAIN_S
-        return "silent" if now_s - last_s > most_s else "running"
+        last_s = finished[-1].at_s if finished else 0.0
+        return awaited(detached, last_s, begun=holder is not None, now_s=now_s)
     if holder.alive:
         return "running"
     times = [holder.since_s, *(one.at_s for one in finished[-SILENT_BLOCKS:])]
     usual_s = (times[-1] - times[0]) / max(1, len(times) - 1)
     silent = now_s - max(times) > max(SILENT_S, SILENT_BLOCKS * usual_s)
     return "done" if done else "silent" if silent else "running"
+
+
+def awaited(detached: Mapping[str, Any], last_s: float, *, begun: bool, now_s: float) -> str:
+    """Return the state of a run that a cluster was given, and on which no process is seen at work.
+
+    Its driver waits for a worker, tries the model, or is begun again as its worker died.
+
+    Parameters
+    ----------
+    detached
+        Facts of its note, as of `detachment_facts`; it has not ended.
+    last_s, now_s
+        When anything was recorded last, and the time, in seconds since 1970.
+    begun
+        Whether a process has begun it, and died.
+    """
+    most_s = BEGUN_AGAIN_S if begun else SILENT_S
+    return "silent" if now_s - max(detached["since_s"], last_s) > most_s else "running"

@@ -28,12 +28,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from volflow.errors import (
-    Damaged,
-    InvalidInput,
-    ResumeRefused,
-    RunFailed,
-)
+from volflow.errors import Damaged, InvalidInput, ResumeRefused, RunFailed
 from volflow.store.aside import sweep_torn
 from volflow.store.atomic import encoded, plain, read_each, read_json, write_json
 from volflow.store.journal.failures import Failures
@@ -143,7 +138,7 @@ class Journal:
         """Return the folder of the records of finished blocks; raises as `recorded`."""
         if session is not None:
             return self._done_of(run_of(session))
-        return self._done_of("" if self.is_local else self._read_plan(run_named) or "")
+        return self._done_of("" if self.is_local else self.run() or "")
 
     def _done_of(self, run: str) -> Location:
         return self.directory / (f"done-{run}" if run and not self.is_local else "done")
@@ -172,6 +167,10 @@ class Journal:
             If the record is damaged or of an unknown format.
         """
         return self._read_plan(as_record)
+
+    def run(self) -> str | None:
+        """Return the name of the run that is recorded; None if there is none; as `recorded`."""
+        return self._read_plan(run_named)
 
     def _read_plan(self, read: Callable[[Any], T]) -> T | None:
         try:
@@ -242,7 +241,7 @@ class Journal:
         with writing(at, begun=False):
             at.mkdir(exist_ok=True)
             end_session(at)
-            before = self._read_plan(run_named)
+            before = self.run()
             run = uuid.uuid4().hex if before is None else before
             self._sweep(before)
             self._done_of(run).mkdir(exist_ok=True)
