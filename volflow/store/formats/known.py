@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from volflow.store.formats.choice import ImageChoice
+from volflow.store.formats.dicom.series import holds_dicom, open_dicom
 from volflow.store.formats.nifti import open_nifti
 from volflow.store.formats.npy import open_npy
 from volflow.store.slabs import Source
@@ -55,6 +56,9 @@ FORMATS = (
         ((344, b"n+1"), (4, b"n+2")),
     ),
     Format("NumPy", lambda path, _: open_npy(path), (".npy",), ((0, b"\x93NUMPY"),)),
+    Format(
+        "DICOM", open_dicom, (".dcm", ".dicom", ".ima"), ((128, b"DICM"),), holds_dicom, ("series",)
+    ),
 )
 
 
