@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from volflow.errors import Damaged, InvalidInput, first_line
-from volflow.store.formats.dicom.frame_places import Stored
-from volflow.store.formats.dicom.image_file import Slice, import_pydicom
+from volflow.store.formats.dicom.frame_places import PixelFormat
+from volflow.store.formats.dicom.image_file import DicomSlice, import_pydicom
 from volflow.store.slabs import Array
 
 __all__ = ["dtype_of", "numbers_in", "values_in"]
@@ -26,7 +26,7 @@ JPEG_END = b"\xff\xd9"
 ITEMS = b"\xfe\xff\x00\xe0\0\0\0\0"  # an empty table of offsets, before the fragments of a slice
 
 
-def dtype_of(slices: Sequence[Slice]) -> np.dtype[Any]:
+def dtype_of(slices: Sequence[DicomSlice]) -> np.dtype[Any]:
     """Return the dtype that holds the values of all slices.
 
     That of the numbers where they are the values; else the smallest integers that hold all that
@@ -34,8 +34,8 @@ def dtype_of(slices: Sequence[Slice]) -> np.dtype[Any]:
 
     Examples
     --------
-    >>> from volflow.store.formats.dicom.frame_places import Stored
-    >>> dtype_of([Slice("a", 0, 0, Stored(9, 9, used=12, high=11), inter=-1024.0)])
+    >>> from volflow.store.formats.dicom.frame_places import PixelFormat
+    >>> dtype_of([DicomSlice("a", 0, 0, PixelFormat(9, 9, used=12, high=11), inter=-1024.0)])
     dtype('int16')
     """
     found = {_dtype_in(one.stored) for one in slices}
@@ -51,12 +51,12 @@ def dtype_of(slices: Sequence[Slice]) -> np.dtype[Any]:
     return np.dtype(np.float64)
 
 
-def _dtype_in(stored: Stored) -> np.dtype[Any]:
+def _dtype_in(stored: PixelFormat) -> np.dtype[Any]:
     kind = "f" if stored.floats else "i" if stored.signed else "u"
     return np.dtype(f"{kind}{max(8, stored.bits) // 8}")
 
 
-def _range(one: Slice) -> tuple[float, float]:
+def _range(one: DicomSlice) -> tuple[float, float]:
     """Return the least and the largest value that its bits can hold."""
     used, signed = one.stored.used, one.stored.signed
     ends = (-(2 ** (used - 1)), 2 ** (used - 1) - 1) if signed else (0, 2**used - 1)
@@ -64,7 +64,7 @@ def _range(one: Slice) -> tuple[float, float]:
     return low, high
 
 
-def values_in(one: Slice, rows: slice, columns: slice, dtype: np.dtype[Any]) -> Array:
+def values_in(one: DicomSlice, rows: slice, columns: slice, dtype: np.dtype[Any]) -> Array:
     """Return the values of a part of a slice, (channels, y, x).
 
     Values of MONOCHROME1 are what was measured, too: it says only that small ones are to be shown
@@ -77,7 +77,7 @@ def values_in(one: Slice, rows: slice, columns: slice, dtype: np.dtype[Any]) -> 
     return (numbers * np.float64(one.slope) + one.inter).astype(dtype)
 
 
-def numbers_in(one: Slice, rows: slice) -> Array:
+def numbers_in(one: DicomSlice, rows: slice) -> Array:
     """Return the numbers of whole rows of a slice, (samples, y, x).
 
     Raises
@@ -106,14 +106,14 @@ def numbers_in(one: Slice, rows: slice) -> Array:
     return _used(part.reshape(1, count, stored.columns), one)
 
 
-def _read(one: Slice, dtype: np.dtype[Any], skip: int, length: int) -> Array:
+def _read(one: DicomSlice, dtype: np.dtype[Any], skip: int, length: int) -> Array:
     values = np.fromfile(one.path, dtype, length // dtype.itemsize, offset=one.begin + skip)
     if values.nbytes < length:
         raise Damaged(f"{one.path} is cut short; copy it again")
     return values.astype(dtype.newbyteorder("="), copy=False)
 
 
-def _bits(one: Slice) -> Array:
+def _bits(one: DicomSlice) -> Array:
     """Return a slice whose numbers are bits, the first of which need not begin a byte."""
     first, stop = one.begin // 8, -(-(one.begin + one.length) // 8)
     whole = _read(one._replace(begin=first), np.dtype("u1"), 0, stop - first)
@@ -121,7 +121,7 @@ def _bits(one: Slice) -> Array:
     return bits.reshape(1, one.stored.rows, one.stored.columns)
 
 
-def _used(numbers: Array, one: Slice) -> Array:
+def _used(numbers: Array, one: DicomSlice) -> Array:
     """Return numbers without bits that are none of theirs, such as overlays of old scanners."""
     stored = one.stored
     if stored.floats or stored.used == stored.bits:
@@ -131,7 +131,7 @@ def _used(numbers: Array, one: Slice) -> Array:
     return shifted
 
 
-def _decoded(one: Slice) -> Array:
+def _decoded(one: DicomSlice) -> Array:
     """Return a whole slice, unpacked, and colours as RGB."""
     stored = one.stored
     data = _read(one, np.dtype("u1"), 0, one.length).tobytes()
@@ -148,7 +148,7 @@ def _decoded(one: Slice) -> Array:
     return np.moveaxis(values, -1, 0) if stored.samples > 1 else values[None]
 
 
-def _grey(data: bytes, stored: Stored) -> Array:
+def _grey(data: bytes, stored: PixelFormat) -> Array:
     try:
         import imagecodecs
     except ImportError:
@@ -168,7 +168,7 @@ def _grey(data: bytes, stored: Stored) -> Array:
     return values
 
 
-def _colors(data: bytes, stored: Stored) -> Array:
+def _colors(data: bytes, stored: PixelFormat) -> Array:
     decoder = import_pydicom().pixels.get_decoder(stored.syntax)
     if not decoder.is_available:
         raise InvalidInput(
@@ -192,5 +192,5 @@ def _colors(data: bytes, stored: Stored) -> Array:
     return values
 
 
-def _syntax_name(stored: Stored) -> str:
+def _syntax_name(stored: PixelFormat) -> str:
     return str(import_pydicom().uid.UID(stored.syntax).name)

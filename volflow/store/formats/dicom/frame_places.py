@@ -9,7 +9,7 @@ from typing import IO, Any, NamedTuple
 
 from volflow.store.formats.dicom.header_values import longs_of, text_of, whole_of
 
-__all__ = ["Stored", "places_of", "stored_in"]
+__all__ = ["PixelFormat", "places_of", "stored_in"]
 
 BIG_ENDIAN, UNDEFINED = "1.2.840.10008.1.2.2", 0xFFFFFFFF
 VOXELS = {b"\x10\0": False, b"\x08\0": True, b"\x09\0": True}  # elements: are they floats?
@@ -18,7 +18,7 @@ MOST_SLICES = 2**18
 MOST_EXPANDED, ALWAYS_FITS = 2**14, 2**28
 
 
-class Stored(NamedTuple):
+class PixelFormat(NamedTuple):
     """How the numbers of a slice are stored.
 
     Of each number ``bits`` are allocated; the ``used`` ones from ``high`` downwards count. Three
@@ -50,7 +50,7 @@ class Stored(NamedTuple):
         return self.rows * self.columns * (2 if halved else self.samples) * self.bits
 
 
-def stored_in(data: Any, file: IO[bytes]) -> tuple[Stored, int] | None:
+def stored_in(data: Any, file: IO[bytes]) -> tuple[PixelFormat, int] | None:
     """Return how a file stores its voxels, and how many bytes it says that they take.
 
     The file stands at the element that holds them, and at their first byte afterwards. None if it
@@ -71,7 +71,7 @@ def stored_in(data: Any, file: IO[bytes]) -> tuple[Stored, int] | None:
     length = int.from_bytes(head[-4:], "big" if order == "big" else "little")
     bits = whole_of(data, "BitsAllocated")
     used = whole_of(data, "BitsStored", bits)
-    stored = Stored(
+    stored = PixelFormat(
         rows=whole_of(data, "Rows"),
         columns=whole_of(data, "Columns"),
         samples=whole_of(data, "SamplesPerPixel", 1),
@@ -89,7 +89,7 @@ def stored_in(data: Any, file: IO[bytes]) -> tuple[Stored, int] | None:
 
 
 def places_of(
-    data: Any, file: IO[bytes], stored: Stored, length: int, size: int
+    data: Any, file: IO[bytes], stored: PixelFormat, length: int, size: int
 ) -> list[tuple[int, int]]:
     """Return begin and length of each slice in bytes; in bits, where a number is a bit.
 

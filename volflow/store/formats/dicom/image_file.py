@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from volflow.errors import Damaged, InvalidInput, first_line
-from volflow.store.formats.dicom.frame_places import Stored, places_of, stored_in
+from volflow.store.formats.dicom.frame_places import PixelFormat, places_of, stored_in
 from volflow.store.formats.dicom.header_values import first_item, numbers_of, text_of, whole_of
 
-__all__ = ["ImageFile", "Segmentation", "Slice", "import_pydicom", "read_image_file"]
+__all__ = ["DicomSlice", "ImageFile", "Segmentation", "import_pydicom", "read_image_file"]
 
 MAGIC_AT, MAGIC = 128, b"DICM"
 HEAD_BYTES = 2**11  # of a file, where its transfer syntax stands
@@ -32,7 +32,7 @@ KEYWORDS = (
 )  # fmt: skip
 
 
-class Slice(NamedTuple):
+class DicomSlice(NamedTuple):
     """One slice, of which a file holds one or many.
 
     Parameters
@@ -54,7 +54,7 @@ class Slice(NamedTuple):
     path: str
     begin: int
     length: int
-    stored: Stored
+    stored: PixelFormat
     position: tuple[float, ...] = ()
     orientation: tuple[float, ...] = ()
     spacing: tuple[float, ...] = ()
@@ -100,7 +100,7 @@ class ImageFile(NamedTuple):
     number: str
     description: str
     modality: str
-    slices: tuple[Slice, ...]
+    slices: tuple[DicomSlice, ...]
     segmentation: Segmentation | None = None
     unfit: str = ""
 
@@ -179,8 +179,8 @@ def _described(data: Any, file: IO[bytes], path: str, size: int) -> ImageFile | 
 
 
 def _slices(
-    data: Any, path: str, stored: Stored, places: Sequence[tuple[int, int]]
-) -> Iterator[Slice]:
+    data: Any, path: str, stored: PixelFormat, places: Sequence[tuple[int, int]]
+) -> Iterator[DicomSlice]:
     """Yield the slices of a file with what its header says of each, of all, or of the only one."""
     groups = data.get("PerFrameFunctionalGroupsSequence") or (None,) * len(places)
     shared = first_item(data, "SharedFunctionalGroupsSequence")
@@ -205,7 +205,7 @@ def _slices(
         segment = first_item(own, "SegmentIdentificationSequence") or first_item(
             shared, "SegmentIdentificationSequence"
         )
-        yield Slice(
+        yield DicomSlice(
             path,
             *place,
             stored,
@@ -237,7 +237,7 @@ def _segmentation(data: Any) -> Segmentation | None:
     )
 
 
-def _unfit(data: Any, stored: Stored) -> str:
+def _unfit(data: Any, stored: PixelFormat) -> str:
     """Return why the numbers of a file are not the values of a volume; ``""`` if they are."""
     labels = text_of(data, "SOPClassUID") in SEGMENTATIONS
     sizes = {32, 64} if stored.floats else {1, 8, 16} if labels else {8, 16, 32}

@@ -13,7 +13,7 @@ import numpy as np
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
 from volflow.store.formats.dicom.frame_pixels import numbers_in
-from volflow.store.formats.dicom.image_file import ImageFile, Segmentation, Slice
+from volflow.store.formats.dicom.image_file import DicomSlice, ImageFile, Segmentation
 from volflow.store.formats.dicom.slice_order import grid_of, same_size
 from volflow.store.formats.dicom.slice_stack import meta_of, state_of_files
 from volflow.store.meta import Meta, SourceInfo
@@ -46,7 +46,7 @@ class SegmentsSource(Source):
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     meta: Meta
-    slices: tuple[tuple[Slice, ...], ...]
+    slices: tuple[tuple[DicomSlice, ...], ...]
     segments: tuple[int, ...] = ()
     most: int = 1
     background: int = 0
@@ -81,12 +81,12 @@ class SegmentsSource(Source):
             values /= self.most
         return values
 
-    def _part(self, one: Slice, roi: Roi) -> Array:
+    def _part(self, one: DicomSlice, roi: Roi) -> Array:
         *_, rows, columns = roi.slices()
         part: Array = numbers_in(one, rows)[0, :, columns]
         return part
 
-    def _label(self, labels: Array, one: Slice, roi: Roi, z: int) -> None:
+    def _label(self, labels: Array, one: DicomSlice, roi: Roi, z: int) -> None:
         found = self._part(one, roi)
         if not one.segment:  # each number is that of a segment
             labels[...] = np.where(found == self.background, 0, found)
@@ -121,7 +121,7 @@ def open_segmentation(path: str, files: Sequence[ImageFile], *, apart: bool) -> 
     names = _names(said, slices, path)
     same_size(slices, path)
     grid = grid_of(slices, path, gaps=True)
-    here: list[list[Slice]] = [[] for _ in range(grid.depth)]
+    here: list[list[DicomSlice]] = [[] for _ in range(grid.depth)]
     for place, one in zip(grid.places, slices, strict=True):
         here[place].append(one)
     origin = json.dumps({"series": said.of_series}).encode()
@@ -151,7 +151,7 @@ def open_segmentation(path: str, files: Sequence[ImageFile], *, apart: bool) -> 
     )
 
 
-def _names(said: Segmentation, slices: Sequence[Slice], path: str) -> dict[int, str]:
+def _names(said: Segmentation, slices: Sequence[DicomSlice], path: str) -> dict[int, str]:
     """Return the names of the segments by number, of which slices may have no others."""
     names = {number: name or f"segment {number}" for number, name in said.segments if number}
     known = said.kind in ("BINARY", "FRACTIONAL", "LABELMAP")

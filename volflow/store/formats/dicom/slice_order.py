@@ -10,7 +10,7 @@ import numpy as np
 
 from volflow.errors import InvalidInput
 from volflow.geometry.affine import from_lps
-from volflow.store.formats.dicom.image_file import Slice
+from volflow.store.formats.dicom.image_file import DicomSlice
 from volflow.store.meta import Vector
 
 __all__ = ["SliceGrid", "grid_of", "same_size"]
@@ -45,7 +45,7 @@ class SliceGrid(NamedTuple):
     affine: Matrix | None
 
 
-def grid_of(slices: Sequence[Slice], name: str, *, gaps: bool = False) -> SliceGrid:
+def grid_of(slices: Sequence[DicomSlice], name: str, *, gaps: bool = False) -> SliceGrid:
     """Return the grid of slices that are given in any order.
 
     Neither their names nor their numbers say it, nor does SliceThickness, which is not the step:
@@ -91,7 +91,7 @@ def grid_of(slices: Sequence[Slice], name: str, *, gaps: bool = False) -> SliceG
     return SliceGrid(tuple(places.tolist()), depth, spacing, affine)
 
 
-def same_size(slices: Sequence[Slice], name: str) -> None:
+def same_size(slices: Sequence[DicomSlice], name: str) -> None:
     """Refuse slices of different sizes or voxel sizes.
 
     Raises
@@ -100,11 +100,11 @@ def same_size(slices: Sequence[Slice], name: str) -> None:
         Naming two of them.
     """
 
-    def size(one: Slice) -> str:
+    def size(one: DicomSlice) -> str:
         rows, columns, samples = one.stored[:3]
         return f"{rows} × {columns} voxels" + (f" of {samples} samples" if samples > 1 else "")
 
-    def spacing(one: Slice) -> str:
+    def spacing(one: DicomSlice) -> str:
         return "×".join(f"{length:.6g}" for length in one.spacing) + " mm"
 
     for what, of in (("sizes", size), ("voxel sizes", spacing)):
@@ -119,18 +119,18 @@ def same_size(slices: Sequence[Slice], name: str) -> None:
 _APART = "copy the slices of one scan into a folder of their own"
 
 
-def _lone_spacing(only: Slice) -> Vector | None:
+def _lone_spacing(only: DicomSlice) -> Vector | None:
     if not only.spacing or min(only.spacing) <= 0:
         return None
     return (_lone_step(only), only.spacing[0], only.spacing[1])
 
 
-def _lone_step(only: Slice) -> float:
+def _lone_step(only: DicomSlice) -> float:
     """Return how far the next slice would be, of which nothing else is known."""
     return abs(only.between) or abs(only.thickness) or 1.0
 
 
-def _refuse_unplaced(slices: Sequence[Slice], name: str) -> None:
+def _refuse_unplaced(slices: Sequence[DicomSlice], name: str) -> None:
     bare = [one for one in slices if not (one.position and one.orientation and one.spacing)]
     if bare:
         lacking = [what for what in ("position", "orientation", "spacing")
@@ -148,7 +148,7 @@ def _refuse_unplaced(slices: Sequence[Slice], name: str) -> None:
             )
 
 
-def _axes(first: Slice, name: str) -> tuple[Matrix, Matrix, Matrix]:
+def _axes(first: DicomSlice, name: str) -> tuple[Matrix, Matrix, Matrix]:
     """Return unit vectors along x and y of a slice, and its normal."""
     along_x, along_y = np.array(first.orientation[:3]), np.array(first.orientation[3:])
     lengths = [np.linalg.norm(along_x), np.linalg.norm(along_y), 1 + along_x @ along_y]
@@ -162,7 +162,7 @@ def _axes(first: Slice, name: str) -> tuple[Matrix, Matrix, Matrix]:
     return along_x / lengths[0], along_y / lengths[1], normal / np.linalg.norm(normal)
 
 
-def _even_step(ordered: Sequence[Slice], heights: Matrix, name: str) -> float:
+def _even_step(ordered: Sequence[DicomSlice], heights: Matrix, name: str) -> float:
     """Return the step between slices, of which none may be missing or lie where another does."""
     steps = np.diff(heights)
     double = np.flatnonzero(steps < POSITION_MM / 20)
@@ -185,7 +185,7 @@ def _even_step(ordered: Sequence[Slice], heights: Matrix, name: str) -> float:
     return step
 
 
-def _sparse(heights: Matrix, first: Slice, name: str) -> tuple[float, Matrix]:
+def _sparse(heights: Matrix, first: DicomSlice, name: str) -> tuple[float, Matrix]:
     """Return the step of a grid with gaps, as stated if that fits, and the places of slices."""
     levels = np.unique(heights)
     steps = np.diff(levels)
@@ -230,9 +230,9 @@ def _listed(parts: Sequence[str], count: int) -> str:
     return "; ".join(parts) + more
 
 
-def _file(one: Slice) -> str:
+def _file(one: DicomSlice) -> str:
     return Path(one.path).name
 
 
-def _cosines(one: Slice) -> str:
+def _cosines(one: DicomSlice) -> str:
     return "(" + ", ".join(f"{value:.6g}" for value in one.orientation) + ")"

@@ -14,7 +14,7 @@ import numpy as np
 from volflow.geometry.affine import orientation_of
 from volflow.geometry.roi import Roi
 from volflow.store.formats.dicom.frame_pixels import dtype_of, values_in
-from volflow.store.formats.dicom.image_file import ImageFile, Slice
+from volflow.store.formats.dicom.image_file import DicomSlice, ImageFile
 from volflow.store.formats.dicom.slice_order import SliceGrid, grid_of, same_size
 from volflow.store.meta import Meta, SourceInfo
 from volflow.store.slabs import Array, Source
@@ -40,7 +40,7 @@ class StackSource(Source):
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     meta: Meta
-    slices: tuple[Slice, ...]
+    slices: tuple[DicomSlice, ...]
 
     @property
     def piece(self) -> tuple[int, ...]:
@@ -109,7 +109,7 @@ def meta_of(grid: SliceGrid, source: SourceInfo, front: tuple[int, ...] = ()) ->
     )
 
 
-def state_of_files(path: str, slices: Sequence[Slice]) -> str:
+def state_of_files(path: str, slices: Sequence[DicomSlice]) -> str:
     """Return a hash of names, sizes and times of the files that slices lie in."""
     digest = hashlib.sha256()
     for name in sorted({one.path for one in slices}):
