@@ -9,13 +9,14 @@ import volflow as vf
 from tests import relay
 from tests.killed import killed
 from tests.stores import files
-from volflow.errors import Locked
+from volflow.errors import InvalidInput, Locked
 from volflow.store.journal import lease
 from volflow.store.journal.journal import journal_of
+from volflow.store.unfinished.root import WITHHELD
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow]
 
-OUT = "s3://bucket/results/out.zarr"
+OUT, END = "s3://bucket/results/out.zarr", "s3://bucket/results/end.zarr"
 CONVERT = """
 import sys
 import volflow as vf
@@ -56,9 +57,41 @@ def test_only_blocks_in_flight_are_done_again(s3, root, tmp_path, monkeypatch):
     monkeypatch.setattr(lease, "LAPSE_S", -1.0)
     done = len(journal_of(OUT).done())
     assert 3 <= done < 20
+    with pytest.raises(InvalidInput, match=f"is not complete: {done} of 20 blocks are done"):
+        vf.open(OUT)
     s3.requests.clear()
     vf.convert(tmp_path / "scan.npy", OUT, **given)
     assert s3.count(is_shard) == 20 - done
     vf.convert(tmp_path / "scan.npy", tmp_path / "out.zarr", **given)
     assert relay.objects(OUT) == files(tmp_path / "out.zarr")
     assert vf.verify(OUT).ok
+
+
+def test_killed_when_its_root_is_there_and_what_was_withheld_is_not_yet_deleted(
+    s3, root, tmp_path, monkeypatch
+):
+    np.save(tmp_path / "scan.npy", np.ones((8, 16, 8), "u2"))
+
+    cut = []
+
+    def published(request):
+        return request.method == "PUT" and request.path.endswith("end.zarr/zarr.json")
+
+    def fault(request):
+        if request.method == "POST" and "delete" in request.path and s3.count(published):
+            cut.append(request)
+            return relay.Fault("reset")
+        return None
+
+    s3.fault = fault
+    killed(CONVERT, tmp_path / "scan.npy", END, root=root, moment=lambda: bool(cut))
+    s3.fault = lambda one: None
+    left = {key for key in relay.objects(END) if "/" not in key}
+    assert left == {"zarr.json", WITHHELD}
+    assert vf.open(END)[:].all()
+    monkeypatch.setattr(lease, "LAPSE_S", -1.0)
+    s3.requests.clear()
+    vf.convert(tmp_path / "scan.npy", END, chunk=8, shard=8, cluster="threads", progress=False)
+    assert s3.count(lambda one: "/c/" in one.path) == 0
+    assert WITHHELD not in relay.objects(END)
+    assert vf.verify(END).ok

@@ -23,10 +23,9 @@ from volflow.store.aside import sweep
 from volflow.store.create import check_target, create, create_store, open_begun
 from volflow.store.journal.complete import count_blocks
 from volflow.store.journal.journal import Record, journal_of
-from volflow.store.journal.outputs import begin_anew
+from volflow.store.journal.outputs import begin_anew, withheld
 from volflow.store.meta import VolumeSpec
 from volflow.store.remote.address import Location, is_stored
-from volflow.store.unfinished.root import publish
 from volflow.store.volume import Volume
 from volflow.volumes.export import refuse_changed, write_file
 from volflow.volumes.pyramid.plan import Layout, lay_out
@@ -212,8 +211,9 @@ def _execute(
         with method.prepared(request, settings, client, memory_bytes, done):
             plan = method.plan(request, settings, client, memory_bytes, targets, done)
             plan = replace(plan, journal=journal, record=record)
-            run(plan, cluster=client, progress=options.progress)
-        publish(*(request.out / name for name in targets), request.out)
+            places = dict.fromkeys([*(request.out / name for name in targets), request.out])
+            with withheld(journal, *places, left=bool(plan.runs)):
+                run(plan, cluster=client, progress=options.progress)
     return targets.get("", targets)
 
 

@@ -14,17 +14,17 @@ from zarr.storage import MemoryStore
 
 from volflow.errors import InvalidInput
 from volflow.store.aside import folder_aside, replace_folder, sweep
+from volflow.store.journal.lease import check_lease
 from volflow.store.meta import Level, VolumeSpec
 from volflow.store.ngff import write_group
-from volflow.store.opening import is_url, is_zarr, open_node
+from volflow.store.opening import is_zarr, open_node
 from volflow.store.remote.address import Address, Location, location, remove_tree
-from volflow.store.remote.zarr_store import Remote
-from volflow.store.unfinished.root import is_unfinished, withheld_group, withhold
+from volflow.store.unfinished.root import ROOT, WITHHELD, is_unfinished, withheld_group, withhold
 from volflow.store.volume import Volume, open_volume
 
 __all__ = ["add_array", "check_target", "create", "create_store", "open_begun"]
 
-LEFT_OVER = re.compile(r"(.+/)?(zarr\.json|c(/\d+)+)")  # metadata and shards
+LEFT_OVER = re.compile(r"(.+/)?(zarr\.json(\.unfinished)?|c(/\d+)+)")  # metadata and shards
 
 
 def create(
@@ -47,13 +47,15 @@ def create(
     overwrite
         Replace an existing volume. Anything other than a Zarr image is never replaced.
     finished
-        False for the output of a run, on a disk: its root metadata are withheld until `publish`,
-        and until then only `open_begun` opens it.
+        False for the output of a run: its root metadata are withheld until `publish`, and until
+        then only `open_begun` opens it.
 
     Raises
     ------
     InvalidInput
         If an argument is invalid; anything at the path is unchanged then.
+    Superseded
+        If this process held the lease on the output, and another driver took it over.
 
     Examples
     --------
@@ -74,12 +76,13 @@ def create(
         write_group(group, meta, [Level("0", meta.spacing, meta.translation)])
 
     try:
-        if is_url(target):
+        if isinstance(at := location(target), Address):
             kept: dict[str, Any] = {}
             fill(MemoryStore(kept))
+            check_lease(at)
             if overwrite:
-                remove_tree(location(target))
-            _upload(location(target), kept)
+                remove_tree(at)
+            _upload(at, kept, finished=finished)
         else:
             # Written under a temporary name, renamed at the end: interrupted, it leaves nothing.
             sweep(Path(target))
@@ -96,16 +99,21 @@ def create(
 
 
 def create_store(path: Location) -> None:
-    """Make a store of several outputs; on a disk its root is withheld until `publish`.
+    """Make a store of several outputs, whose root is withheld until `publish`.
 
     Raises
     ------
     InvalidInput
         If it cannot be made.
+    Superseded
+        As `create`.
     """
     try:
         if isinstance(path, Address):
-            zarr.create_group(Remote(path.url))
+            kept: dict[str, Any] = {}
+            zarr.create_group(MemoryStore(kept))
+            check_lease(path)
+            _upload(path, kept, finished=False)
             return
         with folder_aside(path) as aside:
             zarr.create_group(str(aside))
@@ -125,13 +133,10 @@ def open_begun(path: str | os.PathLike[str]) -> Volume:
     InvalidInput
         If it is not a volume, or its metadata are damaged.
     """
-    at = location(path)
-    if isinstance(at, Address):
-        return open_volume(at)
-    folder = at.absolute()
+    at = location(path).absolute()
     # Of several volumes, one may be in place already while the store around them is not.
-    begun = is_unfinished(folder) or is_unfinished(folder.parent)
-    return open_volume(withheld_group(folder) if begun else folder)
+    begun = isinstance(at, Address) or is_unfinished(at) or is_unfinished(at.parent)
+    return open_volume(withheld_group(at) if begun else at)
 
 
 def add_array(group: zarr.Group, name: str, spec: VolumeSpec, fill_value: Any) -> zarr.Array[Any]:
@@ -198,10 +203,11 @@ def _is_left_over(at: Address) -> bool:
     return all(LEFT_OVER.fullmatch(one.relative_to(at)) for one, _ in at.below())
 
 
-def _upload(at: Location, objects: Mapping[str, Any]) -> None:
+def _upload(at: Address, objects: Mapping[str, Any], *, finished: bool) -> None:
     """Write the metadata of a volume, last what makes it one."""
     for key in sorted(objects, key=lambda key: (-key.count("/"), key)):
-        (at / key).write_bytes(objects[key].to_bytes())
+        name = WITHHELD if key == ROOT and not finished else key
+        (at / name).write_bytes(objects[key].to_bytes())
 
 
 def _check_name(path: PurePath) -> None:
@@ -217,7 +223,7 @@ def _check_name(path: PurePath) -> None:
 
 def _opens(path: str) -> bool:
     """Return True if the path holds an image or array, even one that volflow cannot read."""
-    if not is_url(path) and is_unfinished(Path(path)):
+    if is_unfinished(location(path)):
         return True
     try:
         node = open_node(path)[1]

@@ -14,14 +14,14 @@ import zarr
 from zarr.errors import NodeNotFoundError
 from zarr.storage import LocalStore, MemoryStore, ObjectStore
 
-from volflow.errors import Damaged, InvalidInput, RunFailed, Unreadable, first_line
+from volflow.errors import Damaged, InvalidInput, RunFailed, Unreadable, VolflowError, first_line
 from volflow.geometry.roi import Roi
 from volflow.store.atomic import read_json
 from volflow.store.frames import check_frames
 from volflow.store.layout import check_dtype
 from volflow.store.meta import Level, Meta
 from volflow.store.remote.access import check_reachable, is_remote, listed
-from volflow.store.remote.address import Location
+from volflow.store.remote.address import Address, Location
 from volflow.store.remote.fetched import fetched
 from volflow.store.remote.zarr_store import Remote, can_list
 from volflow.store.unfinished.root import WITHHELD, refuse_unfinished
@@ -63,10 +63,9 @@ def is_url(path: str) -> bool:
 def is_zarr(path: Location) -> bool:
     """Return True if a directory, or what lies at an address, is a Zarr group or array.
 
-    Of a directory also if it is an unfinished output.
+    Also if it is an unfinished output.
     """
-    names = (*_MARKERS, WITHHELD) if isinstance(path, Path) else _MARKERS
-    return any((path / name).is_file() for name in names)
+    return any((path / name).is_file() for name in (*_MARKERS, WITHHELD))
 
 
 def open_node(path: str) -> tuple[str, Node]:
@@ -112,10 +111,10 @@ def open_node(path: str) -> tuple[str, Node]:
 
 
 def _open_remote(url: str) -> tuple[str, Node]:
-    store = Remote(url)
     try:
-        known: Any = 3 if check_reachable(url) else None
-        return url, zarr.open(store, mode="r+", use_consolidated=False, zarr_format=known)
+        return url, _node_at(url)
+    except VolflowError:
+        raise
     except NodeNotFoundError:
         raise InvalidInput(f"{url} is not a Zarr array or group; check the address") from None
     except (PermissionError, FileNotFoundError) as error:
@@ -131,6 +130,20 @@ def _open_remote(url: str) -> tuple[str, Node]:
             f"{url} cannot be opened: {type(error).__name__}: {first_line(error)}; its metadata are"
             " damaged"
         ) from error
+
+
+def _node_at(url: str) -> Node:
+    """Return the node at a URL; that its run has not ended is asked only where there is none."""
+    at = Address(url)
+    try:
+        known: Any = 3 if check_reachable(url) else None
+        node = zarr.open(Remote(url), mode="r+", use_consolidated=False, zarr_format=known)
+    except (NodeNotFoundError, PermissionError):
+        refuse_unfinished(at)
+        raise
+    if known and isinstance(node, zarr.Array) and at.name.isdecimal():  # perhaps a level
+        refuse_unfinished(at.parent)
+    return node
 
 
 def _check_documents(path: Path) -> None:

@@ -30,8 +30,9 @@ from volflow.store.frames import check_frames
 from volflow.store.journal.complete import begun_store
 from volflow.store.journal.journal import Journal, journal_dir, journal_of
 from volflow.store.journal.levels import level_journals
+from volflow.store.journal.refusals import refuse_plain_http, unread
 from volflow.store.layout import ShardEntry
-from volflow.store.opening import is_url, open_node
+from volflow.store.opening import is_url
 from volflow.store.remote.address import Address, Location, check_answers, location
 from volflow.store.remote.fetched import fetched
 from volflow.store.remote.zarr_store import Remote
@@ -73,6 +74,7 @@ def verify(
             " the path of an output that volflow wrote, or its Volume"
         )
     out = os.fspath((path.path or "") if isinstance(path, Volume) else path)
+    refuse_plain_http(out, "it cannot be verified")
     at = location(out)
     if is_foreign(at) and isinstance(at, Address):
         raise InvalidInput(
@@ -223,13 +225,13 @@ def _open(out: Location, name: str) -> zarr.Array[Any] | str:
             " write the output again"
         )
     try:
-        if isinstance(out, Path):
-            return zarr.open_array(out / inside, mode="r")
-        array = open_node(str(out / name))[1]
-        return array if isinstance(array, zarr.Array) else f"{name} is a group where an array was"
-    except RunFailed:  # a store that does not answer says nothing of what it holds
-        raise
+        return zarr.open_array(
+            out / inside if isinstance(out, Path) else Remote(str(out / name)), mode="r"
+        )
     except Exception as error:  # zarr raises any error for a damaged or deleted array
+        gone = isinstance(error, FileNotFoundError)
+        if isinstance(out, Address) and isinstance(error, OSError) and not gone:
+            raise unread(out / name, error) from error  # which says nothing of what it holds
         return f"array {name} cannot be opened ({first_line(error)})"
 
 

@@ -25,13 +25,12 @@ from volflow.store.create import check_target, create, open_begun
 from volflow.store.formats.labels import taken_as
 from volflow.store.formats.sources import open_source
 from volflow.store.journal.journal import Record, journal_of
-from volflow.store.journal.outputs import discard
+from volflow.store.journal.outputs import discard, withheld
 from volflow.store.journal.records import typed
 from volflow.store.layout import shrinking
 from volflow.store.meta import VolumeSpec
 from volflow.store.remote.address import is_stored, location
 from volflow.store.slabs import Source
-from volflow.store.unfinished.root import publish
 from volflow.store.volume import Volume, described
 from volflow.volumes.arrays.computed import refuse_masked
 from volflow.volumes.arrays.held import InProcess
@@ -289,18 +288,18 @@ def run_copy(
         file = copy.origin if copy.origin is not None and copy.origin.is_file else None
         job = CopyJob(source, volume, copy.blocks, file)
         plan = make_plan(copy, job, frozenset(journal.done()))
-        with source.held() if isinstance(source, Pieces) else nullcontext() as held:
-            if isinstance(source, Pieces):
-                plan = _computing(plan, job, source, held)
-            plan = replace(plan, journal=journal, record=record)
-            run(plan, cluster=client, progress=options.progress)
-        if copy.origin is not None and plan.runs:
-            try:
-                copy.origin.check()
-            except SourceChanged:
-                journal.forget(range(len(copy.blocks)))
-                raise
-        publish(journal.output)
+        with withheld(journal, journal.output, left=bool(plan.runs)):
+            with source.held() if isinstance(source, Pieces) else nullcontext() as held:
+                if isinstance(source, Pieces):
+                    plan = _computing(plan, job, source, held)
+                plan = replace(plan, journal=journal, record=record)
+                run(plan, cluster=client, progress=options.progress)
+            if copy.origin is not None and plan.runs:
+                try:
+                    copy.origin.check()
+                except SourceChanged:
+                    journal.forget(range(len(copy.blocks)))
+                    raise
     return volume
 
 

@@ -12,13 +12,14 @@ import zarr
 
 import volflow as vf
 import volflow.infer.prediction as prediction
-import volflow.volumes.copying as copying_module
+import volflow.store.journal.outputs as outputs
 from tests.nets import Named, random_net
 from tests.stores import files
 from volflow.engine.observing.run_facts import run_facts
-from volflow.errors import InvalidInput, StoreFull
+from volflow.errors import InvalidInput, SourceChanged, StoreFull
 from volflow.store.journal.journal import Journal, journal_dir
 from volflow.store.unfinished.root import WITHHELD
+from volflow.store.volume import Volume
 
 SCAN = np.random.default_rng(0).random((40, 16, 16), "float32") + 0.1
 LAYOUT = {"chunk": 8, "shard": 8}
@@ -117,12 +118,12 @@ def test_one_of_an_earlier_version_is_resumed_and_no_input_before(write, kind, t
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "room"), [("convert", copying_module), ("several", prediction)])
-def test_killed_between_the_last_block_and_the_end(write, kind, room, tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", ["convert", "several"])
+def test_killed_between_the_last_block_and_the_end(write, kind, tmp_path, monkeypatch):
     whole, out = files(write(kind, tmp_path / "whole.zarr")), tmp_path / "out.zarr"
 
     with monkeypatch.context() as patch:
-        patch.setattr(room, "publish", killed)
+        patch.setattr(outputs, "publish", killed)
         with pytest.raises(KeyboardInterrupt):
             write(kind, out)
     with pytest.raises(InvalidInput, match=r"is not complete: (\d+) of \1 blocks are done;"):
@@ -135,6 +136,57 @@ def test_killed_between_the_last_block_and_the_end(write, kind, room, tmp_path, 
     monkeypatch.setattr(Journal, "mark", None)  # nothing is computed again
     assert files(write(kind, out)) == whole
     assert vf.verify(out).ok
+
+
+@pytest.mark.parametrize(
+    "kind", [*(pytest.param(k, marks=pytest.mark.slow) for k in ("convert", "several")), EXACT]
+)
+def test_a_finished_one_is_refused_again_while_bad_blocks_are_written(write, kind, tmp_path):
+    out = write(kind, tmp_path / "out.zarr")
+    whole, journal = files(out), Journal(journal_dir(out))
+    journal.forget([max(journal.done())])
+    places = volumes_of(out)
+    for path in places:  # nothing writes it
+        vf.open(path)
+    interrupted(write, kind, out)
+    for path in (out, *places):
+        with pytest.raises(InvalidInput, match=r"is not complete: (\d+) of \d+ blocks are done;"):
+            vf.open(path)
+        with pytest.raises(FileNotFoundError):
+            zarr.open(str(path), mode="r")
+    assert files(write(kind, out)) == whole
+
+
+def test_one_of_another_input_stays_as_it_is(write, tmp_path):
+    out = write("convert", tmp_path / "out.zarr")
+    journal = Journal(journal_dir(out))
+    journal.forget([0])
+    with pytest.raises(InvalidInput, match="different inputs or settings: input: "):
+        vf.convert(SCAN + 1, out, progress=False, **LAYOUT)
+    assert vf.open(out).shape == SCAN.shape
+
+
+def test_one_whose_source_changed_while_blocks_were_written_again(tmp_path, monkeypatch):
+    source, out = tmp_path / "scan.npy", tmp_path / "out.zarr"
+    np.save(source, SCAN)
+    vf.convert(source, out, progress=False, **LAYOUT)
+    Journal(journal_dir(out)).forget([3])
+
+    def changed(*args, **options):
+        with pytest.raises(InvalidInput, match="is not complete: 19 of 20"):
+            vf.open(out)
+        np.save(source, SCAN + 1)
+        return write(*args, **options)
+
+    with monkeypatch.context() as patch:
+        write = Volume.write
+        patch.setattr(Volume, "write", changed)
+        with pytest.raises(SourceChanged):
+            vf.convert(source, out, progress=False, **LAYOUT)
+    with pytest.raises(InvalidInput, match="is not complete"):
+        vf.open(out)
+    vf.convert(source, out, progress=False, **LAYOUT)
+    assert np.array_equal(vf.open(out)[:], SCAN + 1)
 
 
 def test_overwriting_withholds_the_new_one(predict, stored, tmp_path, monkeypatch):

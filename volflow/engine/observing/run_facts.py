@@ -17,6 +17,7 @@ from volflow.store.journal.history import Finished, find_holder, finished_blocks
 from volflow.store.journal.journal import Journal, Record, journal_of
 from volflow.store.journal.levels import level_journals
 from volflow.store.journal.lock import Holder
+from volflow.store.journal.refusals import refuse_plain_http
 from volflow.store.remote.address import Address, Location, check_answers
 from volflow.store.unfinished.root import is_unfinished
 
@@ -52,6 +53,7 @@ def run_facts(out: str | os.PathLike[str]) -> dict[str, Any]:
     InvalidInput
         If the output has no journal, or a damaged one.
     """
+    refuse_plain_http(out, "how far its run is cannot be told")
     notes = journal_of(out)
     check_answers(notes.output)
     detached = detachment_facts(notes.directory)

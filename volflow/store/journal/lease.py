@@ -116,8 +116,13 @@ def leased(directory: Address) -> Iterator[None]:
         lease.give_back()
 
 
-def check_lease(directory: Location) -> None:
+def check_lease(at: Location) -> None:
     """Stop a driver whose lease on an output, or on the one around it, another took over.
+
+    Parameters
+    ----------
+    at
+        The output or its journal, or what lies in one of them.
 
     Raises
     ------
@@ -125,9 +130,10 @@ def check_lease(directory: Location) -> None:
         If so.
     """
     for held, lease in list(_held.items()):
-        if isinstance(directory, Address) and directory.is_relative_to(held) and lease.is_lost():
+        places = (str(held), output_of(held)) if isinstance(at, Address) else ()
+        if any(at.is_relative_to(place) for place in places) and lease.is_lost():
             raise Superseded(
-                f"another driver took over {output_of(directory)}, as this one gave no sign of life"
+                f"another driver took over {output_of(held)}, as this one gave no sign of life"
                 f" for {LAPSE_S:.0f} s; this one stops"
             )
 

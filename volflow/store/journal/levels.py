@@ -21,10 +21,12 @@ import zarr
 from volflow.errors import Damaged, InvalidInput
 from volflow.store.journal.complete import begun_store
 from volflow.store.journal.journal import Journal, journal_of
+from volflow.store.journal.lease import check_lease
 from volflow.store.meta import Level
 from volflow.store.ngff import write_levels
 from volflow.store.opening import is_zarr, open_node
 from volflow.store.remote.address import Location, location, remove_tree
+from volflow.store.unfinished.root import settle
 from volflow.store.volume import Volume, open_volume
 
 __all__ = [
@@ -134,10 +136,21 @@ def list_levels(finest: Volume, levels: tuple[Level, ...]) -> None:
 
 
 def own_group(finest: Volume) -> zarr.Group:
-    """Return the group of a volume to which levels can be added, for writing."""
-    group = open_node(str(finest.path))[1]
+    """Return the group of a volume to which levels can be added, for writing; under the lock.
+
+    Raises
+    ------
+    Damaged
+        If there is an array in its place.
+    Superseded
+        If another driver took over the output.
+    """
+    at = location(str(finest.path))
+    group = open_node(str(at))[1]
     if not isinstance(group, zarr.Group):
-        raise Damaged(f"{finest.path} is an array where a group was; write it again")
+        raise Damaged(f"{at} is an array where a group was; write it again")
+    check_lease(at)
+    settle(at)
     return group
 
 

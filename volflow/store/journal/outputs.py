@@ -1,4 +1,4 @@
-"""Start an output again, delete it with its journal, and keep it apart from its inputs."""
+"""Start an output again, withhold it while it is written, keep it apart from its inputs."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import os
 import posixpath
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 import zarr
 
-from volflow.errors import InvalidInput
+from volflow.errors import InvalidInput, writing_failed
 from volflow.store.aside import beside, sweep
 from volflow.store.journal.journal import Journal, Record
 from volflow.store.journal.lease import check_lease
@@ -21,9 +24,10 @@ from volflow.store.journal.provenance import machines_dir
 from volflow.store.journal.refusals import writing
 from volflow.store.opening import local_path
 from volflow.store.remote.address import Address, Location, check_answers, location, remove_tree
+from volflow.store.unfinished.root import publish, withhold
 from volflow.store.volume import Volume
 
-__all__ = ["begin_anew", "check_apart", "discard", "discard_levels"]
+__all__ = ["begin_anew", "check_apart", "discard", "discard_levels", "withheld"]
 
 
 def check_apart(out: str | os.PathLike[str], *inputs: Any) -> None:
@@ -71,6 +75,42 @@ def begin_anew(out: Location, journal: Journal, record: Record) -> None:
     """
     discard(out, journal)
     journal.begin(record)
+
+
+@contextmanager
+def withheld(journal: Journal, *places: Location, left: bool) -> Iterator[None]:
+    """Withhold the root metadata of an output while blocks of it are written; under the lock.
+
+    They are put in place at the end of the block, unless it fails. So an output whose bad blocks
+    are written again is refused meanwhile as a new one is.
+
+    Parameters
+    ----------
+    journal
+        Of the run.
+    places
+        The volumes of the output, then the store around them.
+    left
+        Whether blocks are left to write; where none are, what is in place stays.
+
+    Raises
+    ------
+    Superseded
+        If another driver took over the output: its metadata are not this one's to change.
+    RunFailed
+        If they cannot be changed.
+    """
+    check = partial(check_lease, journal.directory)
+    for at in reversed(places) if left else ():
+        try:
+            withhold(at, check)
+        except OSError as error:
+            raise writing_failed(error)(
+                f"{at} cannot be withheld while it is written: {error.strerror or error}; put this"
+                " right and run the same command again"
+            ) from error
+    yield
+    publish(*places, check=check)
 
 
 def discard_levels(place: Place, count: int) -> None:

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from volflow.errors import InvalidInput, RunFailed, StoreFull, writing_failed
-from volflow.store.remote.address import Address, Location
+from volflow.store.remote.access import UNLISTED
+from volflow.store.remote.address import Address, Location, without_keys
 
-__all__ = ["output_of", "reason", "unanswered", "unread", "unreadable", "writing"]
+__all__ = [
+    "output_of",
+    "reason",
+    "refuse_plain_http",
+    "unanswered",
+    "unread",
+    "unreadable",
+    "writing",
+]
 
 
 def output_of(directory: Location) -> str:
@@ -42,6 +52,32 @@ def unread(at: Location, error: OSError) -> RunFailed:
     """Return the failure to read what should be there, on a disk or on a store."""
     why = reason(error)
     return RunFailed(unanswered(at, why) if isinstance(at, Address) else unreadable(at, why))
+
+
+def refuse_plain_http(out: str | os.PathLike[str], what: str) -> None:
+    """Refuse an output behind plain HTTP, saying what cannot be done there.
+
+    Raises
+    ------
+    InvalidInput
+        If it is one.
+
+    Examples
+    --------
+    >>> refuse_plain_http("https://example.org/out.zarr", "it cannot be verified")
+    Traceback (most recent call last):
+    volflow.errors.InvalidInput: https://example.org/out.zarr lies behind plain HTTP, where no
+    journal can be listed, so it cannot be verified; give its address on the store that holds it
+    (s3://, gs://, az://), or a folder with it and its journal, out.zarr.volflow
+    """
+    text = without_keys(os.fspath(out)).rstrip("/")
+    scheme, found, rest = text.partition("://")
+    if found and scheme.lower() in UNLISTED:
+        raise InvalidInput(
+            f"{text} lies behind plain HTTP, where no journal can be listed, so {what}; give its"
+            " address on the store that holds it (s3://, gs://, az://), or a folder with it and its"
+            f" journal, {rest.rpartition('/')[2]}.volflow"
+        )
 
 
 @contextmanager

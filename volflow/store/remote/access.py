@@ -28,6 +28,7 @@ __all__ = [
     "ask",
     "check_reachable",
     "connect",
+    "holds",
     "is_remote",
     "listed",
     "pauses",
@@ -199,12 +200,21 @@ def check_reachable(url: str) -> bool:
     """
     import obstore
 
-    store = connect(url, BRIEF_S)
+    found = holds(url, "zarr.json", BRIEF_S)
+    if not found and url.partition("://")[0].lower() not in UNLISTED:  # is there a bucket at all?
+        store = connect(url, BRIEF_S)
+        ask(url, lambda: next(iter(obstore.list(store, chunk_size=1)), None))
+    return found
+
+
+def holds(url: str, name: str, patience_s: float | None = None) -> bool:
+    """Return True if there is an object of a name below a URL; raises as `check_reachable`."""
+    import obstore
+
+    store = connect(url, patience_s)
     try:
-        ask(url, lambda: obstore.head(store, "zarr.json"))
+        ask(url, lambda: obstore.head(store, name))
     except FileNotFoundError:
-        if url.partition("://")[0].lower() not in UNLISTED:  # is there a bucket at all?
-            ask(url, lambda: next(iter(obstore.list(store, chunk_size=1)), None))
         return False
     return True
 

@@ -34,7 +34,8 @@ __all__ = [
     "without_keys",
 ]
 
-ROOTS = ("zarr.json", ".zgroup", ".zarray")  # what makes objects a volume
+# What makes objects a volume; the second as long as its run has not ended.
+ROOTS = ("zarr.json", "zarr.json.unfinished", ".zgroup", ".zarray")
 SETTINGS = ("AWS_", "AZURE_", "GOOGLE_")  # in the environment, of where a store is
 TRIES, PAUSE_S = 4, 1.0  # to write where there is nothing, and between them
 MOST_DELETED = 1000  # in one request

@@ -176,7 +176,8 @@ def tasks_for(
 ) -> list[Task]:
     """Return the levels with what is left to do of each; nothing is changed."""
     require_complete(finest)
-    there = len(finest.levels) - 1
+    # Levels that are being repaired are not listed, but have a journal.
+    there = max(len(finest.levels) - 1, *place.surplus(0), 0)
     if levels is None and there > len(halvings(finest.spatial_shape, finest.spacing)):
         levels = there
     layouts = lay_out(finest.spec, levels, memory_bytes)

@@ -119,7 +119,7 @@ def _execute(
 ) -> None:
     first = Level("0", finest.meta.spacing, finest.meta.translation)
     wanted = (first, *(task.listed for task in tasks))
-    kept = next((n for n, task in enumerate(tasks) if not task.begun), len(tasks))
+    kept = next((n for n, task in enumerate(tasks) if task.left), len(tasks))
     if len(finest.levels) > kept + 1:  # what is made again or removed is no longer listed
         list_levels(finest, wanted[: kept + 1])
         finest = open_volume(str(finest.path))

@@ -249,6 +249,25 @@ class TestAfterwards:
         assert vf.verify(OUT).ok
 
     @pytest.mark.slow
+    def test_it_is_refused_while_it_is_repaired(self, convert, s3):
+        convert()
+        journal_of(OUT).forget([3])
+        seen = []
+
+        def look(request):
+            if request.method == "PUT" and "/c/" in request.path:
+                try:
+                    vf.open(OUT)
+                except InvalidInput as error:
+                    seen.append(str(error))
+
+        s3.fault = look
+        convert()
+        assert len(seen) == 1
+        assert seen[0].startswith(f"{OUT} is not complete: 7 of 8 blocks are done")
+        np.testing.assert_array_equal(vf.open(OUT)[:], SCAN)
+
+    @pytest.mark.slow
     def test_verify_takes_no_outage_for_damage(self, convert, s3):
         convert()
         s3.fault = lambda one: Fault("status", 403) if "/c/" in one.path else None

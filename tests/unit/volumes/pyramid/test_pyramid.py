@@ -463,8 +463,25 @@ class TestVerify:
         pyramid(made)
         assert shard.read_bytes() == good
         after = mtimes(made.path)
-        assert {name for name in after if after[name] != before.get(name)} == {"1/c/1/2/0"}
+        changed = {name for name in after if after[name] != before.get(name)}
+        assert changed == {"1/c/1/2/0", "zarr.json"}
         assert vf.verify(made.path).ok
+
+    def test_it_is_no_level_while_it_is_repaired(self, made, pyramid, monkeypatch):
+        place_of(made).journal(1).forget([10])
+        seen, run = [], pyramid_module.run
+
+        def watched(*args, **options):
+            seen.append([level.path for level in vf.open(made.path).levels])
+            if len(seen) == 1:
+                raise Stopped
+            return run(*args, **options)
+
+        monkeypatch.setattr(pyramid_module, "run", watched)
+        with pytest.raises(Stopped):
+            pyramid(made)
+        assert len(pyramid(made).levels) == 3  # as many as there were
+        assert seen == [["0"], ["0"]]
 
     def test_says_what_is_missing_of_an_interrupted_one(self, made, pyramid):
         place_of(made).journal(2).forget([1])
