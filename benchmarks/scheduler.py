@@ -4,8 +4,8 @@
     python benchmarks/scheduler.py --counts 1000 --repeats 1    # no result filed
 
 Each run is a process of its own with two worker processes beside it, warmed by some blocks before
-the clock starts. Of volflow there are the worst case, a task for every block, with a journal on
-disk and without, and what its plans really do: a few runs of neighbouring blocks per worker.
+the clock starts. Of volflow there are the worst case, a run for every block, with a journal on
+disk and without, and what most plans do: a few runs of neighbouring blocks per worker.
 Memory is that by which the process of driver, client and scheduler grew at its peak; CPU is that
 process's own. Runs of all contestants alternate, and medians are shown. daisy comes with the extra
 `peers`, and is left out where it is missing. Of more than 10⁴ blocks only those run that need less
@@ -30,9 +30,9 @@ sys.path.insert(0, str(HERE))
 
 WORKERS, WARM = 2, 64
 GOAL_MS = 1.5
-QUICK, MOST_OF_OTHERS = ("runs", "daisy"), 10**4
+QUICK, MOST_OF_OTHERS = ("task", "journal", "runs", "daisy"), 10**4
 HOWS = {
-    "volflow, a task per block": "task",
+    "volflow, a run per block": "task",
     "volflow, the same with a journal": "journal",
     "volflow, runs as planned": "runs",
     "client.map": "map",

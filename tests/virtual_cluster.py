@@ -98,7 +98,8 @@ class Scenario:
 
 def scenario(random: Random) -> Scenario:
     """Draw a scenario; in its last second a worker joins that nothing happens to any more."""
-    count = random.randint(1, 16)
+    quick = random.randint(0, 2) == 0  # many short blocks: several runs are then one attempt
+    count = 80 if quick else random.randint(1, 16)
     moves = [Move(0.0, "join", "a", random.randint(1, 3), random.choice([None, None, 40]))]
     at_s = 0.0
     for _ in range(random.randint(0, 16)):
@@ -113,9 +114,11 @@ def scenario(random: Random) -> Scenario:
     faults = {}
     kinds = ["fails", "cannot be read", "is damaged", "ends early", "kills", "is refused", "full"]
     for block in range(count):
-        if random.randint(0, 5) == 0:
+        if random.randint(0, 40 if quick else 5) == 0:
             kind = random.choice(kinds[: random.choice([4, 5, 7])])
             faults[block] = (kind, random.choice([1, 1, 2, 3, ALWAYS]))
+    each_s = [0.02] if quick else [0.1, 1.0, 3.0, 8.0]
+    reads_s = [0.3] if quick else [1.0, 1.0, 1.1, 2.5, 4.0]
     return Scenario(
         runs=split_runs(range(count), random.randint(1, count)),
         retries=random.randint(0, 3),
@@ -123,10 +126,10 @@ def scenario(random: Random) -> Scenario:
         peak_bytes=10,
         memory_bytes=random.choice([10, 25, 100]),
         wait_s=random.choice([None, None, None, 2.0, 30.0]),
-        seconds=tuple(random.choice([0.1, 1.0, 3.0, 8.0]) for _ in range(count)),
+        seconds=tuple(random.choice(each_s) for _ in range(count)),
         faults=faults,
         moves=tuple(moves),
-        polls_s=tuple(random.choice([1.0, 1.0, 1.1, 2.5, 4.0]) for _ in range(3)),
+        polls_s=tuple(random.choice(reads_s) for _ in range(3)),
         lags_s=tuple(random.choice([0.0, 0.0, 0.2, 3.5]) for _ in range(3)),
         late_answers=random.choice([False, True]),
         time_up_s=random.choice([None, None, None, 0.0, 3.3, 9.0]),

@@ -12,7 +12,7 @@ import math
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,7 +28,7 @@ from volflow.errors import Superseded, VolflowError
 from volflow.store.journal.journal import Journal
 from volflow.store.journal.records import process_name
 
-__all__ = ["Session", "execute"]
+__all__ = ["Assignment", "Session", "execute"]
 
 # Interval at which a waiting task checks that it is still wanted itself.
 LOOK_EVERY_S = 0.5
@@ -87,19 +87,43 @@ class Session:
     left_s: float | None = None  # of its time, when a task is submitted: clocks may differ
 
 
-def execute(task: Task, job: Any, blocks: tuple[int, ...], topic: str, session: Session) -> Outcome:
-    """Run a task on its worker, reporting each step to the driver.
+@dataclass(frozen=True)
+class Assignment:
+    """What a worker is given to do at once.
 
     Parameters
     ----------
-    task, job, blocks
-        See `Plan`.
+    task, runs
+        See `Plan`: one run of blocks, or several short ones.
     topic
         Event topic of the run, which receives its steps.
     session
         Source of the task's context.
     """
-    worker = get_worker()
+
+    task: Task
+    runs: tuple[tuple[int, ...], ...]
+    topic: str
+    session: Session
+
+    def steps(self, job: Any, context: Context) -> Generator[Step, None, None]:
+        """Run the task on one run after the other."""
+        for run in self.runs:
+            yield from run_task(self.task, job, run, context)
+
+
+def execute(given: Assignment, job: Any) -> Outcome:
+    """Do an assignment on its worker, reporting each step to the driver.
+
+    Parameters
+    ----------
+    given
+        What is to be done.
+    job
+        See `Plan`; apart, as Dask replaces futures by what they stand for in arguments alone.
+    """
+    worker, topic, session = get_worker(), given.topic, given.session
+    blocks = tuple(block for run in given.runs for block in run)
     key, name = worker.get_current_task(), process_name()
     results: dict[int, Any] = {}
     end_s = math.inf if session.left_s is None else time.monotonic() + session.left_s
@@ -128,7 +152,7 @@ def execute(task: Task, job: Any, blocks: tuple[int, ...], topic: str, session: 
             if not mine or time.monotonic() >= end_s:  # its turn came too late
                 return Outcome(results, released=bool(mine))
             # Closed first, so that the task has stopped before its blocks are released.
-            with closing(run_task(task, job, blocks, context)) as steps:
+            with closing(given.steps(job, context)) as steps:
                 released = _follow(steps, report, wanted, end_s)
             if released:
                 results |= _written(context, blocks, results)

@@ -11,6 +11,8 @@ no more, because it is short of memory or about to leave, is `paused`.
 An error names its block: the first of the run that is not done. The death of a worker names none,
 so the runs that it held come back in halves, each alone on a worker and after all others, until the
 block that ends its worker is alone: neither its neighbours nor what ran beside it are blamed.
+
+To hand a run over takes some 10 ms: a worker that does many a second gets several as one attempt.
 """
 
 from __future__ import annotations
@@ -45,13 +47,15 @@ __all__ = ["Driver"]
 MOST_OFFERS = 16
 # Seconds of only too small workers after which no larger one can still be restarting.
 ALONE_S = 10.0
+# Seconds of work that a worker is given as one attempt, where its pace shows that runs are shorter.
+AT_ONCE_S = 0.25
 # Blocks that an error names with their reasons; the journal holds them all.
 MOST_NAMED = 3
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """A run of blocks, waiting or on a worker, and how often its first block has failed.
+    """Blocks of one or several runs, waiting or on a worker, and how often the first has failed.
 
     ``alone``: it has its worker to itself, or must have it.
     """
@@ -114,6 +118,9 @@ class Driver:
     submitted: int = 0
     retried: int = 0
     offered: int = 0
+    read_s: float | None = None  # when the last reading came
+    ended: Counter[str] = field(default_factory=Counter)  # blocks by worker since then
+    at_once: dict[str, int] = field(default_factory=dict)  # blocks that a worker does in AT_ONCE_S
     small: set[str] = field(default_factory=set)  # workers that were named as too small
     small_since_s: float | None = None  # when the first reading of too small workers alone came
     time_up: str = ""  # when, in words
@@ -126,6 +133,7 @@ class Driver:
         """Account for a reading of the scheduler: workers by address."""
         if self.stopped:
             return []
+        self._pace(now_s)
         logs, taken = self.roster.read(reading, now_s), self._take_back()
         return [*logs, *self._name_small(), *taken, *self._wait(now_s), *self._proceed()]
 
@@ -147,6 +155,7 @@ class Driver:
         if attempt is None:  # its results count, its error does not
             self._drop_done()
             return self._proceed()
+        self.ended[attempt.worker] += len(outcome.results)
         error = outcome.error
         if outcome.released:
             left = attempt.left(self.results)
@@ -181,11 +190,13 @@ class Driver:
             return self._stop(self._unfinished() if left else self._failure())
         actions: list[Action] = []
         load, alone = self._load(), {one.worker for one in self.in_flight.values() if one.alone}
+        share = self._share()
         for address, worker in () if self.time_up else self.roster.live.items():
             slots = 0 if worker.paused or address in alone else self.slots(worker)
             while self.waiting and load[address] < slots:
                 load[address] += 1
-                actions.append(self._submit(self.waiting.popleft(), address, alone=slots == 1))
+                attempt = self._next(self.at_once.get(address, 0), share)
+                actions.append(self._submit(attempt, address, alone=slots == 1))
             if self.suspects and slots and not load[address]:
                 actions.append(self._submit(self.suspects.popleft(), address, alone=True))
         left = 0 if self.time_up else len(self.waiting) + len(self.suspects)
@@ -194,6 +205,27 @@ class Driver:
             self.offered = offers
             actions.append(HoldOffers(offers))
         return actions
+
+    def _share(self) -> int:
+        """Return how many runs an attempt may hold, so that enough are left for the others."""
+        if self.plan.job_of:  # a job may hold voxels, as many as its task may take at once
+            return 1
+        slots = sum(map(self.slots, self.roster.live.values()))
+        return len(self.waiting) // max(1, 2 * slots)
+
+    def _next(self, most_blocks: int, most_runs: int) -> Attempt:
+        """Take a run from the queue, with those behind it that are done at once."""
+        first = self.waiting.popleft()
+        blocks, runs = [*first.blocks], 1
+        while (
+            runs < most_runs
+            and self.waiting
+            and not first.failures + self.waiting[0].failures
+            and len(blocks) + len(self.waiting[0].blocks) <= most_blocks
+        ):
+            blocks += self.waiting.popleft().blocks
+            runs += 1
+        return replace(first, blocks=tuple(blocks))
 
     def _submit(self, attempt: Attempt, worker: str, *, alone: bool) -> Submit:
         self.submitted += 1
@@ -212,6 +244,19 @@ class Driver:
             Log(logging.WARNING, f"worker {one} has {memory} of memory and gets no block: {need}")
             for one, memory in has.items()
         ]
+
+    def _pace(self, now_s: float) -> None:
+        """Note how many blocks each worker does in the seconds of one attempt."""
+        if self.read_s is not None and now_s > self.read_s:
+            share = AT_ONCE_S / (now_s - self.read_s)
+            slots = {address: self.slots(worker) for address, worker in self.roster.live.items()}
+            self.at_once = {
+                address: int(share * count / slots[address])
+                for address, count in self.ended.items()
+                if slots.get(address)
+            }
+            self.ended.clear()
+        self.read_s = now_s
 
     def _load(self) -> Counter[str]:
         return Counter(attempt.worker for attempt in self.in_flight.values())

@@ -34,7 +34,8 @@ class Plan:
         are sent to the workers, so the task is a module-level function and the job small and
         picklable.
     runs
-        Blocks in the pieces that are scheduled: one task per run of neighbouring blocks.
+        Blocks in the pieces that are scheduled: a task takes a run of neighbouring blocks, or
+        several short runs one after the other.
     units, unit
         Total work, for progress, and the name of its unit.
     peak_bytes, memory_bytes

@@ -13,13 +13,14 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from queue import Empty, SimpleQueue
 from typing import Any
 
 from distributed import Client, Future, KilledWorker
 
 from volflow.engine.admission.sharing import shared
-from volflow.engine.attempt import Session, execute
+from volflow.engine.attempt import Assignment, Session, execute
 from volflow.engine.cluster import Cluster, connect
 from volflow.engine.clusters.plugins import with_plugin
 from volflow.engine.clusters.skew import Newcomers
@@ -56,6 +57,8 @@ __all__ = ["RunReport", "run"]
 
 # The scheduler is asked for its workers at most this often; a query costs it 0.6 ms.
 READ_EVERY_S = 1.0
+# At first sooner, as it is not known yet how many runs they do in a second.
+FIRST_READ_S = 0.1
 # Results are small: one that takes longer than this was lost with its worker.
 FETCH_S = 5.0
 WAITS = "{} shares the worker {} with another run: a block waits there until it fits beside others"
@@ -89,10 +92,15 @@ class Adapter:
     ended: SimpleQueue[int] = field(default_factory=SimpleQueue)
     reported: dict[str, set[int]] = field(default_factory=dict)
     limit: TimeLimit | None = field(default_factory=current_limit)
+    run_of: dict[int, int] = field(init=False)  # the run of the plan in which a block is
+
+    def __post_init__(self) -> None:
+        runs = enumerate(self.plan.runs)
+        self.run_of = {block: number for number, run in runs for block in run}
 
     def loop(self) -> None:
         """Read the workers each second and collect ended attempts, until the driver stops."""
-        due_s = time.monotonic()
+        due_s, every_s = time.monotonic(), FIRST_READ_S
         with offers(self.client) as hold, closing(Newcomers(self.client)) as newcomers:
             while not self.driver.stopped:
                 check_wanted()
@@ -102,7 +110,7 @@ class Adapter:
                 elif now_s < due_s:
                     actions = self.collect(due_s - now_s)
                 else:
-                    due_s = now_s + READ_EVERY_S
+                    due_s, every_s = now_s + every_s, min(READ_EVERY_S, 2 * every_s)
                     reading = newcomers.admitted(idle_first(self.client))
                     actions = self.driver.on_workers(reading, now_s)
                 self.state.retries = self.driver.retried
@@ -134,13 +142,11 @@ class Adapter:
     def submit(self, given: Submit) -> None:
         """Submit an attempt to its worker."""
         left_s = None if self.limit is None else self.limit.left_s
+        runs = tuple(tuple(run) for _, run in groupby(given.blocks, self.run_of.__getitem__))
         future = self.client.submit(
             execute,
-            self.plan.task,
+            Assignment(self.plan.task, runs, self.topic, replace(self.session, left_s=left_s)),
             self.plan.job_of(given.blocks) if self.plan.job_of else self.plan.job,
-            given.blocks,
-            self.topic,
-            replace(self.session, left_s=left_s),
             workers=[given.worker],
             resources=dict(selection().resources) or None,
             pure=False,

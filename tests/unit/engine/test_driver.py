@@ -330,6 +330,72 @@ class TestRetries:
         assert driver.on_completed(1, Outcome({}, RunFailed("late"))) == []
 
 
+class TestAtOnce:
+    """Short runs are handed over several at once."""
+
+    def driven(self, count, done, **changes):
+        """A driver whose one worker did so many of the runs of one block in a second."""
+        driver = driver_of(tuple((n,) for n in range(count)), **changes)
+        driver.on_workers({"a": ONE}, now_s=0)
+        for number in range(done):
+            driver.on_completed(driver.submitted, Outcome({number: None}))
+        driver.on_workers({"a": ONE}, now_s=1)
+        return driver
+
+    def next_of(self, driver, outcome):
+        return kinds(driver.on_completed(driver.submitted, outcome), Submit)
+
+    def test_a_worker_gets_what_it_does_in_a_quarter_of_a_second(self):
+        driver = self.driven(200, 40)
+        (submitted,) = self.next_of(driver, Outcome({40: None}))
+        assert submitted.blocks == tuple(range(41, 51))
+
+    def test_runs_that_take_longer_come_one_by_one(self):
+        driver = self.driven(200, 7)
+        assert self.next_of(driver, Outcome({7: None})) == [Submit(9, (8,), "a")]
+
+    def test_enough_is_left_for_the_others(self):
+        """Each time half of what waits at most, for one slot."""
+        driver, sizes = self.driven(50, 40), []
+        while not driver.stopped:
+            blocks = driver.in_flight[driver.submitted].blocks
+            sizes.append(len(blocks))
+            driver.on_completed(driver.submitted, Outcome(dict.fromkeys(blocks)))
+        assert sizes == [1, 4, 2, 1, 1, 1]
+
+    def of_two_threads(self):
+        driver, two = driver_of(tuple((n,) for n in range(200))), {"a": WorkerReading(2)}
+        driver.on_workers(two, now_s=0)
+        for number in range(1, 41):
+            driver.on_completed(number, Outcome({number - 1: None}))
+        driver.on_workers(two, now_s=1)
+        return driver
+
+    def test_threads_share_the_pace_of_their_worker(self):
+        (submitted,) = kinds(self.of_two_threads().on_completed(41, Outcome({40: None})), Submit)
+        assert len(submitted.blocks) == 5
+
+    def test_one_that_failed_comes_alone(self):
+        driver = self.of_two_threads()
+        driver.on_completed(41, Outcome({}, RuntimeError("it did not work")))
+        tried = []
+        while 40 not in tried:
+            number, attempt = next(iter(driver.in_flight.items()))
+            tried = attempt.blocks
+            driver.on_completed(number, Outcome(dict.fromkeys(tried)))
+        assert tried == (40,)
+
+    def test_jobs_that_hold_voxels_are_never_joined(self):
+        runs = tuple((n,) for n in range(200))
+        plan = Plan("test", print, None, runs, 200, "voxels", 1, 100, job_of=str)
+        driver = Driver(plan)
+        driver.on_workers({"a": ONE}, now_s=0)
+        for number in range(40):
+            driver.on_completed(driver.submitted, Outcome({number: None}))
+        driver.on_workers({"a": ONE}, now_s=1)
+        assert self.next_of(driver, Outcome({40: None})) == [Submit(42, (41,), "a")]
+
+
 def test_blocks_are_named_with_their_boxes_and_reasons():
     grid = BlockGrid((8, 4, 4), (2, 4, 4))
     plan = Plan("test", print, None, ((0,), (1,), (2,), (3,)), 4, "voxels", 1, 100, grid=grid)

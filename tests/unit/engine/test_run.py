@@ -14,6 +14,7 @@ import pytest
 from distributed import LocalCluster, WorkerPlugin, get_worker
 
 from volflow.engine import attempt
+from volflow.engine.driver import Attempt, Driver
 from volflow.engine.plan import Plan, split_runs
 from volflow.engine.run import Adapter, run
 from volflow.engine.task import Step
@@ -411,6 +412,24 @@ def test_shards_that_the_dead_left_half_written_are_deleted(tmp_path):
     assert list(journal.done()) == list(range(6))
     assert list(folder.iterdir()) == []
     assert sorted(path.name for path in journal.directory.iterdir()) == ["done", "plan.json"]
+
+
+def test_a_task_gets_its_runs_one_by_one_also_where_several_come_at_once(monkeypatch):
+    """Only what lies in one run are neighbours."""
+
+    def runs(job, blocks, context):
+        yield from (Step(block, 10, result=blocks) for block in blocks)
+
+    def all_at_once(driver, most_blocks, most_runs):
+        blocks = tuple(block for attempt in driver.waiting for block in attempt.blocks)
+        driver.waiting.clear()
+        return Attempt(blocks)
+
+    monkeypatch.setattr(Driver, "_next", all_at_once)
+    report = run(plan_of(runs, runs=((0, 1), (2,), (3, 4, 5))), progress=False)
+    assert report.results == {
+        0: (0, 1), 1: (0, 1), 2: (2,), 3: (3, 4, 5), 4: (3, 4, 5), 5: (3, 4, 5),
+    }  # fmt: skip
 
 
 def test_blocks_without_results_are_not_fetched(monkeypatch):
