@@ -9,6 +9,7 @@ import typer
 
 from volflow.cli.values import Json, PlanOnly, say, say_facts, say_plan
 from volflow.errors import InvalidInput
+from volflow.store.formats.choice import ImageChoice
 from volflow.volumes.volume_options import (
     ConvertOptions,
     ExportOptions,
@@ -18,13 +19,17 @@ from volflow.volumes.volume_options import (
 
 __all__ = ["convert", "export", "info", "pyramid", "statistics"]
 
+WHOLE = ImageChoice()
 Stored = Annotated[str, typer.Argument(metavar="VOLUME", help="An OME-Zarr volume.")]
 
 
 def convert(
     source: Annotated[
         str,
-        typer.Argument(metavar="SOURCE", help="A .nii, .nii.gz or .npy file, or Zarr v2 or v3."),
+        typer.Argument(
+            metavar="SOURCE",
+            help="A file or folder of any format that is read, or FILE::PART of it; or Zarr.",
+        ),
     ],
     out: Annotated[str, typer.Argument(metavar="OUT", help="The OME-Zarr volume to write.")],
     options: ConvertOptions,
@@ -60,6 +65,7 @@ def info(
             " change, and coarser levels made for the other are removed.",
         ),
     ] = None,
+    choice: ImageChoice = WHOLE,
     as_json: Json = False,
 ) -> None:
     """Show kind, shape, spacing, orientation, layout and size of a volume or file."""
@@ -75,7 +81,7 @@ def info(
         from volflow.volumes.kind import set_kind
 
         set_kind(volume, "classes" if labels else "image")
-    say_facts(facts_of(volume), as_json)
+    say_facts(facts_of(volume, choice), as_json)
 
 
 def pyramid(

@@ -80,8 +80,15 @@ class Source(ABC):
         return self.shape[0] if self.ndim == 4 else 1
 
     @property
+    def decoded(self) -> tuple[int, ...]:
+        """Voxels per axis of what is decoded as a whole, however little of it is read."""
+        return (1,) * self.ndim
+
+    @property
     def piece(self) -> tuple[int, ...]:
         """Voxels per axis of a box that is read without much waste."""
+        if max(self.decoded) > 1:
+            return tuple(min(d, n) for d, n in zip(self.decoded, self.shape, strict=True))
         return (*(1 for _ in self.shape[:-3]), *(min(64, n) for n in self.shape[-3:]))
 
     @property

@@ -97,6 +97,11 @@ class Volume(Source):
         return self._per_axis(self.array.chunks)
 
     @property
+    def decoded(self) -> tuple[int, ...]:
+        """The chunk."""
+        return self.chunks
+
+    @property
     def piece(self) -> tuple[int, ...]:
         """The chunk."""
         return self.chunks

@@ -15,9 +15,11 @@ from volflow.engine.plan import Plan
 from volflow.engine.progress import Progress, announce
 from volflow.errors import InvalidInput
 from volflow.option import called_like, from_keywords, journey
-from volflow.store.formats.labels import NotLabels, taken_as
+from volflow.store.formats.adjusted import on_spacing, stored_as
+from volflow.store.formats.choice import ImageChoice, one_channel
+from volflow.store.formats.labels import NotHeld, taken_as
 from volflow.store.formats.sources import ArraySource, open_source
-from volflow.store.journal.journal import journal_of
+from volflow.store.journal.journal import Record, journal_of
 from volflow.store.journal.outputs import check_apart, discard
 from volflow.store.remote.address import location
 from volflow.store.slabs import Source
@@ -25,15 +27,8 @@ from volflow.store.volume import Volume
 from volflow.volumes.arrays.computed import DaskSource
 from volflow.volumes.arrays.held import hold
 from volflow.volumes.arrays.inputs import VolumeLike, open_input
-from volflow.volumes.copying import (
-    Copy,
-    adopted,
-    lay_out,
-    make_plan,
-    make_record,
-    resumes,
-    run_copy,
-)
+from volflow.volumes.copy_layout import Copy, adopted, in_strips, lay_out, unpacked_first
+from volflow.volumes.copying import make_plan, make_record, resumes, run_copy
 from volflow.volumes.kind import set_kind
 from volflow.volumes.origin import Origin, origin_of, trusted
 from volflow.volumes.volume_options import ConvertOptions, WriteOptions
@@ -56,7 +51,8 @@ class Import:
     def of(cls, source: Any, out: Any, options: ConvertOptions) -> Import:
         """Look at the source, then at what was started at the destination."""
         check_apart(out, source)
-        journal, origin = journal_of(out), origin_of(open_source(source))
+        choice = replace(ImageChoice.among(options), channel=None)
+        journal, origin = journal_of(out), origin_of(open_source(source, choice))
         origin = trusted(origin, journal) if options.resume else origin
         anew = "" if options.overwrite or origin is None else origin.begins_anew(journal)
         options = replace(options, overwrite=options.overwrite or bool(anew))
@@ -64,14 +60,32 @@ class Import:
 
     def copy(self, memory_bytes: int) -> Copy:
         """Return the copy; the source is opened after its state was noted."""
-        options = self.options
-        opened = taken_as(open_source(self.source), options.labels)
-        layout = adopted(self.out, options.chunk, options.shard, overwrite=options.overwrite)
-        copy = lay_out(opened, os.fspath(self.out), *layout, memory_bytes)
+        options, out = self.options, os.fspath(self.out)
+        opened = taken_as(one_channel(self.open(), options.channel), options.labels)
+        opened = on_spacing(stored_as(opened, options.dtype), options.spacing, options.unit)
+        layout = adopted(out, options.chunk, options.shard, overwrite=options.overwrite)
+        copy = lay_out(opened, out, *layout, memory_bytes)
+        copy = in_strips(unpacked_first(copy, layout, anew=options.overwrite))
         named = isinstance(self.source, str | os.PathLike)
         name = os.fspath(self.source) if named else type(self.source).__name__
         what = f"{name}: {tuple(opened.shape)} {np.dtype(opened.dtype)}"
         return replace(copy, what=what, origin=self.origin)
+
+    def open(self) -> Source:
+        """Open the image that was chosen, with all its channels."""
+        return open_source(self.source, replace(ImageChoice.among(self.options), channel=None))
+
+    def record(self, copy: Copy) -> Record:
+        """Return the record of the copy: the state of its source, and what is made of it."""
+        plain, options = self.open(), self.options
+        state = self.origin.identity if self.origin else plain.identity()
+        asked = {**vars(ImageChoice.among(options)), "spacing": options.spacing}
+        asked |= {"unit": options.unit, "dtype": options.dtype and str(np.dtype(options.dtype))}
+        made = {name: value for name, value in asked.items() if value is not None}
+        # Other voxels than those of the file; what merely counts as labels can be changed later.
+        if options.dtype is None and copy.spec.dtype != plain.dtype:
+            made["labels"] = True
+        return make_record(state, copy, **made)
 
 
 @journey
@@ -81,6 +95,14 @@ def convert(  # noqa: PLR0913 - a public journey takes flat options
     *,
     chunk: int | Sequence[int] | None = None,
     shard: int | Sequence[int] | None = None,
+    spacing: float | Sequence[float] | None = None,
+    unit: str | None = None,
+    dtype: str | None = None,
+    channel: str | int | None = None,
+    timepoint: int | None = None,
+    level: int | None = None,
+    series: str | int | None = None,
+    dataset: str | None = None,
     labels: bool | None = None,
     cluster: Cluster = None,
     workers: str | Sequence[str] | None = None,
@@ -103,6 +125,18 @@ def convert(  # noqa: PLR0913 - a public journey takes flat options
         is array ``"0"`` in it.
     chunk, shard
         Voxels per axis; by default about 64³ and 256³, thinner along thick slices.
+    spacing, unit
+        Voxel size along z, y, x, or one for all, and its unit (``"mm"``, ``"um"``, …), where the
+        source does not say them, or says them wrong.
+    dtype
+        What to store, such as ``"uint16"``, by default what the source holds. Floats are rounded
+        to integers; a voxel that it does not hold is refused, never clipped.
+    channel
+        Number or name of the one channel to take; by default all of them.
+    timepoint, level, series, dataset
+        Which image of a source that holds several: a timepoint, a level of a pyramid (0 is the
+        finest), a DICOM series or an image of a TIFF file by number, name or UID, the path of a
+        dataset in HDF5 or N5. The last two may stand in the path, too: ``"cells.h5::volumes/raw"``.
     labels
         True for a label map: each voxel is the number of a class, so that levels take the
         commonest, pictures colour it and `compare` counts it. Floats must be whole numbers and are
@@ -182,17 +216,14 @@ def _copied(given: Any, out: str | os.PathLike[str], options: ConvertOptions) ->
     if asked.anew:
         announce(f"convert: {asked.anew}", options.progress)
     cluster = "threads" if here else options.cluster
-    with connect(cluster, **options.connection) as client, hold(given) as held:
+    with connect(cluster, **options.connection) as client:
         check_sight(client, out, given)
         copy = asked.copy(memory_per_worker(client, options.memory))
-        plain = open_source(given)
-        state = asked.origin.identity if asked.origin else plain.identity()
-        # Other voxels than those of the file; what merely counts as labels can be changed later.
-        whole = {} if copy.spec.dtype == plain.dtype else {"labels": True}
         try:
-            record = make_record(state, copy, **whole)
-            volume = run_copy(copy, record, held if here else given, client, asked.options)
-        except NotLabels as error:
+            with hold(copy.source) as held:
+                read = held if here else copy.source
+                volume = run_copy(copy, asked.record(copy), read, client, asked.options)
+        except NotHeld as error:
             journal = journal_of(out)
             with journal.lock():
                 discard(location(out), journal)

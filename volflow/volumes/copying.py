@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -18,39 +17,32 @@ from volflow.engine.plan import Plan
 from volflow.engine.run import run
 from volflow.engine.run_options import OutputOptions
 from volflow.engine.task import Context, Step
-from volflow.errors import Damaged, InvalidInput, SourceChanged
+from volflow.errors import InvalidInput, SourceChanged
 from volflow.geometry.grid import BlockGrid
+from volflow.geometry.strips import hull, strips
 from volflow.store.aside import sweep
 from volflow.store.create import check_target, create, open_begun
-from volflow.store.formats.labels import taken_as
-from volflow.store.formats.sources import open_source
 from volflow.store.journal.journal import Record, journal_of
 from volflow.store.journal.outputs import discard, withheld
-from volflow.store.journal.records import typed
-from volflow.store.layout import shrinking
-from volflow.store.meta import VolumeSpec
 from volflow.store.remote.address import is_stored, location
 from volflow.store.slabs import Source
-from volflow.store.volume import Volume, described
+from volflow.store.volume import Volume
 from volflow.volumes.arrays.computed import refuse_masked
 from volflow.volumes.arrays.held import InProcess
 from volflow.volumes.arrays.pieces import Parcel, Pieces, compute_parcel
+from volflow.volumes.copy_layout import Copy
 from volflow.volumes.origin import Origin
+from volflow.volumes.unpacking import forget_unpacked
 
 __all__ = [
-    "COPIES",
-    "Copy",
     "CopyJob",
-    "held_bytes",
-    "lay_out",
     "make_plan",
+    "make_record",
     "resumes",
     "run_copy",
 ]
 
 COPY_VERSION = 1
-SLACK_BYTES = 32 * 2**20
-COPIES = 2.5  # of a block that a task holds: its voxels, and shards in flight
 
 
 @dataclass(frozen=True)
@@ -60,8 +52,8 @@ class CopyJob:
     Parameters
     ----------
     source
-        What `open_source` opens, by name where it lies in this process; of a Dask array the
-        parcels of the blocks, by number.
+        What is copied, by name where it lies in this process; of a Dask array the parcels of the
+        blocks, by number.
     volume, blocks
         Where the blocks go.
     origin
@@ -81,20 +73,18 @@ class CopyJob:
                 self.origin.check()
 
     def open(self) -> Source:
-        """Open the source on this worker; whole floats become the integers that are stored."""
-        opened = open_source(
-            self.source.get() if isinstance(self.source, InProcess) else self.source
-        )
-        whole = opened.dtype.kind == "f" and self.volume.dtype.kind == "i"
-        return taken_as(opened, True) if whole else opened
+        """Return the source on this worker."""
+        found: Source = self.source.get() if isinstance(self.source, InProcess) else self.source
+        return found
 
 
 def copy_blocks(job: CopyJob, blocks: tuple[int, ...], context: Context) -> Iterator[Step]:
-    """Copy blocks of a source that can be read anywhere."""
-    source = job.open()
-    for number in blocks:
-        roi = job.blocks[number]
-        job.store(number, source.read(roi), context)
+    """Copy blocks of a source that can be read anywhere, which are read at once."""
+    rois = [job.blocks[number] for number in blocks]
+    whole = hull(rois)
+    voxels = job.open().read(whole)
+    for number, roi in zip(blocks, rois, strict=True):
+        job.store(number, voxels[roi.relative_to(whole.start).slices()], context)
         yield Step(number, roi.size)
 
 
@@ -153,99 +143,34 @@ def _stream_blocks(job: CopyJob, blocks: tuple[int, ...], context: Context) -> I
             yield pending.result()
 
 
-@dataclass(frozen=True)
-class Copy:
-    """A conversion ready to run: its destination, layout and blocks."""
-
-    path: str
-    spec: VolumeSpec
-    blocks: BlockGrid
-    sequential: bool
-    peak_bytes: int
-    memory_bytes: int
-    what: str = ""
-    origin: Origin | None = None
-
-    def remedy(self) -> str:
-        """Return what would make the copy fit."""
-        least = math.ceil(self.peak_bytes / 2**20)
-        return f'use memory="{least}MiB" or more (--memory), or a smaller shard'
-
-
-def held_bytes(block: BlockGrid, dtype: np.dtype[Any], copies: float) -> int:
-    """Return the projected peak of a task that holds so many copies of a block."""
-    voxels = math.prod(min(b, n) for b, n in zip(block.block, block.shape, strict=True))
-    return int(voxels * dtype.itemsize * copies) + SLACK_BYTES
-
-
-def lay_out(source: Source, path: str, chunk: Any, shard: Any, memory_bytes: int) -> Copy:
-    """Choose the layout and blocks of a copy; shards shrink along z where memory is short."""
-    spec = VolumeSpec.of(source.shape, source.dtype, described(source), chunk, shard)
-    front, least = (1,) * (source.ndim - 3), spec.chunk
-
-    def sized(outer: Sequence[int]) -> tuple[BlockGrid, int]:
-        space = spec.shape[-3:] if source.sequential else outer[-3:]
-        block = BlockGrid(spec.shape, (*front, outer[-3], *space[-2:]))
-        # The slab, its successor where one is read ahead, shards in flight.
-        return block, held_bytes(block, spec.dtype, 3.5 if source.sequential else COPIES)
-
-    outer = spec.shard or least
-    smaller = shrinking(outer, least, (*(0,) * len(front), 1, 0, 0)) if shard is None else (outer,)
-    for outer in smaller:
-        blocks, peak = sized(outer)
-        if peak <= memory_bytes:
-            break
-    return Copy(path, replace(spec, shard=outer), blocks, source.sequential, peak, memory_bytes)
-
-
-def adopted(
-    out: str | os.PathLike[str], chunk: Any, shard: Any, *, overwrite: bool
-) -> tuple[Any, Any]:
-    """Return chunk and shard of the run to resume, unless asked for: memory may differ now."""
-    before = None if overwrite else journal_of(out).recorded()
-    if before is None or chunk is not None or shard is not None:
-        return chunk, shard
-    try:
-        saved = typed(_Layout, before.settings)
-    except ValueError as error:
-        raise Damaged(
-            f"the journal of {out} records no layout ({error}); begin again (overwrite=True,"
-            " --overwrite)"
-        ) from error
-    return saved.chunk[-3:], saved.shard[-3:]
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """The layout of a copy in its journal."""
-
-    chunk: tuple[int, ...]
-    shard: tuple[int, ...]
-
-
 def make_plan(copy: Copy, job: Any, done: frozenset[int]) -> Plan:
     """Return the plan for the blocks that are left."""
     left = tuple(n for n in range(len(copy.blocks)) if n not in done)
+    ones, front_to_back = (1,) * len(copy.blocks.shape), copy.source.sequential
     return Plan(
         "convert",
-        stream_blocks if copy.sequential else copy_blocks,
+        stream_blocks if front_to_back else copy_blocks,
         job,
-        ((left,) if copy.sequential and left else tuple((n,) for n in left)),
+        (left,)
+        if copy.source.sequential and left
+        else strips(copy.blocks, copy.reach or ones, left),
         units=copy.blocks.voxels(left),
         unit="voxels",
         peak_bytes=copy.peak_bytes,
         memory_bytes=copy.memory_bytes,
-        exclusive=copy.sequential,
+        exclusive=front_to_back,
         grid=copy.blocks,
         facts=(
             ("input", copy.what),
             ("output", f"{copy.path}: {copy.spec.shape} {copy.spec.dtype}"),
             ("layout", f"chunks {copy.spec.chunk}, shards {copy.spec.shard}"),
+            *copy.facts,
         ),
     )
 
 
 def make_record(identity: str, copy: Copy, **more: Any) -> Record:
+    """Return the record of a copy: of which source, what is made of it otherwise, its blocks."""
     return Record(
         "convert",
         {"input": identity, "version": COPY_VERSION, **more},
@@ -256,7 +181,7 @@ def make_record(identity: str, copy: Copy, **more: Any) -> Record:
 def run_copy(
     copy: Copy,
     record: Record,
-    source: str | InProcess | Volume | Pieces | None,
+    source: Source | InProcess | Pieces,
     client: Client,
     options: OutputOptions,
 ) -> Volume:
@@ -267,7 +192,7 @@ def run_copy(
     copy, record
         What is copied, and its record.
     source
-        What tasks open, or the pieces of a Dask array that they compute.
+        What tasks read, or the pieces of a Dask array that they compute.
     client, options
         Where it runs; whether what is there is replaced, and what is shown.
     """
@@ -281,6 +206,7 @@ def run_copy(
             volume = open_begun(copy.path)
         else:
             discard(at, journal)
+            forget_unpacked(journal)
             if copy.origin is not None:  # noted while there is no record: they never differ
                 copy.origin.note(journal)
             journal.begin(record)
@@ -289,6 +215,8 @@ def run_copy(
         job = CopyJob(source, volume, copy.blocks, file)
         plan = make_plan(copy, job, frozenset(journal.done()))
         with withheld(journal, journal.output, left=bool(plan.runs)):
+            if copy.unpacking is not None and plan.runs:
+                copy.unpacking.perform(client, copy.memory_bytes, options.progress)
             with source.held() if isinstance(source, Pieces) else nullcontext() as held:
                 if isinstance(source, Pieces):
                     plan = _computing(plan, job, source, held)
@@ -300,6 +228,7 @@ def run_copy(
                 except SourceChanged:
                     journal.forget(range(len(copy.blocks)))
                     raise
+        forget_unpacked(journal)
     return volume
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from volflow.engine.run_options import OutputOptions, RunOptions
 from volflow.errors import InvalidInput
 from volflow.option import numbers, option
+from volflow.store.formats.choice import ImageChoice
 
 if TYPE_CHECKING:
     from volflow.geometry.histogram import Foreground
@@ -40,9 +41,18 @@ class LayoutOptions(OutputOptions):
 
 
 @dataclass(frozen=True)
-class ConvertOptions(LayoutOptions):
+class ConvertOptions(LayoutOptions, ImageChoice):
     """The options of `convert`."""
 
+    spacing: float | Sequence[float] | None = option(
+        None,
+        "Voxel size along z,y,x, where the file does not say it: 2, or 5,0.7,0.7.",
+        read=numbers,
+    )
+    unit: str | None = option(None, "Its unit: mm, um, nm, … Default: what the file says.")
+    dtype: str | None = option(
+        None, "Data type to store, such as uint16; a voxel that it does not hold is refused."
+    )
     labels: bool | None = option(
         None,
         "Take the source for a label map, whose voxels are classes, or for an image. Of what is"

@@ -1,12 +1,15 @@
 """Filter Dask's log records of closed connections, which volflow reports in one line if relevant.
 
 At the end of a run, and on a loaded machine during it, a heartbeat may find its connection closed;
-Dask then logs the traceback as an error on the user's terminal.
+Dask then logs the traceback as an error on the user's terminal. So does asyncio of a connection
+that waits for more to send, with a limit of tornado's, when its loop ends.
 """
 
 from __future__ import annotations
 
 import logging
+
+import tornado.util
 
 __all__ = ["ClosedConnections", "quieten"]
 
@@ -30,7 +33,7 @@ class ClosedConnections(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Return False for a record about a closed connection."""
         error = record.exc_info[0] if record.exc_info else None
-        if error is not None and error.__name__ in CLOSED:
+        if error is not None and (error.__name__ in CLOSED or error is tornado.util.TimeoutError):
             return False
         return not str(record.msg).startswith("Failed to reconnect to scheduler")
 

@@ -14,24 +14,28 @@ from volflow.geometry.budget import format_bytes
 from volflow.report.facts.grid_facts import file_sizes, grid_facts, lengths, times
 from volflow.report.facts.label_hint import label_hint
 from volflow.report.facts.run_state import run_line
-from volflow.store.formats.sources import open_source
+from volflow.store.formats.choice import ImageChoice
+from volflow.store.formats.sources import open_source, split_part
 from volflow.store.journal.journal import journal_of
 from volflow.store.journal.levels import place_of
+from volflow.store.opening import is_zarr
 from volflow.store.slabs import Source
 from volflow.store.volume import Volume, open_volume
 
 __all__ = ["facts_of", "facts_text", "volume_facts"]
 
 
-def facts_of(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the facts of a volume, or of a file that can be converted.
+def facts_of(path: str | os.PathLike[str], choice: ImageChoice | None = None) -> dict[str, Any]:
+    """Return the facts of a volume, or of a file or folder that can be converted.
 
     Few voxels are read, to see whether an image looks like a label map.
 
     Parameters
     ----------
     path
-        An OME-Zarr image, a Zarr array, or a ``.nii``, ``.nii.gz`` or ``.npy`` file.
+        An OME-Zarr image, a Zarr array, or a file or folder of any format that is read.
+    choice
+        Which image of several.
 
     Returns
     -------
@@ -43,16 +47,20 @@ def facts_of(path: str | os.PathLike[str]) -> dict[str, Any]:
     InvalidInput
         If it is neither.
     """
-    text = os.fspath(path)
-    if "://" in text or not Path(text).is_file():
-        return volume_facts(open_volume(text))
-    source = open_source(text)
+    text, choice = os.fspath(path), ImageChoice() if choice is None else choice
+    if choice == ImageChoice() and ("://" in text or is_zarr(Path(text).expanduser())):
+        return volume_facts(open_volume(text))  # also one that is not complete
+    source = open_source(text, choice)
+    if isinstance(source, Volume):
+        return volume_facts(source)
+    place, _ = split_part(text)
+    sizes = list(file_sizes(place)) if place.is_dir() else [place.stat().st_size]
     return {
         "path": text,
         **grid_facts(source.shape, source.dtype, source.meta),
         **_hinted(source, f"volflow convert --labels {text} OUT"),
         "read": "front to back" if source.sequential else "anywhere",
-        "stored_bytes": Path(text).stat().st_size,
+        "stored_bytes": sum(sizes),
     }
 
 

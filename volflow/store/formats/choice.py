@@ -6,14 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-import numpy as np
-
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
 from volflow.option import option
+from volflow.store.derived import Derived
 from volflow.store.meta import Meta
 from volflow.store.slabs import Array, Source
-from volflow.store.volume import described
 
 __all__ = ["ImageChoice", "one_channel"]
 
@@ -116,6 +114,7 @@ def one_channel(source: Source, channel: str | int | None) -> Source:
 
     Examples
     --------
+    >>> import numpy as np
     >>> from volflow.store.formats.sources import open_source
     >>> two = open_source(np.stack([np.zeros((4, 5, 6)), np.ones((4, 5, 6))]))
     >>> one_channel(two, 1).read(Roi((0, 0, 0), (1, 1, 2))).tolist()
@@ -142,10 +141,9 @@ def _name(source: Source) -> str:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class OneChannel(Source):
+class OneChannel(Derived):
     """One channel of a source with several."""
 
-    source: Source
     channel: int
 
     @property
@@ -154,38 +152,22 @@ class OneChannel(Source):
         return self.source.shape[1:]
 
     @property
-    def dtype(self) -> np.dtype[Any]:
-        """Dtype of the source."""
-        return self.source.dtype
-
-    @property
     def meta(self) -> Meta:
         """Metadata of the source, of this channel."""
-        whole = described(self.source)
-        own = slice(self.channel, self.channel + 1)
-        of_image = whole.colors[own] if whole.kind == "image" else whole.colors
-        axes = whole.axes[1:]
-        return replace(whole, axes=axes, channels=whole.channels[own], colors=of_image)
+        whole, own = super().meta, slice(self.channel, self.channel + 1)
+        colors = whole.colors[own] if whole.kind == "image" else whole.colors
+        names = whole.channels[own] if whole.kind == "image" else whole.channels
+        return replace(whole, axes=whole.axes[1:], channels=names, colors=colors)
 
     @property
-    def path(self) -> str | None:
-        """Path of the source."""
-        return self.source.path
-
-    @property
-    def sequential(self) -> bool:
-        """Whether the source can be read only from front to back."""
-        return self.source.sequential
+    def decoded(self) -> tuple[int, ...]:
+        """What the source decodes as a whole, of this channel."""
+        return self.source.decoded[1:]
 
     @property
     def piece(self) -> tuple[int, ...]:
-        """The piece of the source."""
+        """The piece of the source, of this channel."""
         return self.source.piece[1:]
-
-    @property
-    def unidentified(self) -> str:
-        """Why `identity` holds for this process only."""
-        return self.source.unidentified
 
     def identity(self) -> str:
         """Return the identity of the source, with the channel."""

@@ -10,15 +10,15 @@ import numpy as np
 
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
+from volflow.store.derived import Derived
 from volflow.store.meta import Meta
 from volflow.store.slabs import Array, Source
-from volflow.store.volume import described
 
-__all__ = ["NotLabels", "taken_as", "whole_numbers"]
+__all__ = ["NotHeld", "taken_as", "whole_numbers"]
 
 
-class NotLabels(InvalidInput):
-    """Raised if a voxel of a label map is not a whole number."""
+class NotHeld(InvalidInput):
+    """Raised if a voxel does not fit the dtype that is to be stored."""
 
 
 def taken_as(source: Source, labels: bool | None) -> Source:
@@ -50,36 +50,21 @@ def taken_as(source: Source, labels: bool | None) -> Source:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class _TakenAs(Source):
+class _TakenAs(Derived):
     """A source read as another kind than its own, or with its floats as integers."""
 
-    source: Source
     kind: str
-    dtype: np.dtype[Any]
+    numbers: np.dtype[Any]
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the source."""
-        return self.source.shape
+    def dtype(self) -> np.dtype[Any]:
+        """Dtype of the numbers of classes, or of the source."""
+        return self.numbers
 
     @property
     def meta(self) -> Meta:
         """Metadata of the source, with the kind replaced."""
-        return replace(described(self.source), kind=self.kind)
-
-    @property
-    def path(self) -> str | None:
-        """Path of the source."""
-        return self.source.path
-
-    @property
-    def sequential(self) -> bool:
-        """Whether the source can be read only from front to back."""
-        return self.source.sequential
-
-    def identity(self) -> str:
-        """Return the identity of the source."""
-        return self.source.identity()
+        return replace(super().meta, kind=self.kind)
 
     def read(self, roi: Roi) -> Array:
         """Return the voxels of a box, ``zyx`` or ``czyx``."""
@@ -109,7 +94,7 @@ def whole_numbers(voxels: Array, dtype: np.dtype[Any], corner: tuple[int, ...]) 
 
     Raises
     ------
-    NotLabels
+    NotHeld
         If a voxel is not a whole number or does not fit the dtype, naming the first.
     """
     if voxels.dtype == dtype:
@@ -125,7 +110,7 @@ def whole_numbers(voxels: Array, dtype: np.dtype[Any], corner: tuple[int, ...]) 
         if len(wrong):
             first = tuple(wrong[0].tolist())
             voxel = tuple(a + b for a, b in zip(corner, (*place, *first), strict=True))
-            raise NotLabels(
+            raise NotHeld(
                 f"voxel {voxel} is {plane[first]}, and a label map holds whole numbers that"
                 f" {dtype} can hold; convert it as an image (labels=False, --image), or correct its"
                 " values first"

@@ -1,0 +1,65 @@
+"""Sources that change what another source says or gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from volflow.store.meta import Meta
+from volflow.store.slabs import Source
+from volflow.store.volume import described
+
+__all__ = ["Derived"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Derived(Source):
+    """A source made from another, whose facts it has where it states none of its own."""
+
+    source: Source
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the source."""
+        return self.source.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Dtype of the source."""
+        return self.source.dtype
+
+    @property
+    def meta(self) -> Meta:
+        """Metadata of the source."""
+        return described(self.source)
+
+    @property
+    def path(self) -> str | None:
+        """Path of the source."""
+        return self.source.path
+
+    @property
+    def sequential(self) -> bool:
+        """Whether the source can be read only from front to back."""
+        return self.source.sequential
+
+    @property
+    def decoded(self) -> tuple[int, ...]:
+        """What the source decodes as a whole."""
+        return self.source.decoded
+
+    @property
+    def piece(self) -> tuple[int, ...]:
+        """The piece of the source."""
+        return self.source.piece
+
+    @property
+    def unidentified(self) -> str:
+        """Why the identity of the source holds for this process only."""
+        return self.source.unidentified
+
+    def identity(self) -> str:
+        """Return the identity of the source."""
+        return self.source.identity()
