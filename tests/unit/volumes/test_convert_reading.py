@@ -103,7 +103,12 @@ def packed(tmp_path):
 class TestUnpacking:
     @pytest.fixture
     def options(self, client):
-        return {"cluster": client, "chunk": (16, 64, 64), "shard": (16, 128, 128), "progress": False}
+        return {
+            "cluster": client,
+            "chunk": (16, 64, 64),
+            "shard": (16, 128, 128),
+            "progress": False,
+        }
 
     @staticmethod
     def left(folder):
@@ -213,7 +218,10 @@ class TestWhatIsMadeOfIt:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"unit": "parsec"}, "unit 'parsec' is not known; use one of angstrom, nanometer,"),
+            (
+                {"unit": "furlong"},
+                "unit 'furlong' is not known; use nm, um, mm or any other length",
+            ),
             ({"spacing": (1, 2)}, "spacing needs one number, or one each for z, y, x; given"),
             ({"spacing": 0}, "spacing must be positive and finite"),
             ({"dtype": "int99"}, "dtype must be a NumPy dtype such as uint16, given 'int99'"),

@@ -49,7 +49,9 @@ def on_spacing(source: Source, spacing: float | Sequence[float] | None, unit: st
     own = source.meta
     name = own.unit if unit is None else unit_name(unit)
     if unit is not None and name not in NGFF_UNITS:
-        raise InvalidInput(f"unit {unit!r} is not known; use one of {', '.join(NGFF_UNITS)}")
+        raise InvalidInput(
+            f"unit {unit!r} is not known; use nm, um, mm or any other length that NGFF names"
+        )
     given = own.spacing if spacing is None else spacing
     sizes = [float(s) for s in given] if isinstance(given, Sequence) else [float(given)] * 3
     if len(sizes) != 3:
