@@ -169,7 +169,7 @@ def test_an_exported_result_is_told_as_the_file(called, tmp_path, capsys):
 def test_errors_are_one_line_and_an_exit_code(error, code, line, monkeypatch, capsys):
     import volflow.report.facts.info as module
 
-    def fail(_):
+    def fail(*_):
         raise error
 
     monkeypatch.setattr(module, "facts_of", fail)
@@ -192,7 +192,7 @@ def test_debug_shows_where_an_error_came_from(tmp_path, capsys, words):
 def test_a_fault_of_ours_is_not_hidden(monkeypatch):
     import volflow.report.facts.info as module
 
-    monkeypatch.setattr(module, "facts_of", lambda _: 1 / 0)
+    monkeypatch.setattr(module, "facts_of", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(["info", "a.zarr"])
 
@@ -339,7 +339,7 @@ def test_signals_stop_cleanly(name, root):
     code = (
         "import sys, time, volflow.report.facts.info as info\n"
         "from volflow.cli import main\n"
-        "def wait(_):\n    print('ready', flush=True)\n    time.sleep(60)\n"
+        "def wait(*_):\n    print('ready', flush=True)\n    time.sleep(60)\n"
         "info.facts_of = wait\nsys.argv = ['volflow', 'info', 'a.zarr']\nmain()"
     )
     with subprocess.Popen(

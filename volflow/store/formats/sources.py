@@ -13,9 +13,10 @@ import numpy as np
 
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
-from volflow.store.formats.choice import ImageChoice, one_channel
+from volflow.store.formats.choice import ImageChoice
 from volflow.store.formats.known import FORMATS, Format, format_of
 from volflow.store.formats.npy import volume_shape
+from volflow.store.formats.taken.one_channel import one_channel
 from volflow.store.journal.complete import require_complete
 from volflow.store.layout import check_dtype
 from volflow.store.meta import Meta, SourceInfo

@@ -6,8 +6,9 @@ import pytest
 from tests.unit.store.formats.test_sources import SourceContract, random_zyx, save_nifti
 from volflow.errors import InvalidInput
 from volflow.store.create import create
-from volflow.store.formats.choice import ImageChoice, one_channel
+from volflow.store.formats.choice import ImageChoice
 from volflow.store.formats.sources import open_source
+from volflow.store.formats.taken.one_channel import one_channel
 from volflow.store.meta import Meta, VolumeSpec
 
 CHANNELS = random_zyx((3, 11, 6, 7))

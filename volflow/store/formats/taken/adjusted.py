@@ -11,8 +11,8 @@ import numpy as np
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
 from volflow.geometry.units import NGFF_UNITS, unit_name
-from volflow.store.derived import Derived
-from volflow.store.formats.labels import NotHeld
+from volflow.store.formats.taken.derived import Derived
+from volflow.store.formats.taken.labels import NotHeld
 from volflow.store.layout import check_dtype
 from volflow.store.meta import Meta
 from volflow.store.slabs import Array, Source
@@ -104,7 +104,7 @@ def stored_as(source: Source, dtype: Any) -> Source:
     >>> from volflow.store.formats.sources import open_source
     >>> stored_as(open_source(np.array([[[1.6, 300]]])), "uint8").read(Roi.full((1, 1, 2)))
     Traceback (most recent call last):
-    volflow.store.formats.labels.NotHeld: voxel (0, 0, 1) is 300.0, which uint8 does not hold;
+    volflow.store.formats.taken.labels.NotHeld: voxel (0, 0, 1) is 300.0, which uint8 does not hold;
     choose a wider dtype (--dtype)
     """
     if dtype is None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
-from volflow.store.derived import Derived
+from volflow.store.formats.taken.derived import Derived
 from volflow.store.meta import Meta
 from volflow.store.slabs import Array, Source
 

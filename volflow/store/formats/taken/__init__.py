@@ -1,0 +1,1 @@
+"""Sources taken otherwise than their files say."""
