@@ -18,8 +18,8 @@ from volflow.option import called_like, from_keywords, journey
 from volflow.store.formats.choice import ImageChoice
 from volflow.store.formats.sources import ArraySource, open_source
 from volflow.store.formats.taken.adjusted import on_spacing, stored_as
-from volflow.store.formats.taken.one_channel import one_channel
 from volflow.store.formats.taken.labels import NotHeld, taken_as
+from volflow.store.formats.taken.one_channel import one_channel
 from volflow.store.journal.journal import Record, journal_of
 from volflow.store.journal.outputs import check_apart, discard
 from volflow.store.remote.address import location

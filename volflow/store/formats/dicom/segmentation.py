@@ -52,7 +52,7 @@ class SegmentsSource(Source):
     background: int = 0
 
     @property
-    def piece(self) -> tuple[int, ...]:
+    def decoded(self) -> tuple[int, ...]:
         """One slice, which a file may hold packed."""
         return (*(1 for _ in self.shape[:-3]), 1, *self.shape[-2:])
 

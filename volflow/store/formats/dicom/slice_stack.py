@@ -43,7 +43,7 @@ class StackSource(Source):
     slices: tuple[DicomSlice, ...]
 
     @property
-    def piece(self) -> tuple[int, ...]:
+    def decoded(self) -> tuple[int, ...]:
         """One slice with all its channels, which a file may hold packed."""
         return (*self.shape[:-3], 1, *self.shape[-2:])
 
