@@ -89,7 +89,7 @@ def make_files(folder: Path) -> dict[str, Sample]:
     np.save(folder / "a.npy", scan())
     convert(folder / "a.nii", folder / "a.zarr", chunk=4, shard=8, progress=False)
     statistics(folder / "a.zarr", progress=False)
-    note = Detachment("convert", "a.zarr", "tcp://far:8786", "key", "a", 1.0)
+    note = Detachment("predict", "a.zarr", "tcp://far:8786", "key", "a", 1.0)
     keep_detachment(folder / "a.zarr.volflow", note)
     keep_ending(folder / "a.zarr.volflow", Ending("key", "RunFailed", "no space is left"))
     export(folder / "a.zarr", folder / "e.npy")

@@ -20,6 +20,7 @@ from tests.processes import dask_processes
 from tests.stores import files
 from volflow import cli
 from volflow.errors import RunFailed
+from volflow.jobs.batch.case_record import batch_dir
 from volflow.store.journal.history import find_holder
 from volflow.store.journal.journal import Journal, journal_dir
 
@@ -35,6 +36,17 @@ from tests.nets import slow
 if __name__ == "__main__":
     scan, out, address = sys.argv[1:]
     run = vf.predict(scan, slow(), out, cluster=address, detach=True, **{OPTIONS})
+    print(run.key, flush=True)
+    run.result()
+"""
+
+BEGINS_BATCH = f"""
+import sys
+import volflow as vf
+from tests.nets import slow
+if __name__ == "__main__":
+    cases, out, address = sys.argv[1:]
+    run = vf.predict_cases(cases, slow(), out, cluster=address, detach=True, **{OPTIONS})
     print(run.key, flush=True)
     run.result()
 """
@@ -112,6 +124,28 @@ def test_who_began_it_is_killed_and_it_ends_all_the_same(
     assert facts["holder"]["pid"] == worker_of(address, key)
     assert run.result().path == str(out)
     assert files(out) == whole
+
+
+def test_who_began_a_batch_is_killed_and_it_ends_all_the_same(address, root, tmp_path):
+    for n in range(3):
+        np.save(tmp_path / f"p{n}.npy", np.random.default_rng(n).random((9, 8, 8), "f4") + 0.1)
+    cases, out = str(tmp_path / "{case}.npy"), str(tmp_path / "{case}.zarr")
+    with subprocess.Popen(
+        [sys.executable, "-c", BEGINS_BATCH, cases, out, address], text=True,
+        env={**os.environ, "PYTHONPATH": str(root)}, stdout=subprocess.PIPE,
+    ) as began:  # fmt: skip
+        key = began.stdout.readline().strip()
+        wait_for(lambda: (batch_dir(out) / "cases.jsonl").exists())
+        began.send_signal(signal.SIGKILL)
+    model = Slow(random_net())
+    run = vf.predict_cases(cases, model, out, cluster=address, detach=True, **OPTIONS)
+    assert run.key == key  # which finds it
+    facts = run.status()
+    assert (facts["running"], facts["cases"]) == (True, 3)
+    assert facts["holder"]["pid"] == worker_of(address, key)
+    assert run.result().counts == {"done": 3}
+    model = Slow(random_net())
+    assert vf.predict_cases(cases, model, out, **OPTIONS, progress=False).counts == {"kept": 3}
 
 
 def test_cancelled_it_is_resumed_by_the_same_call(whole, away, tmp_path, capsys):

@@ -14,6 +14,7 @@ import volflow
 
 NAMES = {
     "Augment",
+    "DetachedBatch",
     "DetachedRun",
     "GridAggregator",
     "GridSampler",

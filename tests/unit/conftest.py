@@ -9,11 +9,13 @@ import sys
 
 import numpy as np
 import pytest
+from distributed import LocalCluster
 
 import volflow as vf
 from tests import nets, relay
 from tests.hostile_files import contents, make_files
 from volflow.engine.cluster import connect
+from volflow.engine.detached import hand_over
 from volflow.geometry.roi import Roi
 from volflow.store.create import create
 from volflow.store.meta import Meta, VolumeSpec
@@ -127,6 +129,24 @@ def client():
     """One embedded Dask for all tests of a module."""
     with connect("threads") as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def local():
+    """A scheduler that is spoken to over TCP, with one worker of one thread."""
+    with LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=False, protocol="tcp://", host="127.0.0.1",
+        memory_limit=None, dashboard_address=None, worker_dashboard_address="127.0.0.1:0",
+        scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
+    ) as local:  # fmt: skip
+        yield local
+
+
+@pytest.fixture
+def address(local, monkeypatch):
+    """Its address, as if it were in another process."""
+    monkeypatch.setattr(hand_over, "require_lasting", lambda client: None)
+    return local.scheduler_address
 
 
 @pytest.fixture

@@ -53,7 +53,7 @@ GIVEN |= {"pipeline", "variables"}
 # The options of a stream are what its hash depends on.
 BESIDE = {vf.PatchStream.__init__: {"cluster", "progress"}, vf.map_model: {"like", "block"}}
 # Who drives a run changes nothing of it.
-BESIDE |= {call: {"detach"} for call in (vf.predict, vf.plan_predict)}
+BESIDE |= {call: {"detach"} for call in (vf.predict, vf.plan_predict, vf.predict_cases)}
 # Where an option is called like what others are given.
 OWN = {vf.verify: {"model"}}
 # What no command line can say.

@@ -73,14 +73,8 @@ def predict(
         raise InvalidInput("predict needs either VOLUME or --cases, and OUT; see --help")
     named: Any = cases or inputs(volume or [])
     if cases or CASE in out or any(CASE in one for one in volume or ()):
-        if detach:
-            raise InvalidInput(
-                "--detach goes with one volume, not with many cases; have a scheduler of the site"
-                " run the command (pipelines/slurm_batch.sh, pipelines/kubernetes_job.yaml)"
-            )
-        _predict_cases(
-            named, model, out, replace(options, dry_run=options.dry_run or plan), as_json
-        )
+        many = replace(options, dry_run=options.dry_run or plan)
+        _predict_cases(named, model, out, many, detach=detach, as_json=as_json)
         return
     single = from_keywords(PredictOptions, vars(options))
     beside = sorted({*changed(options)} - {*changed(single), "--dry-run"})
@@ -90,15 +84,22 @@ def predict(
             " OUT, in quotes"
         )
     if detach and not (plan or options.dry_run):
-        _detach(named, model, out, single, as_json)
+        from volflow.infer.predict import predict as run_predict
+
+        _say_detached(run_predict(named, model, out, **vars(single), detach=True), out, as_json)
     else:
         _predict_one(named, model, out, single, plan or options.dry_run, as_json)
 
 
-def _predict_cases(cases: Any, model: str, out: str, options: BatchOptions, as_json: bool) -> None:
+def _predict_cases(
+    cases: Any, model: str, out: str, options: BatchOptions, *, detach: bool, as_json: bool
+) -> None:
     from volflow.jobs.batch.predict_cases import predict_cases
 
-    table = predict_cases(cases, model, out, **vars(options))
+    if detach and not options.dry_run:
+        _say_detached(predict_cases(cases, model, out, **vars(options), detach=True), out, as_json)
+        return
+    table: Any = predict_cases(cases, model, out, **vars(options))
     say(table.to_dict(), as_json, str(table) if options.dry_run else table.outcome())
     if not table.ok and not options.dry_run:
         raise typer.Exit(RunFailed.exit_code)
@@ -123,13 +124,10 @@ def _predict_one(
         say_facts(facts_of(out) if Path(out).is_file() else volume_facts(result), as_json)
 
 
-def _detach(named: Any, model: str, out: str, options: PredictOptions, as_json: bool) -> None:
-    from volflow.infer.predict import predict as run_predict
-
-    run: Any = run_predict(named, model, out, **vars(options), detach=True)
-    facts = {"path": run.out, "detached": run.key}
+def _say_detached(run: Any, out: str, as_json: bool) -> None:
+    """Say under which key the cluster drives a run, and where to look."""
     say(
-        facts,
+        {"path": run.out, "detached": run.key},
         as_json,
         f"detached as {run.key}; volflow status {shlex.quote(out)} says how far it is",
     )

@@ -15,6 +15,7 @@ from volflow.errors import Damaged, InvalidInput, RunFailed, first_line
 from volflow.infer.predict_options import VerifyOptions
 
 if TYPE_CHECKING:
+    from volflow.engine.detached.handle import Handle
     from volflow.jobs.batch.batch_state import BatchState
     from volflow.jobs.pipeline.pipeline_state import PipelineState
 
@@ -130,19 +131,33 @@ def cancel(
 ) -> None:
     """Stop a run that was detached (predict --detach), and wait until it has stopped.
 
-    What is done is kept: the command that began it does the rest. A run that has ended already is
-    left as it is, which is said. Exit code 2 where no run was detached.
+    Of many cases OUT is their pattern, in quotes. What is done is kept: the command that began it
+    does the rest. A run that has ended already is left as it is, which is said. Exit code 2 where
+    no run was detached.
     """
-    from volflow.engine.detached.detached_run import DetachedRun
     from volflow.store.journal.detachment import CANCELLED
 
-    run = DetachedRun.of(out, cluster)
+    run = _handle_of(out, cluster)
     run.cancel()
     facts = run.status()
     how = facts["detached"]["ended"]
     said = "was cancelled" if how == CANCELLED else f"had ended already ({how})"
-    blocks = f"{facts['done']} of {facts['total']} blocks are done"
-    say(facts, as_json, f"{out}: the detached run {said}; {blocks}")
+    if "{case}" in out:
+        done = f"{facts['counts'].get('done', 0)} of {facts['cases']} cases are done"
+    else:
+        done = f"{facts['done']} of {facts['total']} blocks are done"
+    say(facts, as_json, f"{out}: the detached run {said}; {done}")
+
+
+def _handle_of(out: str, cluster: str | None) -> Handle[Any]:
+    """Return the handle of what was detached to an output, or to a pattern of many."""
+    if "{case}" in out:
+        from volflow.jobs.batch.detached_batch import DetachedBatch
+
+        return DetachedBatch.of(out, cluster)
+    from volflow.engine.detached.detached_run import DetachedRun
+
+    return DetachedRun.of(out, cluster)
 
 
 def demo(

@@ -31,7 +31,7 @@ from volflow.store.journal.journal import journal_of
 from volflow.store.remote.address import Location
 from volflow.store.volume import Volume
 
-__all__ = ["detached"]
+__all__ = ["detached", "named", "travelling"]
 
 # Options that make another call of the same output, beside those of the fingerprint.
 OWN = ("batch_size", "device", "precision", "chunk", "shard", "levels")
@@ -80,7 +80,7 @@ def detached(request: Request, options: PredictOptions) -> DetachedRun:
     refuse_watching(options.progress)
     cluster, out = lasting_cluster(options.cluster), request.file or request.out
     driven = DrivenPrediction(
-        _travelling(request), _named(request.model), out, _absolute(request, options),
+        _travelling(request), named(request.model), out, _absolute(request, options),
         current_limit(),
     )  # fmt: skip
     call = DetachedCall(
@@ -100,13 +100,20 @@ def _digest(request: Request) -> str:
 
 
 def _travelling(request: Request) -> dict[str, Any]:
-    """Return the inputs by name as they travel: volumes as where they lie, arrays whole."""
+    """Return the inputs by name as they travel."""
     volumes: Any = request.inputs.volumes
     pairs = zip((request.given or {}).items(), volumes, strict=True)
-    return {name: _placed(x, source) for (name, x), source in pairs}
+    return {name: travelling(x, source) for (name, x), source in pairs}
 
 
-def _placed(x: Any, source: Any) -> Any:
+def travelling(x: Any, source: Any) -> Any:
+    """Return an input as it travels: a volume as where it lies, an array whole.
+
+    Parameters
+    ----------
+    x, source
+        As it was given, and as it was opened; a path need not be.
+    """
     if isinstance(x, str | os.PathLike):
         return _whole_path(x)
     return source if isinstance(source, Volume) else x
@@ -117,7 +124,7 @@ def _whole_path(x: str | os.PathLike[str]) -> str:
     return text if "://" in text else str(Path(text).expanduser().absolute())
 
 
-def _named(model: Model) -> Model:
+def named(model: Model) -> Model:
     """Return a model whose name, if it is a path, holds on any machine."""
     path = Path(model.name).expanduser()
     return replace(model, name=str(path.absolute())) if path.exists() else model
@@ -128,7 +135,7 @@ def _absolute(request: Request, options: PredictOptions) -> PredictOptions:
     mask, weights = options.mask, options.weights
     return replace(
         options,
-        mask=None if mask is None else _placed(mask, request.inputs.mask),
+        mask=None if mask is None else travelling(mask, request.inputs.mask),
         weights=None if weights is None else _whole_path(weights),
         cluster=None,
         progress=options.progress is True,

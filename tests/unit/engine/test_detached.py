@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from distributed import Client, LocalCluster
+from distributed import Client
 
 from tests.relay import Fault
 from volflow.engine.clusters import forms
@@ -43,7 +43,8 @@ from volflow.store.journal.detachment import (
 from volflow.store.journal.journal import Record, journal_of
 from volflow.store.journal.outputs import begin_anew
 from volflow.store.meta import Meta, VolumeSpec
-from volflow.store.remote import access, address
+from volflow.store.remote import access
+from volflow.store.remote import address as address_module
 from volflow.store.remote.address import Address, is_stored
 
 PATIENCE_S = 60
@@ -54,17 +55,6 @@ def wait_for(condition):
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
-
-
-@pytest.fixture(scope="module")
-def local():
-    """A scheduler that is spoken to over TCP, with one worker of one thread."""
-    with LocalCluster(
-        n_workers=1, threads_per_worker=1, processes=False, protocol="tcp://", host="127.0.0.1",
-        memory_limit=None, dashboard_address=None, worker_dashboard_address="127.0.0.1:0",
-        scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
-    ) as local:  # fmt: skip
-        yield local
 
 
 @pytest.fixture
@@ -124,13 +114,11 @@ def call(out):
 
 
 @pytest.fixture
-def detach(client, monkeypatch):
+def detach(client, address):
     """Hands a call over, as if the scheduler were in another process."""
-    monkeypatch.setattr(hand_over, "require_lasting", lambda client: None)
 
     def run(call, by=client):
-        key = hand_over.hand_over(by, call)
-        return DetachedRun(call.out, key, client.scheduler.address)
+        return DetachedRun(call.out, hand_over.hand_over(by, call), address)
 
     return run
 
@@ -277,10 +265,10 @@ class TestOnAStore(RunContract):
         asked = call()
         keep_note(asked.folder, out)
         s3.fault = lambda request: Fault("status")
-        address._connected.cache_clear()
+        address_module._connected.cache_clear()
         with pytest.raises(RunFailed, match=r"cannot be read: .*when the store answers"):
             read_detachment(asked.folder)
-        address._connected.cache_clear()
+        address_module._connected.cache_clear()
 
 
 def begin(out):

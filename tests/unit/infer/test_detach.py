@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from distributed import Client, LocalCluster
+from distributed import Client
 
 import volflow as vf
 from tests import relay
@@ -16,28 +16,15 @@ from tests.nets import Named, random_net
 from tests.stores import files
 from volflow.cli import run
 from volflow.engine.clusters import sight
-from volflow.engine.detached import hand_over
 from volflow.engine.time_limit import time_limit
 from volflow.errors import InvalidInput, Locked, TimeUp
 
 OPTIONS = {"patch": 8, "chunk": 8, "shard": 8, "batch_size": 2}
 
 
-@pytest.fixture(scope="module")
-def address():
-    """A scheduler that is spoken to over TCP, with one worker of one thread."""
-    with LocalCluster(
-        n_workers=1, threads_per_worker=1, processes=False, protocol="tcp://", host="127.0.0.1",
-        memory_limit=None, dashboard_address=None, worker_dashboard_address="127.0.0.1:0",
-        scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
-    ) as local:  # fmt: skip
-        yield local.scheduler_address
-
-
 @pytest.fixture
 def away(address, monkeypatch, tmp_path):
-    """Detaches a prediction, as if the scheduler were in another process."""
-    monkeypatch.setattr(hand_over, "require_lasting", lambda client: None)
+    """Detaches a prediction."""
     monkeypatch.chdir(tmp_path)
 
     def run(volume, model, out="out.zarr", **options):
@@ -169,5 +156,3 @@ class TestCommand:
         monkeypatch.chdir(tmp_path)
         assert run(["predict", "scan.zarr", "out.zarr", *self.WORDS]) == 2
         assert capsys.readouterr().err.startswith("volflow: detach needs a cluster that outlives")
-        assert run(["predict", "{case}.zarr", "out/{case}.zarr", *self.WORDS]) == 2
-        assert capsys.readouterr().err.startswith("volflow: --detach goes with one volume, not")

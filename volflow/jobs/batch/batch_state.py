@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
+from volflow.engine.observing.run_facts import awaited
 from volflow.errors import InvalidInput, Locked, RunFailed
 from volflow.geometry.units import clock
 from volflow.jobs.batch.case_record import STARTED, CaseRecord, PastCase, batch_dir
+from volflow.report.facts.run_state import detached_lines
 from volflow.store.atomic import read_json, write_json
+from volflow.store.journal.detachment import detachment_facts
 from volflow.store.journal.history import find_holder
 from volflow.store.journal.journal import Journal
 from volflow.store.journal.lock import Holder
@@ -43,6 +48,8 @@ class BatchState:
         The run that holds the lock, if there is one.
     began_s
         When its last run began, in seconds since 1970.
+    detached
+        Which cluster was given its last detached run, and how that ended, if there was one.
     """
 
     out: str
@@ -50,11 +57,18 @@ class BatchState:
     cases: tuple[PastCase, ...]
     holder: Holder | None
     began_s: float
+    detached: Mapping[str, Any] | None = None
 
     @property
     def running(self) -> bool:
         """Return True if a run is at work, as far as can be seen from here."""
-        return self.holder is not None and self.holder.alive is not False
+        if self.holder is not None and self.holder.alive is not False:
+            return True
+        if self.detached is None or self.detached["ended"]:
+            return False
+        last_s = max((_time(past.row.at) for past in self.cases if past.row.at), default=0.0)
+        begun = self.holder is not None
+        return awaited(self.detached, last_s, begun=begun, now_s=time.time()) == "running"
 
     @property
     def counts(self) -> dict[str, int]:
@@ -69,7 +83,7 @@ class BatchState:
         """Return 4 where a run is at work, 1 where cases are left or failed, else 0."""
         if self.running:
             return Locked.exit_code
-        return 0 if set(self.counts) <= {"done"} else RunFailed.exit_code
+        return 0 if set(self.counts) == {"done"} else RunFailed.exit_code
 
     @property
     def left_s(self) -> float | None:
@@ -89,16 +103,21 @@ class BatchState:
             "running": self.running,
             "left_s": self.left_s,
             "holder": None if self.holder is None else asdict(self.holder),
+            "detached": self.detached,
             "failed": {past.row.case: past.row.reason for past in self.cases if not past.row.ok},
         }
 
     def text(self) -> str:
         """Return the state for people."""
         named = ", ".join(f"{count} {name}" for name, count in self.counts.items())
-        lines = [f"{self.out}: {self.asked} cases: {named}"]
+        cases = f"{self.asked} cases: {named}" if self.counts else "no case is begun so far"
+        lines = [f"{self.out}: {cases}"]
         if self.running and self.holder is not None:
             left = "" if self.left_s is None else f", about {clock(self.left_s)} left"
             lines.append(f"  run   process {self.holder.pid} on {self.holder.host}{left}")
+        if self.detached is not None and self.exit_code:
+            over = "stopped" if self.detached["ended"] else "silent"
+            lines += detached_lines(self.detached, "running" if self.running else over)
         bad = [past.row for past in self.cases if not past.row.ok]
         lines += [f"  {row.status}  {row.case}: {row.reason}" for row in bad]
         if not self.running and self.exit_code:
@@ -120,16 +139,19 @@ def batch_state(out: str) -> BatchState:
         If no run of such a batch was begun.
     """
     record = CaseRecord(batch_dir(out))
+    detached = detachment_facts(record.folder)
     try:
         note = read_json(record.folder / NOTE)
-        asked, began = int(note["cases"]), _time(str(note["began"]))
+        asked, began_s = int(note["cases"]), _time(str(note["began"]))
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InvalidInput(
-            f"{out} names the results of no batch that was begun ({record.folder}); give the"
-            " pattern that its command has"
-        ) from error
-    cases = tuple(record.read().values())
-    return BatchState(out, asked, cases, find_holder(Journal(record.folder)), began)
+        if detached is None:
+            raise InvalidInput(
+                f"{out} names the results of no batch that was begun ({record.folder}); give the"
+                " pattern that its command has"
+            ) from error
+        asked, began_s = 0, detached["since_s"]  # its driver has not begun so far
+    cases, holder = tuple(record.read().values()), find_holder(Journal(record.folder))
+    return BatchState(out, asked, cases, holder, began_s, detached)
 
 
 def _time(text: str) -> float:

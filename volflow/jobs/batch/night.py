@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import InitVar, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,6 +73,8 @@ class Night:
         What is asked for, and the model as it was given, or loaded.
     record, log
         Where it is told.
+    known
+        What is asked of every case, where that is known already.
     rows
         What became of each case, so far.
     tried
@@ -83,15 +85,16 @@ class Night:
     model: Any
     record: CaseRecord
     log: BatchLog
+    known: InitVar[Asked | None] = None
     rows: dict[str, CaseRow] = field(default_factory=dict)
     tried: set[str] = field(default_factory=set)
     asked: Asked = field(init=False)
     at_work: set[str] = field(default_factory=set)
     stop: threading.Event = field(default_factory=threading.Event)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, known: Asked | None) -> None:
         options = self.batch.options
-        self.asked = Asked(
+        self.asked = known or Asked(
             self._identify(), settings_asked(options), options.overwrite, options.retry_failed
         )
 
@@ -213,9 +216,13 @@ class Night:
             Where no space is left: other cases would find none either.
         RunFailed
             Where the cluster is gone.
+        Superseded
+            Where nobody wants this run any more.
         """
+        from volflow.engine.wanted import check_wanted
         from volflow.infer.predict import predict
 
+        check_wanted()
         batch, case = self.batch, left.case
         out, options = batch.out_of(case), batch.options
         settings = replace(
@@ -242,6 +249,7 @@ class Night:
         except ResumeRefused as error:
             status, reason = "refused", first_line(error)
         except Exception as error:  # whatever it is, other cases are done
+            check_wanted()
             if self.stop.is_set() or client.status != "running":
                 raise
             status, reason, trace = "failed", first_line(error), traceback.format_exc()

@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from volflow.errors import VolflowError, first_line
 from volflow.jobs.batch.asked_cases import AskedBatch
-from volflow.jobs.batch.batch_log import BatchLog, logged
 from volflow.jobs.batch.batch_options import BatchOptions
-from volflow.jobs.batch.batch_state import note_run
-from volflow.jobs.batch.case_record import CaseRecord, batch_dir
-from volflow.jobs.batch.night import Night
+from volflow.jobs.batch.perform_batch import perform_batch, planned_batch
 from volflow.jobs.batch.result_table import CaseTable
 from volflow.option import from_keywords, journey
-from volflow.report.summary_page import summary_page
-from volflow.store.atomic import write_file
-from volflow.store.journal.journal import Journal
 
 if TYPE_CHECKING:
     from volflow.engine.cluster import Cluster
     from volflow.engine.progress import Progress
+    from volflow.jobs.batch.detached_batch import DetachedBatch
     from volflow.model.bundle import ModelLike
     from volflow.volumes.arrays.inputs import VolumeLike
 
-__all__ = ["SUMMARY", "predict_cases"]
-
-SUMMARY = "VOLFLOW_SUMMARY"  # the environment variable that the command of a failure is given
+__all__ = ["predict_cases"]
 
 
 @journey
@@ -73,7 +62,8 @@ def predict_cases(  # noqa: PLR0913 - a public journey takes flat options
     overwrite: bool = False,
     resume: bool = False,
     progress: Progress = None,
-) -> CaseTable:
+    detach: bool = False,
+) -> CaseTable | DetachedBatch:
     """Run a network over many cases, and say what became of each; made to be started by a timer.
 
     Only cases are computed that are new or whose files changed; others cost a look at their files,
@@ -110,11 +100,16 @@ def predict_cases(  # noqa: PLR0913 - a public journey takes flat options
         As in `predict`, for all cases; ``{case}`` in its path stands for each name.
     patch, overlap, blend, frame, normalize, activation, output, dtype, batch_size, device
         As in `predict`, as all that follow.
+    detach
+        Whether the cluster drives the batch, as in `predict`: the cases are found, the model is
+        loaded and what workers do not see is refused, then the call returns. ``on_failure`` is run
+        where the driver is.
 
     Returns
     -------
     CaseTable
-        A row for each case; ``table.ok`` is False where one failed or was refused.
+        A row for each case; ``table.ok`` is False where one failed or was refused. With ``detach``
+        a `DetachedBatch`: ``status()``, ``result()`` waits for the table, ``cancel()``.
 
     Raises
     ------
@@ -139,83 +134,10 @@ def predict_cases(  # noqa: PLR0913 - a public journey takes flat options
     """
     options = from_keywords(BatchOptions, locals())
     batch = AskedBatch.of(cases, out, options)
-    folder = batch_dir(batch.out)
-    record, log = CaseRecord(folder), BatchLog(folder, progress)
     if options.dry_run:
-        night = Night(batch, model, record, log)
-        known, every = night.left()
-        return CaseTable(tuple(night.planned(one, known.get(one.case)) for one in every))
-    with Journal(folder).lock(), logged(log):
-        table, failed, error = _run(batch, model, record, log)
-    if on_failure and failed:
-        _call(on_failure, table.summary, log)
-    if error is not None:
-        raise error
-    return table
+        return planned_batch(batch, model)
+    if not detach:
+        return perform_batch(batch, model)
+    from volflow.jobs.batch.detached_batch import detached_batch
 
-
-def _run(
-    batch: AskedBatch, model: Any, record: CaseRecord, log: BatchLog
-) -> tuple[CaseTable, bool, VolflowError | None]:
-    """Do what is left, under the lock; return the table, and whether something failed just now."""
-    began, error = time.monotonic(), None
-    night = Night(batch, model, record, log)
-    known, every = night.left()
-    todo = [one for one in every if not one.verdict.idle]
-    night.rows |= {
-        one.case: night.planned(one, known.get(one.case)) for one in every if one.verdict.idle
-    }
-    if todo:
-        dropped = f", {batch.dropped} left out" if batch.dropped else ""
-        log.line(f"{len(todo)} of {len(every)} cases to do{dropped}; record in {record.folder}")
-        record.compact(known)
-        note_run(record, len(every), log.began)
-        try:
-            night.run(todo)
-        except VolflowError as stopped:
-            error = stopped
-            log.line(f"stopped: {first_line(stopped)}")
-        finally:
-            table = _told(night, every, time.monotonic() - began)
-            log.line(table.heading())
-    else:
-        table = _told(night, every, time.monotonic() - began)
-    bad = any(not night.rows[case].ok for case in night.tried if case in night.rows)
-    return table, bad or error is not None, error
-
-
-def _told(night: Night, every: list[Any], seconds: float) -> CaseTable:
-    """Write the summary and return the table; cases without a row were not reached."""
-    rows = tuple(night.rows.get(one.case) or night.planned(one, None) for one in every)
-    folder, batch = night.record.folder, night.batch
-    table = CaseTable(rows, round(seconds, 3), str(folder / "summary.html"))
-    shown = [
-        [row.case, row.status, f"{row.seconds:.1f}" if row.seconds else "", row.at, row.reason]
-        for row in table.sorted()
-    ]
-    facts = {
-        "results": batch.out,
-        "model": getattr(night.model, "name", "") or str(night.model),
-        "started": night.log.began,
-        "took": f"{seconds:.1f} s",
-        "log": str(night.log.path) if night.tried else "",
-    }
-    page = summary_page(
-        f"volflow predict, {table.heading()}", facts,
-        ["case", "status", "seconds", "when", "reason"], shown, len(table.bad),
-    )  # fmt: skip
-    try:
-        write_file(folder / "summary.html", page.encode())
-        table.to_json(folder / "summary.json")
-    except OSError as error:  # the disk is full: the table is returned all the same
-        night.log.line(f"the summary cannot be written: {error.strerror}")
-        return replace(table, summary="")
-    return table
-
-
-def _call(command: str, summary: str, log: BatchLog) -> None:
-    """Run the user's command; what it is told stands in its environment, in no word of it."""
-    environment = {**os.environ, SUMMARY: summary}
-    done = subprocess.run(command, shell=True, env=environment, check=False)
-    if done.returncode:
-        log.line(f"the command of --on-failure ended with exit code {done.returncode}")
+    return detached_batch(batch, model)

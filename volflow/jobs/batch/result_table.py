@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from volflow.store.atomic import write_file
+from volflow.store.journal.records import typed
 
 __all__ = ["CaseRow", "CaseTable"]
 
@@ -132,6 +133,19 @@ class CaseTable(Sequence[CaseRow]):
             "summary": self.summary,
             "cases": [asdict(row) for row in self.rows],
         }
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> CaseTable:
+        """Return a table from its plain values.
+
+        Raises
+        ------
+        ValueError
+            If they are not what `to_dict` returns.
+        """
+        rows = typed(tuple[CaseRow, ...], saved.get("cases"))
+        seconds, summary = typed(tuple[float, str], [saved.get("seconds"), saved.get("summary")])
+        return cls(rows, seconds, summary)
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Write the table as JSON; the file appears complete."""

@@ -143,7 +143,8 @@ def outputs_below(path: str | os.PathLike[str]) -> Iterator[str]:
 
 def _has_journal(directory: Path) -> bool:
     """Return True for the folder of an output that was begun, be it with its inputs."""
-    if (directory / "plan.json").is_file() or read_detachment(directory) is not None:
+    note = read_detachment(directory)
+    if (directory / "plan.json").is_file() or (note is not None and note.store):
         return True
     out = str(directory).removesuffix(SUFFIX)
     behind = stored_behind(out)

@@ -17,7 +17,7 @@ from volflow.store.journal.complete import count_blocks
 from volflow.store.journal.failures import Failure
 from volflow.store.opening import is_url
 
-__all__ = ["coverage_facts", "run_line", "run_text", "unfinished"]
+__all__ = ["coverage_facts", "detached_lines", "run_line", "run_text", "unfinished"]
 
 MOST_FAILED = 20  # blocks that the text lists
 
@@ -56,7 +56,7 @@ def run_text(facts: Mapping[str, Any]) -> str:
     if facts["holder"]:
         lines.append(f"  lock  {_holder_text(facts)}")
     if facts.get("detached"):
-        lines += _detached_lines(facts["detached"], facts["state"])
+        lines += detached_lines(facts["detached"], facts["state"])
     for name, (done, blocks) in facts["levels"].items():
         lines.append(f"  level {name}: {done} of {blocks} blocks done")
     total = sum(facts["stages_s"].values())
@@ -85,7 +85,7 @@ def _pace_text(facts: Mapping[str, Any]) -> str:
     return " · ".join(parts)
 
 
-def _detached_lines(detached: Mapping[str, Any], state: str) -> list[str]:
+def detached_lines(detached: Mapping[str, Any], state: str) -> list[str]:
     """Return where the driver of a run is, or how it ended where that left blocks to do."""
     if detached["ended"]:
         text = next(iter(detached["text"].splitlines()), "")
