@@ -88,13 +88,14 @@ class DrivenBatch:
     batch: AskedBatch
     model: Model
     asked: Asked
+    todo: frozenset[str]
     limit: TimeLimit | None
 
     def __call__(self, client: Client, begun: bool) -> dict[str, Any]:
         """Do what is left on a client, and return the table; what is done, its record says."""
         batch = replace(self.batch, options=replace(self.batch.options, cluster=client))
         with limited(self.limit):
-            return perform_batch(batch, self.model, self.asked).to_dict()
+            return perform_batch(batch, self.model, self.asked, self.todo).to_dict()
 
 
 def detached_batch(batch: AskedBatch, model: Any) -> DetachedBatch:
@@ -120,7 +121,8 @@ def detached_batch(batch: AskedBatch, model: Any) -> DetachedBatch:
     night = Night(batch, model, CaseRecord(folder), BatchLog(folder, progress=False))
     loaded, (_, left) = named(night.load()), night.left()
     seen = {one.case: one.inputs for one in left}
-    driven = DrivenBatch(_travelling(batch), loaded, night.asked, current_limit())
+    todo = frozenset(one.case for one in left if not one.verdict.idle)
+    driven = DrivenBatch(_travelling(batch), loaded, night.asked, todo, current_limit())
     call = DetachedCall(
         DetachedBatch.operation, batch.out, Journal(folder), _digest(night, seen), driven
     )

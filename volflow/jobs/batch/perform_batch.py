@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +26,9 @@ __all__ = ["SUMMARY", "perform_batch", "planned_batch"]
 SUMMARY = "VOLFLOW_SUMMARY"  # the environment variable that the command of a failure is given
 
 
-def perform_batch(batch: AskedBatch, model: Any, asked: Asked | None = None) -> CaseTable:
+def perform_batch(
+    batch: AskedBatch, model: Any, asked: Asked | None = None, tried: Collection[str] = ()
+) -> CaseTable:
     """Do what is left of a batch, and return its table.
 
     Parameters
@@ -34,6 +37,9 @@ def perform_batch(batch: AskedBatch, model: Any, asked: Asked | None = None) -> 
         What is asked for, and the model as it was given, or loaded.
     asked
         What that asks of every case, where another process has found it out.
+    tried
+        Cases that an earlier attempt of the same run may have tried: it may have died before it
+        could answer for those that failed.
 
     Raises
     ------
@@ -45,7 +51,7 @@ def perform_batch(batch: AskedBatch, model: Any, asked: Asked | None = None) -> 
     folder, options = batch_dir(batch.out), batch.options
     record, log = CaseRecord(folder), BatchLog(folder, options.progress)
     with Journal(folder).lock(), logged(log):
-        table, failed, error = _run(Night(batch, model, record, log, asked))
+        table, failed, error = _run(Night(batch, model, record, log, asked), tried)
     if options.on_failure and failed:
         _call(options.on_failure, table.summary, log)
     if error is not None:
@@ -61,7 +67,7 @@ def planned_batch(batch: AskedBatch, model: Any) -> CaseTable:
     return CaseTable(tuple(night.planned(one, known.get(one.case)) for one in every))
 
 
-def _run(night: Night) -> tuple[CaseTable, bool, VolflowError | None]:
+def _run(night: Night, before: Collection[str]) -> tuple[CaseTable, bool, VolflowError | None]:
     """Do what is left, under the lock; return the table, and whether something failed just now."""
     began, error = time.monotonic(), None
     record, log = night.record, night.log
@@ -87,7 +93,8 @@ def _run(night: Night) -> tuple[CaseTable, bool, VolflowError | None]:
             log.line(table.heading())
     else:
         table = _told(night, every, time.monotonic() - began)
-    bad = any(not night.rows[case].ok for case in night.tried if case in night.rows)
+    tried = night.tried.union(before) & night.rows.keys()
+    bad = any(not night.rows[case].ok for case in tried)
     return table, bad or error is not None, error
 
 

@@ -89,7 +89,7 @@ def detached_lines(detached: Mapping[str, Any], state: str) -> list[str]:
     """Return where the driver of a run is, or how it ended where that left blocks to do."""
     if detached["ended"]:
         text = next(iter(detached["text"].splitlines()), "")
-        return [f"  ended  {text}"] if state == "stopped" else []
+        return [f"  ended  {text}"] if state == "stopped" and text else []
     if state == "done":
         return []
     line = f"  detached  driven by the cluster at {detached['scheduler']}"

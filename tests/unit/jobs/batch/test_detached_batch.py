@@ -14,8 +14,11 @@ from tests.nets import Slow, random_net
 from volflow.cli import run
 from volflow.engine.observing.run_facts import SILENT_S
 from volflow.errors import Damaged, InvalidInput, Locked, RunFailed
+from volflow.jobs.batch.asked_cases import AskedBatch
+from volflow.jobs.batch.batch_options import BatchOptions
 from volflow.jobs.batch.batch_state import batch_state
 from volflow.jobs.batch.case_record import CaseRecord, batch_dir
+from volflow.jobs.batch.perform_batch import perform_batch
 from volflow.jobs.batch.result_table import CaseRow, CaseTable
 from volflow.report.facts.overview import look_at
 from volflow.store.journal.detachment import (
@@ -107,7 +110,18 @@ class TestSame:
         Path("bad.npy").write_text("no scan")
         table = away(on_failure=f'cp "$VOLFLOW_SUMMARY" {scans}/told').result()
         assert statuses(table) == {"a": "done", "b": "done", "bad": "failed"}
+        assert "  ended  " not in batch_state(OUT).text()
         assert Path("told").read_text() == Path(table.summary).read_text()
+
+    def test_a_driver_that_is_begun_again_answers_for_what_failed_before(self, scans):
+        Path("bad.npy").write_text("no scan")
+        assert not here({"bad": "bad.npy"}).ok
+        again = BatchOptions(on_failure=f"touch {scans}/told", **OPTIONS)
+        batch = AskedBatch.of({"bad": "bad.npy"}, OUT, again)
+        perform_batch(batch, NET)
+        assert not Path("told").exists()
+        perform_batch(batch, NET, tried={"bad"})
+        assert Path("told").exists()
 
     @pytest.mark.slow
     def test_by_the_command(self, scans, address, capsys):
