@@ -270,9 +270,10 @@ class TestAfterwards:
     @pytest.mark.slow
     def test_verify_takes_no_outage_for_damage(self, convert, s3):
         convert()
-        s3.fault = lambda one: Fault("status", 403) if "/c/" in one.path else None
-        with pytest.raises(InvalidInput, match="cannot be read: permission denied"):
-            vf.verify(OUT)
+        for part, kind in (("/c/", InvalidInput), ("/0/zarr.json", RunFailed)):
+            s3.fault = lambda one, part=part: Fault("status", 403) if part in one.path else None
+            with pytest.raises(kind, match="cannot be read: permission denied"):
+                vf.verify(OUT)
         s3.fault = lambda one: None
         assert vf.verify(OUT).ok
 

@@ -14,7 +14,7 @@ import volflow as vf
 from tests.relay import Fault, objects
 from volflow.cli import run
 from volflow.engine.observing.run_facts import run_facts
-from volflow.errors import InvalidInput, RunFailed, Superseded
+from volflow.errors import Damaged, InvalidInput, RunFailed, Superseded
 from volflow.geometry.roi import Roi
 from volflow.store.create import check_target, create, create_store, open_begun
 from volflow.store.journal import lease
@@ -284,6 +284,18 @@ def test_a_root_that_cannot_be_put_in_place_is_one_line(begun, s3):
     ):
         pass
     assert roots() == [ROOT]
+
+
+def test_withheld_metadata_that_cannot_be_read_are_not_taken_for_damaged(begun, s3):
+    s3.fault = lambda one: Fault("status", 403) if WITHHELD in one.path else None
+    with pytest.raises(
+        RunFailed, match=rf"cannot be opened: {WITHHELD}: permission denied .*again"
+    ):
+        open_begun(OUT)
+    s3.fault = lambda one: None
+    (AT / WITHHELD).write_bytes(b"{")
+    with pytest.raises(Damaged, match=rf"{WITHHELD}: .* are damaged, write it again with overw"):
+        open_begun(OUT)
 
 
 def test_a_public_store_that_does_not_say_what_is_not_there(begun, s3):
