@@ -51,13 +51,14 @@ def export(
     overwrite: bool = False,
     memory: str | int = "1GiB",
 ) -> Location:
-    """Write a volume as one ``.nii.gz``, ``.nii`` or ``.npy`` file.
+    """Write a volume as one ``.nii.gz``, ``.nii``, ``.tif``, ``.ome.tif`` or ``.npy`` file.
 
-    A volume that came from a NIfTI file goes back onto that file's axes, orientation and affine.
+    A volume that came from a NIfTI file goes back onto that file's axes, orientation and affine. A
+    ``.tif`` is what Fiji opens with its spacing, OME-TIFF where ImageJ's own format cannot hold it.
     The file appears under its name when it is complete, and its checksum is kept beside it, in
     ``<out>.volflow/``, for `verify`. A file that holds the volume already is left alone, one that
-    was changed since is refused. NIfTI knows no float16 and no bool: these become float32 and
-    uint8.
+    was changed since is refused. NIfTI and TIFF know no float16 and no bool: these become float32
+    and uint8.
 
     Parameters
     ----------

@@ -249,7 +249,7 @@ def test_memory_that_cannot_hold_a_plane_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("seg.xyz", r"names no format that can be written; use \.nii, \.nii\.gz, \.npy"),
+        ("seg.xyz", r"names no format that can be written; use \.nii, \.nii\.gz, "),
         ("seg.zarr", "names no format"),
         ("nowhere/seg.nii", "does not exist; make it first"),
         ("there.nii", "exists; choose another name or overwrite=True"),

@@ -136,7 +136,7 @@ def fault_of(path: Path, receipt: Receipt) -> str:
 
 def foreign_voxels(path: Path, volume: Source) -> str:
     """Return how the voxels of a file differ from a volume's; ``""`` if they do not."""
-    if not path.name.lower().endswith(".npy"):
+    if path.name.lower().endswith((".nii", ".nii.gz")):
         import_nibabel()
     try:
         source = open_source(path)

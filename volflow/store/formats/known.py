@@ -10,6 +10,8 @@ from volflow.store.formats.choice import ImageChoice
 from volflow.store.formats.dicom.series import holds_dicom, open_dicom
 from volflow.store.formats.nifti import open_nifti
 from volflow.store.formats.npy import open_npy
+from volflow.store.formats.tiff.plane_files import is_plane_folder
+from volflow.store.formats.tiff.tiff import open_tiff
 from volflow.store.slabs import Source
 
 __all__ = ["FORMATS", "Format", "format_of"]
@@ -58,6 +60,15 @@ FORMATS = (
     Format("NumPy", lambda path, _: open_npy(path), (".npy",), ((0, b"\x93NUMPY"),)),
     Format(
         "DICOM", open_dicom, (".dcm", ".dicom", ".ima"), ((128, b"DICM"),), holds_dicom, ("series",)
+    ),
+    # The last of those that know folders: pictures may lie beside images of any format.
+    Format(
+        "TIFF",
+        open_tiff,
+        (".tif", ".tiff"),
+        ((0, b"II*\0"), (0, b"MM\0*"), (0, b"II+\0"), (0, b"MM\0+")),
+        is_plane_folder,
+        ("series", "level", "timepoint"),
     ),
 )
 

@@ -13,6 +13,7 @@ from typing import IO, Any
 import numpy as np
 
 from volflow.store.formats.nifti_header import header_bytes, stored_dtype
+from volflow.store.formats.tiff.tiff_written import tiff_dtype, write_ome_tiff, write_tiff
 from volflow.store.slabs import Source
 
 __all__ = ["WRITERS", "FileWriter", "gzipped", "is_foreign", "planes", "writer_of"]
@@ -111,6 +112,8 @@ def as_it_is(dtype: Dtype) -> Dtype:
 WRITERS = (
     FileWriter("NIfTI", (".nii",), stored_dtype, _nifti_pieces),
     FileWriter("NIfTI", (".nii.gz",), stored_dtype, lambda *given: gzipped(_nifti_pieces(*given))),
+    FileWriter("OME-TIFF", (".ome.tif", ".ome.tiff"), tiff_dtype, write=write_ome_tiff),
+    FileWriter("TIFF", (".tif", ".tiff"), tiff_dtype, write=write_tiff),
     FileWriter("NumPy", (".npy",), as_it_is, _npy_pieces),
 )
 
