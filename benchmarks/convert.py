@@ -273,7 +273,9 @@ def main() -> None:
         rows = [row for kind in asked.formats.split(",") for row in table(kind, folder, asked)]
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    head = "| format | way | MB/s | growth, MiB | volflow is times as fast |\n|---|---|---:|---:|---:|"
+    head = (
+        "| format | way | MB/s | growth, MiB | volflow is times as fast |\n|---|---|---:|---:|---:|"
+    )
     about = describe(
         ["zarr", "dask", "nibabel", "tifffile", "h5py", "pydicom", "rechunker", "cubed"]
     )

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 import torch
 
+import volflow
 from volflow.errors import Damaged, InvalidInput
 from volflow.geometry.frame import Frame
 from volflow.geometry.normalize import normalization
@@ -325,7 +327,20 @@ def output_meta(request: Request, output: Output) -> Meta:
     names = spec.classes if len(spec.classes) == output.channels else ()
     axes = ("z", "y", "x") if classes else ("c", "z", "y", "x")
     kind = "classes" if classes else "image"
-    return replace(meta, axes=axes, kind=kind, channels=names, colors=())
+    made = json.dumps(_made_by(request))
+    return replace(meta, axes=axes, kind=kind, channels=names, colors=(), made=made)
+
+
+def _made_by(request: Request) -> dict[str, Any]:
+    """Return which model and settings make the voxels, for whoever has them without a journal."""
+    return {
+        "volflow": volflow.__version__,
+        "model": PurePath(request.model.name).name,
+        "weights": request.model.digest,
+        "options": {
+            name: value for name, value in settings_of(request.options).items() if value is not None
+        },
+    }
 
 
 def stored_layout(

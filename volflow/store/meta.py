@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -85,6 +85,8 @@ class Meta:
         Hex colours ("RRGGBB"), one per channel of an image or per class, or ().
     source
         The file the volume was made from.
+    made
+        Which model and settings computed the voxels, as JSON; ``""`` if no model did.
 
     Raises
     ------
@@ -108,6 +110,8 @@ class Meta:
     kind: str = "image"
     colors: tuple[str, ...] = ()
     source: SourceInfo | None = None
+    # Not in its text, by which volumes are identified.
+    made: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
         put = object.__setattr__

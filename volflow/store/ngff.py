@@ -7,6 +7,7 @@ under the group attribute ``"volflow"``.
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,7 @@ def _parse(
         kind=str(extra.get("kind", "classes" if "image-label" in ome else "image")),
         colors=tuple(colors) if all(map(is_color, colors)) else (),
         source=_read_source(extra.get("source")),
+        made=_read_made(extra.get("made")),
     )
     return meta, tuple(levels)
 
@@ -272,6 +274,14 @@ def _label_colors(meta: Meta) -> dict[str, Any]:
     return {"colors": colors} if colors else {}
 
 
+def _read_made(saved: Any) -> str:
+    """Return what made the voxels as text; ``""`` where it is not as `Meta.made` has it."""
+    known = isinstance(saved, Mapping) and all(
+        isinstance(saved.get(name), str) for name in ("model", "weights")
+    )
+    return json.dumps(saved) if known else ""
+
+
 def _extra(meta: Meta) -> dict[str, Any]:
     extra: dict[str, Any] = {"kind": meta.kind}
     if meta.affine:
@@ -286,4 +296,6 @@ def _extra(meta: Meta) -> dict[str, Any]:
             "dtype": meta.source.dtype,
             "header": base64.b64encode(meta.source.header).decode(),
         }
+    if meta.made:
+        extra["made"] = json.loads(meta.made)
     return extra

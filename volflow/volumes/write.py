@@ -148,7 +148,8 @@ def write_source(source: Source, out: str | os.PathLike[str], options: WriteOpti
     if meta is None:  # what Dask computes has no file to go back to
         computed = isinstance(source, DaskSource)
         meta = replace(source.meta, source=None) if computed else described(source)
-    meta = replace(meta, axes=axes)
+    made = meta.made if isinstance(source, Volume) else ""  # else it was computed again
+    meta = replace(meta, axes=axes, made=made)
     if isinstance(grid, Volume):
         chunk = grid.chunks[-3:] if chunk is None else chunk
         shard = (grid.shards or grid.chunks)[-3:] if shard is None else shard

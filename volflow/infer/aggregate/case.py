@@ -87,10 +87,12 @@ class CaseBlend:
         self.finish_rows = Finish(options.output or "scores", options.activation, dtype)
         if options.output == "classes":
             shape = grid.shape
-            meta = replace(meta, axes=("z", "y", "x"), kind="classes", channels=(), colors=())
+            meta = replace(
+                meta, axes=("z", "y", "x"), kind="classes", channels=(), colors=(), made=""
+            )
         else:
             shape, axes = (kind.channels, *grid.shape), ("c", "z", "y", "x")
-            meta = replace(meta, axes=axes, kind="image", channels=(), colors=())
+            meta = replace(meta, axes=axes, kind="image", channels=(), colors=(), made="")
         chunk, shard = _layout(shape, meta, np.dtype(dtype), options, scratch.budget_bytes)
         sweep(out)
         with ExitStack() as folder:  # hidden beside the output, which grows in it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,7 @@ def grid_facts(shape: Sequence[int], dtype: Any, meta: Meta) -> dict[str, Any]:
         "orientation": meta.orientation,
         "kind": meta.kind,
         "channels": list(meta.channels),
+        **({"made_by": json.loads(meta.made)} if meta.made else {}),
         "raw_bytes": math.prod(shape) * np.dtype(dtype).itemsize,
     }
 

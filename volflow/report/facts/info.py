@@ -129,6 +129,7 @@ def facts_text(facts: Mapping[str, Any]) -> str:
         "spacing": lengths(facts["spacing"], unit),
         "orientation": f"{facts['orientation']} for zyx" if facts["orientation"] else "",
         "classes" if facts["kind"] == "classes" else "channels": ", ".join(facts["channels"]),
+        "made by": _maker(facts.get("made_by")),
         "chunks": times(facts.get("chunks") or ()),
         "shards": times(facts.get("shards") or ()),
         "levels": f"{len(spacings)}: {', '.join(spacings)}" if len(spacings) > 1 else "",
@@ -144,6 +145,17 @@ def facts_text(facts: Mapping[str, Any]) -> str:
 def _kind(facts: Mapping[str, Any]) -> str:
     kind = "label map" if facts["kind"] == "classes" else "image"
     return f"{kind}, though {facts['hint']}" if "hint" in facts else kind
+
+
+def _maker(made: Mapping[str, Any] | None) -> str:
+    """Return the model that computed the voxels, and by which settings, in a line."""
+    if made is None:
+        return ""
+    options = made.get("options") or {}
+    settings = ", ".join(
+        f"{name} {options[name]}" for name in ("patch", "blend") if name in options
+    )
+    return f"{made['model']} (weights {made['weights'][:12]}{settings and ', ' + settings})"
 
 
 def _stored_text(facts: Mapping[str, Any]) -> str:

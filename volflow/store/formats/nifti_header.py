@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from io import BytesIO
 from typing import Any
@@ -86,10 +87,21 @@ def _header_bytes(meta: Meta, shape: Sequence[int], dtype: np.dtype[Any]) -> byt
         header.set_intent("none")
     if source is None or not _same_grid(source, meta):
         _set_grid(header, meta)
-    header.set_data_offset(header.single_vox_offset)
+    if meta.made:
+        _note(header, meta.made)
+    offset = header.single_vox_offset + header.extensions.get_sizeondisk()
+    header.set_data_offset(offset)
     file = BytesIO()
     header.write_to(file)
-    return file.getvalue().ljust(header.single_vox_offset, b"\0")
+    return file.getvalue().ljust(offset, b"\0")
+
+
+def _note(header: Any, made: str) -> None:
+    """Note what made the voxels: in a few words in the description, whole in an extension."""
+    nibabel = import_nibabel()
+    known = json.loads(made)
+    header["descrip"] = f"volflow: {known['model']} {known['weights'][:16]}".encode()[:79]
+    header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", f"volflow: {made}".encode()))
 
 
 def _source_header(meta: Meta) -> Any:
