@@ -28,8 +28,9 @@ RECENT = 64
 # A run on another machine that recorded nothing for so long, and so many times the usual time
 # between blocks, may have ended.
 SILENT_S, SILENT_BLOCKS = 600.0, 10
-# A detached driver that died is begun again within seconds, if its scheduler lives.
-BEGUN_AGAIN_S = 60.0
+# A detached driver that died is begun again within seconds, if its scheduler lives; on a store it
+# waits for a minute until the lease of the first has lapsed.
+BEGUN_AGAIN_S = 120.0
 
 
 def run_facts(out: str | os.PathLike[str]) -> dict[str, Any]:
