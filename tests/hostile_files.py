@@ -93,6 +93,8 @@ def make_files(folder: Path) -> dict[str, Sample]:
     keep_detachment(folder / "a.zarr.volflow", note)
     keep_ending(folder / "a.zarr.volflow", Ending("key", "RunFailed", "no space is left"))
     export(folder / "a.zarr", folder / "e.npy")
+    export(folder / "a.zarr", folder / "a.nrrd")
+    export(folder / "a.zarr", folder / "a.mha")
     np.save(folder / "labels.npy", scan() % 3)
     _count(folder)
     _foreign(folder)
@@ -105,6 +107,8 @@ def make_files(folder: Path) -> dict[str, Sample]:
         "nii2": Sample("b.nii", lambda f: _read_source(f / "b.nii")),
         "nii.gz": Sample("a.nii.gz", lambda f: _read_source(f / "a.nii.gz")),
         "npy": Sample("a.npy", lambda f: _read_source(f / "a.npy")),
+        "nrrd": Sample("a.nrrd", lambda f: _read_source(f / "a.nrrd")),
+        "mha": Sample("a.mha", lambda f: _read_source(f / "a.mha")),
         "group": Sample("a.zarr/zarr.json", lambda f: _read_volume(f / "a.zarr")),
         "withheld": Sample(f"u.zarr/{WITHHELD}", lambda f: open_begun(f / "u.zarr")),
         "array": Sample("a.zarr/0/zarr.json", lambda f: _read_volume(f / "a.zarr")),

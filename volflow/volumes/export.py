@@ -248,9 +248,10 @@ def _filling(volume: Source, path: Path, budget: int) -> Callable[[IO[bytes]], F
     """
     writer = writer_of(path)
     assert writer is not None  # as `check_file` saw
-    if writer.name == "NIfTI":
-        _check_place(volume)
-    depth = _depth(volume, writer.dtype(volume.dtype), budget)
+    if writer.placed:
+        _check_place(volume, writer.name)
+    together = volume.channels_count if writer.interleaves else 1
+    depth = _depth(volume, writer.dtype(volume.dtype), budget, together)
     if writer.write is not None:
         return partial(writer.write, volume, depth)
     assert writer.pieces is not None
@@ -265,28 +266,29 @@ def _filling(volume: Source, path: Path, budget: int) -> Callable[[IO[bytes]], F
     return fill
 
 
-def _check_place(volume: Source) -> None:
+def _check_place(volume: Source, kind: str) -> None:
     """Refuse what `GridAggregator` made of arrays whose place in space was not known."""
     meta = volume.meta
     computed = meta.source is not None and meta.source.format == "dask"
     if isinstance(volume, Volume) and computed and not meta.orientation and not meta.affine:
         raise InvalidInput(
-            f"{volume.path} was made from arrays that know neither spacing nor orientation, and a"
-            " NIfTI file of it would lie mirrored beside its scan; aggregate it again with"
+            f"{volume.path} was made from arrays that know neither spacing nor orientation, and as"
+            f" {kind} it would lie mirrored beside its scan; aggregate it again with"
             ' GridAggregator(…, like="scan.zarr"), or export a .npy'
         )
 
 
-def _depth(volume: Source, dtype: np.dtype[Any], budget: int) -> int:
+def _depth(volume: Source, dtype: np.dtype[Any], budget: int, together: int) -> int:
     """Planes per slab: a whole layer of chunks where it fits, so that each is decoded once."""
     size_y, size_x = volume.shape[-2:]
     # A slab is held twice while zarr fills it; beside it lies one plane in the file's dtype.
-    plane = size_y * size_x * max(volume.dtype.itemsize, dtype.itemsize)
+    plane = together * size_y * size_x * max(volume.dtype.itemsize, dtype.itemsize)
     fits = (budget // plane - 1) // 2
     if fits < 1:
+        channels = f" in {together} channels" if together > 1 else ""
         raise MemoryRefused(
-            f"a plane of {size_y} × {size_x} voxels needs memory of {format_bytes(3 * plane)}, "
-            f"given {format_bytes(budget)}; raise memory= (--memory)"
+            f"a plane of {size_y} × {size_x} voxels{channels} needs memory of"
+            f" {format_bytes(3 * plane)}, given {format_bytes(budget)}; raise memory= (--memory)"
         )
     return min(fits, volume.piece[-3])
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from volflow.store.formats.choice import ImageChoice
 from volflow.store.formats.dicom.series import holds_dicom, open_dicom
+from volflow.store.formats.itk.metaimage import open_metaimage
+from volflow.store.formats.itk.nrrd import open_nrrd
 from volflow.store.formats.nifti import open_nifti
 from volflow.store.formats.npy import open_npy
 from volflow.store.formats.tiff.plane_files import is_plane_folder
@@ -60,6 +62,13 @@ FORMATS = (
     Format("NumPy", lambda path, _: open_npy(path), (".npy",), ((0, b"\x93NUMPY"),)),
     Format(
         "DICOM", open_dicom, (".dcm", ".dicom", ".ima"), ((128, b"DICM"),), holds_dicom, ("series",)
+    ),
+    Format("NRRD", lambda path, _: open_nrrd(path), (".nrrd", ".nhdr"), ((0, b"NRRD000"),)),
+    Format(
+        "MetaImage",
+        lambda path, _: open_metaimage(path),
+        (".mha", ".mhd"),
+        ((0, b"ObjectType = Image"),),
     ),
     # The last of those that know folders: pictures may lie beside images of any format.
     Format(

@@ -10,20 +10,18 @@ from typing import Any
 import numpy as np
 
 from volflow.errors import Damaged, InvalidInput
-from volflow.geometry.affine import affine_between
 from volflow.store.formats.nifti import LABEL_INTENT, UNITS, import_nibabel, parse_header
+from volflow.store.formats.placement import affine_of, in_millimeters
 from volflow.store.meta import Meta
 from volflow.store.slabs import Array
 
 __all__ = ["header_bytes", "stored_dtype"]
 
 SCANNER, LONGEST = 1, 32767
-# Lengths in units that NIfTI lacks are written in millimetres.
-_MILLIMETERS = {"angstrom": 1e-7, "nanometer": 1e-6, "centimeter": 10.0, "inch": 25.4}
 
 
 def stored_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Return the little-endian dtype in which NIfTI stores these voxels without loss.
+    """Return the little-endian dtype in which NIfTI, as NRRD, stores these voxels without loss.
 
     Examples
     --------
@@ -137,25 +135,14 @@ def _same_grid(source: Any, meta: Meta) -> bool:
 def _set_grid(header: Any, meta: Meta) -> None:
     """Set spacing, unit and affine; an unknown orientation is left unset."""
     codes = {name: code for code, name in UNITS.items()}
-    factor = _MILLIMETERS.get(meta.unit or "", 1.0)
-    unit = "millimeter" if factor != 1 else meta.unit
+    meta = meta if meta.unit in codes else in_millimeters(meta)
     time = int(header["xyzt_units"]) & ~7
-    header["xyzt_units"] = codes.get(unit or "", 0) | time
-    header["pixdim"][1:4] = np.array(meta.spacing[::-1]) * factor
-    affine = _affine(meta)
+    header["xyzt_units"] = codes.get(meta.unit or "", 0) | time
+    header["pixdim"][1:4] = meta.spacing[::-1]
+    affine = affine_of(meta)
     if affine is None:
         header["sform_code"] = header["qform_code"] = 0
         return
-    affine[:3] *= factor
     code = int(header["sform_code"]) or int(header["qform_code"]) or SCANNER
     header.set_sform(affine, code)
     header.set_qform(affine, code)
-
-
-def _affine(meta: Meta) -> Array | None:
-    """Return the 4 x 4 affine, or one from spacing, orientation and translation."""
-    if meta.affine is not None:
-        return np.array(meta.affine, dtype=float)
-    if meta.orientation is None:
-        return None
-    return affine_between(meta.spacing, meta.orientation, meta.translation)

@@ -93,11 +93,19 @@ class RawSource(Source):
             raise InvalidInput(
                 f"{self.path} is compressed as a whole, so parts of it cannot be read; use slabs()"
             )
-        # Mapped for this read only: pages of an open mapping count as this process's memory.
+        if not self.interleaved:
+            return self._scaled(np.asarray(self._mapped()[roi.slices()]))
+        voxels = np.empty(roi.shape, self.stored_dtype)
+        channels, deep, high, wide = roi.slices()
+        for n, z in enumerate(range(deep.start, deep.stop)):
+            voxels[:, n] = self._mapped()[channels, z, high, wide]
+        return self._scaled(voxels)
+
+    def _mapped(self) -> Array:
+        """Map the file for one reading: pages of an open mapping count as this process's memory."""
         shape = (*self.shape[1:], self.shape[0]) if self.interleaved else self.shape
         voxels = np.memmap(self._file, self.stored_dtype, "r", self.begin + self.skip, shape)
-        voxels = np.moveaxis(voxels, -1, 0) if self.interleaved else voxels
-        return self._scaled(np.asarray(voxels[roi.slices()]))
+        return np.moveaxis(voxels, -1, 0) if self.interleaved else voxels
 
     def slabs(self, depth: int) -> Iterator[tuple[Roi, Array]]:
         """Yield box and voxels of ``depth`` z-planes at a time, in file order.
@@ -123,12 +131,12 @@ class RawSource(Source):
         for channel in range(self.shape[0]):
             with self._stream() as stream:
                 for roi in slab_rois(self.shape[1:], depth):
-                    voxels = np.empty((*roi.shape, self.shape[0]), self.stored_dtype)
-                    _fill(stream, voxels)
+                    voxels = np.empty((1, *roi.shape), self.stored_dtype)
+                    _fill_one(stream, voxels.reshape(-1), self.shape[0], channel)
                     if roi.stop == self.shape[1:]:
                         self._read_on(stream)
                     box = Roi((channel, *roi.start), (channel + 1, *roi.stop))
-                    yield box, self._scaled(voxels[None, ..., channel])
+                    yield box, self._scaled(voxels)
 
     @contextmanager
     def _stream(self) -> Iterator[Any]:
@@ -254,6 +262,16 @@ def _pass_over(stream: Any, count: int) -> None:
         if not got:
             raise EOFError
         count -= got
+
+
+def _fill_one(stream: Any, voxels: Array, channels: int, channel: int) -> None:
+    """Read exactly the voxels of one of some interleaved channels."""
+    step = max(1, 2**18 // channels)
+    for start in range(0, voxels.size, step):
+        part = voxels[start : start + step]
+        together = np.empty((part.size, channels), voxels.dtype)
+        _fill(stream, together)
+        part[:] = together[:, channel]
 
 
 def _fill(stream: Any, voxels: Array) -> None:

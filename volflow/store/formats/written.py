@@ -12,6 +12,10 @@ from typing import IO, Any
 
 import numpy as np
 
+from volflow.errors import InvalidInput
+from volflow.geometry.roi import Roi
+from volflow.store.formats.itk.metaimage import metaimage_bytes
+from volflow.store.formats.itk.nrrd import nrrd_bytes
 from volflow.store.formats.nifti_header import header_bytes, stored_dtype
 from volflow.store.formats.tiff.tiff_written import tiff_dtype, write_ome_tiff, write_tiff
 from volflow.store.slabs import Source
@@ -38,6 +42,10 @@ class FileWriter:
         be held; refuses before the first what the format cannot hold.
     write
         Instead of that, where a file is not written from front to back: fills one.
+    placed
+        Whether other software puts a file of it into the body, also where it says no place.
+    interleaves
+        Whether the channels of a voxel lie side by side, so that all of a plane are held.
     """
 
     name: str
@@ -45,6 +53,8 @@ class FileWriter:
     dtype: Callable[[Dtype], Dtype]
     pieces: Callable[[Source, int], Iterable[Any]] | None = None
     write: Callable[[Source, int, IO[bytes]], None] | None = None
+    placed: bool = False
+    interleaves: bool = False
 
 
 def planes(volume: Source, depth: int, dtype: Dtype) -> Iterator[Any]:
@@ -59,6 +69,33 @@ def planes(volume: Source, depth: int, dtype: Dtype) -> Iterator[Any]:
     """
     for _, slab in volume.slabs(depth):
         for plane in slab.reshape(-1, *slab.shape[-2:]):
+            yield np.ascontiguousarray(plane, dtype).data.cast("B")
+
+
+def interleaved(volume: Source, depth: int, dtype: Dtype) -> Iterator[Any]:
+    r"""Yield the bytes of a volume with the channels of each voxel side by side.
+
+    ``depth`` planes of all channels are held.
+
+    Examples
+    --------
+    >>> from volflow.store.formats.sources import open_source
+    >>> two = open_source(np.arange(8, dtype="uint8").reshape(2, 1, 2, 2))
+    >>> b"".join(interleaved(two, 1, two.dtype))
+    b'\x00\x04\x01\x05\x02\x06\x03\x07'
+    """
+    if volume.ndim == 3:
+        yield from planes(volume, depth, dtype)
+        return
+    if volume.sequential:
+        raise InvalidInput(
+            f"{volume.path} is compressed as a whole, so its channels cannot be read side by side;"
+            " convert it to OME-Zarr first (vf.convert, volflow convert)"
+        )
+    size_z = volume.shape[1]
+    for z in range(0, size_z, depth):
+        stop = (volume.shape[0], min(z + depth, size_z), *volume.shape[2:])
+        for plane in np.moveaxis(volume.read(Roi((0, z, 0, 0), stop)), 0, -1):
             yield np.ascontiguousarray(plane, dtype).data.cast("B")
 
 
@@ -99,6 +136,18 @@ def _nifti_pieces(volume: Source, depth: int) -> Iterator[Any]:
     return _after(head, planes(volume, depth, dtype))
 
 
+def _nrrd_pieces(volume: Source, depth: int) -> Iterator[Any]:
+    dtype = stored_dtype(volume.dtype)
+    head = nrrd_bytes(volume.meta, volume.shape, dtype)
+    return _after(head, gzipped(planes(volume, depth, dtype)))
+
+
+def _metaimage_pieces(volume: Source, depth: int) -> Iterator[Any]:
+    dtype = stored_dtype(volume.dtype)
+    head = metaimage_bytes(volume.meta, volume.shape, dtype)
+    return _after(head, interleaved(volume, depth, dtype))
+
+
 def _after(head: bytes, rest: Iterator[Any]) -> Iterator[Any]:
     yield head
     yield from rest
@@ -110,11 +159,21 @@ def as_it_is(dtype: Dtype) -> Dtype:
 
 
 WRITERS = (
-    FileWriter("NIfTI", (".nii",), stored_dtype, _nifti_pieces),
-    FileWriter("NIfTI", (".nii.gz",), stored_dtype, lambda *given: gzipped(_nifti_pieces(*given))),
+    FileWriter("NIfTI", (".nii",), stored_dtype, _nifti_pieces, placed=True),
+    FileWriter(
+        "NIfTI",
+        (".nii.gz",),
+        stored_dtype,
+        lambda *given: gzipped(_nifti_pieces(*given)),
+        placed=True,
+    ),
     FileWriter("OME-TIFF", (".ome.tif", ".ome.tiff"), tiff_dtype, write=write_ome_tiff),
     FileWriter("TIFF", (".tif", ".tiff"), tiff_dtype, write=write_tiff),
     FileWriter("NumPy", (".npy",), as_it_is, _npy_pieces),
+    FileWriter("NRRD", (".nrrd",), stored_dtype, _nrrd_pieces, placed=True),
+    FileWriter(
+        "MetaImage", (".mha",), stored_dtype, _metaimage_pieces, placed=True, interleaves=True
+    ),
 )
 
 
