@@ -87,7 +87,7 @@ def _header_bytes(meta: Meta, shape: Sequence[int], dtype: np.dtype[Any]) -> byt
         _set_grid(header, meta)
     if meta.made:
         _note(header, meta.made)
-    offset = header.single_vox_offset + header.extensions.get_sizeondisk()
+    offset = header.single_vox_offset + int(header.extensions.get_sizeondisk())
     header.set_data_offset(offset)
     file = BytesIO()
     header.write_to(file)

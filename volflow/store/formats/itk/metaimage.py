@@ -223,9 +223,7 @@ def metaimage_bytes(meta: Meta, shape: Sequence[int], dtype: np.dtype[Any]) -> b
     ]
     if channels > 1:
         lines.append(f"ElementNumberOfChannels = {channels}")
-    note = note_of(meta)
-    if len(note) > LONGEST_NOTE:  # without the names of many channels
-        note = note_of(Meta(kind=meta.kind))
+    note = note_of(meta, LONGEST_NOTE)
     lines += [f"{NOTE} = {note}"] if note else []
     lines += [f"ElementType = {code}", "ElementDataFile = LOCAL", ""]
     return "\n".join(lines).encode()

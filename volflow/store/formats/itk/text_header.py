@@ -73,8 +73,15 @@ def data_file(header: str, name: str) -> str:
     return str(path)
 
 
-def note_of(meta: Meta) -> str:
+def note_of(meta: Meta, longest: int = MOST_HEADER) -> str:
     """Return what only a line of our own can say in such a header; ``""`` if there is nothing.
+
+    Parameters
+    ----------
+    meta
+        Metadata of the volume.
+    longest
+        The most characters; of a longer note the kind alone is left.
 
     Examples
     --------
@@ -82,9 +89,10 @@ def note_of(meta: Meta) -> str:
     '{"kind": "classes"}'
     """
     said: dict[str, object] = {"kind": meta.kind} if meta.kind != "image" else {}
-    if meta.channels:
-        said["channels"] = list(meta.channels)
-    return json.dumps(said) if said else ""
+    whole = said | ({"channels": list(meta.channels)} if meta.channels else {})
+    whole |= {"made": json.loads(meta.made)} if meta.made else {}
+    note = json.dumps(whole) if len(json.dumps(whole)) <= longest else json.dumps(said)
+    return "" if note == "{}" else note
 
 
 def read_note(text: str) -> tuple[str, tuple[str, ...]]:
