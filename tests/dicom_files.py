@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate, encapsulate_extended
 from pydicom.sequence import Sequence
@@ -146,3 +147,22 @@ def enhanced(voxels, syntax=ExplicitVRLittleEndian, *, table="basic", order=None
     data.PerFrameFunctionalGroupsSequence = Sequence(frames)
     data.NumberOfFrames = len(voxels)
     return put_voxels(data, voxels[list(order)], syntax, table=table)
+
+
+def segmentation(folder, masks, kind="BINARY", names=("lung", "heart"), *, series=None):
+    """A segmentation that highdicom writes: of labels (z, y, x), or masks (z, y, x, segment)."""
+    import highdicom
+    from pydicom.sr.codedict import codes
+
+    if series is None:
+        voxels = np.zeros(masks.shape[:3], "u2")
+        series = [pydicom.dcmread(path) for path in save_series(folder, voxels).iterdir()]
+    series.sort(key=lambda data: data.ImagePositionPatient[2])
+    segments = [
+        highdicom.seg.SegmentDescription(number, name, codes.SCT.Organ, codes.SCT.Lung, "MANUAL")
+        for number, name in enumerate(names, 1)
+    ]
+    return highdicom.seg.Segmentation(
+        series, masks, kind, segments, "1.2.3.7", 9, generate_uid(), 1, "nobody", "none", "1", "0",
+        max_fractional_value=200,
+    )  # fmt: skip

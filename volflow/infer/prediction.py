@@ -21,6 +21,7 @@ from volflow.infer.settings import Settings
 from volflow.model.forward import Output
 from volflow.store.aside import sweep
 from volflow.store.create import check_target, create, create_store, open_begun
+from volflow.store.formats.written import refuse_unwritable
 from volflow.store.journal.complete import count_blocks
 from volflow.store.journal.journal import Record, journal_of
 from volflow.store.journal.outputs import begin_anew, withheld
@@ -128,6 +129,8 @@ def _decide(
             f"the model returns outputs by name ({names}), which {file.name} cannot hold;"
             ' use an output like "out.zarr" and export them'
         )
+    if file is not None:
+        refuse_unwritable(_spec(request, settings, settings.outputs[0]), file)
     levels = tuple(
         layout
         for output in (settings.outputs if options.levels else ())

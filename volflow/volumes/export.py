@@ -29,6 +29,7 @@ from volflow.store.formats.exported import (
     read_receipt,
     state_of,
 )
+from volflow.store.formats.sources import open_source
 from volflow.store.formats.written import WRITERS, writer_of
 from volflow.store.journal.journal import journal_dir
 from volflow.store.journal.records import typed
@@ -50,15 +51,17 @@ def export(
     *,
     overwrite: bool = False,
     memory: str | int = "1GiB",
+    like: str | os.PathLike[str] | None = None,
 ) -> Location:
-    """Write a volume as one ``.nii.gz``, ``.nii``, ``.tif``, ``.ome.tif`` or ``.npy`` file.
+    """Write a volume as one ``.nii.gz``, ``.nii``, ``.tif``, ``.ome.tif``, ``.npy`` or ``.dcm``.
 
     A volume that came from a NIfTI file goes back onto that file's axes, orientation and affine. A
     ``.tif`` is what Fiji opens with its spacing, OME-TIFF where ImageJ's own format cannot hold it.
     The file appears under its name when it is complete, and its checksum is kept beside it, in
     ``<out>.volflow/``, for `verify`. A file that holds the volume already is left alone, one that
     was changed since is refused. NIfTI and TIFF know no float16 and no bool: these become float32
-    and uint8.
+    and uint8. A ``.dcm`` is a DICOM segmentation of classes, which refers to the series on whose
+    grid it lies.
 
     Parameters
     ----------
@@ -70,6 +73,9 @@ def export(
         Replace a file that is there.
     memory
         What the slabs in memory may take.
+    like
+        The DICOM series that a ``.dcm`` refers to, where it is not the one that the volume was
+        made from, or has moved since.
 
     Returns
     -------
@@ -95,9 +101,22 @@ def export(
     (4, 5, 6)
     """
     path = check_export(out, overwrite=overwrite)
+    opened = open_input(volume) if like is None else _referring(open_input(volume), like, path.name)
     if isinstance(path, Address):
-        return _send_file(open_input(volume), path, overwrite=overwrite, memory=memory)
-    return write_file(open_input(volume), path, overwrite=overwrite, memory=memory)
+        return _send_file(opened, path, overwrite=overwrite, memory=memory)
+    return write_file(opened, path, overwrite=overwrite, memory=memory)
+
+
+def _referring(volume: Source, like: str | os.PathLike[str], name: str) -> Source:
+    """Return a volume as if it had been made from a DICOM series."""
+    series = open_source(like)
+    info = series.meta.source
+    if info is None or info.format != "dicom" or not name.lower().endswith(".dcm"):
+        raise InvalidInput(
+            f"like= (--like) is the DICOM series that a .dcm refers to, given {like} for {name};"
+            " leave it out"
+        )
+    return replace(volume, meta=replace(volume.meta, source=info))  # type: ignore[type-var]
 
 
 def write_file(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -84,6 +85,11 @@ class ExportOptions:
 
     overwrite: bool = option(False, "Replace the output if it exists.")
     memory: str | int = option("1GiB", "What the planes in memory may take.")
+    like: str | os.PathLike[str] | None = option(
+        None,
+        "Of a .dcm: the DICOM series on whose grid the volume lies. Default: the one that it was"
+        " made from.",
+    )
 
 
 def as_foreground(name: str, text: str) -> bool | float:

@@ -125,10 +125,10 @@ OPERATIONS: Mapping[str, Operation] = {
         "volumes.export:export",
         {
             "volume": Setting(str, VOLUME),
-            "out": Setting(str, "The .nii, .nii.gz or .npy file to write."),
+            "out": Setting(str, "The .nii, .nii.gz, .npy or .dcm file to write."),
         },
         ExportOptions,
-        reads="volume",
+        reads="volume like",
         writes="out",
     ),
     "preview": _operation(

@@ -14,13 +14,23 @@ import numpy as np
 
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
+from volflow.store.formats.dicom.segmentation_file import segmentation_pieces, series_of
 from volflow.store.formats.itk.metaimage import metaimage_bytes
 from volflow.store.formats.itk.nrrd import nrrd_bytes
 from volflow.store.formats.nifti_header import header_bytes, stored_dtype
 from volflow.store.formats.tiff.tiff_written import tiff_dtype, write_ome_tiff, write_tiff
+from volflow.store.meta import VolumeSpec
 from volflow.store.slabs import Source
 
-__all__ = ["WRITERS", "FileWriter", "gzipped", "is_foreign", "planes", "writer_of"]
+__all__ = [
+    "WRITERS",
+    "FileWriter",
+    "gzipped",
+    "is_foreign",
+    "planes",
+    "refuse_unwritable",
+    "writer_of",
+]
 
 Dtype = np.dtype[Any]
 
@@ -46,6 +56,8 @@ class FileWriter:
         Whether other software puts a file of it into the body, also where it says no place.
     interleaves
         Whether the channels of a voxel lie side by side, so that all of a plane are held.
+    refuse
+        Refuses a volume that the format cannot hold, before there is one, given its spec and name.
     """
 
     name: str
@@ -55,6 +67,7 @@ class FileWriter:
     write: Callable[[Source, int, IO[bytes]], None] | None = None
     placed: bool = False
     interleaves: bool = False
+    refuse: Callable[[VolumeSpec, str], Any] | None = None
 
 
 def planes(volume: Source, depth: int, dtype: Dtype) -> Iterator[Any]:
@@ -174,6 +187,7 @@ WRITERS = (
     FileWriter(
         "MetaImage", (".mha",), stored_dtype, _metaimage_pieces, placed=True, interleaves=True
     ),
+    FileWriter("DICOM segmentation", (".dcm",), as_it_is, segmentation_pieces, refuse=series_of),
 )
 
 
@@ -188,6 +202,19 @@ def writer_of(path: str | os.PathLike[str]) -> FileWriter | None:
     """
     name = Path(os.fspath(path)).name.lower()
     return next((one for one in WRITERS if name.endswith(one.suffixes)), None)
+
+
+def refuse_unwritable(spec: VolumeSpec, path: Path) -> None:
+    """Refuse a volume that is to be computed for a file whose format cannot hold it.
+
+    Raises
+    ------
+    InvalidInput
+        With what the format holds.
+    """
+    writer = writer_of(path)
+    if writer is not None and writer.refuse is not None:
+        writer.refuse(spec, path.name)
 
 
 def is_foreign(path: Any) -> bool:
