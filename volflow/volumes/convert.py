@@ -179,7 +179,7 @@ def convert(  # noqa: PLR0913 - a public journey takes flat options
         return _copied(os.fspath(source), out, options)
     opened = open_input(source)
     if isinstance(opened, DaskSource):
-        computed = _computed_as(opened, labels)
+        computed = _computed_as(opened, options)
         volume = write_source(computed, out, from_keywords(WriteOptions, vars(options)))
         return volume if labels is None else set_kind(volume, computed.meta.kind)
     return _copied(opened, out, options)
@@ -233,8 +233,17 @@ def _copied(given: Any, out: str | os.PathLike[str], options: ConvertOptions) ->
     return volume if labels is None else set_kind(volume, copy.spec.meta.kind)
 
 
-def _computed_as(source: DaskSource, labels: bool | None) -> DaskSource:
+def _computed_as(source: DaskSource, options: ConvertOptions) -> DaskSource:
     """Return a computed source as a label map or as an image."""
+    ImageChoice.among(options).refuse_but((), "the array", "computed by Dask")
+    if options.channel is not None or options.dtype is not None:
+        given = "channel" if options.dtype is None else "dtype"
+        remedy = "array[0]" if options.dtype is None else 'array.astype("uint16")'
+        raise InvalidInput(
+            f"{given}= is for what is stored, and the array is computed by Dask; give {remedy} or"
+            " the like, and leave it out"
+        )
+    labels = options.labels
     if labels is None:
         return source
     if labels and source.dtype.kind == "f":

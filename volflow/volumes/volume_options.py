@@ -37,6 +37,12 @@ class LayoutOptions(OutputOptions):
     shard: int | Sequence[int] | None = option(
         None, "Voxels of a stored object, a multiple of the chunk.", read=numbers
     )
+    spacing: float | Sequence[float] | None = option(
+        None,
+        "Voxel size along z,y,x, where the source does not say it: 2, or 5,0.7,0.7.",
+        read=numbers,
+    )
+    unit: str | None = option(None, "Its unit: mm, um, nm, … Default: what the source says.")
     # No command line names a Dask array, which this is about.
     resume: bool = False
 
@@ -45,12 +51,6 @@ class LayoutOptions(OutputOptions):
 class ConvertOptions(LayoutOptions, ImageChoice):
     """The options of `convert`."""
 
-    spacing: float | Sequence[float] | None = option(
-        None,
-        "Voxel size along z,y,x, where the file does not say it: 2, or 5,0.7,0.7.",
-        read=numbers,
-    )
-    unit: str | None = option(None, "Its unit: mm, um, nm, … Default: what the file says.")
     dtype: str | None = option(
         None, "Data type to store, such as uint16; a voxel that it does not hold is refused."
     )
@@ -68,6 +68,9 @@ class WriteOptions(LayoutOptions):
 
     like: VolumeLike | None = None
     meta: Meta | None = None
+    orientation: str | None = option(
+        None, "Direction in which z, y and x grow, in letters such as SAR."
+    )
 
 
 @dataclass(frozen=True)

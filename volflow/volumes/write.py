@@ -14,9 +14,10 @@ from volflow.engine.progress import Progress, announce
 from volflow.errors import InvalidInput, ResumeRefused
 from volflow.geometry.grid import BlockGrid
 from volflow.option import from_keywords, journey
+from volflow.store.formats.taken.adjusted import restated
 from volflow.store.journal.journal import Record, journal_of
 from volflow.store.journal.outputs import check_apart
-from volflow.store.meta import Meta
+from volflow.store.meta import Meta, difference_of_grids
 from volflow.store.remote.address import is_stored, location
 from volflow.store.slabs import Source
 from volflow.store.volume import Volume, described
@@ -86,6 +87,9 @@ def write(  # noqa: PLR0913 - a public journey takes flat options
     *,
     like: VolumeLike | None = None,
     meta: Meta | None = None,
+    spacing: float | Sequence[float] | None = None,
+    unit: str | None = None,
+    orientation: str | None = None,
     chunk: int | Sequence[int] | None = None,
     shard: int | Sequence[int] | None = None,
     cluster: Cluster = None,
@@ -111,9 +115,12 @@ def write(  # noqa: PLR0913 - a public journey takes flat options
         Path of the volume, or its URL, as in `convert`.
     like
         A volume whose spacing, unit, orientation and layout the new one takes.
+    spacing, unit, orientation
+        Voxel size along z, y, x, or one for all; its unit (``"mm"``, ``"um"``, …); the directions
+        in which z, y, x grow, such as ``"SAR"``. What is not given is what the array knows: an
+        ``xarray.DataArray`` by its coordinates.
     meta
-        The same in detail, where there is no such volume. Without either, the new one takes what
-        the array knows: an ``xarray.DataArray`` by its coordinates.
+        The same in detail. Beside it or ``like``, what says otherwise is refused.
     resume
         Trust that the array is what it was where that cannot be determined, because a function of
         it reads files: an interrupted run is then resumed instead of started over.
@@ -137,19 +144,10 @@ def write(  # noqa: PLR0913 - a public journey takes flat options
 
 def write_source(source: Source, out: str | os.PathLike[str], options: WriteOptions) -> Volume:
     """Store a source as `write` does."""
-    like, meta, chunk, shard = options.like, options.meta, options.chunk, options.shard
+    like, chunk, shard = options.like, options.chunk, options.shard
     array = lazy_array(source)
     grid = None if like is None else grid_of(like, array.shape)
-    axes = ("z", "y", "x") if array.ndim == 3 else ("c", "z", "y", "x")
-    if meta is None and grid is not None:
-        # Floats written like labels, such as distances to them, are an image.
-        meta = described(grid)
-        meta = replace(meta, kind="image") if array.dtype.kind == "f" else meta
-    if meta is None:  # what Dask computes has no file to go back to
-        computed = isinstance(source, DaskSource)
-        meta = replace(source.meta, source=None) if computed else described(source)
-    made = meta.made if isinstance(source, Volume) else ""  # else it was computed again
-    meta = replace(meta, axes=axes, made=made)
+    meta = _meta_of(source, grid, options)
     if isinstance(grid, Volume):
         chunk = grid.chunks[-3:] if chunk is None else chunk
         shard = (grid.shards or grid.chunks)[-3:] if shard is None else shard
@@ -166,7 +164,8 @@ def write_source(source: Source, out: str | os.PathLike[str], options: WriteOpti
         rois = [copy.blocks[n] for n in (0, len(copy.blocks) - 1)]
         pieces = pieces.shared(rois)
         copy = replace(copy, peak_bytes=copy.peak_bytes + pieces.kept_bytes)
-        record = make_record(identity.token, copy)
+        said = {word: getattr(meta, word) for word in WORDS if getattr(options, word) is not None}
+        record = make_record(identity.token, copy, **said)
         overwrite = options.overwrite
         if not overwrite:
             _refuse_older(copy)
@@ -179,6 +178,40 @@ def write_source(source: Source, out: str | os.PathLike[str], options: WriteOpti
                     options.progress,
                 )
         return run_copy(copy, record, pieces, client, replace(options, overwrite=overwrite))
+
+
+WORDS = ("spacing", "unit", "orientation")  # by which a caller says where an array lies
+
+
+def _meta_of(source: Source, grid: Source | None, options: WriteOptions) -> Meta:
+    """Return the metadata of the new volume: as ``meta=``, ``like=`` or the array say, and words.
+
+    Raises
+    ------
+    InvalidInput
+        Where the words say otherwise than ``meta=`` or ``like=``.
+    """
+    given = "like=" if options.meta is None else "meta="
+    meta = options.meta
+    if meta is None and grid is not None:
+        # Floats written like labels, such as distances to them, are an image.
+        meta = described(grid)
+        meta = replace(meta, kind="image") if source.dtype.kind == "f" else meta
+    known = meta
+    if meta is None:  # what Dask computes has no file to go back to
+        computed = isinstance(source, DaskSource)
+        meta = replace(source.meta, source=None) if computed else described(source)
+    stated = restated(meta, *(getattr(options, word) for word in WORDS))
+    found = None
+    if known is not None:
+        shape = source.shape
+        found = difference_of_grids({given: (shape, known), "the call": (shape, stated)})
+    if found is not None:
+        what, _, there, _, here = found
+        raise InvalidInput(
+            f"{given} has {what} {there} and the call says {here}; leave out one of them"
+        )
+    return replace(stated, axes=("z", "y", "x") if source.ndim == 3 else ("c", "z", "y", "x"))
 
 
 def _refuse_older(copy: Copy) -> None:

@@ -14,10 +14,10 @@ from volflow.geometry.units import NGFF_UNITS, unit_name
 from volflow.store.formats.taken.derived import Derived
 from volflow.store.formats.taken.labels import NotHeld
 from volflow.store.layout import check_dtype
-from volflow.store.meta import Meta
+from volflow.store.meta import Meta, check_spacing
 from volflow.store.slabs import Array, Source
 
-__all__ = ["on_spacing", "stored_as"]
+__all__ = ["on_spacing", "restated", "stored_as"]
 
 
 def on_spacing(source: Source, spacing: float | Sequence[float] | None, unit: str | None) -> Source:
@@ -46,20 +46,58 @@ def on_spacing(source: Source, spacing: float | Sequence[float] | None, unit: st
     """
     if spacing is None and unit is None:
         return source
-    own = source.meta
+    return _OnSpacing(source, restated(source.meta, spacing, unit))
+
+
+def restated(
+    own: Meta,
+    spacing: float | Sequence[float] | None,
+    unit: str | None,
+    orientation: str | None = None,
+) -> Meta:
+    """Return metadata with another spacing, unit or orientation.
+
+    Parameters
+    ----------
+    own
+        The metadata.
+    spacing
+        Voxel size along z, y, x, or one for all; None for its own.
+    unit
+        Unit of it; None for its own.
+    orientation
+        Direction in which z, y, x grow, such as ``"SAR"``; None for its own.
+
+    Raises
+    ------
+    InvalidInput
+        If the spacing or orientation is impossible, or the unit unknown.
+
+    Examples
+    --------
+    >>> restated(Meta(), 2, "mm", "sar").orientation
+    'SAR'
+    """
     name = own.unit if unit is None else unit_name(unit)
     if unit is not None and name not in NGFF_UNITS:
         raise InvalidInput(
             f"unit {unit!r} is not known; use nm, um, mm or any other length that NGFF names"
         )
-    given = own.spacing if spacing is None else spacing
-    sizes = [float(s) for s in given] if isinstance(given, Sequence) else [float(given)] * 3
+    given: Any = own.spacing if spacing is None else spacing
+    try:
+        sizes = [float(size) for size in ([given] * 3 if np.ndim(given) == 0 else given)]
+    except (TypeError, ValueError):
+        sizes = []
     if len(sizes) != 3:
         raise InvalidInput(f"spacing needs one number, or one each for z, y, x; given {spacing}")
+    check_spacing(sizes)
     # The axes keep their directions and the first voxel its place.
     factors = [new / old for new, old in zip(sizes, own.spacing, strict=True)]
     scaled = own.regrid(factors, (0, 0, 0))
-    return _OnSpacing(source, replace(scaled, spacing=(sizes[0], sizes[1], sizes[2]), unit=name))
+    stated = replace(scaled, spacing=(sizes[0], sizes[1], sizes[2]), unit=name)
+    turned = stated if orientation is None else replace(stated, orientation=orientation)
+    # An affine says the orientation, too.
+    return turned if turned.orientation == own.orientation else replace(turned, affine=None)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
