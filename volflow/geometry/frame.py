@@ -71,7 +71,7 @@ class Frame:
         if stored is None:
             raise InvalidInput(
                 f"frame {wanted!r} needs a volume with orientation, and this one has none;"
-                " convert it from a format that carries one, or leave frame out"
+                ' store it with one (vf.write(x, out, orientation="SAR")), or leave frame out'
             )
         stored = _check(stored, "orientation")
         axes, flips = [], []

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from types import SimpleNamespace
 
+import dask.array as da
 import nibabel
 import numpy as np
 import pytest
@@ -234,3 +235,22 @@ class TestWhatIsMadeOfIt:
         with pytest.raises(vf.errors.InvalidInput, match=message):
             vf.convert(four, tmp_path / "a.zarr", progress=False, **options)
         assert [path.name for path in tmp_path.iterdir()] == ["a.npy"]
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"dtype": "uint8"}, "dtype= is for what is stored, .* give array.astype"),
+            ({"channel": 1}, r"channel= is for what is stored, .* give array\[0\]"),
+            ({"level": 1}, "the array is computed by Dask, of which no level can be chosen"),
+        ],
+    )
+    def test_slips_with_what_dask_computes(self, tmp_path, options, message):
+        computed = da.zeros((4, 5, 6), dtype="uint16") + 1
+        with pytest.raises(vf.errors.InvalidInput, match=message):
+            vf.convert(computed, tmp_path / "a.zarr", progress=False, **options)
+
+    def test_what_dask_computes_gets_a_spacing(self, tmp_path, client):
+        computed = da.zeros((4, 5, 6), dtype="uint16") + 1
+        words = {"spacing": (2, 1, 1), "unit": "um"}
+        volume = vf.convert(computed, tmp_path / "a.zarr", cluster=client, progress=False, **words)
+        assert (volume.spacing, volume.unit) == ((2, 1, 1), "micrometer")

@@ -131,6 +131,53 @@ class TestLike:
         assert (volume.spacing, volume.unit) == ((3.0, 1.0, 1.0), "micrometer")
 
 
+class TestWords:
+    """Spacing, unit and orientation as they are typed."""
+
+    def test_they_complete_what_the_array_knows(self, write):
+        words = {"spacing": (2, 0.5, 0.5), "unit": "mm", "orientation": "sal"}
+        volume = write(da.from_array(SCAN), **words)
+        assert (volume.spacing, volume.unit, volume.orientation) == (
+            (2.0, 0.5, 0.5), "millimeter", "SAL",
+        )  # fmt: skip
+        write(da.from_array(SCAN), **words)  # and are known again
+        with pytest.raises(ResumeRefused, match=r"spacing: \[2.0, 0.5, 0.5\] → \[3.0, 3.0, 3.0\]"):
+            write(da.from_array(SCAN), **words | {"spacing": 3})
+
+    @pytest.mark.parametrize("given", ["volume", "path", "meta"])
+    def test_what_says_otherwise_is_refused(self, write, stored, given):
+        model = stored(SCAN, "like.zarr", spacing=(2, 0.5, 0.5), unit="millimeter")
+        name = "meta" if given == "meta" else "like"
+        known = {name: {"volume": model, "path": model.path, "meta": model.meta}[given]}
+        match = f"{name}= has spacing 2×0.5×0.5 mm and the call says 2×0.5×0.5 µm; leave out one"
+        with pytest.raises(InvalidInput, match=match):
+            write(SCAN, **known, unit="um")
+        volume = write(SCAN, **known, spacing=(2, 0.5, 0.5), orientation="SAR")
+        assert (volume.unit, volume.orientation) == ("millimeter", "SAR")
+
+    def test_a_corrected_orientation_is_exported(self, write, tmp_path):
+        nibabel = pytest.importorskip("nibabel")
+        image = nibabel.Nifti1Image(SCAN.T, np.diag([0.5, 0.5, 2, 1]))
+        image.to_filename(tmp_path / "scan.nii")
+        volume = write(vf.convert(tmp_path / "scan.nii", tmp_path / "scan.zarr", progress=False),
+                       orientation="SAL", unit="um")  # fmt: skip
+        header = nibabel.load(vf.export(volume.path, tmp_path / "out.nii")).header
+        assert nibabel.aff2axcodes(header.get_best_affine()) == ("L", "A", "S")
+        assert header.get_xyzt_units()[0] == "micron"
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            ({"spacing": "wide"}, "spacing needs one number, or one each for z, y, x; given wide"),
+            ({"orientation": "XYZ"}, "orientation needs one letter of R/L, A/P, S/I each"),
+            ({"unit": "pixel"}, "unit 'pixel' is not known"),
+        ],
+    )
+    def test_slips(self, write, words, message):
+        with pytest.raises(InvalidInput, match=message):
+            write(SCAN, **words)
+
+
 class TestRefused:
     def test_an_output_that_is_its_model(self, write):
         volume = write(SCAN)

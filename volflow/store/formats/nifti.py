@@ -14,7 +14,7 @@ from volflow.store.layout import check_dtype
 from volflow.store.meta import Meta, SourceInfo
 from volflow.store.slabs import Array
 
-__all__ = ["LABEL_INTENT", "UNITS", "import_nibabel", "open_nifti", "parse_header"]
+__all__ = ["LABEL_INTENT", "UNITS", "import_nibabel", "open_nifti", "parse_header", "unit_of"]
 
 MOST_HEADER = 2**30  # bytes before the voxels; extensions of tens of MiB exist
 MOST_SCALED = 1e30  # largest slope or intercept; scaled values stay finite
@@ -62,8 +62,7 @@ def open_nifti(path: str) -> RawSource:
     meta = Meta(
         axes=("c", "z", "y", "x")[-len(shape) :],
         spacing=spacing,
-        # Scanner and template spaces are in millimetres, although many files do not state it.
-        unit=UNITS.get(int(header["xyzt_units"]) & 7, None if affine is None else "millimeter"),
+        unit=unit_of(header, affine),
         orientation=orientation,
         affine=None if affine is None else tuple(tuple(row) for row in affine.tolist()),
         kind="classes" if int(header["intent_code"]) == LABEL_INTENT else "image",
@@ -127,6 +126,12 @@ def _offset(header: Any, path: str) -> int:
             " repair the file"
         )
     return offset
+
+
+def unit_of(header: Any, affine: Array | None) -> str | None:
+    """Return the unit of a header with or without an affine."""
+    # Scanner and template spaces are in millimetres, although many files do not state it.
+    return UNITS.get(int(header["xyzt_units"]) & 7, None if affine is None else "millimeter")
 
 
 def _affine(header: Any) -> Array | None:

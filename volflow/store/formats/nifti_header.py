@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from volflow.errors import Damaged, InvalidInput
-from volflow.store.formats.nifti import LABEL_INTENT, UNITS, import_nibabel, parse_header
+from volflow.store.formats.nifti import LABEL_INTENT, UNITS, import_nibabel, parse_header, unit_of
 from volflow.store.formats.placement import affine_of, in_millimeters
 from volflow.store.meta import Meta
 from volflow.store.slabs import Array
@@ -122,13 +122,15 @@ def _dims(source: Any, shape: Sequence[int]) -> tuple[int, ...]:
 def _same_grid(source: Any, meta: Meta) -> bool:
     """Return True if the volume's grid equals its source's."""
     sizes = np.abs(source["pixdim"][1:4]).astype(float)
-    if meta.affine is None:
-        return bool(np.allclose(sizes, meta.spacing[::-1], rtol=1e-6))
     affine: Array | None = None
     if source["sform_code"] > 0:
         affine = source.get_sform()
     elif source["qform_code"] > 0:
         affine = source.get_qform()
+    if meta.unit != unit_of(source, affine):
+        return False
+    if meta.affine is None:
+        return meta.orientation is None and bool(np.allclose(sizes, meta.spacing[::-1], rtol=1e-6))
     return affine is not None and bool(np.allclose(affine, meta.affine, rtol=1e-6, atol=1e-6))
 
 

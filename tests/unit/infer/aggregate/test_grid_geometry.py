@@ -47,6 +47,7 @@ def halved(scan):
 
 WAYS = {
     "like=": lambda scan: ({"image": halved(scan)}, {"like": scan}),
+    "like= path": lambda scan: ({"image": halved(scan)}, {"like": scan.path}),
     "like= by case": lambda scan: ({"image": halved(scan)}, {"like": {"case": scan.path}}),
     "a stored array beside it": lambda scan: ({"image": halved(scan), "label": scan}, {}),
     "coordinates": lambda scan: ({"image": scan.xarray().astype("f4") / 2}, {}),

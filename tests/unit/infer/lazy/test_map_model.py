@@ -156,7 +156,7 @@ class TestEqualToPredict:
         lazy, batch = both(volume, random_net(), **options)
         np.testing.assert_array_equal(lazy.compute(), batch)
         derived = volume.dask(chunks=(10, 15, 13)) * 1
-        computed = vf.map_model(derived, random_net(), like=volume, **options)
+        computed = vf.map_model(derived, random_net(), like=volume.path, **options)
         np.testing.assert_array_equal(computed.compute(), batch)
 
     @pytest.mark.slow
