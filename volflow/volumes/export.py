@@ -53,13 +53,14 @@ def export(
     memory: str | int = "1GiB",
     like: str | os.PathLike[str] | None = None,
 ) -> Location:
-    """Write a volume as one ``.nii.gz``, ``.nii``, ``.tif``, ``.ome.tif``, ``.npy`` or ``.dcm``.
+    """Write a volume as one ``.nii.gz``, ``.nii``, ``.tif``, ``.h5``, ``.npy``, ``.dcm``, … file.
 
     A volume that came from a NIfTI file goes back onto that file's axes, orientation and affine. A
-    ``.tif`` is what Fiji opens with its spacing, OME-TIFF where ImageJ's own format cannot hold it.
+    ``.tif`` is what Fiji opens with its spacing, OME-TIFF where ImageJ's own format cannot hold it;
+    ``.ome.tif`` always is. A ``.h5`` file has the dataset ``data`` with ``element_size_um``.
     The file appears under its name when it is complete, and its checksum is kept beside it, in
     ``<out>.volflow/``, for `verify`. A file that holds the volume already is left alone, one that
-    was changed since is refused. NIfTI and TIFF know no float16 and no bool: these become float32
+    was changed since is refused. Where a format knows no float16 or no bool, these become float32
     and uint8. A ``.dcm`` is a DICOM segmentation of classes, which refers to the series on whose
     grid it lies.
 

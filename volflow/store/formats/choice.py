@@ -97,3 +97,50 @@ class ImageChoice:
                     f"{path} is {kind}, of which no {one.name} can be chosen, given {one.name}"
                     f" {value}; leave it out"
                 )
+
+    def at_level(self, count: int, path: str) -> int:
+        """Return the level of ``count`` that is meant, the finest if none is named.
+
+        Raises
+        ------
+        InvalidInput
+            If there is no such level.
+
+        Examples
+        --------
+        >>> ImageChoice(level=3).at_level(2, "cells.ims")
+        Traceback (most recent call last):
+        volflow.errors.InvalidInput: cells.ims has 2 levels, given level 3; choose 0 to 1
+        """
+        level = self.level or 0
+        if not 0 <= level < count:
+            levels = f"{count} level{'s' * (count != 1)}"
+            raise InvalidInput(
+                f"{path} has {levels}, given level {level}; choose 0 to {max(0, count - 1)}"
+            )
+        return level
+
+    def at_time(self, count: int, path: str) -> int:
+        """Return the timepoint of ``count`` that is meant, which must be named if there are more.
+
+        Raises
+        ------
+        InvalidInput
+            If there is no such timepoint, or none was named.
+
+        Examples
+        --------
+        >>> ImageChoice().at_time(9, "cells.ims")
+        Traceback (most recent call last):
+        volflow.errors.InvalidInput: cells.ims has 9 timepoints; choose one of 0 to 8 with
+        timepoint= (--timepoint)
+        """
+        timepoint = 0 if count == 1 and self.timepoint is None else self.timepoint
+        if timepoint is None or not 0 <= timepoint < count:
+            given = "" if timepoint is None else f", given timepoint {timepoint}"
+            times = f"{count} timepoint{'s' * (count != 1)}"
+            raise InvalidInput(
+                f"{path} has {times}{given}; choose one of 0 to {max(0, count - 1)} with timepoint="
+                " (--timepoint)"
+            )
+        return timepoint

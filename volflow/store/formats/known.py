@@ -8,6 +8,7 @@ from pathlib import Path
 
 from volflow.store.formats.choice import ImageChoice
 from volflow.store.formats.dicom.series import holds_dicom, open_dicom
+from volflow.store.formats.hdf5.hdf5 import open_hdf5
 from volflow.store.formats.itk.metaimage import open_metaimage
 from volflow.store.formats.itk.nrrd import open_nrrd
 from volflow.store.formats.nifti import open_nifti
@@ -60,6 +61,13 @@ FORMATS = (
         ((344, b"n+1"), (4, b"n+2")),
     ),
     Format("NumPy", lambda path, _: open_npy(path), (".npy",), ((0, b"\x93NUMPY"),)),
+    Format(
+        "HDF5",
+        open_hdf5,
+        (".h5", ".hdf5", ".hdf", ".ims", ".mat"),
+        ((0, b"\x89HDF\r\n\x1a\n"),),
+        takes=("dataset", "level", "timepoint"),
+    ),
     Format(
         "DICOM", open_dicom, (".dcm", ".dicom", ".ima"), ((128, b"DICM"),), holds_dicom, ("series",)
     ),

@@ -15,6 +15,7 @@ import numpy as np
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
 from volflow.store.formats.dicom.segmentation_file import segmentation_pieces, series_of
+from volflow.store.formats.hdf5.hdf5_written import hdf5_dtype, write_hdf5
 from volflow.store.formats.itk.metaimage import metaimage_bytes
 from volflow.store.formats.itk.nrrd import nrrd_bytes
 from volflow.store.formats.nifti_header import header_bytes, stored_dtype
@@ -182,6 +183,7 @@ WRITERS = (
     ),
     FileWriter("OME-TIFF", (".ome.tif", ".ome.tiff"), tiff_dtype, write=write_ome_tiff),
     FileWriter("TIFF", (".tif", ".tiff"), tiff_dtype, write=write_tiff),
+    FileWriter("HDF5", (".h5", ".hdf5"), hdf5_dtype, write=write_hdf5),
     FileWriter("NumPy", (".npy",), as_it_is, _npy_pieces),
     FileWriter("NRRD", (".nrrd",), stored_dtype, _nrrd_pieces, placed=True),
     FileWriter(

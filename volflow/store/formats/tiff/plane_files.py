@@ -15,6 +15,7 @@ import numpy as np
 
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
+from volflow.store.formats.choice import ImageChoice
 from volflow.store.formats.tiff.tiff_file import count_pages, import_tifffile, opened_tiff
 from volflow.store.formats.tiff.tiff_pages import Pages, Target, pages_of
 from volflow.store.formats.tiff.tiff_series import Planes, planes_of
@@ -109,7 +110,7 @@ def opened_plane(path: str) -> Iterator[tuple[Any, Any, Planes]]:
         if page.shaped[1] > 1:
             raise InvalidInput(f"{path} holds several planes; convert the file by itself")
         series = import_tifffile().TiffPageSeries([page], page.shape, page.dtype, page.axes)
-        yield file, series, planes_of(series, path, None)
+        yield file, series, planes_of(series, path, ImageChoice())
 
 
 def is_plane_folder(folder: Path) -> bool:

@@ -132,7 +132,7 @@ def _open_file(
     with opened_tiff(path, omexml) as file:
         series, whole = chosen_series(file, path, choice)
         check_dtype(series.dtype, path)
-        planes = planes_of(series, path, choice.timepoint)
+        planes = planes_of(series, path, choice)
         ome = _image_of(whole, images, len(file.series))
         channels = planes.shape[0] if len(planes.shape) == 4 else 1
         meta = grid_of(file, series, whole, ome, channels)

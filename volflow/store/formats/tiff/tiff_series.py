@@ -54,13 +54,7 @@ def chosen_series(file: Any, path: str, choice: ImageChoice) -> tuple[Any, Any]:
     if not series:
         raise InvalidInput(f"{path} holds no image; export it again")
     whole = _series(series, path, choice.series)
-    level = choice.level or 0
-    if not 0 <= level < len(whole.levels):
-        raise InvalidInput(
-            f"{path} has {len(whole.levels)} level{'s' * (len(whole.levels) > 1)}, given level"
-            f" {level}; choose 0 to {len(whole.levels) - 1}"
-        )
-    return whole.levels[level], whole
+    return whole.levels[choice.at_level(len(whole.levels), path)], whole
 
 
 def _series(series: list[Any], path: str, wanted: str | int | None) -> Any:
@@ -83,7 +77,7 @@ def _series(series: list[Any], path: str, wanted: str | int | None) -> Any:
     )
 
 
-def planes_of(series: Any, path: str, timepoint: int | None) -> Planes:
+def planes_of(series: Any, path: str, choice: ImageChoice) -> Planes:
     """Return the planes of a series of tifffile at one timepoint.
 
     Pages without a meaning of their own are planes along z. Where a file has two such axes, they
@@ -114,7 +108,10 @@ def planes_of(series: Any, path: str, timepoint: int | None) -> Planes:
         )
     sizes = [size for _, size in axes]
     _check_count(series, math.prod(sizes), path)
-    numbers = _at_time(np.arange(math.prod(sizes)).reshape(sizes), names, path, timepoint)
+    timepoint = choice.at_time(dict(axes).get("T", 1), path)
+    numbers: Array = np.arange(math.prod(sizes)).reshape(sizes)
+    if "T" in names:
+        numbers = numbers.take(timepoint, names.index("T"))
     names = names.replace("T", "")
     numbers = numbers.transpose([names.index(name) for name in sorted(names)])
     counts = dict(zip(sorted(names), numbers.shape, strict=True))
@@ -156,22 +153,3 @@ def _named(axes: Axes, deep: bool) -> Axes:
         return axes
     names = dict(zip(plain, meant, strict=False))
     return [(names.get(place, name), size) for place, (name, size) in enumerate(axes)]
-
-
-def _at_time(numbers: Array, names: str, path: str, timepoint: int | None) -> Array:
-    if "T" not in names:
-        if timepoint not in (None, 0):
-            raise InvalidInput(
-                f"{path} has one timepoint, given timepoint {timepoint}; leave it out"
-            )
-        return numbers
-    axis = names.index("T")
-    count = numbers.shape[axis]
-    if timepoint is None or not 0 <= timepoint < count:
-        given = "" if timepoint is None else f", given timepoint {timepoint}"
-        raise InvalidInput(
-            f"{path} has {count} timepoints{given}; choose one of 0 to {count - 1} with timepoint="
-            " (--timepoint), or save it with its frames as slices if they are planes along z"
-        )
-    taken: Array = numbers.take(timepoint, axis)
-    return taken
