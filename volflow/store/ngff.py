@@ -115,7 +115,7 @@ def read_group(group: zarr.Group) -> tuple[Meta, tuple[Level, ...]]:
         inside = nodes_below(Path(label(group))) if isinstance(group.store, LocalStore) else ""
         raise InvalidInput(
             f"{label(group)} is a Zarr group, but not an image: it has no multiscales metadata; "
-            f"open one inside: {inside or '(none found)'}"
+            + (f"open one inside: {inside}" if inside else "give the path of an array or image")
         )
     try:
         with np.errstate(all="ignore"):  # overflows are refused below, as infinite values
@@ -133,7 +133,12 @@ def _parse(
     ome: Mapping[str, Any], image: Mapping[str, Any], extra: Mapping[str, Any]
 ) -> tuple[Meta, tuple[Level, ...]]:
     if "axes" not in image:
-        raise InvalidInput("OME-Zarr before 0.4 has no axes; convert it to 0.4 or 0.5")
+        datasets = image.get("datasets")
+        first = datasets[0]["path"] if datasets else "0"
+        raise InvalidInput(
+            f"OME-Zarr before 0.4 does not say its axes; open its array {first!r} in it, which is"
+            " read as t, c, z, y, x, and say its spacing"
+        )
     axes: list[Mapping[str, Any]] = [
         {"name": axis} if isinstance(axis, str) else axis for axis in image["axes"]
     ]
@@ -177,7 +182,8 @@ def _read_unit(names: Sequence[str], axes: Sequence[Mapping[str, Any]]) -> str |
     units = {axis.get("unit") for name, axis in zip(names, axes, strict=True) if name in "zyx"}
     if len(units) > 1:
         raise InvalidInput(
-            f"the spatial axes have different units, {units}; convert them to one unit"
+            f"the spatial axes have different units, {units}; write them in one in its metadata,"
+            " or open one of its arrays and say spacing and unit"
         )
     return units.pop() if units else None
 

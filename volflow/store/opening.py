@@ -169,13 +169,13 @@ def _check_local(path: Path) -> None:
     if not path.is_dir():
         raise InvalidInput(
             f'{path.name} is a file, not a Zarr store; convert it first: vf.convert("{path}", '
-            f'"volume.zarr"), or volflow convert {path} volume.zarr'
+            f'"volume.zarr"), or volflow convert {path} volume.zarr (which formats, they say)'
         )
     refuse_unfinished(path)
     if not is_zarr(path):
         inside = nodes_below(path)
-        convert = "convert its contents to OME-Zarr or Zarr first"
-        remedy = f"open one inside: {inside}" if inside else convert
+        files = "a file in it, or a folder of DICOM or TIFF slices, can be converted"
+        remedy = f"open one inside: {inside}" if inside else files
         raise InvalidInput(f"{path} is a directory, but not a Zarr array or group; {remedy}")
 
 
@@ -279,7 +279,7 @@ def check_array(array: zarr.Array[Any], axes: Sequence[str], timepoint: int | No
         if count > 1:
             raise InvalidInput(
                 f"{label(array)} has {count} timepoints; choose one with timepoint=0 to {count - 1}"
-                '; for a command, store it first: vf.convert(vf.open(…, timepoint=0), "one.zarr")'
+                " in vf.open or vf.convert (volflow convert --timepoint)"
             )
     elif not 0 <= timepoint < count:
         given = f"has {count} timepoints" if count else "has no time axis"

@@ -213,7 +213,8 @@ def plan_convert(source: Any, out: str | os.PathLike[str], **options: Any) -> Pl
 def _copied(given: Any, out: str | os.PathLike[str], options: ConvertOptions) -> Volume:
     """Copy a file, a stored volume or an array in memory."""
     asked, labels = Import.of(given, out, options), options.labels
-    here = isinstance(given, ArraySource)
+    # What lies in this process's memory is not sent to another.
+    here = isinstance(given, ArraySource | Volume) and given.path is None
     if asked.anew:
         announce(f"convert: {asked.anew}", options.progress)
     cluster = "threads" if here else options.cluster

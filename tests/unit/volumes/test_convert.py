@@ -303,3 +303,38 @@ def test_processes_share_the_work(tmp_path, scan):
     )  # fmt: skip
     assert np.array_equal(meta_free[:], scan)
     assert meta_free.meta.axes == Meta().axes
+
+
+def zarr_group(path, scales=None):
+    group = zarr.open_group(path, mode="w", zarr_format=2)
+    if scales is not None:
+        group.create_array("0", data=np.ones((1, 1, 4, 5, 6), "uint8"))
+        group.attrs["multiscales"] = [{"version": "0.3", "datasets": [{"path": "0"}]}]
+
+
+REMEDIES = {  # what is no volume, and what its refusal advises
+    "text": (lambda path: path.write_text("hello"), "cannot be read; NIfTI, .* can$"),
+    "empty": (lambda path: path.mkdir(), "a file in it, or a folder of DICOM or TIFF slices"),
+    "group": (zarr_group, "give the path of an array or image"),
+    "old": (
+        lambda path: zarr_group(path, ["0"]),
+        "open its array '0' in it, which is read as t, c",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REMEDIES)
+def test_what_cannot_be_converted_is_not_to_be_converted(tmp_path, name):
+    make, message = REMEDIES[name]
+    make(tmp_path / name)
+    with pytest.raises(InvalidInput, match=message) as refused:
+        vf.convert(tmp_path / name, tmp_path / "a.zarr", progress=False)
+    assert "convert it" not in str(refused.value)
+    if name == "old":  # it does what it says
+        assert vf.open(tmp_path / "old/0").shape == (1, 4, 5, 6)
+
+
+def test_an_array_in_the_memory_of_zarr_is_converted_whatever_the_cluster(tmp_path):
+    array = zarr.array(np.arange(120, dtype="uint8").reshape(4, 5, 6))
+    volume = vf.convert(array, tmp_path / "a.zarr", cluster=2, progress=False)
+    np.testing.assert_array_equal(volume[:], array[:])

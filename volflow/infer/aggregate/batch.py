@@ -80,7 +80,7 @@ def kind_of(outputs: torch.Tensor, count: int, patch: Sequence[int], before: Kin
         )
     kind = Kind(shape[1], outputs.dtype)
     if kind.dtype.is_complex:
-        raise InvalidInput(f"outputs must be real numbers; got {kind}; convert them first")
+        raise InvalidInput(f"outputs must be real numbers; got {kind}; give their real part")
     if before not in (None, kind):
         raise InvalidInput(f"outputs were {before}, now {kind}; they must stay the same")
     return kind

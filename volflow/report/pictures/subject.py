@@ -21,6 +21,7 @@ from volflow.report.level_choice import at_level, fitting_level, level_like, low
 from volflow.report.pictures.slices import Cut, Slice, busiest, class_maps, cut, scan
 from volflow.report.planes import steps
 from volflow.store.formats.sources import open_source
+from volflow.store.opening import is_zarr
 from volflow.store.slabs import Source
 from volflow.store.volume import Volume, open_volume
 
@@ -333,7 +334,7 @@ def _open(x: VolumeLike) -> Source:
     if isinstance(x, Volume):
         return x
     if isinstance(x, str | os.PathLike):
-        local = "://" not in os.fspath(x) and Path(x).is_file()
+        local = "://" not in os.fspath(x) and not is_zarr(Path(x).expanduser())
         # A volume that is still being written can be looked at, too.
         return open_source(x) if local else open_volume(x)
     # It loads Dask, which pictures of files do without.

@@ -112,7 +112,7 @@ def check_constants(axes: Sequence[PaddedAxis], dtype: np.dtype[Any]) -> None:
         if not isinstance(axis.boundary, str) and not low <= axis.boundary <= high:
             raise InvalidInput(
                 f"boundary {axis.boundary} does not fit {dtype} ({low} to {high}); use another, or"
-                " convert the array first"
+                ' a wider dtype: array.astype("int32")'
             )
 
 

@@ -203,7 +203,7 @@ def test_axes_beyond_space_are_channels(tmp_path, fields, stored, turned):
          InvalidInput, "channels lies between those of space"),
         ({"dimension": 5, "sizes": "7 3 2 2 11", **NONE}, InvalidInput, "at most one further axis"),
         ({"dimension": 1, "sizes": "462", **NONE}, InvalidInput, "1 lie in space"),
-        ({"space units": '"mm" "mm" "um"'}, InvalidInput, "different units, mm, mm, um; convert"),
+        ({"space units": '"mm" "mm" "um"'}, InvalidInput, "different units, mm, mm, um; write"),
         ({"endian": None}, Damaged, "endian '' is neither little nor big"),
         ({"encoding": None}, Damaged, "it has no field encoding"),
         ({"sizes": "7 -6 11"}, Damaged, r"sizes \[7, -6, 11\] are not all positive"),

@@ -222,7 +222,7 @@ def _unit(header: NrrdHeader, count: int, space: list[int]) -> str | None:
     units = {unit_name(word) for word in words} or {None}
     if len(units) > 1:
         raise InvalidInput(
-            f"its axes have different units, {', '.join(words)}; convert them to one"
+            f"its axes have different units, {', '.join(words)}; write them in one in the header"
         )
     return units.pop()
 
