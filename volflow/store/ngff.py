@@ -285,6 +285,7 @@ def _read_made(saved: Any) -> str:
     known = isinstance(saved, Mapping) and all(
         isinstance(saved.get(name), str) for name in ("model", "weights")
     )
+    known = known and isinstance(saved.get("options", {}), Mapping)
     return json.dumps(saved) if known else ""
 
 

@@ -12,6 +12,8 @@ import volflow as vf
 from volflow.report.facts.info import facts_of, facts_text
 from volflow.store.volume import open_volume
 
+BAD = {"model": "m", "weights": "w", "options": [1]}
+
 
 @pytest.fixture
 def scan(tmp_path):
@@ -59,7 +61,7 @@ def test_what_is_computed_of_it_was_not_made_by_the_model(scan, bundle, tmp_path
     assert again.meta.made == scores.meta.made
 
 
-@pytest.mark.parametrize("made", [7, "x", {"model": 3}, {"model": "m", "weights": None}])
+@pytest.mark.parametrize("made", [7, "x", {"model": 3}, {"model": "m", "weights": None}, BAD])
 def test_what_others_wrote_there_is_ignored(scan, tmp_path, made):
     volume = vf.convert(scan, tmp_path / "a.zarr", progress=False)
     before = volume.identity()
