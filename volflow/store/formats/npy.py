@@ -10,6 +10,7 @@ import numpy as np
 
 from volflow.errors import Damaged, InvalidInput, first_line
 from volflow.geometry.roi import Roi
+from volflow.store.formats.raw import RawSource
 from volflow.store.layout import check_dtype
 from volflow.store.meta import Meta, SourceInfo
 from volflow.store.slabs import Array, Source, file_identity
@@ -21,7 +22,7 @@ MOST_HEADER = 2**16  # bytes of a header
 
 @dataclass(frozen=True, repr=False)
 class NpySource(Source):
-    """A ``.npy`` file, memory-mapped for each read."""
+    """A ``.npy`` file in Fortran's order, memory-mapped for each read."""
 
     path: str
     meta: Meta
@@ -35,12 +36,12 @@ class NpySource(Source):
     def read(self, roi: Roi) -> Array:
         """Return the voxels of a box, ``zyx`` or ``czyx``."""
         # Mapped for this read only: pages of an open mapping count as this process's memory.
-        voxels = _map_npy(self.path)
+        voxels: Array = _map_npy(self.path)
         voxels = voxels if voxels.ndim > 2 else voxels[None]
         return voxels[roi.slices()].astype(self.dtype)
 
 
-def open_npy(path: str) -> NpySource:
+def open_npy(path: str) -> Source:
     """Read the header of a ``.npy`` file.
 
     Raises
@@ -53,17 +54,22 @@ def open_npy(path: str) -> NpySource:
     voxels = _map_npy(path)
     shape, axes = volume_shape(voxels.shape, path)
     dtype = check_dtype(voxels.dtype, path).newbyteorder("=")
-    return NpySource(path, Meta(axes, source=SourceInfo("npy", str(dtype))), shape, dtype)
+    meta = Meta(axes, source=SourceInfo("npy", str(dtype)))
+    if not voxels.flags.c_contiguous:
+        return NpySource(path, meta, shape, dtype)
+    begin = voxels.offset
+    return RawSource(path=path, shape=shape, meta=meta, stored_dtype=voxels.dtype, begin=begin)
 
 
-def _map_npy(path: str) -> Array:
+def _map_npy(path: str) -> np.memmap[Any, Any]:
     try:
         with Path(path).open("rb") as file:
             version = np.lib.format.read_magic(file)
             # NumPy reads the whole header before it refuses a long one.
             if version != (1, 0) and int.from_bytes(file.read(4), "little") > MOST_HEADER:
                 raise ValueError(f"its header has more than {MOST_HEADER} bytes")
-        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+        mapped: np.memmap[Any, Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        return mapped
     except OSError:
         raise
     except Exception as error:  # parsing the header, a Python literal, may raise any error

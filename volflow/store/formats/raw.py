@@ -93,19 +93,28 @@ class RawSource(Source):
             raise InvalidInput(
                 f"{self.path} is compressed as a whole, so parts of it cannot be read; use slabs()"
             )
-        if not self.interleaved:
-            return self._scaled(np.asarray(self._mapped()[roi.slices()]))
-        voxels = np.empty(roi.shape, self.stored_dtype)
-        channels, deep, high, wide = roi.slices()
-        for n, z in enumerate(range(deep.start, deep.stop)):
-            voxels[:, n] = self._mapped()[channels, z, high, wide]
-        return self._scaled(voxels)
+        values = np.empty(roi.shape, self.dtype)
+        with Path(self._file).open("rb") as file:
+            for place in np.ndindex(roi.shape[:-2]):
+                index = tuple(a + n for a, n in zip(roi.start, place, strict=False))
+                self._scale(self._rows(file, index, roi), values[place])
+        return values
 
-    def _mapped(self) -> Array:
-        """Map the file for one reading: pages of an open mapping count as this process's memory."""
-        shape = (*self.shape[1:], self.shape[0]) if self.interleaved else self.shape
-        voxels = np.memmap(self._file, self.stored_dtype, "r", self.begin + self.skip, shape)
-        return np.moveaxis(voxels, -1, 0) if self.interleaved else voxels
+    def _rows(self, file: Any, index: tuple[int, ...], roi: Roi) -> Array:
+        """Return the stored part of a plane that lies in a box.
+
+        It is mapped for this moment only: mapped pages count as this process's memory.
+        """
+        (first, last), (left, right) = tuple(roi)[-2:]
+        size_y, size_x = self.shape[-2:]
+        side_by_side = self.shape[0] if self.interleaved else 1
+        inner = index[1:] if self.interleaved else index
+        plane = int(np.ravel_multi_index(inner, self.shape[-3 - len(inner) + 1 : -2]))
+        before = (plane * size_y + first) * size_x * side_by_side * self.stored_dtype.itemsize
+        shape = (last - first, size_x, side_by_side)
+        found = np.memmap(file, self.stored_dtype, "r", self.begin + self.skip + before, shape)
+        rows: Array = found[:, left:right, index[0] if self.interleaved else 0]
+        return rows
 
     def slabs(self, depth: int) -> Iterator[tuple[Roi, Array]]:
         """Yield box and voxels of ``depth`` z-planes at a time, in file order.
@@ -158,13 +167,18 @@ class RawSource(Source):
 
     def _scaled(self, voxels: Array) -> Array:
         """Return the scaled values in the machine's byte order, as a new array."""
-        if self.slope is None:
-            return voxels.astype(self.dtype, order="C")
         values = np.empty(voxels.shape, self.dtype)
         for place in np.ndindex(voxels.shape[:-2]):  # plane by plane, to save memory
-            with np.errstate(over="ignore", invalid="ignore"):  # overflows of float32 become ±inf
-                values[place] = voxels[place] * np.float64(self.slope) + self.inter
+            self._scale(voxels[place], values[place])
         return values
+
+    def _scale(self, plane: Array, values: Array) -> None:
+        """Put the scaled values of a plane into an array."""
+        if self.slope is None:
+            values[...] = plane
+            return
+        with np.errstate(over="ignore", invalid="ignore"):  # overflows of float32 become ±inf
+            values[...] = plane * np.float64(self.slope) + self.inter
 
 
 def check_room(path: str, begin: int, shape: Sequence[int], dtype: Any, packing: str = "") -> None:
