@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -149,15 +151,18 @@ def enhanced(voxels, syntax=ExplicitVRLittleEndian, *, table="basic", order=None
     return put_voxels(data, voxels[list(order)], syntax, table=table)
 
 
-def segmentation(folder, masks, kind="BINARY", names=("lung", "heart"), *, series=None):
-    """A segmentation that highdicom writes: of labels (z, y, x), or masks (z, y, x, segment)."""
+def segmentation(series, masks, kind="BINARY", names=("lung", "heart")):
+    """A segmentation that highdicom writes: of labels (z, y, x), or masks (z, y, x, segment).
+
+    Of the images given, or of a series that is written into a folder.
+    """
     import highdicom
     from pydicom.sr.codedict import codes
 
-    if series is None:
-        voxels = np.zeros(masks.shape[:3], "u2")
-        series = [pydicom.dcmread(path) for path in save_series(folder, voxels).iterdir()]
-    series.sort(key=lambda data: data.ImagePositionPatient[2])
+    if isinstance(series, Path):
+        save_series(series, np.zeros(masks.shape[:3], "u2"))
+        series = [pydicom.dcmread(path) for path in series.iterdir()]
+        series.sort(key=lambda data: data.ImagePositionPatient[2])
     segments = [
         highdicom.seg.SegmentDescription(number, name, codes.SCT.Organ, codes.SCT.Lung, "MANUAL")
         for number, name in enumerate(names, 1)

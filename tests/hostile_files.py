@@ -14,7 +14,9 @@ import nibabel as nib
 import numpy as np
 import torch
 import zarr
+from pydicom.uid import JPEGLSLossless
 
+from tests import dicom_files
 from volflow.engine.observing.run_facts import run_facts
 from volflow.geometry.roi import Roi
 from volflow.infer.predict import predict
@@ -87,6 +89,11 @@ def make_files(folder: Path) -> dict[str, Sample]:
     (folder / "a.nii.gz").write_bytes(gzip.compress((folder / "a.nii").read_bytes(), mtime=0))
     nib.save(nib.Nifti2Image(scan().transpose(), np.eye(4)), folder / "b.nii")
     np.save(folder / "a.npy", scan())
+    head = dicom_files.image(RescaleSlope=1, RescaleIntercept=-9)
+    dicom_files.save(dicom_files.put_voxels(head, scan()[:1]), folder / "a.dcm")
+    frames = dicom_files.enhanced(scan(), JPEGLSLossless)
+    dicom_files.save(frames, folder / "b.dcm")
+    dicom_files.segmentation([frames], scan().astype("u1") % 3).save_as(folder / "seg.dcm")
     convert(folder / "a.nii", folder / "a.zarr", chunk=4, shard=8, progress=False)
     statistics(folder / "a.zarr", progress=False)
     note = Detachment("predict", "a.zarr", "tcp://far:8786", "key", "a", 1.0)
@@ -107,6 +114,9 @@ def make_files(folder: Path) -> dict[str, Sample]:
         "nii2": Sample("b.nii", lambda f: _read_source(f / "b.nii")),
         "nii.gz": Sample("a.nii.gz", lambda f: _read_source(f / "a.nii.gz")),
         "npy": Sample("a.npy", lambda f: _read_source(f / "a.npy")),
+        "dicom": Sample("a.dcm", lambda f: _read_source(f / "a.dcm")),
+        "dicom frames": Sample("b.dcm", lambda f: _read_source(f / "b.dcm")),
+        "dicom segments": Sample("seg.dcm", lambda f: _read_source(f / "seg.dcm")),
         "nrrd": Sample("a.nrrd", lambda f: _read_source(f / "a.nrrd")),
         "mha": Sample("a.mha", lambda f: _read_source(f / "a.mha")),
         "group": Sample("a.zarr/zarr.json", lambda f: _read_volume(f / "a.zarr")),

@@ -33,9 +33,10 @@ from tests.hostile_files import (
 from volflow.errors import VolflowError
 
 FILES = (
-    "nii", "nii2", "nii.gz", "npy", "nrrd", "mha", "group", "withheld", "array", "shard",
-    "v2 array", "v2 attributes", "v2 chunk", "plan", "block", "receipt", "lock", "detached",
-    "ended", "statistics", "counts", "bundle", "weights", "checkpoint",
+    "nii", "nii2", "nii.gz", "npy", "dicom", "dicom frames", "dicom segments", "nrrd", "mha",
+    "group", "withheld", "array", "shard", "v2 array", "v2 attributes", "v2 chunk", "plan", "block",
+    "receipt", "lock", "detached", "ended", "statistics", "counts", "bundle", "weights",
+    "checkpoint",
 )  # fmt: skip
 RUNS = ("convert run", "predict run", "exact run")
 NAMES = FILES + RUNS
