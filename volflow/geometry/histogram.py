@@ -177,8 +177,9 @@ class Histogram:
         >>> measure(np.array([1, 2, 3, 10], dtype="uint8")).percentile(50)
         2.5
         """
-        if not 0 <= q <= 100:
-            raise InvalidInput(f"a percentile must lie in 0..100; got {q}")
+        given: Any = q
+        if not isinstance(given, int | float | np.number) or not 0 <= q <= 100:
+            raise InvalidInput(f"a percentile must be a number in 0..100; got {q!r}")
         last = self._moments.count - 1
         rank = last * (q / 100)
         first = min(math.floor(rank), last)

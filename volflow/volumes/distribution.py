@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import numpy as np
 
@@ -19,11 +19,12 @@ from volflow.store.volume import Volume
 __all__ = ["Statistics", "check_foreground", "load_statistics", "save_statistics", "sidecars"]
 
 FORMAT = 1
+SHOWN = (1, 5, 50, 95, 99)  # percentiles that people are shown
 MOST_BYTES = 2**30  # of a file: some 40 MB a channel of floats
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Statistics:
     """Histograms and moments of a volume's voxels; every figure has one entry per channel.
 
@@ -39,10 +40,10 @@ class Statistics:
     --------
     >>> from volflow.geometry.histogram import measure
     >>> stats = Statistics((measure(np.array([1, 2, 3, 10], dtype="uint8")),))
-    >>> print(stats)
-    4 voxels, min 1, max 10, mean 4, std 3.53553
-    >>> stats.percentile(50)
-    (2.5,)
+    >>> stats
+    Statistics(4 voxels, min 1, p1 1.03, p5 1.15, p50 2.5, p95 8.95, p99 9.79, max 10, mean 4, ...)
+    >>> stats.percentile(50), stats.percentile([0, 50])
+    ((2.5,), ((1.0, 2.5),))
     """
 
     histograms: tuple[Histogram, ...]
@@ -78,17 +79,24 @@ class Statistics:
         """The standard deviation, of the population; exact for integers of up to 16 bits."""
         return self._each(lambda h: h.std)
 
-    def percentile(self, q: float) -> tuple[float, ...]:
+    @overload
+    def percentile(self, q: float) -> tuple[float, ...]: ...
+    @overload
+    def percentile(self, q: Sequence[float]) -> tuple[tuple[float, ...], ...]: ...
+    def percentile(self, q: Any) -> tuple[Any, ...]:
         """The value below which ``q`` per cent of the voxels lie, as `numpy.percentile`.
 
-        Exact for integers of up to 16 bits, known to 0.025 % of its value for other types.
+        Of several ``q`` each channel's entry holds one value for each. Exact for integers of up to
+        16 bits, known to 0.025 % of its value for other types.
 
         Raises
         ------
         InvalidInput
             Where ``q`` is not in 0..100, or no voxel counts.
         """
-        return self._each(lambda h: h.percentile(q))
+        if np.ndim(q) == 0:
+            return self._each(lambda h: h.percentile(q))
+        return self._each(lambda h: tuple(h.percentile(one) for one in q))
 
     def _each(self, figure: Callable[[Histogram], T]) -> tuple[T, ...]:
         return tuple(figure(histogram) for histogram in self.histograms)
@@ -99,20 +107,28 @@ class Statistics:
         channels: list[dict[str, Any]] = [
             {"count": h.count, "nonfinite": h.nonfinite, "dtype": h.dtype}
             | {name: getattr(h, name) if h.count else None for name in names}
-            | {f"p{q}": h.percentile(q) if h.count else None for q in (1, 2, 50, 98, 99)}
+            | {f"p{q}": h.percentile(q) if h.count else None for q in sorted({2, 98, *SHOWN})}
             for h in self.histograms
         ]
         return {"foreground": self.foreground, "channels": channels}
 
     def __str__(self) -> str:
-        lines = []
+        return "\n".join(self._lines())
+
+    def __repr__(self) -> str:
+        return f"Statistics({'; '.join(self._lines())})"
+
+    def _lines(self) -> Iterator[str]:
+        which = f" above {self.foreground:g}"
+        if isinstance(self.foreground, bool):
+            which = " that are not 0" if self.foreground else ""
         for number, h in enumerate(self.histograms):
             text = f"channel {number}: " if len(self.histograms) > 1 else ""
-            text += f"{h.count:,} voxels"
+            text += f"{h.count:,} voxels{which}"
             if h.count:
-                text += f", min {h.min:g}, max {h.max:g}, mean {h.mean:g}, std {h.std:g}"
-            lines.append(text + (f", {h.nonfinite:,} not finite" if h.nonfinite else ""))
-        return "\n".join(lines)
+                between = "".join(f" p{q} {h.percentile(q):g}," for q in SHOWN)
+                text += f", min {h.min:g},{between} max {h.max:g}, mean {h.mean:g}, std {h.std:g}"
+            yield text + (f", {h.nonfinite:,} not finite" if h.nonfinite else "")
 
 
 def check_foreground(foreground: object) -> Foreground:

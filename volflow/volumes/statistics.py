@@ -188,9 +188,9 @@ def statistics(
     >>> import numpy as np, zarr
     >>> stats = statistics(zarr.array(np.arange(27, dtype="uint8").reshape(3, 3, 3)))
     >>> print(stats)
-    27 voxels, min 0, max 26, mean 13, std 7.78888
-    >>> stats.percentile(75)
-    (19.5,)
+    27 voxels, min 0, p1 0.26, p5 1.3, p50 13, p95 24.7, p99 25.74, max 26, mean 13, std 7.78888
+    >>> stats.percentile(75), stats.percentile([5, 95])
+    ((19.5,), ((1.3, 24.7),))
     """
     options = from_keywords(RunOptions, locals())
     source, asked = open_input(volume), check_foreground(foreground)

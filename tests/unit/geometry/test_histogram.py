@@ -106,9 +106,9 @@ def test_only_nan_has_no_statistics():
         found.percentile(50)
 
 
-@pytest.mark.parametrize("q", [-1, 100.5, float("nan")])
+@pytest.mark.parametrize("q", [-1, 100.5, float("nan"), "50"])
 def test_percentiles_lie_between_0_and_100(q):
-    with pytest.raises(InvalidInput, match=r"a percentile must lie in 0\.\.100; got"):
+    with pytest.raises(InvalidInput, match=r"a percentile must be a number in 0..100; got"):
         measure(np.zeros(3, "uint8")).percentile(q)
 
 

@@ -56,6 +56,8 @@ def test_figures_are_numpys(scan):
     assert stats.std == pytest.approx((data.std(),), rel=1e-15)
     for q in (0, 2, 50, 99.5, 100):
         assert stats.percentile(q) == (np.percentile(data, q),)
+    both = tuple(np.percentile(data, [5, 99]).tolist())
+    assert stats.percentile([5, 99]) == stats.percentile(np.array([5, 99])) == (both,)
 
 
 def test_channels_are_described_apart(tmp_path, many_blocks):
@@ -210,7 +212,7 @@ def test_all_background_says_so_only_where_it_matters(tmp_path):
     for _ in range(2):  # computed, and read back
         stats = vf.statistics(path, foreground=True, progress=False)
         assert stats.count == (0,)
-        assert str(stats) == "0 voxels"
+        assert str(stats) == "0 voxels that are not 0"
         assert stats.to_dict()["channels"][0]["mean"] is None
         with pytest.raises(InvalidInput, match="check the volume, or choose another foreground"):
             _ = stats.std
