@@ -18,7 +18,7 @@ import numpy.typing as npt
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
 
-__all__ = ["MOST_BLOCKS", "BlockGrid", "PatchGrid", "per_axis", "stride_of"]
+__all__ = ["MOST_BLOCKS", "BlockGrid", "PatchGrid", "per_axis", "slice_axis", "stride_of"]
 
 MOST_BLOCKS = 2**22  # each has a task and a record; 100 TB in shards of 256³ voxels are 3 million
 
@@ -43,6 +43,18 @@ def per_axis(value: int | Sequence[int], name: str, ndim: int = 3) -> tuple[int,
             f"{name} must be a positive integer or {ndim} of them ({AXES[-ndim:]}); got {value!r}"
         )
     return tuple(int(v) for v in numbers)
+
+
+def slice_axis(patch: Sequence[int]) -> int | None:
+    """Return the axis of a patch that networks of slices do not have: the first of one voxel.
+
+    Examples
+    --------
+    >>> slice_axis((96, 1, 96)), slice_axis((64, 64, 64))
+    (1, None)
+    """
+    sides = list(patch)
+    return sides.index(1) if 1 in sides else None
 
 
 def stride_of(

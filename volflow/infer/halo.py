@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from volflow.errors import InvalidInput
+from volflow.geometry.grid import slice_axis
 from volflow.model.bundle import ModelLike, evaluating, load_model
 from volflow.model.spec import Spec
 from volflow.option import journey
@@ -79,8 +80,8 @@ def _sides(shape: Any, spec: Spec) -> tuple[int, ...]:
             f" whole numbers from 1; given {shape!r}"
         )
     patch = spec.patch if isinstance(spec.patch, tuple) else ()
-    if len(sides) == 3 and 1 in patch:
-        dropped = patch.index(1)
+    dropped = slice_axis(patch)
+    if len(sides) == 3 and dropped is not None:
         sides = (*sides[:dropped], *sides[dropped + 1 :])
     return sides
 

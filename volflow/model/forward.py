@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from volflow.errors import InvalidInput, VolflowError, first_line
+from volflow.geometry.grid import slice_axis
 from volflow.model.device import (
     arithmetic,
     give_back_device,
@@ -186,7 +187,7 @@ class Forward:
     @property
     def dropped(self) -> int | None:
         """The spatial axis of size 1 that 2-D models do not have; None for 3-D models."""
-        return self.patch.index(1) if 1 in self.patch else None
+        return slice_axis(self.patch)
 
     @property
     def torch_dtype(self) -> torch.dtype:

@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from volflow.errors import InvalidInput
+from volflow.geometry.grid import slice_axis
 
 if TYPE_CHECKING:
     from volflow.sampling.stream import PatchStream
@@ -133,7 +134,7 @@ class Loader:
                 )
 
     def _finish(self, batch: Batch) -> Batch:
-        """Send a batch to the device, cast it there and augment it."""
+        """Send a batch to the device, cast it there and augment it; slices lose their axis."""
         for name, dtype in self._dtypes().items():
             batch[name] = batch[name].to(self.device, non_blocking=True).to(dtype)
         for augment in self.stream.augment:
@@ -143,7 +144,7 @@ class Loader:
                     f"augment must return the batch as a dict, given {type(batch).__name__} by "
                     f"{augment!r}"
                 )
-        return batch
+        return _without_axis(batch, slice_axis(self.stream.catalog.patch))
 
 
 class _Collator:
@@ -179,6 +180,14 @@ class _Collator:
             batch[name] = torch.tensor(values, dtype=torch.int64) if whole else values
         self.count, self.tensors, self.arrays, self.others = 0, {}, {}, {}
         return batch
+
+
+def _without_axis(batch: Batch, axis: int | None) -> Batch:
+    """Return a batch whose arrays lack a spatial axis, as networks of slices take them."""
+    if axis is None:
+        return batch
+    arrays = {k: v for k, v in batch.items() if isinstance(v, torch.Tensor) and v.ndim == 5}
+    return {**batch, **{name: array.squeeze(2 + axis) for name, array in arrays.items()}}
 
 
 def numbered_device(name: str | torch.device) -> torch.device:

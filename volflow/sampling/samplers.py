@@ -53,7 +53,8 @@ class UniformSampler:
     Parameters
     ----------
     patch
-        Voxels along z, y, x, or one number for all; 1 on an axis gives slices.
+        Voxels along z, y, x, or one number for all; 1 on an axis gives slices, and batches
+        without that axis, as networks of slices take them.
     border
         ``"inside"``: starts are uniform where the patch lies in the volume; ``"pad"``: centres are
         uniform over the volume, with zeros outside.

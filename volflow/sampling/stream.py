@@ -79,7 +79,8 @@ class PatchStream(IterableDataset[dict[str, Any]]):
         Ranks and worker processes share them, so their number must divide it. Fewer than patches
         in a batch cost learning more than reuse does (``benchmarks/reuse_learning.py``).
     augment
-        Callable, or several, that take a batch and return one; applied by `loader`. Transforms
+        Callable, or several, that take a batch and return one; applied by `loader`. They get the
+        arrays ``(B, C, z, y, x)``, slices too, with 1 on an axis. Transforms
         made for one sample (MONAI, TorchIO) must be mapped over the batch: they would take samples
         for channels.
     rank, world_size
@@ -202,7 +203,9 @@ class PatchStream(IterableDataset[dict[str, Any]]):
         """Return an iterable of the batches of an epoch, made ahead of the trainer.
 
         Arrays are collated in their stored dtype, sent to the device (through pinned memory to
-        a GPU) and cast there: classes to int64, all else to float32. Then they are augmented.
+        a GPU) and cast there: classes to int64, all else to float32. Then they are augmented. Where
+        the patch has 1 on an axis, its first such axis is dropped at last, as `predict` does for
+        networks of slices: ``(B, C, y, x)``.
 
         Parameters
         ----------

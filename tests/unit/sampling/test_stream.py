@@ -353,6 +353,22 @@ class TestLoader:
         assert stream.loader(4, "cuda").device == torch.device("cuda:3")
         assert stream.loader(4, "cuda:1").device == torch.device("cuda:1")
 
+    @pytest.mark.parametrize(
+        ("patch", "shape"),
+        [((1, 8, 9), (8, 9)), ((8, 1, 9), (8, 9)), ((8, 9, 1), (8, 9)), ((1, 1, 9), (1, 9))],
+    )
+    def test_slices_lose_their_axis_once_they_are_augmented(self, cases, patch, shape):
+        seen = []
+        stream = stream_of(
+            cases, vf.UniformSampler(patch), 8, augment=lambda b: seen.append(b["image"]) or b
+        )
+        samples = torch.stack([sample["image"] for sample in stream])
+        stream.set_epoch(0)
+        (batch,) = stream.loader(8)
+        assert batch["image"].shape == batch["label"].shape == (8, 1, *shape)
+        assert seen[0].shape == samples.shape == (8, 1, *patch)
+        assert torch.equal(batch["image"].reshape(samples.shape), samples.float())
+
     def test_says_when_an_augmentation_gives_no_batch(self, cases):
         stream = stream_of(cases, SAMPLERS["uniform"], augment=lambda batch: batch["image"])
         with pytest.raises(InvalidInput, match="augment must return the batch as a dict"):

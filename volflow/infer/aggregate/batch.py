@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from volflow.errors import Damaged, InvalidInput
-from volflow.geometry.grid import PatchGrid
+from volflow.geometry.grid import PatchGrid, slice_axis
 
-__all__ = ["Kind", "check_finite", "corner_of", "kind_of", "places_of"]
+__all__ = ["Kind", "check_finite", "corner_of", "kind_of", "places_of", "with_all_axes"]
 
 # The case of a patch, and its number in the order of the grid.
 Place = tuple[str, int]
@@ -50,7 +50,7 @@ def kind_of(outputs: torch.Tensor, count: int, patch: Sequence[int], before: Kin
     Parameters
     ----------
     outputs
-        Of one batch.
+        Of one batch, with all axes of the patch.
     count, patch
         Patches in the batch, and voxels of each.
     before
@@ -84,6 +84,20 @@ def kind_of(outputs: torch.Tensor, count: int, patch: Sequence[int], before: Kin
     if before not in (None, kind):
         raise InvalidInput(f"outputs were {before}, now {kind}; they must stay the same")
     return kind
+
+
+def with_all_axes(outputs: Any, patch: Sequence[int]) -> Any:
+    """Return outputs ``(B, C, *patch)``: those of slices get back the axis that networks lack.
+
+    Examples
+    --------
+    >>> with_all_axes(torch.zeros(4, 2, 8, 9), (8, 1, 9)).shape
+    torch.Size([4, 2, 8, 1, 9])
+    """
+    axis = slice_axis(patch)
+    if axis is None or not isinstance(outputs, torch.Tensor) or outputs.ndim != 4:
+        return outputs
+    return outputs.unsqueeze(2 + axis)
 
 
 def check_finite(

@@ -12,7 +12,14 @@ from volflow.engine.cluster import DEFAULT_SHARE, free_memory_bytes
 from volflow.errors import InvalidInput
 from volflow.geometry.budget import parse_bytes
 from volflow.geometry.windows import check_blend
-from volflow.infer.aggregate.batch import Kind, check_finite, corner_of, kind_of, places_of
+from volflow.infer.aggregate.batch import (
+    Kind,
+    check_finite,
+    corner_of,
+    kind_of,
+    places_of,
+    with_all_axes,
+)
 from volflow.infer.aggregate.case import CaseBlend
 from volflow.infer.aggregate.from_stream import grids_of, metas_of, targets_of
 from volflow.infer.aggregate.scratch import PendingPatches, Scratch
@@ -160,7 +167,8 @@ class GridAggregator:
         Parameters
         ----------
         outputs
-            ``(B, C, *patch)`` on any device; as many channels, and the same dtype, every time.
+            ``(B, C, *patch)`` on any device; as many channels, and the same dtype, every time. Of
+            slices also ``(B, C, y, x)``, as networks of slices give them.
         batch
             As the stream's loader gave it: its ``"location"`` and ``"case"`` are used.
 
@@ -176,6 +184,7 @@ class GridAggregator:
         places = places_of(batch, self.grids)
         self._check_new(places)
         patch = next(iter(self.grids.values())).patch
+        outputs = with_all_axes(outputs, patch)
         kind = kind_of(outputs, len(places), patch, self.kind)
         check_classes(self.options, (Output("", kind.channels, (1, 1, 1)),))
         (there,) = Copies(outputs.device).download([outputs.detach()]).arrived()

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from volflow.engine.task import Context, Step
+from volflow.geometry.grid import slice_axis
 from volflow.geometry.roi import Roi
 from volflow.infer.exact.finishing import Finished, finished, joined, leaving
 from volflow.infer.finish import Finish
@@ -47,8 +48,7 @@ def dropped_axis(request: Request) -> int | None:
     """Return the axis of the frame that a network of slices does not see: where the patch is 1."""
     if request.options.patch is None:
         return None
-    sides = request.options.sides
-    return sides.index(1) if 1 in sides else None
+    return slice_axis(request.options.sides)
 
 
 def seen_axes(request: Request) -> tuple[int, ...]:

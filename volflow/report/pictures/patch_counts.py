@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from volflow.errors import InvalidInput
+from volflow.geometry.grid import slice_axis
 from volflow.report.colors import class_counts, class_numbers
 from volflow.report.facts.grid_facts import times
 from volflow.report.pictures.subject import Names, check_channel, class_names
@@ -58,13 +59,20 @@ def each_patch(samples: Iterable[Mapping[str, Any]]) -> Iterator[DrawnPatch]:
     [('a', (0, 0, 0)), ('b', (1, 2, 3))]
     """
     for sample in samples:
-        arrays = {key: _array(value) for key, value in sample.items() if key not in SAMPLE_FIELDS}
         location = _array(sample["location"])
+        given = {key: _array(value) for key, value in sample.items() if key not in SAMPLE_FIELDS}
+        arrays = {key: value for key, value in given.items() if value.ndim > 2}
         if location.ndim == 1:
             yield DrawnPatch(arrays, sample["case"], tuple(location[:3].tolist()))
             continue
         for n, (case, place) in enumerate(zip(sample["case"], location, strict=True)):
-            one = {key: value[n] for key, value in arrays.items()}
+            axis = slice_axis(place[3:] - place[:3])
+            one = {
+                key: value[n]
+                if axis is None or value.ndim == 5
+                else np.expand_dims(value[n], 1 + axis)
+                for key, value in arrays.items()
+            }
             yield DrawnPatch(one, case, tuple(place[:3].tolist()))
 
 

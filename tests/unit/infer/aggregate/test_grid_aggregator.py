@@ -245,6 +245,27 @@ class TestWithAStream:
         )  # fmt: skip
         assert np.mean(own[:] == expected[:]) > 0.9999  # equal but for what rounding decides
 
+    @pytest.mark.parametrize("patch", [(1, 12, 10), (6, 1, 10), (6, 12, 1)])
+    def test_slices_reach_a_network_as_those_of_predict(self, tmp_path, patch):
+        torch.manual_seed(0)
+        net = torch.nn.Conv2d(1, 2, 3, padding=1).requires_grad_(False)
+        scan = np.random.default_rng(0).random((8, 20, 15), "f4")
+        overlap = tuple(side // 2 for side in patch)
+        stream = vf.PatchStream(scan, vf.GridSampler(patch, overlap), memory="1GiB")
+        flat = GridAggregator(tmp_path / "flat.zarr", stream)
+        kept = GridAggregator(tmp_path / "kept.zarr", stream)  # a loop that handles the axis itself
+        axis = 2 + patch.index(1)
+        for batch in stream.loader(batch_size=4):
+            outputs = net(batch["image"])
+            flat.add_batch(outputs, batch)
+            kept.add_batch(outputs.unsqueeze(axis), batch)
+        (own,), (other,) = (aggregator.close().values() for aggregator in (flat, kept))
+        expected = vf.predict(
+            scan, net, tmp_path / "p.zarr", patch=patch, overlap=overlap, progress=False
+        )
+        np.testing.assert_allclose(own[:], expected[:], rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(own[:], other[:])
+
     def test_drawn_patches_are_refused(self, tmp_path):
         stream = vf.PatchStream(np.zeros((20, 20, 20), "f4"), vf.UniformSampler(8), 4)
         with pytest.raises(InvalidInput, match=r"UniformSampler draws them at random; make .*Grid"):

@@ -278,4 +278,5 @@ def test_nothing_to_show(cases):
     with pytest.raises(InvalidInput, match="patches of 1 × 9 × 9 voxels are a line across y"):
         patch_sheet(scattered(cases, 2, (1, 9, 9)), cases=cases, axis="y")
     flat = PatchStream(cases, UniformSampler((1, 9, 9)), 4)
-    assert patch_sheet(flat).facts["patch"] == [1, 9, 9]
+    for samples in (flat, flat.loader(2)):  # whose batches lack the axis
+        assert patch_sheet(samples, cases=cases).facts["patch"] == [1, 9, 9]
