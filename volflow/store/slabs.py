@@ -91,6 +91,10 @@ class Source(ABC):
             return tuple(min(d, n) for d, n in zip(self.decoded, self.shape, strict=True))
         return (*(1 for _ in self.shape[:-3]), *(min(64, n) for n in self.shape[-3:]))
 
+    def by_channel(self) -> Source:
+        """Return a source with a channel for each class, if it holds their masks; else itself."""
+        return self
+
     @property
     def shards(self) -> tuple[int, ...] | None:
         """The stored object that holds chunks, per axis; None if unsharded."""

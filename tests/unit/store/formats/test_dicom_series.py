@@ -315,14 +315,14 @@ def wide(n, data):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (at(3, ImagePositionPatient=positions(6)[4]), r"1 more|another lies: IM\d+ and IM\d+ at "),
+        (at(3, ImagePositionPatient=positions(6)[4]), r"1 more|another lies: a/IM\d+ and a/IM\d+ at "),
         (gapped, "has slices 2.5 mm apart, but not between -20.5 and -13 mm; add the slices"),
         (tilted, "has slices that are tilted by 11.3° against their stack, as with a tilted"),
         (at(3, ImageOrientationPatient=[0, 1, 0, 0, 0, -1]), r"in different orientations: \(1, 0"),
         (at(3, ImagePositionPatient=[-10, 21, -23]), "beside the line of the others: the one at"),
         (at(3, ImagePositionPatient=[-10, 20, -22.9]), "has slices 2.5 mm apart, but not between"),
-        (at(3, PixelSpacing=[1, 1]), "different voxel sizes: 0.75×0.5 mm in IM000, 1×1 mm in"),
-        (rows, "different sizes: 6 × 7 voxels in IM000, 8 × 7 voxels in"),
+        (at(3, PixelSpacing=[1, 1]), "different voxel sizes: 0.75×0.5 mm in a/IM000, 1×1 mm in"),
+        (rows, "different sizes: 6 × 7 voxels in a/IM000, 8 × 7 voxels in"),
         (at(3, ImagePositionPatient=None), "and 1 of them no position in the patient, such as in"),
         (wide, "has 18 slices, and 18 of them no position in the patient"),
         (at(tuple(range(6)), ImageOrientationPatient=[1, 0, 0, 1, 0, 0]), "has no grid"),

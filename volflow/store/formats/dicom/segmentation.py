@@ -34,6 +34,8 @@ class SegmentsSource(Source):
         Of the volume.
     slices
         For each z those that lie there; missing ones are background.
+    names
+        Of the segments that slices are masks of, by number.
     segments
         The numbers of those that are channels; () for a label map.
     most
@@ -47,6 +49,7 @@ class SegmentsSource(Source):
     dtype: np.dtype[Any]
     meta: Meta
     slices: tuple[tuple[DicomSlice, ...], ...]
+    names: tuple[tuple[int, str], ...] = ()
     segments: tuple[int, ...] = ()
     most: int = 1
     background: int = 0
@@ -55,6 +58,15 @@ class SegmentsSource(Source):
     def decoded(self) -> tuple[int, ...]:
         """One slice, which a file may hold packed."""
         return (*(1 for _ in self.shape[:-3]), 1, *self.shape[-2:])
+
+    def by_channel(self) -> SegmentsSource:
+        """Return the source with each segment in a channel of its own, if slices are masks."""
+        if self.segments or not self.names:
+            return self
+        numbers, names = zip(*self.names, strict=True)
+        meta = replace(self.meta, axes=("c", *self.meta.axes), channels=names, kind="image")
+        shape, dtype = (len(names), *self.shape), np.dtype(np.uint8)
+        return replace(self, shape=shape, dtype=dtype, meta=meta, segments=numbers)
 
     def identity(self) -> str:
         """Return a hash that changes when the file does, or what is taken of it."""
@@ -103,8 +115,8 @@ class SegmentsSource(Source):
         labels[inside] = one.segment
 
 
-def open_segmentation(path: str, files: Sequence[ImageFile], *, apart: bool) -> SegmentsSource:
-    """Open a segmentation: with each segment a channel, if it is ``apart``, overlaps or fractional.
+def open_segmentation(path: str, files: Sequence[ImageFile]) -> SegmentsSource:
+    """Open a segmentation: with each segment a channel, if they overlap or are fractional.
 
     Its grid goes from the first to the last slice that it holds.
 
@@ -124,31 +136,21 @@ def open_segmentation(path: str, files: Sequence[ImageFile], *, apart: bool) -> 
     here: list[list[DicomSlice]] = [[] for _ in range(grid.depth)]
     for place, one in zip(grid.places, slices, strict=True):
         here[place].append(one)
-    origin = json.dumps({"series": said.of_series}).encode()
-    first = slices[0].stored
-    meta = meta_of(grid, SourceInfo("dicom-seg", f"uint{max(8, first.bits)}", origin))
-    space = (grid.depth, first.rows, first.columns)
-    placed = tuple(tuple(one) for one in here)
-    if said.kind != "LABELMAP" and (apart or said.overlap or said.kind == "FRACTIONAL"):
-        fractions = said.kind == "FRACTIONAL"
-        return SegmentsSource(
-            path=path,
-            shape=(len(names), *space),
-            dtype=np.dtype(np.float32 if fractions else np.uint8),
-            meta=replace(meta, axes=("c", *meta.axes), channels=tuple(names.values())),
-            slices=placed,
-            segments=tuple(names),
-            most=said.most if fractions else 1,
-        )
     every = ["background", *(names.get(n, f"class {n}") for n in range(1, max(names) + 1))]
-    return SegmentsSource(
+    first, origin = slices[0].stored, json.dumps({"series": said.of_series}).encode()
+    meta = meta_of(grid, SourceInfo("dicom-seg", f"uint{max(8, first.bits)}", origin))
+    labels = SegmentsSource(
         path=path,
-        shape=space,
+        shape=(grid.depth, first.rows, first.columns),
         dtype=np.dtype(np.uint8 if max(names) < 256 else np.uint16),
         meta=replace(meta, kind="classes", channels=tuple(every)),
-        slices=placed,
+        slices=tuple(map(tuple, here)),
+        names=() if said.kind == "LABELMAP" else tuple(names.items()),
         background=said.background,
     )
+    if said.kind == "FRACTIONAL":
+        return replace(labels.by_channel(), dtype=np.dtype(np.float32), most=said.most)
+    return labels.by_channel() if said.overlap else labels
 
 
 def _names(said: Segmentation, slices: Sequence[DicomSlice], path: str) -> dict[int, str]:

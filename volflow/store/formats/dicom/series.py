@@ -53,7 +53,7 @@ def open_dicom(path: str, choice: ImageChoice) -> Source:
     if unfit is not None:
         raise InvalidInput(f"{unfit.path} {unfit.unfit}")
     if files[0].segmentation is not None:
-        return open_segmentation(path, files, apart=choice.channel is not None)
+        return open_segmentation(path, files)
     return open_stack(path, files)
 
 

@@ -231,7 +231,7 @@ def _listed(parts: Sequence[str], count: int) -> str:
 
 
 def _file(one: DicomSlice) -> str:
-    return Path(one.path).name
+    return "/".join(Path(one.path).parts[-2:])
 
 
 def _cosines(one: DicomSlice) -> str:

@@ -32,6 +32,7 @@ def one_channel(source: Source, channel: str | int | None) -> Source:
     """
     if channel is None:
         return source
+    source = source.by_channel()
     names, count = source.meta.channels, source.channels_count
     if isinstance(channel, str):
         if channel not in names:
