@@ -206,6 +206,18 @@ def test_it_says_which_model_made_it(tmp_path):
     assert found.SoftwareVersions == vf.__version__
 
 
+def test_names_are_kept_in_any_script(tmp_path):
+    names = ("background", "Läsion β\\γ", "腫瘍")
+    for count in (1, 11):
+        series = save_series(tmp_path / f"{count}", random_zyx((count, 6, 7)))
+        volume = classes(tmp_path / f"{count}.zarr", labels()[:count] > 0, series, channels=names)
+        vf.export(volume, tmp_path / f"{count}.dcm")
+        again = open_source(tmp_path / f"{count}.dcm")
+        assert again.meta.channels == ("background", "Läsion β/γ", "腫瘍")
+        assert again.meta.affine == volume.meta.affine
+        np.testing.assert_array_equal(again[:], labels()[:count] > 0)
+
+
 def test_it_is_left_alone_where_it_holds_the_volume(tmp_path):
     series = save_series(tmp_path / "series", random_zyx())
     volume = classes(tmp_path / "seg.zarr", labels(), series)

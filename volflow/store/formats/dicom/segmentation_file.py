@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+import volflow
 from volflow.errors import InvalidInput, first_line
 from volflow.store.formats.choice import ImageChoice
 from volflow.store.formats.dicom.image_file import import_pydicom
@@ -27,7 +28,7 @@ from volflow.store.slabs import Array, Source
 
 __all__ = ["segmentation_pieces", "series_of"]
 
-MOST_SEGMENTS = 4096
+MOST_SEGMENTS, MOST_SERIES = 4096, 10**7
 MOST_BYTES = 2**32 - 2  # of the voxels of a file
 OF_VOXEL = 0.01  # by which two grids may differ
 SHORT_TEXT = 64  # letters that a field holds
@@ -171,7 +172,7 @@ def _frames(volume: Source, depth: int) -> Iterator[_Frame]:
     """Yield which class lies in which slice."""
     ends = (0, volume.shape[-3] - 1)
     for z, plane in _planes(volume, depth):
-        classes = np.unique(plane).tolist()
+        classes = [int(number) for number in np.unique(plane)]
         if classes[0] < 0 or classes[-1] > MOST_SEGMENTS:
             raise InvalidInput(
                 f"{volume.path or 'the volume'} holds classes {classes[0]} to {classes[-1]} in"
@@ -227,10 +228,8 @@ def _header(volume: Source, series: StackSource, classes: int) -> Any:
             "DICOM segmentations need highdicom, which is not installed; pip install"
             ' "volflow[dicom]"'
         ) from None
-    import volflow
-
-    images = _images(series)
-    first, spacing = images[0], series.meta.spacing
+    images, spacing = _images(series), series.meta.spacing
+    number = int(images[0].get("SeriesNumber") or 0)
     made = json.loads(volume.meta.made or "{}")
     model = f", {made['model'][-30:]} {made['weights'][:16]}" if made else ""
     segments = _segments(highdicom, volume, max(classes, len(volume.meta.channels) - 1), made)
@@ -243,7 +242,7 @@ def _header(volume: Source, series: StackSource, classes: int) -> Any:
                 "BINARY",
                 segments[:1],
                 highdicom.UID(),
-                int(first.get("SeriesNumber") or 0) * 100 + 1,
+                100 * number + 1 if number < MOST_SERIES else 1,
                 highdicom.UID(),
                 1,
                 "volflow",
@@ -251,6 +250,7 @@ def _header(volume: Source, series: StackSource, classes: int) -> Any:
                 volflow.__version__,
                 "none",
                 content_description=f"volflow{model}",
+                specific_character_set="ISO_IR 192",  # UTF-8, for names of classes
                 pixel_measures=highdicom.PixelMeasuresSequence(
                     spacing[1:], series.slices[0].thickness or spacing[0], spacing[0]
                 ),
@@ -270,6 +270,9 @@ def _header(volume: Source, series: StackSource, classes: int) -> Any:
     ):
         if name in holder:
             delattr(holder, name)
+    # A single slice would be taken to be 1 mm from the next.
+    step = import_pydicom().valuerep.format_number_as_ds(float(spacing[0]))
+    shared.PixelMeasuresSequence[0].SpacingBetweenSlices = step
     normal = np.cross(*np.reshape(series.slices[0].orientation, (2, 3)))
 
     def height(entry: Any) -> float:
@@ -315,7 +318,7 @@ def _segments(highdicom: Any, volume: Source, count: int, made: Mapping[str, str
     return [
         highdicom.seg.SegmentDescription(
             number,
-            ("".join(names[number : number + 1]) or f"class {number}")[:SHORT_TEXT],
+            _label("".join(names[number : number + 1]) or f"class {number}"),
             codes.SCT.Tissue,
             codes.SCT.Tissue,
             "AUTOMATIC" if made else "SEMIAUTOMATIC",
@@ -323,3 +326,8 @@ def _segments(highdicom: Any, volume: Source, count: int, made: Mapping[str, str
         )
         for number in range(1, count + 1)
     ]
+
+
+def _label(name: str) -> str:
+    """Return a name as a field holds it, in which a backslash parts two values."""
+    return name.replace("\\", "/")[:SHORT_TEXT]

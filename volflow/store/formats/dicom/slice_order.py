@@ -21,6 +21,8 @@ TILT = 1e-3  # radians from the normal; the gantry is tilted by half a degree or
 MOST_NAMED = 3
 MOST_DEEP = 2**16
 
+_APART = "copy the slices of one scan into a folder of their own"
+
 Matrix = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -66,7 +68,7 @@ def grid_of(slices: Sequence[DicomSlice], name: str, *, gaps: bool = False) -> S
         If they do not form a grid, naming the positions.
     """
     first = slices[0]
-    if len(slices) == 1 and not (first.position and first.orientation):
+    if len(slices) == 1 and not (first.position and first.orientation and first.spacing):
         return SliceGrid((0,), 1, _lone_spacing(first), None)
     _refuse_unplaced(slices, name)
     along_x, along_y, normal = _axes(first, name)
@@ -116,9 +118,6 @@ def same_size(slices: Sequence[DicomSlice], name: str) -> None:
             )
 
 
-_APART = "copy the slices of one scan into a folder of their own"
-
-
 def _lone_spacing(only: DicomSlice) -> Vector | None:
     if not only.spacing or min(only.spacing) <= 0:
         return None
@@ -131,21 +130,24 @@ def _lone_step(only: DicomSlice) -> float:
 
 
 def _refuse_unplaced(slices: Sequence[DicomSlice], name: str) -> None:
+    """Refuse slices without a place in the patient, or in different orientations."""
     bare = [one for one in slices if not (one.position and one.orientation and one.spacing)]
     if bare:
-        lacking = [what for what in ("position", "orientation", "spacing")
-                   if not getattr(bare[0], what)]  # fmt: skip
+        parts = ("position", "orientation", "spacing")
+        lacking = " and ".join(part for part in parts if not getattr(bare[0], part))
         raise InvalidInput(
-            f"{name} has {len(slices)} slices, and {len(bare)} of them no {' and '.join(lacking)}"
-            f" in the patient, such as in {_file(bare[0])}: a sequence over time, as of ultrasound,"
-            " is no volume"
+            f"{name} has {len(slices)} slices, and {len(bare)} of them no {lacking} in the patient,"
+            f" such as in {_file(bare[0])}; without it, as in films of ultrasound, they are no"
+            " volume"
         )
-    for one in slices:
-        if not np.allclose(one.orientation, slices[0].orientation, rtol=0, atol=COSINES):
-            raise InvalidInput(
-                f"{name} has slices in different orientations: {_cosines(slices[0])} in"
-                f" {_file(slices[0])}, {_cosines(one)} in {_file(one)}; {_APART}"
-            )
+    first = slices[0]
+    turned = abs(np.array([one.orientation for one in slices]) - first.orientation).max(axis=1)
+    if turned.max() > COSINES:
+        other = slices[int(turned.argmax())]
+        raise InvalidInput(
+            f"{name} has slices in different orientations: {_cosines(first)} in {_file(first)},"
+            f" {_cosines(other)} in {_file(other)}; {_APART}"
+        )
 
 
 def _axes(first: DicomSlice, name: str) -> tuple[Matrix, Matrix, Matrix]:
@@ -167,8 +169,10 @@ def _even_step(ordered: Sequence[DicomSlice], heights: Matrix, name: str) -> flo
     steps = np.diff(heights)
     double = np.flatnonzero(steps < POSITION_MM / 20)
     if len(double):
-        pairs = [f"{_file(ordered[n])} and {_file(ordered[n + 1])} at {heights[n]:.6g} mm"
-                 for n in double[:MOST_NAMED]]  # fmt: skip
+        pairs = [
+            f"{_file(ordered[n])} and {_file(ordered[n + 1])} at {heights[n]:.6g} mm"
+            for n in double[:MOST_NAMED]
+        ]
         raise InvalidInput(
             f"{name} has {len(ordered)} slices, {len(double) + 1} or more of them where another"
             f" lies: {_listed(pairs, len(double))}; copy those of one time, echo or weighting into"
@@ -191,8 +195,8 @@ def _sparse(heights: Matrix, first: DicomSlice, name: str) -> tuple[float, Matri
     steps = np.diff(levels)
     steps = steps[steps > POSITION_MM / 20]
     least = float(steps.min()) if len(steps) else _lone_step(first)
-    for step in (abs(first.between), least):
-        away = (heights - levels[0]) / max(step, POSITION_MM / 20)
+    for step in (abs(first.between) or least, least):
+        away = (heights - levels[0]) / step
         places = np.rint(away)
         if places.max() < MOST_DEEP and (abs(away - places) * step <= _tolerance(step)).all():
             return step, places.astype(int)
