@@ -14,7 +14,6 @@ from volflow.infer.predict import plan_predict as plan_predict
 from volflow.infer.predict import predict as predict
 from volflow.infer.seams.certify import certify_seams as certify_seams
 from volflow.jobs.batch.detached_batch import DetachedBatch as DetachedBatch
-from volflow.jobs.batch.find_cases import find_cases as find_cases
 from volflow.jobs.batch.predict_cases import predict_cases as predict_cases
 from volflow.jobs.pipeline.run_pipeline import plan_run as plan_run
 from volflow.jobs.pipeline.run_pipeline import run as run
@@ -32,6 +31,7 @@ from volflow.report.pictures.seams_figure import seams_figure as seams_figure
 from volflow.report.viewers.link import view as view
 from volflow.report.viewers.napari import napari_snippet as napari_snippet
 from volflow.sampling.augment.augment import Augment as Augment
+from volflow.sampling.cases.find_cases import find_cases as find_cases
 from volflow.sampling.cases.open_cases import open_cases as open_cases
 from volflow.sampling.sample import sample as sample
 from volflow.sampling.samplers import GridSampler as GridSampler

@@ -13,7 +13,7 @@ from volflow.store.journal.journal import Journal
 from volflow.store.slabs import Source
 from volflow.store.volume import Volume
 
-__all__ = ["Origin", "origin_of", "trusted"]
+__all__ = ["NOTE", "Origin", "origin_of", "trusted"]
 
 NOTE = "source.json"  # in the journal's folder: the source of the copy
 

@@ -13,12 +13,13 @@ from typing import Any
 from volflow.errors import InvalidInput
 from volflow.infer.predict_options import PredictOptions
 from volflow.jobs.batch.batch_options import BatchOptions
-from volflow.jobs.batch.find_cases import CASE, check_names, find_cases
 from volflow.option import from_keywords
+from volflow.sampling.cases.case_folders import cases_of_folder, is_case_folder
+from volflow.sampling.cases.find_cases import CASE, check_names, find_cases
 
 __all__ = ["AskedBatch", "moment"]
 
-TRUTH = "label"  # a volume of this name is no input of a network
+BESIDE = ("label", "weight")  # volumes of these names are no inputs of a network
 AGO = re.compile(r"(\d+(?:\.\d+)?)\s*(m|min|h|d|days?|w|weeks?)(?:\s+ago)?")
 UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -68,6 +69,8 @@ class AskedBatch:
             raise InvalidInput(f"at_once must be 1 or more; got {options.at_once}")
         every = {name: _inputs(volumes) for name, volumes in _named(cases).items()}
         results = {_place(pattern.replace(CASE, name)) for name in every}
+        # One that lies in a folder beside the images is found with them.
+        every = {name: _without(volumes, results) for name, volumes in every.items()}
         since = moment(options.since) if options.since else None
         kept = {
             name: volumes
@@ -128,6 +131,10 @@ def moment(text: str) -> float:
 
 
 def _named(cases: Any) -> Mapping[str, Any]:
+    if isinstance(cases, str | os.PathLike) and is_case_folder(os.fspath(cases)):
+        found = cases_of_folder(Path(cases).expanduser(), images_only=True)
+        check_names(found)
+        return found
     if not isinstance(cases, Mapping):
         return find_cases(cases)
     texts = [one for one in cases.values() if isinstance(one, str | os.PathLike)]
@@ -142,10 +149,22 @@ def _named(cases: Any) -> Mapping[str, Any]:
 def _inputs(volumes: Any) -> dict[str, Any]:
     """Return the volumes of a case that a network sees, by name."""
     named = volumes if isinstance(volumes, Mapping) else {"image": volumes}
-    found = {str(name): volume for name, volume in named.items() if name != TRUTH}
+    found = {str(name): volume for name, volume in named.items() if name not in BESIDE}
     if not found:
-        raise InvalidInput(f"a case needs a volume that is not its {TRUTH}; got {dict(named)}")
+        raise InvalidInput(
+            f"a case needs a volume that is not its {' or '.join(BESIDE)}; got {dict(named)}"
+        )
     return found
+
+
+def _without(volumes: Mapping[str, Any], results: set[str | None]) -> dict[str, Any]:
+    """Return the volumes of a case without results of the batch, but for the first."""
+    lead = next(iter(volumes))
+    return {
+        name: volume
+        for name, volume in volumes.items()
+        if name == lead or _place(volume) not in results
+    }
 
 
 def _place(volume: Any) -> str | None:

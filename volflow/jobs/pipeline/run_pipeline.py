@@ -14,7 +14,6 @@ from volflow.engine.run_options import RunOptions
 from volflow.errors import InvalidInput, ResumeRefused, StoreFull, first_line
 from volflow.jobs.batch.batch_log import now
 from volflow.jobs.batch.case_record import batch_dir
-from volflow.jobs.batch.find_cases import find_cases
 from volflow.jobs.batch.result_table import CaseRow, CaseTable
 from volflow.jobs.pipeline.pipeline_file import CASE, PipelineFile, read_pipeline
 from volflow.jobs.pipeline.run_steps import (
@@ -25,6 +24,7 @@ from volflow.jobs.pipeline.run_steps import (
     run_steps,
 )
 from volflow.option import from_keywords
+from volflow.sampling.cases.find_cases import find_cases
 from volflow.store.journal.journal import Journal
 
 __all__ = ["Variable", "plan_run", "run"]

@@ -16,7 +16,7 @@ from volflow.store.slabs import Array, Source
 from volflow.store.volume import described
 from volflow.volumes.arrays.inputs import refuse_sequential
 
-__all__ = ["READ_BYTES", "Case"]
+__all__ = ["READ_BYTES", "Case", "check_grid"]
 
 # zarr needs three times what is read at once: whole chunk layers, this many bytes or one.
 READ_BYTES = 2**24
@@ -64,7 +64,7 @@ class Case:
     def __post_init__(self) -> None:
         for name, source in self.sources.items():
             refuse_sequential(source, labels=name in self.classes)
-        _check_grid(self.name, self.sources)
+        check_grid(self.name, self.sources)
 
     @property
     def lead(self) -> str:
@@ -175,7 +175,7 @@ class Case:
         return f"Case({self.name}, {size}, {arrays})"
 
 
-def _check_grid(case: str, sources: Mapping[str, Source]) -> None:
+def check_grid(case: str, sources: Mapping[str, Source]) -> None:
     """Refuse arrays that differ in shape, spacing or orientation; unknown ones fit any."""
     differing = difference_of_grids({name: (x.shape, x.meta) for name, x in sources.items()})
     if differing is None:

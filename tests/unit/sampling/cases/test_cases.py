@@ -12,6 +12,7 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
+import volflow as vf
 from tests.stores import store
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
@@ -184,14 +185,16 @@ def test_a_folder_of_cases(tmp_path):
     assert [c.name for c in open_cases([base, more])] == ["a", "b", "c", "case3"]
 
 
-def test_a_folder_may_mix_formats_and_converted_files_come_first(tmp_path):
+def test_a_folder_may_mix_formats_and_a_file_gives_way_to_its_conversion(tmp_path):
     base = tmp_path / "cases"
-    save_npy(base / "images" / "a.npy", voxels())
-    save_npy(base / "labels" / "a.npy", voxels(dtype="uint8"))
     save_nifti(base / "images" / "a.nii.gz", voxels())
-    assert open_cases(base)[0].sources["image"].path.endswith("a.npy")
-    store(base / "images" / "a.zarr", voxels())
-    with pytest.raises(InvalidInput, match=r"two volumes of one case, a.npy and a.zarr"):
+    save_npy(base / "labels" / "a.npy", voxels(dtype="uint8"))
+    vf.convert(base / "images" / "a.nii.gz", base / "images" / "a.zarr", progress=False)
+    assert open_cases(base)[0].sources["image"].path.endswith("a.zarr")
+    save_npy(base / "labels" / "b.npy", voxels(dtype="uint8"))
+    save_npy(base / "images" / "b.npy", voxels())
+    store(base / "images" / "b.zarr", voxels())  # which may hold anything
+    with pytest.raises(InvalidInput, match=r"names of cases must differ.* b.npy and b.zarr"):
         open_cases(base)
 
 
@@ -199,11 +202,44 @@ def test_a_folder_that_lacks_files(tmp_path):
     base = folder(tmp_path / "cases", "a", "b")
     store(base / "images" / "c.zarr", voxels())
     store(base / "labels" / "d.zarr", voxels())
-    with pytest.raises(InvalidInput, match=r"missing are d in images/; c in labels/"):
+    with pytest.raises(
+        InvalidInput, match=r"2 of 4 cases .* c: no file in labels/; d: no file in images/; .*skip"
+    ):
         open_cases(base)
+    assert [case.name for case in open_cases(base, skip_bad=True)] == ["a", "b"]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InvalidInput, match=r"neither a Zarr nor a folder of cases.* images/"):
+    with pytest.raises(InvalidInput, match=r"no case was found in .* images/"):
         open_cases(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("name", ["cases", "{case}", "table"])
+def test_both_doors_are_one(tmp_path, name):
+    """What `find_cases` takes, and what it returns, opens."""
+    base = folder(tmp_path / "cases", "a", "b", parts=("images",))
+    table = tmp_path / "t.csv"
+    table.write_text("case,image\na,cases/images/a.zarr\nb,cases/images/b.zarr\n")
+    pattern = str(base / "images" / "{case}.zarr")
+    source = {"cases": base, "{case}": pattern, "table": table}[name]
+    for x in (source, vf.find_cases(source)):
+        assert [case.name for case in open_cases(x)] == ["a", "b"]
+
+
+def test_all_faults_are_told_at_once_and_may_be_left_out(tmp_path):
+    cut = tmp_path / "cut.npy"
+    cut.write_bytes(save_npy(tmp_path / "whole.npy", voxels()).read_bytes()[:200])
+    good = {"image": voxels(), "label": voxels(dtype="uint8")}
+    cases = {
+        "a": good,
+        "b": {**good, "label": voxels(dtype="uint8")[1:]},
+        "c": {**good, "image": cut},
+        "d": {"image": voxels()},
+        "e": good,
+    }
+    with pytest.raises(InvalidInput, match=r"3 of 5 cases have faults: b: .* shape .*; c: .*; d: "):
+        open_cases(cases)
+    assert [case.name for case in open_cases(cases, skip_bad=True)] == ["a", "e"]
+    with pytest.raises(InvalidInput, match="faults"):
+        open_cases({name: cases[name] for name in "bc"}, skip_bad=True)
 
 
 def test_arrays_without_spacing_adopt_that_of_the_others(tmp_path):
@@ -262,7 +298,7 @@ def test_cases_may_not_differ_in_arrays_or_channels(tmp_path):
     assert [c.shape for c in open_cases([a, b])] == [SHAPE, (9, 9, 9)]
     with pytest.raises(InvalidInput, match='holds 1 channels in "a" and 2 channels in "case1"'):
         open_cases([a, voxels((2, 9, 9, 9))])
-    with pytest.raises(InvalidInput, match='"a" holds image and "case1" image, label'):
+    with pytest.raises(InvalidInput, match='"case1" holds image, label and "a" image'):
         open_cases([a, {"image": voxels(), "label": voxels()}])
 
 

@@ -14,9 +14,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from volflow.errors import InvalidInput
-from volflow.jobs.batch.case_folders import cases_of_folder
+from volflow.sampling.cases.case_folders import cases_of_folder
 
-__all__ = ["CASE", "MOST_NAMED", "check_names", "find_cases", "listed"]
+__all__ = ["CASE", "MOST_NAMED", "TABLES", "check_names", "find_cases", "listed"]
 
 CASE = "{case}"
 IMAGE = "image"

@@ -137,6 +137,23 @@ class TestFolders:
         assert found["p2"]["FLAIR"] == str(folder / "imagesTr/p2_0001.nii.gz")
         assert list(vf.find_cases(folder / "imagesTr")) == ["p1", "p2"]
 
+    def test_of_nnu_net_in_its_first_version(self, touched):
+        folder = touched("imagesTr/p1_0000.npy", "imagesTr/p1_0001.npy", "labelsTr/p1.npy")
+        (folder / "dataset.json").write_text('{"modality": {"0": "T1", "1": "FLAIR"}}')
+        assert list(vf.find_cases(folder)["p1"]) == ["T1", "FLAIR", "label"]
+
+    def test_the_images_for_training_bring_their_labels(self, touched):
+        folder = touched("imagesTr/a.npy", "labelsTr/a.npy", "imagesTs/b.npy")
+        assert vf.find_cases(folder / "imagesTr") == {
+            "a": {"image": str(folder / "imagesTr/a.npy"), "label": str(folder / "labelsTr/a.npy")}
+        }
+
+    def test_each_case_a_folder(self, touched):
+        folder = touched("c/p1/label.npy", "c/p1/image.npy", "c/p1/t2.npy", "c/p2/image.npy") / "c"
+        found = vf.find_cases(folder)
+        assert list(found) == ["p1", "p2"]
+        assert list(found["p1"]) == ["image", "t2", "label"]
+
     def test_of_nnu_net_with_a_channel_missing(self, touched):
         folder = touched("imagesTr/p1_0000.npy", "imagesTr/p1_0001.npy", "imagesTr/p2_0000.npy")
         (folder / "dataset.json").write_text('{"channel_names": {"0": "T1", "1": "FLAIR"}}')

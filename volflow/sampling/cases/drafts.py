@@ -1,0 +1,69 @@
+"""Cases as they are given, each by its arrays; nothing is opened."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from volflow.errors import InvalidInput
+from volflow.sampling.cases.case_folders import is_case_folder
+from volflow.sampling.cases.find_cases import CASE, TABLES, find_cases
+from volflow.sampling.cases.named_arrays import Case
+
+__all__ = ["Draft", "drafts_of", "names_cases"]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A case before its arrays are opened."""
+
+    name: str | None
+    arrays: Mapping[str, Any]
+    classes: frozenset[str] | None = None  # known of a case that is open already
+
+
+def names_cases(x: Any) -> bool:
+    """Return True for a pattern, a folder or a table of cases, as `find_cases` takes them.
+
+    Examples
+    --------
+    >>> names_cases("in/{case}.nii.gz"), names_cases("cases.csv"), names_cases("scan.nii.gz")
+    (True, True, False)
+    """
+    if not isinstance(x, str | os.PathLike):
+        return False
+    text = os.fspath(x)
+    return CASE in text or Path(text).suffix.lower() in TABLES or is_case_folder(text)
+
+
+def drafts_of(x: Any) -> list[Draft]:
+    """Return what is given as cases, one by one; see `open_cases`."""
+    if isinstance(x, Case):
+        return [Draft(x.name, x.sources, x.classes)]
+    if isinstance(x, Mapping):
+        return _drafts_of_mapping(x)
+    if names_cases(x):
+        return [Draft(name, arrays) for name, arrays in find_cases(x).items()]
+    if isinstance(x, Sequence) and not isinstance(x, str):
+        return [draft for one in x for draft in drafts_of(one)]
+    return [Draft(None, {"image": x})]
+
+
+def _drafts_of_mapping(x: Mapping[str, Any]) -> list[Draft]:
+    nested = [key for key, value in x.items() if isinstance(value, Mapping)]
+    if nested and len(nested) == len(x):
+        return [replace(draft, name=key) for key in x for draft in drafts_of(x[key])]
+    if nested:
+        raise InvalidInput(
+            f"a mapping names either the arrays of one case or cases, given both:"
+            f" {', '.join(map(str, x))}"
+        )
+    name = x.get("name")
+    named = isinstance(name, str)
+    arrays = {key: value for key, value in x.items() if not (named and key == "name")}
+    if not arrays:
+        raise InvalidInput('a case holds at least one array, given none; name one: {"image": …}')
+    return [Draft(name if named else None, arrays)]
