@@ -31,6 +31,7 @@ from volflow.report.pictures.seams_figure import seams_figure as seams_figure
 from volflow.report.viewers.link import view as view
 from volflow.report.viewers.napari import napari_snippet as napari_snippet
 from volflow.sampling.augment.augment import Augment as Augment
+from volflow.sampling.cases.check_cases import check_cases as check_cases
 from volflow.sampling.cases.find_cases import find_cases as find_cases
 from volflow.sampling.cases.open_cases import open_cases as open_cases
 from volflow.sampling.sample import sample as sample

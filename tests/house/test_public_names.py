@@ -29,6 +29,7 @@ NAMES = {
     "WeightedSampler",
     "WholeVolume",
     "certify_seams",
+    "check_cases",
     "compare",
     "connect",
     "contact_sheet",

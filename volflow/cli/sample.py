@@ -79,6 +79,9 @@ class SampleOptions:
     classes: list[str] | None = option(
         None, "Names of the classes from 0 on, such as background,liver,tumour.", read=class_names
     )
+    skip_bad: bool = option(
+        False, "Leave out cases that cannot be used, such as images without labels."
+    )
     seed: int = option(0, "Seed of the random places.")
     dpi: int = option(150, DPI)
     memory: str | None = option(
@@ -91,8 +94,8 @@ def sample(
         list[str],
         typer.Argument(
             metavar="CASES...",
-            help="A folder with images/ and labels/, one or more scans, or the arrays of one scan"
-            " as name=path.",
+            help="A folder with images/ and labels/, a table (.csv) or 'in/{case}.zarr' of cases,"
+            " one or more scans, or the arrays of one scan as name=path.",
         ),
     ],
     options: SampleOptions,
@@ -119,7 +122,7 @@ def sample(
     from volflow.sampling.samplers import GridSampler
     from volflow.sampling.stream import PatchStream
 
-    opened = open_cases(_named(cases))
+    opened = open_cases(_named(cases), skip_bad=options.skip_bad)
     classes = (name for name in opened[0].sources if name in opened[0].classes)
     label = options.label or next(classes, None)
     chosen = _sampler(options, label)
