@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gzip
+import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import tensorstore
 import torch
 import zarr
 from pydicom.uid import JPEGLSLossless
@@ -105,6 +107,7 @@ def make_files(folder: Path) -> dict[str, Sample]:
     np.save(folder / "labels.npy", scan() % 3)
     _count(folder)
     _foreign(folder)
+    _chunked(folder)
     create(folder / "u.zarr", VolumeSpec.of(SHAPE, "i2", Meta(), chunk=4, shard=8), finished=False)
     net = UNet(1, 2, features=(2, 4), norm="none")
     save_model(net, folder / "bundle", patch=8, channels=["t1"], classes=["no", "yes"])
@@ -119,6 +122,10 @@ def make_files(folder: Path) -> dict[str, Sample]:
         "dicom segments": Sample("seg.dcm", lambda f: _read_source(f / "seg.dcm")),
         "nrrd": Sample("a.nrrd", lambda f: _read_source(f / "a.nrrd")),
         "mha": Sample("a.mha", lambda f: _read_source(f / "a.mha")),
+        "n5": Sample("a.n5/s0/attributes.json", lambda f: _read_box(f / "a.n5")),
+        "n5 group": Sample("a.n5/attributes.json", lambda f: _read_box(f / "a.n5")),
+        "n5 chunk": Sample("a.n5/s0/0/0/0", lambda f: _read_box(f / "a.n5")),
+        "info": Sample("pre/info", lambda f: _read_box(f / "pre")),
         "group": Sample("a.zarr/zarr.json", lambda f: _read_volume(f / "a.zarr")),
         "withheld": Sample(f"u.zarr/{WITHHELD}", lambda f: open_begun(f / "u.zarr")),
         "array": Sample("a.zarr/0/zarr.json", lambda f: _read_volume(f / "a.zarr")),
@@ -163,6 +170,21 @@ def _foreign(folder: Path) -> None:
     group.attrs["omero"] = {"channels": channels}
 
 
+def _chunked(folder: Path) -> None:
+    """An N5 container and a precomputed volume."""
+    store = {"driver": "file", "path": f"{folder / 'a.n5/s0'}"}
+    said = {"dimensions": SHAPE, "blockSize": SHAPE, "dataType": "int16"}
+    made = {"driver": "n5", "kvstore": store, "metadata": said | {"compression": {"type": "gzip"}}}
+    tensorstore.open(made, create=True).result()[...] = scan()
+    group = {"resolution": [2, 1, 1], "units": ["nm"] * 3, "scales": [[1, 1, 1]]}
+    (folder / "a.n5/attributes.json").write_text(json.dumps(group))
+    scale = {"key": "1_1_2", "resolution": [1, 1, 2], "encoding": "raw", "size": SHAPE}
+    info = {"data_type": "int16", "num_channels": 1, "type": "image"}
+    made = {"driver": "neuroglancer_precomputed", "kvstore": {**store, "path": f"{folder / 'pre'}"}}
+    made |= {"scale_metadata": scale | {"chunk_size": SHAPE}, "multiscale_metadata": info}
+    tensorstore.open(made, create=True).result()[...] = scan()[..., None]
+
+
 def _read_source(path: Path) -> None:
     facts_text(facts_of(path))
     source = open_source(path)
@@ -170,6 +192,12 @@ def _read_source(path: Path) -> None:
         pass
     if not source.sequential:
         source.read(Roi.full(source.shape))
+
+
+def _read_box(path: Path) -> None:
+    facts_text(facts_of(path))
+    source = open_source(path)
+    source.read(Roi((0,) * source.ndim, tuple(min(n, 12) for n in source.shape)))
 
 
 def _read_volume(path: Path) -> None:

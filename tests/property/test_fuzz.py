@@ -33,8 +33,9 @@ from tests.hostile_files import (
 from volflow.errors import VolflowError
 
 FILES = (
-    "nii", "nii2", "nii.gz", "npy", "dicom", "dicom frames", "dicom segments", "nrrd", "mha",
-    "group", "withheld", "array", "shard", "v2 array", "v2 attributes", "v2 chunk", "plan", "block",
+    "nii", "nii2", "nii.gz", "npy", "dicom", "dicom frames", "dicom segments", "nrrd", "mha", "n5",
+    "n5 group", "n5 chunk", "info", "group", "withheld", "array", "shard", "v2 array",
+    "v2 attributes", "v2 chunk", "plan", "block",
     "receipt", "lock", "detached", "ended", "statistics", "counts", "bundle", "weights",
     "checkpoint",
 )  # fmt: skip

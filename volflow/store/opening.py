@@ -28,6 +28,7 @@ from volflow.store.unfinished.root import WITHHELD, refuse_unfinished
 
 __all__ = [
     "check_array",
+    "files_below",
     "identity_lines",
     "is_listed",
     "is_url",
@@ -354,7 +355,7 @@ def stored_objects(array: zarr.Array[Any]) -> list[str] | None:
     """
     root = local_folder(array)
     if root is not None:
-        return _local_objects(root)
+        return files_below(root)
     if isinstance(array.store, MemoryStore):
         return [str(array.store_path)]
     try:
@@ -366,7 +367,8 @@ def stored_objects(array: zarr.Array[Any]) -> list[str] | None:
         ) from error
 
 
-def _local_objects(root: Path) -> list[str]:
+def files_below(root: Path) -> list[str]:
+    """Return a line for each file below a folder, with its name, size and time."""
     lines, pending = [], [root]
     while pending:
         with os.scandir(pending.pop()) as entries:

@@ -12,7 +12,6 @@ from volflow.errors import VolflowError
 from volflow.report.colors import FEW_VALUES
 from volflow.report.facts.value_counts import SAMPLE_BYTES, sample_boxes
 from volflow.store.slabs import Source
-from volflow.store.volume import Volume
 
 __all__ = ["label_hint"]
 
@@ -64,7 +63,7 @@ def label_hint(image: Source) -> str | None:
 
 def _parts(image: Source) -> Iterator[Array]:
     """Yield voxels of a few places, or the beginning of a file that is read from front to back."""
-    if isinstance(image, Volume):
+    if not image.sequential:
         yield from (image.read(box) for box in sample_boxes(image))
         return
     left = SAMPLE_BYTES

@@ -10,6 +10,7 @@ import numpy as np
 
 from volflow.geometry.histogram import Histogram, measure
 from volflow.geometry.roi import Roi
+from volflow.store.slabs import Source
 from volflow.store.volume import Volume, open_volume
 from volflow.volumes.distribution import load_statistics, sidecars
 
@@ -17,7 +18,8 @@ __all__ = ["SAMPLE_BYTES", "sample_boxes", "value_counts"]
 
 SAMPLE_BYTES = 2**26  # read of a volume, and held; of one chunk at least,
 CHUNK_BYTES = 2**28  # unless that alone is larger
-SAMPLE_SIDE = 3  # chunks per axis
+SAMPLE_SIDE = 3  # pieces per axis
+SAMPLED_SIDE = 64  # voxels that a piece has at least
 
 
 def value_counts(volume: Volume) -> list[Histogram | None]:
@@ -46,16 +48,22 @@ def value_counts(volume: Volume) -> list[Histogram | None]:
     return [measure(np.concatenate(parts)) for parts in zip(*read, strict=True)]
 
 
-def sample_boxes(volume: Volume) -> list[Roi]:
-    """Return the box of a whole small volume, or those of a few chunks of a larger one."""
-    shape, chunk = volume.spatial_shape, volume.chunks[-3:]
-    voxel_bytes = volume.channels_count * volume.dtype.itemsize
+def sample_boxes(image: Source) -> list[Roi]:
+    """Return the box of a whole small image, or those of a few pieces of a larger one."""
+    shape = image.shape[-3:]
+    # A strip or a row is too little to see what an image is like.
+    piece = tuple(p * max(1, SAMPLED_SIDE // p) for p in image.piece[-3:])
+    voxel_bytes = image.channels_count * image.dtype.itemsize
     if math.prod(shape) * voxel_bytes <= SAMPLE_BYTES:
-        return [Roi.full(shape)]
-    decoded = math.prod(map(min, chunk, shape)) * voxel_bytes
+        return [Roi.full(image.shape)]
+    decoded = math.prod(map(min, piece, shape)) * voxel_bytes
     if decoded > CHUNK_BYTES:
         return []
-    return _spread(shape, chunk)[: max(1, SAMPLE_BYTES // decoded)]
+    front = image.shape[:-3]
+    return [
+        Roi((*(0 for _ in front), *box.start), (*front, *box.stop))
+        for box in _spread(shape, piece)[: max(1, SAMPLE_BYTES // decoded)]
+    ]
 
 
 def _spread(shape: Sequence[int], chunk: Sequence[int]) -> list[Roi]:

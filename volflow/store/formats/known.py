@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from volflow.store.formats.choice import ImageChoice
+from volflow.store.formats.chunked.n5 import holds_n5, open_n5
+from volflow.store.formats.chunked.precomputed import holds_precomputed, open_precomputed
 from volflow.store.formats.dicom.series import holds_dicom, open_dicom
 from volflow.store.formats.hdf5.hdf5 import open_hdf5
 from volflow.store.formats.itk.metaimage import open_metaimage
@@ -59,6 +61,15 @@ FORMATS = (
         lambda path, _: open_nifti(path),
         (".nii", ".nii.gz"),
         ((344, b"n+1"), (4, b"n+2")),
+    ),
+    Format("N5", open_n5, (".n5",), (), holds_n5, ("dataset", "level", "timepoint")),
+    Format(
+        "Neuroglancer precomputed",
+        open_precomputed,
+        (".precomputed",),
+        (),
+        holds_precomputed,
+        ("level",),
     ),
     Format("NumPy", lambda path, _: open_npy(path), (".npy",), ((0, b"\x93NUMPY"),)),
     Format(
