@@ -137,6 +137,9 @@ class Loader:
         """Send a batch to the device, cast it there and augment it; slices lose their axis."""
         for name, dtype in self._dtypes().items():
             batch[name] = batch[name].to(self.device, non_blocking=True).to(dtype)
+        for name, value in self.stream.cases[0].values.items():
+            if not isinstance(value, str):
+                batch[name] = batch[name].to(self.device)
         for augment in self.stream.augment:
             batch = augment(batch)
             if not isinstance(batch, dict):
@@ -176,8 +179,8 @@ class _Collator:
         """Return the batch so far; the next begins empty."""
         batch: Batch = {name: tensor[: self.count] for name, tensor in self.tensors.items()}
         for name, values in self.others.items():
-            whole = all(isinstance(value, int) for value in values)
-            batch[name] = torch.tensor(values, dtype=torch.int64) if whole else values
+            texts = any(isinstance(value, str) for value in values)
+            batch[name] = values if texts else torch.tensor(values)
         self.count, self.tensors, self.arrays, self.others = 0, {}, {}, {}
         return batch
 

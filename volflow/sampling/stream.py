@@ -48,8 +48,9 @@ class PatchStream(IterableDataset[dict[str, Any]]):
 
     Iterating yields samples: a tensor ``czyx`` for each array, in the stored dtype; ``"location"``
     (int64: z0, y0, x0, z1, y1, x1), ``"case"``, ``"index"`` (place in the epoch) and ``"key"`` (an
-    integer of its own for each sample, for augmentation). Each ``for`` loop is an epoch; the first
-    after `load_state_dict` goes on where the state was taken. `loader` yields batches.
+    integer of its own for each sample, for augmentation); and the values of its case. Each ``for``
+    loop is an epoch; the first after `load_state_dict` goes on where the state was taken. `loader`
+    yields batches.
 
     Worker processes of a plain ``torch.utils.data.DataLoader`` (spawned, ``batch_size=None`` for
     this order) go through the epochs by themselves and only while they live: call `set_epoch`
@@ -58,8 +59,8 @@ class PatchStream(IterableDataset[dict[str, Any]]):
     Parameters
     ----------
     cases
-        A volume, mappings like ``{"image": …, "label": …}``, or a folder with ``images/`` and
-        ``labels/``; see `volflow.sampling.cases.open_cases.open_cases`.
+        A volume, mappings like ``{"image": …, "label": …, "age": 45}``, or a folder with
+        ``images/`` and ``labels/``; see `volflow.sampling.cases.open_cases.open_cases`.
     sampler
         Which patches, e.g. ``UniformSampler(64)``.
     patches_per_epoch
@@ -137,7 +138,7 @@ class PatchStream(IterableDataset[dict[str, Any]]):
         options = from_keywords(StreamOptions, locals())
         self.options, self.sampler, self.cluster = options, options.sampler, cluster
         self.cases = open_cases(cases, classes=options.classes)
-        _check_names(self.cases[0].sources)
+        _check_names([*self.cases[0].sources, *self.cases[0].values])
         self.share = this_share(options.rank, options.world_size)
         self.lanes = options.lanes or self.share.stride
         self.share.check_lanes(self.lanes)
@@ -203,9 +204,10 @@ class PatchStream(IterableDataset[dict[str, Any]]):
         """Return an iterable of the batches of an epoch, made ahead of the trainer.
 
         Arrays are collated in their stored dtype, sent to the device (through pinned memory to
-        a GPU) and cast there: classes to int64, all else to float32. Then they are augmented. Where
-        the patch has 1 on an axis, its first such axis is dropped at last, as `predict` does for
-        networks of slices: ``(B, C, y, x)``.
+        a GPU) and cast there: classes to int64, all else to float32. Numbers of cases become
+        tensors ``(B,)`` there, texts a list. Then they are augmented. Where the patch has 1 on an
+        axis, its first such axis is dropped at last, as `predict` does for networks of slices:
+        ``(B, C, y, x)``.
 
         Parameters
         ----------
@@ -351,10 +353,10 @@ class PatchStream(IterableDataset[dict[str, Any]]):
 
 
 def _check_names(names: Iterable[str]) -> None:
-    """Refuse arrays whose names a sample needs for other things."""
+    """Refuse arrays and values whose names a sample needs for other things."""
     taken = [name for name in names if name in SAMPLE_FIELDS]
     if taken:
         raise InvalidInput(
             f"a sample holds its {', '.join(SAMPLE_FIELDS)} under these names, which the case gives"
-            f" to arrays: {', '.join(taken)}; rename the arrays"
+            f" to arrays or values: {', '.join(taken)}; rename them"
         )

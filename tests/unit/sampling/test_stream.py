@@ -318,6 +318,23 @@ class TestLoader:
         ]
         assert torch.cat([b["key"] for b in batches]).tolist() == [s["key"] for s in samples]
 
+    def test_values_of_cases_come_along(self):
+        scan = np.zeros((8, 8, 8), "i2")
+        ages = {"a": 45, "b": np.float32(61.5)}
+        cases = {
+            name: {"image": torch.from_numpy(scan), "age": age, "site": name.upper(), "visit": 3}
+            for name, age in ages.items()
+        }
+        stream = vf.PatchStream(cases, vf.UniformSampler(4), 64, augment=vf.Augment())
+        assert {s["case"]: s["age"] for s in stream} == ages
+        (batch,) = stream.loader(64)
+        assert (batch["age"].dtype, batch["visit"].dtype) == (torch.float32, torch.int64)
+        assert batch["age"].tolist() == [ages[name] for name in batch["case"]]
+        assert batch["site"] == [name.upper() for name in batch["case"]]
+        assert batch["visit"].tolist() == [3] * 64
+        without = vf.PatchStream({name: {"image": scan} for name in ages}, vf.UniformSampler(4), 64)
+        without.load_state_dict(stream.state_dict())  # the order does not depend on values
+
     def test_counts_only_what_the_trainer_took(self, cases):
         stream = stream_of(cases, SAMPLERS["uniform"], 100)
         for number, _ in enumerate(stream.loader(8)):
@@ -482,7 +499,7 @@ class TestRefusals:
 
     def test_of_arrays_named_as_what_a_sample_says(self):
         image = np.zeros((8, 8, 8), "u1")
-        with pytest.raises(InvalidInput, match="gives to arrays: key; rename the arrays"):
+        with pytest.raises(InvalidInput, match="gives to arrays or values: key; rename them"):
             vf.PatchStream({"image": image, "key": image}, vf.UniformSampler(4), 8)
 
     def test_of_an_epoch(self, cases):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from volflow.errors import InvalidInput
 from volflow.sampling.cases.case_folders import is_case_folder
 from volflow.sampling.cases.find_cases import CASE, TABLES, find_cases
 from volflow.sampling.cases.named_arrays import Case
+from volflow.sampling.cases.values import Values, value_of
 
 __all__ = ["Draft", "drafts_of", "names_cases"]
 
@@ -23,6 +24,7 @@ class Draft:
     name: str | None
     arrays: Mapping[str, Any]
     classes: frozenset[str] | None = None  # known of a case that is open already
+    values: Values = field(default_factory=dict)
 
 
 def names_cases(x: Any) -> bool:
@@ -42,7 +44,7 @@ def names_cases(x: Any) -> bool:
 def drafts_of(x: Any) -> list[Draft]:
     """Return what is given as cases, one by one; see `open_cases`."""
     if isinstance(x, Case):
-        return [Draft(x.name, x.sources, x.classes)]
+        return [Draft(x.name, x.sources, x.classes, x.values)]
     if isinstance(x, Mapping):
         return _drafts_of_mapping(x)
     if names_cases(x):
@@ -63,7 +65,13 @@ def _drafts_of_mapping(x: Mapping[str, Any]) -> list[Draft]:
         )
     name = x.get("name")
     named = isinstance(name, str)
-    arrays = {key: value for key, value in x.items() if not (named and key == "name")}
+    given = {key: value for key, value in x.items() if not (named and key == "name")}
+    found = {key: value_of(one) for key, one in given.items()}
+    values = {key: value for key, value in found.items() if value is not None}
+    arrays = {key: one for key, one in given.items() if key not in values}
     if not arrays:
-        raise InvalidInput('a case holds at least one array, given none; name one: {"image": …}')
-    return [Draft(name if named else None, arrays)]
+        raise InvalidInput(
+            'a case holds at least one array, given none; name one: {"image": …}'
+            + (f"; {', '.join(map(str, values))} names no file" if values else "")
+        )
+    return [Draft(name if named else None, arrays, values=values)]

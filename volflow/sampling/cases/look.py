@@ -13,6 +13,7 @@ from volflow.sampling.cases.case_faults import CaseFault
 from volflow.sampling.cases.case_folders import is_case_folder, unpaired
 from volflow.sampling.cases.drafts import Draft, drafts_of
 from volflow.sampling.cases.named_arrays import check_grid
+from volflow.sampling.cases.values import check_values
 from volflow.store.formats.sources import stem
 from volflow.store.slabs import Source
 from volflow.volumes.arrays.inputs import open_input
@@ -112,6 +113,7 @@ def _alike(opened: Sequence[Opened]) -> tuple[list[Opened], list[CaseFault]]:
     for one in opened:
         try:
             _check_alike(first.name, first.sources, one.name, one.sources)
+            check_values(first.name, first.draft.values, one.name, one.draft.values)
         except InvalidInput as error:
             faults.append(CaseFault.of(one.name, error))
         else:

@@ -1,4 +1,4 @@
-"""A case: named arrays on one grid, whatever they are stored in, read box by box."""
+"""A case: named arrays on one grid, whatever they are stored in, read box by box; and values."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
+from volflow.sampling.cases.values import Values
 from volflow.store.meta import Meta, Vector, difference_of_grids, shared_grid
 from volflow.store.slabs import Array, Source
 from volflow.store.volume import described
@@ -39,6 +40,8 @@ class Case:
         Names of the arrays whose voxels are classes.
     dtypes
         The dtype of arrays that are read in another than their own, which holds it without loss.
+    values
+        Numbers and texts that each sample of the case carries along; no order follows from them.
 
     Raises
     ------
@@ -60,6 +63,7 @@ class Case:
     sources: Mapping[str, Source]
     classes: frozenset[str] = frozenset()
     dtypes: Mapping[str, np.dtype[Any]] = field(default_factory=dict)
+    values: Values = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, source in self.sources.items():
@@ -172,7 +176,8 @@ class Case:
             for name in self.sources
         )
         size = "×".join(f"{n}" for n in self.shape)
-        return f"Case({self.name}, {size}, {arrays})"
+        values = "".join(f", {name}={value!r}" for name, value in self.values.items())
+        return f"Case({self.name}, {size}, {arrays}{values})"
 
 
 def check_grid(case: str, sources: Mapping[str, Source]) -> None:

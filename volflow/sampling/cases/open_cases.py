@@ -11,6 +11,7 @@ from volflow.errors import InvalidInput
 from volflow.sampling.cases.case_faults import CaseFaults
 from volflow.sampling.cases.look import Opened, look_at
 from volflow.sampling.cases.named_arrays import Case
+from volflow.sampling.cases.values import alike
 from volflow.volumes.arrays.inputs import VolumeLike, refuse_sequential
 
 __all__ = ["CLASS_PREFIXES", "CasesLike", "open_cases"]
@@ -29,9 +30,10 @@ def open_cases(
     ----------
     x
         One `VolumeLike`, which is then called ``"image"``; a mapping of array names to volumes
-        (also an ``xarray.Dataset``), with the case's own name under
-        ``"name"`` if it has one; a mapping of case names to such mappings; a sequence of any of
-        these; or a folder, a pattern or a table of cases, as `find_cases` takes them.
+        (also an ``xarray.Dataset``), with the case's own name under ``"name"`` if it has one, and
+        values that its samples carry along: numbers, and texts that name no file; a mapping of
+        case names to such mappings; a sequence of any of these; or a folder, a pattern or a table
+        of cases, as `find_cases` takes them.
     classes
         Names of the arrays whose voxels are classes. By default those whose names begin with
         label, mask or seg, and those whose files say so.
@@ -46,9 +48,9 @@ def open_cases(
     Raises
     ------
     InvalidInput
-        If a file cannot be read by parts arrays of a case do not
-        lie on one grid, names repeat, or cases differ in their arrays or channels: one error of
-        all faults. If they differ in dtype, all are read in one that holds them all.
+        If a file cannot be read by parts, arrays of a case do not lie on one grid, names repeat,
+        or cases differ in their arrays, channels or values: one error of all faults. If they
+        differ in dtype, all are read in one that holds them all.
 
     Examples
     --------
@@ -63,8 +65,10 @@ def open_cases(
     first = good[0].sources
     selected = _classes(good, classes)
     dtypes = {key: np.result_type(*(one.sources[key].dtype for one in good)) for key in first}
+    values = alike([one.draft.values for one in good])
     return tuple(
-        Case(one.name, {key: one.sources[key] for key in first}, selected, dtypes) for one in good
+        Case(one.name, {key: one.sources[key] for key in first}, selected, dtypes, carried)
+        for one, carried in zip(good, values, strict=True)
     )
 
 

@@ -47,7 +47,8 @@ def cut_patches(
     ------
     dict
         The arrays ``czyx``, which are views that are valid until the next sample is taken;
-        ``"location"`` (int64 z0, y0, x0, z1, y1, x1), ``"case"``, ``"index"`` and ``"key"``.
+        ``"location"`` (int64 z0, y0, x0, z1, y1, x1), ``"case"``, ``"index"``, ``"key"``, and the
+        values of the case.
     """
     first, total = begin + share.offset, int(visits.quota.sum())
     # Not from the offset on: another number of worker processes may have come as far as this.
@@ -80,15 +81,16 @@ def _cut_lane(
         superchunk, quota = int(visits.superchunk[visit]), int(visits.quota[visit])
         arrays = window.take(superchunk)
         starts, keys = draw_positions(catalog, superchunk, quota, arrays, (*epoch, visit))
-        case, corner = catalog.case_of(superchunk).name, catalog.reads(superchunk).start
+        case, corner = catalog.case_of(superchunk), catalog.reads(superchunk).start
         for start, key in zip(starts[low:high], keys[low:high].tolist(), strict=True):
             box = Roi(tuple(start.tolist()), tuple((start + patch).tolist()))
             cut = (slice(None), *box.relative_to(corner).slices())
             yield {
                 **{name: array[cut] for name, array in arrays.items()},
                 "location": np.array(box.start + box.stop),
-                "case": case,
+                "case": case.name,
                 "key": key,
+                **case.values,
             }
         window.drop(superchunk)
 

@@ -8,6 +8,7 @@ import cloudpickle
 import dask.array as da
 import numpy as np
 import pytest
+import torch
 import zarr
 from hypothesis import given
 from hypothesis import strategies as st
@@ -302,10 +303,47 @@ def test_cases_may_not_differ_in_arrays_or_channels(tmp_path):
         open_cases([a, {"image": voxels(), "label": voxels()}])
 
 
+def test_values_stand_beside_arrays(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("scan", voxels())
+    texts = {"site": "Basel", "note": "x" * 5000, "empty": "", "version": "v1.2", "by": "Dr. Su"}
+    numbers = {"age": 45, "dose": np.float64(0.5), "smokes": np.bool_(1), "n": np.array(7)}
+    (case,) = open_cases({"image": torch.from_numpy(voxels()), **texts, **numbers})
+    assert case.values == {**texts, "age": 45, "dose": 0.5, "smokes": True, "n": 7}
+    assert list(case.sources) == ["image"]
+    assert open_cases(case)[0].values == case.values
+    assert pickle.loads(pickle.dumps(case)).values == case.values
+    (named,) = open_cases({"p": {"name": "a", "image": "scan.npy", "site": "Basel"}})
+    assert (repr(named), named.identity()) == (
+        "Case(p, 20×33×40, image int16, site='Basel')",
+        open_cases({"p": {"image": "scan.npy"}})[0].identity(),
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (({"age": 1}, {}), '"case0" holds age and "case1" none; give each all of them'),
+        (({"age": 1}, {"age": "old"}), 'but age is 1 in "case0" and \'old\' in "case1"'),
+        (
+            ({"id": 2**63}, {"id": 1}),
+            'within 64 bits, but id is 9223372036854775808 in "case0"; give',
+        ),
+        (({"site": "a.nrd"}, {"site": "b"}), "a.nrd does not exist; check the path"),
+        (({"site": "a/b"}, {"site": "b"}), "a/b does not exist; check the path"),
+        (({"at": None}, {"at": None}), "a volume is a path, .* given NoneType"),
+    ],
+)
+def test_values_that_do_not_share_a_batch(values, message):
+    with pytest.raises(InvalidInput, match=message):
+        open_cases([{"image": voxels(), **one} for one in values])
+
+
 @pytest.mark.parametrize(
     ("x", "message"),
     [
         ([], "there are no cases"),
+        ({"image": "nowhere"}, "at least one array, given none; .*; image names no file"),
         ({}, "a case holds at least one array"),
         ({"a": {"image": voxels()}, "b": voxels()}, "either the arrays of one case or cases"),
         ([{"name": "a", "image": voxels()}] * 2, "case names must differ, given a more than once"),
