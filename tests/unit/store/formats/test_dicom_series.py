@@ -377,13 +377,15 @@ ROWS = tag(0x00280010, b"US", b"\2\0")
         (ROWS + b"\6\0", ROWS + b"\0\0", "it has 1 slices of 0 × 7 voxels"),
         (ROWS + b"\6\0", ROWS + b"\xff\xff", "is cut short"),
         (b"0.75\\0.5", b"0.75\\nan", "PixelSpacing is 0.75.nan"),
+        (b"0.75\\0.5", b"0.75\\9e9", "spacing must be positive and finite"),
+        (b"0.75\\0.5", b"9e99\\1.0", "PixelSpacing is 9e99.1.0"),
         (b"0.75\\0.5", b"0.75\\a.b", "could not convert string to float"),
         (tag(0x00280100, b"US", b"\2\0"), b"\x28\0\xff\xffUS\2\0", "it has no BitsAllocated"),
     ],
 )
 def test_headers_that_lie(tmp_path, old, new, message):
     path = save(put_voxels(image(), random_zyx()[:1]), tmp_path / "a.dcm")
-    with pytest.raises(Damaged, match=message):
+    with pytest.raises(InvalidInput, match=message):
         open_source(damaged(path, old, new))
 
 

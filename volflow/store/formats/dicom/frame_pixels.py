@@ -73,8 +73,8 @@ def values_in(one: DicomSlice, rows: slice, columns: slice, dtype: np.dtype[Any]
     numbers = numbers_in(one, rows)[..., columns]
     if (one.slope, one.inter) == (1, 0):
         return numbers.astype(dtype)
-    # Whole values are exact in float64, but for some beyond 2**53.
-    return (numbers * np.float64(one.slope) + one.inter).astype(dtype)
+    with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold becomes ±inf
+        return (numbers * np.float64(one.slope) + one.inter).astype(dtype)
 
 
 def numbers_in(one: DicomSlice, rows: slice) -> Array:

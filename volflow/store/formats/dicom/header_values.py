@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 __all__ = ["first_item", "longs_of", "numbers_of", "text_of", "whole_of"]
+
+LARGEST = 1e30  # products of such numbers are finite
 
 
 def first_item(data: Any, keyword: str) -> Any:
@@ -27,11 +28,11 @@ def numbers_of(data: Any, keyword: str) -> tuple[float, ...]:
     Raises
     ------
     ValueError
-        If one is no number, or not finite.
+        If one is no number, or larger than what can be computed with.
     """
     text = text_of(data, keyword)
     values = tuple(float(part) for part in text.split("\\")) if text else ()
-    if not all(map(math.isfinite, values)):
+    if not all(abs(value) <= LARGEST for value in values):
         raise ValueError(f"{keyword} is {text}")
     return values
 

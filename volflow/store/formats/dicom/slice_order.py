@@ -196,7 +196,7 @@ def _sparse(heights: Matrix, first: DicomSlice, name: str) -> tuple[float, Matri
     steps = steps[steps > POSITION_MM / 20]
     least = float(steps.min()) if len(steps) else _lone_step(first)
     for step in (abs(first.between) or least, least):
-        away = (heights - levels[0]) / step
+        away = (heights - levels[0]) / max(step, POSITION_MM / 20)
         places = np.rint(away)
         if places.max() < MOST_DEEP and (abs(away - places) * step <= _tolerance(step)).all():
             return step, places.astype(int)
