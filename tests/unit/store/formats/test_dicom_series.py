@@ -1,5 +1,8 @@
 """DICOM series: in any order, packed in each way, and refused where they are no volume."""
 
+import warnings
+from pathlib import Path
+
 import numpy as np
 import pydicom
 import pytest
@@ -436,7 +439,31 @@ def test_a_deflated_file(tmp_path):
         open_source(save(made, tmp_path / "a.dcm"))
 
 
-# The real series
+# Real files
+
+
+@pytest.mark.slow
+def test_what_pydicom_is_tested_with_is_read_as_pydicom_does_or_refused():
+    refused, read = {}, 0
+    folder = Path(pydicom.__file__).parent / "data" / "test_files"
+    for path in sorted(path for path in folder.glob("*.dcm")):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what is wrong with them
+            try:
+                found = open_source(path)[:]
+            except InvalidInput as error:
+                refused[path.name] = str(error)
+                continue
+            data = pydicom.dcmread(path, force=True)
+            if data.file_meta.TransferSyntaxUID != pydicom.uid.JPEGExtended12Bit:  # nor can it
+                values = pydicom.pixels.apply_rescale(data.pixel_array, data)
+                found = np.moveaxis(found, 0, -1) if found.ndim == 4 else found
+                np.testing.assert_array_equal(found.reshape(values.shape), values, str(path))
+                read += 1
+    assert read > 30
+    assert {"MR_truncated.dcm", "rtdose.dcm", "image_dfl.dcm"} <= refused.keys()
+    assert not {"MR_small.dcm", "CT_small.dcm", "JPEG2000.dcm", "SC_rgb_rle.dcm"} & refused.keys()
+    assert not [message for message in refused.values() if "\n" in message]
 
 
 @pytest.mark.slow

@@ -90,8 +90,7 @@ def numbers_in(one: DicomSlice, rows: slice) -> Array:
     stored = one.stored
     if stored.bits == 1 and not stored.packed:
         return _bits(one)[:, rows]
-    swapped = stored.big and stored.bits == 8
-    if stored.packed or swapped or stored.photometric.startswith("YBR"):
+    if stored.packed or stored.photometric.startswith("YBR"):
         return _decoded(one)[:, rows]
     dtype = _dtype_in(one.stored).newbyteorder(">" if stored.big else "<")
     if stored.samples > 1:
@@ -143,7 +142,7 @@ def _decoded(one: DicomSlice) -> Array:
         raise
     except Exception as error:  # decoders raise errors of any class
         raise Damaged(
-            f"{one.path} cannot be decoded ({first_line(error)}); copy it again"
+            f"{one.path} cannot be decoded ({first_line(error).rstrip(':')}); copy it again"
         ) from error
     return np.moveaxis(values, -1, 0) if stored.samples > 1 else values[None]
 

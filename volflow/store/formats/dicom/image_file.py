@@ -27,7 +27,7 @@ KEYWORDS = (
     "SpacingBetweenSlices", "SliceThickness", "RescaleSlope", "RescaleIntercept",
     "ModalityLUTSequence", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
     "SegmentationType", "SegmentSequence", "SegmentsOverlap", "MaximumFractionalValue",
-    "PixelPaddingValue", "ReferencedSeriesSequence", "ExtendedOffsetTable",
+    "DoseGridScaling", "PixelPaddingValue", "ReferencedSeriesSequence", "ExtendedOffsetTable",
     "ExtendedOffsetTableLengths",
 )  # fmt: skip
 
@@ -245,6 +245,10 @@ def _unfit(data: Any, stored: PixelFormat) -> str:
         return "is a mosaic, with all slices of a volume side by side in one; use dcm2niix"
     if first_item(data, "ModalityLUTSequence") is not None:
         return "gives its values by a table (Modality LUT Sequence), which is not applied"
+    if data.get_item("DoseGridScaling") is not None:
+        return "is a dose (RTDOSE), whose grid and scaling are not read; save it as NIfTI or NRRD"
+    if stored.big and stored.bits == 8:  # perhaps swapped in pairs
+        return "stores bytes as big endian, which nothing does any more; save it as little endian"
     if stored.photometric == "PALETTE COLOR" and not labels:
         return "holds numbers of colours of a palette (PALETTE COLOR); save it as RGB"
     if stored.samples == 3 and stored.photometric in COLORS and stored.bits == 8:

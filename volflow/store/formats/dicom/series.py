@@ -47,7 +47,9 @@ def open_dicom(path: str, choice: ImageChoice) -> Source:
     import_pydicom()
     found = series_in(path)
     if not found:
-        raise InvalidInput(f"{path} holds no DICOM image; expected files with DICM at byte 128")
+        raise InvalidInput(
+            f"{path} holds no DICOM image, which has DICM at byte 128 and voxels; check the path"
+        )
     files = _chosen(found, choice.series, path)
     unfit = next((one for one in files if one.unfit), None)
     if unfit is not None:
