@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from volflow.cli.values import Json, say
+from volflow.report.grey_range import WINDOW, typed_window
 
 if TYPE_CHECKING:
     from volflow.report.viewers.link import ViewerLink
@@ -34,6 +35,7 @@ def view(
         str,
         typer.Option(help="The address to serve at. Beyond loopback others can read the volumes."),
     ] = "127.0.0.1",
+    window: Annotated[str | None, typer.Option(help=WINDOW)] = None,
     open_browser: Annotated[bool, typer.Option("--open", help="Open the link.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -42,16 +44,19 @@ def view(
     The first is the ground, the others lie over it. Only this machine can read them. With the
     extra "view" no network is needed.
     """
+    ends = None if window is None else typed_window("window", window)
     if napari:
         from volflow.report.viewers.napari import napari_snippet
 
-        script = napari_snippet(*volumes or ())
+        script = napari_snippet(*volumes or (), window=ends)
         say({"napari": script}, as_json, script.rstrip("\n"))
         return
     from volflow.report.viewers.link import view as serve
 
     try:
-        with serve(*volumes or (), host=host, port=port, open_browser=open_browser) as shown:
+        with serve(
+            *volumes or (), host=host, port=port, open_browser=open_browser, window=ends
+        ) as shown:
             facts = {"url": shown.url, "client": shown.client, "state": shown.state}
             # In one line: what reads it must not wait for the end.
             typer.echo(json.dumps(facts, ensure_ascii=False) if as_json else shown.url)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,9 @@ import numpy.typing as npt
 from volflow.errors import InvalidInput
 from volflow.report.colors import class_color, class_counts, class_numbers
 from volflow.report.facts.grid_facts import counted
-from volflow.report.pictures.layers import GREYS, Layer, Ramp, grey_window, heat_window
+from volflow.report.grey_range import Window
+from volflow.report.pictures.agreement import agreement, volume_agreement
+from volflow.report.pictures.layers import GREYS, Greys, Layer, Ramp, heat_window
 from volflow.report.pictures.scene import Foot, Table, plane_panels
 from volflow.report.pictures.slices import Cut, Slice, on_one_grid
 from volflow.report.pictures.stack import at_levels, check_display, drawing, ground, scene_of
@@ -41,7 +43,7 @@ UNLIKE_NAMES = {
 }  # fmt: skip
 
 
-def compare(
+def compare(  # noqa: PLR0913 - each says what to show
     a: VolumeLike,
     b: VolumeLike,
     over: VolumeLike | None = None,
@@ -51,12 +53,13 @@ def compare(
     classes: Names = None,
     channel: int | None = None,
     percentiles: tuple[float, float] = (1, 99.5),
+    window: Window = None,
+    whole: bool = True,
 ) -> Figure:
     """Show two results side by side with their difference, in three orthogonal planes.
 
-    Of classes the third column shows where they disagree, and a table their Dice and voxels; of
-    scores and images it shows a − b. All figures are those of the planes shown, not of the
-    volumes.
+    Of classes the third column shows where they disagree, and a table their Dice and voxels in the
+    whole volumes; of scores and images it shows a − b, with figures of the planes shown.
 
     Parameters
     ----------
@@ -71,8 +74,11 @@ def compare(
     level
         Of a's pyramid; by default the finest that a picture can show. Of b the level that is most
         like it is read.
-    classes, channel, percentiles
+    classes, channel, percentiles, window
         As in `preview`. Images of few different whole numbers count as classes.
+    whole
+        Whether classes are counted in the whole volumes, each voxel read once; False counts the
+        planes shown. Of volumes on different grids only these can be counted.
 
     Returns
     -------
@@ -91,21 +97,21 @@ def compare(
     >>> b[2:6, 2:6, 3:7] = 1
     >>> figure = compare(a, b, at=(4, 4, 4))
     >>> figure.facts["difference"]["classes"][0]["dice"]
-    0.8333333333333334
+    0.75
     """
     draw = drawing()
-    check_display(classes, percentiles)
+    greys = check_display(classes, percentiles, window)
     (one, other), under = open_together([a, b], over, channel)
     slices = _slices(one, other, "content" if at is None else at)
     one, under = at_levels(one, under, level, PIXELS)
     pair = one, other.like(one)
-    whole = all(each.named_classes(classes) or each.whole for each in pair)
-    cuts = [each.cut(slices, average=not whole) for each in pair]
-    below, level_below = ground(under, slices, percentiles)
+    exact = all(each.named_classes(classes) or each.whole for each in pair)
+    cuts = [each.cut(slices, average=not exact) for each in pair]
+    below, level_below = ground(under, slices, greys)
     if _as_classes(pair, cuts, classes):
-        last, (layers, feet, found) = "A ≠ B", _classes(pair, cuts, classes, below)
+        last, (layers, feet, found) = "A ≠ B", _classes(pair, cuts, classes, below, whole)
     else:
-        last, (layers, feet, found) = "A − B", _numbers(pair, cuts, percentiles, below)
+        last, (layers, feet, found) = "A − B", _numbers(pair, cuts, greys, below)
 
     names = (f"A   {one.name}", f"B   {other.name}", last)
     grounds = (below[:1], below[:1], below[1:])
@@ -113,13 +119,15 @@ def compare(
         plane_panels(slices, [*ground, top], one.size, name, captioned=name == names[0])
         for ground, top, name in zip(grounds, layers, names, strict=True)
     ]
-    scene = scene_of(one, None, slices, [*_shown(pair, not whole), *level_below], columns)
+    scene = scene_of(one, None, slices, [*_shown(pair, not exact), *level_below], columns)
+    lacking = [one.lacking() for one in (other, under) if one is not None]
+    lines = [*lacking, f"over {under.name}" if under else "", scene.subtitle]
     facts = {"over": under and under.name, "against": other.name}
     return draw(
         replace(
             scene,
             title=(one.name, " against ", other.name),
-            subtitle=(f"over {under.name}   ·   " if under else "") + scene.subtitle,
+            subtitle="   ·   ".join(filter(None, lines)),
             facts={**scene.facts, **facts, "difference": {"of": "planes shown"} | found},
             feet=[feet],
         )
@@ -165,7 +173,11 @@ def _as_classes(pair: Pair, cuts: Sequence[Sequence[Cut]], classes: Names) -> bo
 
 
 def _classes(
-    pair: Pair, cuts: Sequence[Sequence[Cut]], classes: Names, below: Sequence[Layer]
+    pair: Pair,
+    cuts: Sequence[Sequence[Cut]],
+    classes: Names,
+    below: Sequence[Layer],
+    whole: bool,
 ) -> Found:
     """Return two results of classes and their disagreement."""
     first, second = (each.finest.meta for each in pair)
@@ -173,7 +185,8 @@ def _classes(
     colors = first.colors or second.colors
     common = [on_one_grid(mine, theirs) for mine, theirs in zip(*cuts, strict=True)]
     pairs = [(class_numbers(mine), class_numbers(theirs)) for mine, theirs, _ in common]
-    facts = agreement(pairs, names)
+    volumes = volume_agreement(*pair, names) if whole else None
+    facts = volumes or agreement(pairs, names)
     maps = [disagreement(*planes) for planes in pairs]
     if below:  # the scan shows the place; without it what agrees does
         maps = [np.where(plane == AGREED, 0, plane) for plane in maps]
@@ -183,9 +196,10 @@ def _classes(
     kinds = {kind: f"{UNLIKE_NAMES[kind]}   {counted(counts[kind])}" for kind in counts if kind}
     layers.append(Layer.classes(shown, kinds, UNLIKE_COLORS, outlined=False))
     equal, total = facts["equal"], facts["total"]
-    agreed = f"{100 * equal / total:.4g} % of {counted(total)} voxels shown agree"
+    seen, where = ("", "everywhere") if volumes else (" shown", "in these planes")
+    agreed = f"{100 * equal / total:.4g} % of {counted(total)} voxels{seen} agree"
     if equal == total:
-        agreed = "the same in these planes"
+        agreed = f"the same {where}"
     # Those of which most is shown, by their numbers.
     most = sorted(facts["classes"], key=lambda one: -max(one["a"], one["b"]))[:MOST_ROWS]
     rows = tuple(
@@ -198,17 +212,19 @@ def _classes(
     )
     more = len(facts["classes"]) - len(rows)
     table: list[Foot] = [
-        "In these planes, not in the volumes:",
+        "In the whole volumes:" if volumes else "In these planes, not in the volumes:",
         Table(("class", "Dice", "voxels in A", "voxels in B"), rows),
         *([f"… and {more} more classes"] if more else []),
     ]
-    return layers, [table, [], [layers[-1].key, agreed]], facts
+    of = {"of": "volumes" if volumes else "planes shown"}
+    key: list[Foot] = [layers[-1].key, "voxels in these planes"] if volumes else [layers[-1].key]
+    return layers, [table, [], [*key, agreed]], of | facts
 
 
 def _numbers(
     pair: Pair,
     cuts: Sequence[Sequence[Cut]],
-    percentiles: tuple[float, float],
+    greys: Greys,
     below: Sequence[Layer],
 ) -> Found:
     """Return two results of numbers and their difference."""
@@ -217,7 +233,7 @@ def _numbers(
         window = heat_window(both)
         layers = [Layer.heat(cut, pair[0].channel_name(), window) for cut in cuts]
     else:
-        window = grey_window(both, percentiles)
+        window = greys.ends(both)
         layers = [Layer.grey(cut, window) for cut in cuts]
     scale = layers[0].key or Ramp("in A and B", *window, GREYS)
     common = [on_one_grid(mine, theirs) for mine, theirs in zip(*cuts, strict=True)]
@@ -232,40 +248,6 @@ def _numbers(
         figures = "no voxel is a number in both"
     key: list[Foot] = [layers[-1].key] if largest else []
     return layers, [[scale], [], [*key, figures]], facts
-
-
-def agreement(pairs: Sequence[tuple[Array, Array]], names: Mapping[int, str]) -> dict[str, Any]:
-    """Count voxels in pairs of planes of classes, as plain values.
-
-    Parameters
-    ----------
-    pairs
-        Of planes of class numbers of one shape.
-    names
-        Of classes by number.
-
-    Returns
-    -------
-    dict
-        ``equal`` of ``total`` voxels; for each class but the background its voxels in ``a`` and
-        in ``b`` and their Dice 2 |A ∩ B| / (|A| + |B|) (1945, https://doi.org/10.2307/1932409).
-
-    Examples
-    --------
-    >>> found = agreement([(np.array([[0, 1, 1, 2]]), np.array([[0, 1, 2, 2]]))], {1: "one"})
-    >>> found["equal"], found["total"], found["classes"][0]
-    (3, 4, {'class': 1, 'name': 'one', 'dice': 0.6666666666666666, 'a': 2, 'b': 1})
-    """
-    in_a, in_b, in_both = Counter[int](), Counter[int](), Counter[int]()
-    for a, b in pairs:
-        for counter, values in ((in_a, a), (in_b, b), (in_both, a[a == b])):
-            counter.update(class_counts(values))
-    dice = {n: 2 * in_both[n] / (in_a[n] + in_b[n]) for n in sorted(in_a.keys() | in_b.keys()) if n}
-    classes = [
-        {"class": n, "name": names.get(n), "dice": dice[n], "a": in_a[n], "b": in_b[n]}
-        for n in dice
-    ]
-    return {"equal": in_both.total(), "total": in_a.total(), "classes": classes}
 
 
 def disagreement(a: Array, b: Array) -> Array:

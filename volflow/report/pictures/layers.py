@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from volflow.report.colors import (
+    PERCENTILES,
     class_color,
     class_counts,
     class_numbers,
@@ -21,7 +22,17 @@ from volflow.report.colors import (
 )
 from volflow.report.pictures.slices import Cut
 
-__all__ = ["GREYS", "HEAT", "MANY", "Layer", "Ramp", "grey_window", "heat_window", "painted"]
+__all__ = [
+    "GREYS",
+    "HEAT",
+    "MANY",
+    "Greys",
+    "Layer",
+    "Ramp",
+    "grey_window",
+    "heat_window",
+    "painted",
+]
 
 Array = npt.NDArray[Any]
 Legend = tuple[tuple[str, str], ...]  # names and colours
@@ -151,6 +162,18 @@ class Layer:
             legend.append((f"and {more} more", MANY))
         outlines = planes if few and outlined else ()
         return cls(pictures, tuple(legend), smooth=False, labels=outlines, colors=chosen)
+
+
+@dataclass(frozen=True)
+class Greys:
+    """Which values are shown black and white: a window, or else percentiles of what is shown."""
+
+    percentiles: tuple[float, float] = PERCENTILES
+    window: tuple[float, float] | None = None
+
+    def ends(self, cuts: Sequence[Cut]) -> tuple[float, float]:
+        """Return the values for some slices."""
+        return self.window or grey_window(cuts, self.percentiles)
 
 
 def grey_window(cuts: Sequence[Cut], percentiles: tuple[float, float]) -> tuple[float, float]:

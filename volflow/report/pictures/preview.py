@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from volflow.errors import InvalidInput
 from volflow.geometry.units import unit_sign
 from volflow.geometry.views import View
+from volflow.report.grey_range import Window
+from volflow.report.pictures.layers import Layer
 from volflow.report.pictures.scene import MARGIN, WIDTH, Panel, beside, in_columns, plane_panels
 from volflow.report.pictures.slices import Slice
 from volflow.report.pictures.stack import at_levels, check_display, drawing, scene_of, stack
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["check_target", "contact_sheet", "preview", "save"]
 
+NARROWED = 4  # times that a sheet is laid closer around what there is to see
 LONGEST = 1600  # pixels of a plane; no picture shows more
 SHARP = 300  # pixels per inch at which tiles are read, twice what is commonly written
 ENDINGS = (".png", ".pdf", ".svg", ".jpg", ".jpeg")
@@ -38,13 +41,15 @@ def preview(
     classes: Names = None,
     channel: int | None = None,
     percentiles: tuple[float, float] = (1, 99.5),
+    window: Window = None,
 ) -> Figure:
     """Show three orthogonal planes of a volume; only these planes are read.
 
     Parameters
     ----------
     volume
-        What to show: any `VolumeLike`. A result shows its classes in colours, or its
+        What to show: any `VolumeLike`. A part of a volume keeps its spacing and direction as
+        ``scan.xarray()[40:60]``; ``scan[40:60]`` is a bare NumPy array. A result shows its classes in colours, or its
         scores as heat; where there are several channels of scores, the class that they add up to.
     over
         The scan underneath; it covers the same box, on any grid.
@@ -61,6 +66,10 @@ def preview(
         Which channel to show.
     percentiles
         The grey values shown black and white, in percent of the voxels shown.
+    window
+        These values themselves, in place of percentiles: two numbers, or of a CT the name of a
+        window as radiologists use it: ``"brain"``, ``"stroke"``, ``"temporal bone"``, ``"lung"``,
+        ``"mediastinum"``, ``"soft tissue"``, ``"abdomen"``, ``"liver"`` or ``"bone"``.
 
     Returns
     -------
@@ -84,18 +93,18 @@ def preview(
     ['xy', 'xz', 'yz']
     """
     draw = drawing()
-    check_display(classes, percentiles)
+    greys = check_display(classes, percentiles, window)
     (top,), under = open_together([volume], over, channel)
     if at is None:
         at = "center" if under is None else "content"
     slices = top.slices(at)
     top, under = at_levels(top, under, level, LONGEST)
-    layers, levels = stack(top, under, slices, classes, percentiles)
+    layers, levels = stack(top, under, slices, classes, greys)
     columns = beside(plane_panels(slices, layers, top.size), top.size)
     return draw(scene_of(top, under, slices, levels, columns))
 
 
-def contact_sheet(
+def contact_sheet(  # noqa: PLR0913 - each says what to show
     volume: VolumeLike,
     over: VolumeLike | None = None,
     *,
@@ -105,9 +114,11 @@ def contact_sheet(
     classes: Names = None,
     channel: int | None = None,
     percentiles: tuple[float, float] = (1, 99.5),
+    window: Window = None,
 ) -> Figure:
     """Show evenly spaced planes along an axis; only these planes are read.
 
+    Planes at either end that show nothing, such as those above a head, give their place to others.
     All tiles have one scale, one grey window and one colour per class. Each is labelled with its
     index at the finest level and the position of its centre.
 
@@ -124,7 +135,7 @@ def contact_sheet(
         How many, 1 to 200; fewer where the volume has fewer planes.
     level
         Of the pyramid; by default the finest that a tile can show.
-    classes, channel, percentiles
+    classes, channel, percentiles, window
         As in `preview`.
 
     Returns
@@ -145,7 +156,7 @@ def contact_sheet(
     [2, 6, 10, 14]
     """
     draw = drawing()
-    check_display(classes, percentiles)
+    greys = check_display(classes, percentiles, window)
     check_tiles(tiles)
     (top,), under = open_together([volume], over, channel)
     view = view_across(axis, top.finest.meta.orientation)
@@ -153,14 +164,22 @@ def contact_sheet(
         raise InvalidInput(
             f"{top.name} has no planes across {axis}: it is {top.shape} voxels; choose another axis"
         )
-    depth = top.shape[view.normal]
-    count = min(tiles, depth)
-    slices = [top.slice(view, int((n + 0.5) / count * depth)) for n in range(count)]
-
+    low, high = 0, top.shape[view.normal]
+    count = min(tiles, high)
     columns = len(in_columns([Panel(view, ())] * count, top.size))
     pixels = max(64, int(SHARP * (WIDTH - 2 * MARGIN) / columns))
     top, under = at_levels(top, under, level, pixels, (view.rows, view.columns))
-    layers, levels = stack(top, under, slices, classes, percentiles)
+    for _ in range(NARROWED):
+        count = min(tiles, high - low)
+        places = ((n + 0.5) / count * (high - low) for n in range(count))
+        slices = [top.slice(view, low + int(place)) for place in places]
+        layers, levels = stack(top, under, slices, classes, greys)
+        seen = [n for n in range(count) if not _blank(layers, n)]
+        if not seen or (seen[0], seen[-1]) == (0, count - 1):
+            break
+        # Between two planes of which one is blank may lie something to see.
+        low = slices[seen[0] - 1].index + 1 if seen[0] else low
+        high = slices[seen[-1] + 1].index if seen[-1] < count - 1 else high
     panels = [
         Panel(view, layers, n, caption=f"{view.axis} = {one.index}", note=_place(top, one))
         for n, one in enumerate(slices)
@@ -168,6 +187,12 @@ def contact_sheet(
     scene = scene_of(top, under, slices, levels, in_columns(panels, top.size))
     subtitle = f"{_planes_text(top, view, count)}   ·   {scene.subtitle}"
     return draw(replace(scene, subtitle=subtitle, tiles=True))
+
+
+def _blank(layers: Sequence[Layer], number: int) -> bool:
+    """Return True if one of each layer's pictures has the same colour everywhere."""
+    pictures = [layer.pictures[number].values for layer in layers]
+    return all(bool((picture == picture[:1, :1]).all()) for picture in pictures)
 
 
 def _planes_text(top: Subject, view: View, count: int) -> str:

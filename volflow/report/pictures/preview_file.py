@@ -9,12 +9,13 @@ from typing import Any
 
 from volflow.errors import InvalidInput
 from volflow.option import numbers, option
+from volflow.report.grey_range import WINDOW, typed_window
 
 __all__ = ["DPI", "PreviewOptions", "class_names", "write_preview"]
 
 DPI = "Pixels per inch of the picture."
 
-LAYER = ("level", "channel", "classes")  # options of all three pictures
+LAYER = ("level", "channel", "classes", "window")  # options of all three pictures
 
 
 def class_names(name: str, text: str) -> list[str]:
@@ -64,6 +65,12 @@ class PreviewOptions:
     level: int | None = option(
         None, "Which level of the pyramid. Default: the finest that the picture can show."
     )
+    whole: bool = option(
+        True,
+        "Count how far classes agree with --against in the whole volumes, or in the planes shown.",
+        names=("--whole/--planes",),
+    )
+    window: Any = option(None, WINDOW, read=typed_window)
     dpi: int = option(150, DPI)
 
 
@@ -97,7 +104,7 @@ def write_preview(volume: str, out: str | os.PathLike[str], **options: Any) -> d
     elif asked.against is not None:
         from volflow.report.pictures.compare import compare
 
-        figure = compare(volume, asked.against, asked.over, at=asked.at, **shown)
+        figure = compare(volume, asked.against, asked.over, at=asked.at, whole=asked.whole, **shown)
     else:
         figure = preview(volume, asked.over, at=asked.at, **shown)
     save(figure, target, asked.dpi)

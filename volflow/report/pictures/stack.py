@@ -6,7 +6,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from volflow.errors import InvalidInput
-from volflow.report.pictures.layers import Layer, grey_window, heat_window
+from volflow.report.colors import PERCENTILES
+from volflow.report.grey_range import Window, window_ends
+from volflow.report.pictures.layers import Greys, Layer, heat_window
 from volflow.report.pictures.scene import Panel, Scene
 from volflow.report.pictures.slices import Slice
 from volflow.report.pictures.subject import Names, Subject, class_names, few_values
@@ -34,8 +36,8 @@ def drawing() -> Callable[[Scene], Figure]:
     return draw
 
 
-def check_display(classes: Any, percentiles: Any = (0, 100)) -> None:
-    """Refuse class names that are not names, and percentiles that give no grey window."""
+def check_display(classes: Any, percentiles: Any = PERCENTILES, window: Window = None) -> Greys:
+    """Return what is shown black and white; refuse it, and class names that are not names."""
     names = classes.values() if isinstance(classes, Mapping) else classes
     listed = isinstance(names, Collection) and not isinstance(names, str)
     if names is not None and not (listed and all(isinstance(name, str) for name in names)):
@@ -53,6 +55,7 @@ def check_display(classes: Any, percentiles: Any = (0, 100)) -> None:
             "percentiles must be two numbers from 0 to 100, the lower first, given"
             f" {percentiles!r}; such as (1, 99.5)"
         )
+    return Greys((low, high), window_ends(window))
 
 
 def at_levels(
@@ -74,7 +77,7 @@ def stack(
     under: Subject | None,
     slices: Sequence[Slice],
     classes: Names,
-    percentiles: tuple[float, float],
+    greys: Greys,
 ) -> tuple[list[Layer], list[str]]:
     """Read slices of a volume, and of the scan underneath, and give them their colours.
 
@@ -89,25 +92,25 @@ def stack(
     guessed = under is not None and top.whole
     average = not (named or guessed)
     cuts = top.cut(slices, average=average)
-    below, levels = ground(under, slices, percentiles)
+    below, levels = ground(under, slices, greys)
     if named or (guessed and few_values(cuts)):
         names, meta = class_names(classes, top.finest.meta.channels), top.finest.meta
         layer = Layer.classes(cuts, names, meta.colors, over_scan=under is not None)
     elif under is not None:
         layer = Layer.heat(cuts, top.channel_name(), heat_window(cuts))
     else:
-        layer = Layer.grey(cuts, grey_window(cuts, percentiles))
+        layer = Layer.grey(cuts, greys.ends(cuts))
     return [*below[:1], layer], [top.shown(average), *levels]
 
 
 def ground(
-    under: Subject | None, slices: Sequence[Slice], percentiles: tuple[float, float]
+    under: Subject | None, slices: Sequence[Slice], greys: Greys
 ) -> tuple[list[Layer], list[str]]:
     """Return layers of the scan under a result and under a difference, and what it shows."""
     if under is None:
         return [], []
     cuts = under.cut(slices, average=True)
-    window, shown = grey_window(cuts, percentiles), under.shown(average=True)
+    window, shown = greys.ends(cuts), under.shown(average=True)
     layers = [Layer.grey(cuts, window, top) for top in ("result", "difference")]
     return layers, [f"{under.name} {shown}"] if shown else []
 
@@ -122,10 +125,11 @@ def scene_of(
     """Return the scene of a volume over a scan, or alone, with the legend of its top layer."""
     levels = list(filter(None, levels))
     shown = ["shown: " + "; ".join(levels)] if levels else []
+    lacking = [one.lacking() for one in (top, under) if one is not None]
     planes = [{"name": s.view.name, "axis": s.view.axis, "index": s.index} for s in slices]
     return Scene(
         title=(top.name,) if under is None else (top.name, " over ", under.name),
-        subtitle="   ·   ".join([top.facts(), *shown]),
+        subtitle="   ·   ".join(filter(None, [*lacking, top.facts(), *shown])),
         size=top.size,
         unit=top.finest.meta.unit,
         facts={

@@ -180,13 +180,17 @@ class Subject:
         return names[self.channel or 0] if names else "score"
 
     def facts(self) -> str:
-        """Return shape, voxel size, orientation, data type and unfinished run in one line."""
+        """Return shape, voxel size, orientation and data type in one line."""
         meta = self.finest.meta
         voxel = lengths(meta.spacing, meta.unit)
-        path = self.finest.path if isinstance(self.finest, Volume) else None
         facts = [f"{times(self.finest.shape)} voxels", voxel, meta.orientation or ""]
-        facts += [str(self.finest.dtype), unfinished(path) if path else ""]
-        return "   ·   ".join(filter(None, facts))
+        return "   ·   ".join(filter(None, [*facts, str(self.finest.dtype)]))
+
+    def lacking(self) -> str:
+        """Return how much of it is there where its run has not ended; "" of what is whole."""
+        path = self.finest.path if isinstance(self.finest, Volume) else None
+        text = unfinished(path) if path else ""
+        return text and f"{self.name} is {text}"
 
     def shown(self, average: bool = False) -> str:
         """Return which level is read and how it is thinned; "" for all voxels of the only level.

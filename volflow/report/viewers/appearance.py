@@ -23,6 +23,7 @@ from volflow.geometry.histogram import Histogram
 from volflow.geometry.units import metres
 from volflow.report.colors import FEW_VALUES, PERCENTILES, class_color
 from volflow.report.facts.value_counts import value_counts
+from volflow.report.grey_range import Window, window_ends
 from volflow.store.opening import is_url
 from volflow.store.volume import Volume, open_volume
 
@@ -104,7 +105,7 @@ def direction(orientation: str, letter: str) -> npt.NDArray[np.float64]:
     return np.array([(to == letter) - (to == opposite) for to in grows_to], dtype=float)
 
 
-def appearances(volumes: Sequence[Any]) -> tuple[Appearance, ...]:
+def appearances(volumes: Sequence[Any], window: Window = None) -> tuple[Appearance, ...]:
     """Return how the layers of volumes are shown together, the first volume as the ground.
 
     Of a volume whose statistics are not known a few chunks are read, of its coarsest level.
@@ -113,6 +114,8 @@ def appearances(volumes: Sequence[Any]) -> tuple[Appearance, ...]:
     ----------
     volumes
         Paths of local OME-Zarr volumes, `Volume`, or arrays of local Zarr stores.
+    window
+        What is shown black and white of what is grey, as `preview` takes it.
 
     Raises
     ------
@@ -125,12 +128,27 @@ def appearances(volumes: Sequence[Any]) -> tuple[Appearance, ...]:
         raise InvalidInput("there is no volume to view; give one or more: scan.zarr out.zarr")
     _refuse_different(opened)
     unit = next((volume.unit for volume in opened if volume.unit), None)
-    names = _names([Path(str(volume.path)) for volume in opened])
+    names, ends = _names([Path(str(volume.path)) for volume in opened]), window_ends(window)
     return tuple(
-        layer
+        layer if ends is None or layer.window is None or layer.color else _within(layer, ends)
         for number, (volume, name) in enumerate(zip(opened, names, strict=True))
         for layer in _layers(Appearance(volume, number, name, volume.unit or unit))
     )
+
+
+def _within(layer: Appearance, ends: tuple[float, float]) -> Appearance:
+    """Return a layer with another window, as far as its dtype holds such values."""
+    dtype = layer.volume.dtype
+    if dtype.kind not in "iu":
+        return replace(layer, window=ends)
+    limits = np.iinfo(dtype)
+    low, high = max(math.floor(ends[0]), limits.min), min(math.ceil(ends[1]), limits.max)
+    if low >= high:
+        raise InvalidInput(
+            f"window {ends[0]:g} to {ends[1]:g} lies outside of what {layer.name} holds, {dtype};"
+            " give another, or leave it out"
+        )
+    return replace(layer, window=(low, high))
 
 
 def _refuse_different(volumes: Sequence[Volume]) -> None:

@@ -64,7 +64,7 @@ class VolumeServer:
         Resolved folders, served at ``/volumes/0/``, ``/volumes/1/``, …; all their files are data,
         whatever their names.
     texts
-        JSON by the path at which it is served.
+        JSON by the path at which it is served, in place of a file of a volume, too.
     client
         Folder of a viewer's pages and scripts.
 
@@ -101,7 +101,8 @@ class VolumeServer:
             raise InvalidInput(_refusal(host, port, error)) from error
         listening.setblocking(False)
         self.host, self.port = host, int(listening.getsockname()[1])
-        routes: list[Any] = [(EVENTS_PATH, _Events)]
+        texts = texts or {}
+        routes: list[Any] = [(EVENTS_PATH, _Events), *((re.escape(at), _Page) for at in texts)]
         for n, folder in enumerate(volumes):
             routes.append((rf"/volumes/{n}/(.*)", _Files, {"path": str(folder)}))
         if client is not None:
@@ -111,7 +112,7 @@ class VolumeServer:
         self._end, self._streams = self._loop.create_future(), WeakSet[asyncio.Task[Any]]()
         application = Application(
             routes, default_handler_class=_Page, log_function=lambda handler: None,
-            server=self, home=home, texts=texts or {}, end=self._end, streams=self._streams,
+            server=self, home=home, texts=texts, end=self._end, streams=self._streams,
         )  # fmt: skip
         self._closed = threading.Event()
         arguments = (application, listening)

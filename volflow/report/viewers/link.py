@@ -14,9 +14,10 @@ from typing import Any
 import zarr
 
 from volflow.errors import InvalidInput
+from volflow.report.grey_range import Window
 from volflow.report.viewers.appearance import Appearance, appearances
 from volflow.report.viewers.file_server import CLIENT_PATH, PUBLIC_CLIENT, VolumeServer
-from volflow.report.viewers.neuroglancer import class_names, fragment, viewer_state
+from volflow.report.viewers.neuroglancer import as_bytes, class_names, fragment, viewer_state
 from volflow.store.volume import Volume
 
 __all__ = ["ViewerLink", "view"]
@@ -49,7 +50,8 @@ class ViewerLink(VolumeServer, AbstractContextManager["ViewerLink"]):
                 f"/names/{one.number}/info": json.dumps(class_names(one))
                 for one in shown
                 if one.labels
-            },
+            }
+            | {path: text for one in shown for path, text in as_bytes(one).items()},
             client=installed,
         )
         self.state = viewer_state(shown, self.address)
@@ -75,6 +77,7 @@ def view(
     host: str = "127.0.0.1",
     port: int | None = None,
     open_browser: bool = False,
+    window: Window = None,
 ) -> ViewerLink:
     """Serve volumes to Neuroglancer, the first as the ground, later ones over it.
 
@@ -94,6 +97,9 @@ def view(
         None: 8642, or any that is free where that is taken. 0: any that is free.
     open_browser
         Open the link.
+    window
+        The values shown black and white of what is grey, or the name of a window for CT, as in
+        `preview`.
 
     Returns
     -------
@@ -117,7 +123,7 @@ def view(
     ...     [layer["name"] for layer in shown.state["layers"]], shown.url.startswith("http://127.")
     (['scan'], True)
     """
-    shown = appearances(volumes)
+    shown = appearances(volumes, window)
     viewer_state(shown, "")  # refuses before anything listens
     try:
         started = ViewerLink(shown, host, PORT if port is None else port)

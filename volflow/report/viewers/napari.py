@@ -9,6 +9,7 @@ import numpy as np
 import zarr
 
 from volflow.geometry.units import metres
+from volflow.report.grey_range import Window
 from volflow.report.viewers.appearance import (
     CLASS_OPACITY,
     SCORE_OPACITY,
@@ -34,7 +35,9 @@ if __name__ == "__main__":
 """
 
 
-def napari_snippet(*volumes: str | os.PathLike[str] | Volume | zarr.Array[Any]) -> str:
+def napari_snippet(
+    *volumes: str | os.PathLike[str] | Volume | zarr.Array[Any], window: Window = None
+) -> str:
     """Return a Python script that opens volumes in napari, the first as the ground.
 
     Each lies where its metadata say, in its true size, with every level of its pyramid; napari
@@ -43,6 +46,8 @@ def napari_snippet(*volumes: str | os.PathLike[str] | Volume | zarr.Array[Any]) 
     Parameters
     ----------
     volumes
+        As in `volflow.view`.
+    window
         As in `volflow.view`.
 
     Returns
@@ -74,7 +79,7 @@ def napari_snippet(*volumes: str | os.PathLike[str] | Volume | zarr.Array[Any]) 
         colormap='gray',
     )
     """
-    shown = appearances(volumes)
+    shown = appearances(volumes, window)
     unit = next((one.unit for one in shown if metres(one.unit)), None)
     names = " and ".join(dict.fromkeys(one.name for one in shown))
     head = HEAD.format(names=" ".join(names.split()))

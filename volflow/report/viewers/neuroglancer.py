@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -17,9 +18,10 @@ import zarr
 from volflow.errors import InvalidInput
 from volflow.geometry.units import NGFF_UNITS, metres
 from volflow.report.viewers.appearance import CLASS_OPACITY, SCORE_OPACITY, Appearance, direction
+from volflow.store.atomic import read_json
 from volflow.store.volume import Volume
 
-__all__ = ["class_names", "fragment", "viewer_state"]
+__all__ = ["as_bytes", "class_names", "fragment", "viewer_state"]
 
 State = dict[str, Any]
 
@@ -118,10 +120,29 @@ def class_names(one: Appearance) -> State:
     }
 
 
+def as_bytes(one: Appearance) -> dict[str, str]:
+    """Return the metadata of a mask by their paths: what is stored as bool is read as uint8.
+
+    One byte holds a voxel of either, and Neuroglancer knows no bool.
+    """
+    texts: dict[str, str] = {}
+    volume = one.volume
+    if volume.dtype.kind != "b":
+        return texts
+    v2 = volume.array.metadata.zarr_format == 2
+    name, key, dtype = (".zarray", "dtype", "|u1") if v2 else ("zarr.json", "data_type", "uint8")
+    for level in volume.levels:
+        within = "/".join(filter(None, [level.path.strip("/"), name]))
+        stored = read_json(Path(str(volume.path)) / within)
+        stored |= {key: dtype, "fill_value": int(bool(stored.get("fill_value")))}
+        texts[f"/volumes/{one.number}/{within}"] = json.dumps(stored)
+    return texts
+
+
 def _check(volume: Volume) -> None:
     """Refuse what Neuroglancer cannot show, in one line."""
-    # Of Zarr v2 it takes int64 for unsigned, of v3 it refuses it.
-    dtypes = (*DTYPES, "int64") if volume.array.metadata.zarr_format == 2 else DTYPES
+    # Masks are served as bytes. Of Zarr v2 it takes int64 for unsigned, of v3 it refuses it.
+    dtypes = (*DTYPES, "bool", *(["int64"] if volume.array.metadata.zarr_format == 2 else []))
     unknown = sorted(set(_codecs(volume.array.metadata.to_dict())) - CODECS)
     if volume.dtype.name not in dtypes:
         what = f"holds {volume.dtype}, which Neuroglancer cannot show ({', '.join(dtypes)})"

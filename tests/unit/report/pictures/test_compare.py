@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import volflow.report.pictures.agreement as agreement_module
 import volflow.report.pictures.compare as compare_module
 from volflow.errors import InvalidInput
+from volflow.report.pictures.agreement import volume_agreement
 from volflow.report.pictures.compare import ONLY_A, ONLY_B, UNLIKE, UNLIKE_COLORS, compare
+from volflow.report.pictures.subject import open_subject
 from volflow.store.meta import Meta
 from volflow.store.volume import open_volume
 
@@ -18,21 +21,22 @@ def color(kind):
     return tuple(bytes.fromhex(UNLIKE_COLORS[kind][1:]))
 
 
-def test_classes_with_their_dice_and_where_they_differ(result, other, scan, words):
-    figure = compare(result, other, scan)
+@pytest.mark.parametrize("whole", [True, False])
+def test_classes_with_their_dice_and_where_they_differ(result, other, scan, words, whole):
+    figure = compare(result, other, scan, whole=whole)
     said = words(figure)
     assert {"seg.zarr against other.zarr", "A   seg.zarr", "B   other.zarr", "A ≠ B"} <= set(said)
     assert any(text.startswith("over scan.zarr   ·   20 × 50 × 60") for text in said)
-    assert "In these planes, not in the volumes:" in said
+    assert ("In the whole volumes:" if whole else "In these planes, not in the volumes:") in said
     assert len(figure.axes) == 9
 
-    # The figures are those of the planes shown.
     a, b = open_volume(result)[:], open_volume(other)[:]
     z, y, x = (plane["index"] for plane in figure.facts["planes"])
     planes = [(a[z], b[z]), (a[:, y], b[:, y]), (a[:, :, x], b[:, :, x])]
-    a, b = (np.concatenate([pair[n].ravel() for pair in planes]) for n in (0, 1))
+    if not whole:
+        a, b = (np.concatenate([pair[n].ravel() for pair in planes]) for n in (0, 1))
     facts = figure.facts["difference"]
-    assert facts["of"] == "planes shown"
+    assert facts["of"] == ("volumes" if whole else "planes shown")
     assert (facts["equal"], facts["total"]) == ((a == b).sum(), a.size)
     assert [one["name"] for one in facts["classes"]] == ["liver", "tumour"]
     for one in facts["classes"]:
@@ -64,10 +68,35 @@ def test_disagreement_lies_on_its_voxels(result, other, scan):
 def test_the_same_is_said_to_be_the_same(result, scan, words):
     figure = compare(result, result, scan)
     assert figure.facts["difference"]["equal"] == figure.facts["difference"]["total"]
-    assert "the same in these planes" in words(figure)
+    assert "the same everywhere" in words(figure)
+    assert "the same in these planes" in words(compare(result, result, scan, whole=False))
     # Nothing differs: the planes are where there is most to see.
     assert 12 <= figure.facts["planes"][0]["index"] < 16
     assert "the same in these planes" in words(compare(np.ones((4, 5, 6)), np.ones((4, 5, 6))))
+
+
+def test_whole_volumes_are_counted_alike_however_they_are_read(tmp_path, stored, monkeypatch):
+    """Scores by their highest channel, files from front to back, stored volumes piece by piece."""
+    monkeypatch.setattr(agreement_module, "PIECE_VOXELS", 500)
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 3, (2, 10, 17, 12), "u1")
+    scores = np.stack([a == n for n in range(3)]).astype("f4")
+    nibabel = pytest.importorskip("nibabel", reason="extra io")
+    nibabel.save(nibabel.Nifti1Image(b.T.astype("i4"), np.eye(4)), tmp_path / "b.nii.gz")
+    as_scores = stored(scores, Meta(("c", "z", "y", "x")), "s.zarr", chunk=4)
+    found = [
+        volume_agreement(*map(open_merged, pair), {})
+        for pair in [(a, b), (as_scores, b), (as_scores, tmp_path / "b.nii.gz")]
+    ]
+    assert found[0] == found[1] == found[2]
+    assert found[0]["total"] == a.size
+    assert found[0]["equal"] == (a == b).sum()
+    assert [one["a"] for one in found[0]["classes"]] == [(a == 1).sum(), (a == 2).sum()]
+    assert volume_agreement(open_merged(a), open_merged(b[:5]), {}) is None
+
+
+def open_merged(x):
+    return open_subject(x, merge=True)
 
 
 def test_the_planes_are_where_the_results_differ():
@@ -169,7 +198,7 @@ def test_files_and_label_images_without_a_kind_can_be_compared(tmp_path):
     assert "mean_abs" in compare(*paths).facts["difference"]  # floats are numbers
     named = compare(*paths, classes=["background", "liver"])
     assert named.facts["difference"]["classes"][0] == {
-        "class": 1, "name": "liver", "dice": 1, "a": 33, "b": 33
+        "class": 1, "name": "liver", "dice": 1, "a": 36, "b": 36
     }  # fmt: skip
 
 

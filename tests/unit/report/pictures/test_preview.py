@@ -246,6 +246,19 @@ def test_odd_values_are_drawn(array, tmp_path):
     assert (tmp_path / "b.png").read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.parametrize(
+    ("window", "low", "high"), [((-160, 240), -160, 240), ("Soft-Tissue", -150, 250)]
+)
+def test_a_window_says_what_is_black_and_white(window, low, high):
+    hounsfield = np.broadcast_to(np.linspace(-1000, 1000, 401), (3, 3, 401))
+    mask = np.ones(hounsfield.shape, "u1")
+    for figure, white in ((preview(hounsfield, window=window), 255),
+                          (preview(mask, hounsfield, window=window), 204)):  # fmt: skip
+        shown = figure.axes[0].images[0].get_array()[1, :, 0]
+        np.testing.assert_array_equal(shown == 0, hounsfield[0, 0] <= low + (high - low) / white)
+        np.testing.assert_array_equal(shown == white, hounsfield[0, 0] >= high)
+
+
 def test_single_slice_has_one_panel():
     assert [a.get_label() for a in preview(np.zeros((1, 30, 40))).axes] == ["xy"]
 
@@ -295,6 +308,10 @@ def test_notebooks_show_the_figure():
         ({"at": (1, 2)}, "a voxel z, y, x"),
         ({"channel": 1}, r"channel must be 0 … 0, given 1"),
         ({"level": 1}, r"array has no levels, given level 1"),
+        ({"window": (40, 40)}, r"the lower first, or the name .* given \(40, 40\); such as"),
+        ({"window": (0, np.inf)}, "window must be two numbers"),
+        ({"window": "lng"}, "window 'lng' is neither two numbers nor a name; did you mean 'lung'"),
+        ({"window": 7}, "window must be two numbers, shown black and white"),
         ({"percentiles": (99, 1)}, r"two numbers from 0 to 100, the lower first, given \(99, 1\)"),
         ({"at": (1.5, 2, 3)}, r"a voxel z, y, x inside \(4, 5, 6\), given \(1.5, 2, 3\)"),
         ({"at": 0}, r"a voxel z, y, x inside \(4, 5, 6\), given 0"),

@@ -35,6 +35,20 @@ def test_planes_are_evenly_spaced_and_labelled(result, scan, words):
     assert [said.count(letter) for letter in "RLAP"] == [1, 1, 1, 1]  # on the first tile
 
 
+def test_ends_that_show_nothing_are_left_out():
+    scan = np.zeros((40, 20, 20), "f4")
+    scan[9:21] = np.random.default_rng(0).random((12, 20, 20)) + 1
+    found = indices(contact_sheet(scan, tiles=6))
+    assert 9 <= found[0] < found[-1] <= 20
+    assert len(found) == 6
+    # What lies over a scan counts, too: of two planes that hold something both are shown.
+    seg = np.zeros((40, 20, 20), "u1")
+    seg[35, 3:9, 3:9] = 1
+    found = indices(contact_sheet(seg, over=scan, tiles=40))
+    assert (found[0], found[-1]) == (9, 35)
+    assert indices(contact_sheet(np.zeros((8, 9, 9)), tiles=4)) == [1, 3, 5, 7]
+
+
 def test_positions_are_those_of_the_volume(stored, words):
     meta = Meta(spacing=(0.25, 1, 1), unit="micrometer", translation=(10.5, 0, 0))
     said = words(contact_sheet(stored(np.zeros((8, 9, 9), "u1"), meta), tiles=2))

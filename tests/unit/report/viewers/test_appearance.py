@@ -192,6 +192,19 @@ def test_what_cannot_be_laid_over_each_other_is_refused(tmp_path, scan, ramp):
         appearances([scan, turned])
 
 
+def test_a_window_is_that_of_what_is_grey(tmp_path):
+    for name, dtype in (("a", "i2"), ("b", "f4"), ("c", "u1")):
+        data = np.random.default_rng(0).integers(0, 99, (4, 4, 4)).astype(dtype)
+        zarr.create_array(tmp_path / f"{name}.zarr", data=data, chunks=(4, 4, 4))
+    ground, over = appearances([tmp_path / "a.zarr", tmp_path / "b.zarr"], "lung")
+    assert ground.window == (-1350, 150)
+    assert over.window != ground.window
+    (held,) = appearances([tmp_path / "c.zarr"], (-160, 240))
+    assert held.window == (0, 240)  # as far as the dtype holds it
+    with pytest.raises(InvalidInput, match=r"window -160 to -90 lies outside of what c holds, uin"):
+        appearances([tmp_path / "c.zarr"], (-160, -90))
+
+
 @pytest.mark.parametrize(
     ("volumes", "message"),
     [

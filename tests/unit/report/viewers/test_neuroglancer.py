@@ -14,7 +14,7 @@ from tests.stores import store
 from volflow.errors import InvalidInput
 from volflow.report.colors import class_color
 from volflow.report.viewers.appearance import appearances, direction
-from volflow.report.viewers.neuroglancer import class_names, fragment, viewer_state
+from volflow.report.viewers.neuroglancer import as_bytes, class_names, fragment, viewer_state
 from volflow.store.volume import open_volume
 
 AT = "http://127.0.0.1:8642"
@@ -234,7 +234,22 @@ def test_one_slice_and_one_timepoint(tmp_path):
     assert (layer["localDimensions"], layer["localPosition"]) == ({"t'": [1, ""]}, [2])
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float16", "bool", "int64"])
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_a_mask_is_served_as_bytes(tmp_path, zarr_format):
+    mask = np.random.default_rng(0).random((6, 7, 8)) > 0.5
+    path = tmp_path / "mask.zarr"
+    zarr.create_array(path, data=mask, chunks=(4, 4, 4), zarr_format=zarr_format)
+    (one,) = appearances([path])
+    texts = as_bytes(one)
+    assert viewer_state([one], "")["layers"][0]["name"] == "mask"
+    for name, text in texts.items():  # what a viewer is given in place of the files
+        (path / name.removeprefix("/volumes/0/")).write_text(text)
+    served = zarr.open_array(path, mode="r")
+    assert served.dtype == "uint8"
+    np.testing.assert_array_equal(served[:], mask)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16", "int64"])
 def test_dtypes_that_cannot_be_shown(tmp_path, dtype):
     zarr.create_array(tmp_path / "a.zarr", shape=(4, 4, 4), chunks=(4, 4, 4), dtype=dtype)
     message = rf"a\.zarr holds {dtype}, which Neuroglancer cannot show \(uint8.*--napari"
