@@ -49,8 +49,9 @@ def preview(
     ----------
     volume
         What to show: any `VolumeLike`. A part of a volume keeps its spacing and direction as
-        ``scan.xarray()[40:60]``; ``scan[40:60]`` is a bare NumPy array. A result shows its classes in colours, or its
-        scores as heat; where there are several channels of scores, the class that they add up to.
+        ``scan.xarray()[40:60]``; ``scan[40:60]`` is a bare NumPy array. A result shows its
+        classes in colours, or its scores as heat; where there are several channels of scores, the
+        class that they add up to.
     over
         The scan underneath; it covers the same box, on any grid.
     at
