@@ -14,7 +14,7 @@ from volflow.errors import InvalidInput
 from volflow.report.colors import class_color, class_counts, class_numbers
 from volflow.report.facts.grid_facts import counted
 from volflow.report.grey_range import Window
-from volflow.report.pictures.agreement import agreement, volume_agreement
+from volflow.report.pictures.class_agreement import agreement, volume_agreement
 from volflow.report.pictures.layers import GREYS, Greys, Layer, Ramp, heat_window
 from volflow.report.pictures.scene import Foot, Table, plane_panels
 from volflow.report.pictures.slices import Cut, Slice, on_one_grid

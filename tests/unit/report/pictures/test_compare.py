@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import volflow.report.pictures.agreement as agreement_module
+import volflow.report.pictures.class_agreement as agreement_module
 import volflow.report.pictures.compare as compare_module
 from volflow.errors import InvalidInput
-from volflow.report.pictures.agreement import volume_agreement
+from volflow.report.pictures.class_agreement import volume_agreement
 from volflow.report.pictures.compare import ONLY_A, ONLY_B, UNLIKE, UNLIKE_COLORS, compare
 from volflow.report.pictures.subject import open_subject
 from volflow.store.meta import Meta
