@@ -1,13 +1,16 @@
-"""Transforms of MONAI, TorchIO and kornia take our place: a batch in, a batch out."""
+"""Transforms of MONAI, TorchIO, batchgeneratorsv2 and kornia take our place."""
 
 from __future__ import annotations
 
 import warnings
 from functools import reduce
 
+import numpy as np
 import pytest
 import torch
 
+import volflow as vf
+from volflow.errors import InvalidInput
 from volflow.sampling.augment.augment import Augment
 
 pytestmark = pytest.mark.peers
@@ -95,3 +98,78 @@ def test_kornia_by_batch():
     given = batch_of()
     batch = check([lambda b: {**b, "image": transform(b["image"])}, Augment(flip=0)], given)
     assert torch.equal(batch["image"], given["image"].flip(2))
+
+
+def monai_transforms():
+    monai = quiet("monai.transforms")
+    names = ["image", "label"]
+    return monai.Compose(
+        [monai.RandFlipd(names, prob=0.5), monai.RandGaussianNoised(["image"], prob=1, std=0.1)]
+    )
+
+
+def torchio_transforms():
+    tio = quiet("torchio")
+    return tio.Compose(
+        [tio.RandomFlip(axes=(1, 2)), tio.RandomAffine(p=0.5), tio.RandomNoise(std=0.1)]
+    )
+
+
+def batchgenerators_transforms():
+    quiet("batchgeneratorsv2")
+    from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
+    from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
+    from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+
+    return ComposeTransforms([MirrorTransform((0, 1)), GaussianNoiseTransform((0.01, 0.02))])
+
+
+GIVEN = [monai_transforms, torchio_transforms, batchgenerators_transforms]
+
+
+@pytest.mark.parametrize("patch", [(8, 8, 8), (1, 8, 8)])
+@pytest.mark.parametrize("make", GIVEN)
+def test_given_directly_they_follow_the_keys_and_move_all_arrays_together(make, patch):
+    scan = np.random.default_rng(0).integers(0, 4, (20, 20, 20)).astype("u1")
+    case = {"image": scan, "label": scan, "extra": scan}
+
+    def batches(batch_size, augment):
+        stream = vf.PatchStream(
+            case, vf.UniformSampler(patch), 24, augment=augment, classes=["label"]
+        )
+        return list(stream.loader(batch_size))
+
+    torch.manual_seed(1)
+    states = torch.get_rng_state(), np.random.get_state()[1].copy()
+    (whole,) = batches(24, make())
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert np.array_equal(np.random.get_state()[1], states[1])
+    torch.rand(3), np.random.rand(3)
+    parts = batches(5, make())
+    for name in ("image", "label", "extra"):
+        assert torch.equal(whole[name], torch.cat([part[name] for part in parts]))
+    (plain,) = batches(24, None)
+    assert whole["image"].shape == plain["image"].shape
+    assert whole["label"].dtype == torch.int64
+    changed = (whole["label"] != plain["label"]).flatten(1).any(1)
+    assert 0 < changed.sum() < 24
+    if make is not torchio_transforms:  # whose affine interpolates
+        assert ((whole["image"] - whole["label"]).abs() < 1).float().mean() > 0.99
+
+
+def test_array_transforms_of_monai_change_the_image_only():
+    monai = quiet("monai.transforms")
+    scan = np.arange(512, dtype="i2").reshape(8, 8, 8)
+    stream = vf.PatchStream(
+        {"image": scan, "label": scan}, vf.UniformSampler(8), 4, augment=monai.Flip(0)
+    )
+    (batch,) = stream.loader(4)
+    assert torch.equal(batch["image"].flip(2), batch["label"].float())
+
+
+def test_what_cuts_several_patches_is_refused():
+    monai = quiet("monai.transforms")
+    crops = monai.RandSpatialCropSamplesd(["image"], 4, num_samples=2)
+    stream = vf.PatchStream(np.zeros((8, 8, 8), "f4"), vf.UniformSampler(8), 4, augment=crops)
+    with pytest.raises(InvalidInput, match=r"RandSpatialCropSamplesd must give one sample .* list"):
+        list(stream.loader(4))

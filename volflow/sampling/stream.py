@@ -81,9 +81,11 @@ class PatchStream(IterableDataset[dict[str, Any]]):
         in a batch cost learning more than reuse does (``benchmarks/reuse_learning.py``).
     augment
         Callable, or several, that take a batch and return one; applied by `loader`. They get the
-        arrays ``(B, C, z, y, x)``, slices too, with 1 on an axis. Transforms
-        made for one sample (MONAI, TorchIO) must be mapped over the batch: they would take samples
-        for channels.
+        arrays ``(B, C, z, y, x)``, slices too, with 1 on an axis. Transforms of MONAI, TorchIO and
+        batchgeneratorsv2 are applied sample by sample, and draw by its key: images and classes
+        move together, but for array transforms of MONAI, which see the first image alone. Their
+        axes 0, 1, 2 are z, y, x; to the first and the last of them slices are ``(C, y, x)``.
+        Meanwhile NumPy's global random state is TorchIO's or batchgeneratorsv2's.
     rank, world_size
         Rank of this process among those that train; by default as ``torch.distributed`` says.
     cluster

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from volflow.errors import InvalidInput
+from volflow.sampling.augment.foreign import adapted
 from volflow.sampling.cases.named_arrays import Case
 from volflow.sampling.samplers import GridSampler, Sampler
 
@@ -155,4 +156,4 @@ def _transforms(augment: Any) -> tuple[BatchTransform, ...]:
             "augment must be a callable that takes a batch and returns one, or several; got"
             f" {wrong[0]!r}"
         )
-    return transforms
+    return tuple(adapted(one, place) for place, one in enumerate(transforms))

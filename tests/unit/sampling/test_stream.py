@@ -391,6 +391,11 @@ class TestLoader:
         with pytest.raises(InvalidInput, match="augment must return the batch as a dict"):
             list(stream.loader(4))
 
+    def test_refuses_transforms_of_libraries_that_take_no_batch(self, cases):
+        resize = type("Resize", (), {"__module__": "torchvision.transforms", "__call__": print})
+        with pytest.raises(InvalidInput, match="got Resize of torchvision: call it in a function"):
+            stream_of(cases, SAMPLERS["uniform"], augment=[vf.Augment(), resize()])
+
     def test_an_augmentation_may_drop_what_it_likes(self, cases):
         stream = stream_of(
             cases, SAMPLERS["uniform"], 100, augment=lambda batch: {"image": batch["image"]}

@@ -15,7 +15,7 @@ from volflow.sampling.augment.intensity import CHANGES
 from volflow.sampling.augment.separable import points
 from volflow.sampling.augment.warp import Motion, Outside, affine, move, signed_turn, sources
 
-__all__ = ["Augment"]
+__all__ = ["Augment", "keys_of", "shared_patch"]
 
 Array = npt.NDArray[np.float64]
 PerAxis = float | Sequence[float] | None
@@ -181,11 +181,11 @@ class Augment:
             handed on.
         """
         arrays = {k: v for k, v in batch.items() if isinstance(v, torch.Tensor) and v.ndim == 5}
-        patch = _shared_patch(arrays)
+        patch = shared_patch(arrays)
         _check_turn(self.turn, self._square(patch), patch, self.spacing)
         if any(self._three(family).any() for family in CHANGES):
             _check_images(self.images, arrays)
-        keys = _keys_of(batch, len(next(iter(arrays.values()))))
+        keys = keys_of(batch, len(next(iter(arrays.values()))))
         moved = {name: torch.empty_like(array) for name, array in arrays.items()}
         with torch.no_grad(), torch.autocast(_device(arrays).type, enabled=False):
             for place, key in enumerate(keys):
@@ -340,7 +340,7 @@ def _check_images(images: Sequence[str], arrays: Mapping[str, torch.Tensor]) -> 
             )
 
 
-def _shared_patch(arrays: Mapping[str, torch.Tensor]) -> tuple[int, int, int]:
+def shared_patch(arrays: Mapping[str, torch.Tensor]) -> tuple[int, int, int]:
     """Return the voxels along z, y and x of all arrays ``(B, C, z, y, x)``."""
     if not arrays:
         raise InvalidInput(
@@ -359,7 +359,7 @@ def _shared_patch(arrays: Mapping[str, torch.Tensor]) -> tuple[int, int, int]:
     return z, y, x
 
 
-def _keys_of(batch: Mapping[str, Any], count: int) -> list[int]:
+def keys_of(batch: Mapping[str, Any], count: int) -> list[int]:
     """Return the key of each sample."""
     if "key" not in batch:
         raise InvalidInput(
