@@ -13,6 +13,7 @@ from volflow.infer.lazy.map_model import map_model as map_model
 from volflow.infer.predict import plan_predict as plan_predict
 from volflow.infer.predict import predict as predict
 from volflow.infer.seams.certify import certify_seams as certify_seams
+from volflow.jobs.batch.convert_cases import convert_cases as convert_cases
 from volflow.jobs.batch.detached_batch import DetachedBatch as DetachedBatch
 from volflow.jobs.batch.predict_cases import predict_cases as predict_cases
 from volflow.jobs.pipeline.run_pipeline import plan_run as plan_run

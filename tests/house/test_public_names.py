@@ -34,6 +34,7 @@ NAMES = {
     "connect",
     "contact_sheet",
     "convert",
+    "convert_cases",
     "demo",
     "errors",
     "export",

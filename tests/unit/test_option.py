@@ -18,6 +18,7 @@ from volflow.infer.predict_options import (
     VerifyOptions,
 )
 from volflow.jobs.batch.batch_options import BatchOptions
+from volflow.jobs.batch.convert_cases_options import ConvertCasesOptions
 from volflow.option import numbers
 from volflow.sampling.stream_options import StreamOptions
 from volflow.volumes.volume_options import (
@@ -39,6 +40,7 @@ JOURNEYS = {
     vf.predict: PredictOptions,
     vf.plan_predict: PredictOptions,
     vf.predict_cases: BatchOptions,
+    vf.convert_cases: ConvertCasesOptions,
     vf.halo: HaloOptions,
     vf.certify_seams: SeamsOptions,
     vf.PatchStream.__init__: StreamOptions,

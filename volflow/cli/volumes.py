@@ -7,8 +7,10 @@ from typing import Annotated
 
 import typer
 
+from volflow.cli.typed import changed
 from volflow.cli.values import Json, PlanOnly, say, say_facts, say_plan
-from volflow.errors import InvalidInput
+from volflow.errors import InvalidInput, RunFailed
+from volflow.jobs.batch.convert_cases_options import ConvertCasesOptions
 from volflow.store.formats.choice import ImageChoice
 from volflow.volumes.volume_options import (
     ConvertOptions,
@@ -28,11 +30,18 @@ def convert(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="A file or folder of any format that is read, or FILE::PART of it; or Zarr.",
+            help="A file or folder of any format that is read, or FILE::PART of it; or Zarr. Of"
+            " many cases a folder (images/, labels/), a table (.csv), or 'in/{case}.nii.gz'.",
         ),
     ],
-    out: Annotated[str, typer.Argument(metavar="OUT", help="The OME-Zarr volume to write.")],
+    out: Annotated[
+        str,
+        typer.Argument(
+            metavar="OUT", help="The OME-Zarr volume to write; of many cases the folder of all."
+        ),
+    ],
     options: ConvertOptions,
+    many: ConvertCasesOptions,
     plan: PlanOnly = False,
     as_json: Json = False,
 ) -> None:
@@ -41,7 +50,19 @@ def convert(
     The file is never held whole. Run again after an interruption, the command does only what is
     left; it starts over where the source has changed since, such as a file that was still being
     uploaded. A finished volume whose source has changed is refused without --overwrite.
+
+    Of many cases each array goes to OUT/CASE/NAME.zarr; only what is new or changed is converted,
+    and a case that fails stops no other. Exit code 1 where some failed.
     """
+    from volflow.sampling.cases.drafts import names_cases
+
+    if names_cases(source):
+        _refuse_single(options, many)
+        _convert_cases(source, out, many, plan=plan, as_json=as_json)
+        return
+    beside = sorted({*changed(many)} - {*changed(options)})
+    if beside:
+        raise InvalidInput(f"{', '.join(beside)} goes with many cases, and {source} is one volume")
     from volflow.volumes.convert import convert as run_convert
     from volflow.volumes.convert import plan_convert
 
@@ -53,9 +74,34 @@ def convert(
     say_facts(volume_facts(run_convert(source, out, **vars(options))), as_json)
 
 
+def _refuse_single(options: ConvertOptions, many: ConvertCasesOptions) -> None:
+    """Refuse options that are of one volume."""
+    single = sorted({*changed(options)} - {*changed(many)})
+    if single:
+        raise InvalidInput(
+            f"{', '.join(single)} goes with one volume, and not with many cases; leave it out"
+        )
+
+
+def _convert_cases(
+    cases: str, out: str, options: ConvertCasesOptions, *, plan: bool, as_json: bool
+) -> None:
+    from volflow.jobs.batch.convert_cases import Conversion
+
+    asked = Conversion.of(cases, out, options)
+    table = asked.planned() if plan else asked.run()
+    say(table.to_dict(), as_json, str(table) if plan else table.outcome())
+    if not plan and not (table.ok or (options.skip_bad and any(row.ok for row in table))):
+        raise typer.Exit(RunFailed.exit_code)
+
+
 def info(
     volume: Annotated[
-        str, typer.Argument(metavar="VOLUME", help="A volume, or a file that can be converted.")
+        str,
+        typer.Argument(
+            metavar="VOLUME",
+            help="A volume, or a file that can be converted; a folder, pattern or table of cases.",
+        ),
     ],
     labels: Annotated[
         bool | None,
@@ -65,10 +111,33 @@ def info(
             " change, and coarser levels made for the other are removed.",
         ),
     ] = None,
+    statistics: Annotated[
+        bool,
+        typer.Option(
+            "--statistics",
+            help="Of cases: read all voxels once, for volumes of classes, exact ranges of values"
+            " and labels that hold other classes than dataset.json names.",
+        ),
+    ] = False,
     choice: ImageChoice = WHOLE,
     as_json: Json = False,
 ) -> None:
-    """Show kind, shape, spacing, orientation, layout and size of a volume or file."""
+    """Show kind, shape, spacing, orientation, layout and size of a volume or file.
+
+    Of many cases: how many there are, the ranges of all that, and what is wrong with which.
+    """
+    from volflow.sampling.cases.drafts import names_cases
+
+    if names_cases(volume):
+        if labels is not None or choice != WHOLE:
+            raise InvalidInput(f"{volume} is many cases; name one of their volumes")
+        from volflow.report.facts.case_facts import case_facts, case_facts_text
+
+        facts, faults = case_facts(volume, all_voxels=statistics)
+        say(facts, as_json, case_facts_text(facts, faults))
+        return
+    if statistics:
+        raise InvalidInput(f"--statistics is of cases; of a volume: volflow statistics {volume}")
     from volflow.report.facts.info import facts_of
 
     if labels is not None:

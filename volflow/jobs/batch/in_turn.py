@@ -8,7 +8,10 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextvars import copy_context
 from typing import TypeVar
 
-__all__ = ["in_turn"]
+__all__ = ["SMALL_VOXELS", "in_turn"]
+
+# A volume of at most so many voxels is one block, which one worker computes.
+SMALL_VOXELS = 2**24
 
 J = TypeVar("J")
 R = TypeVar("R")

@@ -29,7 +29,7 @@ from volflow.jobs.batch.asked_cases import AskedBatch
 from volflow.jobs.batch.batch_log import BatchLog, now
 from volflow.jobs.batch.bundle_identity import bundle_identity
 from volflow.jobs.batch.case_record import STARTED, CaseRecord, PastCase
-from volflow.jobs.batch.in_turn import in_turn
+from volflow.jobs.batch.in_turn import SMALL_VOXELS, in_turn
 from volflow.jobs.batch.result_table import CaseRow
 from volflow.jobs.batch.triage import (
     Asked,
@@ -49,9 +49,6 @@ if TYPE_CHECKING:
     from volflow.model.spec import Model
 
 __all__ = ["Left", "Night"]
-
-# A volume of at most so many voxels is one block, which one worker computes.
-SMALL_VOXELS = 2**24
 
 
 @dataclass(frozen=True)

@@ -158,7 +158,8 @@ def _channels(folder: Path) -> tuple[str, ...]:
         try:
             card = read_json(path)
             # The first version of nnU-Net, and the Decathlon, say modality.
-            named = card.get("channel_names") or card.get("modality")
+            old = card.get("modality")
+            named = card.get("channel_names") or (old if isinstance(old, dict) else None)
             names = [str(named[str(n)]) for n in range(len(named))] if named else []
         except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
             raise InvalidInput(

@@ -16,7 +16,7 @@ from volflow.sampling.cases.open_cases import CLASS_PREFIXES, CasesLike
 from volflow.store.atomic import read_json
 from volflow.store.slabs import Source
 
-__all__ = ["check_cases", "count_classes", "is_of_classes"]
+__all__ = ["check_cases", "count_classes", "counted", "is_of_classes"]
 
 MOST_CLASSES = 2**16
 SLAB_BYTES = 2**24  # held at a time of what is read from front to back
@@ -52,16 +52,17 @@ def check_cases(cases: CasesLike, *, labels: bool = False) -> CaseFaults:
     Examples
     --------
     >>> scan = np.zeros((20, 30, 40), "int16")
-    >>> print(check_cases({"a": {"image": scan, "label": scan}, "b": {"image": scan}}))
-    case  what                                                                        remedy
-    b     cases must hold the same arrays, but "a" holds image, label and "b" image
-    1 of 2 cases has faults
+    >>> found = check_cases({"a": {"image": scan, "label": scan}, "b": {"image": scan}})
+    >>> found[0].case, found[0].what
+    ('b', 'cases must hold the same arrays, but "a" holds image, label and "b" image')
+    >>> found.heading()
+    '1 of 2 cases has faults'
     """
     good, faults, count = look_at(cases)
     for case in good if labels else ():
         for name, source in case.sources.items():
             if is_of_classes(name, source):
-                faults += _wrong_values(case, name, source)
+                faults += counted(case, name, source)[1]
     return CaseFaults(tuple(sorted(faults, key=lambda fault: fault.case)), count)
 
 
@@ -95,25 +96,28 @@ def count_classes(source: Source) -> dict[int, int]:
     return found
 
 
-def _wrong_values(case: Opened, name: str, source: Source) -> list[CaseFault]:
+def counted(case: Opened, name: str, source: Source) -> tuple[dict[int, int], list[CaseFault]]:
+    """Return how many voxels each class has, and what is wrong with them."""
     try:
-        values = sorted(count_classes(source))
-        named = _classes_beside(source)
+        counts = count_classes(source)
+        return counts, _wrong_values(case, name, source, counts)
     except (VolflowError, OSError) as error:
         fault = CaseFault.of(case.name, error)
-        return [CaseFault(case.name, f"{name}: {fault.what}", fault.remedy, error)]
-    wrong = [value for value in values if named and value not in named]
+        return {}, [CaseFault(case.name, f"{name}: {fault.what}", fault.remedy, error)]
+
+
+def _wrong_values(
+    case: Opened, name: str, source: Source, counts: Mapping[int, int]
+) -> list[CaseFault]:
+    """Return the fault of values that are none of the classes of a data set, if there are some."""
+    named = _classes_beside(source)
+    wrong = sorted(value for value in counts if named and value not in named)
     if not wrong:
         return []
     shown = ", ".join(map(str, wrong[:5])) + (" and more" if len(wrong) > 5 else "")
     known = ", ".join(map(str, sorted(named)))
-    return [
-        CaseFault(
-            case.name,
-            f"{name} holds {shown}, and {CARD} names the classes {known}",
-            f"correct the label, or {CARD}",
-        )
-    ]
+    what = f"{name} holds {shown}, and {CARD} names the classes {known}"
+    return [CaseFault(case.name, what, f"correct the label, or {CARD}")]
 
 
 def _classes_beside(source: Source) -> frozenset[int]:

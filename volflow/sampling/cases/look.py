@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,17 +35,13 @@ class Opened:
     draft: Draft
 
 
-def look_at(
-    x: Any, fits: Callable[[Opened], object] | None = None
-) -> tuple[list[Opened], list[CaseFault], int]:
+def look_at(x: Any) -> tuple[list[Opened], list[CaseFault], int]:
     """Return the cases that can be used together, what is wrong with others, and how many all are.
 
     Parameters
     ----------
     x
         As `open_cases` takes it.
-    fits
-        Called with each case that is fine by itself; raises where it cannot be used.
     """
     drafts = drafts_of(x)
     if not drafts:
@@ -61,8 +57,6 @@ def look_at(
         try:
             one = Opened(name, {key: open_input(a) for key, a in draft.arrays.items()}, draft)
             check_grid(name, one.sources)
-            if fits is not None:
-                fits(one)
         except (VolflowError, OSError) as error:
             faults.append(CaseFault.of(name, error))
         else:
@@ -128,7 +122,7 @@ def _check_alike(
     if set(sources) != set(expected):
         raise InvalidInput(
             f'cases must hold the same arrays, but "{first}" holds {", ".join(expected)} and'
-            f' "{name}" {", ".join(sources)}'
+            f' "{name}" {", ".join(sources)}; add what is missing, or leave the case out'
         )
     for key, source in expected.items():
         here, there = source.channels_count, sources[key].channels_count

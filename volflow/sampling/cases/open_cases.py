@@ -58,7 +58,11 @@ def open_cases(
     >>> open_cases([{"image": scan, "label": scan > 0}, {"image": scan, "label": scan > 1}])
     (Case(case0, 20×30×40, image int16, label bool), Case(case1, 20×30×40, image int16, label bool))
     """
-    good, faults, count = look_at(x, _refuse_sequential)
+    good, faults, count = look_at(x)
+    packed = [one for one in good if any(source.sequential for source in one.sources.values())]
+    if packed and not (skip_bad and len(packed) < len(good)):
+        _refuse_packed(packed, count)
+    good = [one for one in good if one not in packed]
     found = CaseFaults(tuple(faults), count)
     if not skip_bad or not good:
         found.refuse()
@@ -72,9 +76,16 @@ def open_cases(
     )
 
 
-def _refuse_sequential(case: Opened) -> None:
-    for name, source in case.sources.items():
-        refuse_sequential(source, labels=name.lower().startswith(CLASS_PREFIXES))
+def _refuse_packed(cases: Sequence[Opened], count: int) -> None:
+    """Refuse cases with files of which no part can be read alone, naming how all are converted."""
+    if len(cases) == 1:
+        for name, source in cases[0].sources.items():
+            refuse_sequential(source, labels=name.lower().startswith(CLASS_PREFIXES))
+    raise InvalidInput(
+        f"{len(cases)} of {count} cases hold files that are compressed as a whole and cannot be"
+        " read by parts; convert all first: volflow convert CASES CACHE, or"
+        ' convert_cases(cases, "cache")'
+    )
 
 
 def _classes(opened: Sequence[Opened], classes: Iterable[str] | None) -> frozenset[str]:

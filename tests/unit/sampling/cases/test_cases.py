@@ -213,6 +213,15 @@ def test_a_folder_that_lacks_files(tmp_path):
         open_cases(tmp_path / "empty")
 
 
+def test_files_that_are_compressed_as_a_whole_are_refused_together(tmp_path):
+    for case in "ab":
+        save_nifti(tmp_path / "images" / f"{case}.nii.gz", voxels())
+    save_npy(tmp_path / "images" / "c.npy", voxels())
+    with pytest.raises(InvalidInput, match=r"2 of 3 cases hold files .* volflow convert CASES"):
+        open_cases(tmp_path)
+    assert [case.name for case in open_cases(tmp_path, skip_bad=True)] == ["c"]
+
+
 @pytest.mark.parametrize("name", ["cases", "{case}", "table"])
 def test_both_doors_are_one(tmp_path, name):
     """What `find_cases` takes, and what it returns, opens."""

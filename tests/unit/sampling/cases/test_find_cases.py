@@ -142,6 +142,11 @@ class TestFolders:
         (folder / "dataset.json").write_text('{"modality": {"0": "T1", "1": "FLAIR"}}')
         assert list(vf.find_cases(folder)["p1"]) == ["T1", "FLAIR", "label"]
 
+    def test_a_modality_in_words_names_no_channels(self, touched):
+        folder = touched("images/a.npy")
+        (folder / "dataset.json").write_text('{"modality": "CT"}')
+        assert list(vf.find_cases(folder)) == ["a"]
+
     def test_the_images_for_training_bring_their_labels(self, touched):
         folder = touched("imagesTr/a.npy", "labelsTr/a.npy", "imagesTs/b.npy")
         assert vf.find_cases(folder / "imagesTr") == {
