@@ -14,6 +14,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import tensorstore
+import tifffile
 import torch
 import zarr
 from pydicom.uid import JPEGLSLossless
@@ -104,6 +105,11 @@ def make_files(folder: Path) -> dict[str, Sample]:
     export(folder / "a.zarr", folder / "e.npy")
     export(folder / "a.zarr", folder / "a.nrrd")
     export(folder / "a.zarr", folder / "a.mha")
+    export(folder / "a.zarr", folder / "a.tif")
+    export(folder / "a.zarr", folder / "a.ome.tif")
+    export(folder / "a.zarr", folder / "a.h5")
+    options = {"tile": (16, 16), "compression": "zlib", "photometric": "minisblack"}
+    tifffile.imwrite(folder / "packed.tif", scan(), **options)
     np.save(folder / "labels.npy", scan() % 3)
     _count(folder)
     _foreign(folder)
@@ -126,6 +132,10 @@ def make_files(folder: Path) -> dict[str, Sample]:
         "n5 group": Sample("a.n5/attributes.json", lambda f: _read_box(f / "a.n5")),
         "n5 chunk": Sample("a.n5/s0/0/0/0", lambda f: _read_box(f / "a.n5")),
         "info": Sample("pre/info", lambda f: _read_box(f / "pre")),
+        "tif": Sample("a.tif", lambda f: _read_source(f / "a.tif")),
+        "ome.tif": Sample("a.ome.tif", lambda f: _read_source(f / "a.ome.tif")),
+        "packed tif": Sample("packed.tif", lambda f: _read_source(f / "packed.tif")),
+        "hdf5": Sample("a.h5", lambda f: _read_box(f / "a.h5")),
         "group": Sample("a.zarr/zarr.json", lambda f: _read_volume(f / "a.zarr")),
         "withheld": Sample(f"u.zarr/{WITHHELD}", lambda f: open_begun(f / "u.zarr")),
         "array": Sample("a.zarr/0/zarr.json", lambda f: _read_volume(f / "a.zarr")),
@@ -195,6 +205,7 @@ def _read_source(path: Path) -> None:
 
 
 def _read_box(path: Path) -> None:
+    """Of a file whose voxels need not all have been written."""
     facts_text(facts_of(path))
     source = open_source(path)
     source.read(Roi((0,) * source.ndim, tuple(min(n, 12) for n in source.shape)))

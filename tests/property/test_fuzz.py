@@ -34,10 +34,9 @@ from volflow.errors import VolflowError
 
 FILES = (
     "nii", "nii2", "nii.gz", "npy", "dicom", "dicom frames", "dicom segments", "nrrd", "mha", "n5",
-    "n5 group", "n5 chunk", "info", "group", "withheld", "array", "shard", "v2 array",
-    "v2 attributes", "v2 chunk", "plan", "block",
-    "receipt", "lock", "detached", "ended", "statistics", "counts", "bundle", "weights",
-    "checkpoint",
+    "n5 group", "n5 chunk", "info", "tif", "ome.tif", "packed tif", "hdf5", "group", "withheld",
+    "array", "shard", "v2 array", "v2 attributes", "v2 chunk", "plan", "block", "receipt", "lock",
+    "detached", "ended", "statistics", "counts", "bundle", "weights", "checkpoint",
 )  # fmt: skip
 RUNS = ("convert run", "predict run", "exact run")
 NAMES = FILES + RUNS

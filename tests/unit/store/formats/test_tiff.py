@@ -12,6 +12,7 @@ from tests.unit.store.formats.test_sources import SourceContract, random_zyx
 from volflow.errors import Damaged, InvalidInput, Unreadable
 from volflow.store.formats.choice import ImageChoice
 from volflow.store.formats.sources import open_source
+from volflow.store.formats.tiff import tiff_pages
 
 tifffile = pytest.importorskip("tifffile", reason="extra tiff")
 
@@ -145,6 +146,14 @@ def test_what_is_decoded_as_a_whole(tmp_path):
     strips = open_source(save(tmp_path / "b.tif", voxels, rowsperstrip=8, **colors))
     assert (tiles.decoded, strips.decoded) == ((3, 1, 16, 32), (3, 1, 8, 48))
     assert open_source(save(tmp_path / "c.tif", voxels[..., 0])).decoded == (1, 1, 1)
+
+
+def test_rows_are_mapped_some_at_a_time(tmp_path, monkeypatch):
+    voxels = random_zyx((3, 11, 6, 7), "uint8")
+    colors = {"photometric": "rgb", "planarconfig": "separate"}
+    path = save(tmp_path / "a.tif", np.moveaxis(voxels, 0, 1), **colors)
+    monkeypatch.setattr(tiff_pages, "MOST_MAPPED", 2 * 7)
+    np.testing.assert_array_equal(open_source(path)[1:, 3:9, 1:6, 2:5], voxels[1:, 3:9, 1:6, 2:5])
 
 
 def test_only_the_tiles_of_a_box_are_decoded(tmp_path):

@@ -82,8 +82,9 @@ def _chosen(file: Any, path: str, name: str | None) -> Any:
             f"{path} holds no dataset of three axes{given}; name one as {path}::NAME"
         )
     more = f", … {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
+    count = f"{len(found)} dataset{'s' * (len(found) > 1)}"
     raise InvalidInput(
-        f"{path} holds {len(found)} datasets{given}; choose one with dataset= (--dataset, or"
+        f"{path} holds {count}{given}; choose one with dataset= (--dataset, or"
         f" {path}::{_name(found[0])}): {', '.join(map(_in_words, found[:MOST_NAMED]))}{more}"
     )
 

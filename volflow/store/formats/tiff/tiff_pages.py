@@ -24,6 +24,7 @@ JPEG = (6, 7, 33007, 34892)
 # The most bytes that each compression makes from one; others are taken for `MOST`.
 _EXPANDS = {1: 1, 5: 4096, 8: 1032, 32946: 1032, 50013: 1032, 32773: 64}
 MOST = 2**17
+MOST_MAPPED = 2**24  # bytes of raw rows at a time
 PLAIN_BITS = (1, 8, 16, 32, 64)  # of a number that tifffile reads by itself
 
 Target = tuple[int, Array]
@@ -98,12 +99,22 @@ class Pages:
                 self._decode(page, data, number, target, cuts)
 
     def _map(self, targets: Iterable[Target], box: Roi) -> None:
-        # Mapped for this read only: pages of an open mapping count as this process's memory.
-        with damage_in_tiff(self.path):
-            whole = np.memmap(self.path, np.uint8, "r")
+        """Copy a box of raw pages, some rows at a time: mapped pages count as memory."""
+        _, depth, size_y, size_x, beside = self.shape
+        row_bytes = size_x * beside * self.dtype.itemsize
+        rows = max(1, MOST_MAPPED // row_bytes)
+        samples, planes, (first, last), columns, colors = box
+        cut = (slice(None), slice(*columns), slice(*colors))
+        with damage_in_tiff(self.path), Path(self.path).open("rb") as file:
             for number, target in targets:
-                at = int(self.offsets[number, 0])
-                target[...] = np.ndarray(self.shape, self.dtype, whole, at)[box.slices()]
+                for s, d in itertools.product(range(*samples), range(*planes)):
+                    begin = int(self.offsets[number, 0]) + (s * depth + d) * size_y * row_bytes
+                    part = target[s - samples[0], d - planes[0]]
+                    for y in range(first, last, rows):
+                        shape = (min(rows, last - y), size_x, beside)
+                        at = begin + y * row_bytes
+                        found = np.memmap(file, self.dtype, "r", at, shape)
+                        part[y - first : y - first + rows] = found[cut]
 
     def _cuts(self, box: Roi) -> Iterator[Cut]:
         """Yield the strips or tiles that a box cuts, which lie alike in every page."""
