@@ -1,5 +1,6 @@
 """TIFF files that `export` writes: as Fiji and Bio-Formats read them, and as we read them back."""
 
+import nibabel
 import numpy as np
 import pytest
 
@@ -69,6 +70,16 @@ def test_channels_come_back(tmp_path, name, memory):
 def test_classes_come_back(tmp_path, name):
     volume = stored(tmp_path, random_zyx(dtype="uint8"), kind="classes")
     assert open_source(export(volume, tmp_path / name)).meta.kind == "classes"
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.ome.tif", "a.h5"])
+def test_a_packed_file_goes_into_another(tmp_path, name):
+    voxels = random_zyx((3, 11, 6, 7))
+    image = nibabel.Nifti1Image(voxels.transpose(), np.diag([0.5, 0.5, 2, 1]))
+    nibabel.save(image, tmp_path / "a.nii.gz")
+    source = open_source(export(tmp_path / "a.nii.gz", tmp_path / name))
+    np.testing.assert_array_equal(source[:], voxels)
+    assert (source.meta.spacing, source.meta.unit) == ((2, 0.5, 0.5), "millimeter")
 
 
 def test_what_fiji_reads(tmp_path):

@@ -11,7 +11,7 @@ from volflow.geometry.units import metres
 from volflow.store.formats.hdf5.hdf5_file import import_h5py
 from volflow.store.formats.hdf5.hdf5_grid import OWN, own_note
 from volflow.store.meta import Meta
-from volflow.store.slabs import Source, slab_rois
+from volflow.store.slabs import Source
 
 __all__ = ["hdf5_dtype", "write_hdf5"]
 
@@ -57,8 +57,9 @@ def write_hdf5(volume: Source, depth: int, file: IO[bytes]) -> None:
         if (length := metres(meta.unit)) is not None:
             data.attrs["element_size_um"] = [size * length * 1e6 for size in meta.spacing]
         data.attrs[OWN] = own_note(meta)
-        for roi in slab_rois(volume.shape, depth // deep * deep):
-            data[roi.slices()] = volume.read(roi)
+        for roi, voxels in volume.slabs(depth // deep * deep):
+            data[roi.slices()] = voxels
+            del voxels  # before the next are read
 
 
 def _axistags(meta: Meta) -> str:

@@ -54,21 +54,22 @@ def write_tiff(volume: Source, depth: int, file: IO[bytes]) -> None:
     """Write a TIFF file that Fiji opens with its spacing, ``depth`` planes at a time."""
     meta, dtype = volume.meta, tiff_dtype(volume.dtype)
     dots = [1 / size for size in meta.spacing[:0:-1]]
-    small = _bytes(volume, dtype) < CLASSIC_BYTES and volume.shape[-1] > 1
-    if dtype.name not in IMAGEJ or not small or not all(DOTS[0] < n < DOTS[1] for n in dots):
+    channels = volume.channels_count
+    small = _bytes(volume, dtype) < CLASSIC_BYTES and all(DOTS[0] < n < DOTS[1] for n in dots)
+    in_order = channels == 1 or not volume.sequential  # ImageJ has all channels of a plane together
+    if dtype.name not in IMAGEJ or not small or not in_order or volume.shape[-1] == 1:
         write_ome_tiff(volume, depth, file)
         return
-    channels, names = volume.channels_count, _names(meta, volume.channels_count)
     said: dict[str, Any] = {"axes": "ZCYX", "spacing": meta.spacing[0], "kind": meta.kind}
     if meta.unit is not None:
         said["unit"] = _ascii(meta.unit)
     if channels > 1:
         said["mode"] = "composite"
-    if names:
+    if names := _names(meta, channels):
         said["Labels"] = names * volume.shape[-3]
     with import_tifffile().TiffWriter(file, imagej=True, byteorder="<") as writer:
         writer.write(
-            _side_by_side(volume, depth, dtype),
+            (_one_by_one if channels == 1 else _side_by_side)(volume, depth, dtype),
             shape=(volume.shape[-3], channels, *volume.shape[-2:]),
             dtype=dtype,
             photometric="minisblack",
@@ -95,7 +96,7 @@ def write_ome_tiff(volume: Source, depth: int, file: IO[bytes]) -> None:
     big = _bytes(volume, dtype) >= CLASSIC_BYTES
     with import_tifffile().TiffWriter(file, ome=True, bigtiff=big, byteorder="<") as writer:
         writer.write(
-            (np.ascontiguousarray(plane, dtype) for plane in _one_by_one(volume, depth)),
+            _one_by_one(volume, depth, dtype),
             shape=volume.shape,
             dtype=dtype,
             photometric="minisblack",
@@ -108,30 +109,25 @@ def _bytes(volume: Source, dtype: Dtype) -> int:
     return math.prod(volume.shape) * dtype.itemsize + planes * PAGE_BYTES
 
 
-def _one_by_one(volume: Source, depth: int) -> Iterator[Array]:
-    """Yield all planes of a channel, then those of the next."""
+def _one_by_one(volume: Source, depth: int, dtype: Dtype) -> Iterator[Array]:
+    """Yield all planes of a channel, then those of the next, each a copy: its slab is let go."""
     for _, slab in volume.slabs(depth):
-        yield from slab.reshape(-1, *slab.shape[-2:])
+        for plane in slab.reshape(-1, *slab.shape[-2:]):
+            yield plane.astype(dtype)
+        del slab, plane
 
 
 def _side_by_side(volume: Source, depth: int, dtype: Dtype) -> Iterator[Array]:
     """Yield the planes of all channels at a z, then at the next, as ImageJ has them."""
-    channels = volume.channels_count
-    if channels == 1:
-        yield from (np.ascontiguousarray(plane, dtype) for plane in _one_by_one(volume, depth))
-        return
-    at_once = depth // channels
-    for z in range(0, volume.shape[1], max(1, at_once)):
-        box = Roi((0, z, 0, 0), (channels, z + max(1, at_once), *volume.shape[-2:]))
-        box = box.clip(volume.shape)
-        if at_once:
-            slab = np.moveaxis(volume.read(box), 1, 0)
-            planes = slab.reshape(-1, *slab.shape[-2:])
-            yield from (np.ascontiguousarray(plane, dtype) for plane in planes)
-            continue
-        for channel in range(channels):
-            one = Roi((channel, *box.start[1:]), (channel + 1, *box.stop[1:]))
-            yield np.ascontiguousarray(volume.read(one)[0, 0], dtype)
+    channels, size_z, *sides = volume.shape
+    wide, deep = (channels, depth // channels) if depth >= channels else (1, 1)
+    for z in range(0, size_z, deep):
+        for channel in range(0, channels, wide):
+            box = Roi((channel, z, 0, 0), (channel + wide, z + deep, *sides))
+            slab = volume.read(box.clip(volume.shape))
+            for k, c in np.ndindex(slab.shape[1], slab.shape[0]):
+                yield slab[c, k].astype(dtype)
+            del slab
 
 
 def _names(meta: Meta, channels: int) -> list[str]:
