@@ -15,11 +15,17 @@ import numpy as np
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
 from volflow.store.formats.dicom.segmentation_file import segmentation_pieces, series_of
+from volflow.store.formats.hdf5.hdf5_file import import_h5py
 from volflow.store.formats.hdf5.hdf5_written import hdf5_dtype, write_hdf5
 from volflow.store.formats.itk.metaimage import metaimage_bytes
 from volflow.store.formats.itk.nrrd import nrrd_bytes
 from volflow.store.formats.nifti_header import header_bytes, stored_dtype
-from volflow.store.formats.tiff.tiff_written import tiff_dtype, write_ome_tiff, write_tiff
+from volflow.store.formats.tiff.tiff_written import (
+    refuse_tiff,
+    tiff_dtype,
+    write_ome_tiff,
+    write_tiff,
+)
 from volflow.store.meta import VolumeSpec
 from volflow.store.slabs import Source
 
@@ -181,9 +187,21 @@ WRITERS = (
         lambda *given: gzipped(_nifti_pieces(*given)),
         placed=True,
     ),
-    FileWriter("OME-TIFF", (".ome.tif", ".ome.tiff"), tiff_dtype, write=write_ome_tiff),
-    FileWriter("TIFF", (".tif", ".tiff"), tiff_dtype, write=write_tiff),
-    FileWriter("HDF5", (".h5", ".hdf5"), hdf5_dtype, write=write_hdf5),
+    FileWriter(
+        "OME-TIFF",
+        (".ome.tif", ".ome.tiff"),
+        tiff_dtype,
+        write=write_ome_tiff,
+        refuse=refuse_tiff,
+    ),
+    FileWriter("TIFF", (".tif", ".tiff"), tiff_dtype, write=write_tiff, refuse=refuse_tiff),
+    FileWriter(
+        "HDF5",
+        (".h5", ".hdf5"),
+        hdf5_dtype,
+        write=write_hdf5,
+        refuse=lambda *_: import_h5py(),
+    ),
     FileWriter("NumPy", (".npy",), as_it_is, _npy_pieces),
     FileWriter("NRRD", (".nrrd",), stored_dtype, _nrrd_pieces, placed=True),
     FileWriter(

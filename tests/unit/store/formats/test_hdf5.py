@@ -256,6 +256,8 @@ def test_axes_that_a_volume_has_not(tmp_path):
         ({"element_size_um": np.float32([2, 0.1, 0.1])}, (2, 0.1, 0.1), "micrometer", (0, 0, 0)),
         ({"element_size_um": [0, 1, 1]}, (1, 1, 1), None, (0, 0, 0)),
         ({"element_size_um": "large"}, (1, 1, 1), None, (0, 0, 0)),
+        ({"element_size_um": [1e300, 1, 1]}, (1, 1, 1), None, (0, 0, 0)),
+        ({"resolution": [4, 4, 4], "offset": [0, np.nan, 0]}, (4, 4, 4), "nanometer", (0, 0, 0)),
         ({"resolution": [40, 4, 4]}, (40, 4, 4), "nanometer", (0, 0, 0)),
         (
             {"resolution": [40.0, 4, 4], "offset": [1480.0, 3644, 3644]},

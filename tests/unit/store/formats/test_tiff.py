@@ -76,6 +76,11 @@ class TestOfBits(Tiff):
         return random_zyx() > 0
 
 
+def test_many_bits_lie_in_few_bytes(tmp_path):
+    voxels = random_zyx((1, 800, 900)) > 0
+    np.testing.assert_array_equal(open_source(save(tmp_path / "a.tif", voxels))[:], voxels)
+
+
 class TestOfImagej(Tiff):
     """Channels lie side by side for each z."""
 
@@ -371,13 +376,14 @@ def test_a_cut_file_is_refused_at_once(tmp_path, options, keep):
         (b'PlaneCount="11"', b'PlaneCount="99"', "is an OME-TIFF of 99 planes and has 11 pages"),
         (b'SizeZ="11"', b'SizeZ="-1"', "has OME-XML whose SizeZ is -1"),
         (b"<Pixels", b"<<Pixels", "holds damaged OME-XML"),
+        (b"<Pixels", b"<a>" * 9999 + b"</a>" * 9999 + b"<Pixels", "is nested too deeply"),
     ],
 )
 def test_descriptions_that_lie_are_refused(tmp_path, old, new, message):
     path = save(tmp_path / "a.ome.tif", random_zyx(), metadata={"axes": "ZYX"}, compression=8)
-    content = path.read_bytes()
-    assert old in content
-    path.write_bytes(content.replace(old, new))
+    told = tifffile.tiffcomment(path).encode()
+    assert old in told
+    save(path, random_zyx(), description=told.replace(old, new), metadata=None, ome=False)
     with pytest.raises(InvalidInput, match=message):
         open_source(path)
 
@@ -429,6 +435,20 @@ def test_a_folder_follows_its_files(tmp_path):
     assert open_source(folder).identity() == before
     save(folder / "a3.tif", np.zeros((9, 8), "uint8"))
     assert open_source(folder).identity() != before
+
+
+@pytest.mark.parametrize("choice", [{"level": 1}, {"timepoint": 0}, {"series": "a"}])
+def test_a_folder_has_no_choice(tmp_path, choice):
+    folder = planes(tmp_path / "a", ["a1.tif", "a2.tif"])
+    with pytest.raises(InvalidInput, match=r"is a folder of planes, of which no .* can be chosen"):
+        open_source(folder, ImageChoice(**choice))
+
+
+def test_a_plane_that_cannot_be_read_is_named(tmp_path):
+    folder = planes(tmp_path / "a", ["a1.tif"])
+    (folder / "a2.tif").mkdir()
+    with pytest.raises(InvalidInput, match=r"a2\.tif cannot be read: Is a directory"):
+        open_source(folder)
 
 
 def test_one_file_of_an_ome_tiff_of_several(tmp_path):

@@ -80,6 +80,12 @@ def test_colors_are_named(tmp_path):
     assert meta.channels == ("red", "green", "blue")
 
 
+def test_sizes_that_no_image_has_are_not_believed(tmp_path):
+    said = {"axes": "ZYX", "spacing": 1e300, "unit": "um"}
+    meta = meta_of(tmp_path / "a.tif", imagej=True, resolution=(4, 4), metadata=said)
+    assert (meta.spacing, meta.unit) == ((1, 1, 1), None)
+
+
 def test_dots_per_inch_are_no_voxel_size(tmp_path):
     meta = meta_of(tmp_path / "a.tif", resolution=(72, 72), resolutionunit="inch")
     assert (meta.spacing, meta.unit) == ((1, 1, 1), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from volflow.errors import Damaged, InvalidInput, VolflowError, first_line
@@ -37,6 +38,10 @@ def opened_hdf5(path: str) -> Iterator[Any]:
         If HDF5 cannot open it, or finds it broken later on.
     """
     h5py = import_h5py()
+    try:
+        Path(path).open("rb").close()
+    except OSError as error:
+        raise InvalidInput(f"{path} cannot be read: {error.strerror}; check the path") from error
     if not h5py.is_hdf5(path):
         matlab = "; MATLAB writes one with save('-v7.3')" if path.lower().endswith(".mat") else ""
         raise InvalidInput(f"{path} is not an HDF5 file{matlab or '; check the path'}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -14,7 +13,7 @@ from volflow.errors import Damaged, InvalidInput, first_line
 from volflow.geometry.units import metres, unit_name
 from volflow.store.atomic import parse_json
 from volflow.store.journal.records import typed
-from volflow.store.meta import Affine, Meta, Vector
+from volflow.store.meta import LONGEST, Affine, Meta, Vector, check_spacing
 
 __all__ = ["OWN", "axes_of", "grid_of", "own_note"]
 
@@ -123,11 +122,11 @@ def grid_of(dataset: Any, path: str) -> Meta:
             return _noted(known[OWN], path)
         if (size := _sizes(known.get("element_size_um"))) is not None:
             return Meta(spacing=size, unit="micrometer")
-        size = _sizes(known.get("resolution", known.get("voxel_size")))
-        if size is not None:
-            unit = _unit(known.get("units")) or "nanometer"
-            offset = _numbers(known.get("offset")) or (0.0, 0.0, 0.0)
-            return Meta(spacing=size, unit=unit, translation=offset)
+        if (size := _sizes(known.get("resolution", known.get("voxel_size")))) is not None:
+            offset = _numbers(known.get("offset")) or Meta.translation
+            return Meta(
+                spacing=size, unit=_unit(known.get("units")) or "nanometer", translation=offset
+            )
     return Meta()
 
 
@@ -155,12 +154,17 @@ def _numbers(values: Any) -> Vector | None:
     if found.dtype.kind not in "iuf" or found.ndim != 1 or not 2 <= len(found) <= 5:
         return None
     z, y, x = [1.0, *(float(str(value)) for value in found)][-3:]
-    return (z, y, x) if all(map(math.isfinite, (z, y, x))) else None
+    return (z, y, x) if all(abs(value) <= LONGEST for value in (z, y, x)) else None
 
 
 def _sizes(values: Any) -> Vector | None:
+    """Return voxel sizes, None if they are none."""
     found = _numbers(values)
-    return found if found is not None and min(found) > 0 else None
+    try:
+        check_spacing(found or (0.0,))
+    except InvalidInput:
+        return None
+    return found
 
 
 def _unit(values: Any) -> str | None:

@@ -77,13 +77,21 @@ def own_xml(text: str, path: str) -> str:
     """Return OME-XML without names of files, so that no other file is opened.
 
     A file that was renamed is found by this, too.
+
+    Raises
+    ------
+    Damaged
+        If it is nested too deeply to be written.
     """
     root = _parsed(text, path)
     for data in _all(root, "TiffData"):
         for child in list(data):
             if _is(child, "UUID"):
                 data.remove(child)
-    return ElementTree.tostring(root, encoding="unicode")
+    try:
+        return ElementTree.tostring(root, encoding="unicode")
+    except RecursionError:
+        raise Damaged(f"{path} holds OME-XML that is nested too deeply; export it again") from None
 
 
 def _parsed(text: str, path: str) -> ElementTree.Element:

@@ -44,7 +44,7 @@ class PlaneFiles:
     segment: tuple[int, int, int]
 
     def identity(self) -> str:
-        """Return a hash that changes when a file does, or another comes in."""
+        """Return a hash that changes when a file does, or when there are others."""
         digest = hashlib.sha256()
         for name in self.names:
             stat = Path(self.folder, name).stat()

@@ -107,11 +107,12 @@ def open_tiff(path: str, choice: ImageChoice) -> TiffSource:
         If it is cut short or says what it cannot hold.
     """
     if Path(path).is_dir():
+        choice.refuse_but((), path, "a folder of planes")
         return _open_folder(path)
     count = count_pages(path)
     with opened_tiff(path) as file:
         text = file.ome_metadata if file.is_ome else None
-        samples = file.pages.first.samplesperpixel
+        most = count * int(file.pages.first.samplesperpixel)
     if text is None:
         return _open_file(path, choice, None, ())
     ome = read_ome(text, path)
@@ -119,7 +120,7 @@ def open_tiff(path: str, choice: ImageChoice) -> TiffSource:
         raise InvalidInput(
             f"{path} is one of {ome.files} files of an OME-TIFF; convert the folder that holds them"
         )
-    if ome.planes > count * samples:  # memory for all would be taken before one is read
+    if ome.planes > most:  # memory for all would be taken before one is read
         raise Damaged(
             f"{path} is an OME-TIFF of {ome.planes} planes and has {count} pages; copy it again"
         )

@@ -7,10 +7,10 @@ import re
 from dataclasses import replace
 from typing import Any
 
+from volflow.errors import InvalidInput
 from volflow.geometry.units import metres, unit_name
 from volflow.store.formats.tiff.ome_xml import OmeImage
-from volflow.store.formats.tiff.tiff_file import import_tifffile
-from volflow.store.meta import Meta, SourceInfo, Vector
+from volflow.store.meta import Meta, SourceInfo, Vector, check_spacing
 
 __all__ = ["grid_of"]
 
@@ -38,6 +38,7 @@ def grid_of(file: Any, series: Any, whole: Any, ome: OmeImage | None, channels: 
         How many there are.
     """
     page = whole.keyframe
+    spacing: Vector
     names: tuple[str, ...] = ()
     kind = "image"
     if ome is not None:
@@ -50,6 +51,10 @@ def grid_of(file: Any, series: Any, whole: Any, ome: OmeImage | None, channels: 
         spacing, unit = _of_slide(page)
     if page.photometric in (RGB, YCBCR) and channels in (3, 4):
         names = COLORS[:channels]
+    try:
+        check_spacing(spacing)
+    except InvalidInput:  # such as a depth of 1e300
+        spacing, unit = Meta.spacing, None
     meta = Meta(
         axes=("c", "z", "y", "x")[channels == 1 :],
         spacing=spacing,
@@ -69,15 +74,13 @@ def _of_imagej(page: Any, said: dict[str, Any]) -> tuple[Vector, str | None]:
     unit = unit if metres(unit) else None
     trusted = unit is not None or page.resolutionunit == NO_UNIT
     size_x, size_y = _sizes(page) if trusted else (1.0, 1.0)
-    size_z = _positive(said.get("spacing"))
-    return (size_z, size_y, size_x), unit
+    return (_positive(said.get("spacing")) or 1.0, size_y, size_x), unit
 
 
 def _of_slide(page: Any) -> tuple[Vector, str | None]:
-    if page.is_svs:
-        said = import_tifffile().tifffile.svs_description_metadata(page.description)
-        if (size := _positive(said.get("MPP"))) != 1:
-            return (1.0, size, size), "micrometer"
+    said = re.search(r"\bMPP *= *([0-9.]+)", page.description) if page.is_svs else None
+    if said is not None and (size := _positive(said[1])) is not None:
+        return (1.0, size, size), "micrometer"
     if page.is_tiled and page.resolutionunit == CENTIMETER:
         size_x, size_y = _sizes(page)
         return (1.0, round(size_y * 1e4, DECIMALS), round(size_x * 1e4, DECIMALS)), "micrometer"
@@ -90,13 +93,13 @@ def _sizes(page: Any) -> tuple[float, float]:
     return sizes[0], sizes[1]
 
 
-def _positive(value: Any) -> float:
-    """Return a size, 1 where it is none."""
+def _positive(value: Any) -> float | None:
+    """Return a size, None where it is none."""
     try:
         size = abs(float(value))
     except (TypeError, ValueError):
-        return 1.0
-    return size if 0 < size < math.inf else 1.0
+        return None
+    return size if 0 < size < math.inf else None
 
 
 def _labels(said: dict[str, Any], channels: int) -> tuple[str, ...]:

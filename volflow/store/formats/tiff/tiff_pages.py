@@ -23,7 +23,7 @@ __all__ = ["Pages", "Target", "pages_of"]
 JPEG = (6, 7, 33007, 34892)
 # The most bytes that each compression makes from one; others are taken for `MOST`.
 _EXPANDS = {1: 1, 5: 4096, 8: 1032, 32946: 1032, 50013: 1032, 32773: 64}
-MOST = 2**17
+MOST, SLACK = 2**17, 2**16
 MOST_MAPPED = 2**24  # bytes of raw rows at a time
 PLAIN_BITS = (1, 8, 16, 32, 64)  # of a number that tifffile reads by itself
 
@@ -146,8 +146,9 @@ class Pages:
         offset, count = int(self.offsets[number, index]), int(self.counts[number, index])
         if not offset or not count:
             return None
-        made = math.prod(self.segment) * self.shape[4] * self.dtype.itemsize
-        if made > count * _EXPANDS.get(page.compression, MOST) + 2**16:
+        bits = page.bitspersample if isinstance(page.bitspersample, int) else 8
+        made = math.prod(self.segment) * self.shape[4] * bits // 8
+        if made > count * _EXPANDS.get(page.compression, MOST) + SLACK:
             raise self._unreadable(number, f"{count} bytes stand for {made}")
         data.seek(offset)
         packed = data.read(count)

@@ -92,7 +92,9 @@ def planes_of(series: Any, path: str, choice: ImageChoice) -> Planes:
     """
     page = series.keyframe
     if 0 in page.shaped or series.transform is not None:
-        raise InvalidInput(f"{path} holds an image of a kind that cannot be read; save it as TIFF")
+        raise InvalidInput(
+            f"{path} holds an empty image, or numbers that stand for others; export it again"
+        )
     whole = list(zip(series.get_axes(False), series.get_shape(False), strict=True))
     axes = _leading([(name, size) for name, size in whole if size > 1], page, path)
     axes = _named(axes, page.shaped[1] > 1)

@@ -14,10 +14,10 @@ from volflow.geometry.roi import Roi
 from volflow.geometry.units import metres, unit_sign
 from volflow.store.formats.tiff.ome_xml import KIND
 from volflow.store.formats.tiff.tiff_file import import_tifffile
-from volflow.store.meta import Meta
+from volflow.store.meta import Meta, VolumeSpec
 from volflow.store.slabs import Array, Source
 
-__all__ = ["tiff_dtype", "write_ome_tiff", "write_tiff"]
+__all__ = ["refuse_tiff", "tiff_dtype", "write_ome_tiff", "write_tiff"]
 
 CLASSIC_BYTES = 2**32 - 2**25  # of a file with offsets of 32 bits, and room for its pages
 PAGE_BYTES = 300  # of the tags of a page
@@ -48,6 +48,12 @@ def tiff_dtype(dtype: Dtype) -> Dtype:
         )
     wider = {"float16": "float32", "bool": "uint8"}
     return np.dtype(wider.get(dtype.name, dtype)).newbyteorder("<")
+
+
+def refuse_tiff(spec: VolumeSpec, _: str) -> None:
+    """Refuse what TIFF cannot hold, and to write it without tifffile, before it is computed."""
+    import_tifffile()
+    tiff_dtype(spec.dtype)
 
 
 def write_tiff(volume: Source, depth: int, file: IO[bytes]) -> None:
