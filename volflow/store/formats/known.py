@@ -62,6 +62,7 @@ FORMATS = (
         (".nii", ".nii.gz"),
         ((344, b"n+1"), (4, b"n+2")),
     ),
+    Format("NumPy", lambda path, _: open_npy(path), (".npy",), ((0, b"\x93NUMPY"),)),
     Format("N5", open_n5, (".n5",), (), holds_n5, ("dataset", "level", "timepoint")),
     Format(
         "Neuroglancer precomputed",
@@ -71,7 +72,6 @@ FORMATS = (
         holds_precomputed,
         ("level",),
     ),
-    Format("NumPy", lambda path, _: open_npy(path), (".npy",), ((0, b"\x93NUMPY"),)),
     Format(
         "HDF5",
         open_hdf5,
