@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,12 @@ import zarr
 from zarr.storage import LocalStore
 
 from volflow.errors import Damaged, InvalidInput
+from volflow.geometry.units import unit_name
 from volflow.store.atomic import plain
 from volflow.store.meta import Level, Meta, SourceInfo, Vector, check_spacing, is_color
-from volflow.store.opening import label, nodes_below
+from volflow.store.opening import label, nodes_below, open_node
 
-__all__ = ["Level", "Meta", "SourceInfo", "read_group", "write_group", "write_levels"]
+__all__ = ["Level", "Meta", "SourceInfo", "image_in", "read_group", "write_group", "write_levels"]
 
 # The letter names the direction in which the index grows (RFC-4 spells it out).
 _DIRECTIONS = {
@@ -34,6 +36,7 @@ _DIRECTIONS = {
 }
 _LETTERS = {text: letter for letter, text in _DIRECTIONS.items()}
 MOST_LEVELS = 64  # each halves an axis
+MOST_LOOKED_AT, MOST_NAMED = 1000, 12  # nodes of a group; images in a message
 _PALETTE = ("FFFFFF", "00FF00", "FF00FF", "00FFFF", "FFFF00", "FF0000", "0000FF")
 
 
@@ -93,6 +96,67 @@ def write_levels(group: zarr.Group, meta: Meta, levels: Sequence[Level]) -> None
     group.update_attributes({"ome": ome})
 
 
+def image_in(group: zarr.Group, path: str | None) -> tuple[zarr.Group, str | None]:
+    """Return the image that is meant by a group and its path: the group, or the one image in it.
+
+    Images lie side by side in what bioformats2raw writes, and in a group of labels.
+
+    Raises
+    ------
+    InvalidInput
+        If several lie in it.
+    """
+    if _ome(group.attrs.asdict()).get("multiscales"):
+        return group, path
+    found = {name: image for name in _named(group) if (image := _image(group, name)) is not None}
+    if len(found) > 1:
+        listed = ", ".join(list(found)[:MOST_NAMED]) + (", …" if len(found) > MOST_NAMED else "")
+        raise InvalidInput(
+            f"{label(group)} holds several images; open one, as"
+            f" {label(group)}/{next(iter(found))}; there are {listed}"
+        )
+    for name, image in found.items():
+        return image, path and f"{path.rstrip('/')}/{name}"
+    return group, path
+
+
+def _named(group: zarr.Group) -> list[str]:
+    """Return the names of what may be images in a group: as it says them, else of its folders."""
+    ome = _ome(group.attrs.asdict())
+    names = ome.get("labels")
+    if names is None and "bioformats2raw.layout" in ome:
+        node = _child(group, "OME")
+        names = [] if node is None else _ome(node.attrs.asdict()).get("series")
+    if names is None and isinstance(group.store, LocalStore):
+        with os.scandir(label(group)) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_dir())
+    names = names if isinstance(names, list) else []
+    return [name for name in names if isinstance(name, str)][:MOST_LOOKED_AT]
+
+
+def _image(group: zarr.Group, name: str) -> zarr.Group | None:
+    node = _child(group, name)
+    return node if node is not None and _ome(node.attrs.asdict()).get("multiscales") else None
+
+
+def _child(group: zarr.Group, name: str) -> zarr.Group | None:
+    """Return a group below another; None if there is none that can be read."""
+    if ".." in PurePosixPath(name).parts:
+        return None
+    try:
+        local = isinstance(group.store, LocalStore)
+        node = open_node(f"{label(group)}/{name}")[1] if local else group[name]
+    except Exception:  # missing, or damaged in any way
+        return None
+    return node if isinstance(node, zarr.Group) else None
+
+
+def _ome(attributes: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what attributes say by NGFF: 0.5 keeps it under a name, 0.4 beside all others."""
+    ome = attributes.get("ome", attributes)
+    return ome if isinstance(ome, Mapping) else {}
+
+
 def read_group(group: zarr.Group) -> tuple[Meta, tuple[Level, ...]]:
     """Read the metadata of an OME-Zarr 0.4 or 0.5 image or label image.
 
@@ -109,8 +173,8 @@ def read_group(group: zarr.Group) -> tuple[Meta, tuple[Level, ...]]:
         If the group is not an image, or its metadata cannot be parsed.
     """
     attributes: dict[str, Any] = group.attrs.asdict()
-    ome: Any = attributes.get("ome", attributes)
-    multiscales = ome.get("multiscales") if isinstance(ome, Mapping) else None
+    ome = _ome(attributes)
+    multiscales = ome.get("multiscales")
     if not multiscales:
         inside = nodes_below(Path(label(group))) if isinstance(group.store, LocalStore) else ""
         raise InvalidInput(
@@ -160,6 +224,7 @@ def _parse(
         check_spacing(levels[-1].scale)
     channels = list((ome.get("omero") or {}).get("channels") or ())
     colors = [str(channel.get("color")) for channel in channels]
+    labels = [str(channel.get("label") or "") for channel in channels]
     if extra:  # our own group: omero then holds a default palette, not the user's colours
         colors = [str(color) for color in extra.get("colors", ())]
     meta = Meta(
@@ -169,7 +234,7 @@ def _parse(
         translation=levels[0].translation,
         orientation=_read_orientation(names, axes),
         affine=extra.get("affine"),
-        channels=tuple(extra.get("channels") or (str(c.get("label", "")) for c in channels)),
+        channels=tuple(extra.get("channels") or (labels if any(labels) else ())),
         kind=str(extra.get("kind", "classes" if "image-label" in ome else "image")),
         colors=tuple(colors) if all(map(is_color, colors)) else (),
         source=_read_source(extra.get("source")),
@@ -179,7 +244,8 @@ def _parse(
 
 
 def _read_unit(names: Sequence[str], axes: Sequence[Mapping[str, Any]]) -> str | None:
-    units = {axis.get("unit") for name, axis in zip(names, axes, strict=True) if name in "zyx"}
+    known = [axis.get("unit") for name, axis in zip(names, axes, strict=True) if name in "zyx"]
+    units = {unit_name(unit) for unit in known}
     if len(units) > 1:
         raise InvalidInput(
             f"the spatial axes have different units, {units}; write them in one in its metadata,"

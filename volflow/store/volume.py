@@ -18,7 +18,7 @@ from volflow.errors import InvalidInput, StoreFull, writing_failed
 from volflow.geometry.roi import Roi
 from volflow.store.layout import ShardEntry, split
 from volflow.store.meta import Level, Meta, SourceInfo, VolumeSpec
-from volflow.store.ngff import read_group
+from volflow.store.ngff import image_in, read_group
 from volflow.store.opening import (
     check_array,
     identity_lines,
@@ -382,6 +382,7 @@ def open_volume(
     if isinstance(x, str | os.PathLike):
         path, x = open_node(os.fspath(x))
     if isinstance(x, zarr.Group):
+        x, path = image_in(x, path)
         meta, levels = read_group(x)
     elif isinstance(x, zarr.Array):
         meta, levels = plain_meta(x), (Level("", (1.0, 1.0, 1.0)),)
@@ -394,6 +395,5 @@ def open_volume(
         raise InvalidInput(f"level must be 0 to {len(levels) - 1}, given {level}")
     array = x if isinstance(x, zarr.Array) else level_array(x, levels[level].path)
     at = check_array(array, meta.axes, timepoint)
-    place = path or local_path(x)
-    axes = "".join(meta.axes)
-    return Volume(array, spatial_meta(meta, levels, level), place, level, levels, at, axes)
+    here, axes = spatial_meta(meta, levels, level), "".join(meta.axes)
+    return Volume(array, here, path or local_path(x), level, levels, at, axes)
