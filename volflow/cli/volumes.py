@@ -193,7 +193,10 @@ def export(
     volume: Stored,
     out: Annotated[
         str,
-        typer.Argument(metavar="OUT", help="The .nii, .nii.gz or .npy file, or its URL."),
+        typer.Argument(
+            metavar="OUT",
+            help="The file, such as out.nii.gz, .nrrd, .mha, .tif or .h5, or its URL.",
+        ),
     ],
     options: ExportOptions,
     plan: PlanOnly = False,
@@ -209,7 +212,7 @@ def export(
     if plan:
         from volflow.volumes.export import check_export, refuse_changed
 
-        path = check_export(out, overwrite=options.overwrite)
+        path = check_export(out, overwrite=options.overwrite, ngff=options.ngff)
         if isinstance(path, Path) and not options.overwrite:
             refuse_changed(path)
         facts = facts_of(volume)

@@ -1,4 +1,4 @@
-"""OME-Zarr metadata: reads versions 0.4 and 0.5, writes 0.5.
+"""OME-Zarr metadata: reads and writes versions 0.4, in Zarr v2, and 0.5.
 
 Metadata that NGFF cannot express (the world affine, the header of the source file) are stored
 under the group attribute ``"volflow"``.
@@ -41,22 +41,20 @@ _PALETTE = ("FFFFFF", "00FF00", "FF00FF", "00FFFF", "FFFF00", "FF0000", "0000FF"
 
 
 def write_group(group: zarr.Group, meta: Meta, levels: Sequence[Level]) -> None:
-    """Write OME-Zarr 0.5 image metadata; the level arrays must exist.
+    """Write OME-Zarr image metadata, 0.5 into a Zarr v3 group, 0.4 into one of v2.
 
     Other attributes of the group are kept, except those that hold only for the other kind (image
-    or label map).
+    or label map). The level arrays must exist.
 
     Parameters
     ----------
     group
-        A Zarr v3 group.
+        A Zarr group.
     meta
         Metadata of level 0.
     levels
         The arrays, finest first.
     """
-    if group.metadata.zarr_format != 3:
-        raise InvalidInput("OME-Zarr 0.5 needs a Zarr v3 group, given v2; write to a new path")
     array = group[levels[0].path]
     if not isinstance(array, zarr.Array):
         raise InvalidInput(f"level {levels[0].path!r} of {label(group)} is not an array")
@@ -64,19 +62,20 @@ def write_group(group: zarr.Group, meta: Meta, levels: Sequence[Level]) -> None:
     ome: dict[str, Any] = dict(old["ome"]) if isinstance(old.get("ome"), Mapping) else {}
     for name in ("image-label", "omero"):  # at most one of them applies
         ome.pop(name, None)
-    ome["version"] = "0.5"
-    ome["multiscales"] = [
-        {
-            "name": group.name.strip("/") or "image",
-            "axes": [_axis(meta, name) for name in meta.axes],
-            "datasets": [_dataset(meta, level) for level in levels],
-        }
-    ]
+    older = group.metadata.zarr_format == 2
+    version = {"version": "0.4" if older else "0.5"}
+    image = {
+        "name": group.name.strip("/") or "image",
+        "axes": [_axis(meta, name) for name in meta.axes],
+        "datasets": [_dataset(meta, level) for level in levels],
+    }
+    ome["multiscales"] = [image | (version if older else {})]
     if meta.kind == "classes" and array.dtype.kind in "iu":
-        ome["image-label"] = {"version": "0.5", **_label_colors(meta)}
+        ome["image-label"] = {**version, **_label_colors(meta)}
     elif meta.channels and "c" in meta.axes:
         ome["omero"] = {"channels": _channels(meta, array.dtype)}
-    group.update_attributes({"ome": ome, "volflow": _extra(meta)})
+    said = ome if older else {"ome": {**ome, **version}}
+    group.update_attributes({**said, "volflow": _extra(meta)})
 
 
 def write_levels(group: zarr.Group, meta: Meta, levels: Sequence[Level]) -> None:

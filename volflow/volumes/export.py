@@ -38,6 +38,7 @@ from volflow.store.remote.address import Address, Location, check_answers, locat
 from volflow.store.slabs import Source
 from volflow.store.volume import Volume
 from volflow.volumes.arrays.inputs import VolumeLike, open_input
+from volflow.volumes.older_zarr import check_older, write_older
 
 __all__ = ["check_export", "check_file", "export", "refuse_changed", "write_file"]
 
@@ -52,8 +53,9 @@ def export(
     overwrite: bool = False,
     memory: str | int = "1GiB",
     like: str | os.PathLike[str] | None = None,
+    ngff: str | None = None,
 ) -> Location:
-    """Write a volume as one ``.nii.gz``, ``.nii``, ``.tif``, ``.h5``, ``.npy``, ``.dcm``, … file.
+    """Write a volume as one ``.nii.gz``, ``.nrrd``, ``.mha``, ``.tif``, ``.h5``, ``.dcm``, … file.
 
     A volume that came from a NIfTI file goes back onto that file's axes, orientation and affine. A
     ``.tif`` is what Fiji opens with its spacing, OME-TIFF where ImageJ's own format cannot hold it;
@@ -77,11 +79,14 @@ def export(
     like
         The DICOM series that a ``.dcm`` refers to, where it is not the one that the volume was
         made from, or has moved since.
+    ngff
+        ``"0.4"`` for a ``.zarr`` with all levels, in the older form of OME-Zarr (Zarr v2, a file
+        for each chunk) that most software reads; never in the place of another.
 
     Returns
     -------
     Path or Address
-        The file.
+        The file, or the folder of the ``.zarr``.
 
     Raises
     ------
@@ -101,7 +106,9 @@ def export(
     >>> np.load(export(ones, f"{tempfile.mkdtemp()}/ones.npy")).shape
     (4, 5, 6)
     """
-    path = check_export(out, overwrite=overwrite)
+    path = check_export(out, overwrite=overwrite, ngff=ngff)
+    if ngff is not None and isinstance(path, Path):
+        return write_older(open_input(volume), path, memory)
     opened = open_input(volume) if like is None else _referring(open_input(volume), like, path.name)
     if isinstance(path, Address):
         return _send_file(opened, path, overwrite=overwrite, memory=memory)
@@ -178,8 +185,12 @@ def write_file(
     return path
 
 
-def check_export(out: str | os.PathLike[str], *, overwrite: bool = False) -> Location:
+def check_export(
+    out: str | os.PathLike[str], *, overwrite: bool = False, ngff: str | None = None
+) -> Location:
     """Return where a file is to be written, on a disk as `check_file`, or on an object store."""
+    if ngff is not None:
+        return check_older(out, ngff)
     at = location(out)
     if isinstance(at, Path):
         return check_file(out, overwrite=overwrite)
@@ -256,6 +267,11 @@ def check_file(out: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
 
 
 def _check_format(name: str) -> None:
+    if name.lower().endswith(".zarr"):
+        raise InvalidInput(
+            f"{name} names a Zarr volume, and export writes other formats; copy it with convert, or"
+            ' give ngff="0.4" (--ngff 0.4) for software that does not know OME-Zarr 0.5'
+        )
     if writer_of(name) is None:
         known = ", ".join(end for one in WRITERS for end in one.suffixes)
         raise InvalidInput(f"{name} names no format that can be written; use {known}")

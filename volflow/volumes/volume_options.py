@@ -93,6 +93,9 @@ class ExportOptions:
         "Of a .dcm: the DICOM series on whose grid the volume lies. Default: the one that it was"
         " made from.",
     )
+    ngff: str | None = option(
+        None, "0.4: write a .zarr, with all levels, that older software reads, too."
+    )
 
 
 def as_foreground(name: str, text: str) -> bool | float:

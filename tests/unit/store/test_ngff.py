@@ -218,11 +218,14 @@ def test_malformed_fields_are_refused(fields):
         Meta(**fields)
 
 
-def test_only_a_v3_group_is_written():
+def test_into_a_v2_group_the_older_version_is_written():
     group = zarr.create_group(zarr.storage.MemoryStore(), zarr_format=2)
     group.create_array("0", shape=(4, 4, 4), dtype="u1")
-    with pytest.raises(InvalidInput, match="v3 group"):
-        write_group(group, Meta(), [Level("0", (1, 1, 1))])
+    write_group(group, Meta(kind="classes"), [Level("0", (1, 1, 1))])
+    said = group.attrs.asdict()
+    assert said["multiscales"][0]["version"] == said["image-label"]["version"] == "0.4"
+    assert "ome" not in said
+    assert read_group(group)[0].kind == "classes"
 
 
 def test_a_lone_level_of_other_software(shared_data):

@@ -125,7 +125,7 @@ OPERATIONS: Mapping[str, Operation] = {
         "volumes.export:export",
         {
             "volume": Setting(str, VOLUME),
-            "out": Setting(str, "The .nii, .nii.gz, .npy or .dcm file to write."),
+            "out": Setting(str, "The file to write: .nii.gz, .nrrd, .mha, .tif, .h5, .dcm, …"),
         },
         ExportOptions,
         reads="volume like",
