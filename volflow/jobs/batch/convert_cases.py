@@ -29,6 +29,7 @@ from volflow.option import from_keywords, journey
 from volflow.sampling.cases.drafts import drafts_of
 from volflow.sampling.cases.find_cases import check_names, listed
 from volflow.sampling.cases.open_cases import CLASS_PREFIXES
+from volflow.sampling.cases.values import Values
 from volflow.store.journal.complete import count_blocks
 from volflow.store.journal.journal import Journal, journal_dir
 from volflow.store.opening import is_zarr
@@ -60,7 +61,7 @@ def convert_cases(  # noqa: PLR0913 - a public journey takes flat options
     memory: str | int | None = None,
     overwrite: bool = False,
     progress: Progress = None,
-) -> dict[str, dict[str, str]]:
+) -> dict[str, dict[str, Any]]:
     """Convert each array of each case once, to ``out/{case}/{name}.zarr``, and return the cases.
 
     Only what is new or changed is converted; killed at any moment, the same call goes on. A case
@@ -88,7 +89,8 @@ def convert_cases(  # noqa: PLR0913 - a public journey takes flat options
     Returns
     -------
     dict
-        By the names of the cases: the paths of their volumes by name, as `find_cases` returns them.
+        By the names of the cases: the paths of their volumes by name, as `find_cases` returns them,
+        and the values that they were given with.
 
     Raises
     ------
@@ -109,7 +111,7 @@ def convert_cases(  # noqa: PLR0913 - a public journey takes flat options
     table = asked.run()
     if not table.ok and not skip_bad:
         raise RunFailed(asked.told(table))
-    good = {row.case: dict(row.volumes) for row in table if row.ok}
+    good = {row.case: {**row.volumes, **asked.values[row.case]} for row in table if row.ok}
     if not good:
         raise InvalidInput(asked.told(table))
     return good
@@ -122,6 +124,7 @@ class Conversion:
     cases: Mapping[str, Mapping[str, Any]]
     folder: Path
     options: ConvertCasesOptions
+    values: Mapping[str, Values] = field(default_factory=dict)
     at_work: set[Path] = field(default_factory=set, repr=False)
 
     @classmethod
@@ -146,7 +149,8 @@ class Conversion:
             raise InvalidInput("cases need names, and these must differ; give a mapping by name")
         check_names(named)
         check_names({name for arrays in named.values() for name in arrays})
-        return cls(named, folder, options)
+        values = {name: one.values for name, one in zip(named, drafts, strict=True)}
+        return cls(named, folder, options, values)
 
     def place(self, case: str, name: str) -> Path:
         """Return where an array goes."""

@@ -65,6 +65,11 @@ def test_only_what_is_new_or_changed_is_converted(folder):
     assert times("cache") == after
 
 
+def test_values_of_cases_are_kept(folder):
+    found = convert({"a": {"image": folder / "images" / "a.npy", "age": 45}}, "cache")
+    assert found["a"] == {"image": str(Path("cache/a/image.zarr").absolute()), "age": 45}
+
+
 def test_one_that_is_gone_from_the_cache_is_made_again(folder):
     found = convert(folder, "cache")
     Path(found["a"]["label"]).rename("elsewhere")
