@@ -178,18 +178,33 @@ def test_a_segmentation_is_written_on_the_grid_of_its_series(tmp_path, multi_fra
     )
     places = [tuple(f.FrameContentSequence[0].DimensionIndexValues) for f in frames]
     assert len(set(places)) == len(places)
-    assert places[:3] == [(1, 11), (1, 10), (2, 10)]  # segment and slice, from above
+    assert places[:3] == [(1, 1), (1, 2), (2, 2)]  # segment and slice
 
 
-def test_each_slice_refers_to_its_image(tmp_path):
-    series = save_series(tmp_path / "series", random_zyx())
+@pytest.mark.parametrize("multi_frame", [False, True])
+def test_each_mask_refers_to_the_slice_that_it_lies_in(tmp_path, multi_frame):
+    if multi_frame:
+        order = np.random.default_rng(1).permutation(11)
+        series = save(enhanced(random_zyx(), order=order), tmp_path / "series.dcm")
+        image = pydicom.dcmread(series)
+        images = {
+            tuple(one.PlanePositionSequence[0].ImagePositionPatient): (image.SOPInstanceUID, n)
+            for n, one in enumerate(image.PerFrameFunctionalGroupsSequence, 1)
+        }
+    else:
+        series = save_series(tmp_path / "series", random_zyx())
+        images = {
+            tuple(one.ImagePositionPatient): (one.SOPInstanceUID, None)
+            for one in map(pydicom.dcmread, series.iterdir())
+        }
     vf.export(classes(tmp_path / "seg.zarr", labels(), series), tmp_path / "seg.dcm")
-    images = [pydicom.dcmread(path) for path in series.iterdir()]
-    by_position = {tuple(one.ImagePositionPatient): one.SOPInstanceUID for one in images}
-    for frame in pydicom.dcmread(tmp_path / "seg.dcm").PerFrameFunctionalGroupsSequence:
-        source = frame.DerivationImageSequence[0].SourceImageSequence[0]
-        position = tuple(frame.PlanePositionSequence[0].ImagePositionPatient)
-        assert source.ReferencedSOPInstanceUID == by_position[position]
+    made = pydicom.dcmread(tmp_path / "seg.dcm")
+    for mask in made.PerFrameFunctionalGroupsSequence:
+        source = mask.DerivationImageSequence[0].SourceImageSequence[0]
+        refers = source.ReferencedSOPInstanceUID, source.get("ReferencedFrameNumber")
+        assert refers == images[tuple(mask.PlanePositionSequence[0].ImagePositionPatient)]
+    listed = made.ReferencedSeriesSequence[0].ReferencedInstanceSequence
+    assert {one.ReferencedSOPInstanceUID for one in listed} == {uid for uid, _ in images.values()}
 
 
 def test_it_says_which_model_made_it(tmp_path):

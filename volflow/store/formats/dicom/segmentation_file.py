@@ -1,8 +1,8 @@
 """DICOM segmentations that are written: their headers by highdicom, their voxels bit by bit.
 
-highdicom takes all voxels at once. Here it makes the header for slices of a single voxel; the size,
-the entries of all slices and their bits are put in while the volume is read, twice: first to see
-which classes lie in which slice, as slices without a class are left out.
+highdicom takes all slices and their voxels at once. Here it makes the header for the first slice,
+as if it were a single voxel; what is said of each mask, and its bits, follow one by one. The volume
+is read twice: first to see which classes lie in which slice, as masks of none are left out.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 import volflow
 from volflow.errors import InvalidInput, first_line
 from volflow.store.formats.choice import ImageChoice
-from volflow.store.formats.dicom.image_file import import_pydicom
+from volflow.store.formats.dicom.image_file import DicomSlice, import_pydicom
 from volflow.store.formats.dicom.series import open_dicom
 from volflow.store.formats.dicom.slice_stack import StackSource
 from volflow.store.meta import SourceInfo, VolumeSpec
@@ -32,18 +32,18 @@ MOST_SEGMENTS, MOST_SERIES = 4096, 10**7
 MOST_BYTES = 2**32 - 2  # of the voxels of a file
 OF_VOXEL = 0.01  # by which two grids may differ
 SHORT_TEXT = 64  # letters that a field holds
-# What highdicom asks a source image for; empty where the image lacks it.
+# What highdicom asks an image for; the first are empty where it lacks them.
 PATIENT = (
     "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID",
     "StudyDate", "StudyTime",
 )  # fmt: skip
 NEEDED = (
-    "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber",
-    "FrameOfReferenceUID", "PositionReferenceIndicator", "Modality", "Rows", "Columns", "ImageType",
-    "NumberOfFrames", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing",
-    "SliceThickness", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
-    "DimensionOrganizationSequence", "DimensionIndexSequence", "LossyImageCompression",
-    "ReferringPhysicianName", "SpecificCharacterSet",
+    *PATIENT, "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID",
+    "SeriesNumber", "FrameOfReferenceUID", "PositionReferenceIndicator", "Modality", "Rows",
+    "Columns", "ImageType", "NumberOfFrames", "ImagePositionPatient", "ImageOrientationPatient",
+    "PixelSpacing", "SliceThickness", "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence", "DimensionOrganizationSequence", "DimensionIndexSequence",
+    "LossyImageCompression", "ReferringPhysicianName", "SpecificCharacterSet",
 )  # fmt: skip
 
 
@@ -52,6 +52,14 @@ class _Frame(NamedTuple):
 
     z: int
     segment: int
+
+
+class _Referred(NamedTuple):
+    """The image that a slice refers to, and the frame in it; 0 if it has one."""
+
+    sop_class: str
+    instance: str
+    frame: int
 
 
 def segmentation_pieces(volume: Source, depth: int) -> Iterable[Any]:
@@ -143,15 +151,17 @@ def _pieces(volume: Source, depth: int, series: StackSource) -> Iterator[Any]:
             f"{len(frames)} masks of {size} voxels take {length} bytes, and a DICOM file holds"
             f" {MOST_BYTES}; export another format, or fewer classes"
         )
+    referred = _referred(series)
     data = _header(volume, series, max(segment for _, segment in frames))
-    templates = data.PerFrameFunctionalGroupsSequence
     data.NumberOfFrames = len(frames)
+    data.ReferencedSeriesSequence[0].ReferencedInstanceSequence = _instances(referred)
+    (template,) = data.PerFrameFunctionalGroupsSequence
     del data.PerFrameFunctionalGroupsSequence, data.PixelData
     yield _encoded(data, whole=True)
     # These two come last, in this order.
     yield _element(0x52009230, b"SQ", 0xFFFFFFFF)
     for frame in frames:
-        item = _encoded(_entry(templates[frame.z], frame.segment))
+        item = _encoded(_entry(template, frame, series.slices[frame.z], referred[frame.z]))
         yield b"\xfe\xff\x00\xe0" + len(item).to_bytes(4, "little") + item
     yield b"\xfe\xff\xdd\xe0\0\0\0\0"
     yield _element(0x7FE00010, b"OB", length)
@@ -199,16 +209,54 @@ def _bits(volume: Source, depth: int, frames: Sequence[_Frame], length: int) -> 
     yield rest + bytes(length - written - len(rest))
 
 
-def _entry(template: Any, segment: int) -> Any:
-    """Return the entry of a slice for a segment; the template is used again."""
+def _referred(series: StackSource) -> list[_Referred]:
+    """Return to which image each slice of a segmentation refers, in the order of z."""
+    pydicom = import_pydicom()
+    begins: dict[str, list[int]] = {}
+    for one in series.slices:
+        begins.setdefault(one.path, []).append(one.begin)
+    images = {}
+    for path in begins:
+        tags = ["SOPClassUID", "SOPInstanceUID"]
+        data = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
+        images[path] = str(data.SOPClassUID), str(data.SOPInstanceUID)
+        begins[path].sort()
+    return [
+        _Referred(
+            *images[one.path],
+            begins[one.path].index(one.begin) + 1 if len(begins[one.path]) > 1 else 0,
+        )
+        for one in series.slices
+    ]
+
+
+def _instances(referred: Sequence[_Referred]) -> Any:
+    """Return the list of the images that a segmentation refers to."""
     from pydicom.dataset import Dataset
-    from pydicom.sequence import Sequence as Items
+
+    items = []
+    for sop_class, instance in dict.fromkeys(one[:2] for one in referred):
+        item = Dataset()
+        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class, instance
+        items.append(item)
+    return items
+
+
+def _entry(template: Any, frame: _Frame, place: DicomSlice, image: _Referred) -> Any:
+    """Return what the header says of a mask; the template is used again."""
+    from pydicom.dataset import Dataset
+    from pydicom.valuerep import format_number_as_ds
 
     identity = Dataset()
-    identity.ReferencedSegmentNumber = segment
-    template.SegmentIdentificationSequence = Items([identity])
-    content = template.FrameContentSequence[0]
-    content.DimensionIndexValues = [segment, content.DimensionIndexValues[-1]]
+    identity.ReferencedSegmentNumber = frame.segment
+    template.SegmentIdentificationSequence = [identity]
+    template.FrameContentSequence[0].DimensionIndexValues = [frame.segment, frame.z + 1]
+    position = [format_number_as_ds(value) for value in place.position]
+    template.PlanePositionSequence[0].ImagePositionPatient = position
+    source = template.DerivationImageSequence[0].SourceImageSequence[0]
+    source.ReferencedSOPInstanceUID = image.instance
+    if image.frame:
+        source.ReferencedFrameNumber = image.frame
     return template
 
 
@@ -220,7 +268,7 @@ def _encoded(data: Any, *, whole: bool = False) -> bytes:
 
 
 def _header(volume: Source, series: StackSource, classes: int) -> Any:
-    """Return the header, with an entry for each slice in the order of z."""
+    """Return the header of a segmentation of the first slice, as if that were a single voxel."""
     try:
         import highdicom
     except ImportError:
@@ -228,8 +276,8 @@ def _header(volume: Source, series: StackSource, classes: int) -> Any:
             "DICOM segmentations need highdicom, which is not installed; pip install"
             ' "volflow[dicom]"'
         ) from None
-    images, spacing = _images(series), series.meta.spacing
-    number = int(images[0].get("SeriesNumber") or 0)
+    image, spacing = _first_image(series), series.meta.spacing
+    number = int(image.get("SeriesNumber") or 0)
     made = json.loads(volume.meta.made or "{}")
     model = f", {made['model'][-30:]} {made['weights'][:16]}" if made else ""
     segments = _segments(highdicom, volume, max(classes, len(volume.meta.channels) - 1), made)
@@ -237,8 +285,8 @@ def _header(volume: Source, series: StackSource, classes: int) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of names in the image that are spelt carelessly
             data = highdicom.seg.Segmentation(
-                images,
-                np.ones((series.shape[-3], 1, 1), np.uint8),
+                [image],
+                np.ones((1, 1, 1), np.uint8),
                 "BINARY",
                 segments[:1],
                 highdicom.UID(),
@@ -263,46 +311,24 @@ def _header(volume: Source, series: StackSource, classes: int) -> Any:
     data.Rows, data.Columns = series.shape[-2:]
     data.SegmentsOverlap = "NO"
     shared = data.SharedFunctionalGroupsSequence[0]
-    # Of slices of one segment, all of which are there.
-    for holder, name in (
-        (shared, "SegmentIdentificationSequence"),
-        (data, "DimensionOrganizationType"),
-    ):
-        if name in holder:
-            delattr(holder, name)
-    # A single slice would be taken to be 1 mm from the next.
+    del shared.SegmentIdentificationSequence  # each mask has its own
     step = import_pydicom().valuerep.format_number_as_ds(float(spacing[0]))
-    shared.PixelMeasuresSequence[0].SpacingBetweenSlices = step
-    normal = np.cross(*np.reshape(series.slices[0].orientation, (2, 3)))
-
-    def height(entry: Any) -> float:
-        at = entry.PlanePositionSequence[0].ImagePositionPatient
-        return float(np.dot(np.array(at, float), normal))
-
-    data.PerFrameFunctionalGroupsSequence = sorted(
-        data.PerFrameFunctionalGroupsSequence, key=height
-    )
+    shared.PixelMeasuresSequence[0].SpacingBetweenSlices = step  # not of the first slice alone
     return data
 
 
-def _images(series: StackSource) -> list[Any]:
-    """Return the headers of the images of a series, as if their slices had a single voxel."""
-    pydicom = import_pydicom()
-    images: list[Any] = []
-    for path in dict.fromkeys(one.path for one in series.slices):
-        tags = [*NEEDED, *(PATIENT if not images else ())]
-        data = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
-        for name in PATIENT if not images else ():
-            if name not in data:
-                setattr(data, name, "")
-        data.Rows = data.Columns = 1
-        images.append(data)
-    if len(images) > 1 and len(images) != len(series.slices):
-        raise InvalidInput(
-            f"{series.path} has its slices in {len(images)} files of several, and a segmentation"
-            " refers to one; export another format"
-        )
-    return images
+def _first_image(series: StackSource) -> Any:
+    """Return the header of the first slice, with what highdicom asks it for."""
+    first = series.slices[0].path
+    data = import_pydicom().dcmread(first, stop_before_pixels=True, specific_tags=list(NEEDED))
+    for name in PATIENT:
+        if name not in data:
+            setattr(data, name, "")
+    data.Rows = data.Columns = 1
+    if "PerFrameFunctionalGroupsSequence" in data:
+        data.NumberOfFrames = 1
+        data.PerFrameFunctionalGroupsSequence = data.PerFrameFunctionalGroupsSequence[:1]
+    return data
 
 
 def _segments(highdicom: Any, volume: Source, count: int, made: Mapping[str, str]) -> list[Any]:
