@@ -3,12 +3,14 @@
 Exit codes: 0 done; 1 failed, the same command goes on; 2 refused, the user must change something;
 3 data are damaged, or hold NaN where that is refused; 4 another run holds the output. Errors of
 volflow bring theirs (`volflow.errors`); `_explain` knows all others. A user's mistake is one line
-on standard error; ``--debug``, anywhere, shows where an error came from, and how memory is taken.
+on standard error, and with ``--json`` an object on standard output, too; ``--debug``, anywhere,
+shows where an error came from, and how memory is taken.
 """
 
 from __future__ import annotations
 
 import importlib
+import json
 import logging
 import os
 import signal
@@ -135,6 +137,9 @@ def run(arguments: Sequence[str]) -> int:
             sys.stderr.write(traceback.format_exc())
         if line:
             sys.stderr.write(f"volflow: {line}\n")
+        if line and "--json" in words:
+            told = {"error": type(error).__name__, "message": line, "exit_code": code}
+            sys.stdout.write(json.dumps(told, indent=2, ensure_ascii=False) + "\n")
         return code
     return code if isinstance(code, int) else 0
 

@@ -53,9 +53,10 @@ def run(
     work: Any = plan_run if plan else run_pipeline
     done = work(pipeline, **vars(options), **_variables(values or []))
     if not hasattr(done, "rows"):
-        say(done.to_dict(), as_json, done.describe())
+        say(done.to_dict(), as_json, done.describe(), None if plan else options.progress)
         return
-    say(done.to_dict(), as_json, str(done) if plan else done.outcome())
+    text = str(done) if plan else done.outcome()
+    say(done.to_dict(), as_json, text, options.progress if done.ok and not plan else None)
     if not done.ok:
         raise typer.Exit(RunFailed.exit_code)
 

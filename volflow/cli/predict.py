@@ -100,7 +100,9 @@ def _predict_cases(
         _say_detached(predict_cases(cases, model, out, **vars(options), detach=True), out, as_json)
         return
     table: Any = predict_cases(cases, model, out, **vars(options))
-    say(table.to_dict(), as_json, str(table) if options.dry_run else table.outcome())
+    text = str(table) if options.dry_run else table.outcome()
+    quiet = table.ok and not options.dry_run
+    say(table.to_dict(), as_json, text, options.progress if quiet else None)
     if not table.ok and not options.dry_run:
         raise typer.Exit(RunFailed.exit_code)
 
@@ -119,9 +121,11 @@ def _predict_one(
     result: Any = run_predict(named, model, out, **vars(options))
     if isinstance(result, dict):
         by_name = {name: volume_facts(one) for name, one in result.items()}
-        say(by_name, as_json, "\n".join(facts_text(facts) for facts in by_name.values()))
+        text = "\n".join(facts_text(facts) for facts in by_name.values())
+        say(by_name, as_json, text, options.progress)
     else:
-        say_facts(facts_of(out) if Path(out).is_file() else volume_facts(result), as_json)
+        facts = facts_of(out) if Path(out).is_file() else volume_facts(result)
+        say_facts(facts, as_json, options.progress)
 
 
 def _say_detached(run: Any, out: str, as_json: bool) -> None:

@@ -14,6 +14,7 @@ from volflow.errors import InvalidInput
 
 if TYPE_CHECKING:
     from volflow.engine.plan import Plan
+    from volflow.engine.progress import Progress
 
 __all__ = [
     "OUT",
@@ -85,16 +86,19 @@ def beside(volume: str, suffix: str) -> Path:
     return folder / f"{stem(path.name or path.absolute().name)}{suffix}.png"
 
 
-def say(facts: Mapping[str, Any], as_json: bool, text: str) -> None:
-    """Print a result on standard output, for people or for machines."""
-    typer.echo(json.dumps(facts, indent=2, ensure_ascii=False, default=str) if as_json else text)
+def say(facts: Mapping[str, Any], as_json: bool, text: str, progress: Progress = None) -> None:
+    """Print a result on standard output, for machines, or for people who did not ask for quiet."""
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False, default=str))
+    elif progress is not False:
+        typer.echo(text)
 
 
-def say_facts(facts: Mapping[str, Any], as_json: bool) -> None:
+def say_facts(facts: Mapping[str, Any], as_json: bool, progress: Progress = None) -> None:
     """Print what is known of a volume or a file."""
     from volflow.report.facts.info import facts_text
 
-    say(facts, as_json, facts_text(facts))
+    say(facts, as_json, facts_text(facts), progress)
 
 
 def say_plan(plan: Plan, as_json: bool) -> None:

@@ -71,7 +71,8 @@ def convert(
         return
     from volflow.report.facts.info import volume_facts
 
-    say_facts(volume_facts(run_convert(source, out, **vars(options))), as_json)
+    facts = volume_facts(run_convert(source, out, **vars(options)))
+    say_facts(facts, as_json, options.progress)
 
 
 def _refuse_single(options: ConvertOptions, many: ConvertCasesOptions) -> None:
@@ -174,7 +175,7 @@ def pyramid(
         return
     from volflow.report.facts.info import volume_facts
 
-    say_facts(volume_facts(write_levels(volume, **vars(options))), as_json)
+    say_facts(volume_facts(write_levels(volume, **vars(options))), as_json, options.progress)
 
 
 def statistics(

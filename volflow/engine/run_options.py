@@ -62,7 +62,10 @@ class RunOptions(WorkerOptions):
     """
 
     progress: Progress = option(
-        None, "Show no progress.", names=("--quiet", "-q"), read=lambda name, quiet: not quiet
+        None,
+        "Say nothing of what goes well.",
+        names=("--quiet", "-q"),
+        read=lambda name, quiet: not quiet,
     )
 
 

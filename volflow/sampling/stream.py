@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from volflow.engine.cluster import Cluster
-from volflow.engine.progress import Progress
+from volflow.engine.progress import Progress, announce
 from volflow.errors import InvalidInput, ResumeRefused
 from volflow.option import from_keywords, journey
 from volflow.sampling.cases.open_cases import CasesLike, open_cases
@@ -96,7 +96,8 @@ class PatchStream(IterableDataset[dict[str, Any]]):
     classes
         Names of the arrays that hold classes; see `volflow.sampling.cases.open_cases.open_cases`.
     progress
-        Progress of the pass that counts labels or weights where they are not known yet.
+        Progress of the pass that counts labels or weights where they are not known yet. False is
+        quiet, also where an epoch has no patch of some cases.
 
     Raises
     ------
@@ -163,6 +164,7 @@ class PatchStream(IterableDataset[dict[str, Any]]):
         )
         self.metrics = Metrics()
         self.epoch, self._index, self._begun = 0, 0, False
+        self._silent = progress is False
 
     @property
     def augment(self) -> tuple[BatchTransform, ...]:
@@ -309,7 +311,25 @@ class PatchStream(IterableDataset[dict[str, Any]]):
             self.epoch, self._index = self.epoch + 1, 0
         self._begun = True
         self.metrics.begin()
+        self._tell_left_out()
         return self.epoch, self._index
+
+    def _tell_left_out(self) -> None:
+        """Say once that an epoch has no patch of some cases, where none was promised of each."""
+        promised = (
+            isinstance(self.catalog, GridCatalog) or self.options.patches_per_case is not None
+        )
+        if self._silent or promised or self.rank or get_worker_info() is not None:
+            return
+        counts = self.case_counts()
+        none = sum(not count for count in counts.values())
+        if none:
+            self._silent = True
+            announce(
+                f"stream: {none} of {len(counts)} cases have no patch in this epoch of"
+                f" {self.patches}; patches_per_case= takes as many from each",
+                None,
+            )
 
     def delivered(self, share: ProcessShare, index: int) -> None:
         """Note that the sample at this place is the trainer's now."""

@@ -30,13 +30,16 @@ def called(monkeypatch):
 
 
 def test_a_pattern(called, capsys):
-    assert run(["predict", "in/{case}.nii.gz", "out/{case}.nii.gz", "-m", "net/", "-q"]) == 0
+    words = ["predict", "in/{case}.nii.gz", "out/{case}.nii.gz", "-m", "net/"]
+    assert run([*words, "-q"]) == 0
     assert called[0] == [
         (
             ("in/{case}.nii.gz", "net/", "out/{case}.nii.gz"),
             vars(BatchOptions(progress=False)),
         )
     ]
+    assert capsys.readouterr().out == ""  # what goes well is no news
+    assert run(words) == 0
     assert capsys.readouterr().out == "1 case: 1 done; s.html\n"
 
 

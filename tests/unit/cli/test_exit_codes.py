@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from volflow import errors
@@ -77,7 +79,7 @@ def _pipeline(folder):
         ("cancel a.zarr", "", DONE),
         ("cancel v2.zarr", "", REFUSED),
         ("export a.zarr n.nii.gz", "", DONE),
-        ("export a.zarr n.tif", "", REFUSED),
+        ("export a.zarr n.xyz", "", REFUSED),
         ("export a.zarr n.nii.gz", SHARD, DAMAGED),
         ("preview a.zarr -o p.png --dpi 30", "", DONE),
         ("preview a.zarr -o p.tif", "", REFUSED),
@@ -125,3 +127,23 @@ def test_every_command_is_here():
     (marks,) = (m for m in test_codes.pytestmark if m.name == "parametrize")
     found = {line.split()[0] for line, _, _ in marks.args[1] if line}
     assert found == {*COMMANDS, "nonsense"}
+
+
+def test_an_error_is_an_object_for_machines(tmp_path, capsys):
+    assert run(["convert", str(tmp_path / "none.nii"), str(tmp_path / "made.zarr"), "--json"]) == 2
+    said = capsys.readouterr()
+    told = json.loads(said.out)
+    assert said.err == f"volflow: {told['message']}\n"
+    assert told["message"].endswith("none.nii does not exist; check the path")
+    assert (told["error"], told["exit_code"]) == ("InvalidInput", 2)
+    assert run(["convert", "--json", "--no-such-thing"]) == 2
+    assert json.loads(capsys.readouterr().out)["exit_code"] == 2
+
+
+def test_quiet_is_quiet(tmp_path, capsys):
+    np.save(tmp_path / "made.npy", np.ones((4, 5, 6), "u1"))
+    words = ["convert", str(tmp_path / "made.npy"), str(tmp_path / "made.zarr")]
+    assert run([*words, "-q"]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert run([*words, "-q", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["shape"] == [4, 5, 6]

@@ -532,11 +532,17 @@ class TestRefusals:
         padded = vf.PatchStream(case, vf.WeightedSampler(4, border="pad"), 8)
         assert {tuple(s["location"][:3].tolist()) for s in padded} == {(-2, -2, -2)}
 
-    def test_of_a_case_without_a_class_only_if_it_must_give_some(self):
+    def test_of_a_case_without_a_class_only_if_it_must_give_some(self, capsys):
         image = np.zeros((8, 8, 8), "u1")
         cases = {"a": {"image": image, "label": image}, "b": {"image": image, "label": image + 1}}
         stream = vf.PatchStream(cases, vf.LabelSampler(4), 8)
         assert stream.case_counts() == {"a": 0, "b": 8}
+        for _ in range(2):  # it is said once
+            assert len(list(stream.loader(4))) == 2
+        told = "stream: 1 of 2 cases have no patch in this epoch of 8; patches_per_case= takes as"
+        assert capsys.readouterr().err == f"{told} many from each\n"
+        assert len(list(vf.PatchStream(cases, vf.LabelSampler(4), 8, progress=False))) == 8
+        assert capsys.readouterr().err == ""
         with pytest.raises(InvalidInput, match="case a has no voxels of the classes"):
             vf.PatchStream(cases, vf.LabelSampler(4), patches_per_case=4)
         with pytest.raises(InvalidInput, match="case a has no weights"):
