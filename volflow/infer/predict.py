@@ -77,8 +77,8 @@ def predict(  # noqa: PLR0913 - a public journey takes flat options
         ``nn.Module``, bundle directory, ``"package.module:callable"`` or ``torch.export`` archive.
         What is None below is taken from a bundle, else from the default named.
     out
-        Path of the OME-Zarr result, or its URL, as in `convert`; a name ending in ``.nii``,
-        ``.nii.gz`` or ``.npy`` is exported when the volume behind it is complete. The same call
+        Path of the OME-Zarr result, or its URL, as in `convert`; a file, such as ``seg.nii.gz``,
+        ``seg.tif`` or ``seg.h5``, is exported when the volume behind it is complete. The same call
         again leaves the file alone, writes it anew where it is gone, and refuses one that was
         changed since.
     patch, overlap, blend

@@ -217,7 +217,7 @@ def _check_name(path: PurePath) -> None:
         raise InvalidInput(
             f'{path.name} cannot name a Zarr volume: "{path.suffix}" is the suffix of another'
             f' format; write to "{stem}.zarr", and export the result for'
-            " .nii.gz, .nii or .npy (vf.export, volflow export)"
+            " .nii.gz, .tif, .h5 and others (vf.export, volflow export)"
         )
 
 

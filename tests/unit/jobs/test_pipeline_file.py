@@ -109,7 +109,7 @@ def test_all_mistakes_are_said_at_once_with_their_lines(mistakes_of):
         (["  - name: a"], 2, "step 1 has no operation; write"),
         (["  - scan"], 2, "step 1 is no mapping"),
         (["  - {name: a, convret: {}}"], 2, "no operation 'convret'; did you mean 'convert'?, or"),
-        (["  - {name: a, convert: {out: a.zarr}}"], 2, "convert needs source: A .nii"),
+        (["  - {name: a, convert: {out: a.zarr}}"], 2, "convert needs source: A file or folder"),
         (["  - {name: a, convert: }"], 2, "convert needs source"),
         (["  - {name: a, convert: scan.npy}"], 2, "convert takes settings by name"),
         (["  - name: a", "    verify: {path: a}", "    pyramid: {volume: a}"], 2, "2 operations"),

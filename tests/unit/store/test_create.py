@@ -119,8 +119,8 @@ def test_the_name_of_another_format_is_refused(tmp_path, name, suffix):
     stem = "seg.zarr" if "zip" in name else "seg"
     assert str(refused.value) == (
         f'{name} cannot name a Zarr volume: "{suffix}" is the suffix of another format; write to'
-        f' "{stem}.zarr", and export the result for .nii.gz, .nii or .npy (vf.export,'
-        " volflow export)"
+        f' "{stem}.zarr", and export the result for .nii.gz, .tif, .h5 and others'
+        " (vf.export, volflow export)"
     )
 
 

@@ -78,7 +78,9 @@ OPERATIONS: Mapping[str, Operation] = {
     "convert": _operation(
         "volumes.convert:convert",
         {
-            "source": Setting(str, "A .nii, .nii.gz or .npy file, or Zarr v2 or v3."),
+            "source": Setting(
+                str, "A file or folder of any format that is read, or Zarr v2 or v3."
+            ),
             "out": Setting(str, "The OME-Zarr volume to write."),
         },
         ConvertOptions,

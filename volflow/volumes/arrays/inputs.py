@@ -55,9 +55,9 @@ VolumeLike = Union[
 ]
 """A volume as every function takes it.
 
-Path or URL (OME-Zarr, plain Zarr; ``.npy``, ``.nii``, ``.nii.gz``), `Volume`, ``zarr.Array``, NumPy
-array or memmap, Dask array, ``xarray.DataArray``, torch tensor; ``zyx`` or ``czyx``, a DataArray in
-any order of its dimensions.
+Path or URL of OME-Zarr or plain Zarr, path of a file or folder of any other format that is read,
+`Volume`, ``zarr.Array``, NumPy array or memmap, Dask array, ``xarray.DataArray``, torch tensor;
+``zyx`` or ``czyx``, a DataArray in any order of its dimensions.
 """
 
 

@@ -3,6 +3,7 @@
 import importlib
 import struct
 import sys
+import zlib
 from typing import ClassVar
 
 import numpy as np
@@ -309,6 +310,24 @@ def test_a_missing_library_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tifffile", None)
     with pytest.raises(InvalidInput, match=r'needs? tifffile, .*; pip install "volflow\[tiff\]"'):
         open_source(path)
+
+
+def test_a_strip_may_not_inflate_beyond_its_rows(tmp_path, monkeypatch):
+    options = {"compression": "zlib", "rowsperstrip": 1000}
+    path = save(tmp_path / "a.tif", np.zeros((1, 1000, 1000), "uint8"), **options)
+    bomb = zlib.compress(bytes(2**26))
+    with tifffile.TiffFile(path) as file:
+        tags = [
+            file.pages[0].tags[name].valueoffset for name in ("StripOffsets", "StripByteCounts")
+        ]
+    content = bytearray(path.read_bytes())
+    for at, value in zip(tags, (len(content), len(bomb)), strict=True):
+        struct.pack_into("<I", content, at, value)
+    path.write_bytes(content + bomb)
+    monkeypatch.setattr(tiff_pages, "SLACK", 2**15)
+    monkeypatch.setattr(tiff_pages, "find_spec", lambda _: None)  # as without imagecodecs
+    with pytest.raises(Unreadable, match=r"\d+ bytes stand for more than 1000000"):
+        open_source(path)[0, 0]
 
 
 # Files that lie

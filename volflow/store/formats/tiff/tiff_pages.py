@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +22,7 @@ from volflow.store.slabs import Array, file_identity
 
 __all__ = ["Pages", "Target", "pages_of"]
 
-JPEG = (6, 7, 33007, 34892)
+JPEG, DEFLATE = (6, 7, 33007, 34892), (8, 32946, 50013)
 # The most bytes that each compression makes from one; others are taken for `MOST`.
 _EXPANDS = {1: 1, 5: 4096, 8: 1032, 32946: 1032, 50013: 1032, 32773: 64}
 MOST, SLACK = 2**17, 2**16
@@ -148,10 +150,13 @@ class Pages:
             return None
         bits = page.bitspersample if isinstance(page.bitspersample, int) else 8
         made = math.prod(self.segment) * self.shape[4] * bits // 8
-        if made > count * _EXPANDS.get(page.compression, MOST) + SLACK:
+        most = count * _EXPANDS.get(page.compression, MOST) + SLACK
+        if made > most or count > 2 * made + SLACK:
             raise self._unreadable(number, f"{count} bytes stand for {made}")
         data.seek(offset)
         packed = data.read(count)
+        if page.compression in DEFLATE and count > SLACK and _inflates_beyond(packed, 2 * made):
+            raise self._unreadable(number, f"{count} bytes stand for more than {made}")
         tables = {"jpegtables": self.tables[number]} if self.tables else {}
         if page.jpegheader is not None:
             tables["jpegheader"] = page.jpegheader
@@ -278,6 +283,16 @@ def _check_codec(path: str, page: Any) -> None:
         raise InvalidInput(
             f"{path} holds {_name(page.compression)}, which cannot be decoded; save it uncompressed"
         )
+
+
+def _inflates_beyond(packed: bytes, most: int) -> bool:
+    """Return True if tifffile, without imagecodecs, would make more bytes than expected of some."""
+    if find_spec("imagecodecs") is not None:  # which stops by itself
+        return False
+    inflating = zlib.decompressobj()
+    with suppress(zlib.error):  # told when it is decoded
+        inflating.decompress(packed, most + SLACK)
+    return bool(inflating.unconsumed_tail)
 
 
 def _name(compression: Any) -> str:
