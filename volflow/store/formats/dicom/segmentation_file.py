@@ -298,7 +298,6 @@ def _header(volume: Source, series: StackSource, classes: int) -> Any:
                 volflow.__version__,
                 "none",
                 content_description=f"volflow{model}",
-                specific_character_set="ISO_IR 192",  # UTF-8, for names of classes
                 pixel_measures=highdicom.PixelMeasuresSequence(
                     spacing[1:], series.slices[0].thickness or spacing[0], spacing[0]
                 ),
@@ -307,11 +306,12 @@ def _header(volume: Source, series: StackSource, classes: int) -> Any:
         raise InvalidInput(
             f"no segmentation can refer to {series.path}: {first_line(error)}; repair its header"
         ) from error
+    data.SpecificCharacterSet = "ISO_IR 192"  # UTF-8, for names of classes
     data.SegmentSequence.extend(segments[1:])
     data.Rows, data.Columns = series.shape[-2:]
     data.SegmentsOverlap = "NO"
     shared = data.SharedFunctionalGroupsSequence[0]
-    del shared.SegmentIdentificationSequence  # each mask has its own
+    shared.pop("SegmentIdentificationSequence", None)  # each mask has its own
     step = import_pydicom().valuerep.format_number_as_ds(float(spacing[0]))
     shared.PixelMeasuresSequence[0].SpacingBetweenSlices = step  # not of the first slice alone
     return data
