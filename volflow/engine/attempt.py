@@ -34,14 +34,14 @@ __all__ = ["Assignment", "Session", "execute"]
 LOOK_EVERY_S = 0.5
 
 
-_at_work: set[tuple[str, int]] = set()  # (run, block) of the running tasks of this process
+_at_work: set[tuple[str, int]] = set()  # (driver, block) of the running tasks of this process
 _changed = threading.Condition()
 
 
 @contextmanager
-def _alone(topic: str, blocks: tuple[int, ...], wanted: Callable[[], bool]) -> Iterator[None]:
+def _alone(driver: str, blocks: tuple[int, ...], wanted: Callable[[], bool]) -> Iterator[None]:
     """Reserve blocks of a run, after an earlier task of this process has released them."""
-    mine = {(topic, block) for block in blocks}
+    mine = {(driver, block) for block in blocks}
     with _changed:
         while wanted() and mine & _at_work:
             _changed.wait(LOOK_EVERY_S)
@@ -57,18 +57,18 @@ def _alone(topic: str, blocks: tuple[int, ...], wanted: Callable[[], bool]) -> I
 
 @contextmanager
 def _in_turn(
-    worker: Worker, topic: str, blocks: tuple[int, ...], claim: Claim, context: Context
+    worker: Worker, given: Assignment, blocks: tuple[int, ...], context: Context
 ) -> Iterator[bool]:
     """Reserve blocks, and room for them beside the tasks of other runs; yield False if unwanted."""
     began_s, waited = time.perf_counter(), []
 
     def on_wait() -> None:
         waited.append(worker.address)
-        worker.log_event(topic, {"waits": worker.address})
+        worker.log_event(given.topic, {"driver": given.driver, "waits": worker.address})
 
-    claim = claim.capped("memory", worker.memory_manager.memory_limit)
+    claim = given.session.claim.capped("memory", worker.memory_manager.memory_limit)
     with (
-        _alone(topic, blocks, context.wanted),
+        _alone(given.driver, blocks, context.wanted),
         desk_of(worker).admitted(claim, context.wanted, on_wait) as admitted,
     ):
         if waited:
@@ -95,8 +95,8 @@ class Assignment:
     ----------
     task, runs
         See `Plan`: one run of blocks, or several short ones.
-    topic
-        Event topic of the run, which receives its steps.
+    topic, driver
+        The event topic that receives its steps, and what names its driver there.
     session
         Source of the task's context.
     """
@@ -104,6 +104,7 @@ class Assignment:
     task: Task
     runs: tuple[tuple[int, ...], ...]
     topic: str
+    driver: str
     session: Session
 
     def steps(self, job: Any, context: Context) -> Generator[Step, None, None]:
@@ -122,7 +123,7 @@ def execute(given: Assignment, job: Any) -> Outcome:
     job
         See `Plan`; apart, as Dask replaces futures by what they stand for in arguments alone.
     """
-    worker, topic, session = get_worker(), given.topic, given.session
+    worker, session = get_worker(), given.session
     blocks = tuple(block for run in given.runs for block in run)
     key, name = worker.get_current_task(), process_name()
     results: dict[int, Any] = {}
@@ -144,11 +145,12 @@ def execute(given: Assignment, job: Any) -> Outcome:
                 "worker": name,
             }
             block = None if step.block is None or step.result is not None else int(step.block)
-            worker.log_event(topic, {"step": message, "key": key, "block": block})
+            told = {"driver": given.driver, "step": message, "key": key, "block": block}
+            worker.log_event(given.topic, told)
 
     context = Context(session.journal, session.token, session.memory_bytes, wanted)
     try:
-        with _in_turn(worker, topic, blocks, session.claim, context) as mine:
+        with _in_turn(worker, given, blocks, context) as mine:
             if not mine or time.monotonic() >= end_s:  # its turn came too late
                 return Outcome(results, released=bool(mine))
             # Closed first, so that the task has stopped before its blocks are released.

@@ -13,6 +13,7 @@ from volflow.engine.clusters.quiet import quieten
 from volflow.engine.clusters.room import memory_per_worker
 from volflow.engine.clusters.skew import alike
 from volflow.engine.observing.performance import recorded
+from volflow.engine.observing.reports import is_connected, reported
 from volflow.engine.workers import (
     await_workers,
     choosing,
@@ -47,6 +48,8 @@ def connect(
     memory: str | int | None = None,
 ) -> Iterator[Client]:
     """Yield a Dask client of ``cluster`` with a worker; it is closed if it was opened here.
+
+    Inside a connection of the same client to the same workers nothing is asked again.
 
     Parameters
     ----------
@@ -91,10 +94,12 @@ def connect(
         patient(wait),
         choosing(workers, resources),
         open_client(cluster, memory) as (client, own),
-        patient(None, OWN_WORKERS_S if own else None),
-        offers(client) as hold,
     ):
-        hold(1)
-        await_workers(client)
-        with alike(client), recorded(client):
+        if is_connected(client):
             yield client
+            return
+        with patient(None, OWN_WORKERS_S if own else None), offers(client) as hold:
+            hold(1)
+            await_workers(client)
+            with alike(client), recorded(client), reported(client):
+                yield client

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import psutil
@@ -31,7 +33,12 @@ def give_back() -> None:
 
 def resident_bytes() -> int:
     """Return the resident memory of this process in bytes."""
-    return int(psutil.Process().memory_info().rss)
+    return int(_process(os.getpid()).memory_info().rss)
+
+
+@cache
+def _process(pid: int) -> psutil.Process:
+    return psutil.Process(pid)
 
 
 def begin_peak() -> int:

@@ -2,7 +2,7 @@
 
 The driver (`volflow.engine.driver`) decides what is submitted where and how failures are handled;
 this module performs its decisions with Dask. Results are released at once, so that neither the
-scheduler nor the client grows with the volume. Tasks report through Dask's event topics.
+scheduler nor the client grows with the volume. Tasks report over a topic (`observing/reports.py`).
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from volflow.engine.messages import (
     Submit,
     TakeBack,
 )
+from volflow.engine.observing.reports import heard
 from volflow.engine.plan import Plan
 from volflow.engine.progress import Progress, RunState, announce, shown
 from volflow.engine.time_limit import TimeLimit, current_limit
@@ -88,6 +89,7 @@ class Adapter:
     driver: Driver
     state: RunState
     topic: str
+    name: str
     futures: dict[int, Future[Outcome]] = field(default_factory=dict)
     ended: SimpleQueue[int] = field(default_factory=SimpleQueue)
     reported: dict[str, set[int]] = field(default_factory=dict)
@@ -145,7 +147,9 @@ class Adapter:
         runs = tuple(tuple(run) for _, run in groupby(given.blocks, self.run_of.__getitem__))
         future = self.client.submit(
             execute,
-            Assignment(self.plan.task, runs, self.topic, replace(self.session, left_s=left_s)),
+            Assignment(
+                self.plan.task, runs, self.topic, self.name, replace(self.session, left_s=left_s)
+            ),
             self.plan.job_of(given.blocks) if self.plan.job_of else self.plan.job,
             workers=[given.worker],
             resources=dict(selection().resources) or None,
@@ -175,6 +179,13 @@ class Adapter:
         future.release()
         self.reported.pop(str(future.key), None)
         return self.driver.on_completed(number, ending)
+
+    def close(self) -> None:
+        """Cancel what is left; of a scheduler that is gone nothing is."""
+        if self.client.status == "running":
+            with suppress(OSError, RuntimeError):
+                if self.futures:
+                    self.client.cancel(list(self.futures.values()))
 
     def report(self, key: str, block: int) -> None:
         """Note a block of a task that is done and has no result."""
@@ -283,17 +294,15 @@ def _drive(
 ) -> RunReport:
     """Run a plan on a client."""
     state = _state_of(plan)
-    topic, address, waiting = f"volflow-{uuid.uuid4().hex}", address_of(client), patience()
+    name, address, waiting = uuid.uuid4().hex, address_of(client), patience()
     fixed = waiting.wait_s is None and not grows(client)
     driver = Driver(plan, retries, waiting, address, fixed)
-    adapter = Adapter(client, plan, session, driver, state, topic)
     if plan.journal and progress in (None, True) and (link := dashboard_of(client)):
         announce(f"{plan.operation}: dashboard at {link}", progress)
     waited: list[str] = []
     with shown(state, progress) as show:
 
-        def on_event(event: tuple[float, dict[str, Any]]) -> None:
-            message = event[1]
+        def hear(message: dict[str, Any]) -> None:
             if "step" in message:
                 if message["block"] is not None:
                     adapter.report(message["key"], message["block"])
@@ -303,19 +312,18 @@ def _drive(
                 waited.append(message["waits"])
                 tell(Log(logging.WARNING, WAITS.format(plan.operation, *waited)))
 
-        client.subscribe_topic(topic, on_event)
-        try:
-            adapter.loop()
-            state.units, state.blocks = plan.units, plan.blocks  # the last events may arrive late
-        except BaseException as error:
-            if session.journal is not None:
-                session.journal.end(session.token)  # tasks stop at their next check
-            if client.status != "running" and isinstance(error, Exception):
-                raise scheduler_gone(address) from None
-            raise
-        finally:
-            if client.status == "running":  # else the scheduler has dropped them all
-                with suppress(OSError, RuntimeError):
-                    client.cancel(list(adapter.futures.values()))
-                    client.unsubscribe_topic(topic)
+        with heard(client, name, hear) as topic:
+            adapter = Adapter(client, plan, session, driver, state, topic, name)
+            try:
+                adapter.loop()
+                # The last events may arrive late.
+                state.units, state.blocks = plan.units, plan.blocks
+            except BaseException as error:
+                if session.journal is not None:
+                    session.journal.end(session.token)  # tasks stop at their next check
+                if client.status != "running" and isinstance(error, Exception):
+                    raise scheduler_gone(address) from None
+                raise
+            finally:
+                adapter.close()
     return RunReport(driver.results, dict(state.stages), state.elapsed_s, state.retries)

@@ -231,7 +231,8 @@ def _copied(given: Any, out: str | os.PathLike[str], options: ConvertOptions) ->
                 discard(location(out), journal)
             name = given if isinstance(given, str) else "the array"
             raise InvalidInput(f"{name}: {error}") from error
-    return volume if labels is None else set_kind(volume, copy.spec.meta.kind)
+    kind = copy.spec.meta.kind
+    return volume if labels is None or volume.meta.kind == kind else set_kind(volume, kind)
 
 
 def _computed_as(source: DaskSource, options: ConvertOptions) -> DaskSource:

@@ -18,7 +18,7 @@ from volflow.engine.cluster import (
 )
 from volflow.engine.clusters import forms
 from volflow.engine.clusters import machine as machine_module
-from volflow.errors import InvalidInput
+from volflow.errors import InvalidInput, RunFailed
 
 GIB = 2**30
 
@@ -89,6 +89,19 @@ class TestConnect:
             assert len(workers(client)) == 2
 
     @pytest.mark.slow
+    def test_inside_a_connection_nothing_is_asked_again(self, local, monkeypatch):
+        with connect(local) as client:
+            asked = []
+            for name in ("sync", "submit", "subscribe_topic"):
+                monkeypatch.setattr(client, name, lambda *given, **_: asked.append(given))
+            with connect(client) as inner, connect(inner) as innermost:
+                assert innermost is client
+            assert asked == []
+
+    def test_inside_it_other_workers_are_waited_for(self, local):
+        with connect(local) as client, pytest.raises(RunFailed, match="no worker named nobody"):
+            connect(client, workers="nobody", wait=0).__enter__()
+
     @pytest.mark.parametrize("asked", [2, "2"])
     def test_a_number_makes_processes_that_share_the_cores(self, asked):
         with connect(asked) as client:

@@ -72,6 +72,21 @@ def statuses(table):
     return {row.case: row.status for row in table}
 
 
+def test_a_case_costs_the_scheduler_four_tasks(batch, client, monkeypatch):
+    """Conversion, statistics, trial and prediction; a connection and its offer are had once."""
+    keys, submit = [], client.submit
+
+    def submitted(*given, **options):
+        keys.append(options["key"].partition("-")[0])
+        return submit(*given, **options)
+
+    monkeypatch.setattr(client, "submit", submitted)
+    assert statuses(batch(normalize="zscore")) == {"a": "done", "b": "done", "c": "done"}
+    assert keys.count("volflow") <= 1
+    tasks = [key for key in keys if key != "volflow"]
+    assert tasks == ["trial forward", "convert", "statistics", "predict"] * 3
+
+
 def break_them(folder):
     """The three ways in which a night's files are broken."""
     whole = put(folder, "short", 7).read_bytes()
