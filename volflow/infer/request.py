@@ -22,6 +22,7 @@ from volflow.infer.predict_options import PredictOptions
 from volflow.model.forward import Forward, Output, compute_dtype
 from volflow.model.resident import ModelPlugin
 from volflow.model.spec import Model
+from volflow.store.formats.sources import split_part
 from volflow.store.formats.written import is_foreign
 from volflow.store.journal.journal import journal_dir, journal_of
 from volflow.store.journal.outputs import check_apart
@@ -175,7 +176,8 @@ def make_request(volume: Any, model: Model, out: Any, options: PredictOptions) -
     elif not place.parent.is_dir():
         raise InvalidInput(f"the folder {place.parent} does not exist; make it first")
     for one in (*given.values(), *masked.values()):
-        if isinstance(one, str | os.PathLike) and "://" not in str(one) and not Path(one).exists():
+        named = os.fspath(one) if isinstance(one, str | os.PathLike) else "://"
+        if "://" not in named and not split_part(named)[0].exists():
             raise InvalidInput(f"{one} does not exist")
     check_apart(place, *masked.values(), *given.values())
     check_weights(model.module)

@@ -106,6 +106,21 @@ class TestSkip:
         assert np.array_equal(np.load("back.npy"), np.load("scan.npy"))
 
     @pytest.mark.slow
+    def test_one_image_of_a_folder(self, folder):
+        pytest.importorskip("tensorstore")
+        from tests.unit.store.formats.test_chunked import write_n5
+
+        write_n5(folder / "a.n5/raw", np.load("scan.npy"))
+        write_n5(folder / "a.n5/other", np.load("scan.npy"))
+        assert ran("p.yaml", input="a.n5::raw") == NAMES
+        later("a.n5/other/0/0/0")
+        assert ran("p.yaml", input="a.n5::raw") == []
+        later("a.n5/raw/0/0/0")
+        assert ran("p.yaml", input="a.n5::raw", overwrite=True) == NAMES
+        made = vf.predict("a.n5::raw", "torch.nn:Identity", "p.zarr", patch=16, progress=False)
+        assert np.allclose(made[0], np.load("scan.npy"))
+
+    @pytest.mark.slow
     def test_a_changed_setting(self):
         ran("p.yaml")
         with pytest.raises(ResumeRefused, match=r"step scan: "):

@@ -250,7 +250,7 @@ def test_memory_that_cannot_hold_a_plane_is_refused(tmp_path):
     ("name", "message"),
     [
         ("seg.xyz", r"names no format that can be written; use \.nii, \.nii\.gz, "),
-        ("seg.zarr", "names no format"),
+        ("seg.zarr", "names a Zarr volume"),
         ("nowhere/seg.nii", "does not exist; make it first"),
         ("there.nii", "exists; choose another name or overwrite=True"),
     ],

@@ -26,6 +26,7 @@ from volflow.jobs.pipeline.operations import OPERATIONS, Operation
 from volflow.jobs.pipeline.setting import Setting, settings_of
 from volflow.jobs.pipeline.variables import filled, values_of
 from volflow.option import nearest
+from volflow.store.formats.sources import split_part
 from volflow.store.opening import is_url
 
 __all__ = ["CASE", "EVERYWHERE", "PipelineFile", "PipelineStep", "read_pipeline"]
@@ -260,7 +261,7 @@ def _check_paths(steps: list[tuple[int, PipelineStep]], mistakes: Mistakes) -> N
 
 
 def _is_there(path: str) -> bool:
-    return is_url(path) or Path(path.removeprefix("file://")).exists()
+    return is_url(path) or split_part(path)[0].exists()
 
 
 def _texts(value: Any) -> list[str]:

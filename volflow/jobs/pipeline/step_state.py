@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +22,7 @@ from volflow.jobs.pipeline.operations import WHERE
 from volflow.jobs.pipeline.pipeline_file import PipelineStep
 from volflow.model.imports import code_of, search_here
 from volflow.store.atomic import differences, plain, read_json
+from volflow.store.formats.sources import open_source, split_part
 from volflow.store.opening import is_url, is_zarr
 from volflow.store.slabs import file_identity
 from volflow.store.volume import open_volume
@@ -142,9 +144,12 @@ def _identity(path: str) -> str:
     """Return a hash of what lies at a path; "" of what cannot be identified."""
     if is_url(path):
         return _of_url(path)
-    place = Path(path.removeprefix("file://"))
+    place, part = split_part(path)
     if place.is_file():
         return file_identity(str(place))
+    if part:  # of a folder
+        with suppress(InvalidInput):
+            return open_source(path).identity()
     if not place.is_dir():
         return ABSENT
     if not is_zarr(place):

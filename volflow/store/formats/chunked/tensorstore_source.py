@@ -38,8 +38,8 @@ class TensorStoreSource(Source):
         Voxels per axis, ``zyx`` or ``czyx``, their dtype and metadata.
     opens
         What tensorstore opens, as JSON.
-    chunks
-        The folder of its chunks.
+    folder
+        Where its chunks lie.
     chunk
         Voxels per axis of one.
     axes
@@ -53,7 +53,7 @@ class TensorStoreSource(Source):
     dtype: np.dtype[Any]
     meta: Meta
     opens: str
-    chunks: str
+    folder: str
     chunk: tuple[int, ...]
     axes: str
     begin: tuple[int, ...]
@@ -67,7 +67,7 @@ class TensorStoreSource(Source):
         """Return a hash of names, sizes and times of all files, which changes with the voxels."""
         said = f"{self.opens} {self.shape} {self.axes} {self.begin} {self.meta}\n"
         digest = hashlib.sha256(said.encode(errors="surrogatepass"))
-        folder = Path(self.chunks)  # of chunks that are all zero, there may be none
+        folder = Path(self.folder)  # of chunks that are all zero, there may be none
         for line in files_below(folder) if folder.is_dir() else ():
             digest.update(line.encode(errors="surrogatepass"))
         return digest.hexdigest()
@@ -153,7 +153,7 @@ def chunked_source(
         dtype=dtype.newbyteorder("="),
         meta=replace(meta, axes=tuple(names)),
         opens=text,
-        chunks=str(chunks),
+        folder=str(chunks),
         chunk=tuple(min(chunk.get(axis, 1), own.get(axis, 1)) for axis in names),
         axes=axes,
         begin=tuple(begin),
