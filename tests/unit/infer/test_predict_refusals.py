@@ -279,6 +279,8 @@ class TestPlace:
         assert "would replace its own input" in refused(mask=volume, overwrite=True)
         message = refused(tmp_path / "scan.npy", out="scan.npy", overwrite=True)
         assert message.endswith("scan.npy; choose another output")
+        inside = refused(f"{tmp_path}/scan.npy::raw", out="scan.npy", overwrite=True)
+        assert "would replace its own input" in inside
         assert np.array_equal(volume[:], SCAN)
 
     def test_its_own_input_by_another_name(self, refused, stored, tmp_path):

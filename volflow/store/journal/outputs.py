@@ -64,7 +64,9 @@ def _named(path: str | os.PathLike[str]) -> str:
         scheme, _, rest = re.split(r"[?#]", text)[0].partition("://")
         # As obstore reads it.
         return f"{scheme.replace('s3a', 's3')}://{posixpath.normpath(unquote(rest))}"
-    return os.path.realpath(Path(text).expanduser())
+    whole = Path(text).expanduser()
+    # What is named in a file behind :: lies in that file.
+    return os.path.realpath(whole if whole.exists() else os.fspath(whole).partition("::")[0])
 
 
 def begin_anew(out: Location, journal: Journal, record: Record) -> None:

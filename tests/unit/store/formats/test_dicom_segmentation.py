@@ -288,7 +288,7 @@ def test_a_prediction_that_no_segmentation_can_hold_is_refused_before_it_runs(tm
     with pytest.raises(InvalidInput, match=r"seg\.dcm has float32 voxels of kind image along czyx"):
         vf.plan_predict(series, net, out, patch=4)
     assert [path.name for path in tmp_path.iterdir()] == ["series"]
-    vf.predict(series, net, out, patch=4, output="classes", progress=False)
+    vf.predict(f"{series}::2", net, out, patch=4, output="classes", progress=False)
     made = pydicom.dcmread(out)
     assert made.SegmentSequence[1].SegmentLabel == "class 2"
     assert made.SegmentSequence[1].SegmentAlgorithmType == "AUTOMATIC"
