@@ -28,7 +28,14 @@ from volflow.store.volume import Volume
 from volflow.volumes.arrays.computed import DaskSource
 from volflow.volumes.arrays.held import hold
 from volflow.volumes.arrays.inputs import VolumeLike, open_input
-from volflow.volumes.copy_layout import Copy, adopted, in_strips, lay_out, unpacked_first
+from volflow.volumes.copy_layout import (
+    Copy,
+    adopted,
+    in_strips,
+    lay_out,
+    unpacked_first,
+    unpacked_if_dear,
+)
 from volflow.volumes.copying import make_plan, make_record, resumes, run_copy
 from volflow.volumes.kind import set_kind
 from volflow.volumes.origin import Origin, origin_of, trusted
@@ -67,6 +74,7 @@ class Import:
         layout = adopted(out, options.chunk, options.shard, overwrite=options.overwrite)
         copy = lay_out(opened, out, *layout, memory_bytes)
         copy = in_strips(unpacked_first(copy, layout, anew=options.overwrite))
+        copy = unpacked_if_dear(copy, layout)
         named = isinstance(self.source, str | os.PathLike)
         name = os.fspath(self.source) if named else type(self.source).__name__
         what = f"{name}: {tuple(opened.shape)} {np.dtype(opened.dtype)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,10 +24,19 @@ from volflow.store.volume import described
 from volflow.volumes.origin import Origin
 from volflow.volumes.unpacking import Unpacking
 
-__all__ = ["COPIES", "Copy", "adopted", "held_bytes", "in_strips", "lay_out", "unpacked_first"]
+__all__ = [
+    "COPIES",
+    "Copy",
+    "adopted",
+    "held_bytes",
+    "in_strips",
+    "lay_out",
+    "unpacked_first",
+    "unpacked_if_dear",
+]
 
 SLACK_BYTES = 32 * 2**20
-WORTH_SAYING = 1.05  # times that a voxel is decoded
+WORTH_SAYING, DEAR = 1.05, 4  # times that a voxel is decoded
 COPIES = 2.5  # of a block that a task holds: its voxels, and shards in flight
 
 
@@ -131,6 +141,31 @@ def in_strips(copy: Copy) -> Copy:
     decoded = decoded_per_voxel(source.shape, sides, own)
     most = peak(reach) if math.prod(reach) > 1 else copy.peak_bytes + piece_bytes
     return replace(copy, reach=reach, decoded=decoded, peak_bytes=most)
+
+
+def unpacked_if_dear(copy: Copy, layout: tuple[Any, Any]) -> Copy:
+    """Return a copy that unpacks its source first where it would be decoded over and over.
+
+    Blocks are the same either way. Where the disk has no room for it, the source is decoded again.
+
+    Parameters
+    ----------
+    copy
+        Laid out, in strips.
+    layout
+        Chunk and shard that were asked for.
+    """
+    journal = journal_of(copy.path)
+    if copy.decoded <= DEAR or not journal.is_local or not journal.folder.parent.is_dir():
+        return copy
+    unpacking = Unpacking.beside(journal, copy.source)
+    free = shutil.disk_usage(journal.folder.parent).free
+    if unpacking.size_bytes > free:
+        return copy
+    return replace(
+        in_strips(lay_out(unpacking.source, copy.path, *layout, copy.memory_bytes)),
+        unpacking=unpacking,
+    )
 
 
 def unpacked_first(copy: Copy, layout: tuple[Any, Any], *, anew: bool) -> Copy:

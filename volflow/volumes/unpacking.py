@@ -1,4 +1,4 @@
-"""Files packed as a whole, with planes too wide for memory: unpacked first, then read anywhere."""
+"""Files whose packed planes are too wide for memory: unpacked first, then read anywhere."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Unpacking:
         free = shutil.disk_usage(self.path.parent).free
         if free < self.size_bytes:
             raise StoreFull(
-                f"{self.packed.path} is packed as a whole and unpacked to {self.path} first, which"
+                f"{self.packed.path} is unpacked to {self.path} first, which"
                 f" takes {format_bytes(self.size_bytes)}, and {format_bytes(free)} are free there;"
                 " make room, or give so much memory that a layer of shards fits (--memory)"
             )

@@ -14,7 +14,7 @@ from volflow.errors import ResumeRefused, SourceChanged, StoreFull
 from volflow.store.journal.journal import Journal, journal_dir
 from volflow.store.meta import Meta, SourceInfo
 from volflow.store.slabs import Source
-from volflow.volumes import copying, unpacking
+from volflow.volumes import copy_layout, copying, unpacking
 from volflow.volumes.convert import plan_convert
 
 RNG = np.random.default_rng(3)
@@ -70,6 +70,23 @@ class TestStrips:
         volume = vf.convert(Planes(), tmp_path / "a.zarr", **options)
         np.testing.assert_array_equal(volume[:], Planes().voxels)
         assert sorted(READ) == sorted([*range(8)] * 2)
+
+    def test_what_would_be_decoded_over_and_over_is_unpacked_first(
+        self, tmp_path, options, monkeypatch
+    ):
+        monkeypatch.setattr(copy_layout, "DEAR", 1.5)
+        need = plan_convert(Planes(), tmp_path / "a.zarr", **options).peak_bytes
+        options["memory"] = need - 1
+        plan = plan_convert(Planes(), tmp_path / "a.zarr", **options)
+        assert "unpacked     first, to " in plan.describe()
+        volume = vf.convert(Planes(), tmp_path / "a.zarr", **options)
+        np.testing.assert_array_equal(volume[:], Planes().voxels)
+        assert sorted(READ) == list(range(8))
+        assert not (tmp_path / "a.zarr.volflow" / "unpacked.raw").exists()
+        usage = SimpleNamespace(free=2**10)
+        monkeypatch.setattr("volflow.volumes.copy_layout.shutil.disk_usage", lambda _: usage)
+        plan = plan_convert(Planes(), tmp_path / "b.zarr", **options)
+        assert "each voxel is decoded 2 times" in plan.describe()
 
     def test_what_is_left_is_done_with_any_memory(self, tmp_path, options):
         vf.convert(Planes(), tmp_path / "a.zarr", **options)
