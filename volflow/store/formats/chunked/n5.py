@@ -89,7 +89,8 @@ def _level(path: str, folder: Path, level: int | None) -> tuple[int, Path]:
                 f"{folder} is one level of a pyramid, or none; leave level {level} out"
             )
         return own, folder
-    count = next(n for n in range(MOST_LEVELS + 1) if not _is_dataset(folder / f"s{n}"))
+    missing = (n for n in range(MOST_LEVELS) if not _is_dataset(folder / f"s{n}"))
+    count = next(missing, MOST_LEVELS)
     if not 0 <= (level or 0) < count:
         raise InvalidInput(
             f"{path} has {count} levels, given level {level}; choose 0 to {count - 1}"

@@ -12,7 +12,7 @@ import numpy as np
 
 from volflow.errors import Damaged, InvalidInput, first_line
 from volflow.geometry.affine import from_lps, orientation_of, spacing_of
-from volflow.geometry.units import unit_name, unit_sign
+from volflow.geometry.units import metres, unit_name, unit_sign
 from volflow.store.formats.itk.text_header import NOTE, data_file, note_of, read_lines, read_note
 from volflow.store.formats.placement import affine_of, in_millimeters
 from volflow.store.formats.raw import RawSource, check_room
@@ -248,8 +248,9 @@ def _place_lines(meta: Meta) -> Iterator[str]:
         yield f"TransformMatrix = {_words((steps / lengths[:, None]).ravel())}"
         yield f"Offset = {_words(affine[:3, 3] * (-1, -1, 1))}"
     yield f"ElementSpacing = {_words(lengths)}"
-    if unit := unit_sign(meta.unit):
-        yield f"DistanceUnits = {'um' if meta.unit == 'micrometer' else unit}"
+    if metres(meta.unit) is not None:
+        sign = "um" if meta.unit == "micrometer" else unit_sign(meta.unit)
+        yield f"DistanceUnits = {sign}"
 
 
 def _words(numbers: Any) -> str:
