@@ -182,6 +182,7 @@ def test_a_pyramid_of_many_levels(folder, refused):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_volume_too_large_for_anything_has_facts_and_no_pictures(folder, refused):
     """What Zarr allows: nothing is stored, and all of it is zero."""
     edit(folder / ARRAY, (("shape",), [10**6, 10**6, 10**6]))

@@ -103,6 +103,7 @@ def test_where_patches_fall(cases, tmp_path, capsys):
     assert few["cases"] == {"a": 8, "b": 1}
 
 
+@pytest.mark.slow
 def test_the_arrays_of_one_scan_and_several_scans(cases, tmp_path, capsys):
     image, label = f"{cases}/images/a.zarr", f"{cases}/labels/a.zarr"
     named = told(
@@ -118,6 +119,7 @@ def test_the_arrays_of_one_scan_and_several_scans(cases, tmp_path, capsys):
     assert (tmp_path / "s.png").exists()
 
 
+@pytest.mark.slow
 def test_a_sheet_shows_many_cases(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = [f"{n}.npy" for n in range(16)]

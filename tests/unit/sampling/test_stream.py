@@ -190,6 +190,7 @@ class TestOrder:
         assert fingerprint(stream) == first
         assert fingerprint(stream_of(cases, sampler, seed=1)) not in (first, second)
 
+    @pytest.mark.slow
     def test_batches_of_a_cluster_may_be_left(self, cases):
         stream = vf.PatchStream(cases, vf.UniformSampler(4), 96, cluster="threads")
         batches = iter(stream.loader(batch_size=4))

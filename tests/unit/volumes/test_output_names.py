@@ -15,7 +15,7 @@ from volflow.infer.predict import plan_predict
 from volflow.volumes.convert import plan_convert
 
 SCAN = np.random.default_rng(0).random((16, 16, 16), "float32")
-NAMES = ["seg.nrrd", "seg.tif", "seg.nii.bz2"]
+NAMES = ["seg.xyz", "seg.mnc", "seg.nii.bz2"]
 
 
 @pytest.fixture
@@ -62,9 +62,9 @@ def test_in_every_function(refused, name, client):
 def test_in_every_command(tmp_path, monkeypatch, capsys, words, plan):
     store(tmp_path / "scan.zarr", SCAN)
     monkeypatch.chdir(tmp_path)
-    words = [words[0], words[1], "seg.nrrd", *words[2:], *(["--plan"] if plan else [])]
+    words = [words[0], words[1], "seg.xyz", *words[2:], *(["--plan"] if plan else [])]
     assert run(words) == 2
     told = capsys.readouterr()
-    assert told.err.startswith("volflow: seg.nrrd ")
+    assert told.err.startswith("volflow: seg.xyz ")
     assert told.out == ""
     assert [path.name for path in tmp_path.iterdir()] == ["scan.zarr"]

@@ -171,6 +171,7 @@ def test_beside_a_volume_that_cannot_be_written_the_users_cache_serves(scan, tmp
     assert vf.statistics(path) == first
 
 
+@pytest.mark.slow
 def test_where_nothing_can_be_kept_the_result_is_still_given(scan, tmp_path, monkeypatch):
     path, data = scan
     (tmp_path / "cache").write_text("")

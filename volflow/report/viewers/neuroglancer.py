@@ -256,13 +256,16 @@ def _own_names(volume: Volume) -> list[str]:
 
 def _reads_levels(volume: Volume) -> bool:
     """Return True if Neuroglancer understands the metadata of the pyramid."""
-    if not volume.levels[0].path or volume.unit not in (None, *NGFF_UNITS):
+    if not volume.levels[0].path:
         return False
     group = zarr.open_group(volume.path, mode="r", use_consolidated=False)
     attributes: dict[str, Any] = group.attrs.asdict()
     ome: Any = attributes.get("ome", attributes)
-    version = ome.get("version") if "ome" in attributes else ome["multiscales"][0].get("version")
-    return version in VERSIONS
+    image = ome["multiscales"][0]
+    version = ome.get("version") if "ome" in attributes else image.get("version")
+    # As they are spelled there: it refuses others.
+    units = {axis.get("unit") for axis in image["axes"] if axis.get("type") == "space"}
+    return version in VERSIONS and units <= {None, *NGFF_UNITS}
 
 
 def _turn(orientation: str, *, down: str, away: str) -> list[float]:

@@ -64,6 +64,7 @@ class TestKeys:
         for name in ("image", "label"):
             assert torch.equal(part[name], expected[name][list(order[:count])])
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
     def test_nor_where_threads_share_the_work(self, dtype):
         augment = Augment(**ALL)
