@@ -312,7 +312,7 @@ class TestCommands:
         assert "kind         label map\n" in capsys.readouterr().out
         assert run(["info", "--image", volume.path]) == 0
         assert "kind         image, though" in capsys.readouterr().out
-        again = ["convert", "-q", "--labels", "--chunk", "16", "--shard", "32"]
+        again = ["convert", "--labels", "--chunk", "16", "--shard", "32"]
         assert run([*again, str(file), volume.path]) == 0
         assert "kind         label map\n" in capsys.readouterr().out
 
