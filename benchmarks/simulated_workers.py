@@ -1,6 +1,6 @@
 """How busy 64 workers are that only sleep: what the plan, the driver and Dask's scheduler leave idle.
 
-    python benchmarks/simulated_workers.py            # two minutes; the result is filed
+    python benchmarks/simulated_workers.py            # a minute; the result is filed
     python benchmarks/simulated_workers.py --workers 8 --no-file
 
 The workers are threads of one process. The runs are those of a prediction as the planner cuts them
@@ -21,6 +21,7 @@ import logging
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +49,18 @@ ALONE = {
 GOAL = "Goal: at least 90 % busy with 64 workers."
 
 
-def sleep(seconds: dict[int, float], blocks: tuple[int, ...], context: Context) -> Any:
+@dataclass(frozen=True)
+class Sleeps:
+    """The job: seconds by block. Like those of predictions no plain dict, which Dask would walk."""
+
+    seconds: dict[int, float]
+
+
+def sleep(job: Sleeps, blocks: tuple[int, ...], context: Context) -> Any:
     """A task whose blocks take time and nothing else."""
     for number in blocks:
         with context.block(number), context.stage("sleep"):
-            time.sleep(seconds[number])
+            time.sleep(job.seconds[number])
         yield Step(number, 1)
 
 
@@ -83,7 +91,7 @@ def row(volume: Volume, workers: int, mean_s: float) -> str:
         vf.connect(cluster) as client,
     ):  # fmt: skip
         plan = Plan(
-            "sleep", sleep, seconds, runs, count, "blocks", 1, 4 * GIB,
+            "sleep", sleep, Sleeps(seconds), runs, count, "blocks", 1, 4 * GIB,
             journal=Journal(journal_dir(Path(folder) / "out.zarr")),
             record=Record("sleep", {}, {"grid": [count]}),
         )  # fmt: skip
@@ -105,7 +113,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--workers", type=int, nargs="+", default=[16, 64])
-    parser.add_argument("--seconds", type=float, default=0.4, help="mean of a block")
+    parser.add_argument("--seconds", type=float, default=1.0, help="mean of a block")
     parser.add_argument("--no-file", action="store_true", help="do not file the result")
     given = parser.parse_args()
     lines = [
