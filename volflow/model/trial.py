@@ -29,6 +29,7 @@ from volflow.model.search import MOST_BATCH, search
 from volflow.partition.reach import trace_any
 
 __all__ = [
+    "MOST_TRIALS",
     "Probe",
     "output_shapes",
     "probe",
@@ -37,6 +38,9 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+# The first forward of a process also allocates what torch keeps for later ones.
+MOST_TRIALS = 2
 
 
 @dataclass(frozen=True)
@@ -175,13 +179,13 @@ def _trial(forward: Forward, batch: int) -> tuple[tuple[Output, ...], int]:
     """Return the outputs of a forward of so many patches, and the memory that it took.
 
     Both depend only on the model, the patch and the threads, so a loop over many cases tries
-    twice: the first forward of a process also allocates what torch keeps for later ones.
+    `MOST_TRIALS` times.
     """
     known = trials_of(forward.digest)
     trials: list[tuple[tuple[Output, ...], int]] = known.setdefault(
         (forward, batch, torch.get_num_threads()), []
     )
-    if len(trials) < 2:
+    if len(trials) < MOST_TRIALS:
         device = torch.device(forward.device)
         data = torch.zeros((batch, forward.channels, *forward.patch), dtype=forward.torch_dtype)
         before = mark_peak(device)
