@@ -250,7 +250,7 @@ def test_journey_of_a_file(tmp_path, volume, capsys, monkeypatch):
     assert run(["convert", "a.npy", "a.zarr", "--chunk", "8", "--shard", "16", "--plan"]) == 0
     assert "peak memory" in capsys.readouterr().out
     assert not (tmp_path / "a.zarr").exists()
-    assert run(["convert", "a.npy", "a.zarr", "--chunk", "8", "--shard", "16", "-q"]) == 0
+    assert run(["convert", "a.npy", "a.zarr", "--chunk", "8", "--shard", "16"]) == 0
     assert "shards       16 × 16 × 16" in capsys.readouterr().out
     assert run(["status", "a.zarr", "--json"]) == 0
     (state,) = json.loads(capsys.readouterr().out)["outputs"]
