@@ -299,7 +299,7 @@ class TestAfterwards:
         with pytest.raises(InvalidInput, match="exists; choose another name"):
             vf.export(SCAN, file)
         with pytest.raises(InvalidInput, match="names no format"):
-            vf.export(made, "s3://bucket/out.tif")
+            vf.export(made, "s3://bucket/out.xyz")
 
     @pytest.mark.slow
     def test_state(self, convert, s3):
