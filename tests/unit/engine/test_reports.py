@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 
 import pytest
 from distributed import get_worker
 
 from volflow.engine.cluster import connect
-from volflow.engine.observing.reports import heard, is_connected
+from volflow.engine.observing.reports import heard, is_connected, reported
 
 
 def log(topic, *drivers):
@@ -54,3 +55,18 @@ def test_outside_of_a_connection_nobody_hears():
     assert not is_connected(client)
     with pytest.raises(KeyError), heard(client, "one", print):
         pass
+
+
+def test_a_client_that_lost_its_scheduler_subscribes_again():
+    subscribed = []
+    client = SimpleNamespace(
+        id="client", status="running", scheduler_comm=object(), unsubscribe_topic=lambda _: None,
+        subscribe_topic=lambda name, _: subscribed.append(name),
+    )  # fmt: skip
+    with reported(client):
+        for _ in range(2):
+            with heard(client, "one", print) as topic:
+                assert subscribed == [topic]
+        client.scheduler_comm = object()
+        with heard(client, "two", print):
+            assert subscribed == [topic, topic]

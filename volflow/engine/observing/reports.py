@@ -22,12 +22,20 @@ __all__ = ["heard", "is_connected", "reported"]
 Hear = Callable[[dict[str, Any]], object]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Topic:
-    """The topic of a connection, and who hears those for each of its drivers."""
+    """The topic of a connection, and who hears what is reported to each of its drivers."""
 
+    client: Client
     name: str = field(default_factory=lambda: f"volflow-{uuid.uuid4().hex}")
     hearers: dict[str, Hear] = field(default_factory=dict)
+    comm: Any = None  # over which it was subscribed to
+
+    def subscribe(self) -> None:
+        """Subscribe, again where the client has lost its scheduler meanwhile and found it."""
+        if self.client.scheduler_comm is not self.comm:
+            self.comm = self.client.scheduler_comm
+            self.client.subscribe_topic(self.name, self.take)
 
     def take(self, event: tuple[float, dict[str, Any]]) -> None:
         """Hand a report to its driver, unless that has ended."""
@@ -49,8 +57,8 @@ def is_connected(client: Client) -> bool:
 @contextmanager
 def reported(client: Client) -> Iterator[None]:
     """Have what tasks report reach the runs inside the block."""
-    topic = Topic()
-    client.subscribe_topic(topic.name, topic.take)
+    topic = Topic(client)
+    topic.subscribe()
     before = _topics.set({**(_topics.get() or {}), (client.id, selection()): topic})
     try:
         yield
@@ -78,6 +86,7 @@ def heard(client: Client, driver: str, hear: Hear) -> Iterator[str]:
         The topic to which tasks report.
     """
     topic = (_topics.get() or {})[client.id, selection()]
+    topic.subscribe()
     topic.hearers[driver] = hear
     try:
         yield topic.name
