@@ -41,7 +41,8 @@ if __name__ == "__main__":
     vf.predict(sys.argv[1], slow(), sys.argv[2], cluster=cluster, progress=False, **{OPTIONS})
 """
 CLI = "from volflow.cli import main\nif __name__ == '__main__': main()"
-FLAGS = ["--model", "tests.nets:slow"]
+NAMED = "tests.nets:slow"  # as an output made by the command line names its model
+FLAGS = ["--model", NAMED]
 FLAGS += [f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items()]
 
 
@@ -55,9 +56,9 @@ def scan(tmp_path_factory):
     return volume
 
 
-def run(scan, out, **options):
+def run(scan, out, model=None, **options):
     """The prediction of all these tests, in this process and at full speed."""
-    model = Slow(random_net())
+    model = model or Slow(random_net())
     return vf.predict(scan, model, out, **{"progress": False} | OPTIONS | options)
 
 
@@ -66,6 +67,14 @@ def whole(scan, tmp_path_factory):
     """What an uninterrupted run writes, byte by byte."""
     out = tmp_path_factory.mktemp("whole") / "whole.zarr"
     run(scan, out)
+    return files(out)
+
+
+@pytest.fixture(scope="module")
+def whole_by_name(scan, tmp_path_factory):
+    """The same of a model that is named, as the command line does; the output says so."""
+    out = tmp_path_factory.mktemp("whole") / "whole.zarr"
+    run(scan, out, NAMED)
     return files(out)
 
 
@@ -205,7 +214,7 @@ class TestStopped:
         ],
     )
     def test_cleanly_saying_how_to_resume(
-        self, started, scan, whole, tmp_path, send, stop, cluster
+        self, started, scan, whole_by_name, tmp_path, send, stop, cluster
     ):  # fmt: skip
         out = tmp_path / "out.zarr"
         words = ["predict", scan.path, str(out), *FLAGS, "--cluster", cluster]
@@ -226,7 +235,7 @@ class TestStopped:
         assert json.loads(shown)
         after = entries(out)
         assert {b: after[b] for b in done} == done
-        assert files(out) == whole
+        assert files(out) == whole_by_name
 
 
 def flip(path: Path) -> None:

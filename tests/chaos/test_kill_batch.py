@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 
 import volflow as vf
-from tests.nets import Slow, random_net
 
 pytestmark = pytest.mark.chaos
 
 CASES = 6
 PATIENCE_S = 120
 CLI = "from volflow.cli import main\nif __name__ == '__main__': main()"
+NAMED = "tests.nets:slow"  # results say how their model was named
 OPTIONS = {"patch": 8, "batch_size": 2, "progress": False}
 
 
@@ -40,7 +40,7 @@ def expected(scans):
     made = {}
     for n in range(CASES):
         out = scans / f"quiet{n}.nii.gz"
-        vf.predict(scans / f"p{n}.npy", Slow(random_net()), out, **OPTIONS)
+        vf.predict(scans / f"p{n}.npy", NAMED, out, **OPTIONS)
         made[f"p{n}"] = out.read_bytes()
     return made
 
@@ -53,7 +53,7 @@ def started(scans, root):
     def start(*words, sleep="0.1"):
         line = [
             "predict", f"{scans}/{{case}}.npy", f"{scans}/out/{{case}}.nii.gz",
-            "--model", "tests.nets:slow", "--patch", "8", "--batch-size", "2", *words,
+            "--model", NAMED, "--patch", "8", "--batch-size", "2", *words,
         ]  # fmt: skip
         process = subprocess.Popen(
             [sys.executable, "-c", CLI, *line], text=True, start_new_session=True,
