@@ -67,13 +67,19 @@ def scores(folder, net):
     return torch.softmax(torch.from_numpy(logits), dim=0)[CLASSES.index("white matter")].numpy()
 
 
-@pytest.fixture
-def segment(folder, script, monkeypatch):
-    """Runs the script in this process."""
+def loaded(script, monkeypatch):
+    """The script as a module of this process."""
     spec = importlib.util.spec_from_file_location(script.stem, script)
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, script.stem, module)  # its functions travel by name
     spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def segment(folder, script, monkeypatch):
+    """Runs the script in this process."""
+    module = loaded(script, monkeypatch)
     monkeypatch.chdir(folder)
 
     def run(*words):
@@ -161,3 +167,59 @@ class TestSegmentMri:
         assert line in told
         assert not [word for word in usage if "Traceback" in word]
         assert not (folder / "x.zarr").exists()
+
+
+class TestTrainFromDask:
+    @pytest.fixture
+    def train(self, root, monkeypatch, tmp_path):
+        """Runs the script in this process, beside a noisy ball of many shards and its label."""
+        script = root / "pipelines" / "train_from_dask.py"
+        module = loaded(script, monkeypatch)
+        z, y, x = np.ogrid[tuple(slice(n) for n in SHAPE)]
+        ball = np.hypot(np.hypot(z - 17, y - 13), x - 11) < 8
+        noise = np.random.default_rng(0).normal(0, 60, SHAPE)
+        grid = {"chunk": 8, "shard": 16, "spacing": (1, 1, 1), "unit": "mm", "progress": False}
+        vf.write((100 + 100 * ball + noise).astype("float32"), tmp_path / "scan.zarr", **grid)
+        vf.write(ball.astype("uint8"), tmp_path / "label.zarr", **grid)
+        monkeypatch.chdir(tmp_path)
+
+        def run(*words):
+            monkeypatch.setattr(sys, "argv", [str(script), *words])
+            module.main()
+            return module
+
+        return run
+
+    @pytest.mark.slow
+    def test_a_filter_patches_and_a_loop_make_a_bundle_that_finds_the_ball(self, train, capsys):
+        words = ["scan.zarr", "label.zarr", "bundle", "--sigma", "1", "--patch", "16"]
+        module = train(*words, "--steps", "40", "--cluster", "threads")
+        *steps, wrote = capsys.readouterr().out.splitlines()
+        losses = [float(line.split()[-1]) for line in steps]
+        assert len(losses) == 10
+        assert losses[-1] < 0.7 * losses[0]
+        assert wrote == "wrote bundle"
+
+        scan, ball = vf.open("scan.zarr"), vf.open("label.zarr")[:]
+        found = vf.map_model(module.prepared(scan, 1.0, progress=False), "bundle", like=scan)
+        mask = found.compute()
+        assert 2 * (mask * ball).sum() / (mask.sum() + ball.sum()) > 0.8
+
+    @pytest.mark.parametrize(
+        ("words", "line"),
+        [
+            (["nowhere.zarr", "label.zarr", "b"], "nowhere.zarr does not exist; check the path"),
+            (["scan.zarr", "label.zarr", "label.zarr"], "label.zarr exists; add --overwrite, or"),
+            (
+                ["scan.zarr", "label.zarr", "b", "--patch", "8", "--classes", "a", "b", "c"],
+                'array "label" has no voxel of class 2',
+            ),
+        ],
+    )
+    def test_a_mistake_is_one_line_before_the_training(self, train, words, line, capsys):
+        with pytest.raises(SystemExit) as ended:
+            train(*words)
+        assert ended.value.code == 2
+        *_, told = capsys.readouterr().err.splitlines()
+        assert told.startswith("train_from_dask.py: ")
+        assert line in told
