@@ -82,6 +82,7 @@ class SampleOptions:
     skip_bad: bool = option(
         False, "Leave out cases that cannot be used, such as images without labels."
     )
+    allow_mixed_spacing: bool = option(False, "Take cases of different spacing together.")
     seed: int = option(0, "Seed of the random places.")
     dpi: int = option(150, DPI)
     memory: str | None = option(
@@ -134,6 +135,7 @@ def sample(
         seed=options.seed,
         reuse=REUSE if stats else SPREAD,
         memory=options.memory,
+        allow_mixed_spacing=options.allow_mixed_spacing,
         progress=False if quiet else None,
     )
     if plan:

@@ -15,6 +15,7 @@ from volflow.engine.cluster import Cluster
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
 from volflow.sampling.cases.open_cases import CasesLike, open_cases
+from volflow.sampling.cases.same_spacing import refuse_mixed_spacing
 from volflow.sampling.epoch.catalog import GridCatalog, PatchCatalog, open_catalog
 from volflow.sampling.epoch.cutting import draw_positions
 from volflow.sampling.epoch.order import Visits
@@ -48,6 +49,7 @@ def sample(
     array: str | None = None,
     classes: Sequence[str] | None = None,
     cluster: Cluster = None,
+    allow_mixed_spacing: bool = False,
 ) -> da.Array:
     """Patches of a volume or of cases as a Dask array, for notebooks and for work on patches.
 
@@ -67,7 +69,7 @@ def sample(
         The seed of all randomness.
     array
         Which array of the case; by default the first.
-    classes, cluster
+    classes, cluster, allow_mixed_spacing
         As in `PatchStream`; ``cluster`` counts labels or weights where they are not known.
 
     Returns
@@ -89,6 +91,8 @@ def sample(
     ((32, 1, 1, 8, 8), [1, 1, 1, 1, 1, 1, 1])
     """
     cases, seed = open_cases(x, classes=classes), check_seed(seed)
+    if not allow_mixed_spacing:
+        refuse_mixed_spacing(cases)
     name = array or cases[0].lead
     if name not in cases[0].sources:
         raise InvalidInput(f'there is no array "{name}"; the cases have {list(cases[0].sources)}')

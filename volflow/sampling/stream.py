@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, cast
@@ -18,6 +18,7 @@ from volflow.engine.progress import Progress, announce
 from volflow.errors import InvalidInput, ResumeRefused
 from volflow.option import from_keywords, journey
 from volflow.sampling.cases.open_cases import CasesLike, open_cases
+from volflow.sampling.cases.same_spacing import refuse_mixed_spacing
 from volflow.sampling.epoch.catalog import GridCatalog, open_catalog
 from volflow.sampling.epoch.cutting import cut_patches
 from volflow.sampling.epoch.order import Visits
@@ -27,9 +28,9 @@ from volflow.sampling.loader import Loader, numbered_device
 from volflow.sampling.metrics import Metrics
 from volflow.sampling.samplers import Sampler
 from volflow.sampling.stream_options import (
-    SAMPLE_FIELDS,
     BatchTransform,
     StreamOptions,
+    check_names,
     check_whole,
 )
 from volflow.sampling.stream_plan import StreamPlan, plan_stream
@@ -95,6 +96,8 @@ class PatchStream(IterableDataset[dict[str, Any]]):
         Number of threads that read in this process; by default one per core, at most 4.
     classes
         Names of the arrays that hold classes; see `volflow.sampling.cases.open_cases.open_cases`.
+    allow_mixed_spacing
+        Take cases of different spacing together, which are refused otherwise.
     progress
         Progress of the pass that counts labels or weights where they are not known yet. False is
         quiet, also where an epoch has no patch of some cases.
@@ -136,12 +139,15 @@ class PatchStream(IterableDataset[dict[str, Any]]):
         cluster: Cluster = None,
         threads: int | None = None,
         classes: Sequence[str] | None = None,
+        allow_mixed_spacing: bool = False,
         progress: Progress = None,
     ) -> None:
         options = from_keywords(StreamOptions, locals())
         self.options, self.sampler, self.cluster = options, options.sampler, cluster
         self.cases = open_cases(cases, classes=options.classes)
-        _check_names([*self.cases[0].sources, *self.cases[0].values])
+        if not options.allow_mixed_spacing:
+            refuse_mixed_spacing(self.cases)
+        check_names([*self.cases[0].sources, *self.cases[0].values])
         self.share = this_share(options.rank, options.world_size)
         self.lanes = options.lanes or self.share.stride
         self.share.check_lanes(self.lanes)
@@ -372,13 +378,3 @@ class PatchStream(IterableDataset[dict[str, Any]]):
             return self.share
         refuse_fork()
         return self.share.part(worker.id, worker.num_workers)
-
-
-def _check_names(names: Iterable[str]) -> None:
-    """Refuse arrays and values whose names a sample needs for other things."""
-    taken = [name for name in names if name in SAMPLE_FIELDS]
-    if taken:
-        raise InvalidInput(
-            f"a sample holds its {', '.join(SAMPLE_FIELDS)} under these names, which the case gives"
-            f" to arrays or values: {', '.join(taken)}; rename them"
-        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from volflow.sampling.augment.foreign import adapted
 from volflow.sampling.cases.named_arrays import Case
 from volflow.sampling.samplers import GridSampler, Sampler
 
-__all__ = ["SAMPLE_FIELDS", "StreamOptions", "check_seed", "check_whole"]
+__all__ = ["SAMPLE_FIELDS", "StreamOptions", "check_names", "check_seed", "check_whole"]
 
 # What a sample holds beside its arrays.
 SAMPLE_FIELDS = ("location", "case", "index", "key")
@@ -50,6 +50,7 @@ class StreamOptions:
     world_size: int | None = None
     threads: int | None = None
     classes: Sequence[str] | None = None
+    allow_mixed_spacing: bool = False
 
     def __post_init__(self) -> None:
         grid = isinstance(self.sampler, GridSampler)
@@ -98,6 +99,16 @@ class StreamOptions:
         if not sum(totals):
             raise InvalidInput(f"{rule}; got {totals}")
         return totals
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Refuse arrays and values whose names a sample needs for other things."""
+    taken = [name for name in names if name in SAMPLE_FIELDS]
+    if taken:
+        raise InvalidInput(
+            f"a sample holds its {', '.join(SAMPLE_FIELDS)} under these names, which the case gives"
+            f" to arrays or values: {', '.join(taken)}; rename them"
+        )
 
 
 def check_whole(value: Any, rule: str, low: int = 1, below: float = math.inf) -> int:

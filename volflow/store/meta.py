@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from volflow.errors import InvalidInput
-from volflow.geometry.units import unit_sign
 from volflow.store.layout import check_dtype, resolve_layout
 
 __all__ = [
@@ -22,9 +20,7 @@ __all__ = [
     "Vector",
     "VolumeSpec",
     "check_spacing",
-    "difference_of_grids",
     "is_color",
-    "shared_grid",
 ]
 
 # No image has smaller or larger lengths in any unit, and their squares fit into a float.
@@ -266,72 +262,6 @@ class VolumeSpec:
     def voxel_bytes(self) -> int:
         """Bytes of one voxel in all channels."""
         return self.channels * self.dtype.itemsize
-
-
-def difference_of_grids(
-    grids: Mapping[str, tuple[Sequence[int], Meta]],
-) -> tuple[str, str, str, str, str] | None:
-    """Return how the first array that lies on another grid differs; None if all share one grid.
-
-    Parameters
-    ----------
-    grids
-        Shape (``zyx`` or ``czyx``) and metadata by name. An unknown spacing or orientation, such as
-        that of a bare array, fits any.
-
-    Returns
-    -------
-    tuple of str
-        ``"shape"``, ``"spacing"`` or ``"orientation"``; a name and its value; the other name and
-        its value.
-
-    Examples
-    --------
-    >>> scan = (20, 30, 30), Meta(spacing=(2, 1, 1), unit="millimeter")
-    >>> difference_of_grids({"scan": scan, "mask": ((20, 30, 30), Meta())})
-    >>> difference_of_grids({"scan": scan, "t1": ((20, 30, 30), Meta(unit="millimeter"))})
-    ('spacing', 'scan', '2×1×1 mm', 't1', '1×1×1 mm')
-    """
-    values = {
-        "shape": {name: str(tuple(shape[-3:])) for name, (shape, _) in grids.items()},
-        "spacing": {name: _length(meta) for name, (_, meta) in grids.items()},
-        "orientation": {name: meta.orientation or "" for name, (_, meta) in grids.items()},
-    }
-    for what, value_of in values.items():
-        first, *others = [name for name, value in value_of.items() if value] or [""]
-        for name in others:
-            close = what == "spacing" and _same_spacing(grids[first][1], grids[name][1])
-            if not close and value_of[name] != value_of[first]:
-                return what, first, value_of[first], name, value_of[name]
-    return None
-
-
-def shared_grid(metas: Sequence[Meta]) -> Meta:
-    """Return the metadata of the first array of several on one grid, completed from the others.
-
-    Examples
-    --------
-    >>> shared_grid([Meta(), Meta(spacing=(2, 1, 1), unit="millimeter", orientation="SAR")]).spacing
-    (2.0, 1.0, 1.0)
-    """
-    placed = next((meta for meta in metas if meta.orientation), metas[0])
-    grid = next((meta for meta in metas if meta.knows_spacing), placed)
-    placed = placed if placed.orientation else grid
-    return replace(grid, orientation=placed.orientation, affine=placed.affine)
-
-
-def _length(meta: Meta) -> str:
-    """Return the spacing as people write it, ``""`` if it is unknown."""
-    if not meta.knows_spacing:
-        return ""
-    return "×".join(f"{s:.6g}" for s in meta.spacing) + f" {unit_sign(meta.unit)}".rstrip()
-
-
-def _same_spacing(a: Meta, b: Meta) -> bool:
-    known = a.unit is not None and b.unit is not None
-    return (not known or a.unit == b.unit) and all(
-        math.isclose(s, t, rel_tol=1e-3) for s, t in zip(a.spacing, b.spacing, strict=True)
-    )
 
 
 def check_spacing(sizes: Sequence[float]) -> None:

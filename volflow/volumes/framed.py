@@ -13,8 +13,9 @@ from volflow.errors import InvalidInput
 from volflow.geometry.frame import Frame
 from volflow.geometry.normalize import Normalization
 from volflow.geometry.roi import Roi
-from volflow.store.meta import Meta, VolumeSpec, shared_grid
+from volflow.store.meta import Meta, VolumeSpec
 from volflow.store.slabs import refuse_complex
+from volflow.volumes.grids import shared_grid
 
 __all__ = ["BoxReader", "FramedImage"]
 

@@ -17,7 +17,7 @@ from volflow.option import from_keywords, journey
 from volflow.store.formats.taken.adjusted import restated
 from volflow.store.journal.journal import Record, journal_of
 from volflow.store.journal.outputs import check_apart
-from volflow.store.meta import Meta, difference_of_grids
+from volflow.store.meta import Meta
 from volflow.store.remote.address import is_stored, location
 from volflow.store.slabs import Source
 from volflow.store.volume import Volume, described
@@ -27,6 +27,7 @@ from volflow.volumes.arrays.inputs import VolumeLike, lazy_array, open_input
 from volflow.volumes.arrays.pieces import Pieces
 from volflow.volumes.copy_layout import COPIES, Copy, adopted, held_bytes, lay_out
 from volflow.volumes.copying import make_record, run_copy
+from volflow.volumes.grids import difference_of_grids
 from volflow.volumes.volume_options import WriteOptions
 
 if TYPE_CHECKING:

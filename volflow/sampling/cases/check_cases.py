@@ -27,7 +27,8 @@ def check_cases(cases: CasesLike, *, labels: bool = False) -> CaseFaults:
 
     Found are images without labels and the other way round, files that cannot be opened, arrays of
     a case that differ in shape, spacing or orientation, and cases that differ in their arrays or
-    channels. What must be converted first (``.nii.gz``) is no fault.
+    channels. What must be converted first (``.nii.gz``) is no fault;
+    nor is a spacing of its own, which a stream refuses.
 
     Parameters
     ----------
