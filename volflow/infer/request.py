@@ -30,9 +30,9 @@ from volflow.store.layout import resolve_layout
 from volflow.store.meta import Meta, VolumeSpec
 from volflow.store.remote.address import Address, Location, location
 from volflow.store.slabs import Source
+from volflow.volumes.arrays.grids import difference_of_grids, shared_grid
 from volflow.volumes.arrays.inputs import VolumeLike, open_input
 from volflow.volumes.framed import FramedImage
-from volflow.volumes.grids import difference_of_grids, shared_grid
 from volflow.volumes.statistics import statistics
 
 __all__ = [

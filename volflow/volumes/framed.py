@@ -15,7 +15,7 @@ from volflow.geometry.normalize import Normalization
 from volflow.geometry.roi import Roi
 from volflow.store.meta import Meta, VolumeSpec
 from volflow.store.slabs import refuse_complex
-from volflow.volumes.grids import shared_grid
+from volflow.volumes.arrays.grids import shared_grid
 
 __all__ = ["BoxReader", "FramedImage"]
 

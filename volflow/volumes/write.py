@@ -22,12 +22,12 @@ from volflow.store.remote.address import is_stored, location
 from volflow.store.slabs import Source
 from volflow.store.volume import Volume, described
 from volflow.volumes.arrays.computed import DaskSource
+from volflow.volumes.arrays.grids import difference_of_grids
 from volflow.volumes.arrays.identity import Identity
 from volflow.volumes.arrays.inputs import VolumeLike, lazy_array, open_input
 from volflow.volumes.arrays.pieces import Pieces
 from volflow.volumes.copy_layout import COPIES, Copy, adopted, held_bytes, lay_out
 from volflow.volumes.copying import make_record, run_copy
-from volflow.volumes.grids import difference_of_grids
 from volflow.volumes.volume_options import WriteOptions
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from volflow.sampling.cases.values import Values
 from volflow.store.meta import Meta, Vector
 from volflow.store.slabs import Array, Source
 from volflow.store.volume import described
+from volflow.volumes.arrays.grids import difference_of_grids, shared_grid
 from volflow.volumes.arrays.inputs import refuse_sequential
-from volflow.volumes.grids import difference_of_grids, shared_grid
 
 __all__ = ["READ_BYTES", "Case", "check_grid"]
 

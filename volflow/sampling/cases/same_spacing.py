@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from volflow.errors import InvalidInput
 from volflow.sampling.cases.find_cases import listed
 from volflow.sampling.cases.named_arrays import Case
-from volflow.volumes.grids import same_spacing, spacing_text
+from volflow.volumes.arrays.grids import same_spacing, spacing_text
 
 __all__ = ["refuse_mixed_spacing"]
 
