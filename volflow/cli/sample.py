@@ -49,12 +49,28 @@ def as_probabilities(name: str, text: str) -> dict[int, float]:
         ) from None
 
 
+def as_patch(name: str, text: str) -> Any:
+    """Voxels or lengths along the sides of a patch, as typed.
+
+    Examples
+    --------
+    >>> as_patch("patch", "64"), as_patch("patch", "64mm"), as_patch("patch", "1,64mm,64mm")
+    (64, '64mm', (1, '64mm', '64mm'))
+    """
+    if not any(map(str.isalpha, text)):
+        return numbers(name, text)
+    sides = tuple(int(side) if side.isdecimal() else side for side in text.split(","))
+    return sides[0] if len(sides) == 1 else sides
+
+
 @dataclass(frozen=True)
 class SampleOptions:
     """The options of `volflow sample`, some of which belong to one sampler or picture."""
 
     sampler: str = option("uniform", "uniform, weighted, label or grid.")
-    patch: Any = option(64, "Voxels per side: 64, or 32,96,96 (z,y,x).", read=numbers)
+    patch: Any = option(
+        64, "Voxels per side: 64, or 32,96,96 (z,y,x); or lengths: 64mm.", read=as_patch
+    )
     count: int | None = option(
         None, "How many patches. Default: 32, or 1000 with --stats.", names=("--count", "-n")
     )
@@ -138,6 +154,7 @@ def sample(
         allow_mixed_spacing=options.allow_mixed_spacing,
         progress=False if quiet else None,
     )
+    chosen = stream.sampler  # its patch is in voxels
     if plan:
         counts = stream.case_counts()
         planned = {"sampler": repr(chosen), "cases": counts, "peak_bytes": stream.plan.peak_bytes}

@@ -15,7 +15,7 @@ from volflow.engine.cluster import Cluster
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
 from volflow.sampling.cases.open_cases import CasesLike, open_cases
-from volflow.sampling.cases.same_spacing import refuse_mixed_spacing
+from volflow.sampling.cases.same_spacing import sampler_in_voxels
 from volflow.sampling.epoch.catalog import GridCatalog, PatchCatalog, open_catalog
 from volflow.sampling.epoch.cutting import draw_positions
 from volflow.sampling.epoch.order import Visits
@@ -91,8 +91,7 @@ def sample(
     ((32, 1, 1, 8, 8), [1, 1, 1, 1, 1, 1, 1])
     """
     cases, seed = open_cases(x, classes=classes), check_seed(seed)
-    if not allow_mixed_spacing:
-        refuse_mixed_spacing(cases)
+    sampler = sampler_in_voxels(sampler, cases, mixed=allow_mixed_spacing)
     name = array or cases[0].lead
     if name not in cases[0].sources:
         raise InvalidInput(f'there is no array "{name}"; the cases have {list(cases[0].sources)}')

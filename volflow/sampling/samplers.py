@@ -25,7 +25,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from volflow.errors import InvalidInput
-from volflow.geometry.grid import PatchGrid, per_axis, stride_of
+from volflow.geometry.grid import PatchGrid, stride_of
+from volflow.sampling.patch_size import Size, checked_size, has_lengths, in_voxels
+from volflow.store.meta import Meta
 
 if TYPE_CHECKING:
     from volflow.sampling.cases.named_arrays import Case
@@ -42,7 +44,6 @@ __all__ = [
     "guide_of",
 ]
 
-Size = int | Sequence[int]
 Border = Literal["inside", "pad"]
 
 
@@ -54,7 +55,8 @@ class UniformSampler:
     ----------
     patch
         Voxels along z, y, x, or one number for all; 1 on an axis gives slices, and batches
-        without that axis, as networks of slices take them.
+        without that axis, as networks of slices take them. A side may be a length, such as
+        ``"64 mm"``: the nearest number of voxels, by the spacing that all cases share.
     border
         ``"inside"``: starts are uniform where the patch lies in the volume; ``"pad"``: centres are
         uniform over the volume, with zeros outside.
@@ -192,10 +194,10 @@ class GridSampler:
 
     patch: Size
     overlap: float | Sequence[float] = 0
-    padding: Size = 0
+    padding: int | Sequence[int] = 0
 
     def __post_init__(self) -> None:
-        patch = per_axis(self.patch, "patch")
+        patch = checked_size(self.patch)
         try:
             padding = np.broadcast_to(np.array(self.padding, float), 3)
             right = all(v.is_integer() and v >= 0 for v in padding.tolist())
@@ -205,7 +207,8 @@ class GridSampler:
             raise InvalidInput(
                 f"padding must be a number of voxels or one for each of z, y, x; got {self.padding}"
             )
-        stride_of(patch, self.overlap)
+        if not has_lengths(patch):
+            stride_of(in_voxels(patch, Meta()), self.overlap)
         object.__setattr__(self, "patch", patch)
         object.__setattr__(self, "padding", tuple(int(v) for v in padding))
 
@@ -215,11 +218,12 @@ class GridSampler:
         Parameters
         ----------
         x
-            A `Volume`, a case, or a shape; the last three axes count.
+            A `Volume`, a case, or a shape; the last three axes count. Of a shape, the patch must be
+            in voxels.
         """
         given: Any = getattr(x, "shape", x)
         shape = tuple(int(n) for n in given[-3:])
-        patch = per_axis(self.patch, "patch")
+        patch = in_voxels(checked_size(self.patch), getattr(x, "meta", Meta()))
         padding = tuple(self.padding) if isinstance(self.padding, Sequence) else ()
         return PatchGrid(shape, patch, stride_of(patch, self.overlap), padding=padding)
 
@@ -236,6 +240,6 @@ def guide_of(sampler: Sampler) -> str | None:
 
 
 def _normalise(sampler: RandomSampler) -> None:
-    object.__setattr__(sampler, "patch", per_axis(sampler.patch, "patch"))
+    object.__setattr__(sampler, "patch", checked_size(sampler.patch))
     if sampler.border not in ("inside", "pad"):
         raise InvalidInput(f'border must be "inside" or "pad"; got {sampler.border!r}')

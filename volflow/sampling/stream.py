@@ -18,7 +18,7 @@ from volflow.engine.progress import Progress, announce
 from volflow.errors import InvalidInput, ResumeRefused
 from volflow.option import from_keywords, journey
 from volflow.sampling.cases.open_cases import CasesLike, open_cases
-from volflow.sampling.cases.same_spacing import refuse_mixed_spacing
+from volflow.sampling.cases.same_spacing import sampler_in_voxels
 from volflow.sampling.epoch.catalog import GridCatalog, open_catalog
 from volflow.sampling.epoch.cutting import cut_patches
 from volflow.sampling.epoch.order import Visits
@@ -143,11 +143,11 @@ class PatchStream(IterableDataset[dict[str, Any]]):
         progress: Progress = None,
     ) -> None:
         options = from_keywords(StreamOptions, locals())
-        self.options, self.sampler, self.cluster = options, options.sampler, cluster
+        self.options, self.cluster = options, cluster
         self.cases = open_cases(cases, classes=options.classes)
-        if not options.allow_mixed_spacing:
-            refuse_mixed_spacing(self.cases)
         check_names([*self.cases[0].sources, *self.cases[0].values])
+        mixed = options.allow_mixed_spacing
+        self.sampler = sampler_in_voxels(options.sampler, self.cases, mixed=mixed)
         self.share = this_share(options.rank, options.world_size)
         self.lanes = options.lanes or self.share.stride
         self.share.check_lanes(self.lanes)
