@@ -18,6 +18,7 @@ def sliding_window(
     overlap: float | tuple = 0.25,
     blend: str = "gaussian",
     scale: tuple[int, int, int] = (1, 1, 1),
+    padding: float | str = 0,
 ) -> np.ndarray:
     """Blended scores ``CZYX`` in float64; padding and starts written out without volflow's grid."""
     shape = image_CZYX.shape[1:]
@@ -34,7 +35,7 @@ def sliding_window(
             axis = [*range(0, n - p, s), n - p]
         starts.append(axis)
     margin = [max(p, 1) for p in patch]
-    padded = np.pad(image_CZYX, [(0, 0), *((m, m) for m in margin)])
+    padded = padded_by(padding, image_CZYX, [(0, 0), *((m, m) for m in margin)])
     out_shape = [-(-n // q) for n, q in zip(shape, scale, strict=True)]
     total = norm = None
     owners = [
@@ -68,6 +69,13 @@ def sliding_window(
         norm[place] += w
     inside = tuple(slice(m, m + n) for m, n in zip(margin, out_shape, strict=True))
     return total[(slice(None), *inside)] / norm[inside]
+
+
+def padded_by(padding: float | str, array: np.ndarray, widths: list) -> np.ndarray:
+    """The whole array, padded by NumPy."""
+    if isinstance(padding, str):
+        return np.pad(array, widths, mode=padding)
+    return np.pad(array, widths, constant_values=padding)
 
 
 def owned(starts: list[int], p: int, n: int) -> list[tuple[int, int]]:

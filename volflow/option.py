@@ -24,6 +24,7 @@ __all__ = [
     "number_or_word",
     "numbers",
     "option",
+    "value_or_word",
 ]
 
 P = ParamSpec("P")
@@ -170,3 +171,17 @@ def number_or_word(name: str, text: str) -> int | str:
     (4, 'auto')
     """
     return int(text) if text.isdecimal() else text
+
+
+def value_or_word(name: str, text: str) -> float | str:
+    """A number of any sign where the text is one, else the text.
+
+    Examples
+    --------
+    >>> value_or_word("padding", "-1024"), value_or_word("padding", "edge")
+    (-1024.0, 'edge')
+    """
+    try:
+        return float(text)
+    except ValueError:
+        return text

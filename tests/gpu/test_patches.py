@@ -76,6 +76,12 @@ class TestVoxels:
         in_tiles()
         agree(scan(), random_net(1, 3), device, blend=blend, frame=frame, overlap=0.5)
 
+    @pytest.mark.parametrize("padding", [-2.5, "edge", "reflect"])
+    def test_of_what_lies_outside(self, scan, agree, device, padding):
+        volume = scan(shape=(3, 17, 1))
+        agree(volume, random_net(), device, blend="crop", frame="LPI", padding=padding)
+        agree(volume, Half().eval(), device, blend="crop", overlap=0, padding=padding)
+
     @pytest.mark.parametrize("net", [Half(), Named(random_net(1, 3), random_net(1, 1, 1))])
     def test_of_scaled_and_of_several_outputs(self, scan, agree, device, in_pieces, net):
         image = scan()
@@ -129,6 +135,7 @@ NORMALIZE = {
     "none": None,
     "zscore": Normalization((60.3, 1.7), (0.31, 1e-3), (None, None), (None, None)),
     "clipped": Normalization((-2.5, 70.0), (0.01, 0.02), (0.1, None), (1.0, 0.3)),
+    "foreground": Normalization((7.5, 3.0), (0.31, 0.2), (None, -1.0), (None, None), True),
     "function": np.sqrt,
 }
 
@@ -157,7 +164,8 @@ def test_rows_are_scaled_as_on_the_cpu(scan, device, in_pieces, dtype):
     for scaled, computed in itertools.product(NORMALIZE.values(), ("float32", "float64")):
         first = scaled
         if isinstance(scaled, Normalization):
-            first = Normalization(*((one[0],) for one in vars(scaled).values()))
+            constants = (scaled.zero, scaled.scale, scaled.low, scaled.high)
+            first = Normalization(*((one[0],) for one in constants), scaled.keep_zero)
         frame = Frame((2, 0, 1), (True, False, True))
         image = FramedImage(specs, volumes, (first, scaled), frame)
         here, there = (

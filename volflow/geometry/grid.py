@@ -283,12 +283,6 @@ class PatchGrid:
         first = int(np.searchsorted(highs, low, side="right"))
         return range(first, max(first, int(np.searchsorted(lows, high, side="left"))))
 
-    def hull(self, axis: int, patches: range) -> tuple[int, int]:
-        """Return the range of the volume that consecutive patches along an axis read."""
-        starts = self.starts[axis]
-        stop = int(starts[patches[-1]]) + self.patch[axis]
-        return max(0, int(starts[patches[0]])), min(self.shape[axis], stop)
-
     def reduced(self, scale: Sequence[int]) -> PatchGrid:
         """Return the same grid in output voxels, of ``scale`` input voxels each.
 

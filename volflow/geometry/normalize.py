@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -40,6 +41,8 @@ class Normalization:
         Per channel, the stored value that becomes 0, and the factor of the distance from it.
     low, high
         Limits to which values are clipped; None for no limit.
+    keep_zero
+        Whether stored zeros become 0, whatever else becomes of the others.
 
     Examples
     --------
@@ -54,6 +57,7 @@ class Normalization:
     scale: tuple[float, ...]
     low: tuple[float | None, ...]
     high: tuple[float | None, ...]
+    keep_zero: bool = False
 
     def apply(self, stored: npt.NDArray[Any], out: npt.NDArray[np.floating[Any]]) -> None:
         """Write a normalised ``czyx`` block of stored values into ``out``, float ``czyx``.
@@ -72,6 +76,8 @@ class Normalization:
             low, high = self.low[number], self.high[number]
             if low is not None or high is not None:
                 np.clip(channel, low, high, out=channel)
+            if self.keep_zero:
+                channel[stored[number] == 0] = 0
 
     def check(self, channels: int) -> None:
         """Refuse another number of channels."""
@@ -81,45 +87,85 @@ class Normalization:
             )
 
 
-def normalization(name: str, statistics: Distribution) -> Normalization:
-    """Return the normalisation of a name, from whole-volume statistics.
+def normalization(
+    name: str, channels: int, measure: Callable[[bool], Distribution]
+) -> Normalization:
+    """Return the normalisation of a name as constants of a volume.
 
     Parameters
     ----------
     name
-        ``"minmax"``: (x - min) / (max - min); ``"zscore"``: (x - mean) / std; ``"percentile"``:
-        the 2nd percentile becomes 0, the 98th 1, values beyond are clipped;
-        ``"percentile:0.5,99.5"`` sets other percentiles. A divisor of 0, as in a constant image,
-        is replaced by 1.
-    statistics
-        Statistics of the volume, or of its foreground.
+        ``"minmax"``: (x - min) / (max - min); ``"zscore"``: (x - mean) / std;
+        ``"zscore:foreground"``: the same with the statistics of voxels that are not zero, and
+        zeros stay zero, as for brains that were cut out; ``"percentile"``: the 2nd percentile
+        becomes 0, the 98th 1, values beyond are clipped; ``"percentile:0.5,99.5"`` sets other
+        percentiles. ``"window:-160,240"`` takes a range of values to 0..1 and clips those beyond;
+        ``"scale:255"`` divides by a number. A divisor of 0, as in a constant image, is replaced
+        by 1.
+    channels
+        Of the volume.
+    measure
+        Returns statistics of the whole volume, or of the voxels that are not zero. It is called
+        only where the name asks for them.
 
     Raises
     ------
     InvalidInput
-        If the name is unknown or the percentiles are not ascending in 0..100.
+        If the name is unknown, or its numbers are not what it needs.
 
     Examples
     --------
     >>> from types import SimpleNamespace
     >>> stats = SimpleNamespace(min=(10.0,), max=(30.0,))
-    >>> normalization("minmax", stats)
-    Normalization(zero=(10.0,), scale=(0.05,), low=(None,), high=(None,))
+    >>> normalization("minmax", 1, lambda foreground: stats)
+    Normalization(zero=(10.0,), scale=(0.05,), low=(None,), high=(None,), keep_zero=False)
     """
     kind, _, detail = name.partition(":")
-    if kind == "minmax" and not detail:
+    if name == "minmax":
+        statistics = measure(False)
         return _between(statistics.min, statistics.max, clip=False)
     if kind == "percentile":
         low, high = _percentiles(name, detail)
+        statistics = measure(False)
         return _between(statistics.percentile(low), statistics.percentile(high), clip=True)
-    if kind == "zscore" and not detail:
+    if name in ("zscore", "zscore:foreground"):
+        foreground = bool(detail)
+        statistics = measure(foreground)
         scale = tuple(1 / std if std else 1.0 for std in statistics.std)
         none = (None,) * len(scale)
-        return Normalization(tuple(statistics.mean), scale, none, none)
+        return Normalization(tuple(statistics.mean), scale, none, none, foreground)
+    if kind == "window":
+        low, high = _window(name, detail)
+        return _between((low,) * channels, (high,) * channels, clip=True)
+    if kind == "scale":
+        factor, none = 1 / _divisor(name, detail), (None,) * channels
+        return Normalization((0.0,) * channels, (factor,) * channels, none, none)
     raise InvalidInput(
-        f"unknown normalize {name!r}; use minmax, zscore, percentile, percentile:LOW,HIGH"
-        " or a callable"
+        f"unknown normalize {name!r}; use minmax, zscore, zscore:foreground, percentile,"
+        " percentile:LOW,HIGH, window:LOW,HIGH, scale:NUMBER or a callable"
     )
+
+
+def _window(name: str, detail: str) -> tuple[float, float]:
+    try:
+        low, high = map(float, detail.split(","))
+    except ValueError:
+        low = high = 0.0
+    if not (low < high and math.isfinite(high - low)):
+        raise InvalidInput(
+            f'normalize {name!r} needs two ascending values, such as "window:-160,240"'
+        )
+    return low, high
+
+
+def _divisor(name: str, detail: str) -> float:
+    try:
+        number = float(detail)
+    except ValueError:
+        number = 0.0
+    if not (number > 0 and math.isfinite(number) and math.isfinite(1 / number)):
+        raise InvalidInput(f'normalize {name!r} needs a number above 0, such as "scale:255"')
+    return number
 
 
 def _percentiles(name: str, detail: str) -> tuple[float, float]:

@@ -12,6 +12,7 @@ import numpy as np
 from volflow.errors import InvalidInput
 from volflow.geometry.frame import Frame
 from volflow.geometry.normalize import normalization
+from volflow.geometry.outside import ZEROS, Padding
 from volflow.infer.predict_options import PredictOptions
 from volflow.model.digest import digest_of, identity_of
 from volflow.model.imports import Code
@@ -22,15 +23,23 @@ __all__ = ["check_choice", "code_of", "merge_options", "order_inputs", "settings
 # Statistics of no channel, to check the name of a normalisation before there are any.
 NOTHING: Any = SimpleNamespace(min=(), max=(), mean=(), std=(), percentile=lambda q: ())
 
+# What a model may say of them, too.
+INHERITED = (
+    "patch", "overlap", "blend", "padding", "frame", "normalize", "activation", "output",
+)  # fmt: skip
+
 
 def settings_of(options: PredictOptions) -> dict[str, Any]:
     """Return the options that decide the result, for the fingerprint."""
     named = ("overlap", "blend", "frame", "output", "dtype", "flips", "skip_below", "fill")
+    padding = Padding(options.padding or 0)
     return {
         "patch": None if options.patch is None else list(options.sides),
         **{name: getattr(options, name) for name in named},
         "normalize": _name_of(options.normalize),
         "activation": _name_of(options.activation),
+        # Outputs are known by these: those that were made before it could be chosen, too.
+        **({} if padding == ZEROS else {"padding": padding.given}),
     }
 
 
@@ -59,9 +68,9 @@ def merge_options(given: PredictOptions, spec: Spec) -> PredictOptions:
     >>> merge_options(PredictOptions(patch=64), Spec()).overlap
     0.25
     """
-    defaults = {"overlap": 0.25, "blend": "gaussian", "output": "scores"}
+    defaults = {"overlap": 0.25, "blend": "gaussian", "output": "scores", "padding": 0}
     merged: dict[str, Any] = {}
-    for name in ("patch", "overlap", "blend", "frame", "normalize", "activation", "output"):
+    for name in INHERITED:
         value = getattr(given, name)
         if value is None:
             value = getattr(spec, name)
@@ -87,7 +96,8 @@ def _check(options: PredictOptions) -> None:
     if not callable(options.activation):
         check_choice("activation", options.activation, (None, "softmax", "sigmoid"))
     if options.normalize is not None and not callable(options.normalize):
-        normalization(str(options.normalize), NOTHING)
+        normalization(str(options.normalize), 0, lambda foreground: NOTHING)
+    Padding(options.padding or 0)
     check_choice("precision", options.precision, ("auto", "float32", "bfloat16", "tf32"))
     if options.device_bytes and options.device == "cpu":
         raise InvalidInput(

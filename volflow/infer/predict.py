@@ -33,6 +33,7 @@ def predict(  # noqa: PLR0913 - a public journey takes flat options
     patch: int | tuple[int, int, int] | None = None,
     overlap: float | tuple[float, float, float] | None = None,
     blend: str | None = None,
+    padding: float | str | None = None,
     frame: str | None = None,
     normalize: str | Callable[[Any], Any] | None = None,
     activation: str | Callable[[Any], Any] | None = None,
@@ -86,12 +87,17 @@ def predict(  # noqa: PLR0913 - a public journey takes flat options
         fraction of the patch (0.25); ``"gaussian"`` (default), ``"hann"``, ``"average"`` or
         ``"crop"``. ``"exact"`` needs no patch, but one with a 1 says that the network takes
         slices; the volume is zero-padded at its far end to the network's alignment (`vf.halo`).
+    padding
+        What a patch holds where it reaches outside of the volume: a number in normalised values
+        (default: 0), ``"edge"`` or ``"reflect"``, as `numpy.pad` would pad the whole volume.
     frame
         Three letters such as ``"RAS"``: axis order and directions in which the model expects its
         patches (and in which patch and overlap are given). Default: as stored, zyx.
     normalize
-        ``"minmax"``, ``"zscore"``, ``"percentile"`` on whole-volume statistics, or a function of a
-        float32 ``czyx`` array that acts on each voxel alone. Default: none.
+        ``"minmax"``, ``"zscore"``, ``"zscore:foreground"`` (of voxels that are not zero; zeros
+        stay), ``"percentile"`` or ``"percentile:0.5,99.5"`` (to 0..1, clipped) on whole-volume
+        statistics; ``"window:-160,240"`` (to 0..1, clipped); ``"scale:255"`` (divided); or a
+        function of a float32 ``czyx`` array that acts on each voxel alone. Default: none.
     activation
         Applied after blending: ``"softmax"``, ``"sigmoid"``, a function of a ``CZYX`` tensor.
     output, dtype

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from volflow.engine.run_options import MEMORY, OutputOptions, WorkerOptions
 from volflow.errors import InvalidInput
-from volflow.option import number_or_word, numbers, option
+from volflow.option import number_or_word, numbers, option, value_or_word
 
 if TYPE_CHECKING:
     from volflow.geometry.windows import Blend
@@ -38,7 +38,10 @@ class NetworkOptions(ModelOptions):
 
     frame: str | None = option(None, "The axes that the model expects, such as RAS.", MODEL)
     normalize: str | Callable[[Any], Any] | None = option(
-        None, "minmax, zscore or percentile; none leaves out what the bundle names.", MODEL
+        None,
+        "minmax, zscore, zscore:foreground, percentile, window:-160,240 or scale:255; none leaves"
+        " out what the bundle names.",
+        MODEL,
     )
     activation: str | Callable[[Any], Any] | None = option(
         None, "After blending: softmax or sigmoid.", MODEL
@@ -86,6 +89,13 @@ class PredictOptions(OutputOptions, NetworkOptions):
         "gaussian, hann, average or crop; exact: no seams at all. Default: the bundle's, or"
         " gaussian.",
         PATCHES,
+    )
+    padding: float | str | None = option(
+        None,
+        "What lies outside of the volume: a normalised value, edge or reflect. Default: the"
+        " bundle's, or 0.",
+        PATCHES,
+        read=value_or_word,
     )
     flips: str = option("", "Average over copies mirrored along these axes, such as zyx.", PATCHES)
     mask: VolumeLike | None = option(None, "A volume; patches outside of it are skipped.", PATCHES)

@@ -15,7 +15,7 @@ import torch
 import volflow
 from volflow.errors import Damaged, InvalidInput
 from volflow.geometry.frame import Frame
-from volflow.geometry.normalize import normalization
+from volflow.geometry.outside import Padding
 from volflow.infer.finish import Finish
 from volflow.infer.merge import code_of, order_inputs, settings_of
 from volflow.infer.predict_options import PredictOptions
@@ -33,7 +33,7 @@ from volflow.store.slabs import Source
 from volflow.volumes.arrays.grids import difference_of_grids, shared_grid
 from volflow.volumes.arrays.inputs import VolumeLike, open_input
 from volflow.volumes.framed import FramedImage
-from volflow.volumes.statistics import statistics
+from volflow.volumes.normalizing import constants_of
 
 __all__ = [
     "Request",
@@ -257,6 +257,7 @@ def framed_image(
         frame,
         mask,
         options.skip_below,
+        Padding(options.padding or 0),
     )
 
 
@@ -310,10 +311,7 @@ def normalized(request: Request, **options: Any) -> Request:
     if choice is None:
         return request
     volumes: Any = request.inputs.volumes
-    parts = tuple(
-        choice if callable(choice) else normalization(choice, statistics(volume, **options))
-        for volume in volumes
-    )
+    parts = tuple(constants_of(choice, volume, **options) for volume in volumes)
     return replace(request, inputs=replace(request.inputs, normalize=parts))
 
 

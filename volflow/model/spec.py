@@ -21,6 +21,7 @@ Side = Annotated[int, Field(ge=1, le=2**31 - 1, strict=True)]
 # Strict: 1.0 must not become one voxel, nor 1 a fraction.
 Share = Annotated[float, Field(ge=0, lt=1, strict=True)]
 Size = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Value = Annotated[float, Field(allow_inf_nan=False, strict=True)]
 
 _EXPECTED = {
     "channels": "a list of names",
@@ -29,6 +30,7 @@ _EXPECTED = {
     "patch": "a whole number from 1, or three of them",
     "overlap": "whole voxels from 0, a fraction of the patch below 1, or three of these",
     "blend": "crop, average, gaussian, hann or exact",
+    "padding": "a finite number, edge or reflect",
     "spacing": "three positive sizes",
     "output": '"scores" or "classes"',
 }
@@ -55,6 +57,8 @@ class Spec:
         Overlap of neighbouring patches: voxels, or a fraction of the patch below 1.
     blend
         How overlapping outputs are combined, or ``"exact"``.
+    padding
+        What a patch holds outside of the volume: a normalised value, ``"edge"`` or ``"reflect"``.
     frame
         Three letters such as ``"RAS"``: the directions the model's axes point to.
     spacing, unit
@@ -80,6 +84,7 @@ class Spec:
     patch: Side | tuple[Side, Side, Side] | None = None
     overlap: Whole | Share | tuple[Whole | Share, Whole | Share, Whole | Share] | None = None
     blend: Blend | Literal["exact"] | None = None
+    padding: Value | Literal["edge", "reflect"] | None = None
     frame: str | None = None
     spacing: tuple[Size, Size, Size] | None = None
     unit: str | None = None

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from volflow.errors import InvalidInput
 from volflow.geometry.frame import Frame
 from volflow.geometry.normalize import Normalization
+from volflow.geometry.outside import ZEROS, Padding
 from volflow.geometry.roi import Roi
 from volflow.store.meta import Meta, VolumeSpec
 from volflow.store.slabs import refuse_complex
@@ -48,6 +49,8 @@ class FramedImage:
     mask, skip_below
         Only voxels in the mask (> 0) whose stored value is not below the threshold are worth
         computing.
+    padding
+        What the network is shown outside of the volume.
     """
 
     specs: tuple[VolumeSpec, ...]
@@ -56,6 +59,7 @@ class FramedImage:
     frame: Frame
     mask: BoxReader | None = None
     skip_below: float | None = None
+    padding: Padding = ZEROS
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -78,7 +82,7 @@ class FramedImage:
         return self.mask is not None or self.skip_below is not None
 
     def read(self, box: Roi, dtype: str) -> Array:
-        """Read a box ``(C, *box)`` as the network sees it; zeros beyond the volume.
+        """Read a box ``(C, *box)`` as the network sees it; padded beyond the volume.
 
         Parameters
         ----------
@@ -87,11 +91,18 @@ class FramedImage:
         dtype
             That the network computes in: float32 or float64.
         """
-        result = np.zeros((self.channels, *box.shape), dtype)
-        inside = box.clip(self.shape)
-        if inside.size:
-            part = result[(slice(None), *inside.relative_to(box.start).slices())]
-            self.fill(self.read_stored(inside, dtype)[0], part)
+        source, number = self.padding.source(box, self.shape), self.padding.number
+        result = np.empty((self.channels, *box.shape), dtype)
+        if number is not None or source == box:
+            part = result[(slice(None), *source.relative_to(box.start).slices())]
+            if source != box:
+                result[...] = number
+        else:
+            part = np.empty((self.channels, *source.shape), dtype)
+        if source.size:
+            self.fill(self.read_stored(source, dtype)[0], part)
+        if number is None and source != box:
+            self.padding.put(part, source, result, box, self.shape)
         return result
 
     def read_stored(self, box: Roi, dtype: str) -> tuple[list[Array], npt.NDArray[np.bool_] | None]:

@@ -109,7 +109,7 @@ class TestSettings:
         ),
         ({"frame": "RAX"}, r"^frame must be three letters, one of each pair .* got 'RAX'$"),
         ({"frame": "RLS"}, r"^frame must be three letters"),
-        ({"normalize": "max"}, r"^unknown normalize 'max'; use minmax, zscore, percentile"),
+        ({"normalize": "max"}, r"^unknown normalize 'max'; use minmax, zscore, zscore:fore"),
         ({"normalize": "percentile:9,2"}, r"^normalize 'percentile:9,2' needs two ascending perc"),
         ({"normalize": 3}, r"^unknown normalize '3'"),
         ({"activation": "tanh"}, r"^unknown activation 'tanh'; use one of None, softmax, sigmoid$"),

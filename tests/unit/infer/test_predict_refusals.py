@@ -237,7 +237,7 @@ class TestOptions:
             ({"chunk": 8, "shard": 12}, "shard (12, 12, 12) is not a multiple of chunk (8, 8, 8)"),
             ({"memory": "lots"}, 'memory must be a positive amount like "2GiB"'),
             ({"cluster": "cloud"}, "unknown cluster 'cloud'"),
-            ({"normalize": "max"}, "unknown normalize 'max'; use minmax, zscore, percentile"),
+            ({"normalize": "max"}, "unknown normalize 'max'; use minmax, zscore, zscore:fore"),
             ({"output": "classes", "dtype": "float32"}, "dtype of classes must be an integer type"),
         ],
     )

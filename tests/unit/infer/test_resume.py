@@ -222,6 +222,7 @@ class TestRefused:
             ({"activation": "softmax"}, "options.activation: null → softmax"),
             ({"normalize": "zscore"}, "options.normalize: null → zscore"),
             ({"flips": "x"}, "options.flips:"),
+            ({"padding": "edge"}, "options.padding"),
             ({"skip_below": 0.5}, "options.skip_below: null → 0.5"),
             ({"fill": 1}, "options.fill: 0 → 1"),
             ({"dtype": "float16"}, "options.dtype: null → float16"),

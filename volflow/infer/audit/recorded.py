@@ -158,6 +158,7 @@ def _options(record: Record, noted: Provenance, asked: VerifyOptions) -> Predict
         values[name] = was if own is None else own
     if values["normalize"] is None:
         values["normalize"] = "none"  # whatever the bundle would say
+    values.setdefault("padding", 0)
     mask: Any = asked.mask
     if mask is None and noted.mask is not None:
         mask = _found(noted.mask, "the mask", "mask")

@@ -93,11 +93,17 @@ def check(given: PredictOptions, options: PredictOptions) -> PredictOptions:
             "mask and skip_below leave patches out, and blend 'exact' has none: every voxel may"
             " depend on every other; leave them out, or use blend='gaussian' (--blend gaussian)"
         )
+    if given.padding not in (None, 0):
+        raise InvalidInput(
+            f"padding {given.padding!r} is that of patches, and blend 'exact' has none: a volume is"
+            " zero-padded at its far end to the network's alignment; leave it out, or use"
+            " blend='gaussian' (--blend gaussian)"
+        )
     slices = options.patch is not None and 1 in options.sides
     # Any side above 1 stands for the whole of its axis.
     z, y, x = (min(side, 2) for side in options.sides) if slices else (0, 0, 0)
     patch = (z, y, x) if slices else None
-    return replace(options, patch=patch, overlap=None, batch_size="auto")
+    return replace(options, patch=patch, overlap=None, padding=0, batch_size="auto")
 
 
 def read(saved: Mapping[str, Any]) -> ExactSettings | None:

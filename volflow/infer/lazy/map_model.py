@@ -10,12 +10,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import dask.array as da
 import torch
 
 from volflow.errors import InvalidInput
+from volflow.geometry.normalize import normalization
 from volflow.infer.lazy.blocks import over_computed, over_stored
 from volflow.infer.merge import order_inputs
 from volflow.infer.method import BoxFunction, Hull
@@ -47,6 +49,7 @@ def map_model(  # noqa: PLR0913 - the options of predict
     patch: int | tuple[int, int, int] | None = None,
     overlap: float | tuple[float, float, float] | None = None,
     blend: str | None = None,
+    padding: float | str | None = None,
     frame: str | None = None,
     normalize: str | Callable[[Any], Any] | None = None,
     activation: str | Callable[[Any], Any] | None = None,
@@ -77,11 +80,11 @@ def map_model(  # noqa: PLR0913 - the options of predict
     model
         As in `predict`. A module is copied, so that training it further changes no result. With
         ``blend="exact"`` statistics that it needs of a stored volume are measured once, now.
-    patch, overlap, blend, frame, activation, output, dtype, flips, mask, skip_below, fill
+    patch, overlap, blend, padding, frame, activation, output, dtype, flips, mask, skip_below, fill
         As in `predict`.
     normalize
-        As in `predict`: the name of a normalisation measures a volume once, now. An array that
-        Dask computes has no such statistics: give a function, or ``"none"``.
+        As in `predict`: what needs statistics measures a volume once, now. An array that Dask
+        computes has none: give a window, a scale, a function, or ``"none"``.
     batch_size, device, precision
         As in `predict`, but for the batch, which is not searched for: ``"auto"`` takes as many
         patches as make up 64³ voxels. One forward at a time runs
@@ -123,12 +126,6 @@ def map_model(  # noqa: PLR0913 - the options of predict
     named = {name: open_input(one) for name, one in order_inputs(x, loaded.spec).items()}
     masked = None if mask is None else open_complete(mask)
     stored = all(isinstance(one, Volume) for one in named.values())
-    if not stored and isinstance(options.normalize, str):
-        raise InvalidInput(
-            f"normalize {options.normalize!r} needs statistics of the whole volume, which a"
-            " computed array does not have; store it first with vf.write, or give"
-            ' normalize="none" or a function'
-        )
     if not stored and like is not None:
         named = {name: _placed(one, like) for name, one in named.items()}
     inputs = framed_image(named, masked, loaded, options)
@@ -167,7 +164,17 @@ def _stacked_image(image: FramedImage, array: da.Array, options: PredictOptions)
     shape = tuple(int(n) for n in array.shape)
     spec = VolumeSpec(shape, array.dtype, shape, None, meta)
     normalize: Any = options.normalize
+    if isinstance(normalize, str):
+        normalize = normalization(normalize, shape[0], partial(_refuse_measuring, normalize))
     return replace(image, specs=(spec,), volumes=(), normalize=(normalize,))
+
+
+def _refuse_measuring(name: str, foreground: bool) -> Any:
+    raise InvalidInput(
+        f"normalize {name!r} needs statistics of the whole volume, which a"
+        " computed array does not have; store it first with vf.write, or give"
+        ' normalize="none" or a function'
+    )
 
 
 def _boxes(request: Request, *, computed: bool) -> tuple[BoxFunction, Hull]:

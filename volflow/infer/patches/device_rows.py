@@ -101,10 +101,13 @@ class DeviceRows(RowReader):
             ) from error
 
     def _batch(self, rois: Sequence[Roi]) -> Tensor:
-        batch = torch.empty(self._shape(rois), dtype=self.torch_dtype, device=self.device)
+        batch = self._empty(self._shape(rois))
         for number, roi in enumerate(rois):
             self.fill(self._rows(batch[number]), roi)
         return batch
+
+    def _empty(self, shape: tuple[int, ...]) -> Tensor:
+        return torch.empty(shape, dtype=self.torch_dtype, device=self.device)
 
     def _copy(self, voxels: SentRows, here: tuple[slice, ...], out: Tensor) -> None:
         out.copy_(voxels.taken()[(slice(None), *here)])
@@ -139,8 +142,12 @@ def _normalize(by: Normalization, stored: Tensor, out: Tensor) -> None:
     """Write what `Normalization.apply` does, each step rounding as there."""
     by.check(len(stored))
     for number, channel in enumerate(out):
-        channel.copy_(stored[number].to(torch.float64, copy=True).sub_(by.zero[number]))
+        values = stored[number].to(torch.float64, copy=True)
+        zeros = values == 0 if by.keep_zero else None
+        channel.copy_(values.sub_(by.zero[number]))
         channel.mul_(by.scale[number])
         low, high = by.low[number], by.high[number]
         if low is not None or high is not None:
             channel.clamp_(low, high)
+        if zeros is not None:
+            channel.masked_fill_(zeros, 0)

@@ -109,16 +109,32 @@ class RowReader:
         return patch.swapaxes(1, 2) if self.turned else patch
 
     def fill(self, patch: Any, roi: Roi) -> None:
-        """Copy a patch ``(C, *roi.shape)`` out of the rows, scaled; zeros outside the volume."""
-        inside = roi.intersect(self.tile)
+        """Copy a patch ``(C, *roi.shape)`` out of the rows, scaled and padded."""
+        padding, shape = self.image.padding, self.image.shape
+        source = padding.source(roi, shape)
+        if padding.number is None and source != roi:
+            known = self._empty((len(patch), *source.shape))
+            self._gather(known, source)
+            padding.put(known, source, patch, roi, shape)
+            return
+        inside = source.intersect(self.tile)
         if inside != roi:
-            patch[...] = 0
+            patch[...] = padding.number
+        z, y, x = inside.relative_to(roi.start).slices()
+        self._gather(patch[:, z, y, x], inside)
+
+    def _empty(self, shape: tuple[int, ...]) -> Any:
+        """Return memory for voxels that are on their way into a patch."""
+        return np.empty(shape, self.dtype)
+
+    def _gather(self, out: Any, roi: Roi) -> None:
+        """Copy a box ``(C, *roi.shape)`` of the volume out of the rows, scaled."""
         for box, read in self.segments:
-            rows = inside.intersect(box)
+            rows = roi.intersect(box)
             if rows.size:
                 here = rows.relative_to(box.start).slices()
                 z, y, x = rows.relative_to(roi.start).slices()
-                self._copy(read.result()[0], here, patch[:, z, y, x])
+                self._copy(read.result()[0], here, out[:, z, y, x])
 
     def _copy(self, voxels: Voxels, here: tuple[slice, ...], out: Any) -> None:
         """Copy a box of the rows into a part of a patch."""

@@ -135,7 +135,9 @@ def _slide(window: SlidingWindow, tile: Roi, context: Context) -> Generator[Rows
                     context.trim()
                     sums.add(*batches.run([(layer, row, column) for column in slot]))
             yield from sums.close(layer)
-            reader.drop(int(grid.starts[0][min(layer + 1, grid.counts[0] - 1)]))
+            left = range(layer + 1, layers[-1] + 1)
+            if left:
+                reader.drop(_read_range(window, 0, left)[0])
         yield from sums.end()
 
 
@@ -145,7 +147,14 @@ def read_hull(window: SlidingWindow, axis: int, low: int, high: int) -> tuple[in
     if axis == 2:
         slots = _slots(patches, window.batch_size, window.grid.counts[2])
         patches = range(slots[0][0], slots[-1][-1] + 1)
-    return window.grid.hull(axis, patches)
+    return _read_range(window, axis, patches)
+
+
+def _read_range(window: SlidingWindow, axis: int, patches: range) -> tuple[int, int]:
+    """Return the input range, along a frame axis, that consecutive patches show."""
+    grid = window.grid
+    low, last = (int(grid.starts[axis][patches[end]]) for end in (0, -1))
+    return window.inputs.padding.range(low, last + grid.patch[axis], grid.shape[axis])
 
 
 def _needed(window: SlidingWindow, axis: int, low: int, high: int) -> range:

@@ -215,7 +215,8 @@ def _measure(
     region.write(Roi.full(image.shape), image)
     held = [*whole.scores.values(), *whole.classes.values()]
     run = partial(
-        _run, whole, region, request.model.module, folder, patch=asked.sides, device=asked.device,
+        _run, whole, region, request.model.module, folder, patch=asked.sides,
+        padding=asked.padding, device=asked.device,
         device_memory=asked.device_memory, precision="float32", cluster=asked.cluster,
         progress=False,
         memory=max(1, memory_bytes - image.nbytes - sum(one.nbytes for one in held)),
@@ -267,7 +268,7 @@ def _exact(
     run: partial[tuple[Seams, Array]], region: Volume, module: torch.nn.Module, folder: Path
 ) -> Seams:
     """Run the exact blend, in blocks as small as a small part of the memory makes them."""
-    exact = partial(run, blend="exact", overlap=None)
+    exact = partial(run, blend="exact", overlap=None, padding=None)
     amply = plan_predict(region, module, folder / "planned.zarr", **exact.keywords).peak_bytes
     slack = slack_bytes(str(region.dtype))
     for share in SHARES:
