@@ -61,7 +61,7 @@ OWN = {vf.verify: {"model"}}
 # What no command line can say.
 UNTYPED = {WriteOptions: {"like", "meta"}, VerifyOptions: {"normalize", "activation"}}
 # An array is lazy: nothing is stored, and neither a batch nor a tile is searched for.
-LAZY = {"chunk", "shard", "levels", "resume", "batch_size", "overwrite"}
+LAZY = {"chunk", "shard", "levels", "keep", "resume", "batch_size", "overwrite"}
 LAZY |= {"cluster", "workers", "resources", "wait", "memory", "device_memory", "progress"}
 
 

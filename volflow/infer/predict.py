@@ -50,6 +50,7 @@ def predict(  # noqa: PLR0913 - a public journey takes flat options
     chunk: int | tuple[int, int, int] | None = None,
     shard: int | tuple[int, int, int] | None = None,
     levels: bool = False,
+    keep: bool = False,
     weights: str | os.PathLike[str] | None = None,
     trust: bool = False,
     cluster: Cluster = None,
@@ -121,6 +122,9 @@ def predict(  # noqa: PLR0913 - a public journey takes flat options
         Layout of the result; by default about 64³ and 256³ voxels.
     levels
         Whether to write coarser levels of the result as well, as `pyramid` does.
+    keep
+        Whether copies of inputs beside an exported file stay when it is complete. Without them a
+        block that is found damaged later takes a new copy.
     weights, trust
         Weights for a callable; ``trust`` allows files that can run code.
     cluster

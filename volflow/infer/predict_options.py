@@ -114,6 +114,9 @@ class PredictOptions(OutputOptions, NetworkOptions):
         None, "Voxels of a stored object.", RESULT, read=numbers
     )
     levels: bool = option(False, "Write coarser levels too, as volflow pyramid does.", RESULT)
+    keep: bool = option(
+        False, "Keep the copies of inputs beside a file that is written, such as a .nii.gz.", RESULT
+    )
     # No command line names a Dask array, which this is about.
     resume: bool = False
 

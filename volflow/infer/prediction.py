@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -11,8 +12,9 @@ from volflow.engine.cluster import memory_per_worker
 from volflow.engine.plan import Plan
 from volflow.engine.progress import announce
 from volflow.engine.run import run
-from volflow.errors import InvalidInput
+from volflow.errors import InvalidInput, Locked, RunFailed
 from volflow.infer.audit.recorded import keep_request
+from volflow.infer.input_copies import drop_copies
 from volflow.infer.method import adopt, out_blocks
 from volflow.infer.methods import method_of, working
 from volflow.infer.ready_inputs import computed_again, convert_inputs, trusting
@@ -65,7 +67,10 @@ def perform(request: Request, *, begun: bool = False) -> Result:
         settings, _ = _decide(request, before, client, memory_bytes)
         if before and request.file and not request.file.exists():
             _announce_lost_file(request)
-        request, anew = convert_inputs(request, overwrite, resume=options.resume, **within)
+        finished = before is not None and not request.unidentified and _is_finished(request.out)
+        request, anew = convert_inputs(
+            request, overwrite, finished=finished, resume=options.resume, **within
+        )
         if anew and not overwrite:
             _check_otherwise(request, settings)
             if before and request.unidentified:
@@ -75,7 +80,16 @@ def perform(request: Request, *, begun: bool = False) -> Result:
             result = _with_levels(result, **within)
     if isinstance(result, Volume) and request.file is not None:
         write_file(result, request.file, overwrite=options.overwrite, renew=True, remedy=MOVE)
+        if not options.keep:
+            # Where another run has begun meanwhile, that one tidies up.
+            with suppress(Locked), journal_of(request.out).lock():
+                drop_copies(request)
     return result
+
+
+def _is_finished(out: Location) -> bool:
+    done, total = count_blocks(out)
+    return 0 < done == total
 
 
 def plan_on(request: Request, client: Client) -> Plan:
@@ -203,6 +217,8 @@ def _execute(
         if before is not None:
             record = trusting(request, record, before)
             journal.compare(record)
+        if not all(isinstance(volume, Volume) for volume in request.inputs.volumes):
+            return _left_alone(request, settings)
         request = normalized(
             request, cluster=client, memory=memory_bytes, progress=options.progress
         )
@@ -218,6 +234,18 @@ def _execute(
             with withheld(journal, *places, left=bool(plan.runs)):
                 run(plan, cluster=client, progress=options.progress)
     return targets.get("", targets)
+
+
+def _left_alone(request: Request, settings: Settings) -> Result:
+    """Return a complete output whose inputs are not there to be read; under its lock."""
+    if not _is_finished(request.out):
+        raise RunFailed(
+            f"blocks of {request.file or request.out} were found damaged meanwhile; run the same"
+            " command again, which computes them"
+        )
+    targets = _targets(request, settings)
+    with withheld(journal_of(request.out), request.out, left=False):
+        return targets.get("", targets)
 
 
 def _targets(request: Request, settings: Settings) -> dict[str, Volume]:

@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from volflow.errors import InvalidInput, ResumeRefused, SourceChanged
+from volflow.infer.input_copies import dropped_copies, state_copied
 from volflow.infer.request import Request
 from volflow.store.journal.journal import Journal, Record, journal_of
-from volflow.store.remote.address import Location
+from volflow.store.remote.address import Location, is_stored
 from volflow.store.volume import Volume
 from volflow.volumes.convert import convert
 
 __all__ = ["computed_again", "convert_inputs", "trusting"]
 
 
-def convert_inputs(request: Request, overwrite: bool, **options: Any) -> tuple[Request, bool]:
+def convert_inputs(
+    request: Request, overwrite: bool, *, finished: bool = False, **options: Any
+) -> tuple[Request, bool]:
     """Convert what is no Zarr array yet into the folder beside the output.
 
     Parameters
@@ -27,13 +30,15 @@ def convert_inputs(request: Request, overwrite: bool, **options: Any) -> tuple[R
         Checked.
     overwrite
         Replace what was converted before of another input, instead of refusing.
+    finished
+        Whether the output is complete: of an input whose copy was deleted since, none is made.
     **options
         Of `convert`.
 
     Returns
     -------
     request
-        With volumes on disk only.
+        With volumes on disk, but for inputs of what is finished.
     anew
         True where a conversion that had been begun was begun anew, or an input cannot be
         identified.
@@ -45,27 +50,34 @@ def convert_inputs(request: Request, overwrite: bool, **options: Any) -> tuple[R
     """
     image, given = request.inputs, dict(request.given or {})
     anew = bool(request.unidentified) and not request.options.resume
+    dropped, copies = dropped_copies(request), {}
 
-    def converted(name: str, x: Any, source: Any, labels: bool | None) -> Volume:
+    def converted(name: str, x: Any, source: Any, labels: bool | None) -> Any:
         nonlocal anew
         if isinstance(source, Volume):
             return source
-        keep = request.sidecar / f"{name}.zarr"
-        before = _begun(keep)
+        keep = request.sidecar / f"{name or 'input'}.zarr"
+        before, old = _begun(keep), dropped.get(name)
+        if finished and old and not is_stored(keep) and old.source == source.identity():
+            copies[name] = old.copy
+            return source
         # A file is opened again when it is converted, lest it changed since.
         x = x if isinstance(x, str | os.PathLike) else source
         try:
             volume = convert(x, keep, labels=labels, **options)
         except ResumeRefused as error:  # what was converted before is another input
             if not overwrite:
-                named = x if isinstance(x, str | os.PathLike) else name
+                named = x if isinstance(x, str | os.PathLike) else name or "input"
                 raise ResumeRefused(f"{named} is not what it was: {error}") from error
             volume = convert(x, keep, labels=labels, overwrite=True, **options)
-        anew |= before not in (None, _begun(keep))
+        if old and old.source == state_copied(keep):
+            copies[name] = old.copy
+        else:
+            anew |= before not in (None, _begun(keep))
         if volume.shape != tuple(source.shape):
             raise SourceChanged(
-                f"{name} has shape {volume.shape}, and had {tuple(source.shape)} when the run was"
-                " planned; run the same command again when it is whole"
+                f"{name or 'input'} has shape {volume.shape}, and had {tuple(source.shape)} when"
+                " the run was planned; run the same command again when it is whole"
             )
         return volume
 
@@ -73,7 +85,7 @@ def convert_inputs(request: Request, overwrite: bool, **options: Any) -> tuple[R
     try:
         # A network reads the values of its inputs, whatever their files say of them.
         volumes = tuple(
-            converted(name or "input", x, source, False)
+            converted(name, x, source, False)
             for (name, x), source in zip(given.items(), image.volumes, strict=True)
         )
         mask = image.mask
@@ -83,8 +95,12 @@ def convert_inputs(request: Request, overwrite: bool, **options: Any) -> tuple[R
         with suppress(OSError):  # there is something in it
             request.sidecar.rmdir()
         raise
-    specs = tuple(volume.spec for volume in volumes)
-    return replace(request, inputs=replace(image, specs=specs, volumes=volumes, mask=mask)), anew
+    specs = tuple(
+        volume.spec if isinstance(volume, Volume) else spec
+        for volume, spec in zip(volumes, image.specs, strict=True)
+    )
+    image = replace(image, specs=specs, volumes=volumes, mask=mask)
+    return replace(request, inputs=image, copies=copies), anew
 
 
 def computed_again(request: Request) -> str:

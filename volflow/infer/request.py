@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -68,6 +68,9 @@ class Request:
         The inputs by name, as they were handed over.
     file
         The file of another format that the volume is exported to, if one was asked for.
+    copies
+        By name of the input, the identity of a copy that was deleted, where what is read now, or
+        would be, is a copy of the same.
     """
 
     inputs: FramedImage
@@ -76,6 +79,7 @@ class Request:
     out: Location = Path()
     given: Mapping[str, Any] | None = None
     file: Path | None = None
+    copies: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def plugin(self) -> ModelPlugin:
@@ -137,10 +141,14 @@ class Request:
     def fingerprint(self) -> dict[str, Any]:
         """Return what decides the voxels of the result, by part."""
         volumes: Any = self.inputs.volumes
+        names = tuple(self.given or ()) or ("",) * len(volumes)
         mask: Any = self.inputs.mask
         code = self.model.code.joined(code_of(self.options))
         return {
-            "input": [volume.identity() for volume in volumes],
+            "input": [
+                self.copies.get(name) or volume.identity()
+                for name, volume in zip(names, volumes, strict=True)
+            ],
             "mask": None if mask is None else mask.identity(),
             "weights": self.model.digest,
             "code": code.modules,

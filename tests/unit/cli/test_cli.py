@@ -110,7 +110,7 @@ def test_predict_passes_every_option(called, capsys):
         " --activation softmax --output scores --dtype float16 --batch-size 4 --device cuda"
         " --device-memory 9GB --precision tf32 --cluster 4 --workers a,b --resources GPU=1"
         " --memory 2GiB --flips zyx --mask m.zarr --skip-below 0.1 --fill -1 --chunk 32"
-        " --shard 64 --levels --trust --overwrite --json"
+        " --shard 64 --levels --keep --trust --overwrite --json"
     )
     assert run(line.split()) == 0
     args, options = called[0]
@@ -123,7 +123,7 @@ def test_predict_passes_every_option(called, capsys):
         "precision": "tf32", "cluster": "4", "workers": "a,b", "resources": "GPU=1",
         "memory": "2GiB", "flips": "zyx",
         "mask": "m.zarr", "skip_below": 0.1, "fill": -1.0,
-        "chunk": 32, "shard": 64, "levels": True, "trust": True, "overwrite": True,
+        "chunk": 32, "shard": 64, "levels": True, "keep": True, "trust": True, "overwrite": True,
         "progress": None, "wait": None, "resume": False,
     }  # fmt: skip
     assert json.loads(capsys.readouterr().out)["shape"] == [16, 24, 32]

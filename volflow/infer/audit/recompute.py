@@ -16,6 +16,7 @@ from volflow.engine.run import run
 from volflow.errors import InvalidInput
 from volflow.infer.audit.blocks_anew import AuditJob, Compared, compare_blocks
 from volflow.infer.audit.recorded import Recorded
+from volflow.infer.input_copies import drop_copies
 from volflow.infer.method import adopt
 from volflow.infer.methods import method_of, working
 from volflow.infer.request import Request, normalized
@@ -84,6 +85,8 @@ def recompute(
         limits = Limits.of(request, settings, record.settings["device"])
         wrong, compared, differing = limits.judged(results)
         journal.forget(block for block, _ in wrong)
+        if request.copies and not wrong:  # they were made for this alone
+            drop_copies(request)
     return Recomputed(len(done), tuple(drawn), seed, compared, wrong, differing)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from volflow.errors import InvalidInput
+from volflow.infer.input_copies import dropped_copies
 from volflow.infer.methods import checked_options
 from volflow.infer.predict_options import PredictOptions, VerifyOptions
 from volflow.infer.ready_inputs import convert_inputs, trusting
@@ -190,10 +191,16 @@ def _inputs(place: Path, noted: Provenance, options: VerifyOptions) -> Any:
     if not noted.inputs:
         raise InvalidInput(f"{place} does not record its input; give it: input= (--input)")
     found = {
-        name: _found(path, f"the input {name}".rstrip(), "input")
+        name: _found(_first(path, noted.given.get(name, "")), f"the input {name}".rstrip(), "input")
         for name, path in noted.inputs.items()
     }
     return found[""] if set(found) == {""} else found
+
+
+def _first(path: str, given: str) -> str:
+    """Return the path of what was read or, where that was a copy and is gone, of what was given."""
+    gone = "://" not in path and not Path(path).exists()
+    return given if gone and ("://" in given or Path(given).is_absolute()) else path
 
 
 def _found(path: str, what: str, option: str) -> str:
@@ -206,11 +213,12 @@ def _found(path: str, what: str, option: str) -> str:
 def _converted(request: Request) -> Request:
     """Return the request with the copies that `predict` made of what is no Zarr array."""
     sources = dict(zip(request.given or {}, request.inputs.volumes, strict=True))
+    dropped = dropped_copies(request)
     if request.inputs.mask is not None:
         sources["mask"] = request.inputs.mask
     for name, source in sources.items():
         kept = request.sidecar / f"{name or 'input'}.zarr"
-        if not isinstance(source, Volume) and not kept.exists():
+        if not isinstance(source, Volume) and not kept.exists() and name not in dropped:
             raise InvalidInput(
                 f"{kept}, the copy of the input that the model saw, is not there; predict it again"
             )

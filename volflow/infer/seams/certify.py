@@ -126,7 +126,7 @@ def certify_seams(  # noqa: PLR0913 - a public journey takes flat options
             checked_options(replace(given, blend=blend, overlap=overlap), request.model.spec)
         with evaluating(request.model.module), connect("threads") as client:
             needed, halo, no_rule = memory_of(request, len(variants))
-            within = {"cluster": client, "memory": memory, "progress": False}
+            within: dict[str, Any] = {"cluster": client, "memory": memory, "progress": False}
             request = normalized(convert_inputs(request, False, **within)[0], **within)
             asked = replace(request.options, device=str(pick_device(device)), cluster=client)
             request = replace(request, options=asked)

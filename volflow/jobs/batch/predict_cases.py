@@ -53,6 +53,7 @@ def predict_cases(  # noqa: PLR0913 - a public journey takes flat options
     chunk: int | tuple[int, int, int] | None = None,
     shard: int | tuple[int, int, int] | None = None,
     levels: bool = False,
+    keep: bool = False,
     weights: str | os.PathLike[str] | None = None,
     trust: bool = False,
     cluster: Cluster = None,

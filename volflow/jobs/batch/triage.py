@@ -32,7 +32,7 @@ __all__ = [
 
 # Options that decide no voxel. Another model is noticed by its identity, another mask as an input.
 BESIDE = {"cluster", "wait", "memory", "device_memory", "overwrite", "resume", "progress"}
-BESIDE |= {"weights", "trust", "mask"}
+BESIDE |= {"weights", "trust", "mask", "keep"}
 
 
 @dataclass(frozen=True)
