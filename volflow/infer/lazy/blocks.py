@@ -7,7 +7,8 @@ its patches reach from the neighbouring chunks.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,9 +20,10 @@ from dask.base import tokenize
 from volflow.errors import InvalidInput
 from volflow.geometry.frame import Frame
 from volflow.geometry.roi import Roi
+from volflow.infer.lazy.sliced import Sliced
 from volflow.infer.method import BoxFunction, Hull
 from volflow.infer.request import Request, output_meta
-from volflow.model.resident import lent
+from volflow.model.resident import ModelPlugin, lent
 from volflow.store.layout import default_layout
 from volflow.volumes.arrays.graphs import carried
 from volflow.volumes.overlap.depth import is_whole, merged_chunks
@@ -30,6 +32,9 @@ from volflow.volumes.overlap.map_overlap import Block
 __all__ = ["over_computed", "over_stored"]
 
 Cuts = tuple[tuple[int, ...], ...]
+
+# A slice gets blocks of its own where these read so many times less than those that it cuts.
+WORTH_BLOCKS = 1.5
 
 
 @dataclass(frozen=True)
@@ -44,48 +49,116 @@ class Part:
         return self.voxels[(slice(None), *roi.relative_to(self.start).slices())]
 
 
-def _lazy(
-    window: BoxFunction, request: Request, cuts: Cuts, starts: Cuts = (), *arrays: da.Array
-) -> da.Array:
-    """Return the Dask array of all blocks, ``czyx`` or ``zyx``.
+@dataclass(frozen=True)
+class Blocks:
+    """A box of a prediction in blocks: tasks of a graph.
 
     Parameters
     ----------
-    window, request
-        What decides the voxels. Without volumes where each block brings its own.
+    window, hull
+        What computes boxes, and of which input. Without volumes where blocks bring their own.
+    plugin, decided
+        The model, and a hash of all that decides the voxels.
+    shape
+        Voxels of the whole prediction along the stored axes.
     cuts
-        Where blocks begin along the stored axes, and the length, in output voxels.
-    starts, *arrays
-        Where the voxels that a block is given begin, along the stored axes, and who gives them.
+        Where blocks begin along the stored axes, and where the last ends, in output voxels.
+    starts, padded
+        Where the voxels that blocks are given begin, along the stored axes, and who gives them.
     """
-    front = () if window.finish.output == "classes" else ((window.outputs[0].channels,),)
-    dtype = np.dtype(window.finish.dtype)
-    decides = request.fingerprint()
-    if arrays:  # whose voxels nobody has seen
-        decides["input"] = [array.name for array in arrays]
-    # The frame of a computed array follows from the volume that it is like.
-    token = tokenize(decides, window.inputs.frame, window.cache_key, cuts)
-    result: da.Array = da.map_blocks(
-        _compute_block,
-        *arrays,
-        carried(request.plugin, f"model-{request.model.digest[:32]}"),
-        window=window,
-        cuts=cuts,
-        starts=starts,
-        decided=token,
-        name=f"map_model-{token}",
-        chunks=(*front, *(tuple(np.diff(axis).tolist()) for axis in cuts)),
-        drop_axis=0 if arrays and not front else None,
-        new_axis=None if arrays else list(range(len(front) + 3)),
-        dtype=dtype,
-        meta=np.empty((0,) * (len(front) + 3), dtype),
+
+    window: BoxFunction
+    hull: Hull
+    plugin: ModelPlugin
+    decided: str
+    shape: tuple[int, ...]
+    cuts: Cuts
+    starts: Cuts = ()
+    padded: da.Array | None = None
+
+    def array(self) -> da.Array:
+        """Return the Dask array of all blocks, ``czyx`` or ``zyx``."""
+        window, padded = self.window, () if self.padded is None else (self.padded,)
+        front = () if window.finish.output == "classes" else ((window.outputs[0].channels,),)
+        dtype = np.dtype(window.finish.dtype)
+        token = tokenize(self.decided, self.cuts)
+        made = da.map_blocks(
+            _compute_block,
+            *padded,
+            carried(self.plugin, f"model-{self.plugin.digest[:32]}"),
+            window=window,
+            shape=self.shape,
+            cuts=self.cuts,
+            starts=self.starts,
+            decided=token,
+            name=f"map_model-{token}",
+            chunks=(*front, *(tuple(np.diff(axis).tolist()) for axis in self.cuts)),
+            drop_axis=0 if padded and not front else None,
+            new_axis=None if padded else list(range(len(front) + 3)),
+            dtype=dtype,
+            meta=np.empty((0,) * (len(front) + 3), dtype),
+        )
+        return Sliced(made, self._part)
+
+    def _part(self, box: Roi) -> da.Array | None:
+        """Return the array of a box; None where the blocks that it reaches into read little more.
+
+        Slices of one array share its blocks, those with blocks of their own do not: they must be
+        worth it.
+        """
+        box = box.shift([axis[0] for axis in self.cuts])
+        reached = [
+            slice(bisect_right(axis, low) - 1, bisect_left(axis, high))
+            for axis, (low, high) in zip(self.cuts, box, strict=True)
+        ]
+        whole = tuple(
+            axis[at.start : at.stop + 1] for axis, at in zip(self.cuts, reached, strict=True)
+        )
+        if self.padded is None:  # blocks may begin where the box does
+            sides = (max(np.diff(axis).tolist()) for axis in self.cuts)
+            cuts = _cuts(box, sides)
+            part = replace(self, cuts=cuts)
+        else:
+            cuts = tuple(
+                (low, *axis[1:-1], high) for axis, (low, high) in zip(whole, box, strict=True)
+            )
+            starts = tuple(axis[at] for axis, at in zip(self.starts, reached, strict=True))
+            padded = _chunks_of(self.padded, reached)
+            part = replace(self, cuts=cuts, starts=starts, padded=padded)
+        worth = WORTH_BLOCKS * part._reads() <= replace(self, cuts=whole)._reads()
+        return part.array() if worth else None
+
+    def _reads(self) -> int:
+        """Return the input voxels that all blocks read, some of them more than once."""
+        frame, total = self.window.inputs.frame, 1
+        for axis, (stored, flip) in enumerate(zip(frame.axes, frame.flips, strict=True)):
+            n = self.shape[stored]
+            sides = (
+                (low, high) for low, high in itertools.pairwise(self.cuts[stored]) if low < high
+            )
+            hulls = (self.hull(axis, *((n - b, n - a) if flip else (a, b))) for a, b in sides)
+            total *= sum(high - low for low, high in hulls)
+        return total
+
+
+def _chunks_of(array: da.Array, numbers: Sequence[slice]) -> da.Array:
+    """Return the chunks with these numbers along the last three axes."""
+    ends = [np.cumsum([0, *sizes]).tolist() for sizes in array.chunks[-3:]]
+    box = tuple(slice(end[at.start], end[at.stop]) for end, at in zip(ends, numbers, strict=True))
+    chunks: da.Array = array[(..., *box)]
+    return chunks
+
+
+def _cuts(box: Roi, sides: Iterable[int]) -> Cuts:
+    return tuple(
+        (*range(low, high, side), high) for (low, high), side in zip(box, sides, strict=True)
     )
-    return result
 
 
 def _compute_block(
     *arrays: npt.NDArray[Any],
     window: BoxFunction,
+    shape: tuple[int, ...],
     cuts: Cuts,
     starts: Cuts,
     decided: str,
@@ -102,7 +175,7 @@ def _compute_block(
         start = tuple(axis[i] for axis, i in zip(starts, index, strict=True))
         window = window.with_inputs(replace(window.inputs, volumes=(Part(padded[0], start),)))
     low, high = (tuple(a[i + n] for a, i in zip(cuts, index, strict=True)) for n in (0, 1))
-    tile = frame.roi(Roi(low, high), tuple(axis[-1] for axis in cuts))
+    tile = frame.roi(Roi(low, high), shape)
     front = () if window.finish.output == "classes" else (window.outputs[0].channels,)
     result = np.empty((*front, *Roi(low, high).shape), window.finish.dtype)
     shown = frame.show(result)
@@ -114,7 +187,7 @@ def _compute_block(
     return result
 
 
-def over_stored(request: Request, window: BoxFunction, block: Block) -> da.Array:
+def over_stored(request: Request, window: BoxFunction, hull: Hull, block: Block) -> da.Array:
     """Return the array whose blocks read their voxels from the store."""
     out = request.out_shape(window.outputs[0].scale)
     if block is None:
@@ -123,8 +196,9 @@ def over_stored(request: Request, window: BoxFunction, block: Block) -> da.Array
     sides = tuple(block) if isinstance(block, Iterable) else (block,) * 3
     if len(sides) != 3 or not all(is_whole(side) and side > 0 for side in sides):
         raise InvalidInput(f"block must be a positive integer or one for z, y, x, given {block!r}")
-    cuts = tuple((*range(0, n, side), n) for n, side in zip(out, sides, strict=True))
-    return _lazy(window, request, cuts)
+    decided = tokenize(request.fingerprint(), window.inputs.frame, window.cache_key)
+    cuts = _cuts(Roi.full(out), sides)
+    return Blocks(window, hull, request.plugin, decided, out, cuts).array()
 
 
 def over_computed(array: da.Array, request: Request, window: BoxFunction, hull: Hull) -> da.Array:
@@ -150,7 +224,11 @@ def over_computed(array: da.Array, request: Request, window: BoxFunction, hull: 
     begins = tuple(
         tuple(max(0, at - d) for at in axis[:-1]) for axis, d in zip(starts, depth, strict=True)
     )
-    return _lazy(window, request, cuts, begins, padded)
+    # Nobody has seen its voxels, and its frame follows from the volume that it is like.
+    decides = request.fingerprint() | {"input": [padded.name]}
+    decided = tokenize(decides, window.inputs.frame, window.cache_key)
+    shape = tuple(axis[-1] for axis in cuts)
+    return Blocks(window, hull, request.plugin, decided, shape, cuts, begins, padded).array()
 
 
 def _depth(frame: Frame, hull: Hull, cuts: Cuts, starts: list[list[int]]) -> tuple[int, ...]:

@@ -70,7 +70,9 @@ def map_model(  # noqa: PLR0913 - the options of predict
     """Run a network over overlapping patches, lazily: a Dask array equal to what `predict` stores.
 
     For a region, for a threshold or a filter behind it, or for an array that Dask computes.
-    A whole volume goes faster, with bounded memory and resumably, through `predict`.
+    A slice of the array, ``scores[1, 90:110, 40:80, 40:80]``, computes the patches that reach into
+    it and no whole blocks: slice first, then do the rest. A whole volume goes faster, with bounded
+    memory and resumably, through `predict`.
 
     Parameters
     ----------
@@ -96,12 +98,13 @@ def map_model(  # noqa: PLR0913 - the options of predict
         A volume whose spacing and orientation arrays share; an ``xarray.DataArray`` says its own.
     block
         Voxels per block of the result, for stored volumes: large ones compute fewer patches twice,
-        small ones compute a small region sooner. By default a shard, about 256³ voxels.
+        small ones take less memory. By default a shard, about 256³ voxels.
 
     Returns
     -------
     dask.array.Array
-        Scores, ``czyx``, or classes, ``zyx``. Store it with `volflow.write`.
+        Scores, ``czyx``, or classes, ``zyx``. Store it with `volflow.write`. Slices of it that are
+        computed together share no patches: compute the region that holds them, and slice that.
 
     Raises
     ------
@@ -131,7 +134,7 @@ def map_model(  # noqa: PLR0913 - the options of predict
     inputs = framed_image(named, masked, loaded, options)
     if stored:
         request = normalized(Request(inputs, loaded, options))
-        return over_stored(request, _boxes(request, computed=False)[0], block)
+        return over_stored(request, *_boxes(request, computed=False), block)
     array = _stacked([lazy_array(one) for one in named.values()])
     request = Request(_stacked_image(inputs, array, options), loaded, options)
     return over_computed(array, request, *_boxes(request, computed=True))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 import time
 
+import cloudpickle
 import dask
 import dask.array as da
 import numpy as np
@@ -17,6 +19,7 @@ from tests.nets import Named, random_net, slice_net
 from tests.oracle import sliding_window
 from volflow.engine.cluster import connect
 from volflow.errors import InvalidInput
+from volflow.infer.patches.sliding import Batches
 from volflow.model import unet as vf_unet
 from volflow.store.meta import Meta
 
@@ -232,6 +235,102 @@ class TestEqualToPredict:
         np.testing.assert_array_equal(lazy.compute(), batch)
 
 
+@pytest.fixture
+def counted(monkeypatch):
+    """The starts of patches that were computed since it was emptied."""
+    seen = []
+    run = Batches.run
+    monkeypatch.setattr(
+        Batches, "run", lambda self, indices: seen.extend(indices) or run(self, indices)
+    )
+    return seen
+
+
+SLICES = [
+    np.s_[:, 12:18, 4:9, 20:31],
+    np.s_[1, 12:18, ..., 3],
+    np.s_[:, 2:14:5, -9:, 7],
+    np.s_[..., 18],
+    np.s_[:, 12:3:-2, 4],
+    np.s_[:, 5:5],
+    np.s_[:, [1, 30], 4],
+    np.s_[:, None, 3],
+    np.s_[:, 1:],
+]
+
+
+class TestSlices:
+    @pytest.mark.slow
+    @pytest.mark.layered
+    @pytest.mark.parametrize("computed", [False, True])
+    def test_a_slice_is_that_of_the_whole(self, stored, computed):
+        data = voxels((37, 30, 41))
+        volume = stored(data, meta=Meta(orientation="SAL", spacing=(2, 1, 1)))
+        options = {"patch": (12, 10, 14), "overlap": 0.25, "frame": "LPI", "batch_size": 2}
+        if computed:
+            array = da.from_array(data, chunks=(20, 30, 11)) + 0
+            lazy = vf.map_model(array, random_net(), like=volume, **options)
+        else:
+            lazy = vf.map_model(volume, random_net(), block=16, **options)
+        whole = lazy.compute()
+        for index in SLICES:
+            part = lazy[index]
+            assert part.shape == whole[index].shape
+            np.testing.assert_array_equal(part.compute(), whole[index])
+        twice = lazy[:, 12:18, 4:9, 20:31][:, 2:3, ..., 4:8]
+        np.testing.assert_array_equal(twice.compute(), whole[:, 14:15, 4:9, 24:28])
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("shape", [(37, 30, 41), (33, 9, 17)])
+    def test_slices_of_half_the_resolution(self, stored, shape):
+        data = voxels(shape)
+        array = da.from_array(data, chunks=(9, 15, 1)) + 0
+        for x in (stored(data), array):
+            lazy = vf.map_model(x, Halving(), patch=12, overlap=0.5)
+            np.testing.assert_array_equal(
+                lazy[:, 3:5, 1:4, 2:7].compute(), lazy.compute()[:, 3:5, 1:4, 2:7]
+            )
+
+    @pytest.mark.slow
+    def test_exact_slices(self, stored):
+        lazy = vf.map_model(stored(voxels((24, 20, 22))), random_net(), blend="exact", block=16)
+        np.testing.assert_allclose(
+            lazy[:, 14:18, 3:6, 15:17].compute(), lazy.compute()[:, 14:18, 3:6, 15:17], rtol=1e-5
+        )
+
+    def test_a_piece_computes_the_patches_that_reach_into_it(self, stored, counted):
+        volume = stored(voxels((40, 40, 40)))
+        lazy = vf.map_model(volume, nn.Identity(), patch=8, overlap=0, block=16)
+        lazy[:, 15:17, :4, 9:12].compute(scheduler="synchronous")
+        assert sorted(counted) == [(1, 0, 1), (2, 0, 1)]
+        counted.clear()
+        lazy[0, 15:17, :4][..., 9:12].compute(scheduler="synchronous")
+        assert {index[:2] for index in counted} == {(1, 0), (2, 0)}
+
+    def test_what_cuts_little_off_shares_the_blocks_of_the_whole(self, stored, counted):
+        lazy = vf.map_model(stored(voxels((32, 32, 32))), nn.Identity(), patch=8, overlap=0)
+        (lazy[:, 1:] - lazy[:, :-1]).compute(scheduler="synchronous")
+        assert len(counted) == 4**3
+
+    def test_a_region_reads_its_chunks_only(self, stored, monkeypatch):
+        volume = stored(voxels((64, 32, 32)))
+        lazy = vf.map_model(volume, nn.Identity(), patch=8, overlap=0, block=16)
+        seen = []
+        read = vf.Volume.read
+        monkeypatch.setattr(vf.Volume, "read", lambda v, roi: seen.append(roi) or read(v, roi))
+        lazy[:, 17:20, :4, :4].compute(scheduler="synchronous")
+        assert {(roi.start[0], roi.stop[0]) for roi in seen} == {(16, 24)}
+
+    @pytest.mark.slow
+    def test_a_slice_travels_and_is_stored(self, stored, tmp_path):
+        lazy = vf.map_model(stored(voxels((32, 32, 32))), random_net(), patch=8)
+        again = pickle.loads(cloudpickle.dumps(lazy))
+        np.testing.assert_array_equal(again[:, 3].compute(), lazy[:, 3].compute())
+        part = lazy[:, 5:20, 5:20, 5:20]
+        result = vf.write(part, tmp_path / "part.zarr", shard=8, chunk=8, progress=False)
+        np.testing.assert_array_equal(result[:], lazy.compute()[:, 5:20, 5:20, 5:20])
+
+
 class TestGraph:
     @pytest.mark.layered
     def test_one_task_per_block_and_the_model_once(self, stored):
@@ -290,15 +389,6 @@ class TestGraph:
             lazy = vf.map_model(scores, net, **options)
             there = lazy.compute(scheduler="threads", num_workers=threads)
             np.testing.assert_allclose(there, truth, rtol=1e-4, atol=1e-3)
-
-    def test_a_region_reads_and_computes_its_blocks_only(self, stored, monkeypatch):
-        volume = stored(voxels((64, 32, 32)))
-        lazy = vf.map_model(volume, nn.Identity(), patch=8, overlap=0, block=16)
-        seen = []
-        read = vf.Volume.read
-        monkeypatch.setattr(vf.Volume, "read", lambda v, roi: seen.append(roi) or read(v, roi))
-        lazy[:, 17:20, :4, :4].compute(scheduler="synchronous")
-        assert {(roi.start[0], roi.stop[0]) for roi in seen} == {(16, 32)}
 
     def test_one_forward_at_a_time_on_sixteen_threads(self, stored):
         lazy = vf.map_model(stored(voxels((32, 32, 32))), Watched(), patch=8, overlap=0, block=8)
