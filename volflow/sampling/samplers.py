@@ -112,17 +112,18 @@ class LabelSampler:
     """Patches whose centres are drawn class by class, so that rare classes are seen as often.
 
     A class is drawn with its probability, a case by how many such voxels it has, then a voxel. A
-    class that one case lacks is drawn from the others.
+    class that one case lacks is drawn from the others; one that all lack is refused.
 
     Parameters
     ----------
     patch
         As in `UniformSampler`.
     label
-        Name of the case's array of classes.
+        Name of the case's array of classes; of several channels each is a class, where a voxel
+        holds 1 or 0, and a voxel may be of several.
     probabilities
         Weights of the classes, as ``{class: weight}``; they need not add up to one. By default
-        all voxels above 0 are equally likely.
+        all voxels above 0 are equally likely; of several channels they must be given.
     border
         As in `WeightedSampler`.
 

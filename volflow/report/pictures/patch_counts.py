@@ -47,6 +47,12 @@ class DrawnPatch:
         """Centre of the patch, counted from its first voxel."""
         return tuple(p // 2 for p in self.shape)
 
+    def classes(self, label: str) -> Array:
+        """Return the classes of a label, ``zyx``; of channels the first that holds the most."""
+        channels = self.arrays[label]
+        found: Array = channels[0] if len(channels) == 1 else channels.argmax(axis=0)
+        return found
+
 
 def each_patch(samples: Iterable[Mapping[str, Any]]) -> Iterator[DrawnPatch]:
     """Yield the patches of samples or of batches, one at a time.
@@ -183,7 +189,7 @@ class PatchCounts:
             self.across[(axis, *np.delete(place, axis))] += 1
         if self.label is None:
             return
-        labels = patch.arrays[self.label][0]
+        labels = patch.classes(self.label)
         inside = labels[
             tuple(slice(max(0, -s), max(0, n - s)) for s, n in zip(patch.start, shape, strict=True))
         ]

@@ -116,9 +116,11 @@ def patch_sheet(  # noqa: PLR0913 - each says what to show
                 f"patches of {times(patch.shape)} voxels are a line across {axis}; choose another"
                 " axis"
             )
-        for name, number, cuts in ((counts.image, channel, images), (counts.label, 0, labels)):
-            if name is not None:
-                cuts.append(_middle(patch, patch.arrays[name][number], view, counts.grid.spacing))
+        shown = (view, counts.grid.spacing)
+        if counts.image is not None:
+            images.append(_middle(patch, patch.arrays[counts.image][channel], *shown))
+        if counts.label is not None:
+            labels.append(_middle(patch, patch.classes(counts.label), *shown))
         drawn.append((patch.case, patch.start))
     size = _scaled(counts.shape, counts.grid.spacing)
     layers = []

@@ -23,7 +23,14 @@ from volflow.errors import InvalidInput
 from volflow.geometry.budget import format_bytes
 from volflow.geometry.grid import BlockGrid
 from volflow.geometry.roi import Roi
-from volflow.sampling.counts.tally import GROUP_VOXELS, Cell, Entries, tally_classes, tally_weights
+from volflow.sampling.counts.tally import (
+    GROUP_VOXELS,
+    Cell,
+    Entries,
+    one_hot,
+    tally_classes,
+    tally_weights,
+)
 from volflow.store.layout import piece_of_cells
 from volflow.store.slabs import Array, Source
 from volflow.store.volume import Volume
@@ -143,14 +150,15 @@ def count_pieces(job: CountJob, pieces: tuple[int, ...], context: Context) -> It
 
 def _count_piece(job: CountJob, roi: Roi, context: Context) -> Entries:
     """Return the table of one piece, whose voxels are freed with this call."""
-    channel = (0,) * (len(job.source.shape) - 3)
+    channels = job.source.shape[:-3]
     with context.stage("read"):
-        box = Roi((*channel, *roi.start), (*(1 for _ in channel), *roi.stop))
-        voxels = job.source.read(box).reshape(roi.shape)
+        box = Roi((*(0 for _ in channels), *roi.start), (*channels, *roi.stop))
+        voxels = job.source.read(box).reshape(-1, *roi.shape)
     with context.stage("count"):
         path = job.source.path
         name = "the array" if path is None else Path(path).name
-        return job.tally.count(voxels, roi, job.cell, job.cells, name)
+        tables = [job.tally.count(one, roi, job.cell, job.cells, name) for one in voxels]
+        return tables[0] if len(tables) == 1 else one_hot(tables, name)
 
 
 def plan_counts(job: CountJob, source: Source, memory_bytes: int) -> Plan:
@@ -168,7 +176,8 @@ def plan_counts(job: CountJob, source: Source, memory_bytes: int) -> Plan:
     # Reading holds decoded chunks and stored bytes beside the piece; counting holds bin numbers,
     # or sorted values, of the cells or layers of a cell that are counted at once.
     layer = math.prod(map(min, job.cell[1:], shape[1:]))
-    peak = 3 * decoded * dtype.itemsize + 64 * max(GROUP_VOXELS, layer)
+    held = decoded * dtype.itemsize * job.source.channels_count
+    peak = 3 * held + 64 * max(GROUP_VOXELS, layer)
     plan = Plan(
         job.tally.operation,
         count_pieces,

@@ -116,7 +116,8 @@ def count_classes(
     Parameters
     ----------
     source
-        Labels, ``zyx`` or one channel of ``czyx``: integers, or floats that are whole numbers.
+        Labels, ``zyx`` or one channel of ``czyx``: integers, or floats that are whole numbers; or
+        several channels of 0 and 1, one for each class.
     cell
         Voxels per cell, z, y, x; cells are counted from voxel 0.
     reach
@@ -127,7 +128,8 @@ def count_classes(
     Raises
     ------
     InvalidInput
-        If there are several channels, or a voxel anywhere is not a whole number, naming its place.
+        If a voxel anywhere is not a whole number, naming its place, or of several channels another
+        than 0 and 1.
     MemoryRefused, RunFailed
         As in `measure`.
 
@@ -184,7 +186,7 @@ def _count(
     tally: Tally, source: Source, cell: int | Sequence[int], reach: Roi, options: Mapping[str, Any]
 ) -> tuple[CountJob, Entries]:
     """Return the table of the cells within reach, and the job that counts the whole."""
-    if source.channels_count > 1:
+    if source.channels_count > 1 and tally is WEIGHTS:
         raise InvalidInput(
             f"{tally.name} must be one number per voxel, given {source.shape[0]} channels; store"
             " them as one array z, y, x"

@@ -7,7 +7,7 @@ was read with, so that the sums do not depend on how the volume was cut.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ __all__ = [
     "Entries",
     "Int64s",
     "cell_rows",
+    "one_hot",
     "tally_classes",
     "tally_weights",
 ]
@@ -77,6 +78,36 @@ def tally_classes(voxels: Array, box: Roi, cell: Cell, cells: Cell, name: str) -
         row, value, count = _count_values(rows)
         parts.append((numbers[row], value, count))
     return _merged(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def one_hot(channels: Sequence[Entries], name: str) -> Entries:
+    """Return the table of classes of which each has a channel, where 1 says that a voxel is of it.
+
+    Parameters
+    ----------
+    channels
+        What `tally_classes` counted in each channel.
+    name
+        Name of the array, for messages.
+
+    Raises
+    ------
+    InvalidInput
+        If a channel holds another number than 0 and 1.
+    """
+    parts = []
+    for number, table in enumerate(channels):
+        other = table["value"][(table["value"] != 0) & (table["value"] != 1)]
+        if len(other):
+            raise InvalidInput(
+                f"labels of several channels are 0 or 1, a channel for each class; {name} holds"
+                f" {other[0]} in channel {number}; store them as one array of classes z, y, x"
+            )
+        rows = table["value"] == 1
+        value = np.full(np.count_nonzero(rows), number)
+        parts.append((table["cell"][rows], value, table["count"][rows]))
+    cell, value, count = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return {"cell": cell, "value": value, "count": count}
 
 
 def tally_weights(voxels: Array, box: Roi, cell: Cell, cells: Cell, name: str) -> Entries:

@@ -259,6 +259,11 @@ def _count(
     if isinstance(sampler, WeightedSampler):
         return tiling.inner(sum_weights(*what, **options).boxes(tiling.chunks_per_core))
     classes = None if sampler.shares is None else [*sampler.shares]
+    if classes is None and case.channels(name) > 1:
+        raise InvalidInput(
+            f'"{name}" of case {case.name} has {case.channels(name)} channels, each a class; say'
+            " which are drawn: probabilities={0: 1, 1: 3}"
+        )
     return tiling.inner(count_classes(*what, **options).boxes(tiling.chunks_per_core, classes))
 
 

@@ -137,16 +137,16 @@ def draw_positions(
         return rng.integers(owned.start, owned.stop, (quota, 3)), keys
     # The voxels at the centres of the patches that the superchunk owns.
     sizes = zip(catalog.patch, owned.shape, strict=True)
-    core = arrays[guide][0][tuple(slice(p // 2, p // 2 + n) for p, n in sizes)]
+    core = arrays[guide][:, *(slice(p // 2, p // 2 + n) for p, n in sizes)]
     if isinstance(catalog.sampler, LabelSampler):
         return _by_class(catalog, superchunk, quota, core, rng) + owned.start, keys
-    return _by_weight(core, quota, rng) + owned.start, keys
+    return _by_weight(core[0], quota, rng) + owned.start, keys
 
 
 def _by_class(
     catalog: RandomCatalog, superchunk: int, quota: int, core: Array, rng: np.random.Generator
 ) -> Ints:
-    """Voxels ``(quota, 3)`` of the core: how many of each class, evenly, then which."""
+    """Voxels ``(quota, 3)`` of the core ``czyx``: how many of each class, evenly, then which."""
     assert isinstance(catalog.sampler, LabelSampler)
     assert catalog.class_counts is not None
     assert catalog.voxel_probability is not None
@@ -163,7 +163,10 @@ def _by_class(
         mine = which == column
         value = None if shares is None else [*shares][column]
         rank = np.minimum((ranks[mine] * counts[column]).astype(np.int64), counts[column] - 1)
-        found[mine] = _ranked(core, value, rank, int(counts[column]))
+        voxels = core[0]
+        if value is not None and len(core) > 1:  # a channel of 0 and 1 for each class
+            voxels, value = core[value], None
+        found[mine] = _ranked(voxels, value, rank, int(counts[column]))
     return found
 
 
