@@ -86,8 +86,9 @@ class Import:
 
     def record(self, copy: Copy) -> Record:
         """Return the record of the copy: the state of its source, and what is made of it."""
-        plain, options = self.open(), self.options
-        state = self.origin.identity if self.origin else plain.identity()
+        options = self.options
+        plain = self.open() if self.origin is None else self.origin.source
+        state = plain.identity() if self.origin is None else self.origin.identity
         asked = {**vars(ImageChoice.among(options)), "spacing": options.spacing}
         asked |= {"unit": options.unit, "dtype": options.dtype and str(np.dtype(options.dtype))}
         made = {name: value for name, value in asked.items() if value is not None}

@@ -11,7 +11,6 @@ from volflow.errors import SourceChanged
 from volflow.store.atomic import read_json, write_json
 from volflow.store.journal.journal import Journal
 from volflow.store.slabs import Source
-from volflow.store.volume import Volume
 
 __all__ = ["NOTE", "Origin", "origin_of", "trusted"]
 
@@ -39,7 +38,7 @@ class Origin:
     @property
     def is_file(self) -> bool:
         """Return True for a single file, whose state costs nothing to ask for."""
-        return not isinstance(self.source, Volume)
+        return Path(self.path).is_file()
 
     def check(self) -> None:
         """Refuse to go on with a source that is not what it was.

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from volflow.errors import InvalidInput
-from volflow.geometry.roi import Roi
 from volflow.geometry.units import NGFF_UNITS, unit_name
 from volflow.store.formats.taken.derived import Derived
 from volflow.store.formats.taken.labels import NotHeld
@@ -116,14 +115,6 @@ class _OnSpacing(Derived):
         sizes = "x".join(f"{size:.9g}" for size in self.stated.spacing)
         return f"{self.source.identity()}-{sizes}-{self.stated.unit}"
 
-    def read(self, roi: Roi) -> Array:
-        """Return the voxels of a box."""
-        return self.source.read(roi)
-
-    def slabs(self, depth: int) -> Iterator[tuple[Roi, Array]]:
-        """Yield box and voxels of slabs in C order."""
-        return self.source.slabs(depth)
-
 
 def stored_as(source: Source, dtype: Any) -> Source:
     """Return a source whose voxels have another dtype; None keeps its own.
@@ -139,6 +130,7 @@ def stored_as(source: Source, dtype: Any) -> Source:
 
     Examples
     --------
+    >>> from volflow.geometry.roi import Roi
     >>> from volflow.store.formats.sources import open_source
     >>> stored_as(open_source(np.array([[[1.6, 300]]])), "uint8").read(Roi.full((1, 1, 2)))
     Traceback (most recent call last):
@@ -169,15 +161,9 @@ class _StoredAs(Derived):
         """Return the identity of the source, with the dtype."""
         return f"{self.source.identity()}-{self.dtype}"
 
-    def read(self, roi: Roi) -> Array:
-        """Return the voxels of a box, cast."""
-        return _cast(self.source.read(roi), self.dtype, roi.start)
-
-    def slabs(self, depth: int) -> Iterator[tuple[Roi, Array]]:
-        """Yield box and voxels of slabs in C order."""
-        return (
-            (roi, _cast(voxels, self.dtype, roi.start)) for roi, voxels in self.source.slabs(depth)
-        )
+    def changed(self, voxels: Array, corner: Sequence[int]) -> Array:
+        """Return voxels cast."""
+        return _cast(voxels, self.dtype, corner)
 
 
 def _cast(voxels: Array, dtype: np.dtype[Any], corner: Sequence[int]) -> Array:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from volflow.geometry.roi import Roi
 from volflow.store.meta import Meta
-from volflow.store.slabs import Source
+from volflow.store.slabs import Array, Source
 from volflow.store.volume import described
 
 __all__ = ["Derived"]
@@ -63,3 +65,20 @@ class Derived(Source):
     def identity(self) -> str:
         """Return the identity of the source."""
         return self.source.identity()
+
+    def changed(self, voxels: Array, corner: Sequence[int]) -> Array:
+        """Return voxels of the source as this one gives them, given the first of their box."""
+        return voxels
+
+    def read(self, roi: Roi) -> Array:
+        """Return the voxels of a box, ``zyx`` or ``czyx``."""
+        return self.changed(self.source.read(roi), roi.start)
+
+    def slabs(self, depth: int) -> Iterator[tuple[Roi, Array]]:
+        """Yield box and voxels of slabs in C order."""
+        # With map(), not a loop, which would hold each slab while the next is read.
+        return map(self._changed, self.source.slabs(depth))
+
+    def _changed(self, slab: tuple[Roi, Array]) -> tuple[Roi, Array]:
+        roi, voxels = slab
+        return roi, self.changed(voxels, roi.start)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from volflow.errors import InvalidInput
-from volflow.geometry.roi import Roi
 from volflow.store.formats.taken.derived import Derived
 from volflow.store.meta import Meta
 from volflow.store.slabs import Array, Source
@@ -34,6 +33,7 @@ def taken_as(source: Source, labels: bool | None) -> Source:
 
     Examples
     --------
+    >>> from volflow.geometry.roi import Roi
     >>> from volflow.store.formats.sources import open_source
     >>> image = open_source(np.array([[[0.0, 7.0]]], "float32"))
     >>> labels = taken_as(image, True)
@@ -66,21 +66,12 @@ class _TakenAs(Derived):
         """Metadata of the source, with the kind replaced."""
         return replace(super().meta, kind=self.kind)
 
-    def read(self, roi: Roi) -> Array:
-        """Return the voxels of a box, ``zyx`` or ``czyx``."""
-        return whole_numbers(self.source.read(roi), self.dtype, roi.start)
-
-    def slabs(self, depth: int) -> Iterator[tuple[Roi, Array]]:
-        """Yield box and voxels of slabs in C order."""
-        # With map(), not a loop, which would hold each slab while the next is read.
-        return map(self._whole, self.source.slabs(depth))
-
-    def _whole(self, slab: tuple[Roi, Array]) -> tuple[Roi, Array]:
-        roi, voxels = slab
-        return roi, whole_numbers(voxels, self.dtype, roi.start)
+    def changed(self, voxels: Array, corner: Sequence[int]) -> Array:
+        """Return voxels as whole numbers."""
+        return whole_numbers(voxels, self.dtype, corner)
 
 
-def whole_numbers(voxels: Array, dtype: np.dtype[Any], corner: tuple[int, ...]) -> Array:
+def whole_numbers(voxels: Array, dtype: np.dtype[Any], corner: Sequence[int]) -> Array:
     """Return whole floats as integers of the same shape; other dtypes are returned unchanged.
 
     Parameters
