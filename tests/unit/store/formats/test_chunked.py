@@ -174,7 +174,7 @@ def test_labels_of_paintera_are_classes(tmp_path):
 def test_two_axes_are_one_slice_and_a_timepoint_is_chosen(tmp_path):
     voxels = random_zyx((3, 6, 7))
     path = write_n5(tmp_path / "a.n5", voxels, axes=["x", "y", "t"])
-    with pytest.raises(InvalidInput, match=r"has 3 timepoints; choose one with timepoint=0 to 2"):
+    with pytest.raises(InvalidInput, match=r"has 3 timepoints; choose one of 0 to 2 with tim"):
         open_source(path)
     with pytest.raises(InvalidInput, match=r"has 3 timepoints, given timepoint 3"):
         open_source(path, ImageChoice(timepoint=3))

@@ -49,7 +49,7 @@ def open_n5(path: str, choice: ImageChoice) -> TensorStoreSource:
         raise InvalidInput(
             f"{path} has no dataset {choice.dataset}; {known or 'it has none at all'}"
         )
-    level, data = _level(path, folder, choice.level)
+    level, data = _level(path, folder, choice)
     group = data.parent if _LEVEL.fullmatch(data.name) else None
     outer = {} if group is None else json_object(group / ATTRIBUTES)
     own = json_object(data / ATTRIBUTES)
@@ -66,7 +66,7 @@ def open_n5(path: str, choice: ImageChoice) -> TensorStoreSource:
             f"{data}: damaged N5 attributes ({type(error).__name__}: {error!s:.200}); restore them"
         ) from error
     spec = {"driver": "n5", "kvstore": {"driver": "file", "path": f"{data}/"}}
-    return chunked_source(path, spec, data, axes, choice.timepoint, meta)
+    return chunked_source(path, spec, data, axes, choice, meta)
 
 
 def _is_dataset(folder: Path) -> bool:
@@ -79,23 +79,19 @@ def _is_image(folder: Path) -> bool:
     return _is_dataset(folder) or _is_dataset(folder / "s0")
 
 
-def _level(path: str, folder: Path, level: int | None) -> tuple[int, Path]:
+def _level(path: str, folder: Path, choice: ImageChoice) -> tuple[int, Path]:
     """Return the level that is meant, and its folder."""
     if _is_dataset(folder):
         named = _LEVEL.fullmatch(folder.name)
         own = int(named[1]) if named else 0
-        if level not in (None, own):
+        if choice.level not in (None, own):
             raise InvalidInput(
-                f"{folder} is one level of a pyramid, or none; leave level {level} out"
+                f"{folder} is one level of a pyramid, or none; leave level {choice.level} out"
             )
         return own, folder
     missing = (n for n in range(MOST_LEVELS) if not _is_dataset(folder / f"s{n}"))
-    count = next(missing, MOST_LEVELS)
-    if not 0 <= (level or 0) < count:
-        raise InvalidInput(
-            f"{path} has {count} levels, given level {level}; choose 0 to {count - 1}"
-        )
-    return level or 0, folder / f"s{level or 0}"
+    level = choice.at_level(next(missing, MOST_LEVELS), path)
+    return level, folder / f"s{level}"
 
 
 def _only(root: Path) -> str:

@@ -56,7 +56,7 @@ def open_precomputed(path: str, choice: ImageChoice) -> TensorStoreSource:
         ) from error
     store = {"driver": "file", "path": f"{path}/"}
     spec = {"driver": "neuroglancer_precomputed", "kvstore": store, "scale_index": level}
-    return chunked_source(path, spec, chunks, "xyzc", choice.timepoint, meta)
+    return chunked_source(path, spec, chunks, "xyzc", choice, meta)
 
 
 def _level(path: str, scales: Any, wanted: Any) -> int:

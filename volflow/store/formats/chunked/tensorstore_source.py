@@ -16,6 +16,7 @@ import numpy as np
 from volflow.errors import Damaged, InvalidInput, RunFailed, Unreadable, first_line
 from volflow.geometry.roi import Roi
 from volflow.store.atomic import read_json
+from volflow.store.formats.choice import ImageChoice
 from volflow.store.layout import check_dtype
 from volflow.store.meta import Meta
 from volflow.store.opening import MOST_CLAIMED, files_below
@@ -95,7 +96,7 @@ class TensorStoreSource(Source):
 
 
 def chunked_source(
-    path: str, spec: Mapping[str, Any], chunks: Path, axes: str, timepoint: int | None, meta: Meta
+    path: str, spec: Mapping[str, Any], chunks: Path, axes: str, choice: ImageChoice, meta: Meta
 ) -> TensorStoreSource:
     """Return the array of a spec as a source.
 
@@ -109,8 +110,8 @@ def chunked_source(
         The folder of its chunks.
     axes
         A letter of ``czyxt`` for each of its axes.
-    timepoint
-        Which is meant; needed only if there are several.
+    choice
+        Which timepoint is meant; needed only if there are several.
     meta
         Its metadata, but for the axes.
 
@@ -141,9 +142,11 @@ def chunked_source(
             " damaged"
         )
     if "t" in axes:
-        begin[axes.index("t")] += _timepoint(path, sizes[axes.index("t")], timepoint)
-    elif timepoint is not None:
-        raise InvalidInput(f"{path} has no time axis, given timepoint {timepoint}; leave it out")
+        begin[axes.index("t")] += choice.at_time(sizes[axes.index("t")], path)
+    elif choice.timepoint is not None:
+        raise InvalidInput(
+            f"{path} has no time axis, given timepoint {choice.timepoint}; leave it out"
+        )
     own = dict(zip(axes, sizes, strict=True))
     chunk = dict(zip(axes, piece, strict=True))
     names = "czyx" if own.get("c", 1) > 1 else "zyx"
@@ -175,17 +178,6 @@ def _reason(error: Exception) -> str:
     """Return what tensorstore says, without its specs."""
     text = first_line(error).split(" [tensorstore_spec")[0].split(" [source locations")[0]
     return f"{type(error).__name__}: {text:.300}"
-
-
-def _timepoint(path: str, count: int, timepoint: int | None) -> int:
-    if timepoint is None and count > 1:
-        raise InvalidInput(
-            f"{path} has {count} timepoints; choose one with timepoint=0 to {count - 1}"
-            " (--timepoint)"
-        )
-    if not 0 <= (timepoint or 0) < count:
-        raise InvalidInput(f"{path} has {count} timepoints, given timepoint {timepoint}")
-    return timepoint or 0
 
 
 def json_object(path: Path) -> dict[str, Any]:
