@@ -7,6 +7,7 @@ of blocks. Everything is stored per axis, so a grid of 10^9 patches is a few sho
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -165,6 +166,17 @@ class BlockGrid:
     def number(self, index: Sequence[int]) -> int:
         """Return the number of the block at a grid index."""
         return int(np.ravel_multi_index(tuple(index), self.counts))
+
+    def touching(self, box: Roi) -> Iterator[int]:
+        """Yield the numbers of the blocks that a box reaches into, in order.
+
+        Examples
+        --------
+        >>> list(BlockGrid((8, 8), (4, 4)).touching(Roi((0, 3), (2, 5))))
+        [0, 1]
+        """
+        ranges = [range(a // b, -(-z // b)) for (a, z), b in zip(box, self.block, strict=True)]
+        return map(self.number, itertools.product(*ranges))
 
 
 def _axis_starts(

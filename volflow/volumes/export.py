@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +16,8 @@ import numpy as np
 
 from volflow.errors import InvalidInput, MemoryRefused, RunFailed, SourceChanged
 from volflow.geometry.budget import format_bytes, parse_bytes
+from volflow.geometry.grid import BlockGrid
+from volflow.geometry.strips import widened
 from volflow.option import journey
 from volflow.store.aside import file_aside, sweep
 from volflow.store.atomic import read_json
@@ -30,6 +33,7 @@ from volflow.store.formats.exported import (
     state_of,
 )
 from volflow.store.formats.sources import open_source
+from volflow.store.formats.taken.piecewise import Piecewise
 from volflow.store.formats.written import WRITERS, writer_of
 from volflow.store.journal.journal import journal_dir
 from volflow.store.journal.records import typed
@@ -287,7 +291,7 @@ def _filling(volume: Source, path: Path, budget: int) -> Callable[[IO[bytes]], F
     if writer.placed:
         _check_place(volume, writer.name)
     together = volume.channels_count if writer.interleaves else 1
-    depth = _depth(volume, writer.dtype(volume.dtype), budget, together)
+    volume, depth = _in_slabs(volume, writer.dtype(volume.dtype), budget, together)
     if writer.write is not None:
         return partial(writer.write, volume, depth)
     assert writer.pieces is not None
@@ -314,19 +318,37 @@ def _check_place(volume: Source, kind: str) -> None:
         )
 
 
-def _depth(volume: Source, dtype: np.dtype[Any], budget: int, together: int) -> int:
-    """Planes per slab: a whole layer of chunks where it fits, so that each is decoded once."""
+def _in_slabs(
+    volume: Source, dtype: np.dtype[Any], budget: int, together: int
+) -> tuple[Source, int]:
+    """Return a volume as it is read, and planes per slab: a layer of chunks where it fits.
+
+    Each chunk is then decoded once. In less memory a slab of a Zarr volume is put together out of
+    boxes, as zarr holds all chunks that a box cuts.
+    """
     size_y, size_x = volume.shape[-2:]
-    # A slab is held twice while zarr fills it; beside it lies one plane in the file's dtype.
+    # Beside a slab lies one plane in the file's dtype.
     plane = together * size_y * size_x * max(volume.dtype.itemsize, dtype.itemsize)
-    fits = (budget // plane - 1) // 2
+    fits = (budget // plane - 1) // 2  # a slab is held twice while it is read
     if fits < 1:
         channels = f" in {together} channels" if together > 1 else ""
         raise MemoryRefused(
             f"a plane of {size_y} × {size_x} voxels{channels} needs memory of"
             f" {format_bytes(3 * plane)}, given {format_bytes(budget)}; raise memory= (--memory)"
         )
-    return min(fits, volume.piece[-3])
+    if not isinstance(volume, Volume):
+        return volume, min(fits, volume.piece[-3])
+    # Packed, unpacked, as a part of a shard, and in its place in the box.
+    cost = 4 * volume.dtype.itemsize
+    chunk = BlockGrid(volume.shape, volume.chunks)
+    beside = (budget - cost * math.prod(chunk.block)) // plane - 1
+    # Where not even a chunk fits, one is read all the same.
+    depth = min(fits, beside if beside > 0 else fits, volume.piece[-3])
+    room = (budget - (depth + 1) * plane) // cost
+    slab = (together, *volume.chunks[-3:-2], size_y, size_x)[-volume.ndim :]
+    reach = widened(chunk, slab, lambda reach: math.prod(chunk.block) * math.prod(reach) <= room)
+    box = tuple(side * count for side, count in zip(chunk.block, reach, strict=True))
+    return Piecewise(volume, box), depth
 
 
 class _Summed:

@@ -239,6 +239,22 @@ def test_memory_is_bounded_by_a_slab(tmp_path):
     assert peak < 2**20
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["b.nii", "b.mha", "b.ome.tif", "b.h5"])
+def test_memory_is_bounded_where_it_holds_no_layer_of_chunks(tmp_path, name):
+    voxels = np.random.default_rng(0).integers(0, 999, (32, 256, 256), "uint16")
+    spec = VolumeSpec.of(voxels.shape, voxels.dtype, Meta(), chunk=32, shard=64)
+    volume = create(tmp_path / "a.zarr", spec)
+    volume.write(Roi.full(voxels.shape), voxels)
+    export(volume, tmp_path / f"warm.{name}")
+    tracemalloc.start()
+    path = export(volume, tmp_path / name, memory="2MiB")  # 64 chunks of 64 KiB, each in a layer
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_array_equal(open_source(path)[:], voxels)
+    assert peak < 2.5 * 2**20
+
+
 def test_memory_that_cannot_hold_a_plane_is_refused(tmp_path):
     volume = stored(tmp_path / "a.zarr", random_voxels())
     with pytest.raises(MemoryRefused, match="needs memory of 660 B, given 100 B"):

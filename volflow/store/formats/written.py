@@ -27,7 +27,7 @@ from volflow.store.formats.tiff.tiff_written import (
     write_tiff,
 )
 from volflow.store.meta import VolumeSpec
-from volflow.store.slabs import Source
+from volflow.store.slabs import Array, Source
 
 __all__ = [
     "WRITERS",
@@ -89,7 +89,8 @@ def planes(volume: Source, depth: int, dtype: Dtype) -> Iterator[Any]:
     """
     for _, slab in volume.slabs(depth):
         for plane in slab.reshape(-1, *slab.shape[-2:]):
-            yield np.ascontiguousarray(plane, dtype).data.cast("B")
+            yield _bytes_of(plane, dtype)
+        del slab, plane  # before the next are read
 
 
 def interleaved(volume: Source, depth: int, dtype: Dtype) -> Iterator[Any]:
@@ -116,7 +117,13 @@ def interleaved(volume: Source, depth: int, dtype: Dtype) -> Iterator[Any]:
     for z in range(0, size_z, depth):
         stop = (volume.shape[0], min(z + depth, size_z), *volume.shape[2:])
         for plane in np.moveaxis(volume.read(Roi((0, z, 0, 0), stop)), 0, -1):
-            yield np.ascontiguousarray(plane, dtype).data.cast("B")
+            yield _bytes_of(plane, dtype)
+        del plane  # before the next are read
+
+
+def _bytes_of(plane: Array, dtype: Dtype) -> bytes:
+    """Return a copy of a plane as bytes: whoever writes them does not hold all of its slab."""
+    return np.asarray(plane, dtype).tobytes()
 
 
 def gzipped(pieces: Iterable[Any]) -> Iterator[bytes]:

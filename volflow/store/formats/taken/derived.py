@@ -75,7 +75,9 @@ class Derived(Source):
         return self.changed(self.source.read(roi), roi.start)
 
     def slabs(self, depth: int) -> Iterator[tuple[Roi, Array]]:
-        """Yield box and voxels of slabs in C order."""
+        """Yield box and voxels of ``depth`` z-planes of one channel at a time, in C order."""
+        if not self.sequential:
+            return super().slabs(depth)
         # With map(), not a loop, which would hold each slab while the next is read.
         return map(self._changed, self.source.slabs(depth))
 

@@ -93,6 +93,6 @@ class OneChannel(Derived):
     def slabs(self, depth: int) -> Iterator[tuple[Roi, Array]]:
         """Yield box and voxels of ``depth`` z-planes at a time."""
         if not self.sequential:
-            return Source.slabs(self, depth)
+            return super().slabs(depth)
         own = (slab for slab in self.source.slabs(depth) if slab[0].start[0] == self.channel)
         return ((Roi(roi.start[1:], roi.stop[1:]), voxels[0]) for roi, voxels in own)

@@ -121,9 +121,7 @@ class Pages:
     def _cuts(self, box: Roi) -> Iterator[Cut]:
         """Yield the strips or tiles that a box cuts, which lie alike in every page."""
         grid = BlockGrid(self.shape, (1, *self.segment, self.shape[4]))
-        ranges = [range(a // b, -(-z // b)) for (a, z), b in zip(box, grid.block, strict=True)]
-        for place in itertools.product(*ranges):
-            number = grid.number(place)
+        for number in grid.touching(box):
             whole = grid[number]
             common = whole.intersect(box)
             inside = common.relative_to(whole.start)
