@@ -20,7 +20,9 @@ from volflow.geometry.roi import Roi
 from volflow.store.meta import Meta
 from volflow.store.slabs import Array, Source, file_identity, slab_rois
 
-__all__ = ["RawSource", "check_room", "damage_of", "unpacked"]
+__all__ = ["RawSource", "check_room", "damage_of", "put_scaled", "unpacked"]
+
+MOST_SCALED = 2**18  # voxels at a time
 
 # The most bytes that each makes from one.
 _EXPANDS = {"": 1, "gzip": 1032, "zlib": 1032, "bzip2": 2**17}
@@ -176,9 +178,20 @@ class RawSource(Source):
         """Put the scaled values of a plane into an array."""
         if self.slope is None:
             values[...] = plane
-            return
-        with np.errstate(over="ignore", invalid="ignore"):  # overflows of float32 become ±inf
-            values[...] = plane * np.float64(self.slope) + self.inter
+        else:
+            put_scaled(values, plane, self.slope, self.inter)
+
+
+def put_scaled(values: Array, numbers: Array, slope: float, inter: float) -> None:
+    """Put numbers × slope + inter into an array of their shape, a few rows at a time.
+
+    They are computed in float64, which takes several times the memory of what is stored.
+    """
+    rows = max(1, MOST_SCALED // max(1, numbers[..., :1, :].size))
+    with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold becomes ±inf
+        for start in range(0, numbers.shape[-2], rows):
+            part = (..., slice(start, start + rows), slice(None))
+            values[part] = numbers[part] * np.float64(slope) + inter
 
 
 def check_room(path: str, begin: int, shape: Sequence[int], dtype: Any, packing: str = "") -> None:

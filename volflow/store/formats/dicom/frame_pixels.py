@@ -10,6 +10,7 @@ import numpy as np
 from volflow.errors import Damaged, InvalidInput, first_line
 from volflow.store.formats.dicom.frame_places import PixelFormat
 from volflow.store.formats.dicom.image_file import DicomSlice, import_pydicom
+from volflow.store.formats.raw import put_scaled
 from volflow.store.slabs import Array
 
 __all__ = ["dtype_of", "numbers_in", "values_in"]
@@ -73,8 +74,9 @@ def values_in(one: DicomSlice, rows: slice, columns: slice, dtype: np.dtype[Any]
     numbers = numbers_in(one, rows)[..., columns]
     if (one.slope, one.inter) == (1, 0):
         return numbers.astype(dtype)
-    with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold becomes ±inf
-        return (numbers * np.float64(one.slope) + one.inter).astype(dtype)
+    values = np.empty(numbers.shape, dtype)
+    put_scaled(values, numbers, one.slope, one.inter)
+    return values
 
 
 def numbers_in(one: DicomSlice, rows: slice) -> Array:
