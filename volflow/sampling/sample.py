@@ -40,7 +40,7 @@ class _PatchGroups:
         return self.token
 
 
-def sample(
+def sample(  # noqa: PLR0913 - a public journey takes flat options
     x: CasesLike,
     sampler: Sampler,
     n: int | None = None,
@@ -49,6 +49,7 @@ def sample(
     array: str | None = None,
     classes: Sequence[str] | None = None,
     cluster: Cluster = None,
+    skip_bad: bool = False,
     allow_mixed_spacing: bool = False,
 ) -> da.Array:
     """Patches of a volume or of cases as a Dask array, for notebooks and for work on patches.
@@ -69,7 +70,7 @@ def sample(
         The seed of all randomness.
     array
         Which array of the case; by default the first.
-    classes, cluster, allow_mixed_spacing
+    classes, cluster, skip_bad, allow_mixed_spacing
         As in `PatchStream`; ``cluster`` counts labels or weights where they are not known.
 
     Returns
@@ -90,7 +91,7 @@ def sample(
     >>> patches.shape, np.diff(patches[3, 0, 0, 0].compute()).tolist()
     ((32, 1, 1, 8, 8), [1, 1, 1, 1, 1, 1, 1])
     """
-    cases, seed = open_cases(x, classes=classes), check_seed(seed)
+    cases, seed = open_cases(x, classes=classes, skip_bad=skip_bad), check_seed(seed)
     sampler = sampler_in_voxels(sampler, cases, mixed=allow_mixed_spacing)
     name = array or cases[0].lead
     if name not in cases[0].sources:

@@ -96,6 +96,8 @@ class PatchStream(IterableDataset[dict[str, Any]]):
         Number of threads that read in this process; by default one per core, at most 4.
     classes
         Names of the arrays that hold classes; see `volflow.sampling.cases.open_cases.open_cases`.
+    skip_bad
+        Leave out cases that cannot be used, instead of refusing all.
     allow_mixed_spacing
         Take cases of different spacing together, which are refused otherwise.
     progress
@@ -139,12 +141,13 @@ class PatchStream(IterableDataset[dict[str, Any]]):
         cluster: Cluster = None,
         threads: int | None = None,
         classes: Sequence[str] | None = None,
+        skip_bad: bool = False,
         allow_mixed_spacing: bool = False,
         progress: Progress = None,
     ) -> None:
         options = from_keywords(StreamOptions, locals())
         self.options, self.cluster = options, cluster
-        self.cases = open_cases(cases, classes=options.classes)
+        self.cases = open_cases(cases, classes=options.classes, skip_bad=options.skip_bad)
         check_names([*self.cases[0].sources, *self.cases[0].values])
         mixed = options.allow_mixed_spacing
         self.sampler = sampler_in_voxels(options.sampler, self.cases, mixed=mixed)

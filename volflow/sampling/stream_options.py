@@ -50,6 +50,7 @@ class StreamOptions:
     world_size: int | None = None
     threads: int | None = None
     classes: Sequence[str] | None = None
+    skip_bad: bool = False
     allow_mixed_spacing: bool = False
 
     def __post_init__(self) -> None:

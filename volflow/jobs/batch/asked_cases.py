@@ -147,9 +147,13 @@ def _named(cases: Any) -> Mapping[str, Any]:
 
 
 def _inputs(volumes: Any) -> dict[str, Any]:
-    """Return the volumes of a case that a network sees, by name."""
+    """Return the volumes of a case that a network sees, by name; a number beside them is none."""
     named = volumes if isinstance(volumes, Mapping) else {"image": volumes}
-    found = {str(name): volume for name, volume in named.items() if name not in BESIDE}
+    found = {
+        str(name): volume
+        for name, volume in named.items()
+        if name not in BESIDE and not isinstance(volume, int | float)
+    }
     if not found:
         raise InvalidInput(
             f"a case needs a volume that is not its {' or '.join(BESIDE)}; got {dict(named)}"

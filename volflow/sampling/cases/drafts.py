@@ -48,10 +48,16 @@ def drafts_of(x: Any) -> list[Draft]:
     if isinstance(x, Mapping):
         return _drafts_of_mapping(x)
     if names_cases(x):
-        return [Draft(name, arrays) for name, arrays in find_cases(x).items()]
+        return [_found(name, given) for name, given in find_cases(x).items()]
     if isinstance(x, Sequence) and not isinstance(x, str):
         return [draft for one in x for draft in drafts_of(one)]
     return [Draft(None, {"image": x})]
+
+
+def _found(name: str, given: Mapping[str, Any]) -> Draft:
+    """Return a case that was found: paths, and the numbers of a table."""
+    arrays = {key: one for key, one in given.items() if isinstance(one, str)}
+    return Draft(name, arrays, values={k: one for k, one in given.items() if k not in arrays})
 
 
 def _drafts_of_mapping(x: Mapping[str, Any]) -> list[Draft]:

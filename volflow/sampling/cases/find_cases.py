@@ -10,8 +10,9 @@ import csv
 import glob
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from volflow.errors import InvalidInput
 from volflow.sampling.cases.case_folders import cases_of_folder
@@ -21,12 +22,13 @@ __all__ = ["CASE", "MOST_NAMED", "TABLES", "check_names", "find_cases", "listed"
 CASE = "{case}"
 IMAGE = "image"
 TABLES = (".csv", ".tsv")
+INTEGER = re.compile(r"[+-]?\d+")
 MOST_NAMED = 8  # cases in a message
 
 
 def find_cases(
     source: str | os.PathLike[str] | Mapping[str, str] | None = None, /, **channels: str
-) -> dict[str, dict[str, str]]:
+) -> dict[str, dict[str, Any]]:
     """Find cases by a pattern, in a folder, or in a table; no volume is opened.
 
     Parameters
@@ -36,7 +38,8 @@ def find_cases(
         several by the names of their channels. A folder of volumes; or one with ``images/`` and
         ``labels/``; of the Decathlon (``imagesTr/``, ``labelsTr/``, ``imagesTs/``); or of nnU-Net
         (``case_0000.nii.gz``, with its ``dataset.json``). A table (``.csv``, ``.tsv``) with a
-        column ``case`` and one for each channel, whose paths are relative to it.
+        column ``case`` and one for each channel, whose paths are relative to it; columns of numbers
+        are values, such as an age.
     **channels
         Patterns by channel: ``t1="in/{case}_t1.nii.gz", flair="in/{case}_flair.nii.gz"``.
 
@@ -44,8 +47,8 @@ def find_cases(
     -------
     dict
         By the names of the cases, sorted (of a table in its order): the paths of their volumes by
-        name. A single volume is called ``"image"``, the label of a folder ``"label"``, where there
-        is one.
+        name, and the numbers of a table. A single volume is called ``"image"``, the label of a
+        folder ``"label"``, where there is one.
 
     Raises
     ------
@@ -72,11 +75,11 @@ def find_cases(
     text = os.fspath(source)
     path = Path(text).expanduser()
     if CASE in text:
-        found = _cases_of_patterns({IMAGE: text})
+        found: dict[str, dict[str, Any]] = dict(_cases_of_patterns({IMAGE: text}))
     elif path.is_dir():
-        found = cases_of_folder(path)
+        found = dict(cases_of_folder(path))
     elif path.suffix.lower() in TABLES:
-        found = _cases_of_table(path)
+        found = dict(_cases_of_table(path))
     else:
         raise InvalidInput(
             f"{text} is neither a pattern with {CASE}, a folder nor a table ({', '.join(TABLES)});"
@@ -157,7 +160,7 @@ def _matches(pattern: str) -> dict[str, str]:
     return found
 
 
-def _check_channels(found: Mapping[str, Mapping[str, str]], channels: Iterable[str]) -> None:
+def _check_channels(found: Mapping[str, Mapping[str, Any]], channels: Iterable[str]) -> None:
     """Refuse cases that lack a channel."""
     lacking = {
         channel: [case for case, volumes in found.items() if channel not in volumes]
@@ -171,8 +174,23 @@ def _check_channels(found: Mapping[str, Mapping[str, str]], channels: Iterable[s
         )
 
 
-def _cases_of_table(path: Path) -> dict[str, dict[str, str]]:
+def _cases_of_table(path: Path) -> dict[str, dict[str, str | float]]:
     """Return the cases of a table, in its order."""
+    cells_of = _cells_of_table(path)
+    heads = list(next(iter(cells_of.values())))
+    found: dict[str, dict[str, str | float]] = {case: {} for case in cells_of}
+    for head in heads:
+        column = {case: cells[head] for case, cells in cells_of.items()}
+        for case, value in _column(path, column).items():
+            found[case][head] = value
+    if not any(isinstance(one, str) for named in found.values() for one in named.values()):
+        raise InvalidInput(f"{path} has only numbers; give it a column of paths, such as image")
+    _check_channels(found, heads)
+    return found
+
+
+def _cells_of_table(path: Path) -> dict[str, dict[str, str]]:
+    """Return the cells of a table by case and head."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
@@ -186,7 +204,7 @@ def _cases_of_table(path: Path) -> dict[str, dict[str, str]]:
             f'{path} needs a column "case" and one for each channel, by names that differ; its'
             f" first line has {', '.join(heads) or 'none'}"
         )
-    found: dict[str, dict[str, str]] = {}
+    cells_of: dict[str, dict[str, str]] = {}
     for number, row in enumerate(rows[1:], 2):
         if not any(cell.strip() for cell in row):
             continue
@@ -196,15 +214,34 @@ def _cases_of_table(path: Path) -> dict[str, dict[str, str]]:
             )
         cells = dict(zip(heads, (cell.strip() for cell in row), strict=True))
         case = cells.pop("case")
-        if case in found:
+        if case in cells_of:
             raise InvalidInput(
                 f"the names of cases must differ, but line {number} of {path} has {case!r} again"
             )
-        found[case] = {name: _beside(path, cell) for name, cell in cells.items() if cell}
-    if not found:
+        cells_of[case] = cells
+    if not cells_of:
         raise InvalidInput(f"no case was found: {path} has no line below its heads")
-    _check_channels(found, [head for head in heads if head != "case"])
-    return found
+    return cells_of
+
+
+def _column(table: Path, column: Mapping[str, str]) -> Mapping[str, str | float]:
+    """Return a column's numbers, or its paths; a folder that is there may be called 001."""
+    paths = {case: _beside(table, cell) for case, cell in column.items() if cell}
+    numbers = _numbers(column)
+    taken = bool(numbers) and any(Path(one).exists() for one in paths.values())
+    return paths if taken or not numbers else numbers
+
+
+def _numbers(column: Mapping[str, str]) -> Mapping[str, float]:
+    """Return the numbers of a column, NaN where a cell is empty; none if it holds another text."""
+    given = [cell for cell in column.values() if cell]
+    try:
+        whole = len(given) == len(column) and all(map(INTEGER.fullmatch, given))
+        kind: Callable[[str], float] = int if whole else float
+        found = {case: kind(cell or "nan") for case, cell in column.items()}
+    except ValueError:
+        return {}
+    return found if given else {}
 
 
 def _beside(table: Path, cell: str) -> str:

@@ -252,6 +252,26 @@ def test_all_faults_are_told_at_once_and_may_be_left_out(tmp_path):
         open_cases({name: cases[name] for name in "bc"}, skip_bad=True)
 
 
+def test_streams_leave_out_what_cannot_be_used():
+    cases = {"a": {"image": voxels()}, "b": {"image": voxels()[None, None]}, "c": voxels()}
+    cases["c"] = {"image": cases["c"]}
+    sampler = vf.UniformSampler(4)
+    with pytest.raises(InvalidInput, match="a volume is zyx or czyx"):
+        vf.PatchStream(cases, sampler, 2)
+    stream = vf.PatchStream(cases, sampler, 2, skip_bad=True)
+    assert [case.name for case in stream.cases] == ["a", "c"]
+    assert vf.sample(cases, sampler, 2, skip_bad=True).shape == (2, 1, 4, 4, 4)
+
+
+def test_tensors_give_the_patches_of_arrays():
+    arrays = {"image": voxels(dtype="float32"), "label": voxels(dtype="uint8") % 3}
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    for sampler in (vf.LabelSampler(4), vf.WeightedSampler(4, weight="label")):
+        (a,), (b,) = (vf.PatchStream(one, sampler, 1) for one in (arrays, tensors))
+        assert torch.equal(a["image"], b["image"])
+        assert torch.equal(a["location"], b["location"])
+
+
 def test_arrays_without_spacing_adopt_that_of_the_others(tmp_path):
     label = store(tmp_path / "l.zarr", voxels(dtype="uint8"), orientation="SAR", **MM)
     for image in (voxels(), da.from_array(voxels()) + 1, zarr.create_array({}, data=voxels())):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import string
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -218,11 +220,31 @@ class TestTables:
             ("case,t1,t2\na,b,\n", "missing: t2 of a"),
             ("case,t1\na/b,c\n", "'a/b' cannot be"),
             ("case,t1\n..,c\n", r"'\.\.' cannot be"),
+            ("case,age\na,4\n", "has only numbers; give it a column of paths"),
         ],
     )
     def test_what_is_wrong_is_named(self, table, text, message):
         with pytest.raises(InvalidInput, match=message):
             vf.find_cases(table(text))
+
+    def test_columns_of_numbers_are_values(self, table):
+        path = table("case,image,age,dose,n,m\na,a.npy,45,0.5,1,x.npy\nb,b.npy,61,,-2,7\n")
+        (path.parent / "1").mkdir()
+        (a, b) = vf.find_cases(path).values()
+        assert (a["age"], b["age"], a["dose"]) == (45, 61, 0.5)
+        assert math.isnan(b["dose"])
+        assert (a["n"], b["m"]) == (str(path.parent / "1"), str(path.parent / "7"))
+
+    def test_numbers_reach_batches_and_no_network(self, table):
+        path = table("case,image,age\na,a.npy,45\nb,b.npy,61\n")
+        for name in "ab":
+            np.save(path.with_name(f"{name}.npy"), np.ones((8, 8, 8), "float32"))
+        stream = vf.PatchStream(path, vf.GridSampler(8))
+        (batch,) = stream.loader(2)
+        assert batch["age"].tolist() == [45, 61]
+        net = torch.nn.Conv3d(1, 1, 1)
+        out = str(path.with_name("{case}.zarr"))
+        assert vf.predict_cases(path, net, out, patch=8, progress=False).ok
 
     def test_what_is_not_text_is_refused(self, touched):
         path = touched("t.csv") / "t.csv"
