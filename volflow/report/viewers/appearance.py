@@ -172,8 +172,9 @@ def _finest(volume: Any) -> Volume:
     path = volume.path if isinstance(volume, Volume) else volume
     if not isinstance(path, str | os.PathLike):
         raise InvalidInput(
-            "a viewer reads volumes from disk, given one in memory; store it first:"
-            ' vf.convert(array, "scan.zarr")'
+            "a viewer reads volumes from disk, given one in memory or lazy; store it first, or"
+            ' only the region that you look at: vf.write(array, "scores.zarr", like="scan.zarr");'
+            " vf.preview draws it as it is"
         )
     if is_url(os.fspath(path)):
         raise InvalidInput(

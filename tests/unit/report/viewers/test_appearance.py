@@ -212,8 +212,8 @@ def test_a_window_is_that_of_what_is_grey(tmp_path):
         (["gone.zarr"], r"gone\.zarr does not exist"),
         (["scan.nii.gz"], r"scan\.nii\.gz is a file, not a Zarr store; convert it first"),
         (["https://example.org/a.zarr"], r"remote.*copy it with vf\.convert"),
-        ([np.zeros((2, 2, 2))], "given one in memory; store it first"),
-        ([3], "given one in memory"),
+        ([np.zeros((2, 2, 2))], "in memory or lazy; store it first, or .* vf.preview draws"),
+        ([3], "in memory or lazy; store it"),
     ],
 )
 def test_what_is_no_volume_on_disk_is_refused(volumes, message, tmp_path, monkeypatch):
