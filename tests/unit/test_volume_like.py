@@ -127,7 +127,7 @@ ON_DISK = {
     "open": r"a volume is opened from a path, .* given \w+; store other arrays with vf\.conver",
     "pyramid": r"a volume is opened from a path, .* given \w+; store other arrays with vf\.convert",
     "view": r"a viewer reads volumes from disk, .* or lazy; store it first, or .* vf\.write",
-    "napari_snippet": r"a viewer reads volumes from disk, .* or lazy; store it first, or .* vf\.write",
+    "napari_snippet": r"a viewer reads volumes from disk, .* lazy; store it first, or .* vf\.write",
     "verify": r"only outputs on disk can be verified, given a \w+ in memory; give the path of an ",
 }
 ON_FILES = dict.fromkeys(ON_DISK, "is a file, not a Zarr store; convert it first: vf.convert") | {

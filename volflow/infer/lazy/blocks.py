@@ -10,6 +10,8 @@ import itertools
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from operator import getitem
 from typing import Any
 
 import dask.array as da
@@ -76,31 +78,47 @@ class Blocks:
     starts: Cuts = ()
     padded: da.Array | None = None
 
-    def array(self) -> da.Array:
-        """Return the Dask array of all blocks, ``czyx`` or ``zyx``."""
-        window, padded = self.window, () if self.padded is None else (self.padded,)
-        front = () if window.finish.output == "classes" else ((window.outputs[0].channels,),)
-        dtype = np.dtype(window.finish.dtype)
+    def arrays(self) -> dict[str, da.Array]:
+        """Return the Dask arrays of all blocks, ``czyx`` or ``zyx``, by the names of outputs."""
+        padded = () if self.padded is None else (self.padded,)
         token = tokenize(self.decided, self.cuts)
-        made = da.map_blocks(
+        sides = tuple(tuple(np.diff(axis).tolist()) for axis in self.cuts)
+        # A block's outputs come of one forward: a task makes all, further ones take theirs.
+        together = da.map_blocks(
             _compute_block,
             *padded,
             carried(self.plugin, f"model-{self.plugin.digest[:32]}"),
-            window=window,
+            window=self.window,
             shape=self.shape,
             cuts=self.cuts,
             starts=self.starts,
             decided=token,
-            name=f"map_model-{token}",
-            chunks=(*front, *(tuple(np.diff(axis).tolist()) for axis in self.cuts)),
-            drop_axis=0 if padded and not front else None,
-            new_axis=None if padded else list(range(len(front) + 3)),
-            dtype=dtype,
-            meta=np.empty((0,) * (len(front) + 3), dtype),
+            name=f"map_model-blocks-{token}",
+            chunks=sides,
+            drop_axis=0 if padded else None,
+            new_axis=None if padded else list(range(3)),
+            dtype=object,
+            meta=np.empty((0, 0, 0), object),
         )
-        return Sliced(made, self._part)
+        classes = self.window.finish.output == "classes"
+        dtype = np.dtype(self.window.finish.dtype)
+        found: dict[str, da.Array] = {}
+        for output in self.window.outputs:
+            front = () if classes else ((output.channels,),)
+            one = da.map_blocks(
+                getitem,
+                together,
+                output.name,
+                name="-".join(filter(None, ("map_model", output.name, token))),
+                chunks=(*front, *sides),
+                new_axis=0 if front else None,
+                dtype=dtype,
+                meta=np.empty((0,) * (len(front) + 3), dtype),
+            )
+            found[output.name] = Sliced(one, partial(self._part, output.name))
+        return found
 
-    def _part(self, box: Roi) -> da.Array | None:
+    def _part(self, output: str, box: Roi) -> da.Array | None:
         """Return the array of a box; None where the blocks that it reaches into read little more.
 
         Slices of one array share its blocks, those with blocks of their own do not: they must be
@@ -126,7 +144,7 @@ class Blocks:
             padded = _chunks_of(self.padded, reached)
             part = replace(self, cuts=cuts, starts=starts, padded=padded)
         worth = WORTH_BLOCKS * part._reads() <= replace(self, cuts=whole)._reads()
-        return part.array() if worth else None
+        return part.arrays()[output] if worth else None
 
     def _reads(self) -> int:
         """Return the input voxels that all blocks read, some of them more than once."""
@@ -163,8 +181,8 @@ def _compute_block(
     starts: Cuts,
     decided: str,
     block_id: tuple[int, ...],
-) -> npt.NDArray[Any]:
-    """Return a block's voxels along the stored axes, ``czyx`` scores or ``zyx`` classes.
+) -> dict[str, npt.NDArray[Any]]:
+    """Return a block's voxels along the stored axes by output, ``czyx`` scores or ``zyx`` classes.
 
     ``decided`` is an argument because Dask may name tasks by all of them.
     """
@@ -176,19 +194,24 @@ def _compute_block(
         window = window.with_inputs(replace(window.inputs, volumes=(Part(padded[0], start),)))
     low, high = (tuple(a[i + n] for a, i in zip(cuts, index, strict=True)) for n in (0, 1))
     tile = frame.roi(Roi(low, high), shape)
-    front = () if window.finish.output == "classes" else (window.outputs[0].channels,)
-    result = np.empty((*front, *Roi(low, high).shape), window.finish.dtype)
-    shown = frame.show(result)
+    classes, sides = window.finish.output == "classes", Roi(low, high).shape
+    results = {
+        output.name: np.empty(sides if classes else (output.channels, *sides), window.finish.dtype)
+        for output in window.outputs
+    }
+    shown = {name: frame.show(result) for name, result in results.items()}
     with lent(model.item()):
         for first, rows in window.rows(tile):
-            voxels = next(iter(rows.values()))
             at = first - tile.start[0]
-            shown[..., at : at + voxels.shape[-3], :, :] = voxels
-    return result
+            for name, voxels in rows.items():
+                shown[name][..., at : at + voxels.shape[-3], :, :] = voxels
+    return results
 
 
-def over_stored(request: Request, window: BoxFunction, hull: Hull, block: Block) -> da.Array:
-    """Return the array whose blocks read their voxels from the store."""
+def over_stored(
+    request: Request, window: BoxFunction, hull: Hull, block: Block
+) -> dict[str, da.Array]:
+    """Return the arrays whose blocks read their voxels from the store."""
     out = request.out_shape(window.outputs[0].scale)
     if block is None:
         spacing = output_meta(request, window.outputs[0]).spacing
@@ -198,11 +221,13 @@ def over_stored(request: Request, window: BoxFunction, hull: Hull, block: Block)
         raise InvalidInput(f"block must be a positive integer or one for z, y, x, given {block!r}")
     decided = tokenize(request.fingerprint(), window.inputs.frame, window.cache_key)
     cuts = _cuts(Roi.full(out), sides)
-    return Blocks(window, hull, request.plugin, decided, out, cuts).array()
+    return Blocks(window, hull, request.plugin, decided, out, cuts).arrays()
 
 
-def over_computed(array: da.Array, request: Request, window: BoxFunction, hull: Hull) -> da.Array:
-    """Return the array whose blocks get their voxels from chunks of a computed array ``czyx``."""
+def over_computed(
+    array: da.Array, request: Request, window: BoxFunction, hull: Hull
+) -> dict[str, da.Array]:
+    """Return the arrays whose blocks get their voxels from chunks of a computed array ``czyx``."""
     scale = window.inputs.frame.restore(window.outputs[0].scale)
     chunks, merged = (), array.chunks[-3:]
     while merged != chunks:
@@ -228,7 +253,7 @@ def over_computed(array: da.Array, request: Request, window: BoxFunction, hull: 
     decides = request.fingerprint() | {"input": [padded.name]}
     decided = tokenize(decides, window.inputs.frame, window.cache_key)
     shape = tuple(axis[-1] for axis in cuts)
-    return Blocks(window, hull, request.plugin, decided, shape, cuts, begins, padded).array()
+    return Blocks(window, hull, request.plugin, decided, shape, cuts, begins, padded).arrays()
 
 
 def _depth(frame: Frame, hull: Hull, cuts: Cuts, starts: list[list[int]]) -> tuple[int, ...]:

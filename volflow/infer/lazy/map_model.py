@@ -66,7 +66,7 @@ def map_model(  # noqa: PLR0913 - the options of predict
     trust: bool = False,
     like: VolumeLike | None = None,
     block: Block = None,
-) -> da.Array:
+) -> da.Array | dict[str, da.Array]:
     """Run a network over overlapping patches, lazily: a Dask array equal to what `predict` stores.
 
     For a region, for a threshold or a filter behind it, or for an array that Dask computes.
@@ -105,6 +105,8 @@ def map_model(  # noqa: PLR0913 - the options of predict
     dask.array.Array
         Scores, ``czyx``, or classes, ``zyx``. Store it with `volflow.write`. Slices of it that are
         computed together share no patches: compute the region that holds them, and slice that.
+        By name where the model returns several outputs, as in `predict`; computed together
+        (``dask.compute``), they share each forward.
 
     Raises
     ------
@@ -134,10 +136,12 @@ def map_model(  # noqa: PLR0913 - the options of predict
     inputs = framed_image(named, masked, loaded, options)
     if stored:
         request = normalized(Request(inputs, loaded, options))
-        return over_stored(request, *_boxes(request, computed=False), block)
+        arrays = over_stored(request, *_boxes(request, computed=False), block)
+        return arrays.get("", arrays)
     array = _stacked([lazy_array(one) for one in named.values()])
     request = Request(_stacked_image(inputs, array, options), loaded, options)
-    return over_computed(array, request, *_boxes(request, computed=True))
+    arrays = over_computed(array, request, *_boxes(request, computed=True))
+    return arrays.get("", arrays)
 
 
 def _snapshot(given: Any, loaded: Model) -> Model:
@@ -181,14 +185,7 @@ def _refuse_measuring(name: str, foreground: bool) -> Any:
 
 
 def _boxes(request: Request, *, computed: bool) -> tuple[BoxFunction, Hull]:
-    """Return the box function and its hull; refuses outputs that one array cannot hold."""
+    """Return the box function and its hull."""
     window, hull = method_of(request.options).boxes(request, computed=computed)
-    outputs = window.outputs
-    if len(outputs) > 1 or outputs[0].name:
-        names = ", ".join(output.name for output in outputs)
-        raise InvalidInput(
-            f"the model returns outputs by name ({names}), and an array holds one: wrap it so that"
-            " it returns a tensor, or use predict"
-        )
-    check_classes(request.options, outputs)
+    check_classes(request.options, window.outputs)
     return window, hull

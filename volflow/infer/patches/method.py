@@ -96,15 +96,19 @@ def _probed(
     if len(known) == MOST_TRIALS:
         return known[-1]
     found = tried_on_worker("trial forward", partial(probe, *given), request.plugin, client)
-    scales = {o.scale for o in found.outputs}
+    _check_scales(found.outputs)
+    if not found.device.startswith("cuda"):  # where other processes take memory, too
+        known.append(found)
+    return found
+
+
+def _check_scales(outputs: tuple[Output, ...]) -> None:
+    scales = {output.scale for output in outputs}
     if len(scales) > 1:
         raise InvalidInput(
             f"the model's outputs differ in resolution ({sorted(scales)}); wrap it so that it"
             " returns those of one resolution"
         )
-    if not found.device.startswith("cuda"):  # where other processes take memory, too
-        known.append(found)
-    return found
 
 
 def _settings(request: Request, found: Probe, memory_bytes: int, count: int) -> Settings:
@@ -242,6 +246,7 @@ def boxes(request: Request, *, computed: bool) -> tuple[BoxFunction, Hull]:
     if outputs is None:
         with lent(request.plugin):
             outputs = probe(forward, 1, 2**62, torch.get_num_threads()).outputs
+    _check_scales(outputs)
     asked = options.batch_size
     batch = usual_batch(forward.patch) if asked == "auto" else int(asked)
     window = _window(request, outputs, forward, batch)

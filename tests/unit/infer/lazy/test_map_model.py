@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import volflow as vf
-from tests.nets import Named, random_net, slice_net
+from tests.nets import Named, Paired, random_net, slice_net
 from tests.oracle import sliding_window
 from volflow.engine.cluster import connect
 from volflow.errors import InvalidInput
@@ -331,6 +331,54 @@ class TestSlices:
         np.testing.assert_array_equal(result[:], lazy.compute()[:, 5:20, 5:20, 5:20])
 
 
+class Halves(Named):
+    """Two outputs of half the resolution."""
+
+    def forward(self, batch):
+        return {name: one[..., ::2, ::2, ::2] for name, one in super().forward(batch).items()}
+
+
+class TestOutputsByName:
+    @pytest.mark.slow
+    @pytest.mark.parametrize("kind", [Named, Paired, Halves])
+    @pytest.mark.parametrize("output", ["scores", "classes"])
+    @pytest.mark.parametrize("computed", [False, True])
+    def test_each_is_what_predict_stores(self, client, stored, tmp_path, kind, output, computed):
+        data, net = voxels((27, 20, 31)), kind(random_net(), random_net(channels_out=3))
+        options = {"patch": (12, 10, 14), "output": output, "batch_size": 2}
+        volume = stored(data)
+        batch = vf.predict(
+            volume, net, tmp_path / "out.zarr", cluster=client, progress=False, **options
+        )
+        x = da.from_array(data, chunks=(20, 20, 11)) + 0 if computed else volume
+        lazy = vf.map_model(x, net, **options)
+        assert list(lazy) == list(batch)
+        for name, array in lazy.items():
+            assert array.shape == batch[name].shape
+            assert array.dtype == batch[name].dtype
+            np.testing.assert_array_equal(array.compute(), batch[name][:])
+            part = np.s_[..., 3:5, 2:7, 4:9]
+            np.testing.assert_array_equal(array[part].compute(), batch[name][:][part])
+
+    @pytest.mark.slow
+    def test_exactly(self, stored):
+        volume = stored(voxels((16, 16, 16)))
+        net = Named(random_net(), random_net(channels_out=3))
+        lazy = vf.map_model(volume, net, blend="exact")
+        for name, part in (("seg", net.first), ("edge", net.second)):
+            alone = vf.map_model(volume, part, blend="exact")
+            np.testing.assert_allclose(lazy[name].compute(), alone.compute(), rtol=1e-5)
+
+    def test_computed_together_they_share_the_forwards(self, stored, counted):
+        net = Named(nn.Identity(), nn.Identity())
+        lazy = vf.map_model(stored(voxels((16, 16, 16))), net, patch=8, overlap=0)
+        dask.compute(*lazy.values(), scheduler="synchronous")
+        assert len(counted) == 2**3
+        counted.clear()
+        dask.compute(*(one[:, 3:5, 3, 3] for one in lazy.values()), scheduler="synchronous")
+        assert len(counted) == 1
+
+
 class TestGraph:
     @pytest.mark.layered
     def test_one_task_per_block_and_the_model_once(self, stored):
@@ -466,9 +514,9 @@ class TestRefusals:
             vf.map_model(x, random_net(), patch=8, normalize="zscore")
         assert vf.map_model(x, random_net(), patch=8, normalize="none").shape == (2, 16, 16, 16)
 
-    def test_outputs_by_name(self, stored):
-        net = Named(random_net(), random_net())
-        with pytest.raises(InvalidInput, match=r"outputs by name \(seg, edge\)"):
+    def test_outputs_of_several_resolutions(self, stored):
+        net = Named(random_net(), Halving())
+        with pytest.raises(InvalidInput, match="outputs differ in resolution"):
             vf.map_model(stored(voxels((16, 16, 16))), net, patch=8)
 
     def test_like_of_another_shape(self, stored):
