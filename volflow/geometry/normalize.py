@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,9 +13,11 @@ import numpy.typing as npt
 
 from volflow.errors import InvalidInput
 
-__all__ = ["Normalization", "normalization"]
+__all__ = ["Normalization", "check_normalization", "normalization"]
 
 PERCENTILES = (2.0, 98.0)
+# Statistics of no channel, to check a name before there are any.
+NOTHING: Any = SimpleNamespace(min=(), max=(), mean=(), std=(), percentile=lambda q: ())
 
 
 class Distribution(Protocol):
@@ -144,6 +147,19 @@ def normalization(
         f"unknown normalize {name!r}; use minmax, zscore, zscore:foreground, percentile,"
         " percentile:LOW,HIGH, window:LOW,HIGH, scale:NUMBER or a callable"
     )
+
+
+def check_normalization(choice: Any) -> None:
+    """Refuse what is neither a function nor the name of a normalisation.
+
+    Examples
+    --------
+    >>> check_normalization("window:240,-160")
+    Traceback (most recent call last):
+    volflow.errors.InvalidInput: normalize 'window:240,-160' needs two ascending values, such as ...
+    """
+    if not callable(choice):
+        normalization(str(choice), 0, lambda foreground: NOTHING)
 
 
 def _window(name: str, detail: str) -> tuple[float, float]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from volflow.errors import InvalidInput
 from volflow.geometry.frame import Frame
-from volflow.geometry.normalize import normalization
+from volflow.geometry.normalize import check_normalization
 from volflow.geometry.outside import ZEROS, Padding
 from volflow.infer.predict_options import PredictOptions
 from volflow.model.digest import digest_of, identity_of
@@ -19,9 +18,6 @@ from volflow.model.imports import Code
 from volflow.model.spec import Spec
 
 __all__ = ["check_choice", "code_of", "merge_options", "order_inputs", "settings_of"]
-
-# Statistics of no channel, to check the name of a normalisation before there are any.
-NOTHING: Any = SimpleNamespace(min=(), max=(), mean=(), std=(), percentile=lambda q: ())
 
 # What a model may say of them, too.
 INHERITED = (
@@ -95,8 +91,8 @@ def _check(options: PredictOptions) -> None:
     check_choice("output", options.output, ("scores", "classes"))
     if not callable(options.activation):
         check_choice("activation", options.activation, (None, "softmax", "sigmoid"))
-    if options.normalize is not None and not callable(options.normalize):
-        normalization(str(options.normalize), 0, lambda foreground: NOTHING)
+    if options.normalize is not None:
+        check_normalization(options.normalize)
     Padding(options.padding or 0)
     check_choice("precision", options.precision, ("auto", "float32", "bfloat16", "tf32"))
     if options.device_bytes and options.device == "cpu":

@@ -16,6 +16,7 @@ from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
 from volflow.sampling.cases.open_cases import CasesLike, open_cases
 from volflow.sampling.cases.same_spacing import sampler_in_voxels
+from volflow.sampling.cases.shown import Choice, Shown, shown_cases
 from volflow.sampling.epoch.catalog import GridCatalog, PatchCatalog, open_catalog
 from volflow.sampling.epoch.cutting import draw_positions
 from volflow.sampling.epoch.order import Visits
@@ -51,6 +52,8 @@ def sample(  # noqa: PLR0913 - a public journey takes flat options
     cluster: Cluster = None,
     skip_bad: bool = False,
     allow_mixed_spacing: bool = False,
+    normalize: Choice = None,
+    padding: float | str = 0,
 ) -> da.Array:
     """Patches of a volume or of cases as a Dask array, for notebooks and for work on patches.
 
@@ -72,11 +75,13 @@ def sample(  # noqa: PLR0913 - a public journey takes flat options
         Which array of the case; by default the first.
     classes, cluster, skip_bad, allow_mixed_spacing
         As in `PatchStream`; ``cluster`` counts labels or weights where they are not known.
+    normalize, padding
+        As in `PatchStream`, of the array that is asked for.
 
     Returns
     -------
     dask.array.Array
-        ``(n, C, *patch)`` in the stored dtype.
+        ``(n, C, *patch)`` in the stored dtype; float32 where they are normalised.
 
     Raises
     ------
@@ -96,6 +101,8 @@ def sample(  # noqa: PLR0913 - a public journey takes flat options
     name = array or cases[0].lead
     if name not in cases[0].sources:
         raise InvalidInput(f'there is no array "{name}"; the cases have {list(cases[0].sources)}')
+    shown = Shown(None if normalize is None else {name: normalize}, padding)
+    cases = shown_cases(cases, guide_of(sampler), shown, cluster=cluster)
     catalog = open_catalog(cases, sampler, cluster=cluster)
     if isinstance(catalog, GridCatalog):
         if n is not None:
@@ -105,7 +112,8 @@ def sample(  # noqa: PLR0913 - a public journey takes flat options
         n = check_whole(n, "n must be a positive number of patches")
         visits = catalog.visits((n,), 1, seed, 0, split=False)
     shape, dtype = (cases[0].channels(name), *catalog.patch), cases[0].dtype(name)
-    token = tokenize([case.identity() for case in cases], sampler, n, seed, name)
+    seen = [(case.identity(), case.normalize, case.padding) for case in cases]
+    token = tokenize(seen, sampler, n, seed, name)
     groups = _PatchGroups(catalog, visits, name, seed, token)
     patches: da.Array = da.map_blocks(
         _cut_group,

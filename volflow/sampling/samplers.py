@@ -2,8 +2,10 @@
 
 A patch is named by its *start*, its first voxel; its *centre* is ``start + patch // 2``. With
 ``border="inside"`` patches lie in the volume, so that voxels near its border are seen less often:
-a corner in one of ``prod(patch)`` of the patches that could hold it. With ``border="pad"`` every
-voxel can be a centre and what lies outside of the volume is zero.
+a corner in one of ``prod(patch)`` of the patches that could hold it; along an axis that is shorter
+than the patch all of it is in each patch, half of what is lacking before it, and any of its voxels
+may be drawn. With ``border="pad"`` every voxel can be a centre. What lies outside of the volume is
+the stream's ``padding``, and locations say so: they may be negative, or beyond the volume.
 
 =================  =====================================================================
 sampler            law of a patch, over all cases together
@@ -59,7 +61,7 @@ class UniformSampler:
         ``"64 mm"``: the nearest number of voxels, by the spacing that all cases share.
     border
         ``"inside"``: starts are uniform where the patch lies in the volume; ``"pad"``: centres are
-        uniform over the volume, with zeros outside.
+        uniform over the volume.
 
     Raises
     ------
@@ -174,7 +176,7 @@ class GridSampler:
     """All patches of a grid, once each, case after case: for inference and for validation.
 
     Per axis patches start at 0, s, 2s, … while they fit (s = patch - overlap), then one last is
-    shifted back to end at the border. A volume smaller than the patch is padded with zeros.
+    shifted back to end at the border. A volume smaller than the patch is padded.
 
     Parameters
     ----------
@@ -183,7 +185,7 @@ class GridSampler:
     overlap
         Voxels, or a fraction of the patch if below 1; one for all axes or one per axis.
     padding
-        Voxels of zeros around the volume that the grid covers, too.
+        Voxels around the volume that the grid covers, too; the stream says what they hold.
 
     Examples
     --------

@@ -19,6 +19,7 @@ from volflow.errors import InvalidInput, ResumeRefused
 from volflow.option import from_keywords, journey
 from volflow.sampling.cases.open_cases import CasesLike, open_cases
 from volflow.sampling.cases.same_spacing import sampler_in_voxels
+from volflow.sampling.cases.shown import Choice, shown_cases
 from volflow.sampling.epoch.catalog import GridCatalog, open_catalog
 from volflow.sampling.epoch.cutting import cut_patches
 from volflow.sampling.epoch.order import Visits
@@ -26,7 +27,7 @@ from volflow.sampling.epoch.reading import open_window
 from volflow.sampling.epoch.shares import ProcessShare, refuse_fork, this_share
 from volflow.sampling.loader import Loader, numbered_device
 from volflow.sampling.metrics import Metrics
-from volflow.sampling.samplers import Sampler
+from volflow.sampling.samplers import Sampler, guide_of
 from volflow.sampling.stream_options import (
     BatchTransform,
     StreamOptions,
@@ -48,10 +49,10 @@ class PatchStream(IterableDataset[dict[str, Any]]):
     of ``(seed, epoch, index)``: not of memory, threads, workers, ranks, readers or interruptions.
 
     Iterating yields samples: a tensor ``czyx`` for each array, in the stored dtype; ``"location"``
-    (int64: z0, y0, x0, z1, y1, x1), ``"case"``, ``"index"`` (place in the epoch) and ``"key"`` (an
-    integer of its own for each sample, for augmentation); and the values of its case. Each ``for``
-    loop is an epoch; the first after `load_state_dict` goes on where the state was taken. `loader`
-    yields batches.
+    (int64: z0, y0, x0, z1, y1, x1, beyond the volume, too), ``"case"``, ``"index"`` (place in the
+    epoch) and ``"key"`` (an integer of its own for each sample, for augmentation); and the values
+    of its case. Each ``for`` loop is an epoch; the first after `load_state_dict` goes on where the
+    state was taken. `loader` yields batches.
 
     Worker processes of a plain ``torch.utils.data.DataLoader`` (spawned, ``batch_size=None`` for
     this order) go through the epochs by themselves and only while they live: call `set_epoch`
@@ -100,9 +101,15 @@ class PatchStream(IterableDataset[dict[str, Any]]):
         Leave out cases that cannot be used, instead of refusing all.
     allow_mixed_spacing
         Take cases of different spacing together, which are refused otherwise.
+    normalize
+        As in `predict`, of all arrays but classes and a sampler's weights, or by the names of
+        some; these are then float32. Statistics are those of each array of each case.
+    padding, ignore_label
+        What arrays hold outside of the volume: images as in `predict`, in normalised values where
+        they are; classes this label, the ``ignore`` of losses; weights 0.
     progress
-        Progress of the pass that counts labels or weights where they are not known yet. False is
-        quiet, also where an epoch has no patch of some cases.
+        Progress of the pass that measures images, and counts labels or weights, where they are not
+        known yet. False is quiet, also where an epoch has no patch of some cases.
 
     Raises
     ------
@@ -143,6 +150,9 @@ class PatchStream(IterableDataset[dict[str, Any]]):
         classes: Sequence[str] | None = None,
         skip_bad: bool = False,
         allow_mixed_spacing: bool = False,
+        normalize: Choice | Mapping[str, Choice] = None,
+        padding: float | str = 0,
+        ignore_label: int = 0,
         progress: Progress = None,
     ) -> None:
         options = from_keywords(StreamOptions, locals())
@@ -151,6 +161,13 @@ class PatchStream(IterableDataset[dict[str, Any]]):
         check_names([*self.cases[0].sources, *self.cases[0].values])
         mixed = options.allow_mixed_spacing
         self.sampler = sampler_in_voxels(options.sampler, self.cases, mixed=mixed)
+        reading: dict[str, Any] = {
+            "cluster": cluster,
+            "memory": options.memory,
+            "progress": progress,
+        }
+        guide = guide_of(self.sampler)
+        self.cases = shown_cases(self.cases, guide, options.shown, **reading)
         self.share = this_share(options.rank, options.world_size)
         self.lanes = options.lanes or self.share.stride
         self.share.check_lanes(self.lanes)
@@ -159,9 +176,7 @@ class PatchStream(IterableDataset[dict[str, Any]]):
             self.cases,
             self.sampler,
             per_case=None if options.patches_per_case is None else self.totals,
-            cluster=cluster,
-            memory=options.memory,
-            progress=progress,
+            **reading,
         )
         if isinstance(self.catalog, GridCatalog):
             self.patches = int(self.catalog.all_visits.quota.sum())

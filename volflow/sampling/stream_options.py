@@ -10,6 +10,7 @@ from typing import Any
 from volflow.errors import InvalidInput
 from volflow.sampling.augment.foreign import adapted
 from volflow.sampling.cases.named_arrays import Case
+from volflow.sampling.cases.shown import Choice, Shown
 from volflow.sampling.samplers import GridSampler, Sampler
 
 __all__ = ["SAMPLE_FIELDS", "StreamOptions", "check_names", "check_seed", "check_whole"]
@@ -52,6 +53,9 @@ class StreamOptions:
     classes: Sequence[str] | None = None
     skip_bad: bool = False
     allow_mixed_spacing: bool = False
+    normalize: Choice | Mapping[str, Choice] = None
+    padding: float | str = 0
+    ignore_label: int = 0
 
     def __post_init__(self) -> None:
         grid = isinstance(self.sampler, GridSampler)
@@ -63,6 +67,9 @@ class StreamOptions:
                 "say how many patches make an epoch: either patches_per_epoch or patches_per_case;"
                 f" got {'both' if given else 'neither'}"
             )
+        rule = "ignore_label must be a whole number"
+        label = check_whole(self.ignore_label, rule, -(2**63), 2**63)
+        object.__setattr__(self, "ignore_label", label)
         object.__setattr__(self, "seed", check_seed(self.seed))
         object.__setattr__(self, "reuse", _positive(self.reuse, "reuse"))
         object.__setattr__(self, "augment", _transforms(self.augment))
@@ -72,6 +79,11 @@ class StreamOptions:
             if getattr(self, name) is not None:
                 number = check_whole(getattr(self, name), f"{name} must be positive and whole")
                 object.__setattr__(self, name, number)
+
+    @property
+    def shown(self) -> Shown:
+        """What a network is to see of stored arrays."""
+        return Shown(self.normalize, self.padding, self.ignore_label)
 
     def totals(self, cases: Sequence[Case]) -> tuple[int, ...]:
         """Patches of an epoch: one number, or one of each case; none of a grid, which gives all.

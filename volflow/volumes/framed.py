@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from volflow.errors import InvalidInput
 from volflow.geometry.frame import Frame
-from volflow.geometry.normalize import Normalization
 from volflow.geometry.outside import ZEROS, Padding
 from volflow.geometry.roi import Roi
 from volflow.store.meta import Meta, VolumeSpec
-from volflow.store.slabs import refuse_complex
 from volflow.volumes.arrays.grids import shared_grid
+from volflow.volumes.normalizing import Normalize, applied, write_normalized
 
 __all__ = ["BoxReader", "FramedImage"]
 
 Array = npt.NDArray[Any]
-Normalize = Normalization | Callable[[Array], Array] | None
 
 
 class BoxReader(Protocol):
@@ -132,7 +129,7 @@ class FramedImage:
                 # The threshold is one of stored values, whatever the network is shown.
                 active |= (raw >= self.skip_below).any(axis=0)
             if callable(normalize):  # once per voxel rather than once per patch
-                raw = _apply(normalize, raw.astype(dtype))
+                raw = applied(normalize, raw.astype(dtype))
             voxels.append(raw)
         if active is not None and self.mask is not None:
             active &= self.frame.show(self.mask.read(stored)) > 0
@@ -151,20 +148,6 @@ class FramedImage:
         first = 0
         for part, normalize in zip(voxels, self.normalize, strict=True):
             channels = out[first : first + len(part)]
-            if isinstance(normalize, Normalization):
-                normalize.apply(part, channels)
-            else:
-                channels[...] = part
+            # What a function made was made when it was read.
+            write_normalized(None if callable(normalize) else normalize, part, channels)
             first += len(part)
-
-
-def _apply(normalize: Callable[[Array], Array], raw: Array) -> Array:
-    """Scale voxels ``czyx`` with a user's function; refuses one that changes their shape."""
-    values = np.asarray(normalize(raw))
-    refuse_complex(values, "what normalize returns")
-    values = values.astype(raw.dtype, copy=False)
-    if values.shape != raw.shape:
-        raise InvalidInput(
-            f"normalize must keep the shape of its block: got {values.shape} for {raw.shape}"
-        )
-    return values

@@ -93,9 +93,19 @@ def test_works_on_a_cluster(image):
         ({}, "n must be a positive number of patches; got None"),
         ({"n": 4, "array": "label"}, 'there is no array "label"; the cases have'),
         ({"n": 4, "sampler": vf.GridSampler(4)}, "a GridSampler gives all its patches"),
-        ({"n": 4, "sampler": vf.UniformSampler(64)}, "larger than the volume"),
+        ({"n": 4, "normalize": "max"}, "unknown normalize 'max'"),
+        ({"n": 4, "padding": "mirror"}, "padding must be a finite number"),
     ],
 )
 def test_refusals(image, options, message):
     with pytest.raises(InvalidInput, match=message):
         vf.sample(image, **{"sampler": vf.UniformSampler(4), **options})
+
+
+def test_patches_are_seen_as_those_of_a_stream(image):
+    sampler, shown = vf.GridSampler((8, 8, 64)), {"normalize": "minmax", "padding": "edge"}
+    plain, found = vf.sample(image, sampler), vf.sample(image, sampler, **shown)
+    assert found.name != plain.name
+    assert found.dtype == np.float32
+    stream = vf.PatchStream(image, sampler, **shown)
+    np.testing.assert_array_equal(found.compute(), [sample["image"] for sample in stream])

@@ -456,11 +456,6 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("sampler", "options", "message"),
         [
-            (
-                vf.UniformSampler(32),
-                {},
-                r"case a: patch .* larger than the volume .* border=\"pad\"",
-            ),
             (vf.LabelSampler(4, probabilities={0: 1, 7: 1}), {}, "has no voxel of class 7"),
             (
                 vf.LabelSampler(4, label="lesion"),

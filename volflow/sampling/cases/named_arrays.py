@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from volflow.errors import InvalidInput
+from volflow.geometry.outside import ZEROS, Padding
 from volflow.geometry.roi import Roi
 from volflow.sampling.cases.values import Values
 from volflow.store.meta import Meta, Vector
@@ -17,6 +18,7 @@ from volflow.store.slabs import Array, Source
 from volflow.store.volume import described
 from volflow.volumes.arrays.grids import difference_of_grids, shared_grid
 from volflow.volumes.arrays.inputs import refuse_sequential
+from volflow.volumes.normalizing import Normalize, write_normalized
 
 __all__ = ["READ_BYTES", "Case", "check_grid"]
 
@@ -43,6 +45,10 @@ class Case:
         The dtype of arrays that are read in another than their own, which holds it without loss.
     values
         Numbers and texts that each sample of the case carries along; no order follows from them.
+    normalize
+        How the values of some arrays are scaled: then they are float32.
+    padding
+        What some arrays hold outside of the volume; others hold zeros.
 
     Raises
     ------
@@ -65,6 +71,8 @@ class Case:
     classes: frozenset[str] = frozenset()
     dtypes: Mapping[str, np.dtype[Any]] = field(default_factory=dict)
     values: Values = field(default_factory=dict)
+    normalize: Mapping[str, Normalize] = field(default_factory=dict)
+    padding: Mapping[str, Padding] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, source in self.sources.items():
@@ -110,6 +118,9 @@ class Case:
 
     def dtype(self, name: str) -> np.dtype[Any]:
         """Dtype that the voxels of an array are read in."""
+        return np.dtype("float32") if name in self.normalize else self._stored_dtype(name)
+
+    def _stored_dtype(self, name: str) -> np.dtype[Any]:
         return self.dtypes.get(name, self.sources[name].dtype)
 
     def voxel_bytes(self, name: str) -> int:
@@ -117,7 +128,7 @@ class Case:
         return self.channels(name) * self.dtype(name).itemsize
 
     def read(self, name: str, roi: Roi, out: Array | None = None) -> Array:
-        """Read the voxels of a box, with zeros outside of the volume.
+        """Read the voxels of a box, normalised, and padded outside of the volume.
 
         Parameters
         ----------
@@ -146,9 +157,10 @@ class Case:
             raise InvalidInput(
                 f"out must be {dtype} {shape} to hold this box, given {out.dtype} {out.shape}"
             )
-        inside = roi.clip(self.shape)
-        if inside.shape != roi.shape:
-            out[...] = 0
+        padding, by = self.padding.get(name, ZEROS), self.normalize.get(name)
+        inside = padding.source(roi, self.shape)
+        if padding.number is not None and inside != roi:
+            out[...] = padding.number
         if not inside.size:
             return out
         chunk = source.piece[-3]
@@ -157,17 +169,24 @@ class Case:
         for z in range(low // depth * depth, high, depth):
             box = Roi((max(z, low), *inside.start[1:]), (min(z + depth, high), *inside.stop[1:]))
             whole = box if len(source.shape) == 3 else Roi((0, *box.start), (shape[0], *box.stop))
-            out[:, *box.relative_to(roi.start).slices()] = source.read(whole)
+            stored = source.read(whole).reshape(shape[0], *box.shape)
+            if padding.number is not None:
+                place = box.relative_to(roi.start).slices()
+                write_normalized(by, stored, out[(slice(None), *place)])
+                continue
+            voxels = np.empty(stored.shape, dtype)
+            write_normalized(by, stored, voxels)
+            padding.put(voxels, box, out, roi, self.shape)
         return out
 
     def identity(self) -> str:
-        """Return a hash that changes when the voxels do: of names, sizes and times of files.
+        """Return a hash that changes when the stored voxels do: of names, sizes and times of files.
 
         Arrays in memory are hashed; of those that Dask computes the name counts.
         """
         digest = hashlib.sha256(self.name.encode())
         for name, source in self.sources.items():
-            kind = (name, source.shape, str(self.dtype(name)), name in self.classes)
+            kind = (name, source.shape, str(self._stored_dtype(name)), name in self.classes)
             digest.update(f"\n{kind} {source.identity()}".encode())
         return digest.hexdigest()
 

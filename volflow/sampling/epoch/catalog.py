@@ -117,6 +117,10 @@ class RandomCatalog(_Numbered):
         case, number = self.locate(superchunk)
         return self.tilings[case].starts(number)
 
+    def settle(self, superchunk: int, starts: Ints) -> Ints:
+        """Return starts that were drawn for a superchunk as those of their patches."""
+        return self.tilings[self.locate(superchunk)[0]].settle(starts)
+
     @cached_property
     def mean_decoded(self) -> float:
         """Voxels decoded per visit, on average."""
@@ -197,7 +201,7 @@ def open_catalog(
     Raises
     ------
     InvalidInput
-        If a patch is larger than a volume, all weights are zero, a class is absent, or a case lacks
+        If all weights are zero, a class is absent, or a case lacks
         the array that the sampler needs.
     """
     if isinstance(sampler, GridSampler):
@@ -232,12 +236,7 @@ def _superchunks(case: Case, sampler: RandomSampler) -> Superchunks:
     centred = sampler.border == "pad" or not isinstance(sampler, UniformSampler)
     anchor: Literal["start", "centre"] = "centre" if centred else "start"
     patch = cast(tuple[int, ...], sampler.patch)
-    tiling = Superchunks(case.shape, patch, case.chunk, sampler.border, anchor)
-    try:
-        _ = tiling.reach
-    except InvalidInput as error:
-        raise InvalidInput(f"case {case.name}: {error}") from None
-    return tiling
+    return Superchunks(case.shape, patch, case.chunk, sampler.border, anchor)
 
 
 def _count(

@@ -14,6 +14,7 @@ from volflow.sampling.epoch.catalog import GridCatalog, PatchCatalog, RandomCata
 from volflow.sampling.epoch.order import POSITIONS, Visits, generator, interleave, remaining
 from volflow.sampling.epoch.reading import SuperchunkWindow
 from volflow.sampling.epoch.shares import ProcessShare
+from volflow.sampling.epoch.superchunks import centres_of
 from volflow.sampling.samplers import LabelSampler, guide_of
 
 __all__ = ["cut_patches", "draw_positions"]
@@ -136,11 +137,13 @@ def draw_positions(
     if guide is None:
         return rng.integers(owned.start, owned.stop, (quota, 3)), keys
     # The voxels at the centres of the patches that the superchunk owns.
-    sizes = zip(catalog.patch, owned.shape, strict=True)
-    core = arrays[guide][:, *(slice(p // 2, p // 2 + n) for p, n in sizes)]
+    centres = centres_of(owned, catalog.patch).relative_to(catalog.reads(superchunk).start)
+    core = arrays[guide][:, *centres.slices()]
     if isinstance(catalog.sampler, LabelSampler):
-        return _by_class(catalog, superchunk, quota, core, rng) + owned.start, keys
-    return _by_weight(core[0], quota, rng) + owned.start, keys
+        found = _by_class(catalog, superchunk, quota, core, rng)
+    else:
+        found = _by_weight(core[0], quota, rng)
+    return catalog.settle(superchunk, found + owned.start), keys
 
 
 def _by_class(

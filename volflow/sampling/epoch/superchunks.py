@@ -18,7 +18,6 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
 from volflow.sampling.samplers import Border
 
@@ -36,13 +35,9 @@ Span = tuple[Ints, Ints, Ints]
 def starts_of(shape: Sequence[int], patch: Sequence[int], border: Border) -> Roi:
     """Return the box of all possible starts of patches in a volume.
 
-    ``"inside"``: the patch lies in the volume. ``"pad"``: its centre, which is start + patch // 2,
-    lies in the volume.
-
-    Raises
-    ------
-    InvalidInput
-        If no patch lies inside.
+    ``"inside"``: the patch lies in the volume; along an axis that is shorter than the patch it has
+    one start, half of what is lacking before the volume. ``"pad"``: its centre, which is
+    start + patch // 2, lies in the volume.
 
     Examples
     --------
@@ -50,17 +45,17 @@ def starts_of(shape: Sequence[int], patch: Sequence[int], border: Border) -> Roi
     Roi(start=(0, 0, 0), stop=(69, 1, 64))
     >>> starts_of((100, 64, 64), (32, 64, 1), "pad")
     Roi(start=(-16, -32, 0), stop=(84, 32, 64))
+    >>> starts_of((100, 64, 61), (32, 64, 64), "inside")
+    Roi(start=(0, 0, -1), stop=(69, 1, 0))
     """
     if border == "pad":
         start = tuple(-(p // 2) for p in patch)
         return Roi(start, tuple(n + a for n, a in zip(shape, start, strict=True)))
-    small = [axis for axis, n, p in zip("zyx", shape, patch, strict=True) if p > n]
-    if small:
-        raise InvalidInput(
-            f"patch {tuple(patch)} is larger than the volume {tuple(shape)} on axis "
-            f'{", ".join(small)}; use a smaller patch or border="pad"'
-        )
-    return Roi((0,) * 3, tuple(n - p + 1 for n, p in zip(shape, patch, strict=True)))
+    start = tuple(-(max(0, p - n) // 2) for n, p in zip(shape, patch, strict=True))
+    return Roi(
+        start,
+        tuple(a + max(1, n - p + 1) for a, n, p in zip(start, shape, patch, strict=True)),
+    )
 
 
 def centres_of(starts: Roi, patch: Sequence[int]) -> Roi:
@@ -140,9 +135,29 @@ class Superchunks(SuperchunkGrid):
     anchor: Literal["start", "centre"] = "start"
 
     @cached_property
+    def only(self) -> tuple[int | None, ...]:
+        """The one start along axes that are shorter than a patch that is to lie inside."""
+        starts = starts_of(self.shape, self.patch, "inside").start
+        sizes = zip(starts, self.shape, self.patch, strict=True)
+        inside = self.border == "inside"
+        return tuple(start if inside and n < p else None for start, n, p in sizes)
+
+    @cached_property
     def reach(self) -> Roi:
-        """Box of all starts."""
-        return starts_of(self.shape, self.patch, self.border)
+        """Box of all starts; centred, a voxel along a short axis stands for its `only` one."""
+        inside = starts_of(self.shape, self.patch, self.border)
+        if self.anchor == "start":
+            return inside
+        voxels = starts_of(self.shape, self.patch, "pad")
+        pairs = zip(self.only, inside, voxels, strict=True)
+        return Roi(*zip(*(a if only is None else b for only, a, b in pairs), strict=True))
+
+    def settle(self, starts: Ints) -> Ints:
+        """Return starts that were drawn within `reach`, ``(n, 3)``, as those of their patches."""
+        for axis, only in enumerate(self.only):
+            if only is not None:
+                starts[:, axis] = only
+        return starts
 
     @cached_property
     def origin(self) -> Axes:
@@ -158,8 +173,13 @@ class Superchunks(SuperchunkGrid):
     def chunks_per_core(self) -> Axes:
         """Chunks per axis: grown, where they gain most, up to `HELD_VOXELS`."""
         chunk, count = self.cell, [1, 1, 1]
+        for axis, only in enumerate(self.only):
+            if only is not None:
+                count[axis] = -(-self.shape[axis] // chunk[axis])
 
         def held(axis: int, more: int = 0) -> int:
+            if self.only[axis] is not None:
+                return self.patch[axis]
             return (count[axis] + more) * chunk[axis] + self.patch[axis] - 1
 
         while True:
@@ -185,8 +205,11 @@ class Superchunks(SuperchunkGrid):
     def spans(self) -> tuple[Span, ...]:
         """Along each axis what the cores read, and how many starts they own."""
         spans = []
-        axes = zip(self.reach, self.origin, self.core, self.patch, strict=True)
-        for (low, high), o, c, p in axes:
+        axes = zip(self.reach, self.origin, self.core, self.patch, self.only, strict=True)
+        for (low, high), o, c, p, only in axes:
+            if only is not None:
+                spans.append((np.array([only]), np.array([only + p]), np.array([high - low])))
+                continue
             numbers = np.arange((low - o) // c, -(-(high - o) // c) + 1, dtype=np.int64)
             edges = np.clip(o + c * numbers, low, high)
             spans.append((edges[:-1], edges[1:] + p - 1, np.diff(edges)))
@@ -194,13 +217,15 @@ class Superchunks(SuperchunkGrid):
 
     def starts(self, number: int) -> Roi:
         """Return the core of a superchunk: the box of the starts that it owns."""
-        return self.reads(number).grow((0, 0, 0), [1 - p for p in self.patch])
+        inside = self.reads(number).grow((0, 0, 0), [1 - p for p in self.patch])
+        axes = zip(self.only, inside, self.reach, strict=True)
+        return Roi(*zip(*(a if only is None else b for only, a, b in axes), strict=True))
 
     @cached_property
     def held(self) -> Axes:
         """Voxels per axis of the largest superchunk."""
-        sizes = zip(self.core, self.reach.shape, self.patch, strict=True)
-        return tuple(min(c, n) + p - 1 for c, n, p in sizes)
+        sizes = zip(self.core, self.reach.shape, self.patch, self.only, strict=True)
+        return tuple(min(c, n) + p - 1 if only is None else p for c, n, p, only in sizes)
 
     def inner(self, per_box: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Pick what belongs to superchunks from values per box of ``chunks_per_core`` chunks.

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
 from volflow.sampling.epoch import superchunks
 from volflow.sampling.epoch.superchunks import (
@@ -28,7 +27,7 @@ sizes = st.tuples(*[st.integers(1, 12)] * 3)
 def tilings(draw):
     shape, chunk = draw(st.tuples(*[st.integers(1, 40)] * 3)), draw(sizes)
     border = draw(st.sampled_from(["inside", "pad"]))
-    patch = tuple(draw(st.integers(1, n if border == "inside" else n + 5)) for n in shape)
+    patch = tuple(draw(st.integers(1, n + 5)) for n in shape)
     anchor = draw(st.sampled_from(["start", "centre"]))
     return Superchunks(shape, patch, chunk, border, anchor)
 
@@ -128,9 +127,16 @@ class TestCores:
 
 
 class TestStarts:
-    def test_refuses_a_patch_larger_than_the_volume(self):
-        with pytest.raises(InvalidInput, match=r"patch \(8, 4, 9\) is larger .* on axis z, x; use"):
-            starts_of((4, 4, 4), (8, 4, 9), "inside")
+    @given(tilings())
+    def test_inside_a_patch_lacks_no_more_than_it_must(self, tiles):
+        if tiles.border == "pad":
+            return
+        box = tiles.reach
+        drawn = np.stack(np.meshgrid(*(np.arange(*side) for side in box), indexing="ij"), -1)
+        starts = tiles.settle(drawn.reshape(-1, 3))
+        for axis, (n, p) in enumerate(zip(tiles.shape, tiles.patch, strict=True)):
+            expected = [-((p - n) // 2)] if n < p else range(n - p + 1)
+            assert set(starts[:, axis].tolist()) == set(expected)
 
     @given(sizes, sizes)
     def test_pad_makes_every_voxel_a_centre(self, shape, patch):

@@ -1,0 +1,133 @@
+"""Cases as a network is to see them: images normalised, and what lies outside of the volume."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from volflow.engine.cluster import Cluster, connect
+from volflow.errors import InvalidInput
+from volflow.geometry.normalize import check_normalization
+from volflow.geometry.outside import Padding
+from volflow.sampling.cases.named_arrays import Case
+from volflow.volumes.fold import in_memory
+from volflow.volumes.normalizing import Normalize, constants_of
+
+__all__ = ["Choice", "Shown", "shown_cases"]
+
+Choice = str | Callable[[Any], Any] | None
+
+# Smaller volumes are measured without a word, unless progress is asked for.
+SILENT_VOXELS = 2**28
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The options of `PatchStream` that say what a network is to see of stored arrays."""
+
+    normalize: Choice | Mapping[str, Choice] = None
+    padding: float | str = 0
+    ignore_label: int = 0
+
+
+def shown_cases(
+    cases: tuple[Case, ...],
+    weights: str | None,
+    shown: Shown,
+    *,
+    cluster: Cluster = None,
+    **options: Any,
+) -> tuple[Case, ...]:
+    """Return cases whose images are normalised when they are read, each by its own statistics.
+
+    Parameters
+    ----------
+    cases
+        As they are stored.
+    weights
+        Name of the array that holds weights of a sampler; it is no image.
+    shown
+        How.
+    cluster, **options
+        The cluster that measures statistics where they are not known, and its ``memory`` and
+        ``progress``.
+
+    Raises
+    ------
+    InvalidInput
+        If a name is unknown, or an array cannot hold what is to lie outside.
+    """
+    first = cases[0]
+    images = [name for name in first.sources if name not in (*first.classes, weights)]
+    choices = _choices(shown.normalize, images, first)
+    outside = {name: Padding(shown.padding) for name in images}
+    outside |= {name: Padding(shown.ignore_label) for name in first.classes}
+    for name, one in outside.items():
+        if name not in choices:
+            _check_holds(first, name, one, "padding" if name in images else "ignore_label")
+    with ExitStack() as stack:
+        client = cache(lambda: stack.enter_context(connect(cluster)))
+        constants = partial(_constants, client=client, options=options)
+        return tuple(
+            replace(
+                case,
+                normalize={name: constants(case, name, by) for name, by in choices.items()},
+                padding=outside,
+            )
+            for case in cases
+        )
+
+
+def _choices(
+    normalize: Choice | Mapping[str, Choice], images: list[str], first: Case
+) -> dict[str, str | Callable[[Any], Any]]:
+    """Return what is asked for of each image that is normalised; refuses unknown words."""
+    asked = normalize if isinstance(normalize, Mapping) else dict.fromkeys(images, normalize)
+    wrong = [str(name) for name in asked if name not in images]
+    if wrong:
+        raise InvalidInput(
+            f"normalize names {', '.join(wrong)}, but the images are {', '.join(images)}; arrays"
+            " of classes and weights stay as they are"
+        )
+    chosen = {name: by for name, by in asked.items() if by not in (None, "none")}
+    for by in chosen.values():
+        check_normalization(by)
+    return chosen
+
+
+def _check_holds(case: Case, name: str, padding: Padding, option: str) -> None:
+    """Refuse a number that the dtype of an array cannot hold."""
+    dtype, number = case.dtype(name), padding.number
+    if number is None or dtype.kind == "f":
+        return
+    limits = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    if not (number.is_integer() and limits[0] <= number <= limits[1]):
+        remedy = (
+            "give another one, or normalise the array (normalize=)"
+            if option == "padding"
+            else "give a label that it can hold, such as 255 in uint8"
+        )
+        raise InvalidInput(
+            f'{option} {number:g} does not fit in array "{name}" of {dtype}; {remedy}'
+        )
+
+
+def _constants(
+    case: Case,
+    name: str,
+    choice: str | Callable[[Any], Any],
+    *,
+    client: Callable[[], Any],
+    options: Mapping[str, Any],
+) -> Normalize:
+    """Return the constants of one array."""
+    source = case.sources[name]
+    if options.get("progress") is None and prod(case.shape) < SILENT_VOXELS:
+        options = {**options, "progress": False}
+    return constants_of(choice, source, cluster=None if in_memory(source) else client, **options)
