@@ -11,7 +11,8 @@ import typer
 
 from volflow.cli.values import OUT, Json, PlanOnly, Quiet, beside, given, inputs, say
 from volflow.errors import InvalidInput
-from volflow.option import numbers, option
+from volflow.option import numbers, option, value_or_word
+from volflow.report.grey_range import WINDOW, typed_window
 from volflow.report.pictures.preview_file import DPI, class_names
 
 if TYPE_CHECKING:
@@ -95,6 +96,15 @@ class SampleOptions:
     classes: list[str] | None = option(
         None, "Names of the classes from 0 on, such as background,liver,tumour.", read=class_names
     )
+    normalize: str | None = option(
+        None, "As of predict: zscore, window:-160,240 and so on. Default: as stored."
+    )
+    padding: float | str = option(
+        0,
+        "What lies outside of the volume: a normalised value, edge or reflect.",
+        read=value_or_word,
+    )
+    window: Any = option(None, f"{WINDOW} Normalised ones with --normalize.", read=typed_window)
     skip_bad: bool = option(
         False, "Leave out cases that cannot be used, such as images without labels."
     )
@@ -152,6 +162,8 @@ def sample(
         reuse=REUSE if stats else SPREAD,
         memory=options.memory,
         allow_mixed_spacing=options.allow_mixed_spacing,
+        normalize=options.normalize,
+        padding=options.padding,
         progress=False if quiet else None,
     )
     chosen = stream.sampler  # its patch is in voxels
@@ -168,7 +180,9 @@ def sample(
     if stats:
         figure = patch_stats(stream, patches=count, **named)
     else:
-        figure = patch_sheet(stream, tiles=number, **named, **given(axis=options.axis))
+        figure = patch_sheet(
+            stream, tiles=number, **named, **given(axis=options.axis, window=options.window)
+        )
     save(figure, target, options.dpi)
     facts = {"path": str(target), "sampler": repr(chosen), **getattr(figure, "facts", {})}
     say(facts, as_json, f"{facts_text(facts)}\n{target}")
@@ -188,6 +202,8 @@ def _check(options: SampleOptions) -> None:
             )
     if options.stats and axis is not None:
         raise InvalidInput(f"--axis {axis} is that of a sheet, --stats shows all; leave one out")
+    if options.stats and options.window is not None:
+        raise InvalidInput("--window is that of a sheet, --stats shows no values; leave one out")
     if count is not None and count < 1:
         raise InvalidInput(f"--count must be at least 1, given {count}")
     if count is not None and count > MOST_SHOWN and not options.stats:

@@ -120,6 +120,13 @@ def test_the_arrays_of_one_scan_and_several_scans(cases, tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_values_as_a_network_sees_them(cases, tmp_path, capsys):
+    words = [cases, "--patch", "99", "-n", "2", "--normalize", "zscore", "--padding", "-3"]
+    facts = told(capsys, *words, "--window", "-3,3")
+    assert min(min(place) for place in facts["locations"]) < 0  # smaller than the patch
+
+
+@pytest.mark.slow
 def test_a_sheet_shows_many_cases(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = [f"{n}.npy" for n in range(16)]
@@ -159,7 +166,9 @@ def test_a_plan_reads_no_image_and_writes_nothing(cases, tmp_path, capsys):
         (["--stats", "--axis", "z"], "--axis z is that of a sheet"),
         (["--axis", "q"], "axis must be z, y or x"),
         (["--out", "a.zarr"], "a picture is written as .png"),
-        (["--patch", "99"], "99"),
+        (["--stats", "--window", "lung"], "--window is that of a sheet"),
+        (["--normalize", "max"], "unknown normalize 'max'"),
+        (["--padding", "mirror"], "padding must be a finite number"),
         (["--memory", "1KiB"], "give it memory="),
         (["b.zarr"], "b.zarr does not exist"),
         (["label=b.zarr"], "several volumes need names"),

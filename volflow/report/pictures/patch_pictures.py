@@ -12,7 +12,8 @@ from volflow.errors import InvalidInput
 from volflow.geometry.views import View, views
 from volflow.report.colors import class_color
 from volflow.report.facts.grid_facts import times
-from volflow.report.pictures.layers import MANY, Layer, grey_window
+from volflow.report.grey_range import Window
+from volflow.report.pictures.layers import MANY, Greys, Layer
 from volflow.report.pictures.patch_counts import (
     DrawnPatch,
     PatchCounts,
@@ -53,10 +54,11 @@ def patch_sheet(  # noqa: PLR0913 - each says what to show
     channel: int = 0,
     classes: Names = None,
     percentiles: tuple[float, float] = (1, 99.5),
+    window: Window = None,
 ) -> Figure:
     """Show the middle slices of the first patches, with their classes in colours.
 
-    Only these slices are held. Each case has its own grey window.
+    Only these slices are held. Each case has its own grey window, unless one is given.
 
     Parameters
     ----------
@@ -78,6 +80,9 @@ def patch_sheet(  # noqa: PLR0913 - each says what to show
         Names of the classes by number; by default those of the label's metadata.
     percentiles
         The grey values shown black and white, in percent of the voxels shown.
+    window
+        The same as values for all cases, as of `preview`: of normalised ones where the stream
+        normalises.
 
     Returns
     -------
@@ -101,7 +106,7 @@ def patch_sheet(  # noqa: PLR0913 - each says what to show
     """
     draw = drawing()
     check_tiles(tiles)
-    check_display(classes, percentiles)
+    greys = check_display(classes, percentiles, window)
     counts = PatchCounts.of(
         samples, cases, image=image, label=label, channel=channel, classes=classes
     )
@@ -125,7 +130,7 @@ def patch_sheet(  # noqa: PLR0913 - each says what to show
     size = _scaled(counts.shape, counts.grid.spacing)
     layers = []
     if images:
-        layers.append(_greys(images, [case for case, _ in drawn], percentiles, bool(labels)))
+        layers.append(_greys(images, [case for case, _ in drawn], greys, bool(labels)))
     if labels:
         layers.append(Layer.classes(labels, counts.names, counts.colors, over_scan=bool(images)))
     # Of a single case only the place is worth saying.
@@ -235,21 +240,17 @@ def _middle(patch: DrawnPatch, voxels: Any, view: View, spacing: Sequence[float]
     return Cut(turned[::step, ::step].copy(), (0.0, size[view.columns], size[view.rows], 0.0))
 
 
-def _greys(
-    images: Sequence[Cut], cases: Sequence[str], percentiles: tuple[float, float], dimmed: bool
-) -> Layer:
+def _greys(images: Sequence[Cut], cases: Sequence[str], greys: Greys, dimmed: bool) -> Layer:
     """Return the images in grey, those of each case in its own window."""
     windows = {
-        name: grey_window(
-            [cut for cut, case in zip(images, cases, strict=True) if case == name], percentiles
-        )
+        name: greys.ends([cut for cut, case in zip(images, cases, strict=True) if case == name])
         for name in set(cases)
     }
-    greys = [
+    layers = [
         Layer.grey([cut], windows[case], "result" if dimmed else "").pictures[0]
         for cut, case in zip(images, cases, strict=True)
     ]
-    return Layer(greys)
+    return Layer(layers)
 
 
 def _table(facts: Mapping[str, Any], counts: PatchCounts) -> list[Foot]:

@@ -280,3 +280,15 @@ def test_nothing_to_show(cases):
     flat = PatchStream(cases, UniformSampler((1, 9, 9)), 4)
     for samples in (flat, flat.loader(2)):  # whose batches lack the axis
         assert patch_sheet(samples, cases=cases).facts["patch"] == [1, 9, 9]
+
+
+def test_a_window_is_that_of_all_cases(cases):
+    ends = float(np.median(sample(cases[0], (10, 10, 20))["image"]))
+    figures = [
+        patch_sheet([sample(cases[0], (10, 10, 20))], cases=cases, label=None, window=window)
+        for window in ((ends, ends + 1e-3), (ends + 1e9, ends + 2e9))
+    ]
+    greys = [np.asarray(one.axes[0].images[0].get_array())[..., 0] for one in figures]
+    assert greys[0].max() > greys[1].max() == 0
+    with pytest.raises(InvalidInput, match="window 'lungs' is neither two numbers nor a name"):
+        patch_sheet(scattered(cases, 1), cases=cases, window="lungs")
