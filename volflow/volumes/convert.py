@@ -26,7 +26,6 @@ from volflow.store.remote.address import location
 from volflow.store.slabs import Source
 from volflow.store.volume import Volume
 from volflow.volumes.arrays.computed import DaskSource
-from volflow.volumes.arrays.held import hold
 from volflow.volumes.arrays.inputs import VolumeLike, open_input
 from volflow.volumes.copy_layout import (
     Copy,
@@ -231,9 +230,7 @@ def _copied(given: Any, out: str | os.PathLike[str], options: ConvertOptions) ->
         check_sight(client, out, given)
         copy = asked.copy(memory_per_worker(client, options.memory))
         try:
-            with hold(copy.source) as held:
-                read = held if here else copy.source
-                volume = run_copy(copy, asked.record(copy), read, client, asked.options)
+            volume = run_copy(copy, asked.record(copy), client, asked.options)
         except NotHeld as error:
             journal = journal_of(out)
             with journal.lock():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from distributed import Client
 
+from volflow.engine.cluster import is_embedded
 from volflow.engine.plan import Plan
 from volflow.engine.run import run
 from volflow.engine.run_options import OutputOptions
@@ -28,7 +29,7 @@ from volflow.store.remote.address import is_stored, location
 from volflow.store.slabs import Source
 from volflow.store.volume import Volume
 from volflow.volumes.arrays.computed import refuse_masked
-from volflow.volumes.arrays.held import InProcess
+from volflow.volumes.arrays.held import InProcess, within_reach
 from volflow.volumes.arrays.pieces import Parcel, Pieces, compute_parcel
 from volflow.volumes.copy_layout import Copy
 from volflow.volumes.origin import Origin
@@ -52,8 +53,7 @@ class CopyJob:
     Parameters
     ----------
     source
-        What is copied, by name where it lies in this process; of a Dask array the parcels of the
-        blocks, by number.
+        What is copied, perhaps by name; of a Dask array the parcels of the blocks, by number.
     volume, blocks
         Where the blocks go.
     origin
@@ -181,9 +181,9 @@ def make_record(identity: str, copy: Copy, **more: Any) -> Record:
 def run_copy(
     copy: Copy,
     record: Record,
-    source: Source | InProcess | Pieces,
     client: Client,
     options: OutputOptions,
+    pieces: Pieces | None = None,
 ) -> Volume:
     """Make the volume, or open the one begun, and copy what is left.
 
@@ -191,10 +191,10 @@ def run_copy(
     ----------
     copy, record
         What is copied, and its record.
-    source
-        What tasks read, or the pieces of a Dask array that they compute.
     client, options
         Where it runs; whether what is there is replaced, and what is shown.
+    pieces
+        Of a Dask array, which tasks compute instead of reading the source.
     """
     journal, at = journal_of(copy.path), location(copy.path)
     make_plan(copy, None, frozenset()).require_memory(copy.remedy())
@@ -212,15 +212,20 @@ def run_copy(
             journal.begin(record)
             volume = create(copy.path, copy.spec, finished=False)
         file = copy.origin if copy.origin is not None and copy.origin.is_file else None
-        job = CopyJob(source, volume, copy.blocks, file)
-        plan = make_plan(copy, job, frozenset(journal.done()))
+        job = CopyJob(None, volume, copy.blocks, file)
+        plan = make_plan(copy, None, frozenset(journal.done()))
+        plan = replace(plan, journal=journal, record=record)
         with withheld(journal, journal.output, left=bool(plan.runs)):
             if copy.unpacking is not None and plan.runs:
                 copy.unpacking.perform(client, copy.memory_bytes, options.progress)
-            with source.held() if isinstance(source, Pieces) else nullcontext() as held:
-                if isinstance(source, Pieces):
-                    plan = _computing(plan, job, source, held)
-                plan = replace(plan, journal=journal, record=record)
+            with ExitStack() as stack:
+                if pieces is None:
+                    reach = within_reach(copy.source, here=is_embedded(client))
+                    source, plugin = stack.enter_context(reach)
+                    plan = replace(plan, job=replace(job, source=source), plugin=plugin)
+                else:
+                    held = stack.enter_context(pieces.held())
+                    plan = _computing(plan, job, pieces, held)
                 run(plan, cluster=client, progress=options.progress)
             if copy.origin is not None and plan.runs:
                 try:

@@ -178,7 +178,7 @@ def write_source(source: Source, out: str | os.PathLike[str], options: WriteOpti
                     " trusts that it does not",
                     options.progress,
                 )
-        return run_copy(copy, record, pieces, client, replace(options, overwrite=overwrite))
+        return run_copy(copy, record, client, replace(options, overwrite=overwrite), pieces)
 
 
 WORDS = ("spacing", "unit", "orientation")  # by which a caller says where an array lies

@@ -15,6 +15,7 @@ from volflow.store.journal.journal import Journal, journal_dir
 from volflow.store.meta import Meta, SourceInfo
 from volflow.store.slabs import Source
 from volflow.volumes import copy_layout, copying, unpacking
+from volflow.volumes.arrays import held
 from volflow.volumes.convert import plan_convert
 
 RNG = np.random.default_rng(3)
@@ -96,6 +97,25 @@ class TestStrips:
         volume = vf.convert(Planes(), tmp_path / "a.zarr", memory=memory, **options)
         np.testing.assert_array_equal(volume[:], Planes().voxels)
         assert len(READ) in (8, 16)  # both blocks at once, or one after the other
+
+    def test_one_that_is_long_to_send_goes_to_a_worker_once(
+        self, tmp_path, options, monkeypatch, local
+    ):
+        sent, options["cluster"] = [], local
+        monkeypatch.setattr(held, "LONG_BYTES", 0)
+        monkeypatch.setattr(Planes, "__reduce__", lambda _: sent.append(1) or (Planes, ()))
+        options["memory"] = plan_convert(Planes(), tmp_path / "a.zarr", **options).peak_bytes - 1
+        assert len(plan_convert(Planes(), tmp_path / "a.zarr", **options).runs) > 1
+        volume = vf.convert(Planes(), tmp_path / "a.zarr", **options)
+        np.testing.assert_array_equal(volume[:], Planes().voxels)
+        assert sent == [1]
+
+    def test_the_state_of_a_folder_is_asked_for_at_the_end(self, tmp_path, options, monkeypatch):
+        asked = []
+        monkeypatch.setattr(Planes, "path", str(tmp_path))
+        monkeypatch.setattr(Planes, "identity", lambda _: asked.append(1) or "planes")
+        vf.convert(Planes(), tmp_path / "a.zarr", **options)
+        assert len(asked) == 2
 
     def test_zarr_in_planes_is_read_once(self, tmp_path, options):
         voxels = RNG.integers(0, 99, (16, 64, 64), "uint8")

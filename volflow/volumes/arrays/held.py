@@ -11,7 +11,9 @@ from typing import Any
 
 from distributed import WorkerPlugin
 
-__all__ = ["InProcess", "Keeping", "hold"]
+__all__ = ["InProcess", "Keeping", "hold", "within_reach"]
+
+LONG_BYTES = 2**15  # of a pickle; to register a plugin takes as long as to send some
 
 _held: dict[str, Any] = {}
 
@@ -36,6 +38,29 @@ def hold(thing: Any) -> Iterator[InProcess]:
         yield InProcess(key)
     finally:
         del _held[key]
+
+
+@contextmanager
+def within_reach(thing: Any, *, here: bool) -> Iterator[tuple[Any, Keeping | None]]:
+    """Yield what a run's tasks carry of a thing, and what brings the rest once to each worker.
+
+    Parameters
+    ----------
+    thing
+        Tasks have it in their hands or, if that is long to send, find it by name.
+    here
+        Whether they run in this process, where nothing is sent.
+    """
+    if here:
+        with hold(thing) as held:
+            yield held, None
+        return
+    content = pickle.dumps(thing)
+    if len(content) < LONG_BYTES:
+        yield thing, None
+    else:
+        held = InProcess(uuid.uuid4().hex)
+        yield held, Keeping({held.key: content})
 
 
 class Keeping(WorkerPlugin):

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +72,9 @@ class PlaneFiles:
 
     def pages(self, number: int) -> Pages:
         """Return where a plane lies in its file; InvalidInput if it is unlike the first."""
-        path = str(Path(self.folder, self.names[number]))
-        with opened_plane(path) as (_, series, planes):
-            pages = pages_of(path, series, planes.numbers.ravel().tolist())
+        path = Path(self.folder, self.names[number])
+        stat = path.stat()
+        pages = _pages(str(path), stat.st_size, stat.st_mtime_ns)
         found = _said(pages.shape, pages.dtype)
         if found != (expected := _said(self.shape, self.dtype)):
             raise InvalidInput(
@@ -81,6 +82,12 @@ class PlaneFiles:
                 f" {self.names[0]} {expected}; keep only the planes of one image in a folder"
             )
         return pages
+
+
+@lru_cache(maxsize=2**12)  # each block asks for those of its planes, which others asked for
+def _pages(path: str, _size: int, _time_ns: int) -> Pages:
+    with opened_plane(path) as (_, series, planes):
+        return pages_of(path, series, planes.numbers.ravel().tolist())
 
 
 def _said(shape: tuple[int, ...], dtype: np.dtype[Any]) -> str:
