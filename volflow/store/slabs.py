@@ -116,6 +116,15 @@ class Source(ABC):
         """Yield box and voxels of ``depth`` z-planes of one channel at a time, in C order."""
         return ((roi, self.read(roi)) for roi in slab_rois(self.shape, depth))
 
+    @property
+    def together(self) -> int:
+        """Number of channels that `once` yields together: all that are packed side by side."""
+        return 1
+
+    def once(self, depth: int) -> Iterator[tuple[Roi, Array]]:
+        """Yield box and voxels as `slabs`, but of `together` channels: each is unpacked once."""
+        return self.slabs(depth)
+
     def __getitem__(self, key: Any) -> Array:
         """Read with integers, slices and ``...``, as from a NumPy array."""
         roi, inner = to_box(key, self.shape)

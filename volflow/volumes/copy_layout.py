@@ -101,7 +101,7 @@ def held_bytes(block: BlockGrid, dtype: np.dtype[Any], copies: float) -> int:
 def lay_out(source: Source, path: str, chunk: Any, shard: Any, memory_bytes: int) -> Copy:
     """Choose the layout and blocks of a copy; shards shrink along z where memory is short."""
     spec = VolumeSpec.of(source.shape, source.dtype, described(source), chunk, shard)
-    front, least = (1,) * (source.ndim - 3), spec.chunk
+    front, least = (source.together,) * (source.ndim - 3), spec.chunk
 
     def sized(outer: Sequence[int]) -> tuple[BlockGrid, int]:
         space = spec.shape[-3:] if source.sequential else outer[-3:]

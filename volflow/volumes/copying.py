@@ -134,7 +134,7 @@ def _stream_blocks(job: CopyJob, blocks: tuple[int, ...], context: Context) -> I
 
     pending: Future[Step] | None = None
     with ThreadPoolExecutor(1) as pool:
-        for roi, voxels in job.open().slabs(sides[-3]):
+        for roi, voxels in job.open().once(sides[-3]):
             number = job.blocks.number([a // b for a, b in zip(roi.start, sides, strict=True)])
             if pending is not None:
                 yield pending.result()

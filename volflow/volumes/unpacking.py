@@ -58,12 +58,19 @@ class Unpacking:
             shape=packed.shape,
             meta=described(packed),
             stored_dtype=packed.dtype,
+            interleaved=packed.together > 1,
         )
 
     @property
     def size_bytes(self) -> int:
         """Bytes of the unpacked file."""
         return int(np.prod(self.packed.shape, dtype=object)) * self.packed.dtype.itemsize
+
+    @property
+    def _plane_bytes(self) -> int:
+        """Bytes of a plane, of all channels that are unpacked together."""
+        size_y, size_x = self.packed.shape[-2:]
+        return self.packed.together * size_y * size_x * self.packed.dtype.itemsize
 
     def perform(self, client: Client, memory_bytes: int, progress: Progress) -> None:
         """Unpack the file, unless that is done.
@@ -84,8 +91,6 @@ class Unpacking:
                 f" takes {format_bytes(self.size_bytes)}, and {format_bytes(free)} are free there;"
                 " make room, or give so much memory that a layer of shards fits (--memory)"
             )
-        size_y, size_x = self.packed.shape[-2:]
-        plane = size_y * size_x * self.packed.dtype.itemsize
         plan = Plan(
             "unpack",
             _unpack,
@@ -93,7 +98,7 @@ class Unpacking:
             ((0,),),
             units=self.size_bytes,
             unit="B",
-            peak_bytes=3 * max(plane, SLAB_BYTES),
+            peak_bytes=3 * max(self._plane_bytes, SLAB_BYTES),
             memory_bytes=memory_bytes,
             exclusive=True,
         )
@@ -110,14 +115,14 @@ def forget_unpacked(journal: Journal) -> None:
 
 
 def _unpack(job: Unpacking, blocks: tuple[int, ...], context: Context) -> Iterator[Step]:
-    size_y, size_x = job.packed.shape[-2:]
-    depth = max(1, SLAB_BYTES // (size_y * size_x * job.packed.dtype.itemsize))
+    depth = max(1, SLAB_BYTES // job._plane_bytes)
     sweep(job.path)
     try:
         with file_aside(job.path) as (part, file):
-            for _, voxels in job.packed.slabs(depth):
+            for _, voxels in job.packed.once(depth):
                 context.check()
-                file.write(np.ascontiguousarray(voxels).data)
+                stored = np.moveaxis(voxels, 0, -1) if job.packed.together > 1 else voxels
+                file.write(np.ascontiguousarray(stored).data)
             file.flush()
             part.replace(job.path)
     except OSError as error:

@@ -1,5 +1,6 @@
 """How a conversion reads: larger pieces seldom, packed files unpacked where planes are too wide."""
 
+import gzip
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ import zarr
 
 import volflow as vf
 from volflow.errors import ResumeRefused, SourceChanged, StoreFull
+from volflow.store.formats.raw import RawSource
 from volflow.store.journal.journal import Journal, journal_dir
 from volflow.store.meta import Meta, SourceInfo
 from volflow.store.slabs import Source
@@ -291,3 +293,32 @@ class TestWhatIsMadeOfIt:
         words = {"spacing": (2, 1, 1), "unit": "um"}
         volume = vf.convert(computed, tmp_path / "a.zarr", cluster=client, progress=False, **words)
         assert (volume.spacing, volume.unit) == ((2, 1, 1), "micrometer")
+
+
+class TestChannelsPackedSideBySide:
+    @pytest.fixture
+    def packed(self, tmp_path, monkeypatch):
+        self.passes = []
+        self.colours = RNG.integers(0, 99, (3, 20, 200, 200), "uint16")
+        data = gzip.compress(np.moveaxis(self.colours, 0, -1).tobytes(), 1)
+        (tmp_path / "a.gz").write_bytes(data)
+        stream = RawSource._stream
+        monkeypatch.setattr(RawSource, "_stream", lambda raw: self.passes.append(1) or stream(raw))
+        return RawSource(
+            path=str(tmp_path / "a.gz"), shape=self.colours.shape, meta=Meta(tuple("czyx")),
+            stored_dtype=np.dtype("<u2"), packing="gzip", interleaved=True, slope=2.0,
+        )  # fmt: skip
+
+    @pytest.mark.parametrize("memory", ["64MiB", "38MiB"])
+    def test_are_unpacked_once(self, tmp_path, packed, client, memory):
+        options = {"cluster": client, "memory": memory, "shard": (16, 64, 64), "chunk": 16}
+        plan = plan_convert(packed, tmp_path / "b.zarr", **options)
+        assert ("unpacked     first" in plan.describe()) == (memory == "38MiB")
+        volume = vf.convert(packed, tmp_path / "b.zarr", progress=False, **options)
+        np.testing.assert_array_equal(volume[:], self.colours * 2.0)
+        assert self.passes == [1]
+
+    def test_one_of_them_is_taken(self, tmp_path, packed, client):
+        options = {"cluster": client, "channel": 1, "progress": False}
+        volume = vf.convert(packed, tmp_path / "b.zarr", labels=True, **options)
+        np.testing.assert_array_equal(volume[:], self.colours[1] * 2)

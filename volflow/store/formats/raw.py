@@ -149,6 +149,28 @@ class RawSource(Source):
                     box = Roi((channel, *roi.start), (channel + 1, *roi.stop))
                     yield box, self._scaled(voxels)
 
+    @property
+    def together(self) -> int:
+        """Number of channels that are packed side by side."""
+        return self.shape[0] if self.packing and self.interleaved else 1
+
+    def once(self, depth: int) -> Iterator[tuple[Roi, Array]]:
+        """Yield box and voxels of ``depth`` z-planes of all channels that are packed together."""
+        if self.together == 1:
+            yield from self.slabs(depth)
+            return
+        count, *shape = self.shape
+        with self._stream() as stream:
+            for roi in slab_rois(shape, depth):
+                values = np.empty((count, *roi.shape), self.dtype)
+                for z in range(roi.shape[0]):
+                    plane = np.empty((*roi.shape[1:], count), self.stored_dtype)
+                    _fill(stream, plane)
+                    self._scale(np.moveaxis(plane, -1, 0), values[:, z])
+                if roi.stop == tuple(shape):
+                    self._read_on(stream)
+                yield Roi((0, *roi.start), (count, *roi.stop)), values
+
     @contextmanager
     def _stream(self) -> Iterator[Any]:
         """Open the unpacked bytes at the first voxel."""

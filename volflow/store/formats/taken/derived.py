@@ -81,6 +81,15 @@ class Derived(Source):
         # With map(), not a loop, which would hold each slab while the next is read.
         return map(self._changed, self.source.slabs(depth))
 
+    @property
+    def together(self) -> int:
+        """Number of channels that the source unpacks together."""
+        return self.source.together
+
+    def once(self, depth: int) -> Iterator[tuple[Roi, Array]]:
+        """Yield box and voxels as the source unpacks them once."""
+        return map(self._changed, self.source.once(depth)) if self.sequential else self.slabs(depth)
+
     def _changed(self, slab: tuple[Roi, Array]) -> tuple[Roi, Array]:
         roi, voxels = slab
         return roi, self.changed(voxels, roi.start)

@@ -90,6 +90,15 @@ class OneChannel(Derived):
         voxels: Array = self.source.read(box)[0]
         return voxels
 
+    @property
+    def together(self) -> int:
+        """One channel."""
+        return 1
+
+    def once(self, depth: int) -> Iterator[tuple[Roi, Array]]:
+        """Yield box and voxels as `slabs`."""
+        return self.slabs(depth)
+
     def slabs(self, depth: int) -> Iterator[tuple[Roi, Array]]:
         """Yield box and voxels of ``depth`` z-planes at a time."""
         if not self.sequential:
