@@ -63,7 +63,8 @@ def export(
 
     A volume that came from a NIfTI file goes back onto that file's axes, orientation and affine. A
     ``.tif`` is what Fiji opens with its spacing, OME-TIFF where ImageJ's own format cannot hold it;
-    ``.ome.tif`` always is. A ``.h5`` file has the dataset ``data`` with ``element_size_um``.
+    ``.ome.tif`` always is; classes are deflated in it. A ``.h5`` file has the dataset ``data`` with
+    ``element_size_um``.
     The file appears under its name when it is complete, and its checksum is kept beside it, in
     ``<out>.volflow/``, for `verify`. A file that holds the volume already is left alone, one that
     was changed since is refused. Where a format knows no float16 or no bool, these become float32

@@ -68,8 +68,23 @@ def test_channels_come_back(tmp_path, name, memory):
 
 @pytest.mark.parametrize("name", ["a.tif", "a.ome.tif"])
 def test_classes_come_back(tmp_path, name):
-    volume = stored(tmp_path, random_zyx(dtype="uint8"), kind="classes")
-    assert open_source(export(volume, tmp_path / name)).meta.kind == "classes"
+    voxels = random_zyx(dtype="uint8")
+    path = export(stored(tmp_path, voxels, kind="classes"), tmp_path / name)
+    source = open_source(path)
+    assert source.meta.kind == "classes"
+    np.testing.assert_array_equal(source[:], voxels)
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.ome.tif"])
+def test_classes_are_packed_page_by_page(tmp_path, name):
+    voxels = np.zeros((2, 11, 60, 70), "uint16")
+    voxels[1, 3:5] = 7
+    path = export(stored(tmp_path, voxels, kind="classes"), tmp_path / name)
+    assert path.stat().st_size < voxels.nbytes / 5
+    with tifffile.TiffFile(path) as file:
+        assert (len(file.pages), file.pages[0].compression) == (22, 8)
+        np.testing.assert_array_equal(file.asarray().swapaxes(0, file.is_imagej), voxels)
+    np.testing.assert_array_equal(open_source(path)[:], voxels)
 
 
 @pytest.mark.parametrize("name", ["a.tif", "a.ome.tif", "a.h5"])

@@ -82,6 +82,7 @@ def write_tiff(volume: Source, depth: int, file: IO[bytes]) -> None:
             resolution=tuple(dots),
             resolutionunit="NONE",
             metadata=said,
+            **_packing(meta),
         )
 
 
@@ -107,7 +108,17 @@ def write_ome_tiff(volume: Source, depth: int, file: IO[bytes]) -> None:
             dtype=dtype,
             photometric="minisblack",
             metadata=said,
+            **_packing(meta),
         )
+
+
+def _packing(meta: Meta) -> dict[str, Any]:
+    """Return how pages are packed: classes by deflate, which shrinks them most and all read.
+
+    Images stay as they are, so that any part of them is read without unpacking.
+    """
+    # One at a time: else many strips would be held.
+    return {"compression": "zlib", "maxworkers": 1} if meta.kind == "classes" else {}
 
 
 def _bytes(volume: Source, dtype: Dtype) -> int:
