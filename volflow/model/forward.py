@@ -30,6 +30,7 @@ from volflow.store.slabs import refuse_complex
 __all__ = [
     "Forward",
     "Output",
+    "check_name",
     "check_output",
     "checked_outputs",
     "compute_dtype",
@@ -306,14 +307,19 @@ def checked_outputs(raw: Any) -> dict[str, torch.Tensor]:
     return named
 
 
+def check_name(name: str) -> None:
+    """Refuse the name of an output that cannot name a folder."""
+    if name and not re.fullmatch(r"\w[\w.-]*", name):
+        raise InvalidInput(
+            f"model output {name!r} cannot name a folder; use letters, digits, underscores, hyphens"
+        )
+
+
 def check_output(forward: Forward, name: str, value: torch.Tensor, batch: int) -> Output:
     """Return what an output is; refuse one that is no image of the patch, or has no usable name."""
     given = (batch, forward.channels, *forward.patch)
     label = f" {name!r}" if name else ""
-    if name and not re.fullmatch(r"\w[\w.-]*", name):
-        raise InvalidInput(
-            f"model output{label} cannot name a folder; use letters, digits, underscores, hyphens"
-        )
+    check_name(name)
     if value.ndim != 5 or value.shape[0] != batch:
         raise InvalidInput(
             f"model output{label} has shape {tuple(value.shape)} for a batch of shape {given};"

@@ -175,7 +175,7 @@ def check_target(path: str | os.PathLike[str], *, overwrite: bool = False) -> st
         return str(local)
     if not overwrite:
         raise InvalidInput(f"{local} exists; choose another name or overwrite=True")
-    if local.is_symlink() or not local.is_dir() or not is_zarr(local) or not _opens(str(local)):
+    if local.is_symlink() or not local.is_dir() or not is_zarr(local) or not _replaceable(local):
         raise InvalidInput(
             f"{local} exists and is not a Zarr image, so it is not overwritten; remove it "
             "yourself or choose another name"
@@ -219,6 +219,11 @@ def _check_name(path: PurePath) -> None:
             f' format; write to "{stem}.zarr", and export the result for'
             " .nii.gz, .tif, .h5 and others (vf.export, volflow export)"
         )
+
+
+def _replaceable(path: Path) -> bool:
+    """Return True of an image, and of several outputs that a journal beside them vouches for."""
+    return _opens(str(path)) or Path(f"{path}.volflow", "plan.json").exists()
 
 
 def _opens(path: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,18 @@ import torch
 
 from volflow.errors import Damaged, InvalidInput
 from volflow.geometry.grid import PatchGrid, slice_axis
+from volflow.model.forward import Output, check_name
+from volflow.partition.graph import named_outputs
 
-__all__ = ["Kind", "check_finite", "corner_of", "kind_of", "places_of", "with_all_axes"]
+__all__ = [
+    "Kind",
+    "check_finite",
+    "coarser",
+    "corner_of",
+    "kind_of",
+    "named_tensors",
+    "places_of",
+]
 
 # The case of a patch, and its number in the order of the grid.
 Place = tuple[str, int]
@@ -25,10 +35,20 @@ WIDE = (torch.int32, torch.int64, torch.uint32, torch.uint64)
 
 @dataclass(frozen=True)
 class Kind:
-    """Number of channels and dtype of the outputs, equal in all batches."""
+    """Outputs, their dtype and which part of them is whose, equal in all batches."""
 
-    channels: int
+    outputs: tuple[Output, ...]
     dtype: torch.dtype
+
+    @property
+    def channels(self) -> int:
+        """Of all outputs together."""
+        return sum(output.channels for output in self.outputs)
+
+    @property
+    def scale(self) -> tuple[int, int, int]:
+        """Voxels of a patch per voxel of the outputs."""
+        return self.outputs[0].scale
 
     @property
     def integer(self) -> bool:
@@ -40,17 +60,28 @@ class Kind:
         """Dtype of the sums: float32, or float64 for what float32 would round."""
         return torch.float64 if self.dtype in (torch.float64, *WIDE) else torch.float32
 
+    def parts(self) -> Iterator[tuple[Output, slice]]:
+        """Yield each output with its channels among those of all."""
+        first = 0
+        for output in self.outputs:
+            yield output, slice(first, first + output.channels)
+            first += output.channels
+
     def __str__(self) -> str:
-        return f"{self.channels} channels of {str(self.dtype).removeprefix('torch.')}"
+        named = ", ".join(f"{one.name} {one.channels}".strip() for one in self.outputs)
+        coarse = "" if self.scale == (1, 1, 1) else f", {self.scale} times coarser"
+        return f"{named} channels of {str(self.dtype).removeprefix('torch.')}{coarse}"
 
 
-def kind_of(outputs: torch.Tensor, count: int, patch: Sequence[int], before: Kind | None) -> Kind:
+def kind_of(
+    outputs: Mapping[str, torch.Tensor], count: int, patch: Sequence[int], before: Kind | None
+) -> Kind:
     """Return the kind of a batch's outputs, which must fit the batch and earlier ones.
 
     Parameters
     ----------
     outputs
-        Of one batch, with all axes of the patch.
+        Of one batch by name, with all axes of the patch.
     count, patch
         Patches in the batch, and voxels of each.
     before
@@ -59,26 +90,22 @@ def kind_of(outputs: torch.Tensor, count: int, patch: Sequence[int], before: Kin
     Raises
     ------
     InvalidInput
-        Where they are no tensor ``(B, C, *patch)`` of real numbers, or the kind has changed.
+        Where they are no tensors ``(B, C, *patch)`` of real numbers, or the kind has changed.
 
     Examples
     --------
-    >>> print(kind_of(torch.zeros(4, 2, 8, 8, 8), 4, (8, 8, 8), None))
+    >>> print(kind_of({"": torch.zeros(4, 2, 8, 8, 8)}, 4, (8, 8, 8), None))
     2 channels of float32
     """
-    if not isinstance(outputs, torch.Tensor):
+    found = tuple(_output_of(name, one, count, patch) for name, one in outputs.items())
+    dtypes = sorted({str(one.dtype).removeprefix("torch.") for one in outputs.values()})
+    if len({output.scale for output in found}) > 1 or len(dtypes) > 1:
         raise InvalidInput(
-            f"outputs must be one tensor, got {type(outputs).__name__}; make one aggregator for"
-            " each output of the network, and of an array a tensor"
+            f"outputs must have one resolution and one dtype; got scales"
+            f" {sorted({output.scale for output in found})} of {', '.join(dtypes)}; resample or"
+            " cast them before they are added, or make an aggregator for each"
         )
-    shape = tuple(outputs.shape)
-    if len(shape) != 5 or shape[0] != count or shape[2:] != tuple(patch) or not shape[1]:
-        raise InvalidInput(
-            f"outputs must have the shape (B, C, *patch) = ({count}, C,"
-            f" {', '.join(map(str, patch))}); got {shape}; hand over the outputs of the whole"
-            " batch, of a network that keeps the size of a patch"
-        )
-    kind = Kind(shape[1], outputs.dtype)
+    kind = Kind(found, next(iter(outputs.values())).dtype)
     if kind.dtype.is_complex:
         raise InvalidInput(f"outputs must be real numbers; got {kind}; give their real part")
     if before not in (None, kind):
@@ -86,18 +113,78 @@ def kind_of(outputs: torch.Tensor, count: int, patch: Sequence[int], before: Kin
     return kind
 
 
-def with_all_axes(outputs: Any, patch: Sequence[int]) -> Any:
-    """Return outputs ``(B, C, *patch)``: those of slices get back the axis that networks lack.
+def _output_of(name: str, one: torch.Tensor, count: int, patch: Sequence[int]) -> Output:
+    check_name(name)
+    shape, known = tuple(one.shape), f"output {name}".strip() if name else "outputs"
+    sides = shape[2:]
+    divides = len(sides) == 3 and all(n and p % n == 0 for p, n in zip(patch, sides, strict=True))
+    if not divides or shape[0] != count or not shape[1]:
+        raise InvalidInput(
+            f"{known} must have the shape (B, C, *patch) = ({count}, C,"
+            f" {', '.join(map(str, patch))}); got {shape}; hand over the outputs of the whole"
+            " batch, of a network that keeps the size of a patch, or divides it"
+        )
+    z, y, x = (p // n for p, n in zip(patch, sides, strict=True))
+    return Output(name, shape[1], (z, y, x))
+
+
+def named_tensors(outputs: Any, patch: Sequence[int]) -> dict[str, torch.Tensor]:
+    """Return the outputs of a batch by name, as `predict` names them, with all axes of the patch.
+
+    Outputs of slices get back the axis that networks lack.
+
+    Raises
+    ------
+    InvalidInput
+        Where they are no tensors.
 
     Examples
     --------
-    >>> with_all_axes(torch.zeros(4, 2, 8, 9), (8, 1, 9)).shape
+    >>> named_tensors((torch.zeros(4, 2, 8, 9),), (8, 1, 9))["output0"].shape
     torch.Size([4, 2, 8, 1, 9])
     """
-    axis = slice_axis(patch)
-    if axis is None or not isinstance(outputs, torch.Tensor) or outputs.ndim != 4:
-        return outputs
-    return outputs.unsqueeze(2 + axis)
+    named, axis = named_outputs(outputs), slice_axis(patch)
+    if not named or not all(isinstance(one, torch.Tensor) for one in named.values()):
+        raise InvalidInput(
+            "outputs must be a tensor, or a dict or tuple of tensors, got"
+            f" {type(outputs).__name__}; make a tensor of an array (torch.from_numpy)"
+        )
+    return {
+        name: one if axis is None or one.ndim != 4 else one.unsqueeze(2 + axis)
+        for name, one in named.items()
+    }
+
+
+def coarser(grid: PatchGrid, scale: Sequence[int]) -> PatchGrid:
+    """Return a grid in voxels of outputs, each of which is ``scale`` voxels of the volume.
+
+    Raises
+    ------
+    InvalidInput
+        Where patches do not begin at voxels of the outputs.
+
+    Examples
+    --------
+    >>> coarser(PatchGrid((8, 8, 8), (4, 4, 4), (2, 2, 4)), (2, 2, 2)).starts[0].tolist()
+    [0, 1, 2]
+    """
+    if set(scale) == {1}:
+        return grid
+    sizes = (grid.shape, grid.patch, grid.stride, grid.padding)
+    shape, patch, stride, padding = (
+        tuple(n // s for n, s in zip(size, scale, strict=True)) for size in sizes
+    )
+    whole = all(n % s == 0 for size in sizes for n, s in zip(size, scale, strict=True))
+    found = PatchGrid(shape, patch, stride, padding=padding) if whole else None
+    starts = zip(grid.starts, found.starts if found else grid.starts, scale, strict=True)
+    if found is None or any(not np.array_equal(at, s * out) for at, out, s in starts):
+        raise InvalidInput(
+            f"outputs are {tuple(scale)} times coarser than their patches, which do not all begin"
+            f" at multiples of that: volume {grid.shape}, patch {grid.patch}, stride"
+            f" {grid.stride}, padding {grid.padding}; resample outputs to the size of their patch"
+            " (torch.nn.functional.interpolate), or use vf.predict"
+        )
+    return found
 
 
 def check_finite(

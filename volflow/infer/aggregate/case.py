@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import zarr
 
 from volflow.engine.task import Context
 from volflow.geometry.frame import Frame
@@ -35,7 +36,9 @@ from volflow.store.layout import resolve_layout, shrinking
 from volflow.store.meta import Meta, VolumeSpec
 from volflow.store.volume import Volume, open_volume
 
-__all__ = ["CaseBlend"]
+__all__ = ["CaseBlend", "Result"]
+
+Result = Volume | dict[str, Volume]
 
 VERSION = 1
 RECORDED = ("blend", "activation", "output", "dtype")  # of the options
@@ -49,7 +52,7 @@ class CaseBlend:
     Parameters
     ----------
     name, grid, meta
-        Of the case; the grid's shape is the volume's.
+        Of the case; the grid's shape is the volume's, in voxels of the outputs.
     out
         Where the volume goes in the end.
     options, kind
@@ -69,7 +72,7 @@ class CaseBlend:
         pending: PendingPatches,
     ) -> None:
         self.name, self.grid, self.out, self.options = name, grid, out, options
-        self.channels, self.pending, scratch = kind.channels, pending, pending.scratch
+        self.kind, self.pending, scratch = kind, pending, pending.scratch
         self.next = 0  # the first patch that has not been added: what comes later is kept
         self.layer = 0  # the first layer of patches that is not closed
         self.covered = 0
@@ -85,24 +88,42 @@ class CaseBlend:
         keep = kind.integer and options.blend == "crop" and options.activation is None
         dtype = options.stored_dtype(str(kind.dtype if keep else kind.computed).split(".")[-1])
         self.finish_rows = Finish(options.output or "scores", options.activation, dtype)
-        if options.output == "classes":
-            shape = grid.shape
-            meta = replace(
-                meta, axes=("z", "y", "x"), kind="classes", channels=(), colors=(), made=""
-            )
-        else:
-            shape, axes = (kind.channels, *grid.shape), ("c", "z", "y", "x")
-            meta = replace(meta, axes=axes, kind="image", channels=(), colors=(), made="")
-        chunk, shard = _layout(shape, meta, np.dtype(dtype), options, scratch.budget_bytes)
+        classes = options.output == "classes"
+        meta = replace(
+            meta,
+            axes=("z", "y", "x") if classes else ("c", "z", "y", "x"),
+            kind="classes" if classes else "image",
+            channels=(),
+            colors=(),
+            made="",
+        )
+        values = len(kind.outputs) if classes else kind.channels
+        chunk, shard = _layout(
+            (values, *grid.shape), meta, np.dtype(dtype), options, scratch.budget_bytes
+        )
         sweep(out)
         with ExitStack() as folder:  # hidden beside the output, which grows in it
             self.aside = folder.enter_context(folder_aside(out)) / out.name
-            volume = create(self.aside, VolumeSpec.of(shape, dtype, meta, chunk, shard))
+            if kind.outputs[0].name:
+                zarr.create_group(str(self.aside))
+            targets = {
+                output.name: create(
+                    self.aside / output.name,
+                    VolumeSpec.of(
+                        grid.shape if classes else (output.channels, *grid.shape),
+                        dtype,
+                        meta,
+                        chunk,
+                        shard,
+                    ),
+                )
+                for output in kind.outputs
+            }
             self.folder = folder.pop_all()
         self.blocks = BlockGrid(grid.shape, (shard[0], *grid.shape[1:]))  # layers of shards
         self.context = Context()  # the journal begins when the volume is whole
         self.writer = Writer(
-            self.blocks, Frame(), {"": volume}, range(len(self.blocks)), self.context, scratch.zeros
+            self.blocks, Frame(), targets, range(len(self.blocks)), self.context, scratch.zeros
         )
 
     @property
@@ -150,19 +171,24 @@ class CaseBlend:
         seen: Any  # never None: the blend counts what comes
         for first, scores, seen in self.blend.finish(layer):
             self.covered += int(np.count_nonzero(seen))
-            rows = self.finish_rows(scores, None if seen.all() else seen)
-            deque(self.writer.put(first, {"": rows}), maxlen=0)
+            gaps = None if seen.all() else seen
+            rows = {
+                output.name: self.finish_rows(scores[part], gaps)
+                for output, part in self.kind.parts()
+            }
+            deque(self.writer.put(first, rows), maxlen=0)
         self.blend.advance(layer)
 
-    def finish(self) -> Volume:
-        """Close what is open, whatever is missing, and put the volume in its place."""
+    def finish(self) -> Result:
+        """Close what is open, whatever is missing, and put the volumes in their place."""
         for number in self.pending.numbers(self.name):
             self._take(number)
         self._close_before(self.grid.counts[0])
         deque(self.writer.flush(), maxlen=0)
         self.writer.close()
         self._put_in_place()
-        return open_volume(self.out)
+        found = {output.name: open_volume(self.out / output.name) for output in self.kind.outputs}
+        return found.get("", found)
 
     def _put_in_place(self) -> None:
         """Make the hidden directory the output, with a journal that vouches for its shards."""
@@ -170,7 +196,9 @@ class CaseBlend:
         given = settings_of(self.options)
         options = {name: given[name] for name in RECORDED}
         geometry = {"patch": grid.patch, "stride": grid.stride, "padding": grid.padding}
-        fingerprint = {**options, "channels": self.channels, **geometry, "version": VERSION}
+        named = {one.name: one.channels for one in self.kind.outputs if one.name}
+        channels = named or self.kind.channels
+        fingerprint = {**options, "channels": channels, **geometry, "version": VERSION}
         settings = {"grid": self.blocks.counts, "coverage": self.coverage}
         record = Record("aggregate", fingerprint, settings)
         with journal.lock():

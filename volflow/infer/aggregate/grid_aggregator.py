@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,14 +11,16 @@ import torch
 from volflow.engine.cluster import DEFAULT_SHARE, free_memory_bytes
 from volflow.errors import InvalidInput
 from volflow.geometry.budget import parse_bytes
+from volflow.geometry.grid import PatchGrid
 from volflow.geometry.windows import check_blend
 from volflow.infer.aggregate.batch import (
     Kind,
     check_finite,
+    coarser,
     corner_of,
     kind_of,
+    named_tensors,
     places_of,
-    with_all_axes,
 )
 from volflow.infer.aggregate.case import CaseBlend
 from volflow.infer.aggregate.from_stream import grids_of, metas_of, targets_of
@@ -27,11 +29,9 @@ from volflow.infer.merge import merge_options
 from volflow.infer.predict_options import PredictOptions
 from volflow.infer.request import check_classes
 from volflow.model.copies import Copies
-from volflow.model.forward import Output
 from volflow.model.spec import Spec
 from volflow.sampling.stream import PatchStream
 from volflow.store.layout import resolve_layout
-from volflow.store.volume import Volume
 from volflow.volumes.arrays.inputs import VolumeLike
 
 __all__ = ["Aggregated", "GridAggregator"]
@@ -41,8 +41,8 @@ NAMED = 3  # cases with missing patches that a message names
 CLOSED, BROKEN = "it is closed", "an error ended it"
 
 
-class Aggregated(dict[str, Volume]):
-    """Volumes by the name of their case.
+class Aggregated(dict[str, Any]):
+    """Volumes by the name of their case; of several outputs those of a case by their names.
 
     Attributes
     ----------
@@ -157,18 +157,25 @@ class GridAggregator:
         self.scratch = Scratch(folder, budget)
         self.pending = PendingPatches(self.scratch)
         self.kind: Kind | None = None
+        self.coarser: dict[str, PatchGrid] = {}  # in voxels of the outputs
         self.open: dict[str, CaseBlend] = {}
         self.results = Aggregated()
         self.ended = ""  # why no more patches are taken
 
-    def add_batch(self, outputs: torch.Tensor, batch: Mapping[str, Any]) -> None:
+    def add_batch(
+        self,
+        outputs: torch.Tensor | Mapping[str, torch.Tensor] | Sequence[torch.Tensor],
+        batch: Mapping[str, Any],
+    ) -> None:
         """Add the outputs of a batch; of any case, in any order.
 
         Parameters
         ----------
         outputs
             ``(B, C, *patch)`` on any device; as many channels, and the same dtype, every time. Of
-            slices also ``(B, C, y, x)``, as networks of slices give them.
+            slices also ``(B, C, y, x)``, as networks of slices give them. A dict or tuple of such
+            tensors is stored as `predict` stores it, by name; coarser outputs, whose sides divide
+            the patch's, where patches begin at multiples of that.
         batch
             As the stream's loader gave it: its ``"location"`` and ``"case"`` are used.
 
@@ -184,13 +191,17 @@ class GridAggregator:
         places = places_of(batch, self.grids)
         self._check_new(places)
         patch = next(iter(self.grids.values())).patch
-        outputs = with_all_axes(outputs, patch)
-        kind = kind_of(outputs, len(places), patch, self.kind)
-        check_classes(self.options, (Output("", kind.channels, (1, 1, 1)),))
-        (there,) = Copies(outputs.device).download([outputs.detach()]).arrived()
-        scores = there.to(kind.computed)
+        named = named_tensors(outputs, patch)
+        kind = kind_of(named, len(places), patch, self.kind)
+        check_classes(self.options, kind.outputs)
+        grids = self.coarser or {
+            name: coarser(grid, kind.scale) for name, grid in self.grids.items()
+        }
+        parts = [one.detach() for one in named.values()]
+        there = Copies(parts[0].device).download(parts).arrived()
+        scores = torch.cat([one.to(kind.computed) for one in there], dim=1)
         check_finite(scores, places, self.grids)
-        self.kind = kind
+        self.kind, self.coarser = kind, grids
         try:
             for (name, number), one in zip(places, scores, strict=True):
                 case = self._case(name, kind)
@@ -255,7 +266,8 @@ class GridAggregator:
     def _case(self, name: str, kind: Kind) -> CaseBlend:
         """Return the open case of that name, opened if its first patch has come."""
         if name not in self.open:
-            grid, meta, out = self.grids[name], self.metas[name], self.targets[name]
+            grid, out = self.coarser[name], self.targets[name]
+            meta = self.metas[name].regrid(kind.scale)
             self.open[name] = CaseBlend(name, grid, meta, out, self.options, kind, self.pending)
         return self.open[name]
 

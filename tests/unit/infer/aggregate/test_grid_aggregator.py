@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import volflow as vf
+from tests.nets import Named, Paired, random_net
 from volflow.engine.observing.run_facts import run_facts
 from volflow.errors import InvalidInput, StoreFull
 from volflow.geometry.grid import PatchGrid, stride_of
@@ -110,6 +111,80 @@ def moved(outputs, batch, change):
 
 def leftovers(folder):
     return sorted(path.name for path in folder.iterdir())
+
+
+class TestSeveralOutputs:
+    """As `predict` stores them, of the same network on the same grid."""
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("output", ["scores", "classes"])
+    @pytest.mark.parametrize(("kind", "scale"), [(Named, 1), (Paired, 1), (Named, 2)])
+    def test_equal_those_of_predict(self, client, tmp_path, kind, output, scale):
+        net = kind(random_net(), random_net(channels_out=3)).eval()
+        if scale > 1:
+            net = Coarse(net)
+        scan = np.random.default_rng(0).random((20, 28, 28), "f4")
+        scan = vf.write(
+            scan, tmp_path / "scan.zarr", meta=META, chunk=8, shard=16, cluster=client,
+            progress=False,
+        )  # fmt: skip
+        options = {"output": output, "activation": "softmax"}
+        expected = vf.predict(
+            scan, net, tmp_path / "out.zarr", patch=(8, 12, 8), overlap=4, cluster=client,
+            progress=False, **options,
+        )  # fmt: skip
+        stream = vf.PatchStream(scan, vf.GridSampler((8, 12, 8), overlap=4))
+        with (
+            torch.inference_mode(),
+            GridAggregator(
+                tmp_path / "own.zarr", stream, chunk=4, shard=8, **options
+            ) as aggregator,
+        ):
+            for batch in stream.loader(batch_size=3):
+                aggregator.add_batch(net(batch["image"]), batch)
+        (found,) = aggregator.close().values()
+        assert list(found) == list(expected)
+        for name, volume in found.items():
+            assert volume.dtype == expected[name].dtype
+            assert volume.meta.spacing == expected[name].meta.spacing
+            assert volume.meta.translation == expected[name].meta.translation
+            np.testing.assert_allclose(volume[:], expected[name][:], atol=1e-5)
+            assert vf.open(tmp_path / "own.zarr" / name).shape == volume.shape
+        assert vf.verify(tmp_path / "own.zarr").ok
+
+    def test_one_coarser_output_is_a_volume(self, tmp_path):
+        stream = Stream((Case("a", (12, 10, 8)),), Grid((6, 4, 4)))
+        given = [(name, at, one[:, 1::3, ::2, ::2]) for name, at, one in patches(stream)]
+        with GridAggregator(tmp_path / "a.zarr", stream, "average") as aggregator:
+            add(aggregator, given)
+        volume = aggregator.close()["a"]
+        coarse = Stream((Case("a", (4, 5, 4)),), Grid((2, 2, 2)))
+        given = [
+            (name, tuple(n // s for n, s in zip(at, (3, 2, 2) * 2, strict=True)), one)
+            for name, at, one in given
+        ]
+        np.testing.assert_allclose(volume[:], oracle(coarse, given, "average")[0], rtol=1e-12)
+        assert volume.meta.spacing == (7.5, 1, 1)
+
+    def test_replace_what_was_there(self, tmp_path):
+        for again in (False, True):
+            aggregator = GridAggregator(tmp_path / "a.zarr", ONE, overwrite=again)
+            for case, at, one in patches(ONE):
+                batch = {"case": [case], "location": torch.tensor([at])}
+                aggregator.add_batch({"x": one[None], "y": one[None, :1]}, batch)
+            found = aggregator.close()["a"]
+        assert {name: volume.shape[0] for name, volume in found.items()} == {"x": 2, "y": 1}
+
+
+class Coarse(torch.nn.Module):
+    """Outputs of half the resolution."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, batch):
+        return {name: one[..., ::2, ::2, ::2] for name, one in self.net(batch).items()}
 
 
 class TestValues:
@@ -563,7 +638,15 @@ class TestRefusals:
             (lambda o, b: (o[:, :, :5], b), r"\(B, C, \*patch\) = \(4, C, 6, 5, 4\); got \(4, 2,"),
             (lambda o, b: (o[:3], b), r"= \(4, C, 6, 5, 4\); got \(3, 2, 6, 5, 4\)"),
             (lambda o, b: (o[:, :0], b), r"got \(4, 0, 6, 5, 4\); hand over the outputs"),
-            (lambda o, b: ({"x": o}, b), "must be one tensor, got dict; make one aggregator for"),
+            (lambda o, b: (o.numpy(), b), "a dict or tuple of tensors, got ndarray; make a tensor"),
+            (lambda o, b: ({"a": o, "b": [o]}, b), "a dict or tuple of tensors, got dict"),
+            (lambda o, b: ({"a/..": o}, b), "'a/..' cannot name a folder"),
+            (lambda o, b: ({"a": o, "b": o.int()}, b), "one resolution and one dtype; got"),
+            (
+                lambda o, b: ((o, o[:, :, ::6, ::5]), b),
+                r"one dtype; got scales \[\(1, 1, 1\), \(6, ",
+            ),
+            (lambda o, b: (o[:, :, ::2], b), r"\(2, 1, 1\) times coarser .* resample outputs to"),
             (lambda o, b: (o.to(torch.complex64), b), "must be real numbers; got 2 channels of c"),
             (lambda o, b: (o / 0, b), r"outputs of the patch at \(0, 0, 0\) hold NaN or infinity"),
             (lambda o, b: (o, {"case": b["case"]}), 'batch must have "location" and "case"'),
