@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from tests.unit.store.formats.test_sources import read_in_slabs
 from tests.unit.volumes.test_export import stored
 from volflow.geometry.roi import Roi
 from volflow.store.formats.sources import open_source
@@ -27,14 +28,6 @@ def affine_of(image):
     return np.diag([-1, -1, 1, 1]) @ affine
 
 
-def voxels_of(path):
-    source = open_source(path)
-    voxels = np.empty(source.shape, source.dtype)
-    for roi, slab in source.slabs(8):
-        voxels[roi.slices()] = slab
-    return voxels
-
-
 def image_of(itk, *, colours):
     shape = (5, 6, 7, 3) if colours else (5, 6, 7)
     voxels = np.random.default_rng(0).integers(0, 99, shape).astype("int16")
@@ -51,7 +44,7 @@ def image_of(itk, *, colours):
 def test_what_itk_writes_is_read(tmp_path, itk, name, packed, colours):
     image, voxels = image_of(itk, colours=colours)
     itk.WriteImage(image, str(tmp_path / name), useCompression=packed)
-    np.testing.assert_array_equal(voxels_of(tmp_path / name), voxels)
+    np.testing.assert_array_equal(read_in_slabs(tmp_path / name), voxels)
     meta = open_source(tmp_path / name).meta
     np.testing.assert_allclose(meta.affine, affine_of(image), atol=1e-6)
     np.testing.assert_allclose(meta.spacing, (6.5, 0.5, 0.78))
@@ -76,7 +69,7 @@ def test_itk_reads_what_is_written(tmp_path, itk, name, count, dtype):
 def test_real_files_lie_where_itk_says(itk, name, shared_data):
     path = shared_data("nrrd_pyradiomics") / name
     image = itk.ReadImage(str(path))
-    np.testing.assert_array_equal(voxels_of(path), itk.GetArrayFromImage(image))
+    np.testing.assert_array_equal(read_in_slabs(path), itk.GetArrayFromImage(image))
     np.testing.assert_allclose(open_source(path).meta.affine, affine_of(image), atol=1e-6)
 
 

@@ -8,7 +8,11 @@ import struct
 import numpy as np
 import pytest
 
-from tests.unit.store.formats.test_sources import SourceContract, random_zyx
+from tests.unit.store.formats.test_sources import (
+    SourceContract,
+    assert_refused_in_one_line,
+    random_zyx,
+)
 from volflow.errors import Damaged, InvalidInput, Unreadable
 from volflow.geometry.roi import Roi
 from volflow.store.formats.choice import ImageChoice
@@ -245,12 +249,7 @@ def test_attributes_that_lie_are_refused_in_one_line(tmp_path, own, error, messa
     path = write_n5(tmp_path / "a.n5", random_zyx())
     said = json.loads((path / "attributes.json").read_text())
     (path / "attributes.json").write_text(json.dumps(said | own))
-    with pytest.raises(InvalidInput, match=message) as caught:
-        open_source(path)
-    assert type(caught.value) is error
-    assert str(caught.value).startswith(str(path))
-    assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 600
+    assert_refused_in_one_line(path, error, message, 600)
 
 
 @pytest.mark.parametrize(

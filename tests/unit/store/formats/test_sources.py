@@ -27,6 +27,25 @@ def save_nifti(path, zyx, affine=None, make=nib.Nifti1Image, header=None):
     return path
 
 
+def read_in_slabs(path):
+    """All voxels of a file that may be packed as a whole."""
+    source = open_source(path)
+    voxels = np.empty(source.shape, source.dtype)
+    for roi, slab in source.slabs(3):
+        voxels[roi.slices()] = slab
+    return voxels
+
+
+def assert_refused_in_one_line(path, error, message, longest=400):
+    """A file cannot be opened, with this error, whose short line begins with its path."""
+    with pytest.raises(InvalidInput, match=message) as caught:
+        open_source(path)
+    assert type(caught.value) is error
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < longest
+
+
 class SourceContract:
     """What `convert` relies on; each source inherits these tests."""
 
@@ -51,6 +70,17 @@ class SourceContract:
         assert len(source.meta.axes) == len(source.shape)
         assert described(source).source is not None
         assert source.sequential is self.sequential
+
+    def test_it_is_unpacked_once(self, tmp_path):
+        source, voxels = self.opened(tmp_path)
+        found, count = np.zeros_like(voxels), 0
+        for roi, slab in source.once(4):
+            assert slab.shape == roi.shape
+            assert roi.shape[:-3] in ((), (source.together,))
+            found[roi.slices()] = slab
+            count += slab.size
+        np.testing.assert_array_equal(found, voxels)
+        assert count == voxels.size
 
     @pytest.mark.parametrize("depth", [1, 4, 11, 100])
     def test_slabs_cover_it_once_in_order(self, tmp_path, depth):
