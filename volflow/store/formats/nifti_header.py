@@ -21,7 +21,7 @@ SCANNER, LONGEST = 1, 32767
 
 
 def stored_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Return the little-endian dtype in which NIfTI, as NRRD, stores these voxels without loss.
+    """Return the little-endian dtype in which NIfTI, NRRD and TIFF store these voxels without loss.
 
     Examples
     --------

@@ -12,6 +12,7 @@ import numpy as np
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
 from volflow.geometry.units import metres, unit_sign
+from volflow.store.formats.nifti_header import stored_dtype
 from volflow.store.formats.tiff.ome_xml import KIND
 from volflow.store.formats.tiff.tiff_file import import_tifffile
 from volflow.store.meta import Meta, VolumeSpec
@@ -46,8 +47,7 @@ def tiff_dtype(dtype: Dtype) -> Dtype:
             f"the volume holds {dtype}, which TIFF files that others read cannot; convert it with"
             " --dtype int32 first, or export .h5 or .npy"
         )
-    wider = {"float16": "float32", "bool": "uint8"}
-    return np.dtype(wider.get(dtype.name, dtype)).newbyteorder("<")
+    return stored_dtype(dtype)
 
 
 def refuse_tiff(spec: VolumeSpec, _: str) -> None:
