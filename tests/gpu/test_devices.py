@@ -123,7 +123,7 @@ class TestMemory:
 
 
 class TestArithmetic:
-    @pytest.mark.parametrize("precision", ["float32", "bfloat16", "tf32"])
+    @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16", "tf32"])
     def test_it_is_that_of_the_precision(self, gpu, precision):
         cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
         cudnn.benchmark, before = True, (cudnn.allow_tf32, matmul.allow_tf32)
@@ -135,7 +135,9 @@ class TestArithmetic:
                 assert cudnn.allow_tf32 == (precision == "tf32")
                 if hasattr(matmul, "fp32_precision"):
                     assert (matmul.fp32_precision == "tf32") == (precision == "tf32")
-                assert torch.is_autocast_enabled("cuda") == (precision == "bfloat16")
+                low = precision in ("bfloat16", "float16")
+                assert torch.is_autocast_enabled("cuda") == low
+                assert not low or torch.get_autocast_dtype("cuda") == getattr(torch, precision)
             assert cudnn.benchmark
             assert not cudnn.deterministic
             assert (cudnn.allow_tf32, matmul.allow_tf32) == before

@@ -98,6 +98,16 @@ class TestVoxels:
         if output == "classes" and activation == "sigmoid":
             agree(scan("b.zarr", high=9), random_net(1, 1), device, **options)
 
+    def test_of_float16_also_where_it_overflows(self, scan, predicted, device):
+        net = nn.Conv3d(1, 2, 3, padding=1)
+        nn.init.constant_(net.weight, 2.0)  # 27 voxels of up to 2000
+        volume = scan()
+        exact = predicted(volume, net, device)[""]
+        found = predicted(volume, net, device, precision="float16")[""]
+        assert exact.max() > 65504 > exact.min()
+        assert not np.array_equal(found, exact)
+        np.testing.assert_allclose(found, exact, rtol=4e-3)
+
     @pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int32", "uint32", "float16"])
     def test_of_every_stored_dtype(self, scan, agree, device, dtype):
         agree(scan(high=200), random_net(), device, dtype=dtype, blend="hann")

@@ -94,7 +94,12 @@ def _check(options: PredictOptions) -> None:
     if options.normalize is not None:
         check_normalization(options.normalize)
     Padding(options.padding or 0)
-    check_choice("precision", options.precision, ("auto", "float32", "bfloat16", "tf32"))
+    check_choice("precision", options.precision, ("auto", "float32", "bfloat16", "float16", "tf32"))
+    if options.precision == "float16" and options.blend == "exact":
+        raise InvalidInput(
+            "precision 'float16' is for patches, which are run again in float32 where they"
+            " overflow; blend 'exact' takes 'float32', 'bfloat16' or 'tf32'"
+        )
     if options.device_bytes and options.device == "cpu":
         raise InvalidInput(
             f"device_memory {options.device_memory!r} is that of a GPU, and the device is cpu;"

@@ -107,8 +107,9 @@ def predict(  # noqa: PLR0913 - a public journey takes flat options
     batch_size, device, precision
         Found by a trial; ``precision`` is bfloat16 autocast on a GPU that has it, else float32.
         ``"tf32"`` has a GPU round what it multiplies to 10 bits: faster than float32, errors of
-        about 1e-3. Weights of half precision are refused unless the network casts its images
-        itself.
+        about 1e-3. ``"float16"`` is for GPUs without bfloat16: as exact as tf32, and patches whose
+        scores overflow are run again in float32. Weights of half precision are refused unless the
+        network casts its images itself.
     device_memory
         What a task may take of a GPU's memory, like ``"20GiB"``; by default what is free, shared by
         the processes on it. A plan that needs more is refused.

@@ -75,7 +75,7 @@ class PredictOptions(OutputOptions, NetworkOptions):
     )
     precision: str = option(
         "auto",
-        "float32, bfloat16, or tf32 on a GPU. Default: bfloat16 where a GPU has it.",
+        "float32, bfloat16, float16, or tf32 on a GPU. Default: bfloat16 where a GPU has it.",
         MODEL,
     )
     overlap: float | tuple[float, float, float] | None = option(

@@ -27,6 +27,7 @@ __all__ = [
     "MOST_ELEMENTS",
     "arithmetic",
     "device_memory",
+    "finite_scores",
     "give_back_device",
     "is_out_of_memory",
     "machine_of",
@@ -41,6 +42,7 @@ __all__ = [
 ]
 
 R = TypeVar("R")
+Scores = dict[str, torch.Tensor]
 
 # Precisions to which torch casts the inputs of some ops.
 LOW = ("bfloat16", "float16")
@@ -134,6 +136,33 @@ def arithmetic(device: torch.device, precision: str) -> Iterator[None]:
         finally:
             for place, name, value in reversed(before):
                 setattr(place, name, value)
+
+
+@torch.inference_mode()
+def finite_scores(run: Callable[[str, torch.Tensor], Scores], batch: torch.Tensor) -> Scores:
+    """Return the scores of a batch in float16; of each patch that overflowed, those in float32.
+
+    Numbers of float16 end at 65504. Patches are run again one by one, so that the bits of one do
+    not depend on its neighbours. What is not finite in float32 either stays so.
+
+    Parameters
+    ----------
+    run
+        Returns the scores of a batch, by output, in the precision that is named.
+    batch
+        The patches; a model may write into what it gets, so it gets a copy.
+    """
+    scores = run("float16", batch.clone())
+    if all(bool(value.isfinite().all()) for value in scores.values()):
+        return scores
+    wrong = torch.zeros(len(batch), dtype=torch.bool, device=batch.device)
+    for value in scores.values():
+        wrong |= ~value.flatten(1).isfinite().all(dim=1)
+    mended = {name: value.clone() for name, value in scores.items()}
+    for number in wrong.nonzero().flatten().tolist():
+        for name, value in run("float32", batch[number : number + 1].clone()).items():
+            mended[name][number : number + 1] = value
+    return mended
 
 
 def _switches(precision: str) -> list[tuple[Any, str, Any]]:

@@ -17,6 +17,7 @@ from volflow.errors import InvalidInput, VolflowError, first_line
 from volflow.geometry.grid import slice_axis
 from volflow.model.device import (
     arithmetic,
+    finite_scores,
     give_back_device,
     is_out_of_memory,
     numbered,
@@ -36,6 +37,7 @@ __all__ = [
     "compute_dtype",
     "explaining_half",
     "has_bfloat16",
+    "has_float16",
     "has_half_weights",
     "mirrored_outputs",
     "resolve_precision",
@@ -90,7 +92,7 @@ def resolve_precision(precision: str, device: torch.device, dtype: str) -> str:
     Raises
     ------
     InvalidInput
-        If bfloat16 is requested on a CPU that only emulates it, or tf32 on any.
+        If bfloat16 or float16 is requested on a CPU that only emulates it, or tf32 on any.
     """
     cuda = device.type == "cuda"
     if precision == "auto":
@@ -106,15 +108,29 @@ def resolve_precision(precision: str, device: torch.device, dtype: str) -> str:
             "precision 'bfloat16' takes 12 times as long as float32 or longer on this CPU, which"
             " has neither AMX nor AVX512-BF16; leave precision out"
         )
+    if precision == "float16" and device.type == "cpu" and not has_float16():
+        raise InvalidInput(
+            "precision 'float16' takes 20 times as long as float32 on this CPU, which has neither"
+            " AMX-FP16 nor AVX512-FP16; leave precision out"
+        )
     return precision
 
 
 def has_bfloat16() -> bool:
     """Return True if this CPU multiplies in bfloat16, by AMX, AVX512-BF16 or Arm's BF16."""
+    return _has("bf16", ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
+
+
+def has_float16() -> bool:
+    """Return True if this CPU multiplies in float16, by AMX-FP16, AVX512-FP16 or Arm's FP16."""
+    return _has("fp16", ("_is_amx_fp16_supported",))
+
+
+def _has(ending: str, names: Sequence[str]) -> bool:
+    """Ask PyTorch for what the CPU knows, by the end of its name; older versions by functions."""
     if hasattr(torch.cpu, "get_capabilities"):
         found = torch.cpu.get_capabilities()
-        return any(has is True for name, has in found.items() if name.endswith("bf16"))
-    names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+        return any(has is True for name, has in found.items() if name.endswith(ending))
     asked = [getattr(torch.cpu, name) for name in names if hasattr(torch.cpu, name)]
     return not asked or any(ask() for ask in asked)  # older versions of torch do not know
 
@@ -167,7 +183,8 @@ class Forward:
     channels
         Number of input channels.
     device, precision
-        Precision ``"bfloat16"`` runs under autocast; scores are still returned as float32.
+        ``"bfloat16"`` and ``"float16"`` run under autocast; scores are still returned as float32.
+        Patches whose scores overflow in float16 are run again in float32.
     dtype
         The model's own parameter dtype: float32, or float64.
     flips
@@ -189,6 +206,11 @@ class Forward:
     def dropped(self) -> int | None:
         """The spatial axis of size 1 that 2-D models do not have; None for 3-D models."""
         return slice_axis(self.patch)
+
+    @property
+    def fallback(self) -> Forward | None:
+        """The forward of patches whose scores overflow; None where none can."""
+        return replace(self, precision="float32") if self.precision == "float16" else None
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -234,16 +256,19 @@ class Forward:
         if self.layout == "channels_last":
             last = torch.channels_last if shown.ndim == 4 else torch.channels_last_3d
             shown = shown.contiguous(memory_format=last)
-        with (
-            forward_lock(device),
-            torch.inference_mode(),
-            arithmetic(device, self.precision),
-        ):
-            raw = resident(self.digest, device, self.layout)(shown)
+        run = partial(self._scores, device)
+        scores = finite_scores(run, shown) if self.fallback else run(self.precision, shown)
         return {
-            name: (value if drop is None else value.unsqueeze(2 + drop)).to(self.torch_dtype)
-            for name, value in checked_outputs(raw).items()
+            name: value if drop is None else value.unsqueeze(2 + drop)
+            for name, value in scores.items()
         }
+
+    def _scores(
+        self, device: torch.device, precision: str, shown: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        with forward_lock(device), torch.inference_mode(), arithmetic(device, precision):
+            raw = resident(self.digest, device, self.layout)(shown)
+        return {name: value.to(self.torch_dtype) for name, value in checked_outputs(raw).items()}
 
     def run_with_oom_retry(
         self, batch: torch.Tensor, batch_size: int
@@ -348,6 +373,8 @@ def tried_outputs(forward: Forward, data: torch.Tensor) -> tuple[Output, ...]:
     with explaining_half(forward.module(), forward.dtype):
         try:
             outputs = forward(data)
+            if forward.fallback:  # which may take more memory
+                forward.fallback(data[:1])
         except Exception as error:  # models raise errors of any class
             if isinstance(error, InvalidInput) or is_out_of_memory(error):
                 raise

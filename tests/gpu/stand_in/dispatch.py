@@ -225,8 +225,7 @@ def _computed(machine: Machine, op: Op) -> Any:
     args, kwargs = tree_map(inner, (op.args, op.kwargs))
     if kwargs.get("pin_memory"):
         raise RuntimeError("Only dense CPU tensors can be pinned")
-    if machine.bfloat16:
-        args, kwargs = autocast(op.name, (args, kwargs))
+    args, kwargs = autocast(op.name, (args, kwargs), bfloat16=machine.bfloat16)
     made = op.func(*args, **kwargs)
     return spoil(made) if op.name in EMPTY else made
 

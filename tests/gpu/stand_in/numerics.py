@@ -24,19 +24,21 @@ IN_FLOAT32 = {
 }  # fmt: skip
 
 
-def autocast(name: str, given: Any) -> Any:
+def autocast(name: str, given: Any, *, bfloat16: bool) -> Any:
     """Cast the arguments of an op as autocast does, where no gradients are wanted.
+
+    Every device computes in float16, only some in bfloat16.
 
     Without it an op keeps float32, and dtypes meet that do not meet on a device.
     """
     with torch._C._RestorePythonTLSSnapshot():  # within a dispatch autocast seems to be off
-        on = torch.is_autocast_enabled("cuda")
-    if torch.is_grad_enabled() or not on:
+        on, low = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+    if torch.is_grad_enabled() or not on or (low == torch.bfloat16 and not bfloat16):
         return given
     if name in CONVOLUTIONS or name in PRODUCTS:
-        return _cast(given, torch.float32, torch.get_autocast_dtype("cuda"))
+        return _cast(given, torch.float32, low)
     if name in IN_FLOAT32:
-        return _cast(given, torch.get_autocast_dtype("cuda"), torch.float32)
+        return _cast(given, low, torch.float32)
     return given
 
 

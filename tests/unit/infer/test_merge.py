@@ -116,7 +116,7 @@ class TestSettings:
         ({"output": "label"}, r"^unknown output 'label'; use one of scores, classes$"),
         (
             {"precision": "fp16"},
-            r"^unknown precision 'fp16'; use one of auto, float32, bfloat16, tf32$",
+            r"^unknown precision 'fp16'; use one of auto, float32, bfloat16, float16, tf32$",
         ),
         ({"device_memory": "lots"}, r'^device_memory must be a positive amount like "2GiB"'),
         (

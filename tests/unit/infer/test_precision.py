@@ -12,7 +12,7 @@ import volflow as vf
 from tests.nets import Named, random_net
 from volflow.errors import InvalidInput
 from volflow.model import forward
-from volflow.model.forward import has_bfloat16, resolve_precision
+from volflow.model.forward import has_bfloat16, has_float16, resolve_precision
 
 SHAPE = (12, 10, 9)
 CPU = torch.device("cpu")
@@ -138,6 +138,23 @@ class TestBfloat16:
         assert found.dtype == np.float32
         np.testing.assert_allclose(found[0], scan, rtol=2**-7)
 
+    def test_float16_is_refused_on_a_cpu_that_emulates_it_and_exactly(self, run, monkeypatch):
+        monkeypatch.setattr(forward, "has_float16", lambda: False)
+        line = "takes 20 times as long as float32 on this CPU|is for patches, which are"
+        with pytest.raises(InvalidInput, match=f"^precision 'float16' ({line})"):
+            run(random_net(), precision="float16")
+
+    def test_what_overflows_in_float16_is_that_of_float32(self, client, monkeypatch, scan):
+        monkeypatch.setattr(forward, "has_float16", lambda: True)
+        net = nn.Conv3d(1, 1, 1, bias=False)
+        nn.init.constant_(net.weight, 70000.0)
+        image = np.where(scan > 0.5, scan, 0.4 * scan)
+        image[8:] *= 0.5  # there no patch overflows
+        options = {"patch": 4, "precision": "float16", "batch_size": 2}
+        found = vf.map_model(image, net, **options).compute()
+        np.testing.assert_allclose(found[0], 70000 * image, rtol=2e-3)
+        assert found.max() > 65504
+
     def test_tf32_is_refused_on_any_cpu(self, run, tmp_path):
         with pytest.raises(InvalidInput) as refused:
             run(random_net(), precision="tf32", device="cpu")
@@ -165,8 +182,10 @@ class TestBfloat16:
         ],
     )
     def test_is_what_pytorch_knows_of_the_cpu(self, monkeypatch, capabilities, expected):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-        assert has_bfloat16() is expected
+        for has, ending in ((has_bfloat16, "bf16"), (has_float16, "fp16")):
+            known = {name.replace("bf16", ending): one for name, one in capabilities.items()}
+            monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)  # noqa: B023
+            assert has() is expected
 
     @pytest.mark.parametrize("has", [True, False])
     def test_an_older_pytorch_is_asked_otherwise_or_believed(self, monkeypatch, has):

@@ -12,6 +12,7 @@ from torch import nn
 
 from tests import nets
 from volflow.errors import InvalidInput
+from volflow.model import forward as module
 from volflow.model.device import pick_device
 from volflow.model.forward import Forward, torch_threads
 from volflow.model.resident import ModelPlugin, forward_lock, held, made_once, resident
@@ -23,8 +24,8 @@ def forward_of():
     """Makes forwards of modules, which are known as long as the test runs."""
     plugins = []
 
-    def make(module, patch=(4, 4, 4), channels=1, **options):
-        plugin = ModelPlugin(module, f"digest {len(plugins)}")
+    def make(net, patch=(4, 4, 4), channels=1, **options):
+        plugin = ModelPlugin(net, f"digest {len(plugins)}")
         plugin.setup(None)
         plugins.append(plugin)
         return Forward(plugin.digest, patch, channels, **options)
@@ -85,6 +86,74 @@ class TestOutputs:
         half = Returns(torch.zeros(6, 1, 4, 4, 4, dtype=torch.bfloat16))
         assert forward_of(half)(batch)[""].dtype == torch.float32
         assert forward_of(half, dtype="float64")(batch)[""].dtype == torch.float64
+
+
+class TestFloat16:
+    """What a CPU emulates slowly, a GPU does in the same way."""
+
+    @pytest.fixture
+    def batch(self):
+        """Of six patches the third and the last overflow when they are multiplied."""
+        batch = torch.rand(6, 1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+        batch[2, 0, 1, 1, 1], batch[5, 0, 3, 0, 0] = 30.0, -30.0
+        return batch
+
+    @pytest.fixture
+    def net(self):
+        net = nn.Conv3d(1, 2, 1, bias=False)
+        nn.init.constant_(net.weight, 3000.0)
+        return net
+
+    def test_only_patches_that_overflow_are_those_of_float32(self, forward_of, batch, net):
+        exact = forward_of(net)(batch)[""]
+        found = forward_of(net, precision="float16")(batch)[""]
+        assert found.dtype == torch.float32
+        assert found.isfinite().all()
+        same = [torch.equal(a, b) for a, b in zip(found, exact, strict=True)]
+        assert same == [False, False, True, False, False, True]
+        torch.testing.assert_close(found, exact, rtol=2e-3, atol=0)
+
+    @pytest.mark.parametrize("flips", [(0,), (0, 1, 2)])
+    def test_flipped_copies_and_slices_too(self, forward_of, batch, net, flips):
+        found, exact = (
+            forward_of(net, flips=flips, precision=precision)(batch)[""]
+            for precision in ("float16", "float32")
+        )
+        torch.testing.assert_close(found, exact, rtol=2e-3, atol=0)
+
+    def test_a_patch_does_not_depend_on_its_neighbours(self, forward_of, batch, net):
+        forward = forward_of(net, precision="float16")
+        alone = torch.cat([forward(one)[""] for one in batch.split(1)])
+        assert torch.equal(forward(batch)[""], alone)
+
+    def test_every_output_counts(self, forward_of, batch, net):
+        found = forward_of(nets.Named(nn.Identity(), net), precision="float16")(batch)
+        assert torch.equal(found["seg"], batch)
+        assert found["edge"].isfinite().all()
+
+    def test_a_model_may_write_into_its_input_and_keep_its_output(self, forward_of, batch, net):
+        writing = nn.Sequential(WritesIntoItsInput(), net)
+        expected = forward_of(writing)(batch.clone())[""]
+        found = forward_of(writing, precision="float16")(batch)[""]
+        torch.testing.assert_close(found, expected, rtol=2e-3, atol=0)
+
+    def test_what_float32_cannot_hold_stays_as_it_is(self, forward_of, batch, net):
+        batch[0, 0, 0, 0, 0] = torch.nan
+        found = forward_of(net, precision="float16")(batch)[""]
+        assert found.isnan().sum() == 2  # of the voxel, in two channels
+        assert not found.isinf().any()
+
+    def test_the_trial_runs_a_patch_in_float32_for_its_memory(self, forward_of, monkeypatch):
+        monkeypatch.setattr(module, "has_float16", lambda: True)
+        seen = []
+
+        class Noting(nn.Module):
+            def forward(self, batch):
+                seen.append((len(batch), torch.is_autocast_enabled("cpu")))
+                return batch
+
+        probe(forward_of(Noting(), precision="float16"), 4, 2**30, 1)
+        assert seen[-2:] == [(4, True), (1, False)]
 
 
 class TestFlips:

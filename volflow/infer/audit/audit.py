@@ -52,9 +52,9 @@ def verify(  # noqa: PLR0913 - a public journey takes flat options
     prediction are also computed anew from its input and its model, which says that this model made
     them: bit for bit where the same kind of machine (processor or GPU, threads, versions of torch
     and NumPy) computed the run, else within 1e-6 of the range of scores (1e-5 on another kind of
-    device, 2e-3 of tf32, 2e-2 of bfloat16). A class is wrong where the score of another one is
-    higher by more than twice that. Statistics of the whole volume that an exact run measured are
-    taken as it measured them.
+    device, 2e-3 of tf32 and float16, 2e-2 of bfloat16). A class is wrong where the score of
+    another one is higher by more than twice that. Statistics of the whole volume that an exact run
+    measured are taken as it measured them.
 
     Parameters
     ----------

@@ -30,7 +30,7 @@ from volflow.store.volume import Volume
 __all__ = ["recompute"]
 
 # Shares of the range of scores within which other machines agree, by precision.
-TOLERANCES = {"float32": 1e-6, "tf32": 2e-3, "bfloat16": 2e-2}
+TOLERANCES = {"float32": 1e-6, "tf32": 2e-3, "float16": 2e-3, "bfloat16": 2e-2}
 # On another kind of device sums are taken in another order throughout.
 OTHER_DEVICE = 1e-5
 
@@ -120,7 +120,7 @@ def _on_device(settings: Settings, device: str) -> Settings:
         settings,
         device="cpu",
         layout="contiguous",
-        precision="float32" if settings.precision == "tf32" else settings.precision,
+        precision="float32" if settings.precision in ("tf32", "float16") else settings.precision,
         peak_bytes=settings.peak_bytes + settings.device_peak_bytes,
         device_peak_bytes=0,
         device_memory_bytes=0,
