@@ -91,11 +91,13 @@ class SampleOptions:
         None, "Of patches of a grid, in voxels or as a fraction below 1. Default: 0.", read=numbers
     )
     axis: str | None = option(
-        None, "The axis across slices: z, y, x, axial, coronal or sagittal. Default: z."
+        None,
+        "The axis across slices: z, y, x (of the frame), axial, coronal or sagittal. Default: z.",
     )
     classes: list[str] | None = option(
         None, "Names of the classes from 0 on, such as background,liver,tumour.", read=class_names
     )
+    frame: str | None = option(None, "The axes that a model expects, such as RAS.")
     normalize: str | None = option(
         None, "As of predict: zscore, window:-160,240 and so on. Default: as stored."
     )
@@ -162,6 +164,7 @@ def sample(
         reuse=REUSE if stats else SPREAD,
         memory=options.memory,
         allow_mixed_spacing=options.allow_mixed_spacing,
+        frame=options.frame,
         normalize=options.normalize,
         padding=options.padding,
         progress=False if quiet else None,

@@ -16,7 +16,7 @@ from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
 from volflow.sampling.cases.open_cases import CasesLike, open_cases
 from volflow.sampling.cases.same_spacing import sampler_in_voxels
-from volflow.sampling.cases.shown import Choice, Shown, shown_cases
+from volflow.sampling.cases.shown import Choice, Shown, shown_cases, turned_cases
 from volflow.sampling.epoch.catalog import GridCatalog, PatchCatalog, open_catalog
 from volflow.sampling.epoch.cutting import draw_positions
 from volflow.sampling.epoch.order import Visits
@@ -52,6 +52,7 @@ def sample(  # noqa: PLR0913 - a public journey takes flat options
     cluster: Cluster = None,
     skip_bad: bool = False,
     allow_mixed_spacing: bool = False,
+    frame: str | None = None,
     normalize: Choice = None,
     padding: float | str = 0,
 ) -> da.Array:
@@ -75,7 +76,7 @@ def sample(  # noqa: PLR0913 - a public journey takes flat options
         Which array of the case; by default the first.
     classes, cluster, skip_bad, allow_mixed_spacing
         As in `PatchStream`; ``cluster`` counts labels or weights where they are not known.
-    normalize, padding
+    frame, normalize, padding
         As in `PatchStream`, of the array that is asked for.
 
     Returns
@@ -97,6 +98,7 @@ def sample(  # noqa: PLR0913 - a public journey takes flat options
     ((32, 1, 1, 8, 8), [1, 1, 1, 1, 1, 1, 1])
     """
     cases, seed = open_cases(x, classes=classes, skip_bad=skip_bad), check_seed(seed)
+    cases = turned_cases(cases, frame)
     sampler = sampler_in_voxels(sampler, cases, mixed=allow_mixed_spacing)
     name = array or cases[0].lead
     if name not in cases[0].sources:

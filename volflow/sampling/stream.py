@@ -19,7 +19,7 @@ from volflow.errors import InvalidInput, ResumeRefused
 from volflow.option import from_keywords, journey
 from volflow.sampling.cases.open_cases import CasesLike, open_cases
 from volflow.sampling.cases.same_spacing import sampler_in_voxels
-from volflow.sampling.cases.shown import Choice, shown_cases
+from volflow.sampling.cases.shown import Choice, shown_cases, turned_cases
 from volflow.sampling.epoch.catalog import GridCatalog, open_catalog
 from volflow.sampling.epoch.cutting import cut_patches
 from volflow.sampling.epoch.order import Visits
@@ -101,6 +101,8 @@ class PatchStream(IterableDataset[dict[str, Any]]):
         Leave out cases that cannot be used, instead of refusing all.
     allow_mixed_spacing
         Take cases of different spacing together, which are refused otherwise.
+    frame
+        As in `predict`, for patch, overlap, arrays and locations; cases need an orientation.
     normalize
         As in `predict`, of all arrays but classes and a sampler's weights, or by the names of
         some; these are then float32. Statistics are those of each array of each case.
@@ -150,6 +152,7 @@ class PatchStream(IterableDataset[dict[str, Any]]):
         classes: Sequence[str] | None = None,
         skip_bad: bool = False,
         allow_mixed_spacing: bool = False,
+        frame: str | None = None,
         normalize: Choice | Mapping[str, Choice] = None,
         padding: float | str = 0,
         ignore_label: int = 0,
@@ -157,17 +160,14 @@ class PatchStream(IterableDataset[dict[str, Any]]):
     ) -> None:
         options = from_keywords(StreamOptions, locals())
         self.options, self.cluster = options, cluster
-        self.cases = open_cases(cases, classes=options.classes, skip_bad=options.skip_bad)
+        opened = open_cases(cases, classes=options.classes, skip_bad=options.skip_bad)
+        self.cases = turned_cases(opened, options.frame)
         check_names([*self.cases[0].sources, *self.cases[0].values])
         mixed = options.allow_mixed_spacing
         self.sampler = sampler_in_voxels(options.sampler, self.cases, mixed=mixed)
-        reading: dict[str, Any] = {
-            "cluster": cluster,
-            "memory": options.memory,
-            "progress": progress,
-        }
+        how: dict[str, Any] = {"cluster": cluster, "memory": options.memory, "progress": progress}
         guide = guide_of(self.sampler)
-        self.cases = shown_cases(self.cases, guide, options.shown, **reading)
+        self.cases = shown_cases(self.cases, guide, options.shown, **how)
         self.share = this_share(options.rank, options.world_size)
         self.lanes = options.lanes or self.share.stride
         self.share.check_lanes(self.lanes)
@@ -176,7 +176,7 @@ class PatchStream(IterableDataset[dict[str, Any]]):
             self.cases,
             self.sampler,
             per_case=None if options.patches_per_case is None else self.totals,
-            **reading,
+            **how,
         )
         if isinstance(self.catalog, GridCatalog):
             self.patches = int(self.catalog.all_visits.quota.sum())

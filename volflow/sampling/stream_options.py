@@ -53,6 +53,7 @@ class StreamOptions:
     classes: Sequence[str] | None = None
     skip_bad: bool = False
     allow_mixed_spacing: bool = False
+    frame: str | None = None
     normalize: Choice | Mapping[str, Choice] = None
     padding: float | str = 0
     ignore_label: int = 0

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 import volflow as vf
 from tests.oracle import padded_by
-from volflow.errors import InvalidInput
+from volflow.errors import InvalidInput, ResumeRefused
+from volflow.geometry.frame import Frame
 from volflow.geometry.normalize import normalization
 from volflow.geometry.outside import Padding
 from volflow.geometry.roi import Roi
@@ -90,6 +91,70 @@ class TestIsThatOfAPrediction:
         for sample in stream:
             both = torch.cat([sample["t1"], sample["flair"]]).numpy()
             assert any(np.array_equal(both, one) for one in seen)
+
+
+class TestInAFrame:
+    @pytest.mark.parametrize("frame", ["RAS", "LPI", "IRP", "sar"])
+    def test_patches_are_those_of_a_prediction(self, predict, stored, frame):
+        volume = stored(IMAGE, orientation="SAR", spacing=(3, 2, 1), unit="mm")
+        options = {"frame": frame, "normalize": "zscore", "padding": "reflect"}
+        seen.clear()
+        predict(volume, Recording(), patch=(6, 8, 10), overlap=0.5, blend="crop", **options)
+        stream = vf.PatchStream(volume, vf.GridSampler((6, 8, 10), overlap=0.5), **options)
+        shown = Frame.between("SAR", frame).show(scaled(IMAGE, "zscore"))
+        for sample in stream:
+            patch = sample["image"].numpy()
+            assert np.array_equal(patch, box_of(shown, roi_of(sample), "reflect"))
+            assert any(np.array_equal(patch, one) for one in seen)
+        assert stream.cases[0].spacing == Frame.between("SAR", frame).reorder((3, 2, 1))
+
+    @pytest.mark.parametrize(
+        "sampler",
+        [
+            vf.UniformSampler((3, 6, 4)),
+            vf.UniformSampler((3, 6, 4), border="pad"),
+            vf.LabelSampler((3, 16, 4), probabilities={0: 1, 1: 2}),
+            vf.WeightedSampler((3, 6, 4), "label", border="pad"),
+            vf.GridSampler((3, 6, 4), overlap=1),
+        ],
+    )
+    def test_a_stream_is_that_of_a_volume_stored_in_it(self, stored, small_superchunks, sampler):
+        small_superchunks(500)
+        turned = Frame.between("SAR", "LPI")
+        here, there = (
+            {
+                name: stored(np.ascontiguousarray(show(array)), f"{name}-{letters}.zarr",
+                             chunk=4, shard=8, orientation=letters)
+                for name, array in (("image", IMAGE), ("label", LABEL))
+            }
+            for letters, show in (("SAR", np.asarray), ("LPI", turned.show))
+        )  # fmt: skip
+        number = None if isinstance(sampler, vf.GridSampler) else 60
+        list(vf.PatchStream(here, sampler, number))  # whose counts are others
+        streams = [
+            vf.PatchStream(here, sampler, number, seed=2, frame="LPI"),
+            vf.PatchStream(there, sampler, number, seed=2),
+            vf.PatchStream(here, sampler, number, seed=2, frame="LPI"),  # its counts were kept
+        ]
+        for one, other, again in zip(*streams, strict=True):
+            for name in ("location", "image", "label"):
+                assert np.array_equal(one[name], other[name])
+                assert np.array_equal(one[name], again[name])
+
+    def test_a_state_belongs_to_its_frame(self, stored):
+        volume = stored(IMAGE, orientation="SAR")
+        stream = vf.PatchStream(volume, vf.UniformSampler(4), 4)
+        with pytest.raises(ResumeRefused):
+            vf.PatchStream(volume, vf.UniformSampler(4), 4, frame="RAS").load_state_dict(
+                stream.state_dict()
+            )
+
+    def test_an_aggregator_refuses_it(self, stored, tmp_path):
+        stream = vf.PatchStream(stored(IMAGE, orientation="SAR"), vf.GridSampler(4), frame="RAS")
+        with pytest.raises(
+            InvalidInput, match=r"in the frame 'RAS'; leave frame out, or use vf\.p"
+        ):
+            vf.GridAggregator(tmp_path / "out.zarr", stream)
 
 
 class TestReading:
@@ -202,6 +267,8 @@ def test_what_is_seen_is_no_part_of_the_order():
             {"ignore_label": -1},
             r'^ignore_label -1 does not fit in array "label" of uint8; give a l',
         ),
+        ({"frame": "RAS"}, r"^case case0: frame 'RAS' needs a volume with orientation, and this "),
+        ({"frame": "RAX"}, r"^case case0: frame must be three letters, one of each pair "),
         ({"ignore_label": 0.5}, r"^ignore_label must be a whole number; got 0.5$"),
     ],
 )

@@ -35,6 +35,12 @@ def grids_of(stream: PatchStream) -> dict[str, PatchGrid]:
             f"an aggregator needs the patches of a grid, and {type(sampler).__name__} draws them at"
             " random; make the stream with vf.GridSampler(patch, overlap)"
         )
+    if stream.options.frame is not None:
+        raise InvalidInput(
+            f"an aggregator puts patches together along the axes of their case, and the stream's"
+            f" are in the frame {stream.options.frame!r}; leave frame out, or use"
+            " vf.predict(..., frame=…), which writes along the stored axes"
+        )
     if (stream.world_size or 1) > 1:
         raise InvalidInput(
             f"all patches of a case must reach one process, but the stream shares them among"

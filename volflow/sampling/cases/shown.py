@@ -13,13 +13,15 @@ import numpy as np
 
 from volflow.engine.cluster import Cluster, connect
 from volflow.errors import InvalidInput
+from volflow.geometry.frame import Frame
 from volflow.geometry.normalize import check_normalization
 from volflow.geometry.outside import Padding
 from volflow.sampling.cases.named_arrays import Case
+from volflow.volumes.arrays.turned import TurnedSource
 from volflow.volumes.fold import in_memory
 from volflow.volumes.normalizing import Normalize, constants_of
 
-__all__ = ["Choice", "Shown", "shown_cases"]
+__all__ = ["Choice", "Shown", "shown_cases", "turned_cases"]
 
 Choice = str | Callable[[Any], Any] | None
 
@@ -84,6 +86,29 @@ def shown_cases(
         )
 
 
+def turned_cases(cases: tuple[Case, ...], frame: str | None) -> tuple[Case, ...]:
+    """Return cases in a frame; as they are without one.
+
+    Raises
+    ------
+    InvalidInput
+        If a case has no orientation, naming it, or the frame is none.
+    """
+    if frame is None:
+        return cases
+    turned = []
+    for case in cases:
+        try:
+            mapping, letters = Frame.between(case.meta.orientation, frame), frame.upper()
+        except InvalidInput as error:
+            raise InvalidInput(f"case {case.name}: {error}") from None
+        sources = {
+            name: TurnedSource(source, mapping, letters) for name, source in case.sources.items()
+        }
+        turned.append(replace(case, sources=sources))
+    return tuple(turned)
+
+
 def _choices(
     normalize: Choice | Mapping[str, Choice], images: list[str], first: Case
 ) -> dict[str, str | Callable[[Any], Any]]:
@@ -128,6 +153,8 @@ def _constants(
 ) -> Normalize:
     """Return the constants of one array."""
     source = case.sources[name]
+    if isinstance(source, TurnedSource):  # the statistics are the same, and kept beside what it is
+        source = source.source
     if options.get("progress") is None and prod(case.shape) < SILENT_VOXELS:
         options = {**options, "progress": False}
     return constants_of(choice, source, cluster=None if in_memory(source) else client, **options)

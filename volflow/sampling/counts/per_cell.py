@@ -24,6 +24,7 @@ from volflow.sampling.counts.tally import Cell, Entries, Int64s
 from volflow.store.sidecars import load_arrays, part_of, save_arrays, sidecar_paths
 from volflow.store.slabs import Source
 from volflow.store.volume import Volume
+from volflow.volumes.arrays.turned import TurnedSource
 
 __all__ = ["ClassCounts", "WeightSums", "count_classes", "sum_weights"]
 
@@ -220,7 +221,9 @@ def _kept(jobs: Mapping[str, CountJob], options: Mapping[str, Any]) -> list[Entr
     """
     whole = jobs[""]
     source, tally = whole.source, whole.tally
-    part = part_of(source) if isinstance(source, Volume) else ""
+    stored = source.source if isinstance(source, TurnedSource) else source
+    part = part_of(stored) if isinstance(stored, Volume) else ""
+    part += f"-{source.letters}" if isinstance(source, TurnedSource) else ""
     name = f"{tally.name}-{_text(whole.cell)}{part}"
 
     def places(end: str) -> Iterator[Path]:
