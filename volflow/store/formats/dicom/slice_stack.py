@@ -111,9 +111,10 @@ def meta_of(grid: SliceGrid, source: SourceInfo, front: tuple[int, ...] = ()) ->
 
 def state_of_files(path: str, slices: Sequence[DicomSlice]) -> str:
     """Return a hash of names, sizes and times of the files that slices lie in."""
-    digest = hashlib.sha256()
+    digest, root = hashlib.sha256(), Path(path)
+    root = root if root.is_dir() else root.parent
     for name in sorted({one.path for one in slices}):
-        stat, below = Path(name).stat(), Path(name)
-        below = below.relative_to(path) if Path(path).is_dir() else Path(below.name)
+        stat = Path(name).stat()
+        below = Path(name).relative_to(root)
         digest.update(f"{below} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()
