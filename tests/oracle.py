@@ -19,6 +19,7 @@ def sliding_window(
     blend: str = "gaussian",
     scale: tuple[int, int, int] = (1, 1, 1),
     padding: float | str = 0,
+    sigma_scale: float = 0.125,
 ) -> np.ndarray:
     """Blended scores ``CZYX`` in float64; padding and starts written out without volflow's grid."""
     shape = image_CZYX.shape[1:]
@@ -42,7 +43,8 @@ def sliding_window(
         owned([c // q for c in a], p // q, n)
         for a, p, n, q in zip(starts, patch, out_shape, scale, strict=True)
     ]
-    weight = weights(blend, [p // q for p, q in zip(patch, scale, strict=True)])
+    sides = [p // q for p, q in zip(patch, scale, strict=True)]
+    weight = weights(blend, sides, sigma_scale)
     for index in itertools.product(*(range(len(a)) for a in starts)):
         corner = [a[i] for a, i in zip(starts, index, strict=True)]
         box = tuple(slice(c + m, c + m + p) for c, m, p in zip(corner, margin, patch, strict=True))

@@ -12,6 +12,7 @@ from volflow.errors import InvalidInput
 from volflow.geometry.frame import Frame
 from volflow.geometry.normalize import check_normalization
 from volflow.geometry.outside import ZEROS, Padding
+from volflow.geometry.windows import SIGMA_SCALE
 from volflow.infer.predict_options import PredictOptions
 from volflow.model.digest import digest_of, identity_of
 from volflow.model.imports import Code
@@ -21,14 +22,15 @@ __all__ = ["check_choice", "code_of", "merge_options", "order_inputs", "settings
 
 # What a model may say of them, too.
 INHERITED = (
-    "patch", "overlap", "blend", "padding", "frame", "normalize", "activation", "output",
+    "patch", "overlap", "blend", "sigma_scale", "padding", "frame", "normalize", "activation",
+    "output",
 )  # fmt: skip
 
 
 def settings_of(options: PredictOptions) -> dict[str, Any]:
     """Return the options that decide the result, for the fingerprint."""
     named = ("overlap", "blend", "frame", "output", "dtype", "flips", "skip_below", "fill")
-    padding = Padding(options.padding or 0)
+    padding, sigma = Padding(options.padding or 0), options.sigma_scale
     return {
         "patch": None if options.patch is None else list(options.sides),
         **{name: getattr(options, name) for name in named},
@@ -36,6 +38,7 @@ def settings_of(options: PredictOptions) -> dict[str, Any]:
         "activation": _name_of(options.activation),
         # Outputs are known by these: those that were made before it could be chosen, too.
         **({} if padding == ZEROS else {"padding": padding.given}),
+        **({} if sigma in (None, SIGMA_SCALE) else {"sigma_scale": float(sigma)}),
     }
 
 
@@ -73,6 +76,8 @@ def merge_options(given: PredictOptions, spec: Spec) -> PredictOptions:
         merged[name] = defaults.get(name) if value is None else value
     if merged["normalize"] == "none":
         merged["normalize"] = None
+    if merged["blend"] != "gaussian":  # the model's is that of its own blend
+        merged["sigma_scale"] = given.sigma_scale
     options = replace(given, **merged)
     if options.fill is None:
         options = replace(options, fill=spec.background if options.output == "classes" else 0)
@@ -94,6 +99,7 @@ def _check(options: PredictOptions) -> None:
     if options.normalize is not None:
         check_normalization(options.normalize)
     Padding(options.padding or 0)
+    _check_sigma(options)
     check_choice("precision", options.precision, ("auto", "float32", "bfloat16", "float16", "tf32"))
     if options.precision == "float16" and options.blend == "exact":
         raise InvalidInput(
@@ -117,6 +123,23 @@ def _check(options: PredictOptions) -> None:
     if batch != "auto" and not (isinstance(batch, int) and batch >= 1):
         raise InvalidInput(f'batch_size must be "auto" or a whole number from 1; got {batch!r}')
     _check_dtype(options)
+
+
+def _check_sigma(options: PredictOptions) -> None:
+    sigma: Any = options.sigma_scale
+    if sigma is None:
+        return
+    number = isinstance(sigma, int | float | np.number) and not isinstance(sigma, bool)
+    if not number or not 0 < sigma < np.inf:
+        raise InvalidInput(
+            f"sigma_scale must be a positive number, a part of the patch's side; got {sigma!r}; the"
+            " default is 0.125"
+        )
+    if options.blend != "gaussian":
+        raise InvalidInput(
+            f"sigma_scale {sigma} is that of blend 'gaussian', and the blend is {options.blend!r};"
+            " leave one of them out"
+        )
 
 
 def _check_dtype(options: PredictOptions) -> None:

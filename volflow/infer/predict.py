@@ -33,6 +33,7 @@ def predict(  # noqa: PLR0913 - a public journey takes flat options
     patch: int | tuple[int, int, int] | None = None,
     overlap: float | tuple[float, float, float] | None = None,
     blend: str | None = None,
+    sigma_scale: float | None = None,
     padding: float | str | None = None,
     frame: str | None = None,
     normalize: str | Callable[[Any], Any] | None = None,
@@ -88,6 +89,8 @@ def predict(  # noqa: PLR0913 - a public journey takes flat options
         fraction of the patch (0.25); ``"gaussian"`` (default), ``"hann"``, ``"average"`` or
         ``"crop"``. ``"exact"`` needs no patch, but one with a 1 says that the network takes
         slices; the volume is zero-padded at its far end to the network's alignment (`vf.halo`).
+    sigma_scale
+        Of the gaussian blend: its sigma as a part of the patch's side, 0.125 as in MONAI.
     padding
         What a patch holds where it reaches outside of the volume: a number in normalised values
         (default: 0), ``"edge"`` or ``"reflect"``, as `numpy.pad` would pad the whole volume.

@@ -90,6 +90,12 @@ class PredictOptions(OutputOptions, NetworkOptions):
         " gaussian.",
         PATCHES,
     )
+    sigma_scale: float | None = option(
+        None,
+        "Sigma of the gaussian blend, as a part of the patch's side. Default: the bundle's, or"
+        " 0.125.",
+        PATCHES,
+    )
     padding: float | str | None = option(
         None,
         "What lies outside of the volume: a normalised value, edge or reflect. Default: the"

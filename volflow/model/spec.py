@@ -30,6 +30,7 @@ _EXPECTED = {
     "patch": "a whole number from 1, or three of them",
     "overlap": "whole voxels from 0, a fraction of the patch below 1, or three of these",
     "blend": "crop, average, gaussian, hann or exact",
+    "sigma_scale": "a positive number",
     "padding": "a finite number, edge or reflect",
     "spacing": "three positive sizes",
     "output": '"scores" or "classes"',
@@ -57,6 +58,8 @@ class Spec:
         Overlap of neighbouring patches: voxels, or a fraction of the patch below 1.
     blend
         How overlapping outputs are combined, or ``"exact"``.
+    sigma_scale
+        Of the gaussian blend: its sigma as a part of the patch's side.
     padding
         What a patch holds outside of the volume: a normalised value, ``"edge"`` or ``"reflect"``.
     frame
@@ -84,6 +87,7 @@ class Spec:
     patch: Side | tuple[Side, Side, Side] | None = None
     overlap: Whole | Share | tuple[Whole | Share, Whole | Share, Whole | Share] | None = None
     blend: Blend | Literal["exact"] | None = None
+    sigma_scale: Size | None = None
     padding: Value | Literal["edge", "reflect"] | None = None
     frame: str | None = None
     spacing: tuple[Size, Size, Size] | None = None
@@ -103,6 +107,10 @@ class Spec:
         if self.classes and self.background >= len(self.classes):
             raise InvalidInput(
                 f"background is class {self.background}, but there are {len(self.classes)} classes"
+            )
+        if self.sigma_scale is not None and self.blend not in (None, "gaussian"):
+            raise InvalidInput(
+                f"sigma_scale is that of blend gaussian, and blend is {self.blend}; leave it out"
             )
         if self.channels == ():
             raise InvalidInput("channels must name at least one channel, or be left out")

@@ -106,9 +106,10 @@ def test_predict_leaves_what_was_not_typed_to_its_own_default(called):
 def test_predict_passes_every_option(called, capsys):
     line = (
         "predict t1=a.zarr flair=b.zarr out.zarr -m pkg:net --weights w.safetensors --patch"
-        " 96,96,48 --overlap 0.25 --blend hann --padding -1 --frame RAS --normalize zscore"
-        " --activation softmax --output scores --dtype float16 --batch-size 4 --device cuda"
-        " --device-memory 9GB --precision tf32 --cluster 4 --workers a,b --resources GPU=1"
+        " 96,96,48 --overlap 0.25 --blend hann --sigma-scale 0.2 --padding -1 --frame RAS"
+        " --normalize zscore --activation softmax --output scores --dtype float16"
+        " --batch-size 4 --device cuda --device-memory 9GB --precision tf32"
+        " --cluster 4 --workers a,b --resources GPU=1"
         " --memory 2GiB --flips zyx --mask m.zarr --skip-below 0.1 --fill -1 --chunk 32"
         " --shard 64 --levels --keep --trust --overwrite --json"
     )
@@ -117,6 +118,7 @@ def test_predict_passes_every_option(called, capsys):
     assert args == ({"t1": "a.zarr", "flair": "b.zarr"}, "pkg:net", "out.zarr")
     assert options == {
         "weights": "w.safetensors", "patch": (96, 96, 48), "overlap": 0.25, "blend": "hann",
+        "sigma_scale": 0.2,
         "padding": -1.0, "frame": "RAS", "normalize": "zscore", "activation": "softmax",
         "output": "scores", "dtype": "float16", "batch_size": 4, "device": "cuda",
         "device_memory": "9GB",

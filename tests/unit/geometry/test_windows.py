@@ -44,6 +44,18 @@ def test_the_floor_of_gaussian_holds_for_the_product_over_the_axes():
     np.testing.assert_allclose(found, np.maximum(product, 1e-3), rtol=1e-6)
 
 
+@pytest.mark.parametrize("sigma_scale", [0.05, 0.125, 0.3, 2])
+def test_the_gaussian_is_that_of_monai(sigma_scale):
+    """exp(-x²/2σ²) with σ = sigma_scale · side, axis by axis, raised to 1e-3."""
+    patch, expected = (5, 8, 1), np.ones(())
+    for side in patch:
+        x = np.arange(-(side - 1) / 2, (side - 1) / 2 + 1)
+        expected = expected[..., None] * np.exp(x**2 / (-2 * (sigma_scale * side) ** 2))
+    np.testing.assert_allclose(
+        weights("gaussian", patch, sigma_scale), np.maximum(expected, 1e-3), rtol=1e-6
+    )
+
+
 def test_weights_are_a_product_with_its_axes_in_order():
     found = weights("hann", (2, 5, 9))
     assert found.shape == (2, 5, 9)

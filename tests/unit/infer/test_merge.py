@@ -102,6 +102,13 @@ class TestSettings:
         ({"overlap": -1}, r"overlap must be a fraction .* got -1$"),
         ({"overlap": (0.5, 0.5)}, r"^overlap needs one entry per axis \(3\); got \(0.5, 0.5\)$"),
         ({"overlap": (1, 2, 8)}, r"below the patch \(8\); got 8$"),
+        ({"sigma_scale": 0}, r"^sigma_scale must be a positive number, .* got 0; the default is"),
+        ({"sigma_scale": "wide"}, r"^sigma_scale must be a positive number"),
+        ({"sigma_scale": float("nan")}, r"^sigma_scale must be a positive number"),
+        (
+            {"sigma_scale": 0.2, "blend": "exact"},
+            r"^sigma_scale 0.2 is that of blend 'gaussian', and the blend is 'exact'; leave one of",
+        ),
         ({"blend": "linear"}, r"^unknown blend 'linear'; use one of crop, average, gaussian, hann"),
         (
             {"blend": "exact", "overlap": 8},
@@ -178,3 +185,20 @@ def test_an_exact_run_takes_no_notice_of_a_bundles_overlap():
 def test_a_batch_size_means_nothing_to_the_exact_method():
     given = PredictOptions(blend="exact", batch_size=4)
     assert checked_options(given, PLAIN).batch_size == "auto"
+
+
+def test_the_sigma_of_a_model_is_that_of_its_blend():
+    spec = make_spec({"patch": 8, "sigma_scale": 0.2})
+    assert checked_options(PredictOptions(), spec).sigma_scale == 0.2
+    assert checked_options(PredictOptions(sigma_scale=0.3), spec).sigma_scale == 0.3
+    assert checked_options(PredictOptions(blend="hann"), spec).sigma_scale is None
+    with pytest.raises(InvalidInput, match="sigma_scale is that of blend gaussian, and blend is h"):
+        make_spec({"sigma_scale": 0.2, "blend": "hann"})
+
+
+def test_outputs_of_the_usual_sigma_are_known_as_before():
+    plain = settings_of(checked_options(PredictOptions(patch=8), make_spec({})))
+    usual = settings_of(checked_options(PredictOptions(patch=8, sigma_scale=0.125), make_spec({})))
+    assert usual == plain
+    wide = settings_of(checked_options(PredictOptions(patch=8, sigma_scale=1), make_spec({})))
+    assert wide == {**plain, "sigma_scale": 1.0}

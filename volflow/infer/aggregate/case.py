@@ -20,6 +20,7 @@ from volflow.engine.task import Context
 from volflow.geometry.frame import Frame
 from volflow.geometry.grid import BlockGrid, PatchGrid
 from volflow.geometry.roi import Roi
+from volflow.geometry.windows import SIGMA_SCALE
 from volflow.infer.aggregate.batch import Kind
 from volflow.infer.aggregate.scratch import PendingPatches
 from volflow.infer.finish import Finish
@@ -41,7 +42,8 @@ __all__ = ["CaseBlend", "Result"]
 Result = Volume | dict[str, Volume]
 
 VERSION = 1
-RECORDED = ("blend", "activation", "output", "dtype")  # of the options
+# Of the options; the last only where it is not the usual.
+RECORDED = ("blend", "activation", "output", "dtype", "sigma_scale")
 # Of the budget, for the rows that wait for their shards; the rest is for open rows.
 SHARDS_SHARE = 0.5
 
@@ -84,6 +86,7 @@ class CaseBlend:
             dtype=str(kind.computed).split(".")[-1],
             skipping=True,
             zeros=scratch.zeros,
+            sigma_scale=options.sigma_scale or SIGMA_SCALE,
         )
         keep = kind.integer and options.blend == "crop" and options.activation is None
         dtype = options.stored_dtype(str(kind.dtype if keep else kind.computed).split(".")[-1])
@@ -194,7 +197,7 @@ class CaseBlend:
         """Make the hidden directory the output, with a journal that vouches for its shards."""
         journal, grid = Journal(journal_dir(self.out)), self.grid
         given = settings_of(self.options)
-        options = {name: given[name] for name in RECORDED}
+        options = {name: given[name] for name in RECORDED if name in given}
         geometry = {"patch": grid.patch, "stride": grid.stride, "padding": grid.padding}
         named = {one.name: one.channels for one in self.kind.outputs if one.name}
         channels = named or self.kind.channels

@@ -69,8 +69,9 @@ class GridAggregator:
         Path of the OME-Zarr results; ``{case}`` stands for the name of the case.
     stream
         The ``PatchStream`` over a ``GridSampler`` from which the batches come.
-    blend
-        ``"gaussian"``, ``"hann"``, ``"average"`` or ``"crop"``, as in `predict`.
+    blend, sigma_scale
+        ``"gaussian"``, ``"hann"``, ``"average"`` or ``"crop"``, and how wide the gaussian is, as
+        in `predict`.
     activation
         Applied after blending: ``"softmax"``, ``"sigmoid"``, a function of a ``CZYX`` tensor.
     output
@@ -126,6 +127,7 @@ class GridAggregator:
         stream: PatchStream,
         blend: str = "gaussian",
         *,
+        sigma_scale: float | None = None,
         activation: str | Callable[[Any], Any] | None = None,
         output: str = "scores",
         dtype: str | None = None,
@@ -144,8 +146,8 @@ class GridAggregator:
             )
         check_blend(blend)
         given = PredictOptions(
-            patch=1, overlap=0, blend=blend, activation=activation, output=output, dtype=dtype,
-            chunk=chunk, shard=shard, overwrite=overwrite,
+            patch=1, overlap=0, blend=blend, sigma_scale=sigma_scale, activation=activation,
+            output=output, dtype=dtype, chunk=chunk, shard=shard, overwrite=overwrite,
         )  # fmt: skip
         self.options = merge_options(given, Spec())
         for case in stream.cases:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from volflow.errors import InvalidInput
+from volflow.geometry.windows import SIGMA_SCALE
 from volflow.infer.input_copies import dropped_copies
 from volflow.infer.methods import checked_options
 from volflow.infer.predict_options import PredictOptions, VerifyOptions
@@ -160,6 +161,8 @@ def _options(record: Record, noted: Provenance, asked: VerifyOptions) -> Predict
     if values["normalize"] is None:
         values["normalize"] = "none"  # whatever the bundle would say
     values.setdefault("padding", 0)
+    if values.get("blend") == "gaussian":
+        values.setdefault("sigma_scale", SIGMA_SCALE)
     mask: Any = asked.mask
     if mask is None and noted.mask is not None:
         mask = _found(noted.mask, "the mask", "mask")

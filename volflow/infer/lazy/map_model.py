@@ -49,6 +49,7 @@ def map_model(  # noqa: PLR0913 - the options of predict
     patch: int | tuple[int, int, int] | None = None,
     overlap: float | tuple[float, float, float] | None = None,
     blend: str | None = None,
+    sigma_scale: float | None = None,
     padding: float | str | None = None,
     frame: str | None = None,
     normalize: str | Callable[[Any], Any] | None = None,
@@ -82,7 +83,9 @@ def map_model(  # noqa: PLR0913 - the options of predict
     model
         As in `predict`. A module is copied, so that training it further changes no result. With
         ``blend="exact"`` statistics that it needs of a stored volume are measured once, now.
-    patch, overlap, blend, padding, frame, activation, output, dtype, flips, mask, skip_below, fill
+    patch, overlap, blend, sigma_scale, padding, frame, activation, output, dtype, flips
+        As in `predict`.
+    mask, skip_below, fill
         As in `predict`.
     normalize
         As in `predict`: what needs statistics measures a volume once, now. An array that Dask

@@ -16,7 +16,7 @@ from volflow.engine.plan import Plan
 from volflow.engine.workers import expected_workers
 from volflow.errors import InvalidInput, MemoryRefused
 from volflow.geometry.grid import PatchGrid, stride_of
-from volflow.geometry.windows import Blend
+from volflow.geometry.windows import SIGMA_SCALE, Blend
 from volflow.infer.method import (
     BoxFunction,
     Hull,
@@ -188,6 +188,7 @@ def _window(
         forward,
         batch_size,
         request.options.blending,
+        request.options.sigma_scale or SIGMA_SCALE,
         request.finish(forward.dtype),
         outputs,
     )
@@ -220,6 +221,8 @@ def plan(
     calls = sum(map(patches, runs))
     job = OutputJob(window, blocks, targets, settings.threads, settings.peak_bytes)
     blend = f"{window.blend}, patch {grid.patch}, stride {grid.stride}"
+    if window.sigma_scale != SIGMA_SCALE:
+        blend = f"{window.blend} of sigma_scale {window.sigma_scale}, " + blend.partition(", ")[2]
     batches = f"batches of {settings.batch_size}"
     if settings.layout != "contiguous":
         batches += f", {settings.layout}"

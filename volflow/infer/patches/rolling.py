@@ -19,7 +19,7 @@ import numpy as np
 
 from volflow.geometry.grid import PatchGrid
 from volflow.geometry.roi import Roi
-from volflow.geometry.windows import Blend, weights
+from volflow.geometry.windows import SIGMA_SCALE, Blend, weights
 
 __all__ = ["FINISH_ROWS", "RollingBlend"]
 
@@ -49,6 +49,8 @@ class RollingBlend:
         they follow from the grid alone.
     zeros
         Makes the arrays of open rows, of a shape and a dtype: in memory or elsewhere.
+    sigma_scale
+        Of the gaussian blend.
     """
 
     # Rows that are finished at once.
@@ -64,9 +66,10 @@ class RollingBlend:
         dtype: str,
         skipping: bool = False,
         zeros: Callable[[tuple[int, ...], Any], Scores] = np.zeros,
+        sigma_scale: float = SIGMA_SCALE,
     ) -> None:
         self.grid, self.tile, self.blend = grid, tile, blend
-        self.crop = blend == "crop"
+        self.crop, self.sigma_scale = blend == "crop", sigma_scale
         self.channels, self.dtype, self.skipping = channels, dtype, skipping
         self.layers, self.rows, self.columns = (self._needed(axis) for axis in range(3))
         self.last = self.layers[-1]
@@ -79,7 +82,8 @@ class RollingBlend:
         """Allocate what is held from layer to layer."""
         depth, (height, width) = self.grid.patch[0], self.tile.shape[1:]
         dtype = np.dtype(self.dtype)
-        self.weights: Scores = weights(self.blend, self.grid.patch).astype(dtype)
+        weight = weights(self.blend, self.grid.patch, self.sigma_scale)
+        self.weights: Scores = weight.astype(dtype)
         plane_bytes = self.grid.patch[1] * self.grid.patch[2] * dtype.itemsize
         self.planes = max(1, min(depth, CACHE_BYTES // plane_bytes))
         self.sums: Scores = zeros((self.channels, depth, height, width), dtype)

@@ -49,7 +49,7 @@ class SlidingWindow:
         Patches in frame coordinates; input voxels per output voxel.
     forward, batch_size
         The model; batches are consecutive patches of one row of the grid.
-    blend, finish, outputs
+    blend, sigma_scale, finish, outputs
         What becomes of its scores, by output.
     host_sums
         Whether scores of a GPU are summed in the host's memory.
@@ -64,6 +64,7 @@ class SlidingWindow:
     forward: Forward
     batch_size: int
     blend: Blend
+    sigma_scale: float
     finish: Finish
     outputs: tuple[Output, ...]
     host_sums: bool = False
@@ -176,6 +177,7 @@ def _blending(window: SlidingWindow, tile: Roi) -> Blending:
         window.grid.reduced(window.scale),
         tile,
         window.blend,
+        window.sigma_scale,
         window.forward.dtype,
         window.inputs.skipping,
         window.outputs,

@@ -44,7 +44,7 @@ class Blending:
     ----------
     grid, tile
         Patches and the tile, in output voxels and frame coordinates.
-    blend, dtype, skipping, outputs
+    blend, sigma_scale, dtype, skipping, outputs
         How scores are summed, and whether patches may be missing.
     finish
         What becomes of blended scores.
@@ -53,6 +53,7 @@ class Blending:
     grid: PatchGrid
     tile: Roi
     blend: Blend
+    sigma_scale: float
     dtype: str
     skipping: bool
     outputs: tuple[Output, ...]
@@ -109,6 +110,7 @@ class HostSums:
                 channels=output.channels,
                 dtype=blending.dtype,
                 skipping=blending.skipping,
+                sigma_scale=blending.sigma_scale,
             )
             for output in blending.outputs
         }
@@ -166,7 +168,7 @@ class DeviceSums:
     def __init__(self, blending: Blending, copies: Copies, context: Context) -> None:
         self.blending, self.copies, self.context = blending, copies, context
         dtype: torch.dtype = getattr(torch, blending.dtype)
-        window = weights(blending.blend, blending.grid.patch)
+        window = weights(blending.blend, blending.grid.patch, blending.sigma_scale)
         (weight,) = copies.upload([window], lambda sent: [one.to(dtype) for one in sent]).taken()
         channels = sum(output.channels for output in blending.outputs)
         row_bytes = blending.tile.shape[1] * blending.tile.shape[2] * channels * dtype.itemsize

@@ -228,7 +228,8 @@ def _measure(
     blends, differences, borders = [], [], []
     for blend, overlap in variants:
         told(f"region {number}: {blend}, overlap {overlap}")
-        seams, away = run(blend=blend, overlap=overlap)
+        sigma = request.model.spec.sigma_scale if blend == "gaussian" else None
+        seams, away = run(blend=blend, overlap=overlap, sigma_scale=sigma)
         stride = stride_of(asked.sides, overlap, whole.scale)
         grid = PatchGrid(box.shape, asked.sides, stride, tuple(s > 1 for s in whole.scale))
         blends.append(replace(seams, forwards=len(grid)))

@@ -36,6 +36,7 @@ def predict_cases(  # noqa: PLR0913 - a public journey takes flat options
     patch: int | tuple[int, int, int] | None = None,
     overlap: float | tuple[float, float, float] | None = None,
     blend: str | None = None,
+    sigma_scale: float | None = None,
     padding: float | str | None = None,
     frame: str | None = None,
     normalize: str | Callable[[Any], Any] | None = None,
@@ -100,7 +101,9 @@ def predict_cases(  # noqa: PLR0913 - a public journey takes flat options
         are named and left.
     mask
         As in `predict`, for all cases; ``{case}`` in its path stands for each name.
-    patch, overlap, blend, padding, frame, normalize, activation, output, dtype, batch_size, device
+    patch, overlap, blend, sigma_scale, padding, frame, normalize, activation, output, dtype
+        As in `predict`.
+    batch_size, device
         As in `predict`, as all that follow.
     detach
         Whether the cluster drives the batch, as in `predict`: the cases are found, the model is

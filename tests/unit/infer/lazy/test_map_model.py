@@ -131,6 +131,28 @@ class TestEqualToPredict:
         np.testing.assert_allclose(batch, truth, atol=1e-3)
 
     @pytest.mark.slow
+    def test_a_wider_gaussian(self, stored, both, tmp_path):
+        data, net = voxels((27, 30, 21)), random_net()
+        options = {"patch": (12, 10, 14), "overlap": 0.5, "sigma_scale": 0.3}
+        lazy, batch = both(stored(data), net, **options)
+        np.testing.assert_array_equal(lazy.compute(), batch)
+        truth = sliding_window(data[None], net, **options)
+        np.testing.assert_allclose(batch, truth, atol=1e-3)
+        usual = sliding_window(data[None], net, **{**options, "sigma_scale": 0.125})
+        assert not np.allclose(batch, usual, atol=1e-3)
+        found = vf.verify(tmp_path / "out.zarr", recompute=4, model=net)
+        assert found.ok
+        stream = vf.PatchStream(data, vf.GridSampler((12, 10, 14), overlap=0.5))
+        with (
+            torch.inference_mode(),
+            vf.GridAggregator(tmp_path / "own.zarr", stream, sigma_scale=0.3) as aggregator,
+        ):
+            for patches in stream.loader(batch_size=4):
+                aggregator.add_batch(net(patches["image"]), patches)
+        (own,) = aggregator.close().values()
+        np.testing.assert_allclose(own[:], batch, atol=1e-3)
+
+    @pytest.mark.slow
     @pytest.mark.parametrize("blend", ["gaussian", "crop"])
     @pytest.mark.parametrize("chunks", [(20, 16, 23), (7, 30, 5), -1])
     def test_computed_arrays_bit_for_bit(self, stored, both, blend, chunks):
