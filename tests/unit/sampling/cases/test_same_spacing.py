@@ -71,6 +71,25 @@ def test_what_may_be_the_same_is_taken(make, others):
     assert len(stream_of(made, vf.GridSampler(9)).cases) == len(made)
 
 
+def test_in_a_frame_spacings_are_those_of_its_axes(tmp_path):
+    """And so are lengths: 2×1×3 mm along S, A, R, stored in either order."""
+    meta = {"unit": "millimeter", "spacing": (2, 1, 3), "orientation": "SAR"}
+    turned = {"unit": "millimeter", "spacing": (1, 2, 3), "orientation": "ASR"}
+    cases = [
+        {"image": store(tmp_path / f"{name}.zarr", np.ones((12, 12, 12), "uint8"), **one)}
+        for name, one in (("a", meta), ("b", turned))
+    ]
+    sampler = vf.UniformSampler("6 mm")
+    with pytest.raises(InvalidInput, match="a: 2×1×3 mm; b: 1×2×3 mm"):
+        vf.PatchStream(cases, sampler, 4)
+    for stream in (
+        vf.PatchStream(cases, sampler, 4, frame="RAS"),
+        vf.PatchStream(cases[::-1], sampler, 4, frame="RAS"),
+    ):
+        assert stream.sampler.patch == (2, 6, 3)
+        assert {tuple(one["image"].shape) for one in stream} == {(1, 2, 6, 3)}
+
+
 def test_many_spacings_are_a_short_line(make):
     cases = {f"p{n:02}": make(f"p{n}", 1 + n / 10, 1, 1) for n in range(9)}
     with pytest.raises(InvalidInput, match=r"p04: 1\.4×1×1 mm; and 4 more; resample"):
