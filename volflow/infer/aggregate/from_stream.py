@@ -16,6 +16,7 @@ from volflow.store.journal.outputs import check_apart
 from volflow.store.meta import Meta
 from volflow.store.volume import described
 from volflow.volumes.arrays.inputs import VolumeLike
+from volflow.volumes.arrays.turned import TurnedSource
 from volflow.volumes.write import grid_of
 
 __all__ = ["grids_of", "metas_of", "targets_of"]
@@ -35,11 +36,13 @@ def grids_of(stream: PatchStream) -> dict[str, PatchGrid]:
             f"an aggregator needs the patches of a grid, and {type(sampler).__name__} draws them at"
             " random; make the stream with vf.GridSampler(patch, overlap)"
         )
-    if stream.options.frame is not None:
+    arrays = (one for case in stream.cases for one in getattr(case, "sources", {}).values())
+    turned = next((one for one in arrays if isinstance(one, TurnedSource)), None)
+    if turned is not None:
         raise InvalidInput(
-            f"an aggregator puts patches together along the axes of their case, and the stream's"
-            f" are in the frame {stream.options.frame!r}; leave frame out, or use"
-            " vf.predict(..., frame=…), which writes along the stored axes"
+            "an aggregator puts patches together along the axes of their case, and the stream's are"
+            f" in the frame {turned.letters!r}; leave frame out, or use vf.predict(…, frame=…),"
+            " which writes along the stored axes"
         )
     if (stream.world_size or 1) > 1:
         raise InvalidInput(
