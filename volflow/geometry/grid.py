@@ -295,6 +295,11 @@ class PatchGrid:
         first = int(np.searchsorted(highs, low, side="right"))
         return range(first, max(first, int(np.searchsorted(lows, high, side="left"))))
 
+    def hull(self, axis: int, patches: range) -> tuple[int, int]:
+        """Return the range that consecutive patches along an axis cover, also outside."""
+        starts = self.starts[axis]
+        return int(starts[patches[0]]), int(starts[patches[-1]]) + self.patch[axis]
+
     def reduced(self, scale: Sequence[int]) -> PatchGrid:
         """Return the same grid in output voxels, of ``scale`` input voxels each.
 

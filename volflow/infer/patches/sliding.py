@@ -154,8 +154,7 @@ def read_hull(window: SlidingWindow, axis: int, low: int, high: int) -> tuple[in
 def _read_range(window: SlidingWindow, axis: int, patches: range) -> tuple[int, int]:
     """Return the input range, along a frame axis, that consecutive patches show."""
     grid = window.grid
-    low, last = (int(grid.starts[axis][patches[end]]) for end in (0, -1))
-    return window.inputs.padding.range(low, last + grid.patch[axis], grid.shape[axis])
+    return window.inputs.padding.range(*grid.hull(axis, patches), grid.shape[axis])
 
 
 def _needed(window: SlidingWindow, axis: int, low: int, high: int) -> range:
