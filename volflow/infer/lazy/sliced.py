@@ -74,9 +74,10 @@ def _boxed(index: Any, shape: tuple[int, ...]) -> tuple[Roi, tuple[Any, ...]] | 
     >>> _boxed((0, slice(5, 9, 2), -1), (2, 10, 10, 10))
     (Roi(start=(5, 9, 0), stop=(8, 10, 10)), (0, slice(0, 3, 2), 0, slice(0, 10, 1)))
     """
-    given = normalize_index(index, shape)
-    if not all(isinstance(one, int | np.integer | slice) for one in given):
+    asked = index if isinstance(index, tuple) else (index,)
+    if not all(_is_plain(one) for one in asked):
         return None
+    given = normalize_index(asked, shape)
     sides, within = [], []
     for one, n in zip(given[-3:], shape[-3:], strict=True):
         chosen = range(n)[one] if isinstance(one, slice) else range(one, one + 1)
@@ -87,3 +88,8 @@ def _boxed(index: Any, shape: tuple[int, ...]) -> tuple[Roi, tuple[Any, ...]] | 
         within.append(slice(0, high - low, chosen.step) if isinstance(one, slice) else 0)
     starts, stops = zip(*sides, strict=True)
     return Roi(starts, stops), (*given[:-3], *within)
+
+
+def _is_plain(one: Any) -> bool:
+    whole = isinstance(one, int | np.integer) and not isinstance(one, bool)
+    return whole or one is Ellipsis or isinstance(one, slice)

@@ -334,6 +334,13 @@ class TestSlices:
         (lazy[:, 1:] - lazy[:, :-1]).compute(scheduler="synchronous")
         assert len(counted) == 4**3
 
+    def test_what_is_no_index_is_refused_as_by_dask(self, stored):
+        lazy = vf.map_model(stored(voxels((8, 8, 8))), nn.Identity(), patch=8)
+        with pytest.raises(IndexError, match="out of bounds"):
+            lazy[:, 9]
+        with pytest.raises(IndexError, match="Too many"):
+            lazy[0, 0, 0, 0, 0]
+
     def test_a_region_reads_its_chunks_only(self, stored, monkeypatch):
         volume = stored(voxels((64, 32, 32)))
         lazy = vf.map_model(volume, nn.Identity(), patch=8, overlap=0, block=16)
