@@ -32,6 +32,7 @@ print(" ".join(name for name in {heavy!r} if name in sys.modules))
         ("import volflow; volflow.open", {"numpy", "zarr"}),
         ("import volflow.store.journal.journal, volflow.store.formats.sources", {"numpy", "zarr"}),
         ("import volflow.report.facts.info", {"numpy", "zarr"}),
+        ("import volflow.sampling.cases.find_cases", {"numpy", "zarr"}),
         ("import volflow.report.pictures.preview", {"numpy", "zarr"}),
         ("import volflow.report.pictures.compare", {"numpy", "zarr"}),
         ("import volflow; volflow.view, volflow.napari_snippet", {"numpy", "zarr"}),

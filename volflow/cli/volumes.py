@@ -54,7 +54,7 @@ def convert(
     Of many cases each array goes to OUT/CASE/NAME.zarr; only what is new or changed is converted,
     and a case that fails stops no other. Exit code 1 where some failed.
     """
-    from volflow.sampling.cases.drafts import names_cases
+    from volflow.sampling.cases.find_cases import names_cases
 
     if names_cases(source):
         _refuse_single(options, many)
@@ -127,7 +127,7 @@ def info(
 
     Of many cases: how many there are, the ranges of all that, and what is wrong with which.
     """
-    from volflow.sampling.cases.drafts import names_cases
+    from volflow.sampling.cases.find_cases import names_cases
 
     if names_cases(volume):
         if labels is not None or choice != WHOLE:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from volflow.errors import InvalidInput
-from volflow.sampling.cases.case_folders import is_case_folder
-from volflow.sampling.cases.find_cases import CASE, TABLES, find_cases
+from volflow.sampling.cases.find_cases import find_cases, names_cases
 from volflow.sampling.cases.named_arrays import Case
 from volflow.sampling.cases.values import Values, value_of
 
-__all__ = ["Draft", "drafts_of", "names_cases"]
+__all__ = ["Draft", "drafts_of"]
 
 
 @dataclass(frozen=True)
@@ -25,20 +22,6 @@ class Draft:
     arrays: Mapping[str, Any]
     classes: frozenset[str] | None = None  # known of a case that is open already
     values: Values = field(default_factory=dict)
-
-
-def names_cases(x: Any) -> bool:
-    """Return True for a pattern, a folder or a table of cases, as `find_cases` takes them.
-
-    Examples
-    --------
-    >>> names_cases("in/{case}.nii.gz"), names_cases("cases.csv"), names_cases("scan.nii.gz")
-    (True, True, False)
-    """
-    if not isinstance(x, str | os.PathLike):
-        return False
-    text = os.fspath(x)
-    return CASE in text or Path(text).suffix.lower() in TABLES or is_case_folder(text)
 
 
 def drafts_of(x: Any) -> list[Draft]:

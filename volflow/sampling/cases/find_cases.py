@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from volflow.errors import InvalidInput
-from volflow.sampling.cases.case_folders import cases_of_folder
+from volflow.sampling.cases.case_folders import cases_of_folder, is_case_folder
 
-__all__ = ["CASE", "MOST_NAMED", "TABLES", "check_names", "find_cases", "listed"]
+__all__ = ["CASE", "check_names", "find_cases", "listed", "names_cases"]
 
 CASE = "{case}"
 IMAGE = "image"
@@ -87,6 +87,20 @@ def find_cases(
         )
     check_names(found)
     return found
+
+
+def names_cases(x: Any) -> bool:
+    """Return True for a pattern, a folder or a table of cases, as `find_cases` takes them.
+
+    Examples
+    --------
+    >>> names_cases("in/{case}.nii.gz"), names_cases("cases.csv"), names_cases("scan.nii.gz")
+    (True, True, False)
+    """
+    if not isinstance(x, str | os.PathLike):
+        return False
+    text = os.fspath(x)
+    return CASE in text or Path(text).suffix.lower() in TABLES or is_case_folder(text)
 
 
 def listed(names: Iterable[str]) -> str:
@@ -193,7 +207,7 @@ def _cells_of_table(path: Path) -> dict[str, dict[str, str]]:
     """Return the cells of a table by case and head."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
+            rows = list(csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ","))
     except OSError as error:
         raise InvalidInput(f"{path} cannot be read: {(error.strerror or '').lower()}") from error
     except (UnicodeError, csv.Error) as error:

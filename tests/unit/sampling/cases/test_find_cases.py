@@ -206,7 +206,8 @@ class TestTables:
         assert found["p1"]["t1"] == "s3://b/x.zarr"
 
     def test_tabs(self, table):
-        assert list(vf.find_cases(table("case\timage\na,b\tc.npy\n", "t.tsv"))) == ["a,b"]
+        for name in ("t.tsv", "T.TSV"):
+            assert list(vf.find_cases(table("case\timage\na,b\tc.npy\n", name))) == ["a,b"]
 
     @pytest.mark.parametrize(
         ("text", "message"),
