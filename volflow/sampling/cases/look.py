@@ -53,14 +53,15 @@ def look_at(x: Any) -> tuple[list[Opened], list[CaseFault], int]:
     for number, draft in enumerate(drafts):
         if draft.name in bad:
             continue
-        name = draft.name or _name(draft, number)
+        sources: dict[str, Source] = {}
         try:
-            one = Opened(name, {key: open_input(a) for key, a in draft.arrays.items()}, draft)
-            check_grid(name, one.sources)
+            for key, array in draft.arrays.items():
+                sources[key] = open_input(array)
+            check_grid(_name(draft, sources, number), sources)
         except (VolflowError, OSError) as error:
-            faults.append(CaseFault.of(name, error))
+            faults.append(CaseFault.of(_name(draft, sources, number), error))
         else:
-            opened.append(one)
+            opened.append(Opened(_name(draft, sources, number), sources, draft))
     _refuse_repeated(opened)
     good, unlike = _alike(opened)
     faults = sorted([*faults, *unlike], key=lambda fault: fault.case)
@@ -77,15 +78,20 @@ def faults_of_folders(x: Any) -> list[CaseFault]:
     return [CaseFault(case, what, PAIR) for case, what in found.items()]
 
 
-def _name(draft: Draft, number: int) -> str:
-    """Return the name of a case that was given none: of its first array, or its number."""
-    first = next(iter(draft.arrays.values()))
-    path = first if isinstance(first, str | os.PathLike) else getattr(first, "path", None)
-    try:
-        path = path or open_input(first).path
-    except (VolflowError, OSError):
-        path = None
-    return stem(Path(path).name) if path else f"case{number}"
+def _name(draft: Draft, sources: Mapping[str, Source], number: int) -> str:
+    """Return the name of a case; of one that was given none that of its first array, or a number.
+
+    Parameters
+    ----------
+    draft, number
+        The case, and its place among all.
+    sources
+        Those of its arrays that could be opened.
+    """
+    key, given = next(iter(draft.arrays.items()))
+    path = sources[key].path if key in sources else given
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else ""
+    return draft.name or (stem(Path(text).name) if text else f"case{number}")
 
 
 def _refuse_repeated(opened: Iterable[Opened]) -> None:
