@@ -15,7 +15,8 @@ from volflow.infer.predict_options import PredictOptions
 from volflow.jobs.batch.batch_options import BatchOptions
 from volflow.option import from_keywords
 from volflow.sampling.cases.case_folders import cases_of_folder, is_case_folder
-from volflow.sampling.cases.find_cases import CASE, check_names, find_cases
+from volflow.sampling.cases.find_cases import CASE, find_cases
+from volflow.sampling.cases.names import check_names
 
 __all__ = ["AskedBatch", "moment"]
 

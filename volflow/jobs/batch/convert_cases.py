@@ -27,7 +27,7 @@ from volflow.jobs.batch.in_turn import SMALL_VOXELS, in_turn
 from volflow.jobs.batch.result_table import CaseRow, CaseTable
 from volflow.option import from_keywords, journey
 from volflow.sampling.cases.drafts import drafts_of
-from volflow.sampling.cases.find_cases import check_names, listed
+from volflow.sampling.cases.names import check_names, listed
 from volflow.sampling.cases.open_cases import CLASS_PREFIXES
 from volflow.sampling.cases.values import Values
 from volflow.store.journal.complete import count_blocks

@@ -8,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from volflow.errors import InvalidInput
+from volflow.sampling.cases.data_set import channels_named
+from volflow.sampling.cases.names import check_channels, listed
 from volflow.store.atomic import read_json
 from volflow.store.formats.known import format_of
 from volflow.store.formats.sources import stem
@@ -15,12 +17,11 @@ from volflow.store.journal.journal import journal_dir
 from volflow.store.opening import is_url, is_zarr
 from volflow.volumes.origin import NOTE
 
-__all__ = ["CARD", "cases_of_folder", "is_case_folder", "unpaired"]
+__all__ = ["cases_of_folder", "is_case_folder", "unpaired"]
 
 IMAGE = "image"
 # Folders of images: of one data set, and its parts for training and for testing.
 PARTS = ("images", "imagesTr", "imagesTs")
-CARD = "dataset.json"
 NUMBERED = re.compile(r"(.+)_(\d{4})")  # of nnU-Net: case and channel
 
 
@@ -42,7 +43,7 @@ def cases_of_folder(folder: Path, *, images_only: bool = False) -> dict[str, dic
     InvalidInput
         If there is none, two have one name, or one lacks a channel.
     """
-    channels = _channels(folder)
+    channels = channels_named(folder)
     found: dict[str, dict[str, str]] = {}
     parts = _parts(folder)
     for images, others in parts:
@@ -68,7 +69,7 @@ def unpaired(folder: Path) -> dict[str, str]:
     Images for testing need no label, and where no image has one, none is missing.
     """
     found: dict[str, str] = {}
-    channels = _channels(folder)
+    channels = channels_named(folder)
     for images, others in _parts(folder):
         cases = _images(images, channels)
         for other in others.values():
@@ -119,10 +120,10 @@ def _folders(folder: Path) -> dict[str, dict[str, str]]:
 
 
 def _join(found: dict[str, dict[str, str]], cases: Mapping[str, dict[str, str]], at: Path) -> None:
-    twice = sorted(found.keys() & cases.keys())
+    twice = found.keys() & cases.keys()
     if twice:
         raise InvalidInput(
-            f"the names of cases must differ, but {', '.join(twice[:8])} of {at} is there twice,"
+            f"the names of cases must differ, but {listed(twice)} of {at} is there twice,"
             " for training and for testing; name one of its folders"
         )
     found.update(cases)
@@ -138,38 +139,8 @@ def _images(folder: Path, channels: Sequence[str]) -> dict[str, dict[str, str]]:
     for name, match in matches.items():
         if match:
             found.setdefault(match[1], {})[channels[int(match[2])]] = volumes[name]
-    lacking = {
-        channel: sorted(case for case in found if channel not in found[case])
-        for channel in channels
-    }
-    named = [f"{one} of {', '.join(cases[:8])}" for one, cases in lacking.items() if cases]
-    if named:
-        raise InvalidInput(
-            f"each case of {folder} needs all its channels; missing: {'; '.join(named)}"
-        )
+    check_channels(found, channels, f" of {folder}")
     return {case: {one: by_name[one] for one in channels} for case, by_name in found.items()}
-
-
-def _channels(folder: Path) -> tuple[str, ...]:
-    """Return the channels that nnU-Net's description of a data set names, in order, if any."""
-    for path in (folder / CARD, folder.parent / CARD):
-        if not path.is_file():
-            continue
-        try:
-            card = read_json(path)
-            # The first version of nnU-Net, and the Decathlon, say modality.
-            old = card.get("modality")
-            named = card.get("channel_names") or (old if isinstance(old, dict) else None)
-            names = [str(named[str(n)]) for n in range(len(named))] if named else []
-        except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
-            raise InvalidInput(
-                f"{path} cannot be read as the description of a data set: {error}; repair it, or"
-                " move it elsewhere"
-            ) from error
-        # Two channels may have one name there; their numbers differ.
-        numbers = [f"{n:04}" for n in range(len(names))]
-        return tuple(names if len(set(names)) == len(names) else numbers)
-    return ()
 
 
 def _volumes(folder: Path) -> dict[str, str]:

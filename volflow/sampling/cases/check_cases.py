@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from volflow.errors import InvalidInput, VolflowError
 from volflow.sampling.cases.case_faults import CaseFault, CaseFaults
-from volflow.sampling.cases.case_folders import CARD
+from volflow.sampling.cases.data_set import CARD, classes_named
 from volflow.sampling.cases.look import Opened, look_at
 from volflow.sampling.cases.open_cases import CLASS_PREFIXES, CasesLike
-from volflow.store.atomic import read_json
 from volflow.store.slabs import Source
 
 __all__ = ["check_cases", "count_classes", "counted", "is_of_classes"]
@@ -111,7 +109,8 @@ def _wrong_values(
     case: Opened, name: str, source: Source, counts: Mapping[int, int]
 ) -> list[CaseFault]:
     """Return the fault of values that are none of the classes of a data set, if there are some."""
-    named = _classes_beside(source)
+    folder = Path(source.path).parent if source.path and "://" not in source.path else None
+    named = frozenset[int]() if folder is None else classes_named(folder)
     wrong = sorted(value for value in counts if named and value not in named)
     if not wrong:
         return []
@@ -119,30 +118,3 @@ def _wrong_values(
     known = ", ".join(map(str, sorted(named)))
     what = f"{name} holds {shown}, and {CARD} names the classes {known}"
     return [CaseFault(case.name, what, f"correct the label, or {CARD}")]
-
-
-def _classes_beside(source: Source) -> frozenset[int]:
-    """Return the classes that the description of a label's data set names; none if there is none.
-
-    The Decathlon names a text by each number, nnU-Net a number, or several, by each text.
-    """
-    folder = Path(source.path).parent if source.path and "://" not in source.path else None
-    for path in () if folder is None else (folder / CARD, folder.parent / CARD):
-        if not path.is_file():
-            continue
-        try:
-            return frozenset(_numbers(read_json(path).get("labels") or {}))
-        except (OSError, ValueError, AttributeError, TypeError) as error:
-            raise InvalidInput(
-                f"{path} cannot be read as the description of a data set: {error}; repair it, or"
-                " move it elsewhere"
-            ) from error
-    return frozenset()
-
-
-def _numbers(labels: Mapping[str, Any]) -> list[int]:
-    found: list[int] = []
-    for key, value in labels.items():
-        numbers = [key] if isinstance(value, str) and not value.isdecimal() else value
-        found += map(int, numbers if isinstance(numbers, list) else [numbers])
-    return found

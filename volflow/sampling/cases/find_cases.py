@@ -10,20 +10,20 @@ import csv
 import glob
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from volflow.errors import InvalidInput
 from volflow.sampling.cases.case_folders import cases_of_folder, is_case_folder
+from volflow.sampling.cases.names import check_channels, check_names, listed
 
-__all__ = ["CASE", "check_names", "find_cases", "listed", "names_cases"]
+__all__ = ["CASE", "find_cases", "names_cases"]
 
 CASE = "{case}"
 IMAGE = "image"
 TABLES = (".csv", ".tsv")
 INTEGER = re.compile(r"[+-]?\d+")
-MOST_NAMED = 8  # cases in a message
 
 
 def find_cases(
@@ -103,39 +103,6 @@ def names_cases(x: Any) -> bool:
     return CASE in text or Path(text).suffix.lower() in TABLES or is_case_folder(text)
 
 
-def listed(names: Iterable[str]) -> str:
-    """Return names for a message: the first few, and how many more there are.
-
-    Examples
-    --------
-    >>> listed(["b", "a"]), listed(str(n) for n in range(10))
-    ('a, b', '0, 1, 2, 3, 4, 5, 6, 7 and 2 more')
-    """
-    shown = sorted(names)
-    more = len(shown) - MOST_NAMED
-    return ", ".join(shown[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
-
-
-def check_names(names: Iterable[str]) -> None:
-    """Refuse names of cases that cannot be part of a file's name.
-
-    Raises
-    ------
-    InvalidInput
-        Naming them.
-    """
-    wrong = [
-        name
-        for name in names
-        if not name.isprintable() or not name.strip() or "/" in name or name.startswith(".")
-    ]
-    if wrong:
-        raise InvalidInput(
-            f"results are named by their cases, which {listed(map(repr, wrong))} cannot be; use"
-            " names that are printed, without a slash and without a dot in front"
-        )
-
-
 def _cases_of_patterns(patterns: Mapping[str, str]) -> dict[str, dict[str, str]]:
     """Return the cases of patterns by channel."""
     without = [pattern for pattern in patterns.values() if CASE not in os.fspath(pattern)]
@@ -148,7 +115,7 @@ def _cases_of_patterns(patterns: Mapping[str, str]) -> dict[str, dict[str, str]]
     for channel, pattern in patterns.items():
         for case, path in _matches(os.fspath(pattern)).items():
             found.setdefault(case, {})[channel] = path
-    _check_channels(found, patterns)
+    check_channels(found, patterns)
     check_names(found)
     return dict(sorted(found.items()))
 
@@ -174,20 +141,6 @@ def _matches(pattern: str) -> dict[str, str]:
     return found
 
 
-def _check_channels(found: Mapping[str, Mapping[str, Any]], channels: Iterable[str]) -> None:
-    """Refuse cases that lack a channel."""
-    lacking = {
-        channel: [case for case, volumes in found.items() if channel not in volumes]
-        for channel in channels
-    }
-    named = [f"{channel} of {listed(cases)}" for channel, cases in lacking.items() if cases]
-    if named:
-        raise InvalidInput(
-            f"each case needs all its channels; missing: {'; '.join(named)}; add their files, or"
-            " list the other cases in a table"
-        )
-
-
 def _cases_of_table(path: Path) -> dict[str, dict[str, str | float]]:
     """Return the cases of a table, in its order."""
     cells_of = _cells_of_table(path)
@@ -199,7 +152,7 @@ def _cases_of_table(path: Path) -> dict[str, dict[str, str | float]]:
             found[case][head] = value
     if not any(isinstance(one, str) for named in found.values() for one in named.values()):
         raise InvalidInput(f"{path} has only numbers; give it a column of paths, such as image")
-    _check_channels(found, heads)
+    check_channels(found, heads)
     return found
 
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from volflow.errors import InvalidInput
-from volflow.sampling.cases.find_cases import listed
 from volflow.sampling.cases.named_arrays import Case
+from volflow.sampling.cases.names import listed
 from volflow.sampling.patch_size import (
     checked_size,
     has_lengths,
