@@ -15,14 +15,13 @@ from volflow.errors import VolflowError
 from volflow.geometry.histogram import Histogram, measure, merge
 from volflow.geometry.units import unit_sign
 from volflow.report.facts.grid_facts import counted, times
-from volflow.report.facts.value_counts import SAMPLE_BYTES, value_counts
+from volflow.report.facts.value_counts import SAMPLE_BYTES, sampled_counts, stored_counts
 from volflow.sampling.cases.case_faults import CaseFault, CaseFaults
 from volflow.sampling.cases.check_cases import counted as counted_classes
 from volflow.sampling.cases.check_cases import is_of_classes
 from volflow.sampling.cases.look import Opened, look_at
 from volflow.store.slabs import Source
 from volflow.store.volume import Volume
-from volflow.volumes.distribution import load_statistics
 
 __all__ = ["case_facts", "case_facts_text"]
 
@@ -163,9 +162,11 @@ def _intensities(
 def _histogram(source: Source, *, all_voxels: bool) -> tuple[str, Histogram | None]:
     """Return the values of a volume in all its channels, and where they are from."""
     if isinstance(source, Volume) and not all_voxels:
-        stored = source.path is not None and load_statistics(source, source.identity(), False)
-        found = [one for one in value_counts(source) if one is not None]
-        return "by stored statistics" if stored else "sampled", merge(found) if found else None
+        stored = stored_counts(source)
+        if stored:
+            return "by stored statistics", merge(stored)
+        found = [one for one in sampled_counts(source) if one is not None]
+        return "sampled", merge(found) if found else None
     raw = prod(source.shape) * source.dtype.itemsize
     if not all_voxels and raw > CASE_BYTES:
         return "not read, as they are large and not converted", None
@@ -174,7 +175,8 @@ def _histogram(source: Source, *, all_voxels: bool) -> tuple[str, Histogram | No
 
 def _classes(cases: Sequence[Opened], name: str) -> tuple[dict[str, Any], list[CaseFault]]:
     """Return the volume of each class over all cases, and the faults of labels."""
-    each: dict[int, list[tuple[int, float]]] = {}
+    numbers: dict[int, list[int]] = {}
+    volumes: dict[int, list[float]] = {}
     faults: list[CaseFault] = []
     for case in cases:
         source = case.sources[name]
@@ -182,16 +184,13 @@ def _classes(cases: Sequence[Opened], name: str) -> tuple[dict[str, Any], list[C
         faults += wrong
         voxel = float(np.prod(source.meta.spacing[-3:])) if source.meta.knows_spacing else 1.0
         for value, number in counts.items():
-            each.setdefault(value, []).append((number, number * voxel))
+            numbers.setdefault(value, []).append(number)
+            volumes.setdefault(value, []).append(number * voxel)
     return {
         str(value): {
-            "cases": len(found),
-            "voxels": sum(number for number, _ in found),
-            "volume": {
-                "min": min(volume for _, volume in found),
-                "median": statistics.median(volume for _, volume in found),
-                "max": max(volume for _, volume in found),
-            },
+            "cases": len(numbers[value]),
+            "voxels": sum(numbers[value]),
+            "volume": {word: way(volumes[value]) for word, way in WAYS.items()},
         }
-        for value, found in sorted(each.items())
+        for value in sorted(numbers)
     }, faults

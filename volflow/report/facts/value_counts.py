@@ -14,7 +14,7 @@ from volflow.store.slabs import Source
 from volflow.store.volume import Volume, open_volume
 from volflow.volumes.distribution import load_statistics, sidecars
 
-__all__ = ["SAMPLE_BYTES", "sample_boxes", "value_counts"]
+__all__ = ["SAMPLE_BYTES", "sample_boxes", "sampled_counts", "stored_counts", "value_counts"]
 
 SAMPLE_BYTES = 2**26  # read of a volume, and held; of one chunk at least,
 CHUNK_BYTES = 2**28  # unless that alone is larger
@@ -25,20 +25,33 @@ SAMPLED_SIDE = 64  # voxels that a piece has at least
 def value_counts(volume: Volume) -> list[Histogram | None]:
     """Return the values of each channel, as stored by `statistics`, otherwise those of a sample.
 
-    The sample is the coarsest level of the pyramid, and of a large one a few chunks spread over
-    it. A histogram is None if one chunk alone is too much to read.
+    A histogram is None if one chunk alone is too much to read.
 
     Raises
     ------
     RunFailed
         If the stored bytes are damaged.
     """
+    return [*stored_counts(volume)] or sampled_counts(volume)
+
+
+def stored_counts(volume: Volume) -> tuple[Histogram, ...]:
+    """Return the values of each channel as stored by `statistics`; none where they are not."""
     for foreground in (False, True):
         # The identity looks at every file of the volume: only where it is of use.
         if any(path.is_file() for path in sidecars(volume, foreground)):
             known = load_statistics(volume, volume.identity(), foreground)
             if known is not None:
-                return list(known.histograms)
+                return known.histograms
+    return ()
+
+
+def sampled_counts(volume: Volume) -> list[Histogram | None]:
+    """Return the values of each channel in a sample.
+
+    That is the coarsest level of the pyramid, and of a large one a few chunks spread over it. A
+    histogram is None if one chunk alone is too much to read.
+    """
     if volume.path is not None and len(volume.levels) > 1:
         volume = open_volume(volume.path, len(volume.levels) - 1, timepoint=volume.timepoint)
     count = volume.channels_count
