@@ -21,8 +21,7 @@ from volflow.store.formats.taken.adjusted import on_spacing, stored_as
 from volflow.store.formats.taken.labels import NotHeld, taken_as
 from volflow.store.formats.taken.one_channel import one_channel
 from volflow.store.journal.journal import Record, journal_of
-from volflow.store.journal.outputs import check_apart, discard
-from volflow.store.remote.address import location
+from volflow.store.journal.outputs import check_apart
 from volflow.store.slabs import Source
 from volflow.store.volume import Volume
 from volflow.volumes.arrays.computed import DaskSource
@@ -169,8 +168,9 @@ def convert(  # noqa: PLR0913 - a public journey takes flat options
     ------
     InvalidInput
         For a source that cannot be read, is damaged or cut short, for a layout that does not fit,
-        an output that exists, or a voxel of a label map that is not a whole number; no part of the
-        volume is then left.
+        an output that exists, or a voxel that ``dtype`` or a label map does not hold. No part of
+        the volume is then left, but of a source that is found damaged while it is unpacked an
+        unfinished one, of which nothing counts: the same call begins it anew.
     SourceChanged
         Where the source is changed while it is read.
 
@@ -232,9 +232,6 @@ def _copied(given: Any, out: str | os.PathLike[str], options: ConvertOptions) ->
         try:
             volume = run_copy(copy, asked.record(copy), client, asked.options)
         except NotHeld as error:
-            journal = journal_of(out)
-            with journal.lock():
-                discard(location(out), journal)
             name = given if isinstance(given, str) else "the array"
             raise InvalidInput(f"{name}: {error}") from error
     kind = copy.spec.meta.kind

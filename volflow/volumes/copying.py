@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +23,8 @@ from volflow.geometry.grid import BlockGrid
 from volflow.geometry.strips import hull, strips
 from volflow.store.aside import sweep
 from volflow.store.create import check_target, create, open_begun
-from volflow.store.journal.journal import Record, journal_of
+from volflow.store.formats.taken.labels import NotHeld
+from volflow.store.journal.journal import Journal, Record, journal_of
 from volflow.store.journal.outputs import discard, withheld
 from volflow.store.remote.address import is_stored, location
 from volflow.store.slabs import Source
@@ -215,7 +216,10 @@ def run_copy(
         job = CopyJob(None, volume, copy.blocks, file)
         plan = make_plan(copy, None, frozenset(journal.done()))
         plan = replace(plan, journal=journal, record=record)
-        with withheld(journal, journal.output, left=bool(plan.runs)):
+        with (
+            withheld(journal, journal.output, left=bool(plan.runs)),
+            _discarding_misfits(copy, journal),
+        ):
             if copy.unpacking is not None and plan.runs:
                 copy.unpacking.perform(client, copy.memory_bytes, options.progress)
             with ExitStack() as stack:
@@ -235,6 +239,16 @@ def run_copy(
                     raise
         forget_unpacked(journal)
     return volume
+
+
+@contextmanager
+def _discarding_misfits(copy: Copy, journal: Journal) -> Iterator[None]:
+    """Delete the volume where a voxel does not fit it: with the same options none ever will."""
+    try:
+        yield
+    except NotHeld:
+        discard(location(copy.path), journal)
+        raise
 
 
 def _computing(plan: Plan, job: CopyJob, pieces: Pieces, held: InProcess | None) -> Plan:
