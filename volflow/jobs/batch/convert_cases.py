@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from volflow.errors import (
     InvalidInput,
+    MemoryRefused,
     ResumeRefused,
     RunFailed,
     StoreFull,
@@ -23,7 +24,7 @@ from volflow.errors import (
     first_line,
 )
 from volflow.jobs.batch.convert_cases_options import ConvertCasesOptions
-from volflow.jobs.batch.in_turn import SMALL_VOXELS, in_turn
+from volflow.jobs.batch.in_turn import SMALL_VOXELS, small_first
 from volflow.jobs.batch.result_table import CaseRow, CaseTable
 from volflow.option import from_keywords, journey
 from volflow.sampling.cases.drafts import drafts_of
@@ -126,6 +127,7 @@ class Conversion:
     options: ConvertCasesOptions
     values: Mapping[str, Values] = field(default_factory=dict)
     at_work: set[Path] = field(default_factory=set, repr=False)
+    stop: threading.Event = field(default_factory=threading.Event, repr=False)
 
     @classmethod
     def of(cls, cases: Any, out: Any, options: ConvertCasesOptions) -> Conversion:
@@ -179,46 +181,35 @@ class Conversion:
         return CaseTable(tuple(rows.values()), round(time.monotonic() - began, 3))
 
     def _converted(self, todo: Sequence[str]) -> list[CaseRow]:
-        from volflow.engine.admission.sharing import sharing
         from volflow.engine.cluster import connect, is_embedded, memory_per_worker
         from volflow.engine.progress import announce
         from volflow.engine.workers import expected_workers
 
-        options, stop, rows = self.options, threading.Event(), []
+        options, rows = self.options, []
         quiet = False if callable(options.progress) else options.progress
         self.folder.mkdir(parents=True, exist_ok=True)
         with connect(options.cluster, **options.connection) as client:
-            embedded = is_embedded(client)
-            seats = min(4, os.cpu_count() or 1) if embedded else expected_workers(client)
-            at_once = max(1, min(options.at_once or seats, len(todo)))
-            memory_bytes = memory_per_worker(client, options.memory)
-            shares = at_once if embedded else 1
-            small = [case for case in todo if self._voxels(case) <= SMALL_VOXELS]
-            seated = set(small)
-
-            def shared(case: str) -> CaseRow:
-                with sharing(shares):
-                    return self._convert(case, client, memory_bytes // shares, stop)
-
-            alone = partial(self._convert, client=client, memory_bytes=memory_bytes, stop=stop)
-            large = [case for case in todo if case not in seated]
-            for jobs, work, count in ((small, shared, at_once), (large, alone, 1)):
-                with closing(in_turn(jobs, work, count, stop, self._halt)) as ended:
-                    for row in ended:
-                        rows.append(row)
-                        reason = f": {row.reason}" if row.reason else ""
-                        line = f"{row.case} {row.status}{reason} ({len(rows)} of {len(todo)})"
-                        announce(f"convert: {line}", quiet)
+            seats = min(4, os.cpu_count() or 1) if is_embedded(client) else expected_workers(client)
+            jobs = small_first(
+                todo, self._is_small, partial(self._convert, client), options.at_once or seats,
+                client, memory_per_worker(client, options.memory), self.stop, self._halt,
+            )  # fmt: skip
+            with closing(jobs) as ended:
+                for row in ended:
+                    rows.append(row)
+                    reason = f": {row.reason}" if row.reason else ""
+                    line = f"{row.case} {row.status}{reason} ({len(rows)} of {len(todo)})"
+                    announce(f"convert: {line}", quiet)
         return rows
 
-    def _voxels(self, case: str) -> int:
-        """Return the voxels of the largest array; none where it cannot be opened."""
+    def _is_small(self, case: str) -> bool:
+        """Return True also of a case that cannot be opened, which its turn will tell."""
         from volflow.volumes.arrays.inputs import open_input
 
-        try:
-            return max(prod(open_input(one).shape) for one in self.cases[case].values())
-        except (OSError, VolflowError):  # which its turn will tell
-            return 0
+        with suppress(OSError, VolflowError):
+            shapes = [open_input(one).shape for one in self.cases[case].values()]
+            return max(map(prod, shapes)) <= SMALL_VOXELS
+        return True
 
     def _looked_at(self, case: str) -> CaseRow:
         """Return the row of a case as it is now."""
@@ -246,10 +237,8 @@ class Conversion:
         asked = options.overwrite or options.chunk is not None or options.shard is not None
         return "unfinished" if asked else "kept"
 
-    def _convert(
-        self, case: str, client: Client, memory_bytes: int, stop: threading.Event
-    ) -> CaseRow:
-        """Convert the arrays of a case, and say what became of it."""
+    def _convert(self, client: Client, case: str, memory_bytes: int, last: bool) -> CaseRow | None:
+        """Convert the arrays of a case, and say what became of it; see `small_first`."""
         from volflow.engine.wanted import check_wanted
         from volflow.volumes.convert import convert
 
@@ -271,11 +260,15 @@ class Conversion:
                 )  # fmt: skip
         except (StoreFull, TimeUp):
             raise
+        except MemoryRefused as error:
+            if not last:
+                return None
+            status, reason = "failed", first_line(error)
         except ResumeRefused as error:
             status, reason = "refused", first_line(error)
         except Exception as error:  # whatever it is, other cases are converted
             check_wanted()
-            if stop.is_set() or client.status != "running":
+            if self.stop.is_set() or client.status != "running":
                 raise
             status, reason = "failed", first_line(error)
         finally:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing
 from contextvars import copy_context
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-__all__ = ["SMALL_VOXELS", "in_turn"]
+if TYPE_CHECKING:
+    from distributed import Client
+
+__all__ = ["SMALL_VOXELS", "in_turn", "small_first"]
 
 # A volume of at most so many voxels is one block, which one worker computes.
 SMALL_VOXELS = 2**24
@@ -59,3 +63,54 @@ def in_turn(
             stop.set()
             halt()
             raise
+
+
+def small_first(
+    jobs: Sequence[J],
+    is_small: Callable[[J], bool],
+    work: Callable[[J, int, bool], R | None],
+    at_once: int,
+    client: Client,
+    memory_bytes: int,
+    stop: threading.Event,
+    halt: Callable[[], object],
+) -> Generator[R, None, None]:
+    """Yield the results of jobs: of small ones several at a time, then of each other one alone.
+
+    Parameters
+    ----------
+    jobs, is_small
+        What is done, and what of it is done several at a time.
+    work
+        Called with a job, its budget, and whether it is alone; if not, it may return None, by which
+        the job comes again when it is.
+    at_once, stop, halt
+        As in `in_turn`.
+    client, memory_bytes
+        Where it is done, and within which budget per worker.
+    """
+    from volflow.engine.admission.sharing import sharing
+    from volflow.engine.cluster import is_embedded
+
+    at_once = min(at_once, len(jobs))
+    # On a cluster each has a worker to itself, as a rule.
+    shares = at_once if is_embedded(client) else 1
+    small: list[J] = []
+    alone: list[J] = []
+    for job in jobs:
+        (small if at_once > 1 and is_small(job) else alone).append(job)
+
+    def shared(job: J) -> tuple[J, R | None]:
+        with sharing(shares):
+            return job, work(job, memory_bytes // shares, False)
+
+    with closing(in_turn(small, shared, at_once, stop, halt)) as ended:
+        for job, done in ended:
+            if done is None:
+                alone.append(job)
+            else:
+                yield done
+    for job in alone:
+        done = work(job, memory_bytes, True)
+        if done is not None:
+            yield done

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import InitVar, dataclass, field, replace
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ from volflow.jobs.batch.asked_cases import AskedBatch
 from volflow.jobs.batch.batch_log import BatchLog, now
 from volflow.jobs.batch.bundle_identity import bundle_identity
 from volflow.jobs.batch.case_record import STARTED, CaseRecord, PastCase
-from volflow.jobs.batch.in_turn import SMALL_VOXELS, in_turn
+from volflow.jobs.batch.in_turn import SMALL_VOXELS, small_first
 from volflow.jobs.batch.result_table import CaseRow
 from volflow.jobs.batch.triage import (
     Asked,
@@ -144,8 +145,7 @@ class Night:
 
     def run(self, todo: Sequence[Left]) -> None:
         """Predict cases: small ones several at a time, then each large one alone."""
-        from volflow.engine.admission.sharing import sharing
-        from volflow.engine.cluster import connect, is_embedded, memory_per_worker
+        from volflow.engine.cluster import connect, memory_per_worker
         from volflow.engine.clusters.plugins import with_plugin
         from volflow.model.bundle import evaluating
         from volflow.model.resident import ModelPlugin, held
@@ -157,28 +157,20 @@ class Night:
             evaluating(model.module), held(plugin), connected as client,
             with_plugin(client, plugin),
         ):  # fmt: skip
-            memory_bytes = memory_per_worker(client, options.memory)
-            at_once = min(options.at_once or _seats(client), len(todo))
-            small = [one for one in todo if at_once > 1 and self._voxels(one) <= SMALL_VOXELS]
-            seated = {one.case for one in small}
-            alone = [one for one in todo if one.case not in seated]
-            # On a cluster each has a worker to itself, as a rule.
-            shares = at_once if is_embedded(client) else 1
 
-            def shared(one: Left) -> Left | None:
-                with sharing(shares):
-                    row = self.predict(one, client, memory_bytes // shares, last=False)
-                if row is None:
-                    return one
-                self._ended(one, row)
-                return None
-
-            with closing(in_turn(small, shared, at_once, self.stop, self._halt)) as ended:
-                alone += [again for again in ended if again is not None]
-            for one in alone:
-                row = self.predict(one, client, memory_bytes, last=True)
+            def work(one: Left, share_bytes: int, last: bool) -> CaseRow | None:
+                row = self.predict(one, client, share_bytes, last=last)
                 if row is not None:
                     self._ended(one, row)
+                return row
+
+            jobs = small_first(
+                todo, self._is_small, work, options.at_once or _seats(client), client,
+                memory_per_worker(client, options.memory), self.stop, self._halt,
+            )  # fmt: skip
+            with closing(jobs) as ended:
+                for _ in ended:
+                    pass
 
     def _ended(self, left: Left, row: CaseRow) -> None:
         self.rows[left.case] = row
@@ -186,14 +178,14 @@ class Night:
         reason = f": {row.reason}" if row.reason else ""
         self.log.line(f"{row.case} {row.status} in {row.seconds:.1f} s{reason} ({done} ended)")
 
-    def _voxels(self, left: Left) -> int:
-        """Return the voxels of a case; none where it cannot be opened, which its turn will tell."""
+    def _is_small(self, left: Left) -> bool:
+        """Return True also of a case that cannot be opened, which its turn will tell."""
         from volflow.volumes.arrays.inputs import open_input
 
         with suppress(OSError, InvalidInput):
-            z, y, x = open_input(next(iter(self.batch.cases[left.case].values()))).shape[-3:]
-            return int(z) * int(y) * int(x)
-        return 0
+            shape = open_input(next(iter(self.batch.cases[left.case].values()))).shape
+            return prod(shape[-3:]) <= SMALL_VOXELS
+        return True
 
     def predict(
         self, left: Left, client: Client, memory_bytes: int, *, last: bool

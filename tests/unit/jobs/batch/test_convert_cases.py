@@ -12,6 +12,7 @@ import volflow as vf
 from volflow.cli import run
 from volflow.errors import InvalidInput, RunFailed
 from volflow.sampling.samplers import UniformSampler
+from volflow.volumes.convert import plan_convert
 
 SHAPE = (9, 10, 11)
 
@@ -87,6 +88,15 @@ def test_a_failure_stops_no_other(folder):
     assert list(convert(folder, "cache", skip_bad=True)) == ["a"]
     (folder / "images" / "b.npy").write_bytes(data)
     assert list(convert(folder, "cache", skip_bad=True)) == ["a", "b"]
+
+
+def test_what_does_not_fit_a_share_of_the_memory_comes_alone(folder):
+    layout = {"chunk": 128, "shard": 128}
+    np.save(folder / "images" / "a.npy", np.zeros((128,) * 3, "uint8"))
+    np.save(folder / "images" / "b.npy", np.ones((128,) * 3, "uint8"))
+    need = plan_convert(folder / "images" / "a.npy", "a.zarr", **layout).peak_bytes
+    found = convert(str(folder / "images/{case}.npy"), "cache", memory=need, at_once=3, **layout)
+    assert list(found) == ["a", "b", "c"]
 
 
 def test_labels_of_no_whole_numbers_are_refused(folder):
