@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from volflow.volumes.arrays.inputs import VolumeLike
 
 __all__ = [
+    "ChunkOptions",
     "ConvertOptions",
     "ExportOptions",
     "LayoutOptions",
@@ -28,8 +29,8 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class LayoutOptions(OutputOptions):
-    """The options that `convert` and `write` share."""
+class ChunkOptions(OutputOptions):
+    """The options that all that write voxels share."""
 
     chunk: int | Sequence[int] | None = option(
         None, "Voxels of a compressed piece: 64, or 16,128,128 (z,y,x).", read=numbers
@@ -37,6 +38,12 @@ class LayoutOptions(OutputOptions):
     shard: int | Sequence[int] | None = option(
         None, "Voxels of a stored object, a multiple of the chunk.", read=numbers
     )
+
+
+@dataclass(frozen=True)
+class LayoutOptions(ChunkOptions):
+    """The options that `convert` and `write` share."""
+
     spacing: float | Sequence[float] | None = option(
         None,
         "Voxel size along z,y,x, where the source does not say it: 2, or 5,0.7,0.7.",
