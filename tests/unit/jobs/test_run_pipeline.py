@@ -121,6 +121,19 @@ class TestSkip:
         assert np.allclose(made[0], np.load("scan.npy"))
 
     @pytest.mark.slow
+    def test_voxels_in_a_file_of_their_own(self):
+        scan = np.load("scan.npy")
+        Path("a.mhd").write_text(
+            f"NDims = 3\nDimSize = {' '.join(map(str, scan.shape[::-1]))}\n"
+            "ElementType = MET_FLOAT\nElementDataFile = a.raw\n"
+        )
+        Path("a.raw").write_bytes(scan.astype("f4").tobytes())
+        assert ran("p.yaml", input="a.mhd") == NAMES
+        assert ran("p.yaml", input="a.mhd") == []
+        later("a.raw")
+        assert ran("p.yaml", input="a.mhd", overwrite=True) == NAMES
+
+    @pytest.mark.slow
     def test_a_changed_setting(self):
         ran("p.yaml")
         with pytest.raises(ResumeRefused, match=r"step scan: "):

@@ -17,6 +17,7 @@ from volflow.option import from_keywords
 from volflow.sampling.cases.case_folders import cases_of_folder, is_case_folder
 from volflow.sampling.cases.find_cases import CASE, find_cases
 from volflow.sampling.cases.names import check_names
+from volflow.store.formats.sources import split_part
 
 __all__ = ["AskedBatch", "moment"]
 
@@ -180,7 +181,7 @@ def _changed(volume: Any) -> float:
     """Return when a volume changed last: of a Zarr its metadata; others count as new."""
     if not isinstance(volume, str | os.PathLike) or "://" in os.fspath(volume):
         return float("inf")
-    path = Path(volume).expanduser()
+    path, _ = split_part(os.fspath(volume))
     times = [float("-inf")]
     for one in (path, path / "zarr.json", path / ".zattrs"):
         try:

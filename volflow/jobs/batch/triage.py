@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ from volflow.infer.predict_options import PredictOptions
 from volflow.jobs.batch.case_record import STARTED, PastCase
 from volflow.store.atomic import differences, plain
 from volflow.store.formats.exported import BEHIND
+from volflow.store.formats.sources import open_source, split_part
 from volflow.store.formats.written import is_foreign
 from volflow.store.journal.complete import count_blocks
 from volflow.store.journal.journal import journal_dir
-from volflow.store.opening import is_url
 from volflow.store.slabs import file_identity
 from volflow.store.unfinished.root import is_unfinished
 
@@ -162,17 +163,15 @@ def identity_of_volume(volume: Any) -> str:
     """Return a hash that changes with a volume; ``""`` where that cannot be told."""
     try:
         if isinstance(volume, str | os.PathLike):
-            path = Path(volume).expanduser().absolute()
-            if path.is_file():
-                return file_identity(str(path))
-            from volflow.store.volume import open_volume
-
-            found = open_volume(os.fspath(volume) if is_url(os.fspath(volume)) else path)
+            found = open_source(volume)
             return "" if found.unidentified else found.identity()
         from volflow.volumes.arrays.inputs import open_input
 
         return open_input(volume).identity()
     except (OSError, VolflowError):
+        # One that cannot be read is the same again as long as its file is.
+        with suppress(OSError, TypeError):
+            return file_identity(str(split_part(os.fspath(volume))[0]))
         return ""
 
 

@@ -145,11 +145,11 @@ def _identity(path: str) -> str:
     if is_url(path):
         return _of_url(path)
     place, part = split_part(path)
+    if place.is_file() or part:
+        with suppress(InvalidInput):  # its voxels may lie in another file
+            return open_source(path).identity()
     if place.is_file():
         return file_identity(str(place))
-    if part:  # of a folder
-        with suppress(InvalidInput):
-            return open_source(path).identity()
     if not place.is_dir():
         return ABSENT
     if not is_zarr(place):

@@ -191,6 +191,36 @@ class TestAgain:
         assert table[0].seconds > 0  # of then
 
     @pytest.mark.slow
+    @pytest.mark.parametrize("form", ["slices", "detached", "part"])
+    def test_so_are_those_that_are_more_or_less_than_a_file(self, batch, tmp_path, form):
+        scan = (100 * voxels(0)).astype("uint16")
+        if form == "slices":
+            tifffile = pytest.importorskip("tifffile")
+            cases, changes = tmp_path / "in" / "x", tmp_path / "in" / "x" / "4.tif"
+            cases.mkdir()
+            for z, plane in enumerate(scan):
+                tifffile.imwrite(cases / f"{z}.tif", plane)
+        elif form == "detached":
+            cases, changes = tmp_path / "in" / "x.mhd", tmp_path / "in" / "x.raw"
+            size = " ".join(map(str, SHAPE[::-1]))
+            cases.write_text(
+                f"NDims = 3\nDimSize = {size}\nElementType = MET_USHORT\nElementDataFile = x.raw\n"
+            )
+            changes.write_bytes(scan.tobytes())
+        else:
+            h5py = pytest.importorskip("h5py")
+            changes = tmp_path / "in" / "x.h5"
+            cases = f"{changes}::raw"
+            with h5py.File(changes, "w") as file:
+                file.update({"raw": scan, "other": scan[0]})
+        assert statuses(batch({"x": cases}, since="1h")) == {"x": "done"}
+        assert statuses(batch({"x": cases}, since="1h")) == {"x": "kept"}
+        later = changes.stat().st_mtime_ns + 10**9
+        os.utime(changes, ns=(later, later))
+        (planned,) = batch({"x": cases}, dry_run=True)
+        assert (planned.status, planned.reason) == ("changed", "image changed")
+
+    @pytest.mark.slow
     def test_new_and_changed_cases_are_done(self, batch, scans):
         before = batch()
         put(scans, "b", 10)
