@@ -15,8 +15,7 @@ from volflow.engine.cluster import Cluster
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
 from volflow.sampling.cases.open_cases import CasesLike, open_cases
-from volflow.sampling.cases.same_spacing import sampler_in_voxels
-from volflow.sampling.cases.shown import Choice, Shown, shown_cases, turned_cases
+from volflow.sampling.cases.shown import Choice, Shown, shown_cases
 from volflow.sampling.epoch.catalog import GridCatalog, PatchCatalog, open_catalog
 from volflow.sampling.epoch.cutting import draw_positions
 from volflow.sampling.epoch.order import Visits
@@ -97,14 +96,12 @@ def sample(  # noqa: PLR0913 - a public journey takes flat options
     >>> patches.shape, np.diff(patches[3, 0, 0, 0].compute()).tolist()
     ((32, 1, 1, 8, 8), [1, 1, 1, 1, 1, 1, 1])
     """
-    cases, seed = open_cases(x, classes=classes, skip_bad=skip_bad), check_seed(seed)
-    cases = turned_cases(cases, frame)
-    sampler = sampler_in_voxels(sampler, cases, mixed=allow_mixed_spacing)
-    name = array or cases[0].lead
-    if name not in cases[0].sources:
-        raise InvalidInput(f'there is no array "{name}"; the cases have {list(cases[0].sources)}')
-    shown = Shown(None if normalize is None else {name: normalize}, padding)
-    cases = shown_cases(cases, guide_of(sampler), shown, cluster=cluster)
+    opened, seed = open_cases(x, classes=classes, skip_bad=skip_bad), check_seed(seed)
+    name = array or opened[0].lead
+    if name not in opened[0].sources:
+        raise InvalidInput(f'there is no array "{name}"; the cases have {list(opened[0].sources)}')
+    shown = Shown(frame, None if normalize is None else {name: normalize}, padding)
+    cases, sampler = shown_cases(opened, sampler, shown, mixed=allow_mixed_spacing, cluster=cluster)
     catalog = open_catalog(cases, sampler, cluster=cluster)
     if isinstance(catalog, GridCatalog):
         if n is not None:

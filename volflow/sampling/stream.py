@@ -18,8 +18,7 @@ from volflow.engine.progress import Progress, announce
 from volflow.errors import InvalidInput, ResumeRefused
 from volflow.option import from_keywords, journey
 from volflow.sampling.cases.open_cases import CasesLike, open_cases
-from volflow.sampling.cases.same_spacing import sampler_in_voxels
-from volflow.sampling.cases.shown import Choice, shown_cases, turned_cases
+from volflow.sampling.cases.shown import Choice, shown_cases
 from volflow.sampling.epoch.catalog import GridCatalog, open_catalog
 from volflow.sampling.epoch.cutting import cut_patches
 from volflow.sampling.epoch.order import Visits
@@ -27,7 +26,7 @@ from volflow.sampling.epoch.reading import open_window
 from volflow.sampling.epoch.shares import ProcessShare, refuse_fork, this_share
 from volflow.sampling.loader import Loader, numbered_device
 from volflow.sampling.metrics import Metrics
-from volflow.sampling.samplers import Sampler, guide_of
+from volflow.sampling.samplers import Sampler
 from volflow.sampling.stream_options import (
     BatchTransform,
     StreamOptions,
@@ -161,13 +160,11 @@ class PatchStream(IterableDataset[dict[str, Any]]):
         options = from_keywords(StreamOptions, locals())
         self.options, self.cluster = options, cluster
         opened = open_cases(cases, classes=options.classes, skip_bad=options.skip_bad)
-        self.cases = turned_cases(opened, options.frame)
-        check_names([*self.cases[0].sources, *self.cases[0].values])
-        mixed = options.allow_mixed_spacing
-        self.sampler = sampler_in_voxels(options.sampler, self.cases, mixed=mixed)
+        check_names([*opened[0].sources, *opened[0].values])
         how: dict[str, Any] = {"cluster": cluster, "memory": options.memory, "progress": progress}
-        guide = guide_of(self.sampler)
-        self.cases = shown_cases(self.cases, guide, options.shown, **how)
+        self.cases, self.sampler = shown_cases(
+            opened, options.sampler, options.shown, mixed=options.allow_mixed_spacing, **how
+        )
         self.share = this_share(options.rank, options.world_size)
         self.lanes = options.lanes or self.share.stride
         self.share.check_lanes(self.lanes)
@@ -188,7 +185,8 @@ class PatchStream(IterableDataset[dict[str, Any]]):
         )
         self.metrics = Metrics()
         self.epoch, self._index, self._begun = 0, 0, False
-        self._silent = progress is False
+        promised = isinstance(self.catalog, GridCatalog) or options.patches_per_case is not None
+        self._silent = promised or progress is False
 
     @property
     def augment(self) -> tuple[BatchTransform, ...]:
@@ -339,11 +337,8 @@ class PatchStream(IterableDataset[dict[str, Any]]):
         return self.epoch, self._index
 
     def _tell_left_out(self) -> None:
-        """Say once that an epoch has no patch of some cases, where none was promised of each."""
-        promised = (
-            isinstance(self.catalog, GridCatalog) or self.options.patches_per_case is not None
-        )
-        if self._silent or promised or self.rank or get_worker_info() is not None:
+        """Say once that an epoch has no patch of some cases, where none is promised of each."""
+        if self._silent or self.rank or get_worker_info() is not None:
             return
         counts = self.case_counts()
         none = sum(not count for count in counts.values())

@@ -84,7 +84,7 @@ class StreamOptions:
     @property
     def shown(self) -> Shown:
         """What a network is to see of stored arrays."""
-        return Shown(self.normalize, self.padding, self.ignore_label)
+        return Shown(self.frame, self.normalize, self.padding, self.ignore_label)
 
     def totals(self, cases: Sequence[Case]) -> tuple[int, ...]:
         """Patches of an epoch: one number, or one of each case; none of a grid, which gives all.

@@ -17,11 +17,13 @@ from volflow.geometry.frame import Frame
 from volflow.geometry.normalize import check_normalization
 from volflow.geometry.outside import Padding
 from volflow.sampling.cases.named_arrays import Case
+from volflow.sampling.cases.same_spacing import sampler_in_voxels
+from volflow.sampling.samplers import Sampler, guide_of
 from volflow.volumes.arrays.turned import TurnedSource
 from volflow.volumes.fold import in_memory
 from volflow.volumes.normalizing import Normalize, constants_of
 
-__all__ = ["Choice", "Shown", "shown_cases", "turned_cases"]
+__all__ = ["Choice", "Shown", "shown_cases"]
 
 Choice = str | Callable[[Any], Any] | None
 
@@ -33,6 +35,7 @@ SILENT_VOXELS = 2**28
 class Shown:
     """The options of `PatchStream` that say what a network is to see of stored arrays."""
 
+    frame: str | None = None
     normalize: Choice | Mapping[str, Choice] = None
     padding: float | str = 0
     ignore_label: int = 0
@@ -40,22 +43,28 @@ class Shown:
 
 def shown_cases(
     cases: tuple[Case, ...],
-    weights: str | None,
+    sampler: Sampler,
     shown: Shown,
     *,
+    mixed: bool = False,
     cluster: Cluster = None,
     **options: Any,
-) -> tuple[Case, ...]:
-    """Return cases whose images are normalised when they are read, each by its own statistics.
+) -> tuple[tuple[Case, ...], Sampler]:
+    """Return cases as a network sees them, and their sampler, whose patch is in voxels.
+
+    They are turned into its frame, and images normalised when they are read, each by its own
+    statistics.
 
     Parameters
     ----------
     cases
         As they are stored.
-    weights
-        Name of the array that holds weights of a sampler; it is no image.
+    sampler
+        The law of the patches. An array that holds weights of it is no image.
     shown
         How.
+    mixed
+        Take cases of different spacing.
     cluster, **options
         The cluster that measures statistics where they are not known, and its ``memory`` and
         ``progress``.
@@ -63,10 +72,13 @@ def shown_cases(
     Raises
     ------
     InvalidInput
-        If a name is unknown, or an array cannot hold what is to lie outside.
+        If a case lacks an orientation, spacings differ or are not known to a patch in lengths, a
+        name is unknown, or an array cannot hold what is to lie outside.
     """
+    cases = _turned(cases, shown.frame)
+    sampler = sampler_in_voxels(sampler, cases, mixed=mixed)
     first = cases[0]
-    images = [name for name in first.sources if name not in (*first.classes, weights)]
+    images = [name for name in first.sources if name not in (*first.classes, guide_of(sampler))]
     choices = _choices(shown.normalize, images, first)
     outside = {name: Padding(shown.padding) for name in images}
     outside |= {name: Padding(shown.ignore_label) for name in first.classes}
@@ -76,7 +88,7 @@ def shown_cases(
     with ExitStack() as stack:
         client = cache(lambda: stack.enter_context(connect(cluster)))
         constants = partial(_constants, client=client, options=options)
-        return tuple(
+        seen = tuple(
             replace(
                 case,
                 normalize={name: constants(case, name, by) for name, by in choices.items()},
@@ -84,16 +96,11 @@ def shown_cases(
             )
             for case in cases
         )
+    return seen, sampler
 
 
-def turned_cases(cases: tuple[Case, ...], frame: str | None) -> tuple[Case, ...]:
-    """Return cases in a frame; as they are without one.
-
-    Raises
-    ------
-    InvalidInput
-        If a case has no orientation, naming it, or the frame is none.
-    """
+def _turned(cases: tuple[Case, ...], frame: str | None) -> tuple[Case, ...]:
+    """Return cases in a frame; as they are without one."""
     if frame is None:
         return cases
     turned = []
