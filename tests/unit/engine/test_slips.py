@@ -236,6 +236,8 @@ class TestUnseen:
     def test_nothing_but_paths_is_looked_for(self):
         assert sight._local(np.ones(3)) is sight._local("s3://bucket/a.zarr") is None
         assert sight._local("a.zarr") == str(Path.cwd() / "a.zarr")
+        assert sight._local("file:///scans/a.zarr") == "/scans/a.zarr"
+        assert sight._local("/scans/a.h5::raw") == "/scans/a.h5"
 
 
 @pytest.mark.slow

@@ -15,8 +15,10 @@ from volflow.engine.clusters.asking import ask
 from volflow.engine.workers import is_embedded, worker_records
 from volflow.errors import InvalidInput, VolflowError, first_line
 from volflow.store.aside import file_aside
+from volflow.store.formats.sources import split_part
 from volflow.store.journal.journal import journal_of
-from volflow.store.remote.address import Address, check_answers
+from volflow.store.opening import is_url
+from volflow.store.remote.address import check_answers
 
 __all__ = ["check_sight", "unseen", "unwritable"]
 
@@ -55,7 +57,7 @@ def check_sight(client: Client, out: Any, *inputs: Any) -> None:
                     " this process does; put it on a file system that all workers share, under the"
                     " same path"
                 )
-    if not isinstance(out, str | os.PathLike) or "://" not in os.fspath(out):
+    if not isinstance(out, str | os.PathLike) or _local(out) is not None:
         return
     with suppress(TimeoutError):
         for address, why in ask(client, unwritable, os.fspath(out), workers=asked).items():
@@ -83,8 +85,6 @@ def unseen(reads: Sequence[str], mark: str) -> tuple[str, str]:
 def unwritable(out: str) -> str:
     """Return why this process cannot write an output on a store; ``""`` if it can."""
     folder = journal_of(out).directory
-    if not isinstance(folder, Address):  # file://
-        return ""
     probe = folder / f"probe-{uuid.uuid4().hex}"
     try:
         check_answers(folder)  # which takes seconds, where writing has patience
@@ -116,6 +116,7 @@ def _mark(out: str | None) -> Iterator[str]:
 
 def _local(path: Any) -> str | None:
     """Return a path of this machine's file systems, absolute; None for anything else."""
-    if not isinstance(path, str | os.PathLike) or "://" in os.fspath(path):
+    if not isinstance(path, str | os.PathLike):
         return None
-    return str(Path(path).expanduser().absolute())
+    text = os.fspath(path)
+    return None if is_url(text) else str(split_part(text)[0])
