@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -16,6 +16,14 @@ from distributed import Client, get_worker
 from volflow.engine.task import Step
 
 PATIENCE_S = 120
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    """Return when a condition is true, or fail."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 @contextmanager
@@ -43,10 +51,7 @@ def dask_processes(
     try:
         for _ in range(workers):
             started.append(_start_worker(folder, {**common, **(environment or {})}))
-        deadline = time.monotonic() + PATIENCE_S
-        while not file.exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        wait_for(file.exists)
         with Client(scheduler_file=str(file), set_as_default=False, timeout="60s") as client:
             client.wait_for_workers(workers, timeout=PATIENCE_S)
             address = client.scheduler.address

@@ -17,6 +17,7 @@ import pytest
 from distributed import Client, LocalCluster
 
 import volflow as vf
+from tests.processes import wait_for
 from volflow.engine.plan import Plan
 from volflow.engine.run import Adapter, run
 from volflow.engine.task import Step
@@ -24,13 +25,6 @@ from volflow.engine.task import Step
 pytestmark = pytest.mark.chaos
 
 PATIENCE_S = 120
-
-
-def wait_for(condition):
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.fixture

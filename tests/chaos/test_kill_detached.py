@@ -16,7 +16,7 @@ from distributed import Client
 
 import volflow as vf
 from tests.nets import Slow, random_net
-from tests.processes import dask_processes
+from tests.processes import dask_processes, wait_for
 from tests.stores import files
 from volflow import cli
 from volflow.errors import RunFailed
@@ -26,7 +26,6 @@ from volflow.store.journal.journal import Journal, journal_dir
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow]
 
-PATIENCE_S = 120
 BLOCKS = 8
 OPTIONS = {"patch": 8, "overlap": 0.5, "batch_size": 2, "chunk": 8, "shard": 8, "memory": "1GiB"}
 BEGINS = f"""
@@ -50,13 +49,6 @@ if __name__ == "__main__":
     print(run.key, flush=True)
     run.result()
 """
-
-
-def wait_for(condition):
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from distributed import Client
 
+from tests.processes import wait_for
 from tests.relay import Fault
 from volflow.engine.clusters import forms
 from volflow.engine.detached import driver_task, hand_over, handle
@@ -48,13 +49,6 @@ from volflow.store.remote import address as address_module
 from volflow.store.remote.address import Address, is_stored
 
 PATIENCE_S = 60
-
-
-def wait_for(condition):
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @pytest.fixture

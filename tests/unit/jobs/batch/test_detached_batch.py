@@ -11,6 +11,7 @@ import pytest
 
 import volflow as vf
 from tests.nets import Slow, random_net
+from tests.processes import wait_for
 from volflow.cli import run
 from volflow.engine.observing.run_facts import SILENT_S
 from volflow.errors import Damaged, InvalidInput, Locked, RunFailed
@@ -31,14 +32,6 @@ from volflow.store.journal.detachment import (
 
 OPTIONS = {"patch": 8, "batch_size": 2, "progress": False}
 NET = Slow(random_net())
-PATIENCE_S = 60
-
-
-def wait_for(condition):
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @pytest.fixture
