@@ -24,7 +24,7 @@ from volflow.model.forward import Output
 from volflow.store.aside import sweep
 from volflow.store.create import check_target, create, create_store, open_begun
 from volflow.store.formats.written import refuse_unwritable
-from volflow.store.journal.complete import count_blocks
+from volflow.store.journal.complete import is_complete
 from volflow.store.journal.journal import Record, journal_of
 from volflow.store.journal.outputs import begin_anew, withheld
 from volflow.store.meta import VolumeSpec
@@ -65,11 +65,19 @@ def perform(request: Request, *, begun: bool = False) -> Result:
             memory_per_worker(client, options.memory),
         )
         settings, _ = _decide(request, before, client, memory_bytes)
-        if before and request.file and not request.file.exists():
-            _announce_lost_file(request)
-        finished = before is not None and not request.unidentified and _is_finished(request.out)
+        finished = before is not None and is_complete(request.out)
+        if finished and request.file is not None and not request.file.exists():
+            announce(
+                f"predict: {request.file.name} is not there; it is written from the stored volume,"
+                " and nothing is computed",
+                options.progress,
+            )
         request, anew = convert_inputs(
-            request, overwrite, finished=finished, resume=options.resume, **within
+            request,
+            overwrite,
+            finished=finished and not request.unidentified,
+            resume=options.resume,
+            **within,
         )
         if anew and not overwrite:
             _check_otherwise(request, settings)
@@ -85,11 +93,6 @@ def perform(request: Request, *, begun: bool = False) -> Result:
             with suppress(Locked), journal_of(request.out).lock():
                 drop_copies(request)
     return result
-
-
-def _is_finished(out: Location) -> bool:
-    done, total = count_blocks(out)
-    return 0 < done == total
 
 
 def plan_on(request: Request, client: Client) -> Plan:
@@ -176,17 +179,6 @@ def _spec(request: Request, settings: Settings, output: Output) -> VolumeSpec:
     return VolumeSpec.of(shape, dtype, meta, settings.chunk, settings.shard)
 
 
-def _announce_lost_file(request: Request) -> None:
-    """Say so where only the file is gone that the stored volume is exported to."""
-    done, total = count_blocks(request.out)
-    if done == total and request.file is not None:
-        announce(
-            f"predict: {request.file.name} is not there; it is written from the stored volume, and"
-            " nothing is computed",
-            request.options.progress,
-        )
-
-
 def _check_otherwise(request: Request, settings: Settings) -> None:
     """Refuse to begin anew, for inputs that were computed anew, what was begun otherwise, too."""
     journal = journal_of(request.out)
@@ -238,7 +230,7 @@ def _execute(
 
 def _left_alone(request: Request, settings: Settings) -> Result:
     """Return a complete output whose inputs are not there to be read; under its lock."""
-    if not _is_finished(request.out):
+    if not is_complete(request.out):
         raise RunFailed(
             f"blocks of {request.file or request.out} were found damaged meanwhile; run the same"
             " command again, which computes them"

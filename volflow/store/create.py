@@ -14,6 +14,7 @@ from zarr.storage import MemoryStore
 
 from volflow.errors import InvalidInput
 from volflow.store.aside import folder_aside, replace_folder, sweep
+from volflow.store.journal.journal import journal_dir
 from volflow.store.journal.lease import check_lease
 from volflow.store.meta import Level, VolumeSpec
 from volflow.store.ngff import write_group
@@ -223,7 +224,7 @@ def _check_name(path: PurePath) -> None:
 
 def _replaceable(path: Path) -> bool:
     """Return True of an image, and of several outputs that a journal beside them vouches for."""
-    return _opens(str(path)) or Path(f"{path}.volflow", "plan.json").exists()
+    return _opens(str(path)) or (journal_dir(path) / "plan.json").exists()
 
 
 def _opens(path: str) -> bool:

@@ -31,7 +31,7 @@ from volflow.sampling.cases.drafts import drafts_of
 from volflow.sampling.cases.names import check_names, listed
 from volflow.sampling.cases.open_cases import CLASS_PREFIXES
 from volflow.sampling.cases.values import Values
-from volflow.store.journal.complete import count_blocks
+from volflow.store.journal.complete import is_complete
 from volflow.store.journal.journal import Journal, journal_dir
 from volflow.store.opening import is_zarr
 from volflow.store.unfinished.root import is_unfinished
@@ -230,8 +230,7 @@ class Conversion:
             return "new"
         if before.fingerprint.get("input") != source.identity():
             return "changed"
-        done, total = count_blocks(place)
-        if done < total or not is_zarr(place) or is_unfinished(place):
+        if not is_complete(place) or not is_zarr(place) or is_unfinished(place):
             return "unfinished"
         options = self.options
         asked = options.overwrite or options.chunk is not None or options.shard is not None

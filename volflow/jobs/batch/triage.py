@@ -16,7 +16,7 @@ from volflow.store.atomic import differences, plain
 from volflow.store.formats.exported import BEHIND
 from volflow.store.formats.sources import open_source, split_part
 from volflow.store.formats.written import is_foreign
-from volflow.store.journal.complete import count_blocks
+from volflow.store.journal.complete import is_complete
 from volflow.store.journal.journal import journal_dir
 from volflow.store.slabs import file_identity
 from volflow.store.unfinished.root import is_unfinished
@@ -191,7 +191,6 @@ def is_finished(out: str, past: PastCase | None) -> bool:
     if past is None or not path.exists() or past.wrote != wrote(out):
         return False
     try:
-        done, total = count_blocks(stored)
+        return is_complete(stored) and not is_unfinished(stored)
     except VolflowError:
         return False
-    return 0 < total == done and not is_unfinished(stored)

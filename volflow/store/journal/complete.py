@@ -13,7 +13,7 @@ from volflow.store.opening import is_zarr
 from volflow.store.remote.address import Address, Location, location
 from volflow.store.volume import Volume, open_volume
 
-__all__ = ["begun_store", "count_blocks", "open_complete", "require_complete"]
+__all__ = ["begun_store", "count_blocks", "is_complete", "open_complete", "require_complete"]
 
 
 def open_complete(x: Any) -> Volume:
@@ -83,3 +83,9 @@ def count_blocks(path: Location) -> tuple[int, int]:
     total = math.prod(record.settings.get("grid", ()))
     # Only names are read: a volume of 10 TB has records of some 300 000 blocks.
     return sum(1 for _ in journal.done_folder().glob("*.json")), total
+
+
+def is_complete(path: Location) -> bool:
+    """Return True if a volume has a journal that says that all its blocks are done."""
+    done, total = count_blocks(path)
+    return 0 < done == total
