@@ -30,7 +30,7 @@ from volflow.sampling.samplers import Sampler
 from volflow.sampling.stream_options import (
     BatchTransform,
     StreamOptions,
-    check_names,
+    check_fields,
     check_whole,
 )
 from volflow.sampling.stream_plan import StreamPlan, plan_stream
@@ -160,7 +160,7 @@ class PatchStream(IterableDataset[dict[str, Any]]):
         options = from_keywords(StreamOptions, locals())
         self.options, self.cluster = options, cluster
         opened = open_cases(cases, classes=options.classes, skip_bad=options.skip_bad)
-        check_names([*opened[0].sources, *opened[0].values])
+        check_fields([*opened[0].sources, *opened[0].values])
         how: dict[str, Any] = {"cluster": cluster, "memory": options.memory, "progress": progress}
         self.cases, self.sampler = shown_cases(
             opened, options.sampler, options.shown, mixed=options.allow_mixed_spacing, **how

@@ -13,7 +13,7 @@ from volflow.sampling.cases.named_arrays import Case
 from volflow.sampling.cases.shown import Choice, Shown
 from volflow.sampling.samplers import GridSampler, Sampler
 
-__all__ = ["SAMPLE_FIELDS", "StreamOptions", "check_names", "check_seed", "check_whole"]
+__all__ = ["SAMPLE_FIELDS", "StreamOptions", "check_fields", "check_seed", "check_whole"]
 
 # What a sample holds beside its arrays.
 SAMPLE_FIELDS = ("location", "case", "index", "key")
@@ -115,7 +115,7 @@ class StreamOptions:
         return totals
 
 
-def check_names(names: Iterable[str]) -> None:
+def check_fields(names: Iterable[str]) -> None:
     """Refuse arrays and values whose names a sample needs for other things."""
     taken = [name for name in names if name in SAMPLE_FIELDS]
     if taken:

@@ -28,8 +28,7 @@ from volflow.jobs.batch.in_turn import SMALL_VOXELS, small_first
 from volflow.jobs.batch.result_table import CaseRow, CaseTable
 from volflow.option import from_keywords, journey
 from volflow.sampling.cases.drafts import drafts_of
-from volflow.sampling.cases.names import check_names, listed
-from volflow.sampling.cases.open_cases import CLASS_PREFIXES
+from volflow.sampling.cases.names import check_names, listed, names_classes
 from volflow.sampling.cases.values import Values
 from volflow.store.journal.complete import is_complete
 from volflow.store.journal.journal import Journal, journal_dir
@@ -253,7 +252,7 @@ class Conversion:
                 self.at_work.add(place)
                 convert(
                     array, place, chunk=options.chunk, shard=options.shard, cluster=client,
-                    labels=True if name.lower().startswith(CLASS_PREFIXES) else None,
+                    labels=True if names_classes(name) else None,
                     memory=memory_bytes, progress=False,
                     overwrite=options.overwrite or state == "changed",
                 )  # fmt: skip

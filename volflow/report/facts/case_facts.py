@@ -17,9 +17,9 @@ from volflow.geometry.units import unit_sign
 from volflow.report.facts.grid_facts import counted, times
 from volflow.report.facts.value_counts import SAMPLE_BYTES, sampled_counts, stored_counts
 from volflow.sampling.cases.case_faults import CaseFault, CaseFaults
-from volflow.sampling.cases.check_cases import counted as counted_classes
-from volflow.sampling.cases.check_cases import is_of_classes
+from volflow.sampling.cases.check_cases import checked_classes
 from volflow.sampling.cases.look import Opened, look_at
+from volflow.sampling.cases.open_cases import is_of_classes
 from volflow.store.slabs import Source
 from volflow.store.volume import Volume
 
@@ -180,7 +180,7 @@ def _classes(cases: Sequence[Opened], name: str) -> tuple[dict[str, Any], list[C
     faults: list[CaseFault] = []
     for case in cases:
         source = case.sources[name]
-        counts, wrong = counted_classes(case, name, source)
+        counts, wrong = checked_classes(case, name, source)
         faults += wrong
         voxel = float(np.prod(source.meta.spacing[-3:])) if source.meta.knows_spacing else 1.0
         for value, number in counts.items():

@@ -11,10 +11,10 @@ from volflow.errors import InvalidInput, VolflowError
 from volflow.sampling.cases.case_faults import CaseFault, CaseFaults
 from volflow.sampling.cases.data_set import CARD, classes_named
 from volflow.sampling.cases.look import Opened, look_at
-from volflow.sampling.cases.open_cases import CLASS_PREFIXES, CasesLike
+from volflow.sampling.cases.open_cases import CasesLike, is_of_classes
 from volflow.store.slabs import Source
 
-__all__ = ["check_cases", "count_classes", "counted", "is_of_classes"]
+__all__ = ["check_cases", "checked_classes", "voxels_of_classes"]
 
 MOST_CLASSES = 2**16
 SLAB_BYTES = 2**24  # held at a time of what is read from front to back
@@ -61,16 +61,11 @@ def check_cases(cases: CasesLike, *, labels: bool = False) -> CaseFaults:
     for case in good if labels else ():
         for name, source in case.sources.items():
             if is_of_classes(name, source):
-                faults += counted(case, name, source)[1]
+                faults += checked_classes(case, name, source)[1]
     return CaseFaults(tuple(sorted(faults, key=lambda fault: fault.case)), count)
 
 
-def is_of_classes(name: str, source: Source) -> bool:
-    """Return True for an array whose voxels are classes, by its name or by what its file says."""
-    return name.lower().startswith(CLASS_PREFIXES) or source.meta.kind == "classes"
-
-
-def count_classes(source: Source) -> dict[int, int]:
+def voxels_of_classes(source: Source) -> dict[int, int]:
     """Return how many voxels each class has; the voxels are read once, some planes at a time.
 
     Raises
@@ -95,10 +90,12 @@ def count_classes(source: Source) -> dict[int, int]:
     return found
 
 
-def counted(case: Opened, name: str, source: Source) -> tuple[dict[int, int], list[CaseFault]]:
+def checked_classes(
+    case: Opened, name: str, source: Source
+) -> tuple[dict[int, int], list[CaseFault]]:
     """Return how many voxels each class has, and what is wrong with them."""
     try:
-        counts = count_classes(source)
+        counts = voxels_of_classes(source)
         return counts, _wrong_values(case, name, source, counts)
     except (VolflowError, OSError) as error:
         fault = CaseFault.of(case.name, error)

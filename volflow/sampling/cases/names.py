@@ -1,4 +1,4 @@
-"""Names of cases: what they may be, and in a message; also of those that lack a channel."""
+"""Names of cases and of their arrays: what they may be, what they mean, and in a message."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 
 from volflow.errors import InvalidInput
 
-__all__ = ["check_channels", "check_names", "listed"]
+__all__ = ["check_channels", "check_names", "listed", "names_classes"]
 
 MOST_NAMED = 8  # in a message
+CLASS_PREFIXES = ("label", "mask", "seg")
 
 
 def listed(names: Iterable[str]) -> str:
@@ -74,3 +75,14 @@ def check_channels(
             f"each case{where} needs all its channels; missing: {'; '.join(named)}; add their"
             " files, or list the other cases in a table"
         )
+
+
+def names_classes(array: str) -> bool:
+    """Return True for the name of an array whose voxels are classes.
+
+    Examples
+    --------
+    >>> names_classes("Label2"), names_classes("image")
+    (True, False)
+    """
+    return array.lower().startswith(CLASS_PREFIXES)

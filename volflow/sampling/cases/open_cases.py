@@ -11,14 +11,14 @@ from volflow.errors import InvalidInput
 from volflow.sampling.cases.case_faults import CaseFaults
 from volflow.sampling.cases.look import Opened, look_at
 from volflow.sampling.cases.named_arrays import Case
+from volflow.sampling.cases.names import names_classes
 from volflow.sampling.cases.values import alike
+from volflow.store.slabs import Source
 from volflow.volumes.arrays.inputs import VolumeLike, refuse_sequential
 
-__all__ = ["CLASS_PREFIXES", "CasesLike", "open_cases"]
+__all__ = ["CasesLike", "is_of_classes", "open_cases"]
 
 CasesLike = VolumeLike | Case | Mapping[str, Any] | Sequence[Any]
-
-CLASS_PREFIXES = ("label", "mask", "seg")
 
 
 def open_cases(
@@ -76,11 +76,16 @@ def open_cases(
     )
 
 
+def is_of_classes(name: str, source: Source) -> bool:
+    """Return True for an array whose voxels are classes, by its name or by what its file says."""
+    return names_classes(name) or source.meta.kind == "classes"
+
+
 def _refuse_packed(cases: Sequence[Opened], count: int) -> None:
     """Refuse cases with files of which no part can be read alone, naming how all are converted."""
     if len(cases) == 1:
         for name, source in cases[0].sources.items():
-            refuse_sequential(source, labels=name.lower().startswith(CLASS_PREFIXES))
+            refuse_sequential(source, labels=names_classes(name))
     raise InvalidInput(
         f"{len(cases)} of {count} cases hold files that are compressed as a whole and cannot be"
         " read by parts; convert all first: volflow convert CASES CACHE, or"
@@ -98,7 +103,7 @@ def _classes(opened: Sequence[Opened], classes: Iterable[str] | None) -> frozens
             if (
                 name in one.draft.classes
                 if one.draft.classes is not None
-                else name.lower().startswith(CLASS_PREFIXES) or source.meta.kind == "classes"
+                else is_of_classes(name, source)
             )
         )
     selected = frozenset([classes] if isinstance(classes, str) else classes)

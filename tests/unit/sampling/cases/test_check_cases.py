@@ -10,7 +10,7 @@ import pytest
 import volflow as vf
 from tests.stores import store
 from volflow.errors import InvalidInput
-from volflow.sampling.cases.check_cases import count_classes
+from volflow.sampling.cases.check_cases import voxels_of_classes
 from volflow.store.formats.sources import open_source
 
 SHAPE = (5, 6, 7)
@@ -80,8 +80,8 @@ def test_classes_are_counted_as_numpy_does():
     label = np.random.default_rng(0).integers(-2, 5, (9, 40, 50))
     values, counts = np.unique(label, return_counts=True)
     expected = dict(zip(values.tolist(), counts.tolist(), strict=True))
-    assert count_classes(open_source(label.astype("int16"))) == expected
-    assert count_classes(open_source(label.astype("f4"))) == expected
+    assert voxels_of_classes(open_source(label.astype("int16"))) == expected
+    assert voxels_of_classes(open_source(label.astype("f4"))) == expected
 
 
 @pytest.mark.parametrize(("value", "text"), [(0.5, "0.5"), (np.nan, "nan"), (np.inf, "inf")])
@@ -89,7 +89,7 @@ def test_classes_are_whole_numbers(value, text):
     label = np.zeros(SHAPE, "f4")
     label[1, 2, 3] = value
     with pytest.raises(InvalidInput, match=rf"it holds {text}, and classes are whole numbers; "):
-        count_classes(open_source(label))
+        voxels_of_classes(open_source(label))
 
 
 def test_a_real_folder_with_cases_without_a_pair(shared_data):
