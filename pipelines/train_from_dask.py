@@ -44,16 +44,15 @@ def train(net: torch.nn.Module, stream: vf.PatchStream, args: argparse.Namespace
     device = "cuda" if torch.cuda.is_available() else "cpu"
     net.to(device).train()
     optimizer = torch.optim.AdamW(net.parameters(), lr=args.rate)
-    losses: list[float] = []
+    losses, tenth = [], max(1, args.steps // 10)
     for batch in stream.loader(batch_size=args.batch_size, device=device):
         loss = functional.cross_entropy(net(batch["image"]), batch["label"][:, 0])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-        if len(losses) % max(1, args.steps // 10) == 0:
-            latest = losses[-max(1, args.steps // 10) :]
-            yield f"step {len(losses)}/{args.steps}  loss {np.mean(latest):.4f}"
+        if len(losses) % tenth == 0:
+            yield f"step {len(losses)}/{args.steps}  loss {np.mean(losses[-tenth:]):.4f}"
 
 
 def run(args: argparse.Namespace) -> None:
