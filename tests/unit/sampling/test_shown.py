@@ -277,3 +277,15 @@ def test_refusals_are_one_line(options, message):
     with pytest.raises(InvalidInput, match=message) as refused:
         vf.PatchStream(case, vf.GridSampler(8), **options)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("wrong", [np.full(IMAGE.shape, np.nan, "f4"), None])
+def test_a_case_that_cannot_be_measured_is_named(stored, wrong):
+    cases = {"a": stored(IMAGE, "a.zarr"), "b": np.zeros_like(IMAGE) if wrong is None else wrong}
+    normalize = "zscore:foreground" if wrong is None else "zscore"
+    with pytest.raises(InvalidInput, match=r"^case b, image: statistics need at least one voxel"):
+        vf.PatchStream(
+            {name: {"image": one} for name, one in cases.items()},
+            vf.GridSampler(8),
+            normalize=normalize,
+        )

@@ -70,8 +70,8 @@ def patch_sheet(  # noqa: PLR0913 - each says what to show
     tiles
         How many patches to show at most, 1 to 200.
     axis
-        Across the slices: ``"z"``, ``"y"`` or ``"x"`` as stored, or the name of a plane such as
-        ``"axial"``.
+        Across the slices: ``"z"``, ``"y"`` or ``"x"`` of the patches, or the name of a plane such
+        as ``"axial"``.
     image, label
         Names of the arrays shown in grey and in colours; by default the first of each kind.
     channel

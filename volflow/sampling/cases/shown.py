@@ -158,10 +158,15 @@ def _constants(
     client: Callable[[], Any],
     options: Mapping[str, Any],
 ) -> Normalize:
-    """Return the constants of one array."""
+    """Return the constants of one array; an error names it, as many may be measured."""
     source = case.sources[name]
     if isinstance(source, TurnedSource):  # the statistics are the same, and kept beside what it is
         source = source.source
     if options.get("progress") is None and prod(case.shape) < SILENT_VOXELS:
         options = {**options, "progress": False}
-    return constants_of(choice, source, cluster=None if in_memory(source) else client, **options)
+    try:
+        return constants_of(
+            choice, source, cluster=None if in_memory(source) else client, **options
+        )
+    except InvalidInput as error:
+        raise InvalidInput(f"case {case.name}, {name}: {error}") from error
