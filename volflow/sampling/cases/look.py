@@ -18,7 +18,7 @@ from volflow.store.formats.sources import stem
 from volflow.store.slabs import Source
 from volflow.volumes.arrays.inputs import open_input
 
-__all__ = ["Opened", "faults_of_folders", "look_at"]
+__all__ = ["Opened", "look_at"]
 
 PAIR = (
     "add it, move what is left over elsewhere, or name the folder of what is for training, such as"
@@ -46,7 +46,7 @@ def look_at(x: Any) -> tuple[list[Opened], list[CaseFault], int]:
     drafts = drafts_of(x)
     if not drafts:
         raise InvalidInput("there are no cases; give at least one volume")
-    faults = faults_of_folders(x)
+    faults = _faults_of_folders(x)
     bad = {fault.case for fault in faults}
     left_out = bad - {draft.name for draft in drafts}
     opened: list[Opened] = []
@@ -68,10 +68,10 @@ def look_at(x: Any) -> tuple[list[Opened], list[CaseFault], int]:
     return good, faults, len(drafts) + len(left_out)
 
 
-def faults_of_folders(x: Any) -> list[CaseFault]:
+def _faults_of_folders(x: Any) -> list[CaseFault]:
     """Return what has no pair in folders that are given as cases."""
     if isinstance(x, Sequence) and not isinstance(x, str):
-        return [fault for one in x for fault in faults_of_folders(one)]
+        return [fault for one in x for fault in _faults_of_folders(one)]
     if not isinstance(x, str | os.PathLike) or not is_case_folder(os.fspath(x)):
         return []
     found = unpaired(Path(x).expanduser())
