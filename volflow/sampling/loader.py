@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
@@ -16,13 +17,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from volflow.errors import InvalidInput
+from volflow.errors import InvalidInput, first_line
 from volflow.geometry.grid import slice_axis
 
 if TYPE_CHECKING:
     from volflow.sampling.stream import PatchStream
 
-__all__ = ["Loader", "numbered_device"]
+__all__ = ["Loader", "check_pickles", "numbered_device"]
 
 Batch = dict[str, Any]
 
@@ -191,6 +192,23 @@ def _without_axis(batch: Batch, axis: int | None) -> Batch:
         return batch
     arrays = {k: v for k, v in batch.items() if isinstance(v, torch.Tensor) and v.ndim == 5}
     return {**batch, **{name: array.squeeze(2 + axis) for name, array in arrays.items()}}
+
+
+def check_pickles(normalize: Any) -> None:
+    """Refuse functions that processes which read cannot be sent.
+
+    Raises
+    ------
+    InvalidInput
+        Saying why, and what does without.
+    """
+    try:
+        pickle.dumps(normalize)
+    except Exception as error:  # objects raise errors of any class
+        raise InvalidInput(
+            f"num_workers reads in other processes, to which normalize cannot be sent"
+            f" ({first_line(error)}); define its function in a module, or leave out num_workers"
+        ) from error
 
 
 def numbered_device(name: str | torch.device) -> torch.device:

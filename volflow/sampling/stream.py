@@ -24,7 +24,7 @@ from volflow.sampling.epoch.cutting import cut_patches
 from volflow.sampling.epoch.order import Visits
 from volflow.sampling.epoch.reading import open_window
 from volflow.sampling.epoch.shares import ProcessShare, refuse_fork, this_share
-from volflow.sampling.loader import Loader, numbered_device
+from volflow.sampling.loader import Loader, check_pickles, numbered_device
 from volflow.sampling.metrics import Metrics
 from volflow.sampling.samplers import Sampler
 from volflow.sampling.stream_options import (
@@ -258,6 +258,8 @@ class PatchStream(IterableDataset[dict[str, Any]]):
             raise InvalidInput(
                 "the workers of a cluster read for this stream already; leave out num_workers"
             )
+        if workers:
+            check_pickles(self.options.normalize)
         self.share.part(0, max(1, workers)).check_lanes(self.lanes)
         return Loader(self, size, numbered_device(device), workers, drop_last)
 

@@ -289,3 +289,10 @@ def test_a_case_that_cannot_be_measured_is_named(stored, wrong):
             vf.GridSampler(8),
             normalize=normalize,
         )
+
+
+def test_a_function_that_no_process_can_be_sent_is_refused():
+    stream = vf.PatchStream(IMAGE, vf.UniformSampler(4), 8, normalize=lambda voxels: voxels / 2)
+    assert len(list(stream.loader(4))) == 2
+    with pytest.raises(InvalidInput, match=r"to which normalize cannot be sent .*; define its fu"):
+        stream.loader(4, num_workers=2)
