@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
@@ -76,26 +76,7 @@ def create(
         add_array(group, "0", spec, spec.dtype.type(0).item())
         write_group(group, meta, [Level("0", meta.spacing, meta.translation)])
 
-    try:
-        if isinstance(at := location(target), Address):
-            kept: dict[str, Any] = {}
-            fill(MemoryStore(kept))
-            check_lease(at)
-            if overwrite:
-                remove_tree(at)
-            _upload(at, kept, finished=finished)
-        else:
-            # Written under a temporary name, renamed at the end: interrupted, it leaves nothing.
-            sweep(Path(target))
-            with folder_aside(Path(target)) as aside:
-                fill(str(aside))
-                if not finished:
-                    withhold(aside)
-                replace_folder(aside, Path(target))
-    except OSError as error:
-        raise InvalidInput(
-            f"{target} cannot be created: {error.strerror or error}; choose another path"
-        ) from error
+    _make(location(target), fill, overwrite=overwrite, finished=finished)
     return open_volume(target) if finished else open_begun(target)
 
 
@@ -109,21 +90,7 @@ def create_store(path: Location) -> None:
     Superseded
         As `create`.
     """
-    try:
-        if isinstance(path, Address):
-            kept: dict[str, Any] = {}
-            zarr.create_group(MemoryStore(kept))
-            check_lease(path)
-            _upload(path, kept, finished=False)
-            return
-        with folder_aside(path) as aside:
-            zarr.create_group(str(aside))
-            withhold(aside)
-            replace_folder(aside, path)
-    except OSError as error:
-        raise InvalidInput(
-            f"{path} cannot be created: {error.strerror or error}; choose another path"
-        ) from error
+    _make(path, zarr.create_group, overwrite=False, finished=False)
 
 
 def open_begun(path: str | os.PathLike[str]) -> Volume:
@@ -202,6 +169,30 @@ def _is_left_over(at: Address) -> bool:
     if not (journal / "plan.json").exists():
         return False
     return all(LEFT_OVER.fullmatch(one.relative_to(at)) for one, _ in at.below())
+
+
+def _make(at: Location, fill: Callable[[Any], object], *, overwrite: bool, finished: bool) -> None:
+    """Make what ``fill`` writes appear at once, on a disk; on a store what makes it one, last."""
+    try:
+        if isinstance(at, Address):
+            kept: dict[str, Any] = {}
+            fill(MemoryStore(kept))
+            check_lease(at)
+            if overwrite:
+                remove_tree(at)
+            _upload(at, kept, finished=finished)
+        else:
+            # Written under a temporary name, renamed at the end: interrupted, it leaves nothing.
+            sweep(at)
+            with folder_aside(at) as aside:
+                fill(str(aside))
+                if not finished:
+                    withhold(aside)
+                replace_folder(aside, at)
+    except OSError as error:
+        raise InvalidInput(
+            f"{at} cannot be created: {error.strerror or error}; choose another path"
+        ) from error
 
 
 def _upload(at: Address, objects: Mapping[str, Any], *, finished: bool) -> None:
