@@ -51,7 +51,7 @@ class CaseFaults(Sequence[CaseFault]):
     Parameters
     ----------
     rows
-        None where nothing is wrong.
+        Empty where nothing is wrong.
     cases
         How many cases were looked at.
 

@@ -201,8 +201,8 @@ def open_catalog(
     Raises
     ------
     InvalidInput
-        If all weights are zero, a class is absent, or a case lacks
-        the array that the sampler needs.
+        If all weights are zero, a class is absent, or a case lacks the array that the sampler
+        needs.
     """
     if isinstance(sampler, GridSampler):
         groups = []
