@@ -169,8 +169,8 @@ def convert(  # noqa: PLR0913 - a public journey takes flat options
     InvalidInput
         For a source that cannot be read, is damaged or cut short, for a layout that does not fit,
         an output that exists, or a voxel that ``dtype`` or a label map does not hold. No part of
-        the volume is then left, but of a source that is found damaged while it is unpacked an
-        unfinished one, of which nothing counts: the same call begins it anew.
+        the volume is then left; where only a piece of a source is found damaged, such as a
+        chunk, an unfinished one is, which is refused wherever it is opened.
     SourceChanged
         Where the source is changed while it is read.
 

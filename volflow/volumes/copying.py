@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from volflow.store.create import check_target, create, open_begun
 from volflow.store.formats.taken.labels import NotHeld
 from volflow.store.journal.journal import Journal, Record, journal_of
 from volflow.store.journal.outputs import discard, withheld
-from volflow.store.remote.address import is_stored, location
+from volflow.store.remote.address import is_stored, location, remove_tree
 from volflow.store.slabs import Source
 from volflow.store.volume import Volume
 from volflow.volumes.arrays.computed import refuse_masked
@@ -218,7 +219,7 @@ def run_copy(
         plan = replace(plan, journal=journal, record=record)
         with (
             withheld(journal, journal.output, left=bool(plan.runs)),
-            _discarding_misfits(copy, journal),
+            _discarding_the_useless(copy, journal),
         ):
             if copy.unpacking is not None and plan.runs:
                 copy.unpacking.perform(client, copy.memory_bytes, options.progress)
@@ -242,12 +243,19 @@ def run_copy(
 
 
 @contextmanager
-def _discarding_misfits(copy: Copy, journal: Journal) -> Iterator[None]:
-    """Delete the volume where a voxel does not fit it: with the same options none ever will."""
+def _discarding_the_useless(copy: Copy, journal: Journal) -> Iterator[None]:
+    """Delete the volume where the same source can never fill it, and nothing of it counts.
+
+    A voxel does not fit it, or a source that is read from front to back is damaged or cut short.
+    """
+    forward = copy.source.sequential or copy.unpacking is not None
     try:
         yield
-    except NotHeld:
-        discard(location(copy.path), journal)
+    except InvalidInput as error:
+        if forward or isinstance(error, NotHeld):
+            discard(location(copy.path), journal)
+            if isinstance(journal.directory, Path):  # a store's lease is still held there
+                remove_tree(journal.directory)
         raise
 
 
