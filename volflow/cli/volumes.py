@@ -211,9 +211,13 @@ def export(
     from volflow.report.facts.info import facts_of, facts_text
 
     if plan:
+        from volflow.store.formats.written import refuse_unwritable
+        from volflow.volumes.arrays.inputs import open_input
         from volflow.volumes.export import check_export, refuse_changed
 
         path = check_export(out, overwrite=options.overwrite, ngff=options.ngff)
+        if options.ngff is None and options.like is None:  # else it becomes another volume
+            refuse_unwritable(open_input(volume).spec, Path(path.name))
         if isinstance(path, Path) and not options.overwrite:
             refuse_changed(path)
         facts = facts_of(volume)

@@ -270,6 +270,17 @@ def test_journey_of_a_file(tmp_path, volume, capsys, monkeypatch):
     assert (tmp_path / "a.png").stat().st_size > 1000
 
 
+def test_a_plan_of_an_export_refuses_what_the_format_cannot_hold(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    np.save("a.npy", np.zeros((4, 5, 6), "int64"))
+    told = []
+    for words in (["export", "a.npy", "a.tif", "--plan"], ["export", "a.npy", "a.tif"]):
+        assert run(words) == 2
+        told.append(capsys.readouterr().err)
+    assert told[0] == told[1]
+    assert "the volume holds int64" in told[0]
+
+
 @pytest.mark.parametrize(
     ("options", "name", "holds"),
     [
