@@ -32,7 +32,7 @@ from volflow.store.remote.address import Address, Location, location
 from volflow.store.slabs import Source
 from volflow.volumes.arrays.grids import difference_of_grids, shared_grid
 from volflow.volumes.arrays.inputs import VolumeLike, open_input
-from volflow.volumes.framed import FramedImage
+from volflow.volumes.framed import FramedImage, on_scale
 from volflow.volumes.normalizing import constants_of
 
 __all__ = [
@@ -327,11 +327,7 @@ def output_meta(request: Request, output: Output) -> Meta:
     """Return the metadata of an output: axes, spacing, origin, names."""
     inputs, options, spec = request.inputs, request.options, request.model.spec
     meta, frame = inputs.meta, inputs.frame
-    offsets = []
-    for n, s, flip in zip(inputs.shape, output.scale, frame.flips, strict=True):
-        centre = (s - 1) / 2
-        offsets.append(n - 1 - (-(-n // s) - 1) * s - centre if flip else centre)
-    meta = meta.regrid(frame.restore(output.scale), frame.restore(offsets))
+    meta = on_scale(meta, frame, inputs.shape, output.scale)
     classes = options.output == "classes"
     names = spec.classes if len(spec.classes) == output.channels else ()
     axes = ("z", "y", "x") if classes else ("c", "z", "y", "x")

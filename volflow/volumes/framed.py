@@ -16,7 +16,7 @@ from volflow.store.meta import Meta, VolumeSpec
 from volflow.volumes.arrays.grids import shared_grid
 from volflow.volumes.normalizing import Normalize, applied, write_normalized
 
-__all__ = ["BoxReader", "FramedImage"]
+__all__ = ["BoxReader", "FramedImage", "on_scale"]
 
 Array = npt.NDArray[Any]
 
@@ -151,3 +151,22 @@ class FramedImage:
             # What a function made was made when it was read.
             write_normalized(None if callable(normalize) else normalize, part, channels)
             first += len(part)
+
+
+def on_scale(meta: Meta, frame: Frame, shape: Sequence[int], scale: Sequence[int]) -> Meta:
+    """Return the metadata of a coarser output of a volume, along the stored axes.
+
+    Parameters
+    ----------
+    meta
+        Of the volume.
+    frame, shape
+        The frame of the network, and the sides of the volume along its axes.
+    scale
+        Voxels of the volume per voxel of the output, along the frame's axes.
+    """
+    offsets = []
+    for n, s, flip in zip(shape, scale, frame.flips, strict=True):
+        centre = (s - 1) / 2
+        offsets.append(n - 1 - (-(-n // s) - 1) * s - centre if flip else centre)
+    return meta.regrid(frame.restore(scale), frame.restore(offsets))

@@ -149,13 +149,6 @@ class TestInAFrame:
                 stream.state_dict()
             )
 
-    def test_an_aggregator_refuses_it(self, stored, tmp_path):
-        stream = vf.PatchStream(stored(IMAGE, orientation="SAR"), vf.GridSampler(4), frame="RAS")
-        with pytest.raises(
-            InvalidInput, match=r"in the frame 'RAS'; leave frame out, or use vf\.p"
-        ):
-            vf.GridAggregator(tmp_path / "out.zarr", stream)
-
 
 class TestReading:
     @settings(max_examples=60)

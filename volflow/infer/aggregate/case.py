@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from contextlib import ExitStack, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from volflow.store.layout import resolve_layout, shrinking
 from volflow.store.meta import Meta, VolumeSpec
 from volflow.store.volume import Volume, open_volume
 
-__all__ = ["CaseBlend", "Result"]
+__all__ = ["CaseBlend", "CasePlace", "Result"]
 
 Result = Volume | dict[str, Volume]
 
@@ -48,14 +48,34 @@ RECORDED = ("blend", "activation", "output", "dtype", "sigma_scale")
 SHARDS_SHARE = 0.5
 
 
+@dataclass(frozen=True)
+class CasePlace:
+    """Where the volume of a case goes, and how it lies there.
+
+    Parameters
+    ----------
+    out
+        Its path.
+    frame
+        From the axes of the patches to the stored ones.
+    meta
+        Of the volume, along the stored axes.
+    """
+
+    out: Path
+    frame: Frame
+    meta: Meta
+
+
 class CaseBlend:
     """The open rows of one case, its early patches, and its growing volume.
 
     Parameters
     ----------
-    name, grid, meta
-        Of the case; the grid's shape is the volume's, in voxels of the outputs.
-    out
+    name, grid
+        Of the case; the grid's shape is the volume's, in voxels of the outputs, along the axes of
+        the patches.
+    place
         Where the volume goes in the end.
     options, kind
         How outputs become volumes, and what they are, for all cases alike.
@@ -67,13 +87,12 @@ class CaseBlend:
         self,
         name: str,
         grid: PatchGrid,
-        meta: Meta,
-        out: Path,
+        place: CasePlace,
         options: PredictOptions,
         kind: Kind,
         pending: PendingPatches,
     ) -> None:
-        self.name, self.grid, self.out, self.options = name, grid, out, options
+        self.name, self.grid, self.place, self.options = name, grid, place, options
         self.kind, self.pending, scratch = kind, pending, pending.scratch
         self.next = 0  # the first patch that has not been added: what comes later is kept
         self.layer = 0  # the first layer of patches that is not closed
@@ -93,7 +112,7 @@ class CaseBlend:
         self.finish_rows = Finish(options.output or "scores", options.activation, dtype)
         classes = options.output == "classes"
         meta = replace(
-            meta,
+            place.meta,
             axes=("z", "y", "x") if classes else ("c", "z", "y", "x"),
             kind="classes" if classes else "image",
             channels=(),
@@ -101,19 +120,20 @@ class CaseBlend:
             made="",
         )
         values = len(kind.outputs) if classes else kind.channels
+        frame, shape = place.frame, place.frame.restore(grid.shape)
         chunk, shard = _layout(
-            (values, *grid.shape), meta, np.dtype(dtype), options, scratch.budget_bytes
+            (values, *shape), place, np.dtype(dtype), options, scratch.budget_bytes
         )
-        sweep(out)
+        sweep(self.out)
         with ExitStack() as folder:  # hidden beside the output, which grows in it
-            self.aside = folder.enter_context(folder_aside(out)) / out.name
+            self.aside = folder.enter_context(folder_aside(self.out)) / self.out.name
             if kind.outputs[0].name:
                 zarr.create_group(str(self.aside))
             targets = {
                 output.name: create(
                     self.aside / output.name,
                     VolumeSpec.of(
-                        grid.shape if classes else (output.channels, *grid.shape),
+                        shape if classes else (output.channels, *shape),
                         dtype,
                         meta,
                         chunk,
@@ -123,11 +143,17 @@ class CaseBlend:
                 for output in kind.outputs
             }
             self.folder = folder.pop_all()
-        self.blocks = BlockGrid(grid.shape, (shard[0], *grid.shape[1:]))  # layers of shards
+        # Layers of shards, in the order of the rows.
+        block = frame.restore((frame.reorder(shard)[0], *grid.shape[1:]))
+        self.blocks = BlockGrid(shape, block)
+        numbers = range(len(self.blocks))[:: -1 if frame.flips[0] else 1]
         self.context = Context()  # the journal begins when the volume is whole
-        self.writer = Writer(
-            self.blocks, Frame(), targets, range(len(self.blocks)), self.context, scratch.zeros
-        )
+        self.writer = Writer(self.blocks, frame, targets, numbers, self.context, scratch.zeros)
+
+    @property
+    def out(self) -> Path:
+        """The path of the volume in the end."""
+        return self.place.out
 
     @property
     def complete(self) -> bool:
@@ -198,9 +224,15 @@ class CaseBlend:
         journal, grid = Journal(journal_dir(self.out)), self.grid
         given = settings_of(self.options)
         options = {name: given[name] for name in RECORDED if name in given}
-        geometry = {"patch": grid.patch, "stride": grid.stride, "padding": grid.padding}
+        geometry: dict[str, Any] = {
+            "patch": grid.patch,
+            "stride": grid.stride,
+            "padding": grid.padding,
+        }
         named = {one.name: one.channels for one in self.kind.outputs if one.name}
         channels = named or self.kind.channels
+        if self.place.frame != Frame():
+            geometry["frame"] = [self.place.frame.axes, self.place.frame.flips]
         fingerprint = {**options, "channels": channels, **geometry, "version": VERSION}
         settings = {"grid": self.blocks.counts, "coverage": self.coverage}
         record = Record("aggregate", fingerprint, settings)
@@ -227,17 +259,22 @@ class CaseBlend:
 
 def _layout(
     shape: tuple[int, ...],
-    meta: Meta,
+    place: CasePlace,
     dtype: np.dtype[Any],
     options: PredictOptions,
     budget_bytes: int,
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return chunk and shard along z, y, x; two layers of shards fit the budget."""
-    given = resolve_layout(shape, meta.spacing, dtype, options.chunk, options.shard)
+    """Return chunk and shard along the stored axes; two layers of shards fit the budget.
+
+    A layer lies across the first axis of the patches.
+    """
+    given = resolve_layout(shape, place.meta.spacing, dtype, options.chunk, options.shard)
     chunk, shard = (sizes[-3:] for sizes in given)
     if options.shard is not None:
         return chunk, shard
-    plane_bytes = math.prod(shape[:-3]) * shape[-2] * shape[-1] * dtype.itemsize
-    smaller = list(shrinking(limit_depth(shard, chunk, shape[-3:], 0), chunk, (1, 0, 0)))
+    along, frame = place.frame.axes[0], place.frame
+    plane_bytes = math.prod(shape) // shape[-3:][along] * dtype.itemsize
+    sizes, least, whole = (frame.reorder(one) for one in (shard, chunk, shape[-3:]))
+    smaller = list(shrinking(limit_depth(sizes, least, whole, 0), least, (1, 0, 0)))
     fitting = (s for s in smaller if 2 * s[0] * plane_bytes <= SHARDS_SHARE * budget_bytes)
-    return chunk, next(fitting, smaller[-1])
+    return chunk, frame.restore(next(fitting, smaller[-1]))

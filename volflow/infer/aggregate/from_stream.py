@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from volflow.errors import InvalidInput
+from volflow.geometry.frame import Frame
 from volflow.geometry.grid import PatchGrid
 from volflow.sampling.cases.named_arrays import Case
 from volflow.sampling.stream import PatchStream
@@ -19,7 +20,7 @@ from volflow.volumes.arrays.inputs import VolumeLike
 from volflow.volumes.arrays.turned import TurnedSource
 from volflow.volumes.write import grid_of
 
-__all__ = ["grids_of", "metas_of", "targets_of"]
+__all__ = ["as_stored", "grids_of", "metas_of", "targets_of"]
 
 
 def grids_of(stream: PatchStream) -> dict[str, PatchGrid]:
@@ -36,14 +37,6 @@ def grids_of(stream: PatchStream) -> dict[str, PatchGrid]:
             f"an aggregator needs the patches of a grid, and {type(sampler).__name__} draws them at"
             " random; make the stream with vf.GridSampler(patch, overlap)"
         )
-    arrays = (one for case in stream.cases for one in getattr(case, "sources", {}).values())
-    turned = next((one for one in arrays if isinstance(one, TurnedSource)), None)
-    if turned is not None:
-        raise InvalidInput(
-            "an aggregator puts patches together along the axes of their case, and the stream's are"
-            f" in the frame {turned.letters!r}; leave frame out, or use vf.predict(…, frame=…),"
-            " which writes along the stored axes"
-        )
     if (stream.world_size or 1) > 1:
         raise InvalidInput(
             f"all patches of a case must reach one process, but the stream shares them among"
@@ -52,6 +45,16 @@ def grids_of(stream: PatchStream) -> dict[str, PatchGrid]:
             " rank=0, world_size=1"
         )
     return {case.name: sampler.grid(case) for case in stream.cases}
+
+
+def as_stored(case: Case) -> tuple[Case, Frame]:
+    """Return a case as it is stored, and the frame in which a stream shows it."""
+    sources = getattr(case, "sources", {})
+    turned = {name: one for name, one in sources.items() if isinstance(one, TurnedSource)}
+    if not turned:
+        return case, Frame()
+    plain = {name: turned[name].source if name in turned else sources[name] for name in sources}
+    return replace(case, sources=plain), next(iter(turned.values())).frame
 
 
 def metas_of(

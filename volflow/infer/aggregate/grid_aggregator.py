@@ -22,8 +22,8 @@ from volflow.infer.aggregate.batch import (
     named_tensors,
     places_of,
 )
-from volflow.infer.aggregate.case import CaseBlend
-from volflow.infer.aggregate.from_stream import grids_of, metas_of, targets_of
+from volflow.infer.aggregate.case import CaseBlend, CasePlace
+from volflow.infer.aggregate.from_stream import as_stored, grids_of, metas_of, targets_of
 from volflow.infer.aggregate.scratch import PendingPatches, Scratch
 from volflow.infer.merge import merge_options
 from volflow.infer.predict_options import PredictOptions
@@ -33,6 +33,7 @@ from volflow.model.spec import Spec
 from volflow.sampling.stream import PatchStream
 from volflow.store.layout import resolve_layout
 from volflow.volumes.arrays.inputs import VolumeLike
+from volflow.volumes.framed import on_scale
 
 __all__ = ["Aggregated", "GridAggregator"]
 
@@ -68,7 +69,8 @@ class GridAggregator:
     out
         Path of the OME-Zarr results; ``{case}`` stands for the name of the case.
     stream
-        The ``PatchStream`` over a ``GridSampler`` from which the batches come.
+        The ``PatchStream`` over a ``GridSampler`` from which the batches come. Of one in a frame
+        results lie along the stored axes all the same, as those of `predict`.
     blend, sigma_scale
         ``"gaussian"``, ``"hann"``, ``"average"`` or ``"crop"``, and how wide the gaussian is, as
         in `predict`.
@@ -138,7 +140,10 @@ class GridAggregator:
         overwrite: bool = False,
     ) -> None:
         self.grids = grids_of(stream)
-        self.metas = metas_of(stream.cases, like)
+        stored = [as_stored(case) for case in stream.cases]
+        cases = [case for case, _ in stored]
+        self.frames = {case.name: frame for case, frame in stored}
+        self.metas = metas_of(cases, like)
         if blend == "exact":
             raise InvalidInput(
                 "blend 'exact' is a property of the whole network, not of outputs of patches; use"
@@ -150,10 +155,10 @@ class GridAggregator:
             output=output, dtype=dtype, chunk=chunk, shard=shard, overwrite=overwrite,
         )  # fmt: skip
         self.options = merge_options(given, Spec())
-        for case in stream.cases:
+        for case in cases:
             spacing = self.metas[case.name].spacing
             resolve_layout(tuple(case.shape)[-3:], spacing, "float32", chunk, shard)
-        self.targets = targets_of(os.fspath(out), stream.cases, overwrite=overwrite)
+        self.targets = targets_of(os.fspath(out), cases, overwrite=overwrite)
         budget = int(free_memory_bytes() * DEFAULT_SHARE) if memory is None else parse_bytes(memory)
         folder = next(iter(self.targets.values())).parent
         self.scratch = Scratch(folder, budget)
@@ -177,7 +182,8 @@ class GridAggregator:
             ``(B, C, *patch)`` on any device; as many channels, and the same dtype, every time. Of
             slices also ``(B, C, y, x)``, as networks of slices give them. A dict or tuple of such
             tensors is stored as `predict` stores it, by name; coarser outputs, whose sides divide
-            the patch's, where patches begin at multiples of that.
+            the patch's, where patches begin at multiples of that; the last patches of an axis lie
+            inside the volume, where those of `predict` reach beyond it.
         batch
             As the stream's loader gave it: its ``"location"`` and ``"case"`` are used.
 
@@ -268,9 +274,10 @@ class GridAggregator:
     def _case(self, name: str, kind: Kind) -> CaseBlend:
         """Return the open case of that name, opened if its first patch has come."""
         if name not in self.open:
-            grid, out = self.coarser[name], self.targets[name]
-            meta = self.metas[name].regrid(kind.scale)
-            self.open[name] = CaseBlend(name, grid, meta, out, self.options, kind, self.pending)
+            grid, frame = self.coarser[name], self.frames[name]
+            meta = on_scale(self.metas[name], frame, self.grids[name].shape, kind.scale)
+            place = CasePlace(self.targets[name], frame, meta)
+            self.open[name] = CaseBlend(name, grid, place, self.options, kind, self.pending)
         return self.open[name]
 
     def _finish(self, case: CaseBlend) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -111,6 +111,41 @@ def moved(outputs, batch, change):
 
 def leftovers(folder):
     return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", [{}, {"chunk": (2, 4, 8), "shard": (4, 8, 8)}])
+@pytest.mark.parametrize("scale", [1, 2])
+@pytest.mark.parametrize("frame", ["RAS", "LPI", "IPR", "SAR"])
+def test_patches_of_a_frame_lie_along_the_stored_axes(client, tmp_path, frame, scale, layout):
+    net = random_net() if scale == 1 else Coarse(Named(random_net(), random_net(channels_out=3)))
+    scan = np.random.default_rng(0).random((20, 36, 28) if scale == 2 else (19, 13, 25), "f4")
+    meta = replace(META, orientation="SAR", translation=(5.0, 3.0, -2.0), affine=None)
+    scan = vf.write(
+        scan, tmp_path / "scan.zarr", meta=meta, chunk=8, shard=16, cluster=client, progress=False
+    )
+    options = {"frame": frame, "normalize": "zscore"}
+    expected = vf.predict(
+        scan, net, tmp_path / "out.zarr", patch=(8, 12, 8), overlap=4, cluster=client,
+        progress=False, **options,
+    )  # fmt: skip
+    sampler = vf.GridSampler((8, 12, 8), overlap=4)
+    stream = vf.PatchStream({"a": {"image": scan}}, sampler, **options)
+    with (
+        torch.inference_mode(),
+        GridAggregator(tmp_path / "own.zarr", stream, like=scan, **layout) as aggregator,
+    ):
+        for batch in stream.loader(batch_size=3):
+            aggregator.add_batch(net(batch["image"]), batch)
+    found = aggregator.close()["a"]
+    named = found if scale == 2 else {"": found}
+    for name, volume in named.items():
+        same = expected[name] if name else expected
+        assert replace(volume.meta, source=None) == replace(same.meta, made="", source=None)
+        np.testing.assert_allclose(volume[:], same[:], atol=1e-5)
+        if layout:
+            assert volume.chunks[-3:] == (2, 4, 8)
+    assert vf.verify(tmp_path / "own.zarr").ok
 
 
 class TestSeveralOutputs:
