@@ -106,6 +106,7 @@ def test_what_is_finished_is_left_alone(known):
         # Where they came from, which that version did not note and an audit asks for.
         "blended.zarr.volflow/provenance.json",
         "classes.nii.gz.volflow/output.zarr.volflow/provenance.json",
+        "classes.nii.gz.volflow/copies.json",  # the copy of the scan goes, which that version kept
     }
 
 
