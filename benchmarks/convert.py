@@ -10,7 +10,7 @@ The scan is noise on smooth structures, uint16, ``--side`` voxels a side. Ways:
   the same chunks, shards and codec.
 - dask: ``dask.array`` over what the library offers lazily, rechunked to shards, ``to_zarr``.
 - rechunker, cubed (Zarr in planes only): both write chunks without shards, of the same size, and
-  get as much memory.
+  get as much memory. rechunker 0.5 works with Zarr 2 only, and is left out beside Zarr 3.
 
 Every run is a fresh process that has converted a small file of the format before. Memory is the
 peak of resident memory above what it was then. MB/s counts the voxels' bytes once.
@@ -211,7 +211,9 @@ def convert(way: str, kind: str, path: Path, out: Path, memory: str) -> bool:
     else:
         import cubed
 
-        spec = cubed.Spec(work_dir=str(out.parent), allowed_mem=memory, reserved_mem="300MB")
+        from volflow.geometry.budget import parse_bytes
+
+        spec = cubed.Spec(str(out.parent), allowed_mem=parse_bytes(memory), reserved_mem="300MB")
         cubed.to_zarr(cubed.from_zarr(str(path), spec=spec).rechunk(CHUNK), str(out))
     return True
 
