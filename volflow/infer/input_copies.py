@@ -11,10 +11,9 @@ A copy made of the same state has the same voxels, so that it counts as the one 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from volflow.infer.request import Request
 from volflow.store.atomic import read_json, write_json
@@ -25,7 +24,7 @@ from volflow.store.remote.address import Location, remove_tree
 from volflow.store.volume import Volume
 from volflow.volumes.copying import COPY_VERSION
 
-__all__ = ["Dropped", "copies_of", "drop_copies", "dropped_copies", "state_copied"]
+__all__ = ["Dropped", "drop_copies", "dropped_copies", "state_copied"]
 
 NOTE = "copies.json"
 
@@ -49,14 +48,10 @@ class Dropped:
     version: int = COPY_VERSION
 
 
-def copies_of(request: Request) -> Iterator[tuple[str, Location, Any]]:
-    """Yield the name of each input, the place of a copy of it, and what is read now."""
-    for name, volume in zip(request.given or {}, request.inputs.volumes, strict=True):
-        yield name, request.sidecar / f"{name or 'input'}.zarr", volume
-
-
 def dropped_copies(request: Request) -> Mapping[str, Dropped]:
     """Return the deleted copies of inputs by name; none where the note is absent or damaged."""
+    if request.file is None:  # beside a volume copies stay: a store need not be asked
+        return {}
     with suppress(OSError, ValueError, AttributeError):
         found = read_json(request.sidecar / NOTE).items()
         every = {name: typed(Dropped, saved) for name, saved in found}
@@ -76,7 +71,8 @@ def drop_copies(request: Request) -> None:
     What cannot be told from another state of the same input keeps its copy.
     """
     notes, gone = dict(dropped_copies(request)), []
-    for name, place, volume in copies_of(request):
+    for name, volume in zip(request.given or {}, request.inputs.volumes, strict=True):
+        place = request.copy_of(name)
         if isinstance(volume, Volume) and volume.path == str(place) and not request.unidentified:
             copy = request.copies.get(name) or volume.identity()
             notes[name] = Dropped(state_copied(place), copy)

@@ -56,7 +56,7 @@ def convert_inputs(
         nonlocal anew
         if isinstance(source, Volume):
             return source
-        keep = request.sidecar / f"{name or 'input'}.zarr"
+        keep = request.copy_of(name)
         before, old = _begun(keep), dropped.get(name)
         if finished and old and not is_stored(keep) and old.source == source.identity():
             copies[name] = old.copy

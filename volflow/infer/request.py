@@ -96,6 +96,10 @@ class Request:
         """The folder beside the output that the user named, where inputs are converted to."""
         return journal_of(self.file or self.out).directory
 
+    def copy_of(self, name: str) -> Location:
+        """Return the place of a copy of an input, or of the mask, beside the output."""
+        return self.sidecar / f"{name or 'input'}.zarr"
+
     @property
     def unidentified(self) -> str:
         """Why it cannot be told whether a stored input is what it was; ``""`` where it can."""

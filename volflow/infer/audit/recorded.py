@@ -220,7 +220,7 @@ def _converted(request: Request) -> Request:
     if request.inputs.mask is not None:
         sources["mask"] = request.inputs.mask
     for name, source in sources.items():
-        kept = request.sidecar / f"{name or 'input'}.zarr"
+        kept = request.copy_of(name)
         if not isinstance(source, Volume) and not kept.exists() and name not in dropped:
             raise InvalidInput(
                 f"{kept}, the copy of the input that the model saw, is not there; predict it again"
