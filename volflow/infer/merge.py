@@ -11,7 +11,7 @@ import numpy as np
 from volflow.errors import InvalidInput
 from volflow.geometry.frame import Frame
 from volflow.geometry.normalize import check_normalization
-from volflow.geometry.outside import ZEROS, Padding
+from volflow.geometry.outside import ZEROS
 from volflow.geometry.windows import SIGMA_SCALE
 from volflow.infer.predict_options import PredictOptions
 from volflow.model.digest import digest_of, identity_of
@@ -30,7 +30,7 @@ INHERITED = (
 def settings_of(options: PredictOptions) -> dict[str, Any]:
     """Return the options that decide the result, for the fingerprint."""
     named = ("overlap", "blend", "frame", "output", "dtype", "flips", "skip_below", "fill")
-    padding, sigma = Padding(options.padding or 0), options.sigma_scale
+    padding, sigma = options.outside, options.sigma_scale
     return {
         "patch": None if options.patch is None else list(options.sides),
         **{name: getattr(options, name) for name in named},
@@ -98,7 +98,7 @@ def _check(options: PredictOptions) -> None:
         check_choice("activation", options.activation, (None, "softmax", "sigmoid"))
     if options.normalize is not None:
         check_normalization(options.normalize)
-    Padding(options.padding or 0)
+    _ = options.outside  # refuses what is none
     _check_sigma(options)
     check_choice("precision", options.precision, ("auto", "float32", "bfloat16", "float16", "tf32"))
     if options.precision == "float16" and options.blend == "exact":

@@ -12,6 +12,7 @@ from volflow.errors import InvalidInput
 from volflow.option import number_or_word, numbers, option, value_or_word
 
 if TYPE_CHECKING:
+    from volflow.geometry.outside import Padding
     from volflow.geometry.windows import Blend
     from volflow.model.bundle import ModelLike
     from volflow.volumes.arrays.inputs import VolumeLike
@@ -142,6 +143,20 @@ class PredictOptions(OutputOptions, NetworkOptions):
         from volflow.geometry.windows import check_blend
 
         return check_blend(self.blend or "")
+
+    @property
+    def sigma(self) -> float:
+        """Return the sigma of the gaussian in sides of the patch: the one asked for, or usual."""
+        from volflow.geometry.windows import SIGMA_SCALE
+
+        return self.sigma_scale or SIGMA_SCALE
+
+    @property
+    def outside(self) -> Padding:
+        """Return what lies outside of the volume; refuses what is no padding."""
+        from volflow.geometry.outside import Padding
+
+        return Padding(self.padding or 0)
 
     @property
     def flip_axes(self) -> tuple[int, ...]:

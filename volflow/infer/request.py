@@ -15,7 +15,6 @@ import torch
 import volflow
 from volflow.errors import Damaged, InvalidInput
 from volflow.geometry.frame import Frame
-from volflow.geometry.outside import Padding
 from volflow.infer.finish import Finish
 from volflow.infer.merge import code_of, order_inputs, settings_of
 from volflow.infer.predict_options import PredictOptions
@@ -269,7 +268,7 @@ def framed_image(
         frame,
         mask,
         options.skip_below,
-        Padding(options.padding or 0),
+        options.outside,
     )
 
 

@@ -20,7 +20,6 @@ from volflow.engine.task import Context
 from volflow.geometry.frame import Frame
 from volflow.geometry.grid import BlockGrid, PatchGrid
 from volflow.geometry.roi import Roi
-from volflow.geometry.windows import SIGMA_SCALE
 from volflow.infer.aggregate.batch import Kind
 from volflow.infer.aggregate.scratch import PendingPatches
 from volflow.infer.finish import Finish
@@ -105,7 +104,7 @@ class CaseBlend:
             dtype=str(kind.computed).split(".")[-1],
             skipping=True,
             zeros=scratch.zeros,
-            sigma_scale=options.sigma_scale or SIGMA_SCALE,
+            sigma_scale=options.sigma,
         )
         keep = kind.integer and options.blend == "crop" and options.activation is None
         dtype = options.stored_dtype(str(kind.dtype if keep else kind.computed).split(".")[-1])

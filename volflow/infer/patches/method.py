@@ -188,7 +188,7 @@ def _window(
         forward,
         batch_size,
         request.options.blending,
-        request.options.sigma_scale or SIGMA_SCALE,
+        request.options.sigma,
         request.finish(forward.dtype),
         outputs,
     )
