@@ -1,0 +1,1 @@
+"""Putting voxels on another grid: pure functions of boxes."""
