@@ -204,7 +204,8 @@ def resampled(voxels: Array, axis: int, taps: Taps, low: int, high: int) -> Arra
     first, _ = taps.range(low, high)
     indices, weights = taps.weighted(low, high)
     if taps.is_plain:
-        return np.take(voxels, indices[0] - first, axis=axis)
+        plain: Array = np.take(voxels, indices[0] - first, axis=axis)
+        return plain
     shape = (*voxels.shape[:axis], high - low, *voxels.shape[axis + 1 :])
     result = np.empty(shape, taps.dtype)
     weights = weights.astype(taps.dtype)
@@ -276,4 +277,4 @@ def _mirrored(indices: npt.NDArray[np.int64], n: int) -> npt.NDArray[np.int64]:
         return np.zeros_like(indices)
     period = 2 * (n - 1)
     turned = np.mod(indices, period)
-    return np.minimum(turned, period - turned)
+    return np.asarray(np.minimum(turned, period - turned))

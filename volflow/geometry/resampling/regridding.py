@@ -238,7 +238,8 @@ class Regridding:
         if inside == box:
             return made
         result = np.full((*lead, *box.shape), self._filled(wanted), wanted)
-        result[(..., *inside.relative_to(box.start).slices())] = made
+        z, y, x = inside.relative_to(box.start).slices()
+        result[..., z, y, x] = made
         return result
 
     def _filled(self, dtype: np.dtype[Any]) -> Any:
@@ -297,5 +298,6 @@ def rounded(values: Array, dtype: np.dtype[Any]) -> Array:
         # The largest float below the bound: what rounds up to it would wrap.
         high = np.asarray(info.max, values.dtype)
         high = np.nextafter(high, 0, dtype=values.dtype) if int(high) > info.max else high
-        return np.clip(whole, np.asarray(info.min, values.dtype), high).astype(dtype)
-    return values.astype(dtype)
+        whole = np.clip(whole, np.asarray(info.min, values.dtype), high)
+        return np.asarray(whole.astype(dtype))
+    return np.asarray(values.astype(dtype))
