@@ -39,8 +39,8 @@ def likeliest(
 
     Examples
     --------
-    >>> from volflow.geometry.resampling.lines import AxisMap
-    >>> taps = [Taps(AxisMap.spaced(n, step), 1) for n, step in ((1, 1), (1, 1), (3, 0.5))]
+    >>> from volflow.geometry.resampling.lines import GridAxis
+    >>> taps = [Taps(GridAxis.spaced(n, step), 1) for n, step in ((1, 1), (1, 1), (3, 0.5))]
     >>> likeliest(np.array([[[7, 7, 3]]]), taps, (0, 0, 0), (1, 1, 6)).tolist()
     [[[7, 7, 7, 7, 3, 3]]]
     """

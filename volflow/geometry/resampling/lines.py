@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["AxisMap", "Taps", "resampled"]
+__all__ = ["GridAxis", "Taps", "resampled"]
 
 Array = npt.NDArray[Any]
 
@@ -27,7 +27,7 @@ PIECE_BYTES = 2**18
 
 
 @dataclass(frozen=True)
-class AxisMap:
+class GridAxis:
     """Where the voxels of a target lie along one axis of a source.
 
     Parameters
@@ -40,10 +40,10 @@ class AxisMap:
 
     Examples
     --------
-    >>> AxisMap.spaced(10, 2.0).target, AxisMap.spaced(10, 2.0).offset
+    >>> GridAxis.spaced(10, 2.0).target, GridAxis.spaced(10, 2.0).offset
     (5, 0.5)
-    >>> AxisMap.spaced(10, 2.0).inverse
-    AxisMap(source=5, target=10, step=0.5, offset=-0.25)
+    >>> GridAxis.spaced(10, 2.0).inverse
+    GridAxis(source=5, target=10, step=0.5, offset=-0.25)
     """
 
     source: int
@@ -52,7 +52,7 @@ class AxisMap:
     offset: float
 
     @classmethod
-    def spaced(cls, source: int, step: float) -> AxisMap:
+    def spaced(cls, source: int, step: float) -> GridAxis:
         """Return the map to voxels ``step`` times as long that cover the same field of view.
 
         The outer edges meet at the low side: the first centre moves by half the difference.
@@ -60,9 +60,9 @@ class AxisMap:
         return cls(source, max(1, round(source / step)), step, (step - 1) / 2)
 
     @property
-    def inverse(self) -> AxisMap:
+    def inverse(self) -> GridAxis:
         """Return the map back: where the voxels of the source lie in the target."""
-        return AxisMap(self.target, self.source, 1 / self.step, -self.offset / self.step)
+        return GridAxis(self.target, self.source, 1 / self.step, -self.offset / self.step)
 
     @property
     def is_shift(self) -> bool:
@@ -104,7 +104,7 @@ class Taps:
        Processing Magazine 16(6), 1999.
     """
 
-    axis: AxisMap
+    axis: GridAxis
     order: int
     antialias: bool = False
     dtype: str = "f4"
@@ -197,7 +197,7 @@ def resampled(voxels: Array, axis: int, taps: Taps, low: int, high: int) -> Arra
     Examples
     --------
     >>> line = np.array([[0.0, 10.0, 20.0, 30.0]])
-    >>> linear = Taps(AxisMap.spaced(4, 0.5), 1, dtype="f8")
+    >>> linear = Taps(GridAxis.spaced(4, 0.5), 1, dtype="f8")
     >>> resampled(line, 1, linear, 0, 8).tolist()
     [[0.0, 2.5, 7.5, 12.5, 17.5, 22.5, 27.5, 30.0]]
     """

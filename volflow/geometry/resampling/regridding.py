@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,18 +13,18 @@ import numpy.typing as npt
 from volflow.errors import InvalidInput
 from volflow.geometry.frame import Frame
 from volflow.geometry.resampling.likeliest import likeliest
-from volflow.geometry.resampling.lines import AxisMap, Taps, resampled
+from volflow.geometry.resampling.lines import GridAxis, Taps, resampled
 from volflow.geometry.roi import Roi
 
 __all__ = ["GridMap", "Regridding", "computed_in"]
 
 Array = npt.NDArray[Any]
-Axes = tuple[AxisMap, AxisMap, AxisMap]
+Axes = tuple[GridAxis, GridAxis, GridAxis]
 
 # Directions that differ by less are the same: files round their cosines.
 OBLIQUE = 1e-3
-# Steps and offsets are rounded to this part of a voxel, so that equal grids are equal.
-ROUNDED = 9
+# Grids whose voxels are nowhere further apart, in voxels, are one: files round their affines.
+SAME = 1e-4
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class GridMap:
         wanted
             Voxel size of the target, in the same unit.
         """
-        steps = [float(np.round(w / s, ROUNDED)) for s, w in zip(spacing, wanted, strict=True)]
-        z, y, x = (AxisMap.spaced(n, step) for n, step in zip(shape, steps, strict=True))
+        steps = [w / s for s, w in zip(spacing, wanted, strict=True)]
+        z, y, x = (_snapped(GridAxis.spaced(n, step)) for n, step in zip(shape, steps, strict=True))
         return cls(Frame(), (z, y, x))
 
     @classmethod
@@ -92,7 +92,7 @@ class GridMap:
         >>> half = np.diag([2, 2, 2, 1.0])
         >>> half[:3, 3] = 0.5
         >>> GridMap.between(np.eye(4), (8, 8, 8), half, (4, 4, 4)).axes[0]
-        AxisMap(source=8, target=4, step=2.0, offset=0.5)
+        GridAxis(source=8, target=4, step=2.0, offset=0.5)
         """
         matrix = np.linalg.inv(np.asarray(source, float)) @ np.asarray(target, float)
         turn, shift = matrix[:3, :3][::-1, ::-1], matrix[:3, 3][::-1]  # z, y, x
@@ -110,10 +110,10 @@ class GridMap:
         flips, axes = [], []
         for axis, stored in enumerate(along):
             n, m = source_shape[stored], target_shape[axis]
-            step = float(np.round(turn[stored, axis], ROUNDED))
-            offset = float(np.round(shift[stored], ROUNDED - 3))
+            step, offset = float(turn[stored, axis]), float(shift[stored])
             flips.append(step < 0)
-            axes.append(AxisMap(n, m, abs(step), n - 1 - offset if step < 0 else offset))
+            offset = n - 1 - offset if step < 0 else offset
+            axes.append(_snapped(GridAxis(n, m, abs(step), offset)))
         frame = Frame((along[0], along[1], along[2]), (flips[0], flips[1], flips[2]))
         return cls(frame, (axes[0], axes[1], axes[2]))
 
@@ -137,10 +137,17 @@ class GridMap:
             turned = axis.inverse
             if flip:  # counted from the other end of both
                 offset = turned.source - 1 - (turned.offset + (turned.target - 1) * turned.step)
-                turned = AxisMap(turned.source, turned.target, turned.step, offset)
+                turned = GridAxis(turned.source, turned.target, turned.step, offset)
             axes.append(turned)
         z, y, x = self.frame.restore(axes)
         return GridMap(back, (z, y, x))
+
+
+def _snapped(axis: GridAxis) -> GridAxis:
+    """Return a map that is a shift by whole voxels, but for rounding, as one."""
+    shift = replace(axis, step=1.0, offset=float(round(axis.offset)))
+    apart = abs(axis.at(0, axis.target)[[0, -1]] - shift.at(0, axis.target)[[0, -1]])
+    return shift if apart.max() < SAME else axis
 
 
 def computed_in(dtype: np.dtype[Any]) -> str:
