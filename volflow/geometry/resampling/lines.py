@@ -22,6 +22,8 @@ Array = npt.NDArray[Any]
 # below the rounding of the type.
 POLE = math.sqrt(3) - 2
 REACH = {"f4": 13, "f8": 22}
+# A centre that lies beyond the outer edge by less, in voxels, lies on it: files round affines.
+ON_EDGE = 1e-4
 # Lines along the axis are worked on a few at a time, so that they stay in the cache.
 PIECE_BYTES = 2**18
 
@@ -76,7 +78,7 @@ class GridAxis:
     def inside(self, low: int, high: int) -> tuple[int, int]:
         """Return which of the target voxels ``[low, high)`` lie within the source's outer edges."""
         x = self.at(low, high)
-        kept = np.flatnonzero((x >= -0.5) & (x <= self.source - 0.5))
+        kept = np.flatnonzero((x >= -0.5 - ON_EDGE) & (x <= self.source - 0.5 + ON_EDGE))
         return (low + int(kept[0]), low + int(kept[-1]) + 1) if len(kept) else (low, low)
 
 
