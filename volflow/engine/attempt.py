@@ -21,6 +21,7 @@ from distributed import Worker, get_worker
 
 from volflow.engine.admission.desk import desk_of
 from volflow.engine.admission.ledger import Claim
+from volflow.engine.clusters.held import InProcess
 from volflow.engine.messages import Outcome
 from volflow.engine.task import Context, Step, Task, run_task
 from volflow.engine.wanted import wanted_by
@@ -109,8 +110,9 @@ class Assignment:
 
     def steps(self, job: Any, context: Context) -> Generator[Step, None, None]:
         """Run the task on one run after the other."""
+        found = job.get() if isinstance(job, InProcess) else job
         for run in self.runs:
-            yield from run_task(self.task, job, run, context)
+            yield from run_task(self.task, found, run, context)
 
 
 def execute(given: Assignment, job: Any) -> Outcome:
@@ -121,7 +123,8 @@ def execute(given: Assignment, job: Any) -> Outcome:
     given
         What is to be done.
     job
-        See `Plan`; apart, as Dask replaces futures by what they stand for in arguments alone.
+        See `Plan`, or its name in this process; apart, as Dask replaces futures by what they stand
+        for in arguments alone.
     """
     worker, session = get_worker(), given.session
     blocks = tuple(block for run in given.runs for block in run)

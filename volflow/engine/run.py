@@ -22,6 +22,7 @@ from distributed import Client, Future, KilledWorker
 from volflow.engine.admission.sharing import shared
 from volflow.engine.attempt import Assignment, Session, execute
 from volflow.engine.cluster import Cluster, connect
+from volflow.engine.clusters.held import sent_once
 from volflow.engine.clusters.plugins import with_plugin
 from volflow.engine.clusters.skew import Newcomers
 from volflow.engine.driver import Driver
@@ -260,8 +261,12 @@ def run(
         if not plan.runs:
             with shown(_state_of(plan), progress=False):  # those who watch learn that it is done
                 return RunReport({}, {}, 0.0, 0)
-        with connect(cluster) as client, with_plugin(client, plan.plugin):
-            return _drive(client, plan, session, progress, retries)
+        with (
+            connect(cluster) as client,
+            with_plugin(client, plan.plugin),
+            sent_once(plan.job, client) as job,
+        ):
+            return _drive(client, replace(plan, job=job), session, progress, retries)
 
 
 @contextmanager

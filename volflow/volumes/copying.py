@@ -15,6 +15,7 @@ import numpy.typing as npt
 from distributed import Client
 
 from volflow.engine.cluster import is_embedded
+from volflow.engine.clusters.held import InProcess, within_reach
 from volflow.engine.plan import Plan
 from volflow.engine.run import run
 from volflow.engine.run_options import OutputOptions
@@ -31,7 +32,6 @@ from volflow.store.remote.address import is_stored, location, remove_tree
 from volflow.store.slabs import Source
 from volflow.store.volume import Volume
 from volflow.volumes.arrays.computed import refuse_masked
-from volflow.volumes.arrays.held import InProcess, within_reach
 from volflow.volumes.arrays.pieces import Parcel, Pieces, compute_parcel
 from volflow.volumes.copy_layout import Copy
 from volflow.volumes.origin import Origin

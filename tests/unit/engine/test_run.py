@@ -445,3 +445,30 @@ def test_blocks_without_results_are_not_fetched(monkeypatch):
     assert fetched == []
     assert run(plan_of(square), progress=False).results == {n: n**2 for n in range(6)}
     assert len(fetched) == 3
+
+
+class Long:
+    """A job that is long to send; counts how often it is pickled."""
+
+    def __init__(self, size):
+        self.size = size
+
+    def __reduce__(self):
+        seen["pickled"] += 1
+        return _long, (bytes(self.size),)
+
+
+def _long(content):
+    return Long(len(content))
+
+
+def size_of(job, blocks, context):
+    for block in blocks:
+        yield Step(block, 10, result=job.size)
+
+
+@pytest.mark.parametrize("size", [2**10, 2**20])
+def test_a_long_job_goes_to_each_worker_once(local, size):
+    report = run(plan_of(size_of, Long(size), pieces=6), cluster=local, progress=False)
+    assert set(report.results.values()) == {size}
+    assert (seen["pickled"] == 1) == (size == 2**20)

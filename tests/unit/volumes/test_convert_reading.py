@@ -11,13 +11,13 @@ import pytest
 import zarr
 
 import volflow as vf
+from volflow.engine.clusters import held
 from volflow.errors import ResumeRefused, SourceChanged, StoreFull
 from volflow.store.formats.raw import RawSource
 from volflow.store.journal.journal import Journal, journal_dir
 from volflow.store.meta import Meta, SourceInfo
 from volflow.store.slabs import Source
 from volflow.volumes import copy_layout, copying, unpacking
-from volflow.volumes.arrays import held
 from volflow.volumes.convert import plan_convert
 
 RNG = np.random.default_rng(3)

@@ -13,6 +13,8 @@ from volflow.engine.run import run
 from volflow.engine.task import Context
 from volflow.errors import Damaged, InvalidInput, MemoryRefused, Superseded
 from volflow.geometry.histogram import measure
+from volflow.store.formats.sources import ArraySource
+from volflow.store.meta import Meta
 from volflow.store.volume import open_volume
 from volflow.volumes import fold as fold_module
 from volflow.volumes import statistics as module
@@ -295,3 +297,25 @@ def test_the_sidecars_name_is_the_same_for_every_way_to_name_the_volume(scan, mo
     monkeypatch.setattr(module, "fold", None)
     assert isinstance(vf.statistics(path.name), Statistics)
     assert isinstance(vf.statistics(os.fspath(path) + "/"), Statistics)
+
+
+SENT = []
+
+
+class Long(ArraySource):
+    """Says how often it is sent, as one that workers read."""
+
+    path = "long.img"
+
+    def __reduce__(self):
+        SENT.append(1)
+        return Long, (self.array, self.meta)
+
+
+def test_a_source_that_is_long_to_send_goes_to_a_worker_once(local, many_blocks, monkeypatch):
+    data = RNG.integers(0, 99, (64, 64, 64), "uint8")
+    monkeypatch.setattr(module, "open_input", lambda given: given)
+    monkeypatch.setattr(fold_module, "check_sight", lambda *_: None)
+    stats = vf.statistics(Long(data, Meta()), cluster=local, progress=False)
+    assert stats.mean == (data.mean(),)
+    assert SENT == [1]

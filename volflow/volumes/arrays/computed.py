@@ -17,11 +17,11 @@ import numpy as np
 from dask.threaded import get as get_threaded
 from distributed import futures_of
 
+from volflow.engine.clusters.held import InProcess, Keeping, hold
 from volflow.errors import InvalidInput
 from volflow.geometry.roi import Roi
 from volflow.store.meta import Meta
 from volflow.store.slabs import Array, Source
-from volflow.volumes.arrays.held import InProcess, Keeping, hold
 from volflow.volumes.arrays.identity import identify
 from volflow.volumes.arrays.pieces import gathered, identities_of, packed, piece_of
 

@@ -24,10 +24,10 @@ from dask.core import flatten
 from dask.local import get_sync
 from distributed import Client, Future, futures_of, get_client
 
+from volflow.engine.clusters.held import InProcess, Keeping, hold
 from volflow.errors import InvalidInput, first_line
 from volflow.geometry.roi import Roi
 from volflow.volumes.arrays.graphs import Key, Nodes, cut, nodes_of, reached
-from volflow.volumes.arrays.held import InProcess, Keeping, hold
 from volflow.volumes.arrays.identity import Identity, identify
 from volflow.volumes.arrays.leaves import identity_of, reopening
 

@@ -9,11 +9,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from distributed import WorkerPlugin
+from distributed import Client, WorkerPlugin
+from distributed.protocol.pickle import dumps
 
-__all__ = ["InProcess", "Keeping", "hold", "within_reach"]
+from volflow.engine.clusters.plugins import with_plugin
+
+__all__ = ["InProcess", "Keeping", "hold", "sent_once", "within_reach"]
 
 LONG_BYTES = 2**15  # of a pickle; to register a plugin takes as long as to send some
+LONG_JOB_BYTES = 2**17  # such as weights of all voxels of a patch; the usual job has some KiB
 
 _held: dict[str, Any] = {}
 
@@ -61,6 +65,26 @@ def within_reach(thing: Any, *, here: bool) -> Iterator[tuple[Any, Keeping | Non
     else:
         held = InProcess(uuid.uuid4().hex)
         yield held, Keeping({held.key: content})
+
+
+@contextmanager
+def sent_once(job: Any, client: Client) -> Iterator[Any]:
+    """Yield a job as it goes with each task: a long one by name, after it was sent to each worker.
+
+    Parameters
+    ----------
+    job
+        See `Plan`.
+    client
+        Whose workers do the tasks, also those that join later.
+    """
+    content = dumps(job)
+    if len(content) < LONG_JOB_BYTES:
+        yield job
+        return
+    held = InProcess(uuid.uuid4().hex)
+    with with_plugin(client, Keeping({held.key: content})):
+        yield held
 
 
 class Keeping(WorkerPlugin):
