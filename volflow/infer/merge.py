@@ -29,11 +29,12 @@ INHERITED = (
 
 def settings_of(options: PredictOptions) -> dict[str, Any]:
     """Return the options that decide the result, for the fingerprint."""
-    named = ("overlap", "blend", "frame", "output", "dtype", "flips", "skip_below", "fill")
+    named = ("overlap", "frame", "output", "dtype", "flips", "skip_below", "fill")
     padding, sigma = options.outside, options.sigma_scale
     return {
         "patch": None if options.patch is None else list(options.sides),
         **{name: getattr(options, name) for name in named},
+        "blend": None if options.blend is None else str(options.blend),
         "normalize": _name_of(options.normalize),
         "activation": _name_of(options.activation),
         # Outputs are known by these: those that were made before it could be chosen, too.

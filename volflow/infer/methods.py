@@ -10,6 +10,7 @@ from distributed import Client
 
 from volflow.engine.cluster import connect
 from volflow.engine.clusters.sight import check_sight
+from volflow.geometry.windows import WeightMap
 from volflow.infer.exact import method as exact
 from volflow.infer.merge import check_choice, merge_options
 from volflow.infer.method import Method
@@ -35,8 +36,11 @@ def method_of(options: PredictOptions) -> Method[Any]:
     InvalidInput
         For a blend that no method knows.
     """
-    check_choice("blend", options.blend, tuple(METHODS))
-    return METHODS[options.blend or ""]
+    blend: Any = options.blend
+    if isinstance(blend, WeightMap):
+        return patches
+    check_choice("blend", blend, tuple(METHODS))
+    return METHODS[blend]
 
 
 def checked_options(given: PredictOptions, spec: Spec) -> PredictOptions:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
+
 from volflow.engine.cluster import Cluster
 from volflow.engine.detached.detached_run import DetachedRun
 from volflow.engine.plan import Plan
@@ -32,7 +34,7 @@ def predict(  # noqa: PLR0913 - a public journey takes flat options
     *,
     patch: int | tuple[int, int, int] | None = None,
     overlap: float | tuple[float, float, float] | None = None,
-    blend: str | None = None,
+    blend: str | npt.ArrayLike | None = None,
     sigma_scale: float | None = None,
     padding: float | str | None = None,
     frame: str | None = None,
@@ -87,8 +89,10 @@ def predict(  # noqa: PLR0913 - a public journey takes flat options
     patch, overlap, blend
         Window of the model, one side or one per axis (1 makes slices); overlap in voxels, or a
         fraction of the patch (0.25); ``"gaussian"`` (default), ``"hann"``, ``"average"`` or
-        ``"crop"``. ``"exact"`` needs no patch, but one with a 1 says that the network takes
-        slices; the volume is zero-padded at its far end to the network's alignment (`vf.halo`).
+        ``"crop"``, or one's own weights of a patch: positive numbers, ``zyx`` or broadcast, kept
+        as float32 (MONAI's ``roi_weight_map``), or a ``.npy`` file of them. ``"exact"`` needs no
+        patch, but one with a 1 says that the network takes slices; the volume is zero-padded at its
+        far end to the network's alignment (`vf.halo`).
     sigma_scale
         Of the gaussian blend: its sigma as a part of the patch's side, 0.125 as in MONAI.
     padding

@@ -12,8 +12,10 @@ from volflow.errors import InvalidInput
 from volflow.option import number_or_word, numbers, option, value_or_word
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from volflow.geometry.outside import Padding
-    from volflow.geometry.windows import Blend
+    from volflow.geometry.windows import Blend, WeightMap
     from volflow.model.bundle import ModelLike
     from volflow.volumes.arrays.inputs import VolumeLike
 
@@ -85,10 +87,10 @@ class PredictOptions(OutputOptions, NetworkOptions):
         PATCHES,
         read=numbers,
     )
-    blend: str | None = option(
+    blend: str | npt.ArrayLike | None = option(
         None,
-        "gaussian, hann, average or crop; exact: no seams at all. Default: the bundle's, or"
-        " gaussian.",
+        "gaussian, hann, average or crop; a .npy file of a weight for each voxel of the patch;"
+        " exact: no seams at all. Default: the bundle's, or gaussian.",
         PATCHES,
     )
     sigma_scale: float | None = option(
@@ -129,6 +131,10 @@ class PredictOptions(OutputOptions, NetworkOptions):
 
     # What needs NumPy is imported where it is used: the help of a command does not.
 
+    def __post_init__(self) -> None:
+        """Turn one's own weights into a `WeightMap` at once: that is compared, and travels."""
+        object.__setattr__(self, "blend", blend_of(self.blend))
+
     @property
     def sides(self) -> tuple[int, int, int]:
         """Return the patch, one side per axis of the frame."""
@@ -138,11 +144,12 @@ class PredictOptions(OutputOptions, NetworkOptions):
         return z, y, x
 
     @property
-    def blending(self) -> Blend:
+    def blending(self) -> Blend | WeightMap:
         """Return the blend; refuses an unknown one."""
-        from volflow.geometry.windows import check_blend
+        from volflow.geometry.windows import WeightMap, check_blend
 
-        return check_blend(self.blend or "")
+        blend: Any = self.blend or ""
+        return blend if isinstance(blend, WeightMap) else check_blend(blend)
 
     @property
     def sigma(self) -> float:
@@ -166,6 +173,21 @@ class PredictOptions(OutputOptions, NetworkOptions):
     def stored_dtype(self, computed: str) -> str:
         """Return the dtype of the output: the one asked for, else that of the model's scores."""
         return self.dtype or computed
+
+
+def blend_of(given: Any) -> Any:
+    """Return the name of a blend or None as they are, and anything else as a `WeightMap`.
+
+    Raises
+    ------
+    InvalidInput
+        Where it is neither a name, nor an array of weights or a ``.npy`` file of one.
+    """
+    if given is None or (isinstance(given, str) and not given.endswith(".npy")):
+        return given
+    from volflow.geometry.windows import WeightMap, weight_map
+
+    return given if isinstance(given, WeightMap) else weight_map(given)
 
 
 def as_sides(name: str, text: str) -> tuple[int, ...]:
@@ -241,6 +263,9 @@ class VerifyOptions(WorkerOptions, ModelOptions):
     )
     mask: VolumeLike | None = option(None, "The mask, where it is not where it was.", ANEW)
     device: str = option("auto", "cpu, instead of the device that it was made on.", ANEW)
+    blend: str | npt.ArrayLike | None = option(
+        None, "The weight map, of a prediction with one: a .npy file.", ANEW
+    )
     # No command line names functions, nor a function that counts blocks.
     normalize: Callable[[Any], Any] | None = None
     activation: Callable[[Any], Any] | None = None

@@ -157,7 +157,7 @@ class Request:
             "code": code.modules,
             "packages": code.packages,
             "options": settings_of(self.options),
-            "version": VERSIONS.get(self.options.blend or "", PREDICT_VERSION),
+            "version": VERSIONS.get(str(self.options.blend), PREDICT_VERSION),
         }
 
 

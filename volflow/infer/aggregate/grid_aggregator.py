@@ -6,13 +6,14 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy.typing as npt
 import torch
 
 from volflow.engine.cluster import DEFAULT_SHARE, free_memory_bytes
 from volflow.errors import InvalidInput
 from volflow.geometry.budget import parse_bytes
 from volflow.geometry.grid import PatchGrid
-from volflow.geometry.windows import check_blend
+from volflow.geometry.windows import WeightMap, check_blend, refuse_coarser
 from volflow.infer.aggregate.batch import (
     Kind,
     check_finite,
@@ -26,7 +27,7 @@ from volflow.infer.aggregate.case import CaseBlend, CasePlace
 from volflow.infer.aggregate.from_stream import as_stored, grids_of, metas_of, targets_of
 from volflow.infer.aggregate.scratch import PendingPatches, Scratch
 from volflow.infer.merge import merge_options
-from volflow.infer.predict_options import PredictOptions
+from volflow.infer.predict_options import PredictOptions, blend_of
 from volflow.infer.request import check_classes
 from volflow.model.copies import Copies
 from volflow.model.spec import Spec
@@ -72,8 +73,8 @@ class GridAggregator:
         The ``PatchStream`` over a ``GridSampler`` from which the batches come. Of one in a frame
         results lie along the stored axes all the same, as those of `predict`.
     blend, sigma_scale
-        ``"gaussian"``, ``"hann"``, ``"average"`` or ``"crop"``, and how wide the gaussian is, as
-        in `predict`.
+        ``"gaussian"``, ``"hann"``, ``"average"``, ``"crop"`` or one's own weights of a patch, and
+        how wide the gaussian is, as in `predict`.
     activation
         Applied after blending: ``"softmax"``, ``"sigmoid"``, a function of a ``CZYX`` tensor.
     output
@@ -127,7 +128,7 @@ class GridAggregator:
         self,
         out: str | os.PathLike[str],
         stream: PatchStream,
-        blend: str = "gaussian",
+        blend: str | npt.ArrayLike = "gaussian",
         *,
         sigma_scale: float | None = None,
         activation: str | Callable[[Any], Any] | None = None,
@@ -144,14 +145,18 @@ class GridAggregator:
         cases = [case for case, _ in stored]
         self.frames = {case.name: frame for case, frame in stored}
         self.metas = metas_of(cases, like)
-        if blend == "exact":
+        weighted = blend_of(blend)
+        if weighted == "exact":
             raise InvalidInput(
                 "blend 'exact' is a property of the whole network, not of outputs of patches; use"
                 " crop, average, gaussian or hann"
             )
-        check_blend(blend)
+        if isinstance(weighted, WeightMap):
+            weighted = weighted.fitted(next(iter(self.grids.values())).patch)
+        else:
+            check_blend(weighted)
         given = PredictOptions(
-            patch=1, overlap=0, blend=blend, sigma_scale=sigma_scale, activation=activation,
+            patch=1, overlap=0, blend=weighted, sigma_scale=sigma_scale, activation=activation,
             output=output, dtype=dtype, chunk=chunk, shard=shard, overwrite=overwrite,
         )  # fmt: skip
         self.options = merge_options(given, Spec())
@@ -202,6 +207,7 @@ class GridAggregator:
         named = named_tensors(outputs, patch)
         kind = kind_of(named, len(places), patch, self.kind)
         check_classes(self.options, kind.outputs)
+        refuse_coarser(self.options.blending, kind.scale)
         grids = self.coarser or {
             name: coarser(grid, kind.scale) for name, grid in self.grids.items()
         }

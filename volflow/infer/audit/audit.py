@@ -14,6 +14,8 @@ from volflow.store.verify import verify as read_back
 from volflow.store.volume import Volume
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from volflow.engine.cluster import Cluster
     from volflow.model.bundle import ModelLike
     from volflow.volumes.arrays.inputs import VolumeLike
@@ -33,6 +35,7 @@ def verify(  # noqa: PLR0913 - a public journey takes flat options
     device: str = "auto",
     weights: str | os.PathLike[str] | None = None,
     trust: bool = False,
+    blend: str | npt.ArrayLike | None = None,
     normalize: Callable[[Any], Any] | None = None,
     activation: Callable[[Any], Any] | None = None,
     cluster: Cluster = None,
@@ -71,6 +74,8 @@ def verify(  # noqa: PLR0913 - a public journey takes flat options
         ``"cpu"`` to compute there what was made on a GPU.
     trust
         Allow model files that can run code.
+    blend
+        The weight map that was given to `predict`, of which a journal holds the hash.
     normalize, activation
         Functions that were given to `predict`, which a journal cannot hold.
     cluster, workers, resources, wait, memory

@@ -161,7 +161,14 @@ def _options(record: Record, noted: Provenance, asked: VerifyOptions) -> Predict
     if values["normalize"] is None:
         values["normalize"] = "none"  # whatever the bundle would say
     values.setdefault("padding", 0)
-    if values.get("blend") == "gaussian":
+    if str(values.get("blend")).startswith("weights "):
+        if asked.blend is None:
+            raise InvalidInput(
+                "blend was a weight map, of which a journal holds the hash; give it: blend="
+                " (--blend)"
+            )
+        values["blend"] = asked.blend
+    elif values.get("blend") == "gaussian":
         values.setdefault("sigma_scale", SIGMA_SCALE)
     mask: Any = asked.mask
     if mask is None and noted.mask is not None:

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 import dask.array as da
+import numpy.typing as npt
 import torch
 
 from volflow.errors import InvalidInput
@@ -48,7 +49,7 @@ def map_model(  # noqa: PLR0913 - the options of predict
     *,
     patch: int | tuple[int, int, int] | None = None,
     overlap: float | tuple[float, float, float] | None = None,
-    blend: str | None = None,
+    blend: str | npt.ArrayLike | None = None,
     sigma_scale: float | None = None,
     padding: float | str | None = None,
     frame: str | None = None,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from volflow.geometry.grid import PatchGrid
 from volflow.geometry.roi import Roi
-from volflow.geometry.windows import Blend
+from volflow.geometry.windows import Blend, WeightMap
 from volflow.infer.patches.rolling import RollingBlend
 
 __all__ = ["CLOSED_BYTES", "PRODUCT_BYTES", "DeviceBlend"]
@@ -46,7 +46,7 @@ class DeviceBlend(RollingBlend):
         self,
         grid: PatchGrid,
         tile: Roi,
-        blend: Blend,
+        blend: Blend | WeightMap,
         weights: Tensor,
         *,
         channels: int,

@@ -16,7 +16,7 @@ from volflow.engine.plan import Plan
 from volflow.engine.workers import expected_workers
 from volflow.errors import InvalidInput, MemoryRefused
 from volflow.geometry.grid import PatchGrid, stride_of
-from volflow.geometry.windows import SIGMA_SCALE, Blend
+from volflow.geometry.windows import SIGMA_SCALE, Blend, WeightMap, refuse_coarser
 from volflow.infer.method import (
     BoxFunction,
     Hull,
@@ -62,6 +62,10 @@ def check(given: PredictOptions, options: PredictOptions) -> PredictOptions:
     if options.patch is None:
         raise InvalidInput("patch is needed: this model does not say its own; e.g. patch=96")
     stride_of(options.sides, options.overlap or 0)
+    blend: Any = options.blend
+    if isinstance(blend, WeightMap):
+        fitted: Any = blend.fitted(options.sides)
+        return replace(options, blend=fitted)
     return options
 
 
@@ -96,19 +100,20 @@ def _probed(
     if len(known) == MOST_TRIALS:
         return known[-1]
     found = tried_on_worker("trial forward", partial(probe, *given), request.plugin, client)
-    _check_scales(found.outputs)
+    _check_scales(request, found.outputs)
     if not found.device.startswith("cuda"):  # where other processes take memory, too
         known.append(found)
     return found
 
 
-def _check_scales(outputs: tuple[Output, ...]) -> None:
+def _check_scales(request: Request, outputs: tuple[Output, ...]) -> None:
     scales = {output.scale for output in outputs}
     if len(scales) > 1:
         raise InvalidInput(
             f"the model's outputs differ in resolution ({sorted(scales)}); wrap it so that it"
             " returns those of one resolution"
         )
+    refuse_coarser(request.options.blending, outputs[0].scale)
 
 
 def _settings(request: Request, found: Probe, memory_bytes: int, count: int) -> Settings:
@@ -249,7 +254,7 @@ def boxes(request: Request, *, computed: bool) -> tuple[BoxFunction, Hull]:
     if outputs is None:
         with lent(request.plugin):
             outputs = probe(forward, 1, 2**62, torch.get_num_threads()).outputs
-    _check_scales(outputs)
+    _check_scales(request, outputs)
     asked = options.batch_size
     batch = usual_batch(forward.patch) if asked == "auto" else int(asked)
     window = _window(request, outputs, forward, batch)

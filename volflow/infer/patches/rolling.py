@@ -19,7 +19,7 @@ import numpy as np
 
 from volflow.geometry.grid import PatchGrid
 from volflow.geometry.roi import Roi
-from volflow.geometry.windows import SIGMA_SCALE, Blend, weights
+from volflow.geometry.windows import SIGMA_SCALE, Blend, WeightMap, weights
 
 __all__ = ["FINISH_ROWS", "RollingBlend"]
 
@@ -60,7 +60,7 @@ class RollingBlend:
         self,
         grid: PatchGrid,
         tile: Roi,
-        blend: Blend,
+        blend: Blend | WeightMap,
         *,
         channels: int,
         dtype: str,

@@ -21,7 +21,7 @@ from volflow.engine.task import Context, Step
 from volflow.errors import InvalidInput
 from volflow.geometry.grid import PatchGrid
 from volflow.geometry.roi import Roi
-from volflow.geometry.windows import Blend
+from volflow.geometry.windows import Blend, WeightMap
 from volflow.infer.finish import Finish
 from volflow.infer.method import OutputJob, Rows
 from volflow.infer.patches.course import exchanged, exchanged_grid, exchanged_image
@@ -63,7 +63,7 @@ class SlidingWindow:
     scale: tuple[int, ...]
     forward: Forward
     batch_size: int
-    blend: Blend
+    blend: Blend | WeightMap
     sigma_scale: float
     finish: Finish
     outputs: tuple[Output, ...]
@@ -72,11 +72,13 @@ class SlidingWindow:
 
     def along_second(self) -> SlidingWindow:
         """Return the same voxels, computed along the second axis of the frame."""
+        blend = self.blend
         return replace(
             self,
             inputs=exchanged_image(self.inputs),
             grid=exchanged_grid(self.grid),
             scale=exchanged(self.scale),
+            blend=blend.exchanged() if isinstance(blend, WeightMap) else blend,
             turned=True,
         )
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from volflow.engine.task import Context
 from volflow.geometry.grid import PatchGrid
 from volflow.geometry.roi import Roi
-from volflow.geometry.windows import Blend, weights
+from volflow.geometry.windows import Blend, WeightMap, weights
 from volflow.infer.finish import Finish
 from volflow.infer.method import Rows
 from volflow.infer.patches.device_rolling import CLOSED_BYTES, DeviceBlend
@@ -52,7 +52,7 @@ class Blending:
 
     grid: PatchGrid
     tile: Roi
-    blend: Blend
+    blend: Blend | WeightMap
     sigma_scale: float
     dtype: str
     skipping: bool

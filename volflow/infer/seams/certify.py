@@ -21,6 +21,7 @@ from volflow.errors import InvalidInput, MemoryRefused
 from volflow.geometry.grid import PatchGrid, stride_of
 from volflow.geometry.roi import Roi
 from volflow.geometry.views import views
+from volflow.geometry.windows import check_blend
 from volflow.infer.exact.choose import slack_bytes
 from volflow.infer.exact.window import dropped_axis
 from volflow.infer.methods import checked_options, open_request
@@ -177,8 +178,12 @@ def _checked(overlaps: Any, blends: Any, *, regions: Any, seed: Any) -> list[tup
                 f"{name} must be one or more of them in a list, given {values!r}; for example"
                 f" {name}={[0, 0.25] if name == 'overlaps' else ['gaussian']}"
             )
-    if "exact" in blends:
-        raise InvalidInput("the exact blend is measured beside all others; leave it out of blends")
+    for blend in blends:
+        if isinstance(blend, str) and blend == "exact":
+            raise InvalidInput(
+                "the exact blend is measured beside all others; leave it out of blends"
+            )
+        check_blend(blend)
     return [(blend, overlap) for blend in blends for overlap in overlaps]
 
 

@@ -13,6 +13,8 @@ from volflow.jobs.batch.result_table import CaseTable
 from volflow.option import from_keywords, journey
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from volflow.engine.cluster import Cluster
     from volflow.engine.progress import Progress
     from volflow.jobs.batch.detached_batch import DetachedBatch
@@ -35,7 +37,7 @@ def predict_cases(  # noqa: PLR0913 - a public journey takes flat options
     dry_run: bool = False,
     patch: int | tuple[int, int, int] | None = None,
     overlap: float | tuple[float, float, float] | None = None,
-    blend: str | None = None,
+    blend: str | npt.ArrayLike | None = None,
     sigma_scale: float | None = None,
     padding: float | str | None = None,
     frame: str | None = None,

@@ -77,7 +77,9 @@ class PipelineStep:
         for name, value in self.settings.items():
             if self.operation.own and name not in self.operation.writes:
                 found += [one for one in _texts(value) if _is_there(one) or CASE in one]
-            elif name in self.operation.reads:
+            elif name in self.operation.reads or (
+                name == "blend" and str(value).endswith(".npy")  # weights, where others are names
+            ):
                 found += _texts(value)
         return tuple(dict.fromkeys(found))
 

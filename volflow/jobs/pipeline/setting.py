@@ -16,7 +16,7 @@ __all__ = ["Setting", "settings_of", "written"]
 # Names in annotations of options that are imported for type checkers only, as a file has them.
 _AS_WRITTEN: dict[str, Any] = {
     "VolumeLike": str, "Cluster": str | int | None, "Progress": bool | None, "Meta": dict,
-    "Foreground": bool | float, "ModelLike": str,
+    "Foreground": bool | float, "ModelLike": str, "npt": types.SimpleNamespace(ArrayLike=str),
 }  # fmt: skip
 
 
