@@ -14,7 +14,14 @@ from volflow.store.slabs import Source
 from volflow.store.volume import Volume, open_volume
 from volflow.volumes.distribution import load_statistics, sidecars
 
-__all__ = ["SAMPLE_BYTES", "sample_boxes", "sampled_counts", "stored_counts", "value_counts"]
+__all__ = [
+    "SAMPLE_BYTES",
+    "middle_counts",
+    "sample_boxes",
+    "sampled_counts",
+    "stored_counts",
+    "value_counts",
+]
 
 SAMPLE_BYTES = 2**26  # read of a volume, and held; of one chunk at least,
 CHUNK_BYTES = 2**28  # unless that alone is larger
@@ -59,6 +66,17 @@ def sampled_counts(volume: Volume) -> list[Histogram | None]:
     if not read:
         return [None] * count
     return [measure(np.concatenate(parts)) for parts in zip(*read, strict=True)]
+
+
+def middle_counts(volume: Source) -> list[Histogram]:
+    """Return the values of each channel in the middle piece of an image that is dear to read."""
+    box = Roi.full(volume.shape)
+    for axis, side in enumerate(volume.piece[-3:], start=volume.ndim - 3):
+        low = volume.shape[axis] // 2 // side * side
+        start, stop = list(box.start), list(box.stop)
+        start[axis], stop[axis] = low, min(low + side, volume.shape[axis])
+        box = Roi(tuple(start), tuple(stop))
+    return [measure(one) for one in volume.read(box).reshape(volume.channels_count, -1)]
 
 
 def sample_boxes(image: Source) -> list[Roi]:

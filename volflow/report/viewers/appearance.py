@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import zarr
 
 from volflow.errors import InvalidInput
 from volflow.geometry.histogram import Histogram
 from volflow.geometry.units import metres
 from volflow.report.colors import FEW_VALUES, PERCENTILES, class_color
-from volflow.report.facts.value_counts import value_counts
+from volflow.report.facts.value_counts import middle_counts, value_counts
 from volflow.report.grey_range import Window, window_ends
+from volflow.report.viewers.computed_chunks import ComputedStore, computed_volume
 from volflow.store.opening import is_url
 from volflow.store.volume import Volume, open_volume
 
@@ -113,7 +113,8 @@ def appearances(volumes: Sequence[Any], window: Window = None) -> tuple[Appearan
     Parameters
     ----------
     volumes
-        Paths of local OME-Zarr volumes, `Volume`, or arrays of local Zarr stores.
+        Paths of local OME-Zarr volumes, `Volume`, or arrays: of Zarr stores, in memory, of Dask.
+        Of what Dask computes one piece is, in the middle.
     window
         What is shown black and white of what is grey, as `preview` takes it.
 
@@ -128,7 +129,7 @@ def appearances(volumes: Sequence[Any], window: Window = None) -> tuple[Appearan
         raise InvalidInput("there is no volume to view; give one or more: scan.zarr out.zarr")
     _refuse_different(opened)
     unit = next((volume.unit for volume in opened if volume.unit), None)
-    names, ends = _names([Path(str(volume.path)) for volume in opened]), window_ends(window)
+    names, ends = _names([Path(volume.path or "array") for volume in opened]), window_ends(window)
     return tuple(
         layer if ends is None or layer.window is None or layer.color else _within(layer, ends)
         for number, (volume, name) in enumerate(zip(opened, names, strict=True))
@@ -154,7 +155,11 @@ def _within(layer: Appearance, ends: tuple[float, float]) -> Appearance:
 def _refuse_different(volumes: Sequence[Volume]) -> None:
     """Refuse volumes that cannot be placed in one space."""
     for what in ("unit", "orientation"):
-        known = [(volume.path, value) for volume in volumes if (value := getattr(volume, what))]
+        known = [
+            (volume.path or "an array", value)
+            for volume in volumes
+            if (value := getattr(volume, what))
+        ]
         if what == "unit" and all(metres(unit) for _, unit in known):
             continue
         for path, value in known:
@@ -168,14 +173,13 @@ def _refuse_different(volumes: Sequence[Volume]) -> None:
 
 
 def _finest(volume: Any) -> Volume:
-    volume = open_volume(volume) if isinstance(volume, zarr.Array) else volume
-    path = volume.path if isinstance(volume, Volume) else volume
-    if not isinstance(path, str | os.PathLike):
-        raise InvalidInput(
-            "a viewer reads volumes from disk, given one in memory or lazy; store it first, or"
-            ' only the region that you look at: vf.write(array, "scores.zarr", like="scan.zarr");'
-            " vf.preview draws it as it is"
-        )
+    if not isinstance(volume, str | os.PathLike):
+        from volflow.volumes.arrays.inputs import open_input  # which knows Dask
+
+        volume = open_input(volume)
+        if volume.path is None:
+            return computed_volume(volume)
+    path: Any = volume.path if isinstance(volume, Volume) else volume
     if is_url(os.fspath(path)):
         raise InvalidInput(
             f"{path} is remote, viewers are given volumes of this machine; copy it with"
@@ -207,7 +211,7 @@ def _layers(one: Appearance) -> list[Appearance]:
     labels = meta.channels if distinct and all(meta.channels) else ()
     declared = meta.kind == "classes"
     classes = max(len(labels), len(meta.colors)) if declared else 0
-    values = [] if classes else value_counts(volume)
+    values = [] if classes else _values(volume)
     if not classes and (declared or overlay):
         classes = _classes_seen(volume, values, MANY_CLASSES if declared else FEW_VALUES)
     if declared or classes:
@@ -231,6 +235,13 @@ def _layers(one: Appearance) -> list[Appearance]:
         )
         for n, found in enumerate(values)
     ]
+
+
+def _values(volume: Volume) -> list[Histogram | None]:
+    """Return the values of each channel; of what has to be computed, those in its middle."""
+    store = volume.array.store
+    lazy = isinstance(store, ComputedStore) and store.lazy
+    return list(middle_counts(volume)) if lazy else value_counts(volume)
 
 
 def _classes_seen(volume: Volume, values: Sequence[Histogram | None], most: int) -> int:

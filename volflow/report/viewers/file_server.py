@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 import re
 import socket
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,8 @@ from tornado.web import Application, HTTPError, RequestHandler, StaticFileHandle
 from volflow.errors import InvalidInput
 
 __all__ = ["CLIENT_PATH", "PUBLIC_CLIENT", "VolumeServer", "file_below"]
+
+logger = logging.getLogger(__name__)
 
 PUBLIC_CLIENT = "https://neuroglancer-demo.appspot.com"
 # The client of the package knows itself by such a path, and waits for events at the other.
@@ -62,7 +66,8 @@ class VolumeServer:
         tunnel that differs from the server's own.
     volumes
         Resolved folders, served at ``/volumes/0/``, ``/volumes/1/``, …; all their files are data,
-        whatever their names.
+        whatever their names. Or what returns the bytes of a file by its path below there, and None
+        where there is none; it is called for one file at a time.
     texts
         JSON by the path at which it is served, in place of a file of a volume, too.
     client
@@ -87,7 +92,7 @@ class VolumeServer:
         host: str,
         port: int,
         home: Callable[[str], str],
-        volumes: Sequence[Path],
+        volumes: Sequence[Path | Callable[[str], bytes | None]],
         *,
         texts: Mapping[str, str] | None = None,
         client: Path | None = None,
@@ -103,8 +108,13 @@ class VolumeServer:
         self.host, self.port = host, int(listening.getsockname()[1])
         texts = texts or {}
         routes: list[Any] = [(EVENTS_PATH, _Events), *((re.escape(at), _Page) for at in texts)]
-        for n, folder in enumerate(volumes):
-            routes.append((rf"/volumes/{n}/(.*)", _Files, {"path": str(folder)}))
+        self._maker = ThreadPoolExecutor(1, "volflow-chunks")
+        for n, served in enumerate(volumes):
+            if isinstance(served, Path):
+                routes.append((rf"/volumes/{n}/(.*)", _Files, {"path": str(served)}))
+            else:
+                made = {"content": served, "maker": self._maker}
+                routes.append((rf"/volumes/{n}/(.*)", _Made, made))
         if client is not None:
             options = {"path": str(client), "default_filename": "index.html"}
             routes.append((rf"{CLIENT_PATH}/(.*)", _Files, options))
@@ -139,6 +149,7 @@ class VolumeServer:
         if not self._closed.is_set():
             self._loop.call_soon_threadsafe(self._end.set_result, None)
             self._thread.join()
+            self._maker.shutdown(wait=False, cancel_futures=True)
             self._closed.set()
 
     def _run(self, application: Application, listening: socket.socket) -> None:
@@ -240,6 +251,33 @@ class _Events(_Answer):
     def head(self) -> None:
         """Say what `get` would send."""
         self.set_header("Content-Type", "text/event-stream")
+
+
+class _Made(_Answer):
+    def initialize(self, content: Callable[[str], bytes | None], maker: Executor) -> None:
+        """Take over what makes the files, and the thread in which it does."""
+        self.content, self.maker, self.gone = content, maker, False
+
+    def on_connection_close(self) -> None:
+        """Note that the viewer shows another place by now."""
+        self.gone = True
+
+    async def get(self, path: str) -> None:
+        """Send a file that is made now, unless nobody waits for it when its turn comes."""
+        loop = asyncio.get_running_loop()
+        made = await loop.run_in_executor(self.maker, self._make, path)
+        if made is None:
+            raise HTTPError(404)
+        self.set_header("Content-Type", DATA)
+        self.write(made)
+
+    def _make(self, path: str) -> bytes | None:
+        return None if self.gone else self.content(path)
+
+    def log_exception(self, kind: Any, error: Any, trace: Any) -> None:
+        """Say in one line what could not be made: the viewer shows nothing there."""
+        if not isinstance(error, HTTPError):
+            logger.warning("%s: %s: %s", self.request.path, kind.__name__, error)
 
 
 class _Files(_Answer, StaticFileHandler):

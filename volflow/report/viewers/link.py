@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
-
-import zarr
+from typing import TYPE_CHECKING
 
 from volflow.errors import InvalidInput
 from volflow.report.grey_range import Window
 from volflow.report.viewers.appearance import Appearance, appearances
+from volflow.report.viewers.computed_chunks import ComputedStore
 from volflow.report.viewers.file_server import CLIENT_PATH, PUBLIC_CLIENT, VolumeServer
 from volflow.report.viewers.neuroglancer import as_bytes, class_names, fragment, viewer_state
 from volflow.store.volume import Volume
+
+if TYPE_CHECKING:
+    from volflow.volumes.arrays.inputs import VolumeLike
 
 __all__ = ["ViewerLink", "view"]
 
@@ -45,7 +46,7 @@ class ViewerLink(VolumeServer, AbstractContextManager["ViewerLink"]):
             host,
             port,
             lambda address: f"{start}/#{fragment(viewer_state(shown, address))}",
-            [Path(str(one.volume.path)).resolve() for one in shown if one.channel == 0],
+            [_served(one.volume) for one in shown if one.channel == 0],
             texts={
                 f"/names/{one.number}/info": json.dumps(class_names(one))
                 for one in shown
@@ -73,7 +74,7 @@ class ViewerLink(VolumeServer, AbstractContextManager["ViewerLink"]):
 
 
 def view(
-    *volumes: str | os.PathLike[str] | Volume | zarr.Array[Any],
+    *volumes: VolumeLike,
     host: str = "127.0.0.1",
     port: int | None = None,
     open_browser: bool = False,
@@ -89,8 +90,10 @@ def view(
     Parameters
     ----------
     volumes
-        Paths of OME-Zarr volumes on this machine, `Volume`, or ``zarr.Array`` in a store on this
-        machine. They lie where their metadata say, whatever their grids and units.
+        Paths of OME-Zarr volumes on this machine, `Volume`, ``zarr.Array`` in a store on this
+        machine; or an array in memory or of Dask, as `preview` takes it: of this only the chunks
+        that are looked at are computed, one after the other. They lie where their metadata say,
+        whatever their grids and units.
     host
         Where to listen. Anything but loopback lets others read the volumes.
     port
@@ -134,6 +137,14 @@ def view(
     if open_browser:
         webbrowser.open(started.url)
     return started
+
+
+def _served(volume: Volume) -> Path | Callable[[str], bytes | None]:
+    """Return where the files of a volume lie, or what makes them."""
+    store = volume.array.store
+    if isinstance(store, ComputedStore):
+        return store.content
+    return Path(str(volume.path)).resolve()
 
 
 def _installed_client() -> Path | None:

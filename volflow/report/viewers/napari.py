@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import zarr
 
+from volflow.errors import InvalidInput
 from volflow.geometry.units import metres
 from volflow.report.grey_range import Window
 from volflow.report.viewers.appearance import (
@@ -46,7 +47,7 @@ def napari_snippet(
     Parameters
     ----------
     volumes
-        As in `volflow.view`.
+        As in `volflow.view`, but arrays, which no script can hold.
     window
         As in `volflow.view`.
 
@@ -80,6 +81,11 @@ def napari_snippet(
     )
     """
     shown = appearances(volumes, window)
+    if any(one.volume.path is None for one in shown):
+        raise InvalidInput(
+            "a script for napari opens volumes from disk, given one in memory or lazy; store it"
+            ' first, vf.write(array, "scores.zarr", like="scan.zarr"), or give it to napari itself'
+        )
     unit = next((one.unit for one in shown if metres(one.unit)), None)
     names = " and ".join(dict.fromkeys(one.name for one in shown))
     head = HEAD.format(names=" ".join(names.split()))

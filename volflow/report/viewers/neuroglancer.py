@@ -18,6 +18,7 @@ import zarr
 from volflow.errors import InvalidInput
 from volflow.geometry.units import NGFF_UNITS, metres
 from volflow.report.viewers.appearance import CLASS_OPACITY, SCORE_OPACITY, Appearance, direction
+from volflow.report.viewers.computed_chunks import ComputedStore
 from volflow.store.atomic import read_json
 from volflow.store.volume import Volume
 
@@ -129,6 +130,10 @@ def as_bytes(one: Appearance) -> dict[str, str]:
     volume = one.volume
     if volume.dtype.kind != "b":
         return texts
+    store = volume.array.store
+    if isinstance(store, ComputedStore):
+        stored = store.metadata | {"data_type": "uint8", "fill_value": 0}
+        return {f"/volumes/{one.number}/zarr.json": json.dumps(stored)}
     v2 = volume.array.metadata.zarr_format == 2
     name, key, dtype = (".zarray", "dtype", "|u1") if v2 else ("zarr.json", "data_type", "uint8")
     for level in volume.levels:
@@ -150,6 +155,8 @@ def _check(volume: Volume) -> None:
         what = f"is compressed with {', '.join(unknown)}, which Neuroglancer cannot read"
     else:
         return
+    if volume.path is None:
+        raise InvalidInput(f'an array {what}; give it in one of these: array.astype("int32")')
     raise InvalidInput(f"{volume.path} {what}; look at it in napari: volflow view --napari")
 
 
