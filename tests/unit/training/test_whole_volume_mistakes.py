@@ -66,7 +66,7 @@ def target():
         ("nothing.zarr", r"nothing\.zarr does not exist; check the path"),
         ([], "volume is an empty list; give at least one volume"),
         ([[torch.rand(SIZE)]], "a volume is a path, a URL, .* given list"),
-        ({"image": torch.rand(SIZE)}, "a volume is a path, a URL, .* given dict"),
+        ({"image": torch.rand(SIZE)}, "a dict of volumes by name was given .image."),
         (None, "a volume is a path, a URL, .* given NoneType"),
         (
             [torch.rand(1, 5, 6, 7), torch.rand(1, 5, 6, 8)],

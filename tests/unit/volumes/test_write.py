@@ -253,3 +253,13 @@ def test_processes_get_their_own_part_of_the_graph(tmp_path):
         array, tmp_path / "out.zarr", chunk=8, shard=8, cluster=2, progress=False
     )  # fmt: skip
     assert np.array_equal(volume[:], SCAN + 1)
+
+
+@pytest.mark.parametrize("call", [lambda x, out: vf.write(x, out), lambda x, out: vf.preview(x)])
+def test_several_outputs_are_taken_by_name(tmp_path, call):
+    scores = {name: da.zeros((4, 5, 6)) for name in ("seg", "edge")}
+    with pytest.raises(
+        InvalidInput,
+        match=r'a dict of volumes by name was given \(seg, edge\).*take.*scores\["seg"',
+    ):
+        call(scores, tmp_path / "out.zarr")

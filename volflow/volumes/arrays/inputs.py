@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
@@ -86,6 +87,13 @@ def open_input(x: VolumeLike | Source) -> Source:
     array, meta = as_array(x)
     if is_dask_array(array):
         return _open_dask(array, meta)
+    if isinstance(array, Mapping) and array:
+        names = [str(name) for name in array]
+        raise InvalidInput(
+            f"a dict of volumes by name was given ({', '.join(names)}), as map_model and predict"
+            " return the outputs of a network with several; take one of it, such as"
+            f' scores["{names[0]}"]'
+        )
     if not isinstance(array, str | os.PathLike | Volume | zarr.Array | zarr.Group | np.ndarray):
         raise InvalidInput(
             "a volume is a path, a URL, a Volume, a zarr.Array, a NumPy or Dask array, an"
