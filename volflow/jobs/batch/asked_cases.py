@@ -17,6 +17,7 @@ from volflow.option import from_keywords
 from volflow.sampling.cases.case_folders import cases_of_folder, is_case_folder
 from volflow.sampling.cases.find_cases import CASE, find_cases
 from volflow.sampling.cases.names import check_names
+from volflow.sampling.cases.values import Text
 from volflow.store.formats.sources import split_part
 
 __all__ = ["AskedBatch", "moment"]
@@ -149,12 +150,12 @@ def _named(cases: Any) -> Mapping[str, Any]:
 
 
 def _inputs(volumes: Any) -> dict[str, Any]:
-    """Return the volumes of a case that a network sees, by name; a number beside them is none."""
+    """Return the volumes of a case that a network sees, by name; a value beside them is none."""
     named = volumes if isinstance(volumes, Mapping) else {"image": volumes}
     found = {
         str(name): volume
         for name, volume in named.items()
-        if name not in BESIDE and not isinstance(volume, int | float)
+        if name not in BESIDE and not isinstance(volume, int | float | Text)
     }
     if not found:
         raise InvalidInput(

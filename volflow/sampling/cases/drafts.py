@@ -9,7 +9,7 @@ from typing import Any
 from volflow.errors import InvalidInput
 from volflow.sampling.cases.find_cases import find_cases, names_cases
 from volflow.sampling.cases.named_arrays import Case
-from volflow.sampling.cases.values import Values, value_of
+from volflow.sampling.cases.values import Text, Values, value_of
 
 __all__ = ["Draft", "drafts_of"]
 
@@ -38,9 +38,11 @@ def drafts_of(x: Any) -> list[Draft]:
 
 
 def _found(name: str, given: Mapping[str, Any]) -> Draft:
-    """Return a case that was found: paths, and the numbers of a table."""
-    arrays = {key: one for key, one in given.items() if isinstance(one, str)}
-    return Draft(name, arrays, values={k: one for k, one in given.items() if k not in arrays})
+    """Return a case that was found: paths, and the values of a table."""
+    found = {k: value_of(one) for k, one in given.items() if isinstance(one, Text | int | float)}
+    values = {key: one for key, one in found.items() if one is not None}
+    arrays = {key: one for key, one in given.items() if key not in values}
+    return Draft(name, arrays, values=values)
 
 
 def _drafts_of_mapping(x: Mapping[str, Any]) -> list[Draft]:

@@ -16,7 +16,8 @@ from typing import Any
 
 from volflow.errors import InvalidInput
 from volflow.sampling.cases.case_folders import cases_of_folder, is_case_folder
-from volflow.sampling.cases.names import check_channels, check_names, listed
+from volflow.sampling.cases.names import check_channels, check_names, listed, names_classes
+from volflow.sampling.cases.values import Text, names_file
 
 __all__ = ["CASE", "find_cases", "names_cases"]
 
@@ -38,8 +39,11 @@ def find_cases(
         several by the names of their channels. A folder of volumes; or one with ``images/`` and
         ``labels/``; of the Decathlon (``imagesTr/``, ``labelsTr/``, ``imagesTs/``); or of nnU-Net
         (``case_0000.nii.gz``, with its ``dataset.json``). A table (``.csv``, ``.tsv``) with a
-        column ``case`` and one for each channel, whose paths are relative to it; columns of numbers
-        are values, such as an age.
+        column ``case`` and one for each channel, whose paths are relative to it. A column of
+        numbers holds values, such as an age; one of texts does, such as a site, where none holds a
+        slash or ends like the name of a file (``.nii``), and it is not called ``image``,
+        ``label…``, ``mask…`` or ``seg…``; neither does where a cell names what lies beside the
+        table. Cells of values may be empty: NaN, or ``""``.
     **channels
         Patterns by channel: ``t1="in/{case}_t1.nii.gz", flair="in/{case}_flair.nii.gz"``.
 
@@ -47,14 +51,14 @@ def find_cases(
     -------
     dict
         By the names of the cases, sorted (of a table in its order): the paths of their volumes by
-        name, and the numbers of a table. A single volume is called ``"image"``, the label of a
+        name, and the values of a table. A single volume is called ``"image"``, the label of a
         folder ``"label"``, where there is one.
 
     Raises
     ------
     InvalidInput
-        If nothing is found, saying what was looked for; if a channel is missing in some cases, or
-        two cases have one name, naming them.
+        If nothing is found, saying what was looked for; if a channel is missing in some cases, two
+        cases have one name, or a column holds numbers and texts, naming them.
 
     Examples
     --------
@@ -148,11 +152,15 @@ def _cases_of_table(path: Path) -> dict[str, dict[str, str | float]]:
     found: dict[str, dict[str, str | float]] = {case: {} for case in cells_of}
     for head in heads:
         column = {case: cells[head] for case, cells in cells_of.items()}
-        for case, value in _column(path, column).items():
+        for case, value in _column(path, head, column).items():
             found[case][head] = value
-    if not any(isinstance(one, str) for named in found.values() for one in named.values()):
-        raise InvalidInput(f"{path} has only numbers; give it a column of paths, such as image")
     check_channels(found, heads)
+    kinds = [isinstance(one, int | float | Text) for one in next(iter(found.values())).values()]
+    if all(kinds):
+        raise InvalidInput(
+            f"{path} has only values ({listed(heads)}), and no file of such a name lies beside it;"
+            " give it a column of paths, such as image"
+        )
     return found
 
 
@@ -191,12 +199,37 @@ def _cells_of_table(path: Path) -> dict[str, dict[str, str]]:
     return cells_of
 
 
-def _column(table: Path, column: Mapping[str, str]) -> Mapping[str, str | float]:
-    """Return a column's numbers, or its paths; a folder that is there may be called 001."""
+def _column(table: Path, head: str, column: Mapping[str, str]) -> Mapping[str, str | float]:
+    """Return a column's values, or its paths; a folder that is there may be called 001."""
     paths = {case: _beside(table, cell) for case, cell in column.items() if cell}
+    if not paths or any(_is_there(one) for one in paths.values()):
+        return paths
     numbers = _numbers(column)
-    taken = bool(numbers) and any(Path(one).exists() for one in paths.values())
-    return paths if taken or not numbers else numbers
+    if numbers:
+        return numbers
+    if head.lower() == IMAGE or names_classes(head) or any(map(names_file, column.values())):
+        return paths
+    _refuse_mixed(table, head, column)
+    return {case: Text(cell) for case, cell in column.items()}
+
+
+def _refuse_mixed(table: Path, head: str, column: Mapping[str, str]) -> None:
+    """Refuse a column of numbers in which a text has strayed."""
+    number = next((case for case, cell in column.items() if _numbers({case: cell})), None)
+    if number is not None:
+        text = next(case for case, cell in column.items() if cell and not _numbers({case: cell}))
+        raise InvalidInput(
+            f"{head} of case {text} is {column[text]!r} in {table}, and a number elsewhere, such as"
+            f" {column[number]} of {number}; a column holds paths, numbers or texts: leave a cell"
+            " empty where a number is unknown"
+        )
+
+
+def _is_there(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except OSError:  # too long for a name
+        return False
 
 
 def _numbers(column: Mapping[str, str]) -> Mapping[str, float]:

@@ -10,7 +10,7 @@ from typing import Any
 from volflow.errors import InvalidInput
 from volflow.store.opening import is_url
 
-__all__ = ["Value", "Values", "alike", "check_values", "value_of"]
+__all__ = ["Text", "Value", "Values", "alike", "check_values", "names_file", "value_of"]
 
 Value = bool | int | float | str
 Values = Mapping[str, Value]
@@ -18,6 +18,23 @@ Values = Mapping[str, Value]
 LONGEST_NAME = 255  # of a file, in bytes
 # What ends like the name of a file is one, also where it is mistyped: never a value in silence.
 SUFFIX = re.compile(r"\.[A-Za-z]\w*$")
+
+
+class Text(str):
+    """A text of a table that is a value, whatever lies in a folder of that name."""
+
+    __slots__ = ()
+
+
+def names_file(text: str) -> bool:
+    """Return whether a text holds a slash or ends like the name of a file, there or not.
+
+    Examples
+    --------
+    >>> names_file("a/b"), names_file("scan.nii"), names_file("site A"), names_file("0.5")
+    (True, True, False, False)
+    """
+    return bool("/" in text or "\\" in text or SUFFIX.search(text) or is_url(text))
 
 
 def value_of(x: Any) -> Value | None:
@@ -30,10 +47,11 @@ def value_of(x: Any) -> Value | None:
     >>> value_of("Basel"), value_of("scan.zarr"), value_of(45), value_of([1, 2])
     ('Basel', None, 45, None)
     """
+    if isinstance(x, Text):
+        return str(x)
     if isinstance(x, str):
-        path = "/" in x or "\\" in x or SUFFIX.search(x) or is_url(x)
         name = 0 < len(x.encode(errors="replace")) <= LONGEST_NAME
-        return None if path or (name and Path(x).exists()) else str(x)
+        return None if names_file(x) or (name and Path(x).exists()) else str(x)
     if getattr(x, "ndim", None) == 0 and hasattr(x, "item"):
         x = x.item()
     if isinstance(x, float):

@@ -219,9 +219,14 @@ class TestTables:
             ("case,t1\na,b,c\n", "line 2 of .* has 3 columns, expected 2"),
             ("case,t1\na,b\na,c\n", "line 3 of .* has 'a' again"),
             ("case,t1,t2\na,b,\n", "missing: t2 of a"),
-            ("case,t1\na/b,c\n", "'a/b' cannot be"),
-            ("case,t1\n..,c\n", r"'\.\.' cannot be"),
-            ("case,age\na,4\n", "has only numbers; give it a column of paths"),
+            ("case,t1\na/b,c.npy\n", "'a/b' cannot be"),
+            ("case,t1\n..,c.npy\n", r"'\.\.' cannot be"),
+            ("case,age\na,4\n", r"has only values \(age\), .*; give it a column of paths"),
+            ("case,sex,t1\na,M,scan\n", r"has only values \(sex, t1\), and no file of such a name"),
+            (
+                "case,t1,age\na,a.npy,4\nb,b.npy,\nc,c.npy,old\nd,d.npy,5\n",
+                r"age of case c is 'old' in .*cases\.csv, and a number elsewhere, such as 4",
+            ),
         ],
     )
     def test_what_is_wrong_is_named(self, table, text, message):
@@ -246,6 +251,45 @@ class TestTables:
         net = torch.nn.Conv3d(1, 1, 1)
         out = str(path.with_name("{case}.zarr"))
         assert vf.predict_cases(path, net, out, patch=8, progress=False).ok
+
+    def test_columns_of_texts_are_values(self, table):
+        path = table(
+            "case,t1,sex,site,label,part\n"
+            "a,a.npy,M,site A,one,arm\nb,b.npy,F,,two,leg.zarr\nc,c.npy,F,St Gallen,one,x/y\n"
+        )
+        found = vf.find_cases(path)
+        assert [(one["sex"], one["site"]) for one in found.values()] == [
+            ("M", "site A"), ("F", ""), ("F", "St Gallen"),
+        ]  # fmt: skip
+        # What is called a label, or where any cell ends like a file, is a path.
+        assert found["a"]["label"] == str(path.parent / "one")
+        assert found["a"]["part"] == str(path.parent / "arm")
+        (path.parent / "F").mkdir()
+        assert vf.find_cases(path)["a"]["sex"] == str(path.parent / "M")
+
+    def test_texts_reach_batches_and_no_network(self, table, monkeypatch):
+        path = table("case,image,sex\na,a.npy,M\nb,b.npy,F\n")
+        for name in "ab":
+            np.save(path.with_name(f"{name}.npy"), np.ones((8, 8, 8), "float32"))
+        (batch,) = vf.PatchStream(path, vf.GridSampler(8)).loader(2)
+        assert batch["sex"] == ["M", "F"]
+        out = str(path.with_name("{case}.zarr"))
+        net = torch.nn.Conv3d(1, 1, 1)
+        assert vf.predict_cases(path, net, out, patch=8, progress=False).ok
+        # Found once, they stay values where a folder happens to have their name.
+        found = vf.find_cases(path)
+        monkeypatch.chdir(path.parent)
+        (path.parent / "M").mkdir()
+        assert vf.PatchStream([found["a"]], vf.GridSampler(8)).cases[0].values == {"sex": "M"}
+
+    def test_of_paths_those_that_are_not_there_are_reported(self, table):
+        path = table("case,image,t2\na,a.npy,one\nb,b.npy,two\n")
+        for name in ("a.npy", "b.npy"):
+            np.save(path.with_name(name), np.ones((8, 8, 8), "float32"))
+        (path.parent / "one").mkdir()
+        faults = vf.check_cases(path)
+        assert "b" in faults.names
+        assert "two" in str(faults)
 
     def test_what_is_not_text_is_refused(self, touched):
         path = touched("t.csv") / "t.csv"
