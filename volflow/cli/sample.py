@@ -26,9 +26,9 @@ SHOWN, MOST_SHOWN, COUNTED = 32, 200, 1000  # patches of a sheet, of a chart
 REUSE, SPREAD = 4, 0.001
 # The samplers, each with the options that belong to it.
 SAMPLERS = {
-    "uniform": ("border",),
-    "weighted": ("border", "weight"),
-    "label": ("border", "probabilities"),
+    "uniform": ("border", "patches_per_case"),
+    "weighted": ("border", "weight", "patches_per_case"),
+    "label": ("border", "probabilities", "patches_per_case"),
     "grid": ("overlap",),
 }
 
@@ -75,6 +75,7 @@ class SampleOptions:
     count: int | None = option(
         None, "How many patches. Default: 32, or 1000 with --stats.", names=("--count", "-n")
     )
+    patches_per_case: int | None = option(None, "As many patches of each case, not --count of all.")
     stats: bool = option(False, "Show where patches fall, not what they hold.")
     out: str | None = option(None, f"{OUT} Default: beside CASES.", names=("--out", "-o"))
     border: str | None = option(
@@ -155,11 +156,14 @@ def sample(
     classes = (name for name in opened[0].sources if name in opened[0].classes)
     label = options.label or next(classes, None)
     chosen = _sampler(options, label)
-    number = count or (COUNTED if stats else SHOWN)
+    each = options.patches_per_case
+    number = each * len(opened) if each else count or (COUNTED if stats else SHOWN)
+    _check_shown(options, number)
     stream = PatchStream(
         opened,
         chosen,
-        None if isinstance(chosen, GridSampler) else number,
+        None if isinstance(chosen, GridSampler) or each else number,
+        patches_per_case=each,
         seed=options.seed,
         reuse=REUSE if stats else SPREAD,
         memory=options.memory,
@@ -196,20 +200,28 @@ def _check(options: SampleOptions) -> None:
     sampler, axis, count = options.sampler, options.axis, options.count
     if sampler not in SAMPLERS:
         raise InvalidInput(f"sampler must be {', '.join(SAMPLERS)}; given {sampler!r}")
-    for name in ("border", "weight", "probabilities", "overlap"):
+    for name in ("border", "weight", "probabilities", "overlap", "patches_per_case"):
         if getattr(options, name) is not None and name not in SAMPLERS[sampler]:
             fits = [one for one, own in SAMPLERS.items() if name in own]
             raise InvalidInput(
-                f"--{name} does not belong to the sampler {sampler}; leave it out, or add"
-                f" --sampler {' or '.join(fits)}"
+                f"--{name.replace('_', '-')} does not belong to the sampler {sampler}; leave it"
+                f" out, or add --sampler {' or '.join(fits)}"
             )
     if options.stats and axis is not None:
         raise InvalidInput(f"--axis {axis} is that of a sheet, --stats shows all; leave one out")
     if options.stats and options.window is not None:
         raise InvalidInput("--window is that of a sheet, --stats shows no values; leave one out")
-    if count is not None and count < 1:
-        raise InvalidInput(f"--count must be at least 1, given {count}")
-    if count is not None and count > MOST_SHOWN and not options.stats:
+    for name, asked in (("count", count), ("patches-per-case", options.patches_per_case)):
+        if asked is not None and asked < 1:
+            raise InvalidInput(f"--{name} must be at least 1, given {asked}")
+    if count is not None and options.patches_per_case is not None:
+        raise InvalidInput("--count is of all cases, --patches-per-case of each; leave one out")
+    _check_shown(options, count or 0)
+
+
+def _check_shown(options: SampleOptions, count: int) -> None:
+    """Refuse more patches than a sheet shows."""
+    if count > MOST_SHOWN and not options.stats:
         raise InvalidInput(
             f"a sheet shows {MOST_SHOWN} patches at most, given {count}; add --stats"
         )

@@ -348,7 +348,7 @@ class PatchStream(IterableDataset[dict[str, Any]]):
             self._silent = True
             announce(
                 f"stream: {none} of {len(counts)} cases have no patch in this epoch of"
-                f" {self.patches}; patches_per_case= takes as many from each",
+                f" {self.patches}; patches_per_case= (--patches-per-case) takes as many of each",
                 None,
             )
 

@@ -180,3 +180,19 @@ def test_what_does_not_fit_is_one_line_and_exit_code_2(cases, tmp_path, capsys, 
     assert text in said
     assert said.count("\n") == 1
     assert not list(tmp_path.glob("*.png"))
+
+
+def test_as_many_patches_of_each_case(cases, capsys):
+    words = (cases, "--patch", "8", "--patches-per-case", "3")
+    assert told(capsys, *words, "--plan")["cases"] == {"a": 3, "b": 3}
+    for more, said in (
+        (("-n", "4"), "--count is of all cases, --patches-per-case of each; leave one out"),
+        (("--sampler", "grid"), "--patches-per-case does not belong to the sampler grid"),
+        (("--patches-per-case", "0"), "--patches-per-case must be at least 1, given 0"),
+        (
+            ("--patches-per-case", "101"),
+            "a sheet shows 200 patches at most, given 202; add",
+        ),
+    ):
+        assert run(["sample", *words, *more]) == 2
+        assert said in capsys.readouterr().err

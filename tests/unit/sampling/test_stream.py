@@ -535,8 +535,8 @@ class TestRefusals:
         assert stream.case_counts() == {"a": 0, "b": 8}
         for _ in range(2):  # it is said once
             assert len(list(stream.loader(4))) == 2
-        told = "stream: 1 of 2 cases have no patch in this epoch of 8; patches_per_case= takes as"
-        assert capsys.readouterr().err == f"{told} many from each\n"
+        told = "stream: 1 of 2 cases have no patch in this epoch of 8; patches_per_case="
+        assert capsys.readouterr().err == f"{told} (--patches-per-case) takes as many of each\n"
         assert len(list(vf.PatchStream(cases, vf.LabelSampler(4), 8, progress=False))) == 8
         assert capsys.readouterr().err == ""
         with pytest.raises(InvalidInput, match="case a has no voxels of the classes"):
