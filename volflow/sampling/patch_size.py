@@ -15,6 +15,7 @@ __all__ = ["Side", "Size", "checked_size", "has_lengths", "in_voxels", "knows_le
 
 Side = int | str
 Size = Side | Sequence[Side]
+MOST_VOXELS = 2**31  # to which kernels count
 LENGTH = re.compile(r"\s*(\d+\.?\d*(?:e[+-]?\d+)?)\s*([^\W\d]\S*)\s*", re.IGNORECASE)
 
 
@@ -76,7 +77,7 @@ def in_voxels(sides: Sequence[Side], meta: Meta) -> tuple[int, ...]:
     Raises
     ------
     InvalidInput
-        If a side is a length, and the spacing is not known.
+        If a side is a length, and the spacing is not known or makes it absurdly many voxels.
 
     Examples
     --------
@@ -92,10 +93,18 @@ def in_voxels(sides: Sequence[Side], meta: Meta) -> tuple[int, ...]:
             ' here has no unit of length; store it with spacing= and unit="mm" (volflow convert'
             " --spacing --unit), or give the patch in voxels"
         )
-    return tuple(
+    found = tuple(
         _voxels(side, step * unit) if isinstance(side, str) else side
         for side, step in zip(sides, meta.spacing, strict=True)
     )
+    if math.prod(found) > MOST_VOXELS:
+        spacing = "×".join(f"{step:.6g}" for step in meta.spacing)
+        raise InvalidInput(
+            f"a patch of {size_text(sides)} is {'×'.join(map(str, found))} voxels here, where one"
+            f" is {spacing} {meta.unit}, and no network takes more than 2³¹; give shorter lengths,"
+            " or mend the spacing (volflow convert --spacing --unit)"
+        )
+    return found
 
 
 def _voxels(length: str, step: float) -> int:

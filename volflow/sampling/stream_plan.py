@@ -235,7 +235,8 @@ def _remedy(plan: StreamPlan, patch: Sequence[int], chunk: Sequence[int]) -> str
     held = _count(plan.held_lanes, "superchunk", "superchunks")
     reading = min(plan.threads, plan.held_lanes + plan.ahead)
     ways = [
-        f"a window of {held} of {format_bytes(plan.superchunk_bytes)} and {plan.ahead} read ahead,"
+        f"patches of {'×'.join(map(str, patch))} voxels: a window of {held} of"
+        f" {format_bytes(plan.superchunk_bytes)} and {plan.ahead} read ahead,"
         f" {_count(reading, 'reading thread', 'reading threads')} and batches need"
         f" {format_bytes(plan.peak_bytes)}, but memory is {format_bytes(plan.memory_bytes)}; give"
         f" it memory={format_bytes(math.ceil(plan.peak_bytes * 1.01)).replace(' ', '')!r}"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import volflow as vf
 from tests.stores import store
 from volflow.cli import run
-from volflow.errors import InvalidInput
+from volflow.errors import InvalidInput, MemoryRefused
 from volflow.sampling.patch_size import in_voxels
 from volflow.store.meta import Meta
 
@@ -55,10 +55,10 @@ def test_lengths_are_the_nearest_voxels_for_every_sampler(path, patch, voxels):
 
 
 @given(
-    length=st.floats(1e-3, 1e6), step=st.floats(1e-3, 1e3), unit=st.sampled_from(["mm", "µm", "cm"])
+    length=st.floats(1e-3, 1e5), step=st.floats(1e-2, 1e3), unit=st.sampled_from(["mm", "µm", "cm"])
 )
 def test_no_other_number_of_voxels_is_nearer(length, step, unit):
-    (voxels, *_) = in_voxels((f"{length} {unit}",) * 3, Meta(spacing=(step,) * 3, unit="mm"))
+    (voxels, *_) = in_voxels((f"{length} {unit}", 1, 1), Meta(spacing=(step,) * 3, unit="mm"))
     exact = length * {"mm": 1, "µm": 1e-3, "cm": 10}[unit] / step
     assert voxels >= 1
     assert abs(voxels - exact) <= 0.5 + 1e-9 * exact or voxels == 1 > exact
@@ -106,3 +106,20 @@ def test_the_command_takes_lengths(path, capsys):
     assert "UniformSampler(patch=(1, 24, 24)" in capsys.readouterr().out
     assert run([*words[:3], "12furlong", "--plan"]) == 2
     assert "got '12furlong'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("sampler", "counts"), [(vf.UniformSampler, [4]), (vf.LabelSampler, [4]), (vf.GridSampler, [])]
+)
+def test_lengths_of_absurdly_many_voxels_are_refused_in_both(path, sampler, counts):
+    with pytest.raises(
+        InvalidInput,
+        match=r"^a patch of 640000 mm is 213333×1280000×1280000 voxels here, where one is 3×0.5×0.5"
+        r" millimeter, .*2³¹; give shorter lengths, or mend the spacing",
+    ):
+        vf.PatchStream({"image": path, "label": path}, sampler("640000mm"), *counts)
+
+
+def test_a_patch_that_memory_does_not_hold_is_named(path):
+    with pytest.raises(MemoryRefused, match=r"^patches of 9000×900×900 voxels: a window of 1"):
+        vf.PatchStream(path, vf.UniformSampler((9000, 900, 900)), 4, memory="1GiB")
