@@ -101,7 +101,8 @@ class PatchStream(IterableDataset[dict[str, Any]]):
     allow_mixed_spacing
         Take cases of different spacing together, which are refused otherwise.
     frame
-        As in `predict`, for patch, overlap, arrays and locations; cases need an orientation.
+        As in `predict`, for patch, overlap, arrays and locations; cases need an orientation. Cases
+        of another stream (``stream.cases``) keep its frame, and what follows where it is not given.
     normalize
         As in `predict`, of all arrays but classes and a sampler's weights, or by the names of
         some; these are then float32. Statistics are those of each array of each case.

@@ -289,3 +289,45 @@ def test_a_function_that_no_process_can_be_sent_is_refused():
     assert len(list(stream.loader(4))) == 2
     with pytest.raises(InvalidInput, match=r"to which normalize cannot be sent .*; define its fu"):
         stream.loader(4, num_workers=2)
+
+
+class TestCasesOfAnotherStream:
+    @pytest.fixture
+    def first(self):
+        cases = {"a": {"image": IMAGE, "label": LABEL}, "b": {"image": IMAGE + 9, "label": LABEL}}
+        return vf.PatchStream(
+            cases, vf.UniformSampler(4), 2, normalize="zscore", padding="edge", ignore_label=255
+        )
+
+    def test_are_seen_as_there(self, first):
+        grid = vf.GridSampler((6, 10, 9), padding=2)
+        again, same = (
+            vf.PatchStream(cases, grid, **shown)
+            for cases, shown in (
+                (first.cases[1:], {}),
+                (
+                    {"b": {"image": IMAGE + 9, "label": LABEL}},
+                    {"normalize": "zscore", "padding": "edge", "ignore_label": 255},
+                ),
+            )
+        )
+        for one, other in zip(again, same, strict=True):
+            for name in ("image", "label"):
+                np.testing.assert_array_equal(one[name], other[name])
+
+    def test_may_be_seen_otherwise(self, first):
+        grid = vf.GridSampler((5, 21, 9))
+        raw = vf.PatchStream(first.cases, grid, normalize="none")
+        np.testing.assert_array_equal(next(iter(raw))["image"][0], IMAGE)
+        once = vf.PatchStream(first.cases, grid, normalize="minmax")
+        np.testing.assert_array_equal(next(iter(once))["image"], scaled(IMAGE, "minmax"))
+
+    def test_weights_are_no_image_any_more(self, first):
+        weighted = vf.PatchStream(first.cases, vf.WeightedSampler(4, weight="image"), 2)
+        assert not weighted.cases[0].normalize
+
+    def test_beside_others_are_refused_unless_it_is_said_for_all(self, first):
+        both = [*first.cases, {"image": IMAGE, "label": LABEL, "name": "c"}]
+        with pytest.raises(InvalidInput, match=r"but a \(image\) and c \(nothing\) differ; say it"):
+            vf.PatchStream(both, vf.GridSampler(5))
+        assert len(vf.PatchStream(both, vf.GridSampler(5), normalize="zscore").cases) == 3

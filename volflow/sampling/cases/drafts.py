@@ -7,9 +7,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from volflow.errors import InvalidInput
+from volflow.geometry.outside import Padding
 from volflow.sampling.cases.find_cases import find_cases, names_cases
 from volflow.sampling.cases.named_arrays import Case
 from volflow.sampling.cases.values import Text, Values, value_of
+from volflow.volumes.normalizing import Normalize
 
 __all__ = ["Draft", "drafts_of"]
 
@@ -22,12 +24,14 @@ class Draft:
     arrays: Mapping[str, Any]
     classes: frozenset[str] | None = None  # known of a case that is open already
     values: Values = field(default_factory=dict)
+    normalize: Mapping[str, Normalize] = field(default_factory=dict)  # as of the stream before,
+    padding: Mapping[str, Padding] = field(default_factory=dict)  # and what lies outside there
 
 
 def drafts_of(x: Any) -> list[Draft]:
     """Return what is given as cases, one by one; see `open_cases`."""
     if isinstance(x, Case):
-        return [Draft(x.name, x.sources, x.classes, x.values)]
+        return [Draft(x.name, x.sources, x.classes, x.values, x.normalize, x.padding)]
     if isinstance(x, Mapping):
         return _drafts_of_mapping(x)
     if names_cases(x):

@@ -71,7 +71,15 @@ def open_cases(
     dtypes = {key: np.result_type(*(one.sources[key].dtype for one in good)) for key in first}
     values = alike([one.draft.values for one in good])
     return tuple(
-        Case(one.name, {key: one.sources[key] for key in first}, selected, dtypes, carried)
+        Case(
+            one.name,
+            {key: one.sources[key] for key in first},
+            selected,
+            dtypes,
+            carried,
+            one.draft.normalize,
+            one.draft.padding,
+        )
         for one, carried in zip(good, values, strict=True)
     )
 

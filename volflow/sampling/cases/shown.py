@@ -58,7 +58,7 @@ def shown_cases(
     Parameters
     ----------
     cases
-        As they are stored.
+        As they are stored, or of another stream: what is not asked for is as there.
     sampler
         The law of the patches. An array that holds weights of it is no image.
     shown
@@ -80,10 +80,10 @@ def shown_cases(
     first = cases[0]
     images = [name for name in first.sources if name not in (*first.classes, guide_of(sampler))]
     choices = _choices(shown.normalize, images, first)
-    outside = {name: Padding(shown.padding) for name in images}
-    outside |= {name: Padding(shown.ignore_label) for name in first.classes}
-    for name, one in outside.items():
-        if name not in choices:
+    kept = _kept(cases, images) if shown.normalize is None else [{} for _ in cases]
+    outside = [_outside(case, images, shown) for case in cases]
+    for name, one in outside[0].items():
+        if name not in choices and name not in kept[0]:
             _check_holds(first, name, one, "padding" if name in images else "ignore_label")
     with ExitStack() as stack:
         client = cache(lambda: stack.enter_context(connect(cluster)))
@@ -91,12 +91,38 @@ def shown_cases(
         seen = tuple(
             replace(
                 case,
-                normalize={name: constants(case, name, by) for name, by in choices.items()},
-                padding=outside,
+                normalize={
+                    **before,
+                    **{name: constants(case, name, by) for name, by in choices.items()},
+                },
+                padding=beyond,
             )
-            for case in cases
+            for case, before, beyond in zip(cases, kept, outside, strict=True)
         )
     return seen, sampler
+
+
+def _kept(cases: tuple[Case, ...], images: list[str]) -> list[dict[str, Normalize]]:
+    """Return how cases of another stream are normalised there; {} for all that are of none."""
+    kept = [{name: by for name, by in case.normalize.items() if name in images} for case in cases]
+    for case, before in zip(cases, kept, strict=True):
+        if set(before) != set(kept[0]):
+            raise InvalidInput(
+                f"cases of another stream are normalised as there, but {cases[0].name}"
+                f" ({', '.join(kept[0]) or 'nothing'}) and {case.name}"
+                f" ({', '.join(before) or 'nothing'}) differ; say it for all: normalize="
+            )
+    return kept
+
+
+def _outside(case: Case, images: list[str], shown: Shown) -> dict[str, Padding]:
+    """Return what arrays hold outside of the volume: what is asked for, else as of its stream."""
+    asked = dict.fromkeys(images, shown.padding) | dict.fromkeys(case.classes, shown.ignore_label)
+    before = case.padding
+    return {
+        name: before[name] if value == 0 and name in before else Padding(value)
+        for name, value in asked.items()
+    }
 
 
 def _turned(cases: tuple[Case, ...], frame: str | None) -> tuple[Case, ...]:
