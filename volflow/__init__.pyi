@@ -52,6 +52,8 @@ from volflow.volumes.export import export as export
 from volflow.volumes.overlap.map_overlap import map_overlap as map_overlap
 from volflow.volumes.pyramid.pyramid import plan_pyramid as plan_pyramid
 from volflow.volumes.pyramid.pyramid import pyramid as pyramid
+from volflow.volumes.resample.resample import plan_resample as plan_resample
+from volflow.volumes.resample.resample import resample as resample
 from volflow.volumes.statistics import statistics as statistics
 from volflow.volumes.write import write as write
 

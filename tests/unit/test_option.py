@@ -21,6 +21,7 @@ from volflow.jobs.batch.batch_options import BatchOptions
 from volflow.jobs.batch.convert_cases_options import ConvertCasesOptions
 from volflow.option import numbers
 from volflow.sampling.stream_options import StreamOptions
+from volflow.volumes.resample.resample_options import ResampleOptions
 from volflow.volumes.volume_options import (
     ConvertOptions,
     ExportOptions,
@@ -36,6 +37,8 @@ JOURNEYS = {
     vf.export: ExportOptions,
     vf.pyramid: PyramidOptions,
     vf.plan_pyramid: PyramidOptions,
+    vf.resample: ResampleOptions,
+    vf.plan_resample: ResampleOptions,
     vf.statistics: StatisticsOptions,
     vf.predict: PredictOptions,
     vf.plan_predict: PredictOptions,

@@ -43,6 +43,7 @@ COMMANDS = {
         "volflow predict scan.nii.gz seg.nii.gz --model bundle/ --memory 4GiB",
     ),
     "halo": ("halo", "volflow halo bundle/ --on scan.zarr --overlap 0 --overlap 0.5"),
+    "resample": ("volumes", "volflow resample scan.nii.gz scan-1mm.zarr --spacing 1mm"),
     "pyramid": ("volumes", "volflow pyramid out.zarr"),
     "verify": ("runs", "volflow verify seg.nii.gz --recompute 20 --memory 4GiB"),
     "status": ("runs", "volflow status out.zarr"),

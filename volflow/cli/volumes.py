@@ -12,6 +12,7 @@ from volflow.cli.values import Json, PlanOnly, say, say_facts, say_plan
 from volflow.errors import InvalidInput, RunFailed
 from volflow.jobs.batch.convert_cases_options import ConvertCasesOptions
 from volflow.store.formats.choice import ImageChoice
+from volflow.volumes.resample.resample_options import ResampleOptions
 from volflow.volumes.volume_options import (
     ConvertOptions,
     ExportOptions,
@@ -19,7 +20,7 @@ from volflow.volumes.volume_options import (
     StatisticsOptions,
 )
 
-__all__ = ["convert", "export", "info", "pyramid", "statistics"]
+__all__ = ["convert", "export", "info", "pyramid", "resample", "statistics"]
 
 WHOLE = ImageChoice()
 Stored = Annotated[str, typer.Argument(metavar="VOLUME", help="An OME-Zarr volume.")]
@@ -176,6 +177,35 @@ def pyramid(
     from volflow.report.facts.info import volume_facts
 
     say_facts(volume_facts(write_levels(volume, **vars(options))), as_json, options.progress)
+
+
+def resample(
+    volume: Annotated[
+        str, typer.Argument(metavar="VOLUME", help="A volume, or a file that can be converted.")
+    ],
+    out: Annotated[
+        str,
+        typer.Argument(metavar="OUT", help="The OME-Zarr volume to write, or a file like .nii.gz."),
+    ],
+    options: ResampleOptions,
+    plan: PlanOnly = False,
+    as_json: Json = False,
+) -> None:
+    """Resample a volume to another voxel size, or onto the grid of another volume.
+
+    Voxels of a label map are never mixed. Run again after an interruption, the command does only
+    what is left.
+    """
+    from volflow.volumes.resample.resample import plan_resample
+    from volflow.volumes.resample.resample import resample as run_resample
+
+    if plan:
+        say_plan(plan_resample(volume, out, **vars(options)), as_json)
+        return
+    from volflow.report.facts.info import facts_of
+
+    run_resample(volume, out, **vars(options))
+    say_facts(facts_of(out), as_json, options.progress)
 
 
 def statistics(

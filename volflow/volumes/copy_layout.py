@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from volflow.engine.task import Task
 from volflow.errors import Damaged
 from volflow.geometry.budget import format_bytes
 from volflow.geometry.grid import BlockGrid
@@ -60,6 +61,10 @@ class Copy:
         What is unpacked first, if the source is packed as a whole and read anywhere afterwards.
     what, origin
         The source in words, and its state.
+    operation, task
+        What it is called, and what copies blocks; by default a conversion.
+    more
+        Lines of the description of the plan.
     """
 
     source: Source
@@ -73,11 +78,14 @@ class Copy:
     unpacking: Unpacking | None = None
     what: str = ""
     origin: Origin | None = None
+    operation: str = "convert"
+    task: Task | None = None
+    more: tuple[tuple[str, str], ...] = ()
 
     @property
     def facts(self) -> tuple[tuple[str, str], ...]:
         """Lines of the description that say how often a source is read, if more than once."""
-        lines: list[tuple[str, str]] = []
+        lines = list(self.more)
         if self.unpacking is not None:
             size = format_bytes(self.unpacking.size_bytes)
             lines.append(("unpacked", f"first, to {self.unpacking.path}, {size}"))

@@ -150,8 +150,8 @@ def make_plan(copy: Copy, job: Any, done: frozenset[int]) -> Plan:
     left = tuple(n for n in range(len(copy.blocks)) if n not in done)
     ones, front_to_back = (1,) * len(copy.blocks.shape), copy.source.sequential
     return Plan(
-        "convert",
-        stream_blocks if front_to_back else copy_blocks,
+        copy.operation,
+        copy.task or (stream_blocks if front_to_back else copy_blocks),
         job,
         (left,)
         if copy.source.sequential and left

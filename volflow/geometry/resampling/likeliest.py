@@ -17,6 +17,8 @@ Array = npt.NDArray[Any]
 
 # Rows are worked on a few at a time, so that what is held beside the result stays small.
 ROWS_BYTES = 2**20
+# Weights that differ by less are equal: what rounding decides would not be the same when mirrored.
+EQUAL = 1e-6
 
 
 def likeliest(
@@ -78,13 +80,11 @@ def _rows(
     a, b, c = np.nonzero(mixed)
     near = np.stack([labels[z[i, a], y[j, b], x[k, c]] for i, j, k in corners])
     weight = np.stack([wz[i, a] * wy[j, b] * wx[k, c] for i, j, k in corners])
-    best, most = near[0].copy(), np.full(len(a), -1.0)
-    for label in near:
-        total = np.zeros(len(a))
+    total = np.zeros_like(weight)
+    for label, of_label in zip(near, total, strict=True):
         for other, part in zip(near, weight, strict=True):
-            total += np.where(other == label, part, 0)
-        better = (total > most) | ((total == most) & (label < best))
-        np.copyto(best, label, where=better)
-        np.copyto(most, total, where=better)
+            of_label += np.where(other == label, part, 0)
+    equal = total >= total.max(axis=0) - EQUAL
+    best = np.where(equal, near, near.max(axis=0)).min(axis=0)
     first[mixed] = best
     return first

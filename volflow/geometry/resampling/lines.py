@@ -22,7 +22,8 @@ Array = npt.NDArray[Any]
 # below the rounding of the type.
 POLE = math.sqrt(3) - 2
 REACH = {"f4": 13, "f8": 22}
-# A centre that lies beyond the outer edge by less, in voxels, lies on it: files round affines.
+# A centre that lies by less, in voxels, beyond the outer edge or below the middle of two voxels
+# lies there: files round affines.
 ON_EDGE = 1e-4
 # Lines along the axis are worked on a few at a time, so that they stay in the cache.
 PIECE_BYTES = 2**18
@@ -91,9 +92,9 @@ class Taps:
     axis
         Where the target's voxels lie.
     order
-        0: the nearest voxel, the upper one of two; 1: linear; 3: the cubic B-spline through all
-        voxels [1]_. Beyond the outermost centres the value is that at the outermost centre; the
-        spline takes the volume as mirrored there.
+        0: the nearest voxel, of two the upper one in the target's direction; 1: linear; 3: the
+        cubic B-spline through all voxels [1]_. Beyond the outermost centres the value is that at
+        the outermost centre; the spline takes the volume as mirrored there.
     antialias
         Whether a Gaussian of sigma ``(step - 1) / 2`` smooths before voxels become larger, cut off
         at four sigma, as `skimage.transform.resize`.
@@ -161,7 +162,7 @@ class Taps:
         n = self.axis.source
         x = np.clip(self.axis.at(low, high), 0, n - 1)
         if self.order == 0 or self.axis.is_shift or n == 1:
-            nearest = np.minimum(np.floor(x + 0.5), n - 1).astype(np.int64)
+            nearest = np.minimum(np.floor(x + 0.5 + ON_EDGE), n - 1).astype(np.int64)
             return nearest[None], np.ones((1, len(x)))
         floor = np.floor(x)
         part, first = x - floor, floor.astype(np.int64)

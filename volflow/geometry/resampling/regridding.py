@@ -21,8 +21,9 @@ __all__ = ["GridMap", "Regridding", "computed_in"]
 Array = npt.NDArray[Any]
 Axes = tuple[GridAxis, GridAxis, GridAxis]
 
-# Directions that differ by less are the same: files round their cosines.
-OBLIQUE = 1e-3
+# Directions that differ by less are the same, where it takes the last voxel no further aside than
+# so many voxels: files round their cosines.
+OBLIQUE, ASIDE = 1e-3, 0.1
 # Grids whose voxels are nowhere further apart, in voxels, are one: files round their affines.
 SAME = 1e-4
 
@@ -94,13 +95,17 @@ class GridMap:
         >>> GridMap.between(np.eye(4), (8, 8, 8), half, (4, 4, 4)).axes[0]
         GridAxis(source=8, target=4, step=2.0, offset=0.5)
         """
-        matrix = np.linalg.inv(np.asarray(source, float)) @ np.asarray(target, float)
+        own, other = np.asarray(source, float), np.asarray(target, float)
+        matrix = np.linalg.inv(own) @ other
         turn, shift = matrix[:3, :3][::-1, ::-1], matrix[:3, 3][::-1]  # z, y, x
-        scaled = turn / np.linalg.norm(turn, axis=0)
+        # The same in lengths, as voxels may be longer along one axis than along another.
+        sizes = np.linalg.norm(own[:3, :3], axis=0)[::-1]
+        scaled = turn * sizes[:, None] / np.linalg.norm(other[:3, :3], axis=0)[::-1]
         along = [int(np.argmax(abs(scaled[:, axis]))) for axis in range(3)]
-        aside = scaled.copy()
-        aside[along, range(3)] = 0
-        if sorted(along) != [0, 1, 2] or abs(aside).max() > OBLIQUE:
+        aside, drift = scaled.copy(), turn * np.subtract(target_shape, 1)
+        aside[along, range(3)] = drift[along, range(3)] = 0
+        parallel = abs(aside).max() <= OBLIQUE and abs(drift).max() <= ASIDE
+        if sorted(along) != [0, 1, 2] or not parallel:
             angle = math.degrees(math.asin(min(1.0, float(abs(aside).max()))))
             raise InvalidInput(
                 f"the axes of the two grids must be parallel, and one is turned by {angle:.3g}"
@@ -146,8 +151,9 @@ class GridMap:
 def _snapped(axis: GridAxis) -> GridAxis:
     """Return a map that is a shift by whole voxels, but for rounding, as one."""
     shift = replace(axis, step=1.0, offset=float(round(axis.offset)))
-    apart = abs(axis.at(0, axis.target)[[0, -1]] - shift.at(0, axis.target)[[0, -1]])
-    return shift if apart.max() < SAME else axis
+    first = axis.offset - shift.offset
+    last = first + (axis.target - 1) * (axis.step - 1)
+    return shift if max(abs(first), abs(last)) < SAME else axis
 
 
 def computed_in(dtype: np.dtype[Any]) -> str:

@@ -13,6 +13,7 @@ from volflow.engine.run_options import OutputOptions
 from volflow.infer.predict_options import PredictOptions, VerifyOptions
 from volflow.jobs.pipeline.setting import Setting, settings_of
 from volflow.report.pictures.preview_file import PreviewOptions
+from volflow.volumes.resample.resample_options import ResampleOptions
 from volflow.volumes.volume_options import (
     ConvertOptions,
     ExportOptions,
@@ -87,6 +88,17 @@ OPERATIONS: Mapping[str, Operation] = {
         reads="source",
         writes="out",
         plan="volflow.volumes.convert:plan_convert",
+    ),
+    "resample": _operation(
+        "volumes.resample.resample:resample",
+        {
+            "volume": Setting(str, "The volume, as OME-Zarr or a file that can be converted."),
+            "out": Setting(str, "out.zarr, or a file like out.nii.gz."),
+        },
+        ResampleOptions,
+        reads="volume like",
+        writes="out",
+        plan="volflow.volumes.resample.resample:plan_resample",
     ),
     "statistics": _operation(
         "volumes.statistics:statistics",

@@ -71,7 +71,8 @@ def wanted_spacing(spacing: Spacing, meta: Meta) -> Vector:
 def _length(size: Any, unit: str | None) -> float | None:
     """A voxel size in a unit; None where it is none."""
     if not isinstance(size, str):
-        return float(size) if isinstance(size, int | float | np.number) else None
+        known = isinstance(size, int | float | np.number) and not isinstance(size, bool)
+        return float(size) if known else None
     parts = LENGTH.fullmatch(size)
     if parts is None:
         return None
