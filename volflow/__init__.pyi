@@ -18,6 +18,7 @@ from volflow.jobs.batch.detached_batch import DetachedBatch as DetachedBatch
 from volflow.jobs.batch.predict_cases import predict_cases as predict_cases
 from volflow.jobs.pipeline.run_pipeline import plan_run as plan_run
 from volflow.jobs.pipeline.run_pipeline import run as run
+from volflow.jobs.scoring.evaluate import evaluate as evaluate
 from volflow.model.bundle import ModelLike as ModelLike
 from volflow.model.bundle import load_model as load_model
 from volflow.model.bundle import save_model as save_model

@@ -37,6 +37,7 @@ NAMES = {
     "convert_cases",
     "demo",
     "errors",
+    "evaluate",
     "export",
     "find_cases",
     "halo",

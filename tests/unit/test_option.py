@@ -21,6 +21,7 @@ from volflow.jobs.batch.batch_options import BatchOptions
 from volflow.jobs.batch.convert_cases_options import ConvertCasesOptions
 from volflow.option import numbers
 from volflow.sampling.stream_options import StreamOptions
+from volflow.volumes.evaluate.evaluate_options import EvaluateOptions
 from volflow.volumes.resample.resample_options import ResampleOptions
 from volflow.volumes.volume_options import (
     ConvertOptions,
@@ -49,12 +50,13 @@ JOURNEYS = {
     vf.PatchStream.__init__: StreamOptions,
     vf.map_model: PredictOptions,
     vf.verify: VerifyOptions,
+    vf.evaluate: EvaluateOptions,
     vf.run: OutputOptions,
     vf.plan_run: OutputOptions,
 }
 # What a signature takes beside its options, or says otherwise.
 GIVEN = {"self", "volume", "model", "out", "source", "array", "cases", "x", "path"}
-GIVEN |= {"pipeline", "variables"}
+GIVEN |= {"pipeline", "variables", "pred", "truth"}
 # The options of a stream are what its hash depends on.
 BESIDE = {vf.PatchStream.__init__: {"cluster", "progress"}, vf.map_model: {"like", "block"}}
 # Who drives a run changes nothing of it.

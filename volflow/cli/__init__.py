@@ -45,6 +45,10 @@ COMMANDS = {
     "halo": ("halo", "volflow halo bundle/ --on scan.zarr --overlap 0 --overlap 0.5"),
     "resample": ("volumes", "volflow resample scan.nii.gz scan-1mm.zarr --spacing 1mm"),
     "pyramid": ("volumes", "volflow pyramid out.zarr"),
+    "evaluate": (
+        "evaluate",
+        "volflow evaluate 'seg/{case}.nii.gz' 'labels/{case}.nii.gz' --csv scores.csv",
+    ),
     "verify": ("runs", "volflow verify seg.nii.gz --recompute 20 --memory 4GiB"),
     "status": ("runs", "volflow status out.zarr"),
     "cancel": ("runs", "volflow cancel seg.zarr"),

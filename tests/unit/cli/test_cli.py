@@ -31,7 +31,7 @@ from volflow.store.create import create
 from volflow.store.meta import Meta, VolumeSpec
 
 NAMES = ["demo", "convert", "info", "statistics", "sample", "predict", "halo"]
-NAMES += ["pyramid", "verify", "status", "cancel", "export", "preview", "view", "run"]
+NAMES += ["pyramid", "evaluate", "verify", "status", "cancel", "export", "preview", "view", "run"]
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ from distributed.protocol.pickle import dumps
 
 from volflow.engine.clusters.plugins import with_plugin
 
-__all__ = ["InProcess", "Keeping", "hold", "sent_once", "within_reach"]
+__all__ = ["InProcess", "Keeping", "hold", "sent_once", "together", "within_reach"]
 
 LONG_BYTES = 2**15  # of a pickle; to register a plugin takes as long as to send some
 LONG_JOB_BYTES = 2**17  # such as weights of all voxels of a patch; the usual job has some KiB
@@ -107,3 +107,17 @@ class Keeping(WorkerPlugin):
         """Forget them."""
         for key in self.things:
             _held.pop(key, None)
+
+
+def together(plugins: Iterable[Keeping | None]) -> Keeping | None:
+    """Return one plugin that brings what several do; None where there is nothing to bring.
+
+    Examples
+    --------
+    >>> sorted(together([Keeping({"a": b"1"}), None, Keeping({"b": b"2"})]).things)
+    ['a', 'b']
+    >>> together([None, None]) is None
+    True
+    """
+    things = {key: thing for one in plugins if one for key, thing in one.things.items()}
+    return Keeping(things) if things else None

@@ -13,6 +13,7 @@ from volflow.engine.run_options import OutputOptions
 from volflow.infer.predict_options import PredictOptions, VerifyOptions
 from volflow.jobs.pipeline.setting import Setting, settings_of
 from volflow.report.pictures.preview_file import PreviewOptions
+from volflow.volumes.evaluate.evaluate_options import EvaluateOptions
 from volflow.volumes.resample.resample_options import ResampleOptions
 from volflow.volumes.volume_options import (
     ConvertOptions,
@@ -128,6 +129,16 @@ OPERATIONS: Mapping[str, Operation] = {
         PyramidOptions,
         reads="volume",
         plan="volflow.volumes.pyramid.pyramid:plan_pyramid",
+    ),
+    "evaluate": _operation(
+        "jobs.scoring.evaluate:evaluate",
+        {
+            "pred": Setting(str, "The label map to score; of many cases a pattern with {case}."),
+            "truth": Setting(str, "The true one on the same grid, or those of many cases."),
+        },
+        EvaluateOptions,
+        reads="pred truth over",
+        writes="csv pictures",
     ),
     "verify": _operation(
         "infer.audit.audit:verify",

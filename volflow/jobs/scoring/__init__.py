@@ -1,0 +1,1 @@
+"""Label maps scored against their truth: one, or many cases."""
