@@ -30,7 +30,7 @@ from volflow.infer.predict_options import PredictOptions
 from volflow.store.create import create
 from volflow.store.meta import Meta, VolumeSpec
 
-NAMES = ["demo", "convert", "info", "statistics", "sample", "predict", "halo"]
+NAMES = ["demo", "convert", "info", "statistics", "sample", "predict", "halo", "resample"]
 NAMES += ["pyramid", "evaluate", "verify", "status", "cancel", "export", "preview", "view", "run"]
 
 
