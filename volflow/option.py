@@ -173,6 +173,18 @@ def number_or_word(name: str, text: str) -> int | str:
     return int(text) if text.isdecimal() else text
 
 
+def lengths(name: str, text: str) -> Any:
+    """A length or a word, or one per axis, as typed: numbers, or texts with a unit.
+
+    Examples
+    --------
+    >>> lengths("spacing", "1.5"), lengths("spacing", "1,1,3mm"), lengths("spacing", "stored")
+    (1.5, (1.0, 1.0, '3mm'), 'stored')
+    """
+    found = tuple(value_or_word(name, part.strip()) for part in text.split(","))
+    return found[0] if len(found) == 1 else found
+
+
 def value_or_word(name: str, text: str) -> float | str:
     """A number of any sign where the text is one, else the text.
 

@@ -16,6 +16,7 @@ from volflow.infer.merge import check_choice, merge_options
 from volflow.infer.method import Method
 from volflow.infer.patches import method as patches
 from volflow.infer.predict_options import PredictOptions
+from volflow.infer.regrid.method import OnModelGrid
 from volflow.infer.request import Request, make_request
 from volflow.model.bundle import evaluating, load_model
 from volflow.model.resident import held
@@ -28,14 +29,14 @@ METHODS: dict[str, Method[Any]] = {
 }
 
 
-def method_of(options: PredictOptions) -> Method[Any]:
-    """Return the method of a blend.
+def method_of(request: Request) -> Method[Any]:
+    """Return the method of a prediction: that of its blend, or that on the network's own grid."""
+    method = _blending(request.options)
+    return method if request.grid is None else OnModelGrid(method)
 
-    Raises
-    ------
-    InvalidInput
-        For a blend that no method knows.
-    """
+
+def _blending(options: PredictOptions) -> Method[Any]:
+    """Return the method of a blend; refuses one that no method knows."""
     blend: Any = options.blend
     if isinstance(blend, WeightMap):
         return patches
@@ -52,7 +53,7 @@ def checked_options(given: PredictOptions, spec: Spec) -> PredictOptions:
         Naming the option, its value and what is allowed.
     """
     options = merge_options(given, spec)
-    return method_of(options).check(given, options)
+    return _blending(options).check(given, options)
 
 
 def open_request(volume: Any, model: Any, out: Any, given: PredictOptions) -> Request:

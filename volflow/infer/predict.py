@@ -37,6 +37,7 @@ def predict(  # noqa: PLR0913 - a public journey takes flat options
     blend: str | npt.ArrayLike | None = None,
     sigma_scale: float | None = None,
     padding: float | str | None = None,
+    spacing: float | str | tuple[float | str, ...] | None = None,
     frame: str | None = None,
     normalize: str | Callable[[Any], Any] | None = None,
     activation: str | Callable[[Any], Any] | None = None,
@@ -98,6 +99,13 @@ def predict(  # noqa: PLR0913 - a public journey takes flat options
     padding
         What a patch holds where it reaches outside of the volume: a number in normalised values
         (default: 0), ``"edge"`` or ``"reflect"``, as `numpy.pad` would pad the whole volume.
+    spacing
+        Voxel size that the model expects along its axes: one number or three in the volume's unit,
+        or texts such as ``"1 mm"``; by default a bundle's own; ``"stored"`` takes the volume as it
+        is. A volume of another one is seen resampled (cubic; as nnU-Net nearest through slices more
+        than three times as thick as wide), normalised with its own statistics. Scores are brought
+        back to its grid (linear) before activation and classes; they lie beside the output until it
+        is done, and the plan says how large they are.
     frame
         Three letters such as ``"RAS"``: axis order and directions in which the model expects its
         patches (and in which patch and overlap are given). Default: as stored, zyx.

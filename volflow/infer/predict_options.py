@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from volflow.engine.run_options import MEMORY, OutputOptions, WorkerOptions
 from volflow.errors import InvalidInput
-from volflow.option import number_or_word, numbers, option, value_or_word
+from volflow.option import lengths, number_or_word, numbers, option, value_or_word
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -98,6 +98,14 @@ class PredictOptions(OutputOptions, NetworkOptions):
         "Sigma of the gaussian blend, as a part of the patch's side. Default: the bundle's, or"
         " 0.125.",
         PATCHES,
+    )
+    spacing: float | str | tuple[float | str, ...] | None = option(
+        None,
+        "Voxel size that the model expects along its axes, such as 1.5 or 1mm,1mm,3mm: a scan of"
+        " another is resampled, and scores are brought back; stored: as it is. Default: the"
+        " bundle's.",
+        PATCHES,
+        read=lengths,
     )
     padding: float | str | None = option(
         None,

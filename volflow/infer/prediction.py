@@ -11,23 +11,21 @@ from distributed import Client
 from volflow.engine.cluster import memory_per_worker
 from volflow.engine.plan import Plan
 from volflow.engine.progress import announce
-from volflow.engine.run import run
 from volflow.errors import InvalidInput, Locked, RunFailed
 from volflow.infer.audit.recorded import keep_request
 from volflow.infer.input_copies import drop_copies
 from volflow.infer.method import adopt, out_blocks
 from volflow.infer.methods import method_of, working
 from volflow.infer.ready_inputs import computed_again, convert_inputs, trusting
-from volflow.infer.request import Request, normalized, output_meta
+from volflow.infer.request import Request, normalized
 from volflow.infer.settings import Settings
-from volflow.model.forward import Output
+from volflow.infer.under_journal import output_spec, run_method, targets_of
 from volflow.store.aside import sweep
-from volflow.store.create import check_target, create, create_store, open_begun
+from volflow.store.create import check_target
 from volflow.store.formats.written import refuse_unwritable
 from volflow.store.journal.complete import is_complete
 from volflow.store.journal.journal import Record, journal_of
 from volflow.store.journal.outputs import begin_anew, withheld
-from volflow.store.meta import VolumeSpec
 from volflow.store.remote.address import Location, is_stored
 from volflow.store.volume import Volume
 from volflow.volumes.export import refuse_changed, write_file
@@ -105,7 +103,7 @@ def plan_on(request: Request, client: Client) -> Plan:
     memory_bytes = memory_per_worker(client, options.memory)
     settings, levels = _decide(request, before, client, memory_bytes)
     done = journal_of(request.out).done() if before else ()
-    plan = method_of(options).plan(request, settings, client, memory_bytes, {}, frozenset(done))
+    plan = method_of(request).plan(request, settings, client, memory_bytes, {}, frozenset(done))
     coarser = ((f"level {layout.level}", layout.describe()) for layout in levels)
     return replace(plan, facts=(*plan.facts, *coarser))
 
@@ -135,7 +133,7 @@ def _decide(
         The record of the run that is resumed, whose settings are adopted.
     """
     options, file = request.options, request.file
-    method = method_of(options)
+    method = method_of(request)
     if before is not None:
         settings = adopt(method, request, before)
     else:
@@ -147,11 +145,11 @@ def _decide(
             ' use an output like "out.zarr" and export them'
         )
     if file is not None:
-        refuse_unwritable(_spec(request, settings, settings.outputs[0]), file)
+        refuse_unwritable(output_spec(request, settings, settings.outputs[0]), file)
     levels = tuple(
         layout
         for output in (settings.outputs if options.levels else ())
-        for layout in lay_out(_spec(request, settings, output), None, memory_bytes)
+        for layout in lay_out(output_spec(request, settings, output), None, memory_bytes)
     )
     for layout in () if before else levels:
         layout.require_memory()
@@ -170,13 +168,6 @@ def _recorded(out: Location, overwrite: bool) -> Record | None:
         return None if overwrite else before
     check_target(out, overwrite=overwrite)
     return None
-
-
-def _spec(request: Request, settings: Settings, output: Output) -> VolumeSpec:
-    front = () if request.options.output == "classes" else (output.channels,)
-    shape = (*front, *out_blocks(request, settings).shape)
-    dtype, meta = request.options.stored_dtype(settings.dtype), output_meta(request, output)
-    return VolumeSpec.of(shape, dtype, meta, settings.chunk, settings.shard)
 
 
 def _check_otherwise(request: Request, settings: Settings) -> None:
@@ -198,8 +189,7 @@ def _execute(
     request: Request, settings: Settings, client: Client, memory_bytes: int, *, again: bool
 ) -> Result:
     """Run what is left of the plan, under the output's lock; ``again`` begins anew."""
-    options = request.options
-    method, journal = method_of(options), journal_of(request.out)
+    method, journal = method_of(request), journal_of(request.out)
     with journal.lock():
         sweep(request.out)
         before = _recorded(request.out, again)
@@ -211,20 +201,12 @@ def _execute(
             journal.compare(record)
         if not all(isinstance(volume, Volume) for volume in request.inputs.volumes):
             return _left_alone(request, settings)
-        request = normalized(
-            request, cluster=client, memory=memory_bytes, progress=options.progress
-        )
+        progress = request.options.progress
+        request = normalized(request, cluster=client, memory=memory_bytes, progress=progress)
         if before is None:
             begin_anew(request.out, journal, record)
         keep_request(journal, request)
-        targets = _targets(request, settings)
-        done = frozenset(journal.done())
-        with method.prepared(request, settings, client, memory_bytes, done):
-            plan = method.plan(request, settings, client, memory_bytes, targets, done)
-            plan = replace(plan, journal=journal, record=record)
-            places = dict.fromkeys([*(request.out / name for name in targets), request.out])
-            with withheld(journal, *places, left=bool(plan.runs)):
-                run(plan, cluster=client, progress=options.progress)
+        targets = run_method(method, request, settings, client, memory_bytes, record)
     return targets.get("", targets)
 
 
@@ -235,24 +217,9 @@ def _left_alone(request: Request, settings: Settings) -> Result:
             f"blocks of {request.file or request.out} were found damaged meanwhile; run the same"
             " command again, which computes them"
         )
-    targets = _targets(request, settings)
+    targets = targets_of(request, settings)
     with withheld(journal_of(request.out), request.out, left=False):
         return targets.get("", targets)
-
-
-def _targets(request: Request, settings: Settings) -> dict[str, Volume]:
-    """Return where the outputs go: volumes of an interrupted run, and new ones for the others."""
-    named = len(settings.outputs) > 1 or settings.outputs[0].name != ""
-    if named and not is_stored(request.out):
-        create_store(request.out)
-    targets = {}
-    for output in settings.outputs:
-        path = request.out / output.name if named else request.out
-        if is_stored(path):
-            targets[output.name] = open_begun(path)
-        else:
-            targets[output.name] = create(path, _spec(request, settings, output), finished=False)
-    return targets
 
 
 def _with_levels(result: Result, **options: Any) -> Result:

@@ -33,6 +33,8 @@ from volflow.volumes.arrays.grids import difference_of_grids, shared_grid
 from volflow.volumes.arrays.inputs import VolumeLike, open_input
 from volflow.volumes.framed import FramedImage, on_scale
 from volflow.volumes.normalizing import constants_of
+from volflow.volumes.resample.model_grid import ModelGrid, grid_of_model
+from volflow.volumes.resample.target_grid import wanted_spacing
 
 __all__ = [
     "Request",
@@ -40,6 +42,7 @@ __all__ = [
     "check_weights",
     "framed_image",
     "make_request",
+    "model_grid",
     "normalized",
     "output_meta",
     "stored_bytes",
@@ -70,6 +73,8 @@ class Request:
     copies
         By name of the input, the identity of a copy that was deleted, where what is read now, or
         would be, is a copy of the same.
+    grid
+        On which the network sees the inputs; None where it is their own.
     """
 
     inputs: FramedImage
@@ -79,6 +84,7 @@ class Request:
     given: Mapping[str, Any] | None = None
     file: Path | None = None
     copies: Mapping[str, str] = field(default_factory=dict)
+    grid: ModelGrid | None = None
 
     @property
     def plugin(self) -> ModelPlugin:
@@ -157,6 +163,7 @@ class Request:
             "code": code.modules,
             "packages": code.packages,
             "options": settings_of(self.options),
+            **({} if self.grid is None else {"grid": self.grid.identity()}),
             "version": VERSIONS.get(str(self.options.blend), PREDICT_VERSION),
         }
 
@@ -196,10 +203,17 @@ def make_request(volume: Any, model: Model, out: Any, options: PredictOptions) -
     sources = {name: _opened(name or "volume", one) for name, one in given.items()}
     mask = None if options.mask is None else _opened("mask", options.mask)
     image = framed_image(sources, mask, model, options)
+    grid = model_grid(image, model, options)
+    if grid is not None and isinstance(place, Address):
+        raise InvalidInput(
+            f"{place} lies on a store, and scores of a volume of another spacing than the network's"
+            " are kept beside the output, which needs a folder; write to a folder and copy the"
+            " result to the store (vf.convert, volflow convert)"
+        )
     if isinstance(place, Path) and is_foreign(place):
         store = journal_dir(place) / "output.zarr"
-        return Request(image, model, options, store, given, place)
-    return Request(image, model, options, place, given)
+        return Request(image, model, options, store, given, place, grid=grid)
+    return Request(image, model, options, place, given, grid=grid)
 
 
 def _check_on_store(out: Address, options: PredictOptions) -> None:
@@ -241,7 +255,7 @@ def framed_image(
     Raises
     ------
     InvalidInput
-        Where they lie on several grids, or the model does not take their channels or spacing.
+        Where they lie on several grids, or the model does not take their channels.
     """
     specs = {name: source.spec for name, source in sources.items()}
     others = dict(specs)
@@ -253,7 +267,6 @@ def framed_image(
     _check_one_grid(others)
     grid = shared_grid([spec.meta for spec in specs.values()])
     frame = Frame.between(grid.orientation, options.frame)
-    _check_spacing(grid, frame, model)
     wanted = model.spec.channels
     channels = sum(spec.channels for spec in specs.values())
     if wanted is not None and channels != len(wanted):
@@ -284,18 +297,18 @@ def _check_one_grid(specs: Mapping[str, VolumeSpec]) -> None:
         )
 
 
-def _check_spacing(meta: Meta, frame: Frame, model: Model) -> None:
+def model_grid(image: FramedImage, model: Model, options: PredictOptions) -> ModelGrid | None:
+    """Return the grid on which the network sees the inputs; None where it is their own.
+
+    The voxel size is the one asked for, in the unit of the inputs, or the model's own.
+    """
+    asked: Any = options.spacing
+    if asked == "stored":
+        return None
+    if asked is not None:
+        return grid_of_model(image, wanted_spacing(asked, image.meta), None)
     wanted = model.spec.spacing
-    if wanted is None:
-        return
-    given = frame.reorder(meta.spacing)
-    same_unit = None in (meta.unit, model.spec.unit) or meta.unit == model.spec.unit
-    if not same_unit or not np.allclose(given, wanted, rtol=0.02):
-        raise InvalidInput(
-            f"the model was trained at spacing {tuple(wanted)} {model.spec.unit or ''} but the"
-            f" volume has {given} {meta.unit or ''}; resample the volume, or use a model for"
-            " its spacing"
-        )
+    return None if wanted is None else grid_of_model(image, wanted, model.spec.unit)
 
 
 def check_classes(options: PredictOptions, outputs: tuple[Output, ...]) -> None:
@@ -341,10 +354,12 @@ def output_meta(request: Request, output: Output) -> Meta:
 
 def _made_by(request: Request) -> dict[str, Any]:
     """Return which model and settings make the voxels, for whoever has them without a journal."""
+    grid = request.grid
     return {
         "volflow": volflow.__version__,
         "model": PurePath(request.model.name).name,
         "weights": request.model.digest,
+        **({} if grid is None else {"spacing": list(grid.spacing)}),
         "options": {
             name: value for name, value in settings_of(request.options).items() if value is not None
         },

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 import numpy as np
@@ -59,6 +59,24 @@ class Settings:
     def own(self) -> dict[str, Any]:
         """Return what the method adds, as plain values for the journal: passes, if it has any."""
         return {"exact": None}
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the run keeps something for all blocks that are left."""
+        return False
+
+    def on_cpu(self) -> Self:
+        """Return the settings with the CPU in place of a GPU, which computes in float32."""
+        return replace(
+            self,
+            device="cpu",
+            layout="contiguous",
+            precision="float32" if self.precision in ("tf32", "float16") else self.precision,
+            peak_bytes=self.peak_bytes + self.device_peak_bytes,
+            device_peak_bytes=0,
+            device_memory_bytes=0,
+            host_sums=False,
+        )
 
     def to_dict(self, grid: tuple[int, ...]) -> dict[str, Any]:
         """Return plain values for the journal."""

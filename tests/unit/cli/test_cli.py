@@ -107,6 +107,7 @@ def test_predict_passes_every_option(called, capsys):
     line = (
         "predict t1=a.zarr flair=b.zarr out.zarr -m pkg:net --weights w.safetensors --patch"
         " 96,96,48 --overlap 0.25 --blend hann --sigma-scale 0.2 --padding -1 --frame RAS"
+        " --spacing 1,1,3mm"
         " --normalize zscore --activation softmax --output scores --dtype float16"
         " --batch-size 4 --device cuda --device-memory 9GB --precision tf32"
         " --cluster 4 --workers a,b --resources GPU=1"
@@ -119,6 +120,7 @@ def test_predict_passes_every_option(called, capsys):
     assert options == {
         "weights": "w.safetensors", "patch": (96, 96, 48), "overlap": 0.25, "blend": "hann",
         "sigma_scale": 0.2,
+        "spacing": (1.0, 1.0, "3mm"),
         "padding": -1.0, "frame": "RAS", "normalize": "zscore", "activation": "softmax",
         "output": "scores", "dtype": "float16", "batch_size": 4, "device": "cuda",
         "device_memory": "9GB",

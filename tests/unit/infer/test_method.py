@@ -52,7 +52,7 @@ def test_a_bundle_may_ask_for_the_blends_of_all_methods(blend):
 
 @pytest.mark.parametrize(("blend", "saved"), [("gaussian", SAVED), ("exact", EXACT)])
 def test_a_journal_of_a_version_before_is_read_and_written_as_it_was(blend, saved):
-    settings = method_of(options_of(blend)).read(saved)
+    settings = METHODS[blend].read(saved)
     assert settings.outputs == (Output("", 2, (1, 1, 1)),)
     assert settings.block == (8, 16, 16)
     assert json.loads(json.dumps(settings.to_dict((2, 1, 1)))) == saved
@@ -63,9 +63,9 @@ def test_a_journal_of_another_method_is_refused(blend, saved, tmp_path):
     options = PredictOptions(patch=8 if blend == "gaussian" else None, blend=blend)
     scan = np.ones((16, 16, 16), "float32")
     asked = open_request(scan, random_net(), tmp_path / "out.zarr", options)
-    assert method_of(asked.options).read(saved) is None
+    assert method_of(asked).read(saved) is None
     with pytest.raises(ResumeRefused, match="another blend than"):
-        adopt(method_of(asked.options), asked, Record("predict", {}, saved))
+        adopt(method_of(asked), asked, Record("predict", {}, saved))
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_a_journal_that_says_what_cannot_be_is_refused(wrong, tmp_path):
     scan = np.ones((16, 16, 16), "float32")
     asked = open_request(scan, random_net(), tmp_path / "out.zarr", options_of("crop"))
     with pytest.raises(ResumeRefused, match="is not one of predict"):
-        adopt(method_of(asked.options), asked, Record("predict", {}, SAVED | wrong))
+        adopt(method_of(asked), asked, Record("predict", {}, SAVED | wrong))
 
 
 @pytest.mark.parametrize("blend", ["gaussian", "exact"])

@@ -17,8 +17,9 @@ from volflow.store.journal.history import Finished, find_holder, finished_blocks
 from volflow.store.journal.journal import Journal, Record, journal_of
 from volflow.store.journal.levels import level_journals
 from volflow.store.journal.lock import Holder
+from volflow.store.journal.outputs import computed_first
 from volflow.store.journal.refusals import refuse_plain_http
-from volflow.store.remote.address import Address, Location, check_answers
+from volflow.store.remote.address import Location, check_answers
 from volflow.store.unfinished.root import is_unfinished
 
 __all__ = ["SILENT_S", "awaited", "pace", "run_facts"]
@@ -162,7 +163,7 @@ def _at_work(main: Journal) -> Journal:
     passes before the one that writes; both have journals inside of the output's.
     """
     first: list[Location] = list(main.directory.glob("*.zarr.volflow"))
-    first += [] if isinstance(main.directory, Address) else main.passes.glob("[0-9]*")
+    first += [one.directory for one in computed_first(main)]
     plans = [at / "plan.json" for at in first if (at / "plan.json").is_file()]
     if not plans or any(main.done_folder().glob("*.json")):
         return main

@@ -68,6 +68,12 @@ class GridAxis:
         return GridAxis(self.target, self.source, 1 / self.step, -self.offset / self.step)
 
     @property
+    def flipped(self) -> GridAxis:
+        """Return the same map with both grids counted from their other ends."""
+        last = self.offset + (self.target - 1) * self.step
+        return GridAxis(self.source, self.target, self.step, self.source - 1 - last)
+
+    @property
     def is_shift(self) -> bool:
         """Whether each target voxel is a source voxel, so that nothing is interpolated."""
         return self.step == 1 and float(self.offset).is_integer()

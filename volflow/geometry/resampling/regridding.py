@@ -139,11 +139,7 @@ class GridMap:
         back = self.frame.inverse
         axes = []
         for axis, flip in zip(self.axes, self.frame.flips, strict=True):
-            turned = axis.inverse
-            if flip:  # counted from the other end of both
-                offset = turned.source - 1 - (turned.offset + (turned.target - 1) * turned.step)
-                turned = GridAxis(turned.source, turned.target, turned.step, offset)
-            axes.append(turned)
+            axes.append(axis.inverse.flipped if flip else axis.inverse)
         z, y, x = self.frame.restore(axes)
         return GridMap(back, (z, y, x))
 

@@ -24,6 +24,7 @@ from volflow.infer.settings import Settings
 from volflow.store.coverage import Recomputed
 from volflow.store.create import open_begun
 from volflow.store.journal.journal import Journal
+from volflow.store.journal.outputs import computed_first
 from volflow.store.journal.provenance import Machine, noted_machines
 from volflow.store.volume import Volume
 
@@ -59,7 +60,7 @@ def recompute(
         If a block does not fit within the budget, saying what would.
     """
     request, journal, record = recorded.request, recorded.journal, recorded.record
-    method, seed = method_of(request.options), secrets.randbits(32) if seed is None else seed
+    method, seed = method_of(request), secrets.randbits(32) if seed is None else seed
     with working(request) as client, journal.lock():
         settings = _on_device(adopt(method, request, record), device)
         memory_bytes = memory_per_worker(client, request.options.memory)
@@ -100,9 +101,9 @@ def _check_done(recorded: Recorded, settings: Settings, done: Sequence[int]) -> 
     out = recorded.request.file or recorded.request.out
     if not done:
         raise InvalidInput(f"no block of {out} is finished, so none can be compared")
-    if len(getattr(settings, "passes", ())) > 1 and len(done) < recorded.total:
+    if settings.keeps and len(done) < recorded.total:
         raise InvalidInput(
-            f"{len(done)} of {recorded.total} blocks of {out} are done, and what its passes keep"
+            f"{len(done)} of {recorded.total} blocks of {out} are done, and what its run keeps"
             " for the others would be lost; finish it first, with the command that began it"
         )
 
@@ -116,16 +117,7 @@ def _on_device(settings: Settings, device: str) -> Settings:
             f"device must be 'auto', for {settings.device!r}, on which it was made, or 'cpu'; given"
             f" {device!r}"
         )
-    return replace(
-        settings,
-        device="cpu",
-        layout="contiguous",
-        precision="float32" if settings.precision in ("tf32", "float16") else settings.precision,
-        peak_bytes=settings.peak_bytes + settings.device_peak_bytes,
-        device_peak_bytes=0,
-        device_memory_bytes=0,
-        host_sums=False,
-    )
+    return settings.on_cpu()
 
 
 def _stored(recorded: Recorded, settings: Settings) -> dict[str, Volume]:
@@ -136,7 +128,7 @@ def _stored(recorded: Recorded, settings: Settings) -> dict[str, Volume]:
 
 def _machines(journal: Journal) -> frozenset[Machine]:
     """Return the kinds of machines that computed a run, and the passes before it."""
-    passes = (Journal(folder) for folder in journal.passes.glob("[0-9]*"))
+    passes = computed_first(journal)
     found = noted_machines(journal)
     return found.union(*map(noted_machines, passes)) if found else found
 

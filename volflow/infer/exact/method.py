@@ -72,6 +72,11 @@ class ExactSettings(Settings):
     sizes: tuple[int, ...]
     passes: tuple[Pass, ...]
 
+    @property
+    def keeps(self) -> bool:
+        """Whether the run keeps something for all blocks that are left: activations."""
+        return len(self.passes) > 1
+
     def own(self) -> dict[str, Any]:
         """Return plain values of the passes, for the journal."""
         passes = [asdict(step) for step in self.passes]

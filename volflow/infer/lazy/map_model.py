@@ -24,7 +24,14 @@ from volflow.infer.merge import order_inputs
 from volflow.infer.method import BoxFunction, Hull
 from volflow.infer.methods import checked_options, method_of
 from volflow.infer.predict_options import PredictOptions
-from volflow.infer.request import Request, check_classes, check_weights, framed_image, normalized
+from volflow.infer.request import (
+    Request,
+    check_classes,
+    check_weights,
+    framed_image,
+    model_grid,
+    normalized,
+)
 from volflow.model.bundle import ModelLike, load_model
 from volflow.model.placed import snapshot
 from volflow.model.places import note_current
@@ -52,6 +59,7 @@ def map_model(  # noqa: PLR0913 - the options of predict
     blend: str | npt.ArrayLike | None = None,
     sigma_scale: float | None = None,
     padding: float | str | None = None,
+    spacing: float | str | tuple[float | str, ...] | None = None,
     frame: str | None = None,
     normalize: str | Callable[[Any], Any] | None = None,
     activation: str | Callable[[Any], Any] | None = None,
@@ -84,7 +92,7 @@ def map_model(  # noqa: PLR0913 - the options of predict
     model
         As in `predict`. A module is copied, so that training it further changes no result. With
         ``blend="exact"`` statistics that it needs of a stored volume are measured once, now.
-    patch, overlap, blend, sigma_scale, padding, frame, activation, output, dtype, flips
+    patch, overlap, blend, sigma_scale, padding, spacing, frame, activation, output, dtype, flips
         As in `predict`.
     mask, skip_below, fill
         As in `predict`.
@@ -138,12 +146,13 @@ def map_model(  # noqa: PLR0913 - the options of predict
     if not stored and like is not None:
         named = {name: _placed(one, like) for name, one in named.items()}
     inputs = framed_image(named, masked, loaded, options)
+    grid = model_grid(inputs, loaded, options)
     if stored:
-        request = normalized(Request(inputs, loaded, options))
+        request = normalized(Request(inputs, loaded, options, grid=grid))
         arrays = over_stored(request, *_boxes(request, computed=False), block)
         return arrays.get("", arrays)
     array = _stacked([lazy_array(one) for one in named.values()])
-    request = Request(_stacked_image(inputs, array, options), loaded, options)
+    request = Request(_stacked_image(inputs, array, options), loaded, options, grid=grid)
     arrays = over_computed(array, request, *_boxes(request, computed=True))
     return arrays.get("", arrays)
 
@@ -190,6 +199,6 @@ def _refuse_measuring(name: str, foreground: bool) -> Any:
 
 def _boxes(request: Request, *, computed: bool) -> tuple[BoxFunction, Hull]:
     """Return the box function and its hull."""
-    window, hull = method_of(request.options).boxes(request, computed=computed)
+    window, hull = method_of(request).boxes(request, computed=computed)
     check_classes(request.options, window.outputs)
     return window, hull

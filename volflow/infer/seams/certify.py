@@ -123,6 +123,11 @@ def certify_seams(  # noqa: PLR0913 - a public journey takes flat options
     )
     with tempfile.TemporaryDirectory(prefix="volflow-seams-") as folder:
         request = open_request(volume, model, Path(folder) / "seams.zarr", given)
+        if request.grid is not None:
+            raise InvalidInput(
+                f"the network expects voxels of {request.grid.spacing}, and those of the volume are"
+                f" {request.inputs.meta.spacing}; resample it first (vf.resample)"
+            )
         for blend, overlap in variants:  # refused before work
             checked_options(replace(given, blend=blend, overlap=overlap), request.model.spec)
         with evaluating(request.model.module), connect("threads") as client:

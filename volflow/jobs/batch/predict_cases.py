@@ -40,6 +40,7 @@ def predict_cases(  # noqa: PLR0913 - a public journey takes flat options
     blend: str | npt.ArrayLike | None = None,
     sigma_scale: float | None = None,
     padding: float | str | None = None,
+    spacing: float | str | tuple[float | str, ...] | None = None,
     frame: str | None = None,
     normalize: str | Callable[[Any], Any] | None = None,
     activation: str | Callable[[Any], Any] | None = None,
@@ -103,9 +104,9 @@ def predict_cases(  # noqa: PLR0913 - a public journey takes flat options
         are named and left.
     mask
         As in `predict`, for all cases; ``{case}`` in its path stands for each name.
-    patch, overlap, blend, sigma_scale, padding, frame, normalize, activation, output, dtype
+    patch, overlap, blend, sigma_scale, padding, spacing, frame, normalize, activation, output
         As in `predict`.
-    batch_size, device
+    dtype, batch_size, device
         As in `predict`, as all that follow.
     detach
         Whether the cluster drives the batch, as in `predict`: the cases are found, the model is

@@ -155,7 +155,7 @@ class Journal:
 
     @property
     def passes(self) -> Path:
-        """Folder of the passes of an exact output and of their stored activations."""
+        """Folder of what is computed before an output: passes with their activations, scores."""
         return self.folder / "passes"
 
     def recorded(self) -> Record | None:

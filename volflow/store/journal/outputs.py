@@ -27,7 +27,7 @@ from volflow.store.remote.address import Address, Location, check_answers, locat
 from volflow.store.unfinished.root import publish, withhold
 from volflow.store.volume import Volume
 
-__all__ = ["begin_anew", "check_apart", "discard", "discard_levels", "withheld"]
+__all__ = ["begin_anew", "check_apart", "computed_first", "discard", "discard_levels", "withheld"]
 
 
 def check_apart(out: str | os.PathLike[str], *inputs: Any) -> None:
@@ -77,6 +77,14 @@ def begin_anew(out: Location, journal: Journal, record: Record) -> None:
     """
     discard(out, journal)
     journal.begin(record)
+
+
+def computed_first(journal: Journal) -> list[Journal]:
+    """Return the journals of what an output is made of: passes, scores on another grid."""
+    # An output on a store has none.
+    names = ("[0-9]*", "*.volflow") if journal.is_local else ()
+    found = [Journal(folder) for name in names for folder in journal.passes.glob(name)]
+    return [*found, *(inner for one in found for inner in computed_first(one))]
 
 
 @contextmanager
@@ -155,7 +163,5 @@ def _fence_off(journal: Journal) -> None:
 
     Their tasks may live, and the next run writes under the same names.
     """
-    # An output on a store has no passes.
-    folders = journal.passes.glob("[0-9]*") if journal.is_local else ()
-    for one in (journal, *map(Journal, folders), *level_journals(journal).values()):
+    for one in (journal, *computed_first(journal), *level_journals(journal).values()):
         one.end()

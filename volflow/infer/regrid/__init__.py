@@ -1,0 +1,1 @@
+"""Networks over volumes of another spacing: seen on their grid, scores brought back."""

@@ -1,0 +1,297 @@
+"""Any method, over volumes of another spacing: scores on the network's grid, then brought back.
+
+The method predicts scores of the volume as the network sees it, into a volume beside the output's
+journal. A second plan brings them back, block by block, and makes of them what is stored; the
+scores go when it is done. So neither holds more than its blocks, whatever the number of classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+from distributed import Client
+
+from volflow.engine.plan import Plan, runs_for
+from volflow.engine.workers import expected_workers
+from volflow.errors import MemoryRefused
+from volflow.geometry.budget import format_bytes
+from volflow.geometry.roi import Roi
+from volflow.infer.method import (
+    SLACK_BYTES,
+    BoxFunction,
+    Hull,
+    Method,
+    OutputJob,
+    Targets,
+    out_blocks,
+    output_plan,
+)
+from volflow.infer.predict_options import PredictOptions
+from volflow.infer.regrid.bring_back import bring_back
+from volflow.infer.regrid.brought_back import UNCOVERED, BroughtBack, StoredScores, rows_together
+from volflow.infer.request import Request, check_classes, stored_bytes, stored_layout
+from volflow.infer.settings import Settings
+from volflow.infer.under_journal import write_under
+from volflow.store.create import open_begun
+from volflow.store.journal.journal import journal_of
+from volflow.store.journal.outputs import discard
+from volflow.store.journal.provenance import note_machine, noted_machines
+from volflow.store.remote.address import remove_tree
+from volflow.volumes.resample.model_grid import VIEW_BYTES, ModelGrid
+
+__all__ = ["OnModelGrid", "RegridSettings"]
+
+# Of stored scores: a block reads little beyond what it needs.
+SCORES_CHUNK = 32
+# Zarr decodes the chunks of a shard into arrays of their own.
+READ_COPIES = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegridSettings(Settings):
+    """Settings of a run whose scores come back from the network's grid.
+
+    Parameters
+    ----------
+    scores
+        Those of the run that computes the scores.
+    """
+
+    scores: Settings
+
+    def own(self) -> dict[str, Any]:
+        """Return plain values of the run of the scores, for the journal."""
+        return {**self.scores.own(), "scores": self.scores.to_dict(())}
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the run keeps something for all blocks that are left: the scores."""
+        return True
+
+    def on_cpu(self) -> RegridSettings:
+        """Return the settings for a machine without a GPU."""
+        return replace(super().on_cpu(), scores=self.scores.on_cpu())
+
+
+@dataclass(frozen=True)
+class OnModelGrid:
+    """A method of inference, by another one on the grid of the network.
+
+    Parameters
+    ----------
+    method
+        The other one.
+    """
+
+    method: Method[Any]
+
+    @property
+    def BLENDS(self) -> tuple[str, ...]:
+        """The blends that the method computes."""
+        return self.method.BLENDS
+
+    def check(self, given: PredictOptions, options: PredictOptions) -> PredictOptions:
+        """Check options as the method does."""
+        return self.method.check(given, options)
+
+    def read(self, saved: Mapping[str, Any]) -> RegridSettings | None:
+        """Return the settings of a journal; None where another method wrote it."""
+        scores = self.method.read(saved["scores"])
+        return None if scores is None else RegridSettings.from_dict(saved, scores=scores)
+
+    def decide(self, request: Request, client: Client, memory_bytes: int) -> RegridSettings:
+        """Return settings for a first run: those of the scores, and blocks to bring them back."""
+        seen = scores_request(request)
+        scores = self.method.decide(seen, client, memory_bytes - VIEW_BYTES)
+        outputs = tuple(replace(output, scale=(1, 1, 1)) for output in scores.outputs)
+        check_classes(request.options, outputs)
+        chunk, shard = stored_layout(request, outputs[0], scores.dtype)
+        values = {field.name: getattr(scores, field.name) for field in fields(Settings)}
+        usual = RegridSettings(
+            **{**values, "outputs": outputs, "chunk": chunk, "shard": shard, "block": shard},
+            scores=scores,
+        )
+        return _fitted(request, usual, memory_bytes)
+
+    def plan(
+        self,
+        request: Request,
+        settings: RegridSettings,
+        client: Client,
+        memory_bytes: int,
+        targets: Targets,
+        done: frozenset[int],
+    ) -> Plan:
+        """Return the plan that brings scores back, which tells of the run before it as well."""
+        seen, grid = scores_request(request), _grid(request)
+        before = self.method.plan(seen, settings.scores, client, memory_bytes, {}, frozenset())
+        volumes = {}
+        if targets:
+            volumes = {name: open_begun(_place(seen, name)) for name in targets}
+        finish = replace(seen.finish(settings.dtype), dtype=settings.dtype)
+        stored = StoredScores(seen.inputs, volumes, settings.scores.outputs, finish)
+        window = BroughtBack(request.inputs, grid, stored, request.finish(settings.dtype))
+        blocks = out_blocks(request, settings)
+        left = [number for number in range(len(blocks)) if number not in done]
+        job = OutputJob(window, blocks, targets, settings.threads, settings.peak_bytes)
+        runs = runs_for(left, expected_workers(client))
+        facts = dict(before.facts)
+        voxels = math.prod(grid.stored.shape)
+        values = sum(
+            output.channels * math.prod(seen.out_shape(output.scale))
+            for output in settings.scores.outputs
+        )
+        size = format_bytes(values * np.dtype(settings.dtype).itemsize)
+        own = (
+            *((name, text) for name, text in facts.items() if name not in _SAID),
+            ("resampled", _resampled(request, grid)),
+            ("scores", f"up to {size} beside the output until it is done, of {voxels:,} voxels"),
+        )
+        blend = facts["blend"].partition(", frame ")[0]
+        found = output_plan(request, settings, bring_back, job, runs, memory_bytes, blend, own)
+        peak = settings.peak_bytes if targets else max(settings.peak_bytes, before.peak_bytes)
+        return replace(
+            found, exclusive=False, plugin=None, peak_bytes=peak, device_peak_bytes=0,
+            device_memory_bytes=0,
+        )  # fmt: skip
+
+    @contextmanager
+    def prepared(
+        self,
+        request: Request,
+        settings: RegridSettings,
+        client: Client,
+        memory_bytes: int,
+        done: frozenset[int],
+    ) -> Iterator[None]:
+        """Predict the scores, which go behind what is made of them."""
+        seen = scores_request(request)
+        journal = journal_of(seen.out)
+        if len(done) < len(out_blocks(request, settings)):
+            journal_of(request.out).passes.mkdir(parents=True, exist_ok=True)
+            write_under(
+                self.method, seen, settings.scores, client, memory_bytes, request.fingerprint()
+            )
+            for machine in noted_machines(journal):
+                note_machine(journal_of(request.out), machine)
+        yield
+        if journal.directory.exists():
+            with journal.lock():
+                discard(seen.out, journal)
+            remove_tree(journal.directory)
+        with suppress(OSError):  # there is something else in it, or it is not there
+            journal.directory.parent.rmdir()
+
+    def boxes(self, request: Request, *, computed: bool) -> tuple[BoxFunction, Hull]:
+        """Compute each box from the scores around it."""
+        seen, grid = scores_request(request), _grid(request)
+        scores, hull = self.method.boxes(seen, computed=computed)
+        window = BroughtBack(request.inputs, grid, scores, request.finish(scores.finish.dtype))
+        taps = window.regridding.taps
+
+        def read(axis: int, low: int, high: int) -> tuple[int, int]:
+            return grid.read_range(axis, *hull(axis, *taps[axis].range(low, high)))
+
+        return window, read
+
+
+# What the plan that is shown says of its own accord.
+_SAID = ("input", "model", "output", "blend", "blocks")
+
+
+def _grid(request: Request) -> ModelGrid:
+    assert request.grid is not None
+    return request.grid
+
+
+def scores_request(request: Request) -> Request:
+    """Return the request of the scores on the network's grid, which are kept beside the journal."""
+    asked = request.options
+    options = replace(
+        asked,
+        output="scores",
+        activation=None,
+        dtype=None,
+        fill=UNCOVERED if request.inputs.skipping else 0,
+        # Who asks for small shards wants to lose little when a run is killed.
+        chunk=SCORES_CHUNK if asked.shard is None else asked.chunk,
+    )
+    return replace(
+        request,
+        inputs=_grid(request).seen(request.inputs),
+        options=options,
+        out=journal_of(request.out).passes / "scores.zarr",
+        file=None,
+        grid=None,
+    )
+
+
+def _place(seen: Request, name: str) -> Any:
+    return seen.out / name if name else seen.out
+
+
+def _fitted(request: Request, usual: RegridSettings, memory_bytes: int) -> RegridSettings:
+    """Return settings whose blocks come back within the budget: thinner shards where they must.
+
+    Raises
+    ------
+    MemoryRefused
+        Where no layer of chunks fits, or not the shards that were asked for.
+    """
+    frame, shard = request.inputs.frame, usual.shard
+    axis = frame.axes[0]
+    while True:
+        settings = replace(usual, shard=shard, block=shard)
+        peak = _peak_bytes(request, settings)
+        if peak <= memory_bytes:
+            return replace(settings, peak_bytes=peak)
+        depth = shard[axis] // usual.chunk[axis] // 2 * usual.chunk[axis]
+        if request.options.shard is not None or not depth:
+            raise MemoryRefused(
+                f"to bring scores of {sum(o.channels for o in usual.outputs)} channels back to"
+                f" blocks of {shard} voxels takes {format_bytes(peak)}, and memory is"
+                f" {format_bytes(memory_bytes)}; give memory={format_bytes(peak)!r} (--memory), or"
+                " smaller shards (shard=, --shard)"
+            )
+        shard = tuple(depth if n == axis else side for n, side in enumerate(shard))
+
+
+def _peak_bytes(request: Request, settings: RegridSettings) -> int:
+    """Return what bringing one block back takes: scores read and held, rows made, the block."""
+    grid, scores = _grid(request), settings.scores
+    channels = sum(output.channels for output in scores.outputs)
+    back = grid.back(scores.outputs[0].scale, scores.dtype)
+    shape = request.inputs.frame.reorder(request.inputs.specs[0].spatial_shape)
+    box = Roi((0, 0, 0), request.inputs.frame.reorder(settings.block)).clip(shape)
+    step = rows_together(box.shape, channels, scores.dtype)
+    slab = Roi((0, 0, 0), (step, *box.shape[1:]))
+    size = np.dtype(scores.dtype).itemsize
+    row = channels * math.prod(back.source(slab).shape[1:]) * size
+    layer = min(scores.chunk[request.inputs.frame.axes[0]], back.grid.axes[0].source)
+    needed = back.source(slab).shape[0]
+    # Held rows and a layer that joins them; a channel of one as Zarr reads it.
+    held = row * (2 * (needed + layer)) + row // channels * layer * READ_COPIES
+    made = back.bytes(slab, channels) + 2 * channels * slab.size * size
+    return (
+        held
+        + made
+        + box.size * stored_bytes(request, settings.outputs, scores.dtype)
+        + (SLACK_BYTES)
+    )
+
+
+def _resampled(request: Request, grid: ModelGrid) -> str:
+    """Return what is resampled, as people read it."""
+    stored, inputs = grid.stored, request.inputs
+    before = "×".join(f"{s:.4g}" for s in inputs.meta.spacing)
+    after = "×".join(f"{s:.4g}" for s in grid.spacing)
+    thick = "" if grid.thick is None else ", nearest through thick slices"
+    return (
+        f"{inputs.specs[0].spatial_shape} of {before} to {stored.shape} of {after}, cubic; scores"
+        f" back, linear{thick}"
+    )
