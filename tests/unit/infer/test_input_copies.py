@@ -59,7 +59,7 @@ def test_the_same_call_copies_and_computes_nothing(scan, out, monkeypatch, gone,
     if gone:
         out.unlink()
     monkeypatch.setattr("volflow.infer.ready_inputs.convert", None)
-    monkeypatch.setattr("volflow.infer.prediction.run", None)
+    monkeypatch.setattr("volflow.infer.under_journal.run", None)
     again = predict(scan, out, normalize=normalize)
     assert np.array_equal(again[:], first)
     assert out.read_bytes() == before
@@ -124,7 +124,7 @@ def test_killed_amid_the_deletion_nothing_is_computed_again(scan, out, monkeypat
     assert "input.zarr" not in beside(out)
     assert "input.zarr.volflow" in beside(out)
     monkeypatch.setattr("volflow.infer.ready_inputs.convert", None)
-    monkeypatch.setattr("volflow.infer.prediction.run", None)
+    monkeypatch.setattr("volflow.infer.under_journal.run", None)
     predict(scan, out)
     assert beside(out) == WITHOUT
 

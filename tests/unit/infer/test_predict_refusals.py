@@ -199,26 +199,6 @@ class TestInput:
         assert "mask.zarr" in refused(mask=tmp_path / "mask.zarr")
         assert "mask.nii" in refused(mask=str(tmp_path / "mask.nii"))
 
-    def test_another_spacing_than_the_bundles(self, refused, stored, tmp_path):
-        vf.save_model(
-            UNet(1, 2, features=(4, 8)), tmp_path / "b", patch=8, spacing=[1, 1, 3],
-            unit="millimeter", frame="RAS",
-        )  # fmt: skip
-        volume = stored(SCAN, spacing=(3.0, 1.0, 2.0), unit="millimeter", orientation="SAR")
-        message = refused(volume, tmp_path / "b", patch=None)
-        assert message.startswith(
-            "the model was trained at spacing (1.0, 1.0, 3.0) millimeter but the volume has"
-            " (2.0, 1.0, 3.0) millimeter; resample"
-        )
-
-    def test_another_unit_than_the_bundles(self, refused, stored, tmp_path):
-        vf.save_model(
-            UNet(1, 2, features=(4, 8)), tmp_path / "b", patch=8, spacing=[1, 1, 1],
-            unit="millimeter",
-        )  # fmt: skip
-        message = refused(stored(SCAN, unit="micrometer"), tmp_path / "b", patch=None)
-        assert "millimeter but the volume has (1.0, 1.0, 1.0) micrometer" in message
-
     def test_a_frame_for_a_volume_without_orientation(self, refused):
         assert refused(frame="RAS").startswith("frame 'RAS' needs a volume with orientation, and")
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import volflow as vf
-import volflow.infer.prediction as prediction
+import volflow.infer.under_journal as under_journal
 import volflow.model.imports as imports_module
 from tests.nets import Named, Tiring, random_net
 from tests.stores import files
@@ -97,7 +97,15 @@ class TestInterrupted:
         assert np.array_equal(np.load(tmp_path / "seg.npy"), result[:])
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("place", ["create", "run", "_targets", "begin_anew"])
+    @pytest.mark.parametrize(
+        "place",
+        [
+            "under_journal.create",
+            "under_journal.run",
+            "under_journal.targets_of",
+            "prediction.begin_anew",
+        ],
+    )
     def test_even_if_killed_before_the_first_block(
         self, predict, volume, monkeypatch, tmp_path, place
     ):
@@ -105,7 +113,7 @@ class TestInterrupted:
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(prediction, place, killed)
+            patch.setattr(f"volflow.infer.{place}", killed)
             with pytest.raises(KeyboardInterrupt):
                 predict(volume, random_net())
         result = predict(volume, random_net())
@@ -113,7 +121,7 @@ class TestInterrupted:
 
     @pytest.mark.slow
     def test_some_volumes_of_several_may_be_missing(self, predict, volume, monkeypatch, tmp_path):
-        create, made = prediction.create, []
+        create, made = under_journal.create, []
 
         def once(path, *args, **options):
             if made:
@@ -123,7 +131,7 @@ class TestInterrupted:
 
         net = Named(random_net(), random_net(channels_out=1))
         with monkeypatch.context() as patch:
-            patch.setattr(prediction, "create", once)
+            patch.setattr(under_journal, "create", once)
             with pytest.raises(KeyboardInterrupt):
                 predict(volume, net)
         results = predict(volume, net)

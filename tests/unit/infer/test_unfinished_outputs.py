@@ -12,6 +12,7 @@ import zarr
 
 import volflow as vf
 import volflow.infer.prediction as prediction
+import volflow.infer.under_journal as under_journal
 import volflow.store.journal.outputs as outputs
 from tests.nets import Named, random_net
 from tests.stores import files
@@ -193,7 +194,7 @@ def test_overwriting_withholds_the_new_one(predict, stored, tmp_path, monkeypatc
     volume = stored(SCAN)
     predict(volume, random_net())
     assert vf.open(tmp_path / "out.zarr")[:].any()
-    monkeypatch.setattr(prediction, "run", killed)
+    monkeypatch.setattr(under_journal, "run", killed)
     with pytest.raises(KeyboardInterrupt):
         predict(volume, random_net(), overwrite=True)
     with pytest.raises(InvalidInput, match=r"is not complete: 0 of \d+ blocks are done;"):
