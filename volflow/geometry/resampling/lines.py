@@ -103,7 +103,8 @@ class Taps:
         the outermost centre; the spline takes the volume as mirrored there.
     antialias
         Whether a Gaussian of sigma ``(step - 1) / 2`` smooths before voxels become larger, cut off
-        at four sigma, as `skimage.transform.resize`.
+        at four sigma, as `skimage.transform.resize`; voxels longer than the volume count as long as
+        it.
     dtype
         ``"f4"`` or ``"f8"``: in which the values are computed.
 
@@ -122,7 +123,7 @@ class Taps:
     def filters(self) -> tuple[tuple[float, ...], ...]:
         """The halves of the symmetric filters that go before, from the middle outwards."""
         found = []
-        sigma = (self.axis.step - 1) / 2
+        sigma = (min(self.axis.step, self.axis.source) - 1) / 2
         if self.antialias and sigma > 0:
             bell = np.exp(-0.5 * (np.arange(int(4 * sigma + 0.5) + 1) / sigma) ** 2)
             bell /= bell[0] + 2 * bell[1:].sum()

@@ -217,6 +217,13 @@ class Regridding:
             return Roi(box.start, box.start)
         return Roi(*zip(*sides, strict=True))
 
+    def span(self, axis: int, low: int, high: int) -> int:
+        """Return how many voxels of the source target voxels ``[low, high)`` of an axis need."""
+        if self.fill is not None:
+            low, high = self.grid.axes[axis].inside(low, high)
+        first, last = self.taps[axis].range(low, high)
+        return last - first
+
     def source(self, box: Roi) -> Roi:
         """Return the box of the source, along its own axes, that a box of the target is made of."""
         inside = self.inside(box)
@@ -287,7 +294,8 @@ class Regridding:
             size = size if taps[axis].is_plain or self.classes else int(taps[axis].dtype[1])
             after = math.prod(sides) * size
             most, before = max(most, before + after), after
-        made = math.prod(box.shape) * (size + self.dtype.itemsize)
+        # The values, rounded, and in their dtype.
+        made = math.prod(box.shape) * (2 * size + max(size, self.dtype.itemsize))
         return channels * (source.size * self.dtype.itemsize + max(most, made)) + 2**22
 
 
@@ -303,10 +311,12 @@ def rounded(values: Array, dtype: np.dtype[Any]) -> Array:
         return values
     if dtype.kind in "iu" and values.dtype.kind == "f":
         info = np.iinfo(dtype)
-        whole = np.rint(np.nan_to_num(values, nan=0.0, posinf=info.max, neginf=info.min))
+        values = values.astype(np.float32) if values.dtype.itemsize < 4 else values
+        whole = np.asarray(np.nan_to_num(values, nan=0.0, posinf=info.max, neginf=info.min))
+        np.rint(whole, out=whole)
         # The largest float below the bound: what rounds up to it would wrap.
         high = np.asarray(info.max, values.dtype)
         high = np.nextafter(high, 0, dtype=values.dtype) if int(high) > info.max else high
-        whole = np.clip(whole, np.asarray(info.min, values.dtype), high)
+        np.clip(whole, np.asarray(info.min, values.dtype), high, out=whole)
         return np.asarray(whole.astype(dtype))
     return np.asarray(values.astype(dtype))

@@ -81,13 +81,18 @@ def held_in_making(how: Regridding, block: Sequence[int], cell: Sequence[int], l
         Planes of the source that are read at once.
     """
     # Along each axis the block that needs most of the source: axes do not depend on each other.
-    box = Roi.full(how.grid.shape)
-    for axis, (side, n) in enumerate(zip(block, how.grid.shape, strict=True)):
-        ends = [_cut(box, axis, low, min(low + side, n)) for low in range(0, n, side)]
-        box = max(ends, key=lambda one: how.source(one).size)
+    ends = [_neediest(how, axis, side) for axis, side in enumerate(block)]
+    box = Roi(*zip(*ends, strict=True))
     part = max(pieces(how, box), key=lambda one: how.source(one).shape[0])
     whole, needed = how.source(box), how.source(part)
     planes = min(whole.shape[0], needed.shape[0] + 2 * layer)
     once = read_box(how.grid.source_shape, cell, max(layer, cell[0]), how.dtype.itemsize)
     read = READING * math.prod(map(min, once, how.grid.source_shape))
     return how.dtype.itemsize * (planes * math.prod(whole.shape[1:]) + read) + how.bytes(part)
+
+
+def _neediest(how: Regridding, axis: int, side: int) -> tuple[int, int]:
+    """Return the side of the block that needs most of the source along an axis."""
+    n = how.grid.shape[axis]
+    ends = [(low, min(low + side, n)) for low in range(0, n, side)]
+    return max(ends, key=lambda end: how.span(axis, *end))

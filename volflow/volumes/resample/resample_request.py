@@ -27,6 +27,7 @@ from volflow.volumes.arrays.inputs import VolumeLike, open_input
 from volflow.volumes.resample.resample_options import ResampleOptions
 from volflow.volumes.resample.resampled_source import RESAMPLE_VERSION
 from volflow.volumes.resample.target_grid import (
+    grid_text,
     map_to_grid,
     map_to_spacing,
     placed_as,
@@ -123,11 +124,11 @@ class ResampleRequest:
 
     def record(self, identity: str, grid: Sequence[int]) -> Record:
         """Return the record of a run: of which volume, what is made of it, in which blocks."""
-        how = self.how
+        how, meta = self.how, self.spec.meta
+        place = repr((how.grid, how.fill, replace(meta, made="")))
         made = {
-            "axes": [*how.grid.frame.axes, *how.grid.frame.flips],
-            "grid": [[a.source, a.target, a.step, a.offset] for a in how.grid.axes],
-            "place": hashlib.sha256(repr(self.spec.meta).encode()).hexdigest()[:16],
+            "grid": grid_text(self.spec.shape, meta),
+            "place": hashlib.sha256(place.encode()).hexdigest()[:16],
             "order": list(how.order),
             "antialias": how.antialias,
             "classes": how.classes,
