@@ -34,6 +34,7 @@ __all__ = ["WorstPlace", "worst_places"]
 Array = npt.NDArray[Any]
 
 SIDE = 96  # voxels of the finest spacing that a plane shows
+ALONE = 3  # places below each other; more stand in two columns
 PRED, TRUTH = 1, 2
 COLORS = {PRED: "#D63AFF", TRUTH: "#45E838"}  # as in `compare`
 NAMES = {PRED: "pred, and only there", TRUTH: "truth, and only there"}
@@ -83,33 +84,39 @@ def worst_places(
         If a scan lies on another grid, or matplotlib is missing.
     """
     draw = drawing()
-    first = places[0].pair.meta
-    side = SIDE * min(min(one.pair.spacing) for one in places)
+    side = _side([one.pair for one in places])
     rows = [_row(one, side, options) for one in places]
     planes = [plane for row in rows for plane in row.planes]
     layers = [_differences(planes), *_outlines(planes)]
-    if all(plane.scan is not None for plane in planes):
+    if any(plane.scan is not None for plane in planes):
         layers = [_greys(rows), *layers]
-    columns: list[list[Panel]] = [[], [], []]
+    across = 1 if len(rows) <= ALONE else 2  # places side by side
+    columns: list[list[Panel]] = [[] for _ in range(3 * across)]
     for number, row in enumerate(rows):
-        for column, plane in enumerate(row.planes):
-            heading = row.heading if column == 0 else ""
+        for n, (plane, heading) in enumerate(zip(row.planes, row.headings, strict=True)):
             caption = plane_name(plane.view, f"   {plane.view.axis} = {plane.index}")
-            cross = (side / 2,) * 3
-            place = 3 * number + column
-            columns[column].append(Panel(plane.view, layers, place, heading, caption, cross=cross))
+            panel = Panel(plane.view, layers, 3 * number + n, heading, caption, cross=plane.cross)
+            columns[3 * (number % across) + n].append(panel)
     legend = tuple((NAMES[one], COLORS[one]) for one in (PRED, TRUTH))
+    unit = places[0].pair.meta.unit
     return draw(
         Scene(
             title=(title,),
-            subtitle=f"planes of {side:.4g} {unit_sign(first.unit) or 'voxels'} around each place",
+            subtitle=f"planes of {side:.4g} {unit_sign(unit) or 'voxels'} through each place",
             size=(side,) * 3,
-            unit=first.unit,
+            unit=unit,
             facts={"places": [row.facts for row in rows]},
             columns=columns,
             feet=[[[legend]]],
         )
     )
+
+
+def _side(pairs: Sequence[LabelPair]) -> float:
+    """Return the side of the planes: of so many voxels, or all that the largest volume has."""
+    finest = min(min(pair.spacing) for pair in pairs)
+    extents = [n * s for pair in pairs for n, s in zip(pair.shape, pair.spacing, strict=True)]
+    return min(SIDE * finest, max(extents))
 
 
 @dataclass(frozen=True)
@@ -122,6 +129,7 @@ class _Plane:
     truth: Array
     scan: Array | None
     extent: tuple[float, float, float, float]
+    cross: tuple[float, ...]
 
     def cut(self, values: Array) -> Cut:
         return Cut(values, self.extent)
@@ -129,7 +137,9 @@ class _Plane:
 
 @dataclass(frozen=True)
 class _Row:
-    heading: str
+    """The planes of one place, with a heading above each."""
+
+    headings: tuple[str, str, str]
     planes: tuple[_Plane, ...]
     facts: Mapping[str, Any]
 
@@ -150,12 +160,12 @@ def _row(one: WorstPlace, side: float, options: RunOptions) -> _Row:
     dice = score_text("dice", row.values["dice"], None, 3)
     far = row.place_distance
     away = "" if math.isnan(far) or math.isinf(far) else f"{far:.3g} {unit_sign(pair.meta.unit)}"
-    texts = [row.case, f"class {name}", f"Dice {dice}", away and f"{away.rstrip()} apart here"]
+    headings = (row.case or f"class {name}", f"Dice {dice}", away and f"{away.rstrip()} apart")
     facts = {
         "case": row.case, "class": row.label, "dice": row.values["dice"].value,
         "place": list(place), "distance": None if not away else far,
     }  # fmt: skip
-    return _Row("   ".join(filter(None, texts)), planes, facts)
+    return _Row(headings, planes, facts)
 
 
 def _scan(one: WorstPlace) -> Source:
@@ -179,11 +189,16 @@ def _plane(
     label: int,
     side: float,
 ) -> _Plane:
-    spacing = pair.spacing
+    spacing, shape = pair.spacing, pair.shape
     start, stop = list(place), [at + 1 for at in place]
+    cross = [side / 2] * 3
     for axis in (view.rows, view.columns):
-        half = max(1, round(side / spacing[axis] / 2))
-        start[axis], stop[axis] = place[axis] - half, place[axis] + half
+        many = max(1, round(side / spacing[axis]))
+        # Within the volume where it is as long, else with the volume in the middle.
+        first = min(max(0, place[axis] - many // 2), shape[axis] - many)
+        start[axis] = first if many <= shape[axis] else (shape[axis] - many) // 2
+        stop[axis] = start[axis] + many
+        cross[axis] = (place[axis] - start[axis] + 0.5) * spacing[axis]
     box = Roi(tuple(start), tuple(stop))
 
     def turned(read: Any) -> Array:
@@ -199,16 +214,19 @@ def _plane(
     )
     shown = None if scan is None else turned(scan.read)
     wide, high = ((stop[axis] - start[axis]) * spacing[axis] for axis in (view.columns, view.rows))
-    left, top = (side - wide) / 2, (side - high) / 2
-    extent = (left, left + wide, top + high, top)
-    return _Plane(view, place[view.normal], pred, truth, shown, extent)
+    # Where sides are no whole voxels the last may reach a little beyond the panel.
+    extent = (0.0, wide, high, 0.0)
+    return _Plane(view, place[view.normal], pred, truth, shown, extent, tuple(cross))
 
 
 def _greys(rows: Sequence[_Row]) -> Layer:
-    """Return the scans in grey, those of each case in its own window."""
+    """Return the scans in grey, those of each case in its own window; black where there is none."""
     pictures: list[Cut] = []
     for row in rows:
-        cuts = [plane.cut(plane.scan) for plane in row.planes if plane.scan is not None]
+        cuts = [
+            plane.cut(np.zeros(plane.pred.shape) if plane.scan is None else plane.scan)
+            for plane in row.planes
+        ]
         pictures += Layer.grey(cuts, Greys().ends(cuts), "result").pictures
     return Layer(pictures)
 

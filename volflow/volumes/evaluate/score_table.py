@@ -240,46 +240,43 @@ class Scores:
         write_file(Path(path), text.getvalue().encode("utf-8", "backslashreplace"))
 
     @property
-    def _lines(self) -> tuple[list[tuple[str, ...]], str]:
-        """Rows of text with their heads, and what is to be said below."""
-        many = len(self.cases) > 1
-        heads = ["class", *(["", "cases"] if many else []), *(HEADS[name] for name in self.names)]
-        lines = [tuple(heads)]
-        for label, name in self.classes.items():
-            lines += self._class_lines(label, f"{label} {name}".rstrip(), many)
+    def _lines(self) -> list[tuple[str, ...]]:
+        """Rows of text below their heads: of one case a class each, of many a score of a class."""
+        titles = {label: f"{label} {name}".rstrip() for label, name in self.classes.items()}
+        if len(self.cases) < 2:
+            lines = [("class", *(HEADS[name] for name in self.names))]
+            for label, title in titles.items():
+                texts = (self._text(name, self.summary[name][label].mean) for name in self.names)
+                lines.append((title, *texts))
+            return lines
+        lines = [("class", "score", "mean", "95 % of the mean", "median", "cases")]
+        for label, title in titles.items():
+            for name in self.names:
+                one = self.summary[name][label]
+                ends = "" if math.isnan(one.low) else f"{one.low:.4g} to {one.high:.4g}"
+                cells = self._text(name, one.mean), ends, self._text(name, one.median)
+                first = title if name == self.names[0] else ""
+                lines.append((first, HEADS[name], *cells, str(one.cases)))
+        return lines
+
+    def _text(self, name: str, score: Bounded) -> str:
+        return score_text(name, score, self.unit, 4)
+
+    @property
+    def _note(self) -> str:
+        """What is to be said below."""
         notes = []
         if self.measured:
             unit = unit_sign(self.unit) or "voxels, or the unit of the spacing"
             notes.append(f"distances in {unit}, surface Dice at {self.tolerance:g}")
-        if many:
+        if len(self.cases) > 1:
             notes.append(f"{len(self.cases)} cases; 95 % interval of the mean by bootstrap")
         if self.failed:
             notes.append(f"without scores: {', '.join(self.failed)}")
-        return lines, "; ".join(notes)
-
-    def _class_lines(self, label: int, title: str, many: bool) -> list[tuple[str, ...]]:
-        of = {name: self.summary[name][label] for name in self.names}
-
-        def row(first: tuple[str, ...], which: str) -> tuple[str, ...]:
-            texts = (
-                score_text(name, getattr(one, which), self.unit, 4) for name, one in of.items()
-            )
-            return (*first, *texts)
-
-        if not many:
-            return [row((title,), "mean")]
-        ends = [
-            f"{one.low:.4g}–{one.high:.4g}" if not math.isnan(one.low) else ""
-            for one in of.values()
-        ]
-        return [
-            row((title, "mean", str(of["dice"].cases)), "mean"),
-            ("", "95 %", "", *ends),
-            row(("", "median", ""), "median"),
-        ]
+        return "; ".join(notes)
 
     def __str__(self) -> str:
-        lines, note = self._lines
+        lines = self._lines
         shown = lines[: MOST_ROWS + 1]
         wide = [max(len(line[n]) for line in shown) for n in range(len(lines[0]))]
         left = 2 if len(self.cases) > 1 else 1
@@ -291,20 +288,21 @@ class Scores:
             for line in shown
         ]
         more = len(lines) - len(shown)
-        return "\n".join([*text, *([f"… and {more} more lines"] if more else []), note]).rstrip()
+        rest = [f"… and {more} more lines"] if more else []
+        return "\n".join([*text, *rest, self._note]).rstrip()
 
     def __repr__(self) -> str:
         return str(self)
 
     def _repr_html_(self) -> str:
         """Return the table as a notebook shows it."""
-        (heads, *lines), note = self._lines
+        heads, *lines = self._lines
         above = "".join(f"<th>{html.escape(head)}</th>" for head in heads)
         rows = "".join(
             "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>"
             for line in lines[:MOST_ROWS]
         )
-        return f"<table><tr>{above}</tr>{rows}</table><p>{html.escape(note)}</p>"
+        return f"<table><tr>{above}</tr>{rows}</table><p>{html.escape(self._note)}</p>"
 
 
 def _plain(value: Any) -> Any:
