@@ -10,6 +10,7 @@ import numpy as np
 from volflow.errors import Damaged, Unreadable, first_line
 from volflow.geometry.roi import Roi
 from volflow.store.formats.hdf5.hdf5_file import load_filters, opened_hdf5, own
+from volflow.store.formats.hdf5.unpacked_chunks import read_unpacked
 from volflow.store.meta import Meta
 from volflow.store.slabs import Array, Source, file_identity
 
@@ -73,15 +74,17 @@ class Hdf5Source(Source):
         fixed = {"t": self.timepoint, "1": 0}
         box = tuple(fixed[x] if x in fixed else slice(*ranges[x]) for x in self.axes)
         try:
-            found: Array = np.asarray(dataset[box])
-        except OSError as error:
+            unpacked = read_unpacked(dataset, box)
+            found: Array = np.asarray(dataset[box]) if unpacked is None else unpacked
+        except (OSError, Damaged) as error:
             raise Unreadable(
                 f"{self.path} cannot be read at {name} ({first_line(error)}); copy it again"
             ) from error
         left = [axis for axis in self.axes if axis not in fixed]
         found = found.transpose([left.index(axis) for axis in "czyx" if axis in left])
         # Others of the same size are only said to have a sign.
-        return found.astype(found.dtype.newbyteorder("="), order="C").view(self.dtype)
+        native = found.dtype.newbyteorder("=")
+        return found.astype(native, order="C", copy=False).view(self.dtype)
 
 
 def pieces_of(dataset: Any, axes: str, shape: tuple[int, ...]) -> tuple[int, ...]:
