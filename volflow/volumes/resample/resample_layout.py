@@ -24,6 +24,7 @@ from volflow.volumes.resample.target_grid import grid_text
 __all__ = ["lay_out_on", "made_of"]
 
 LAYER = 16  # planes that are read at once of what has no chunks
+KEPT_BYTES = 16 * 2**20  # beside a copy's own slack: pieces come in sizes that allocators keep
 
 
 def lay_out_on(asked: ResampleRequest, memory_bytes: int) -> Copy:
@@ -74,7 +75,7 @@ def _sized(asked: ResampleRequest, spec: VolumeSpec, layer: int, memory_bytes: i
         str(asked.out),
         spec,
         blocks,
-        making + held_bytes(blocks, spec.dtype, COPIES),
+        making + KEPT_BYTES + held_bytes(blocks, spec.dtype, COPIES),
         memory_bytes,
         what=f"{_named(asked)}: {before}, {asked.source.dtype}",
         operation="resample",

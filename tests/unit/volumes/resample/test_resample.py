@@ -374,7 +374,7 @@ class TestRuns:
 
     def test_too_little_memory_is_refused_with_what_would_do(self, scan, resample):
         with pytest.raises(MemoryRefused, match=r'resample needs .* use memory="\d+MiB"'):
-            resample(scan, spacing=1, memory="30MiB")
+            resample(scan, spacing=1, memory="40MiB")
 
 
 class TestRefused:
