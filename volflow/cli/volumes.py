@@ -204,8 +204,24 @@ def resample(
         return
     from volflow.report.facts.info import facts_of
 
+    if options.labels is None and options.order != 0:
+        _hint_at_labels(volume)
     run_resample(volume, out, **vars(options))
     say_facts(facts_of(out), as_json, options.progress)
+
+
+def _hint_at_labels(volume: str) -> None:
+    """Say on standard error where an image looks like a label map, whose classes must not mix."""
+    from volflow.report.facts.label_hint import label_hint
+    from volflow.volumes.arrays.inputs import open_input
+
+    hint = label_hint(open_input(volume))
+    if hint is not None:
+        typer.echo(
+            f"volflow: {volume} is resampled as an image, though {hint}; if these are classes, give"
+            " --labels, which never mixes them",
+            err=True,
+        )
 
 
 def statistics(
