@@ -169,3 +169,18 @@ def test_equal_weights_are_one():
     assert len({one, same, other}) == 2
     assert one.exchanged() == WeightMap(one.values.swapaxes(0, 1))
     assert isinstance(PredictOptions(blend=da.ones(3)).blend, WeightMap)
+
+
+def test_a_step_of_a_pipeline_runs_again_where_the_file_changed(tmp_path, monkeypatch, data):
+    monkeypatch.chdir(tmp_path)
+    np.save("scan.npy", data)
+    np.save("own.npy", some_weights())
+    step = "volume: scan.npy, model: 'torch.nn:Identity', out: out.zarr, patch: [8, 6, 10]"
+    (tmp_path / "p.yaml").write_text(
+        f"steps:\n  - name: seg\n    predict: {{{step}, blend: own.npy}}\n"
+    )
+    steps = [vf.run("p.yaml", progress=False).steps[0] for _ in range(2)]
+    assert [step.outcome for step in steps] == ["done", "skipped"]
+    np.save("own.npy", some_weights(seed=4))
+    with pytest.raises(ResumeRefused, match=r"options\.blend: weights"):
+        vf.run("p.yaml", progress=False)
