@@ -16,7 +16,12 @@ from volflow.store.meta import Meta
 from volflow.volumes.evaluate.class_scores import overlap_scores, surface_scores
 from volflow.volumes.evaluate.compared_blocks import ComparedBlocks
 from volflow.volumes.evaluate.label_pair import LabelPair
-from volflow.volumes.evaluate.surface_distances import SurfaceJob, measure_surfaces, merge_surfaces
+from volflow.volumes.evaluate.surface_distances import (
+    SurfaceJob,
+    cells_with_surface,
+    measure_surfaces,
+    merge_surfaces,
+)
 from volflow.volumes.evaluate.voxel_counts import CountVoxelsJob, count_voxels, merge_counts
 
 SPACINGS = st.sampled_from([(1.0, 1.0, 1.0), (2.5, 0.7, 0.7), (0.3, 0.4, 1.1), (4.0, 4.0, 40.0)])
@@ -53,10 +58,9 @@ def measured(pred, truth, cut, spacing, bound=math.inf):
     numbers = tuple(range(len(blocks.grid)))
     steps = count_voxels(CountVoxelsJob(pair, blocks), numbers, Context())
     counts = merge_counts(step.result for step in steps)
-    both = sorted(counts.cells[0].keys() & counts.cells[1].keys())
-    if not both:
+    if not counts.cells[0].keys() & counts.cells[1].keys():
         return counts, {}
-    cells = tuple({value: np.asarray(one[value]) for value in both} for one in counts.cells)
+    cells = cells_with_surface(counts, blocks.cells)
     job = SurfaceJob(pair, blocks, cells, bound, halo)
     steps = measure_surfaces(job, blocks.blocks_of(job.busy_cells), Context())
     return counts, merge_surfaces(step.result for step in steps)

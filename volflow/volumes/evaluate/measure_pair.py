@@ -106,13 +106,11 @@ def _counted(pair: LabelPair, classes: tuple[int, ...] | None, where: RunOptions
 def _measured(
     pair: LabelPair, counts: VoxelCounts, bound: float, where: RunOptions
 ) -> dict[int, SurfaceDistances]:
-    both = counts.cells[0].keys() & counts.cells[1].keys()
-    if not both:
+    if not counts.cells[0].keys() & counts.cells[1].keys():
         return {}
-    pred, truth = ({value: one[value] for value in sorted(both)} for one in counts.cells)
 
     def plan_of(sources: Sequence[Source], memory_bytes: int) -> Plan:
-        return plan_surface_distances(pair.carried(sources), (pred, truth), bound, memory_bytes)
+        return plan_surface_distances(pair.carried(sources), counts, bound, memory_bytes)
 
     return fold_together(plan_of, pair.sources, merge_surfaces, where)
 

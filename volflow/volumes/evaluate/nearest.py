@@ -22,7 +22,7 @@ __all__ = ["FarSearch", "nearest_in", "reach_of", "require_scipy"]
 
 Voxels = npt.NDArray[np.int64]
 
-CELLS_KEPT = 16
+KEPT_BYTES = 2**25  # of surface voxels of cells that may be asked for again
 LEAF = 32  # voxels of a leaf of the tree: fast for a tree that is asked once
 
 
@@ -120,6 +120,7 @@ class FarSearch:
     cells: tuple[dict[int, npt.NDArray[np.int64]], dict[int, npt.NDArray[np.int64]]]
     bound: float = math.inf
     _kept: OrderedDict[tuple[int, int], SurfacePoints] = field(default_factory=OrderedDict)
+    _kept_bytes: int = 0
     _boxes: dict[tuple[int, int], tuple[Voxels, Voxels]] = field(default_factory=dict)
 
     @cached_property
@@ -175,9 +176,10 @@ class FarSearch:
         sides = zip(box.start, self.grid.block, strict=True)
         key = which, self.grid.number([start // side for start, side in sides])
         if key not in self._kept:
-            while len(self._kept) >= CELLS_KEPT:
-                self._kept.popitem(last=False)
-            self._kept[key] = self.reader.points(which, box)
+            self._kept[key] = found = self.reader.points(which, box)
+            self._kept_bytes += found.voxels.nbytes
+            while self._kept_bytes > KEPT_BYTES and len(self._kept) > 1:
+                self._kept_bytes -= self._kept.popitem(last=False)[1].voxels.nbytes
         self._kept.move_to_end(key)
         return self._kept[key]
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from volflow.engine.plan import Plan, split_runs
 from volflow.engine.task import Context, Step
 from volflow.geometry.budget import format_bytes
+from volflow.geometry.grid import BlockGrid
 from volflow.geometry.roi import Roi
 from volflow.store.slabs import Array
 from volflow.volumes.evaluate.compared_blocks import ComparedBlocks, fitting_blocks
@@ -23,14 +24,26 @@ from volflow.volumes.evaluate.distance_counts import (
     rounded,
 )
 from volflow.volumes.evaluate.label_pair import LabelPair
-from volflow.volumes.evaluate.nearest import CELLS_KEPT, FarSearch, Voxels, nearest_in, reach_of
-from volflow.volumes.evaluate.surfaces import Mask, SurfacePoints, SurfaceReader
+from volflow.volumes.evaluate.nearest import KEPT_BYTES, FarSearch, Voxels, nearest_in, reach_of
+from volflow.volumes.evaluate.surfaces import Mask, SurfacePoints, SurfaceReader, surface_mask
+from volflow.volumes.evaluate.voxel_counts import VoxelCounts
 
-__all__ = ["FarPlace", "SurfaceDistances", "merge_surfaces", "plan_surface_distances"]
+__all__ = [
+    "FarPlace",
+    "SurfaceDistances",
+    "SurfaceJob",
+    "cells_with_surface",
+    "measure_surfaces",
+    "merge_surfaces",
+    "plan_surface_distances",
+]
 
 HALO = 16
 TASKS = 256
 PENDING = 2**18  # distances that are held one by one
+
+Integers = npt.NDArray[np.int64]
+SurfaceCells = dict[int, Integers]
 
 
 @dataclass(frozen=True, order=True)
@@ -96,8 +109,8 @@ class SurfaceJob:
     pair, blocks
         What is compared, and in which blocks.
     cells
-        For pred and for the truth: the numbers of the cells that hold a class, of each class that
-        both hold.
+        For pred and for the truth: the numbers of the cells that may hold voxels of the surface of
+        a class, of each class that both hold.
     bound
         The largest distance that is looked for.
     halo
@@ -107,7 +120,7 @@ class SurfaceJob:
 
     pair: LabelPair
     blocks: ComparedBlocks
-    cells: tuple[dict[int, npt.NDArray[np.int64]], dict[int, npt.NDArray[np.int64]]]
+    cells: tuple[SurfaceCells, SurfaceCells]
     bound: float = math.inf
     halo: int = HALO
 
@@ -118,7 +131,7 @@ class SurfaceJob:
         return tuple(max(1, math.ceil(self.halo * least / s)) for s in self.pair.spacing)
 
     @cached_property
-    def busy_cells(self) -> npt.NDArray[np.int64]:
+    def busy_cells(self) -> Integers:
         """The cells that hold such a class."""
         return np.unique(np.concatenate([c for one in self.cells for c in one.values()]))
 
@@ -223,9 +236,33 @@ def _measure_cell(
             tally.add(direction, value, voxels, distances)
 
 
+def cells_with_surface(counts: VoxelCounts, grid: BlockGrid) -> tuple[SurfaceCells, SurfaceCells]:
+    """Return the cells that may hold voxels of a class's surface, of the classes that both hold.
+
+    These are the cells that hold it, without those that it fills together with all six around.
+    """
+    both = sorted(counts.cells[0].keys() & counts.cells[1].keys())
+    pred, truth = (
+        {value: _without_inner(cells[value], full.get(value, []), grid) for value in both}
+        for cells, full in zip(counts.cells, counts.full, strict=True)
+    )
+    return pred, truth
+
+
+def _without_inner(cells: Sequence[int], full: Sequence[int], grid: BlockGrid) -> Integers:
+    filled = np.zeros(len(grid), bool)
+    filled[np.asarray(full, np.int64)] = True
+    inner = filled.reshape(grid.counts) & ~surface_mask(
+        filled.reshape(grid.counts).view(np.uint8), [(True, True)] * 3
+    )
+    numbers = np.asarray(cells, np.int64)
+    found: Integers = numbers[~inner.ravel()[numbers]]
+    return found
+
+
 def plan_surface_distances(
     pair: LabelPair,
-    cells: tuple[Mapping[int, Sequence[int]], Mapping[int, Sequence[int]]],
+    counts: VoxelCounts,
     bound: float,
     memory_bytes: int,
 ) -> Plan:
@@ -235,8 +272,8 @@ def plan_surface_distances(
     ----------
     pair
         What is compared.
-    cells
-        For pred and for the truth: the cells that hold a class, of classes that both hold.
+    counts
+        Of the pair; some class is held by both.
     bound
         The largest distance that is looked for.
     memory_bytes
@@ -248,23 +285,20 @@ def plan_surface_distances(
         Where not even a cell fits.
     """
     itemsize = sum(source.dtype.itemsize for source in pair.sources)
-    numbers = tuple(
-        {value: np.asarray(found, np.int64) for value, found in one.items()} for one in cells
-    )
 
     def peak_of(blocks: ComparedBlocks) -> int:
-        halos = SurfaceJob(pair, blocks, (numbers[0], numbers[1])).halos
+        halos = SurfaceJob(pair, blocks, ({}, {})).halos
         read = math.prod(b + 2 * h + 2 for b, h in zip(blocks.block, halos, strict=True))
         near = math.prod(blocks.cell + 2 * h for h in halos)
         # Decoded chunks, the box and its surfaces; in noise every voxel around a cell is a place
-        # of three numbers in a tree, and every voxel of the cells that are kept.
-        return (4 * itemsize + 4) * read + 120 * near + CELLS_KEPT * 24 * blocks.cell**3
+        # of three numbers in a tree, and every voxel of a far cell.
+        return (4 * itemsize + 4) * read + 120 * near + KEPT_BYTES + 24 * blocks.cell**3
 
     blocks = fitting_blocks(pair.sources)
     while peak_of(blocks) > memory_bytes and math.prod(blocks.block) > blocks.cell**3:
         blocks = fitting_blocks(pair.sources, math.prod(blocks.block) // 2)
     peak = peak_of(blocks)
-    job = SurfaceJob(pair, blocks, (numbers[0], numbers[1]), bound)
+    job = SurfaceJob(pair, blocks, cells_with_surface(counts, blocks.cells), bound)
     busy = blocks.blocks_of(job.busy_cells)
     plan = Plan(
         "measure surfaces",

@@ -19,12 +19,20 @@ from volflow.store.slabs import Array
 from volflow.volumes.evaluate.compared_blocks import ComparedBlocks, fitting_blocks
 from volflow.volumes.evaluate.label_pair import LabelPair
 
-__all__ = ["CountVoxelsJob", "VoxelCounts", "WrongPlace", "merge_counts", "plan_voxel_counts"]
+__all__ = [
+    "CountVoxelsJob",
+    "VoxelCounts",
+    "WrongPlace",
+    "count_voxels",
+    "merge_counts",
+    "plan_voxel_counts",
+]
 
 MOST_CLASSES = 4096
 TASKS = 256
 
 Place = tuple[int, int, int]
+CellsOf = dict[int, list[int]]
 Found = TypeVar("Found")
 
 
@@ -57,6 +65,8 @@ class VoxelCounts:
         Voxels that hold the class.
     cells
         The numbers of the cells in which pred and the truth hold it, in ascending order.
+    full
+        Those that hold nothing else.
     worst
         Where most of its voxels are wrong; of equals the first.
     """
@@ -64,9 +74,8 @@ class VoxelCounts:
     pred: Counter[int] = field(default_factory=Counter)
     truth: Counter[int] = field(default_factory=Counter)
     both: Counter[int] = field(default_factory=Counter)
-    cells: tuple[dict[int, list[int]], dict[int, list[int]]] = field(
-        default_factory=lambda: ({}, {})
-    )
+    cells: tuple[CellsOf, CellsOf] = field(default_factory=lambda: ({}, {}))
+    full: tuple[CellsOf, CellsOf] = field(default_factory=lambda: ({}, {}))
     worst: dict[int, WrongPlace] = field(default_factory=dict)
 
     def add_cell(self, number: int, start: Sequence[int], pair: tuple[Array, Array]) -> None:
@@ -76,9 +85,11 @@ class VoxelCounts:
         self.pred.update(in_pred)
         self.truth.update(in_truth)
         self.both.update(in_both)
-        for cells, found in zip(self.cells, (in_pred, in_truth), strict=True):
+        for cells, full, found in zip(self.cells, self.full, (in_pred, in_truth), strict=True):
             for value in found:
                 cells.setdefault(value, []).append(number)
+                if len(found) == 1:
+                    full.setdefault(value, []).append(number)
         for value in in_pred.keys() | in_truth.keys():
             wrong = in_pred[value] + in_truth[value] - 2 * in_both[value]
             if wrong > (self.worst[value].wrong if value in self.worst else 0):
@@ -134,7 +145,8 @@ def merge_counts(parts: Iterable[VoxelCounts]) -> VoxelCounts:
         total.pred.update(part.pred)
         total.truth.update(part.truth)
         total.both.update(part.both)
-        for cells, more in zip(total.cells, part.cells, strict=True):
+        pairs = zip((*total.cells, *total.full), (*part.cells, *part.full), strict=True)
+        for cells, more in pairs:
             for value, numbers in more.items():
                 cells.setdefault(value, []).extend(numbers)
         for value, worst in part.worst.items():
@@ -142,7 +154,7 @@ def merge_counts(parts: Iterable[VoxelCounts]) -> VoxelCounts:
                 (one for one in (worst, total.worst.get(value)) if one),
                 key=lambda one: (-one.wrong, one.cell),
             )
-    for cells in total.cells:
+    for cells in (*total.cells, *total.full):
         for numbers in cells.values():
             numbers.sort()
     total.refuse_many(None)
@@ -192,8 +204,8 @@ def _chosen(found: VoxelCounts, classes: Sequence[int] | None) -> VoxelCounts:
         return {value: one for value, one in of.items() if wanted(value)}
 
     pred, truth, both = (Counter(only(one)) for one in (found.pred, found.truth, found.both))
-    cells = (only(found.cells[0]), only(found.cells[1]))
-    return VoxelCounts(pred, truth, both, cells, only(found.worst))
+    cells, full = ((only(one), only(other)) for one, other in (found.cells, found.full))
+    return VoxelCounts(pred, truth, both, cells, full, only(found.worst))
 
 
 def plan_voxel_counts(pair: LabelPair, classes: tuple[int, ...] | None, memory_bytes: int) -> Plan:

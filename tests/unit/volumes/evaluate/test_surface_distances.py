@@ -14,7 +14,7 @@ from volflow.volumes.evaluate.distance_counts import DistanceCounts
 from volflow.volumes.evaluate.label_pair import open_pair
 from volflow.volumes.evaluate.surface_distances import plan_surface_distances
 from volflow.volumes.evaluate.surfaces import surface_mask
-from volflow.volumes.evaluate.voxel_counts import plan_voxel_counts
+from volflow.volumes.evaluate.voxel_counts import VoxelCounts, plan_voxel_counts
 
 
 def check(pred, truth, label=1, **options):
@@ -80,7 +80,7 @@ def test_what_does_not_fit_is_refused():
     pair = open_pair(*np.zeros((2, 100, 100, 100), "uint8"))
     with pytest.raises(MemoryRefused, match=r"count classes needs .* give it at least"):
         plan_voxel_counts(pair, None, 2**20)
-    cells = {1: [0]}, {1: [3]}
+    counts = VoxelCounts(cells=({1: [0]}, {1: [3]}))
     with pytest.raises(MemoryRefused, match=r"measure surfaces needs .* give it at least"):
-        plan_surface_distances(pair, cells, math.inf, 2**20)
-    assert plan_surface_distances(pair, cells, math.inf, 2**30).blocks == 1
+        plan_surface_distances(pair, counts, math.inf, 2**20)
+    assert plan_surface_distances(pair, counts, math.inf, 2**30).blocks == 1
