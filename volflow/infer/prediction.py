@@ -17,6 +17,7 @@ from volflow.infer.input_copies import drop_copies
 from volflow.infer.method import adopt, out_blocks
 from volflow.infer.methods import method_of, working
 from volflow.infer.ready_inputs import computed_again, convert_inputs, trusting
+from volflow.infer.regrid.method import resampled
 from volflow.infer.request import Request, normalized
 from volflow.infer.settings import Settings
 from volflow.infer.under_journal import output_spec, run_method, targets_of
@@ -64,6 +65,8 @@ def perform(request: Request, *, begun: bool = False) -> Result:
         )
         settings, _ = _decide(request, before, client, memory_bytes)
         finished = before is not None and is_complete(request.out)
+        if request.grid is not None and not finished:
+            announce(f"predict: resampled {resampled(request)}", options.progress)
         if finished and request.file is not None and not request.file.exists():
             announce(
                 f"predict: {request.file.name} is not there; it is written from the stored volume,"

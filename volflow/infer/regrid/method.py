@@ -44,7 +44,7 @@ from volflow.store.journal.provenance import note_machine, noted_machines
 from volflow.store.remote.address import remove_tree
 from volflow.volumes.resample.model_grid import VIEW_BYTES, ModelGrid
 
-__all__ = ["OnModelGrid", "RegridSettings"]
+__all__ = ["OnModelGrid", "RegridSettings", "resampled"]
 
 # Of stored scores: a block reads little beyond what it needs.
 SCORES_CHUNK = 32
@@ -149,7 +149,7 @@ class OnModelGrid:
         size = format_bytes(values * np.dtype(settings.dtype).itemsize)
         own = (
             *((name, text) for name, text in facts.items() if name not in _SAID),
-            ("resampled", _resampled(request, grid)),
+            ("resampled", resampled(request)),
             ("scores", f"up to {size} beside the output until it is done, of {voxels:,} voxels"),
         )
         blend = facts["blend"].partition(", frame ")[0]
@@ -285,9 +285,10 @@ def _peak_bytes(request: Request, settings: RegridSettings) -> int:
     )
 
 
-def _resampled(request: Request, grid: ModelGrid) -> str:
+def resampled(request: Request) -> str:
     """Return what is resampled, as people read it."""
-    stored, inputs = grid.stored, request.inputs
+    grid, inputs = _grid(request), request.inputs
+    stored = grid.stored
     before = "×".join(f"{s:.4g}" for s in inputs.meta.spacing)
     after = "×".join(f"{s:.4g}" for s in grid.spacing)
     thick = "" if grid.thick is None else ", nearest through thick slices"
