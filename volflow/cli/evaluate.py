@@ -33,9 +33,10 @@ def evaluate(
     Volumes are read in blocks and never held whole; the scores are exact. Of many cases mean,
     median and the 95 % interval of the mean are printed, and --csv has a row for each case.
     """
-    from volflow.jobs.scoring.evaluate import evaluate as score
+    from volflow.jobs.scoring.evaluate import failures, score_cases
 
-    scores = score(pred, truth, **vars(options))
+    scores = score_cases(pred, truth, options)
     say(scores.to_dict(), as_json, str(scores), options.progress)
-    if scores.failed:
+    if scores.failed and not options.skip_bad:
+        typer.echo(f"volflow: {failures(scores.failed, len(scores.cases))}", err=True)
         raise typer.Exit(RunFailed.exit_code)

@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from volflow.engine.cluster import connect
 from volflow.engine.progress import announce
 from volflow.engine.wanted import check_wanted
-from volflow.errors import InvalidInput, RunFailed, TimeUp, first_line
+from volflow.errors import InvalidInput, RunFailed, StoreFull, TimeUp, first_line
 from volflow.jobs.scoring.case_pairs import CasePairs, are_cases, images_of, pair_cases
+from volflow.jobs.scoring.kept_scores import KeptScores
 from volflow.option import from_keywords, journey
 from volflow.sampling.cases.case_faults import CaseFaults
 from volflow.sampling.cases.names import listed
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from volflow.engine.progress import Progress
     from volflow.volumes.arrays.inputs import VolumeLike
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "failures", "score_cases"]
 
 MOST_PLACES, MOST_PICTURES = 6, 24
 
@@ -63,7 +64,7 @@ def evaluate(  # noqa: PLR0913 - a public journey takes flat options
 
     Overlaps are counts of voxels: Dice, intersection over union, precision, recall and volume
     similarity 2·(pred − truth) / (pred + truth). A surface holds the voxels of a class that have a
-    face in common with what is not of it, also at the border of the volume. A distance is that from
+    face in common with what is not of it, or with the border of the volume. A distance is that from
     the centre of a voxel of one surface to the nearest of the other, in the unit of the spacing, or
     in voxels where that is unknown. ``hd95`` is the larger of the 95th percentiles of both
     directions, ``mean_surface_distance`` the mean over both, ``surface_dice`` the share of both
@@ -91,10 +92,11 @@ def evaluate(  # noqa: PLR0913 - a public journey takes flat options
         Larger distances are not looked for, which saves time where much is far apart; memory does
         not depend on it. A score that depends on one is NaN, and the table says ``"> 50 mm"``.
     csv
-        A file for ``scores.table``, replaced if it is there.
+        A file for ``scores.table``, replaced if it is there. Of many cases the scores are kept
+        beside it: the same call goes on with those that are new or changed.
     skip_bad
         Score the other cases where some have no pair, lie on different grids or cannot be read,
-        instead of raising an error.
+        instead of raising an error; ``scores.failed`` names them.
     pictures
         A folder, made if need be, for pictures of the cases with the lowest Dice, in planes through
         the place where each is worst; needs matplotlib (extra ``report``).
@@ -130,25 +132,30 @@ def evaluate(  # noqa: PLR0913 - a public journey takes flat options
     (0.75, 1.0, 1.0)
     """
     options = from_keywords(EvaluateOptions, locals())
+    scores = score_cases(pred, truth, options)
+    if scores.failed and not skip_bad:
+        raise RunFailed(failures(scores.failed, len(scores.cases)))
+    return scores
+
+
+def score_cases(pred: Any, truth: Any, options: EvaluateOptions) -> Scores:
+    """Return the scores as `evaluate` does, also where cases failed; writes what is asked for."""
     check_evaluation(options)
     _check_files(options)
     many = are_cases(pred) or are_cases(truth)
     if many:
         found = pair_cases(pred, truth)
-        if not skip_bad:
+        if not options.skip_bad:
             found.faults.refuse()
     else:
-        one, other = cast("tuple[VolumeLike, VolumeLike]", (pred, truth))
-        found = CasePairs({"": open_pair(one, other)}, CaseFaults((), 1))
+        found = CasePairs({"": open_pair(pred, truth)}, CaseFaults((), 1))
     if not found.pairs:
-        raise InvalidInput(_told({row.case: row.what for row in found.faults}, 0))
+        raise InvalidInput(failures({row.case: row.what for row in found.faults}, 0))
     scores = _measured(found, options, many)
-    if csv is not None:
-        scores.to_csv(csv)
-    if pictures is not None:
+    if options.csv is not None:
+        scores.to_csv(Path(options.csv).expanduser())
+    if options.pictures is not None:
         _draw(scores, found.pairs, options)
-    if scores.failed and not skip_bad:
-        raise RunFailed(_told(scores.failed, len(scores.cases)))
     return scores
 
 
@@ -190,7 +197,7 @@ def _scans(over: Any, pairs: Mapping[str, LabelPair]) -> Mapping[str, Any]:
     return over if isinstance(over, Mapping) else images_of(over)
 
 
-def _told(failed: Mapping[str, str], done: int) -> str:
+def failures(failed: Mapping[str, str], done: int) -> str:
     """Return which cases have no scores, and why the first has none, in a line."""
     first, why = next(iter(failed.items()))
     return (
@@ -205,24 +212,31 @@ def _measured(found: CasePairs, options: EvaluateOptions, many: bool) -> Scores:
     unit = _unit(found.pairs) if options.distances else None
     failed = {fault.case: fault.what for fault in found.faults}
     held = all(any(map(in_memory, pair.sources)) for pair in found.pairs.values())
+    kept = KeptScores.beside(options.csv if many else None, options)
+    quiet = False if callable(options.progress) else options.progress
+    single = replace(options, progress=False) if many and quiet is None else options
     with ExitStack() as stack:
         if many and not held:  # one connection for all
             client = stack.enter_context(connect(options.cluster, **options.connection))
-            options = replace(options, cluster=client)
+            single = replace(single, cluster=client)
         for number, (case, pair) in enumerate(found.pairs.items(), 1):
+            state = "kept"
             try:
-                rows += measure_pair(pair, options, case)
+                scored = kept.get(case, pair)
+                if scored is None:
+                    scored, state = measure_pair(pair, single, case), "done"
+                    kept.add(case, pair, scored)
+                rows += scored
             except Exception as error:  # whatever it is, other cases are scored
-                if not many or isinstance(error, TimeUp):
+                if not many or isinstance(error, TimeUp | StoreFull):
                     raise
                 check_wanted()
                 failed[case] = first_line(error)
+                state = f"failed: {failed[case]}"
             if many:
-                quiet = False if callable(options.progress) else options.progress
-                state = f"failed: {failed[case]}" if case in failed else "done"
                 announce(f"evaluate: {case} {state} ({number} of {len(found.pairs)})", quiet)
     if failed and len(failed) == found.faults.cases:
-        raise RunFailed(_told(failed, 0))
+        raise RunFailed(failures(failed, 0))
     return Scores(
         _completed(rows),
         unit,

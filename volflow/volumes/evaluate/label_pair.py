@@ -71,6 +71,12 @@ class LabelPair:
         """Voxel size along z, y, x."""
         return self.meta.spacing
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes from 0 on, as the truth has them, else pred; often none."""
+        metas = (source.meta for source in (self.truth, self.pred))
+        return next((m.channels for m in metas if m.kind == "classes" and m.channels), ())
+
     def carried(self, sources: Sequence[Source]) -> LabelPair:
         """Return the pair with its sources as tasks carry them."""
         return replace(self, pred=sources[0], truth=sources[1])

@@ -85,20 +85,25 @@ def measure_pair(
     bound = math.inf if options.max_distance is None else float(options.max_distance)
     with readable(pair.sources, where) as sources:
         pair = pair.carried(sources)
-        counts = _counted(pair, chosen, where)
+        counts = _counted(pair, options, where)
         values = sorted(counts.pred.keys() | counts.truth.keys() if chosen is None else set(chosen))
         found: Mapping[int, SurfaceDistances] = {}
         if options.distances:
             found = _measured(pair, counts, bound, where)
-    names = pair.meta.channels if pair.meta.kind == "classes" else ()
     return tuple(
-        _scores(case, value, _name(names, value), counts, found, options) for value in values
+        _scores(case, value, _name(pair.class_names, value), counts, found, options)
+        for value in values
     )
 
 
-def _counted(pair: LabelPair, classes: tuple[int, ...] | None, where: RunOptions) -> VoxelCounts:
+def _counted(pair: LabelPair, options: EvaluateOptions, where: RunOptions) -> VoxelCounts:
+    classes = None if options.classes is None else tuple(options.classes)
+
     def plan_of(sources: Sequence[Source], memory_bytes: int) -> Plan:
-        return plan_voxel_counts(pair.carried(sources), classes, memory_bytes)
+        carried = pair.carried(sources)
+        if options.distances:  # refused now, not after the first pass
+            plan_surface_distances(carried, VoxelCounts(), math.inf, memory_bytes)
+        return plan_voxel_counts(carried, classes, memory_bytes)
 
     return fold_together(plan_of, pair.sources, merge_counts, where)
 

@@ -133,7 +133,8 @@ class SurfaceJob:
     @cached_property
     def busy_cells(self) -> Integers:
         """The cells that hold such a class."""
-        return np.unique(np.concatenate([c for one in self.cells for c in one.values()]))
+        held = [c for one in self.cells for c in one.values()]
+        return np.unique(np.concatenate(held)) if held else np.empty(0, np.int64)
 
 
 @dataclass
@@ -273,7 +274,7 @@ def plan_surface_distances(
     pair
         What is compared.
     counts
-        Of the pair; some class is held by both.
+        Of the pair; of none there is nothing to do.
     bound
         The largest distance that is looked for.
     memory_bytes

@@ -15,6 +15,7 @@ import volflow as vf
 from tests.surface_oracle import whole_scores
 from volflow.cli import run
 from volflow.errors import InvalidInput, RunFailed
+from volflow.store.meta import Meta
 
 
 def maps(seed=0, shape=(20, 24, 28)):
@@ -214,7 +215,41 @@ def test_the_command(folders, capsys):
     np.save(folders / "seg/p4.npy", maps()[0])
     assert run(["evaluate", pred, truth]) == 2
     assert capsys.readouterr().err.count("\n") == 1
-    assert run(["evaluate", pred, truth, "--skip-bad", "--counts", "-q"]) == 1
+    assert run(["evaluate", pred, truth, "--skip-bad", "--counts", "-q"]) == 0
+    np.save(folders / "seg/p4.npy", maps()[0] + 0.5)
+    np.save(folders / "labels/p4.npy", maps()[1])
+    assert run(["evaluate", pred, truth, "--counts"]) == 1
+    told = capsys.readouterr()
+    assert "1 of 4 cases have no scores: p4 (p4: p4.npy: voxel" in told.err
+    assert "3 cases; 95 % interval" in told.out  # those of the others are shown all the same
+    assert "without scores: p4" in told.out
+
+
+def test_a_batch_goes_on_where_it_was(folders, capsys):
+    pred, truth = patterns(folders)
+    words = ["evaluate", pred, truth, "--csv", str(folders / "s.csv")]
+    assert run(words) == 0
+    first = (folders / "s.csv").read_text()
+    assert "p2 done (2 of 3)" in capsys.readouterr().err
+    np.save(folders / "seg/p2.npy", maps(7)[0])
+    with (folders / "s.csv.volflow/cases.jsonl").open("ab") as file:
+        file.write(b'\n{"case": "p3", "key": "torn')
+    assert run(words) == 0
+    told = capsys.readouterr().err
+    assert [state in told for state in ("p1 kept", "p2 done", "p3 kept")] == [True] * 3
+    again = (folders / "s.csv").read_text()
+    assert first.splitlines()[1] == again.splitlines()[1]
+    assert first.splitlines()[3] != again.splitlines()[3]
+    assert run([*words, "--tolerance", "2"]) == 0
+    assert "p1 done" in capsys.readouterr().err
+
+
+def test_names_of_classes_are_those_of_the_truth(tmp_path):
+    pred, truth = maps()
+    meta = Meta(kind="classes", channels=("background", "liver", "tumour"))
+    stored = vf.write(da.from_array(truth), tmp_path / "t.zarr", meta=meta, progress=False)
+    assert vf.evaluate(pred, stored).classes == {1: "liver", 2: "tumour"}
+    assert vf.evaluate(stored, pred).table[0]["name"] == "liver"
 
 
 @pytest.mark.parametrize(
