@@ -197,7 +197,7 @@ def _perform(asked: ResampleRequest) -> Volume:
     # What lies in this process's memory is not sent to another.
     cluster = "threads" if in_memory(asked.opened) else options.cluster
     with connect(cluster, **options.connection) as client:
-        check_sight(client, asked.file or out, asked.opened)
+        check_sight(client, str(asked.file or out), asked.opened.path)
         copy = lay_out_on(asked, memory_per_worker(client, options.memory))
         origin = origin_of(asked.opened)
         identity = asked.opened.identity() if origin is None else origin.identity
@@ -237,10 +237,12 @@ def _place_beside(asked: ResampleRequest) -> Iterator[None]:
 @contextmanager
 def _readable(asked: ResampleRequest, client: Client, finished: bool) -> Iterator[Source]:
     """Yield what is read: the volume, or a copy beside the output, which goes when all is done."""
+    options, keep = asked.options, asked.sidecar / "input.zarr"
     if asked.is_direct or finished:
         yield asked.source
+        if not asked.is_direct:  # killed when all was done, before the copy went
+            forget_copy(keep)
         return
-    options, keep = asked.options, asked.sidecar / "input.zarr"
     given = asked.given if isinstance(asked.given, str | os.PathLike) else asked.opened
     copy = convert(
         given,
@@ -264,6 +266,8 @@ def _is_outdated(keep: Location, source: Source) -> bool:
 def forget_copy(keep: Location) -> None:
     """Delete a copy and its journal."""
     journal = journal_of(keep)
+    if not is_stored(keep) and journal.recorded() is None:
+        return
     with journal.lock():
         discard(keep, journal)
     remove_tree(journal.directory)

@@ -15,7 +15,7 @@ from volflow.geometry.resampling.regridding import GridMap, Regridding, rounded
 from volflow.store.formats.exported import BEHIND
 from volflow.store.formats.sources import ArraySource
 from volflow.store.formats.taken.labels import taken_as
-from volflow.store.formats.written import is_foreign
+from volflow.store.formats.written import is_foreign, refuse_unwritable
 from volflow.store.journal.journal import Record, journal_dir, journal_of
 from volflow.store.journal.outputs import check_apart
 from volflow.store.layout import check_dtype
@@ -99,6 +99,8 @@ class ResampleRequest:
                 " of spacing= (--spacing)"
             )
         spec = VolumeSpec.of(shape, dtype, meta, options.chunk, options.shard)
+        if file is not None:
+            refuse_unwritable(spec, file)
         return cls(volume, opened, source, options, how, spec, place, file)
 
     @property

@@ -456,3 +456,29 @@ class TestRefused:
             vf.plan_resample(scan, spacing=1)
         with pytest.raises(InvalidInput, match="levels are arrays of an OME-Zarr volume"):
             vf.resample(scan, "a.nii.gz", spacing=1, levels=True)
+
+
+@pytest.mark.slow
+class TestOnAStore:
+    def test_there_and_from_there(self, scan, s3, client, tmp_path):
+        options = {"chunk": 8, "shard": 16, "cluster": client, "progress": False}
+        there = vf.resample(scan, "s3://bucket/a.zarr", spacing=2, **options)
+        want = vf.resample(scan, spacing=2).compute()
+        assert np.array_equal(there[:], want)
+        assert np.array_equal(vf.resample("s3://bucket/a.zarr", spacing=1).compute()[:2], (
+            vf.resample(there, tmp_path / "b.zarr", spacing=1, **options)[:2]
+        ))  # fmt: skip
+        vf.resample(scan, "s3://bucket/a.zarr", spacing=2, **options)
+        with pytest.raises(InvalidInput, match="resample does not write to a store"):
+            vf.resample(scan, "s3://bucket/a.nii.gz", spacing=2)
+
+    def test_a_packed_file(self, s3, client, tmp_path):
+        file = nibabel.Nifti1Image(image("i2").T, np.diag([1.5, 2, 3, 1]))
+        nibabel.save(file, tmp_path / "a.nii.gz")
+        options = {"cluster": client, "progress": False}
+        there = vf.resample(tmp_path / "a.nii.gz", "s3://bucket/n.zarr", spacing=2, **options)
+        here = vf.resample(tmp_path / "a.nii.gz", tmp_path / "n.zarr", spacing=2, **options)
+        assert np.array_equal(there[:], here[:])
+        assert not list((tmp_path / "n.zarr.volflow").glob("input*"))
+        with pytest.raises(InvalidInput, match="check the unit"):
+            vf.resample(tmp_path / "a.nii.gz", "s3://bucket/m.zarr", spacing=1e-9, **options)
