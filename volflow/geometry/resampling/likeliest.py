@@ -11,12 +11,13 @@ import numpy.typing as npt
 
 from volflow.geometry.resampling.lines import Taps
 
-__all__ = ["likeliest"]
+__all__ = ["likeliest", "likeliest_bytes"]
 
 Array = npt.NDArray[Any]
 
-# Rows are worked on a few at a time, so that what is held beside the result stays small.
-ROWS_BYTES = 2**20
+# Rows are worked on a few at a time, and of them the voxels between classes in batches, so that
+# what is held beside the result stays small.
+ROWS_VOXELS, BATCH_VOXELS = 2**18, 2**15
 # Weights that differ by less are equal: what rounding decides would not be the same when mirrored.
 EQUAL = 1e-6
 
@@ -53,38 +54,73 @@ def likeliest(
         around.append((indices - first, weights))
     shape = tuple(b - a for a, b in zip(low, high, strict=True))
     result = np.empty(shape, labels.dtype)
-    corners = list(itertools.product(*(range(len(indices)) for indices, _ in around)))
-    depth = max(1, ROWS_BYTES // max(1, shape[1] * shape[2] * labels.dtype.itemsize))
+    depth = max(1, ROWS_VOXELS // max(1, _row_voxels(labels.shape, shape)))
+    # First the axis that leaves the least.
+    order = sorted(range(3), key=lambda n: -taps[n].axis.step)
     for begin in range(0, shape[0], depth):
         rows = slice(begin, min(begin + depth, shape[0]))
-        result[rows] = _rows(labels, around, corners, rows)
+        z, weights = (part[:, rows] for part in around[0])
+        at, end = int(z.min()), int(z.max()) + 1
+        part = [(z - at, weights), *around[1:]]
+        result[rows] = _between(labels[at:end], part, order)
     return result
 
 
-def _rows(
-    labels: Array,
-    around: list[tuple[npt.NDArray[np.int64], Array]],
-    corners: list[tuple[int, ...]],
-    rows: slice,
+def likeliest_bytes(source: Sequence[int], shape: Sequence[int], itemsize: int) -> int:
+    """Return what `likeliest` holds at most beside labels and result.
+
+    Parameters
+    ----------
+    source, shape
+        Sides of the labels and of the box.
+    itemsize
+        Of a label.
+    """
+    rows = max(ROWS_VOXELS, _row_voxels(source, shape))
+    return rows * (4 * itemsize + 14) + BATCH_VOXELS * (8 * (3 * 8 + itemsize) + 64)
+
+
+def _row_voxels(source: Sequence[int], shape: Sequence[int]) -> int:
+    """Return the most voxels that a row of the result takes on the way to it."""
+    area = max(source[1], shape[1]) * max(source[2], shape[2])
+    return (2 + source[0] // max(1, shape[0])) * area
+
+
+def _between(
+    labels: Array, around: list[tuple[npt.NDArray[np.int64], Array]], order: Sequence[int]
 ) -> Array:
+    """Return rows of the result: where all voxels around are one class that, else the largest."""
+    first, mixed = labels, np.zeros((1, 1, 1), bool)
+    for axis in order:
+        low, *high = around[axis][0]
+        near = first.take(low, axis)
+        mixed = _taken(mixed, low, axis) | (
+            _taken(mixed, high[0], axis) | (near != first.take(high[0], axis)) if high else False
+        )
+        first = near
+    between = np.flatnonzero(np.broadcast_to(mixed, first.shape))
+    corners = list(itertools.product(*(range(len(indices)) for indices, _ in around)))
     (z, wz), (y, wy), (x, wx) = around
-    z, wz = z[:, rows], wz[:, rows]
-    first: Array = labels[np.ix_(z[0], y[0], x[0])]
-    if len(corners) == 1:
-        return first
-    mixed = np.zeros(first.shape, bool)
-    for i, j, k in corners[1:]:
-        mixed |= labels[np.ix_(z[i], y[j], x[k])] != first
-    if not mixed.any():
-        return first
-    a, b, c = np.nonzero(mixed)
-    near = np.stack([labels[z[i, a], y[j, b], x[k, c]] for i, j, k in corners])
-    weight = np.stack([wz[i, a] * wy[j, b] * wx[k, c] for i, j, k in corners])
-    total = np.zeros_like(weight)
-    for label, of_label in zip(near, total, strict=True):
-        for other, part in zip(near, weight, strict=True):
-            of_label += np.where(other == label, part, 0)
-    equal = total >= total.max(axis=0) - EQUAL
-    best = np.where(equal, near, near.max(axis=0)).min(axis=0)
-    first[mixed] = best
+    for begin in range(0, len(between), BATCH_VOXELS):
+        a, b, c = np.unravel_index(between[begin : begin + BATCH_VOXELS], first.shape)
+        near = np.stack([labels[z[i, a], y[j, b], x[k, c]] for i, j, k in corners])
+        weight = np.stack([wz[i, a] * wy[j, b] * wx[k, c] for i, j, k in corners])
+        first[a, b, c] = _largest(near, weight)
     return first
+
+
+def _taken(mixed: Array, indices: npt.NDArray[np.int64], axis: int) -> Array:
+    """Return voxels along an axis; where there is one, it stands for all."""
+    return mixed if mixed.shape[axis] == 1 else mixed.take(indices, axis)
+
+
+def _largest(near: Array, weight: Array) -> Array:
+    """Return of each column the class whose weights are the most, the smallest of several."""
+    total = weight.copy()
+    for one, other in itertools.combinations(range(len(near)), 2):
+        same = near[one] == near[other]
+        total[one] += same * weight[other]
+        total[other] += same * weight[one]
+    equal = total >= total.max(axis=0) - EQUAL
+    found: Array = np.where(equal, near, near.max(axis=0)).min(axis=0)
+    return found

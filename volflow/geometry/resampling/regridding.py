@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from volflow.errors import InvalidInput
 from volflow.geometry.frame import Frame
-from volflow.geometry.resampling.likeliest import likeliest
+from volflow.geometry.resampling.likeliest import likeliest, likeliest_bytes
 from volflow.geometry.resampling.lines import GridAxis, Taps, resampled
 from volflow.geometry.roi import Roi
 
@@ -287,6 +287,7 @@ class Regridding:
         """
         source, taps = self.source(box), self.taps
         sides = list(self.grid.frame.reorder(source.shape))
+        classes = likeliest_bytes(sides, box.shape, self.dtype.itemsize) if self.classes else 0
         size = self.dtype.itemsize
         most, before = 0, math.prod(sides) * size
         for axis in sorted(range(3), key=lambda n: -self.grid.axes[n].step):
@@ -296,7 +297,8 @@ class Regridding:
             most, before = max(most, before + after), after
         # The values, rounded, and in their dtype.
         made = math.prod(box.shape) * (2 * size + max(size, self.dtype.itemsize))
-        return channels * (source.size * self.dtype.itemsize + max(most, made)) + 2**22
+        beside = max(classes, 2**22)
+        return channels * (source.size * self.dtype.itemsize + max(most, made)) + beside
 
 
 def rounded(values: Array, dtype: np.dtype[Any]) -> Array:

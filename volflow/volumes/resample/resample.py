@@ -97,7 +97,8 @@ def resample(  # noqa: PLR0913 - a public journey takes flat options
         side of a voxel, of the volume or else of the result. Beyond the outermost centres the value
         is that at the outermost centre; the spline takes the volume as mirrored there. Of classes 1
         means the likeliest: the largest of linearly interpolated one-hot values, the smaller class
-        of two; ``"nnunet"`` has it in the place of 3.
+        of two; ``"nnunet"`` has it in the place of 3. NaN makes NaN of the values that it is part
+        of, with a spline also those within the reach of its prefilter.
     antialias
         Whether a Gaussian of sigma ``(t / s - 1) / 2`` voxels smooths along axes whose voxels
         become larger, as in ``skimage.transform.resize``.
