@@ -13,7 +13,7 @@ from distributed import Client
 from volflow.engine.cluster import Cluster, connect, memory_per_worker
 from volflow.engine.clusters.sight import check_sight
 from volflow.engine.plan import Plan
-from volflow.engine.progress import Progress
+from volflow.engine.progress import Progress, announce
 from volflow.errors import InvalidInput
 from volflow.option import called_like, from_keywords, journey
 from volflow.store.journal.journal import Journal, journal_of
@@ -191,6 +191,12 @@ def _begun(asked: ResampleRequest) -> Journal | None:
     return journal if begun else None
 
 
+def _input_of(journal: Journal) -> Any:
+    """Return the identity of the volume of which a run was."""
+    record = journal.recorded()
+    return None if record is None else record.fingerprint.get("input")
+
+
 def _perform(asked: ResampleRequest) -> Volume:
     """Write what is left of the result, then its levels, or the file."""
     options, out = asked.options, asked.out
@@ -205,15 +211,25 @@ def _perform(asked: ResampleRequest) -> Volume:
         copy = replace(copy, origin=origin)
         record = asked.record(identity, copy.blocks.counts)
         begun = _begun(asked)
+        again = begun is not None and asked.opened.unidentified
         if begun is not None:
-            begun.compare(record)
+            same = replace(record, fingerprint={**record.fingerprint, "input": _input_of(begun)})
+            begun.compare(same if again else record)
+        if again:
+            begun = None
+            announce(
+                f"resample: {again}, so that it may hold something else by now; all is computed"
+                " again",
+                options.progress,
+            )
         done = 0 if begun is None else len(begun.done())
         make_plan(copy, None, frozenset()).require_memory(copy.remedy())
         with _place_beside(asked), _readable(asked, client, done == len(copy.blocks)) as source:
             made = copy.source
             assert isinstance(made, ResampledSource)
             copy = replace(copy, source=made_of(asked, made.layer, source))
-            volume = run_copy(copy, record, client, options)
+            overwrite = options.overwrite or bool(again)
+            volume = run_copy(copy, record, client, replace(options, overwrite=overwrite))
         if options.levels:
             volume = pyramid(
                 volume, cluster=client, memory=options.memory, progress=options.progress

@@ -42,7 +42,7 @@ def resample(client, tmp_path):
     """`vf.resample` on the module's client, silent, in small chunks, into the test's folder."""
 
     def run(volume, out="out.zarr", **options):
-        options = {"chunk": 8, "shard": 16, "cluster": client, "progress": False} | options
+        options = {"chunk": 16, "shard": 32, "cluster": client, "progress": False} | options
         return vf.resample(volume, tmp_path / out, **options)
 
     return run
@@ -129,14 +129,23 @@ class TestEqualsScipy:
 class TestAnyCut:
     """The same bits, whatever blocks, pieces and layers; lazily, too."""
 
-    @pytest.mark.parametrize("order", [0, 1, 3])
-    @pytest.mark.parametrize("to", ["spacing", "like"])
+    @pytest.mark.parametrize(
+        ("to", "order"),
+        [
+            ("spacing", 3),
+            ("like", 1),
+            *(
+                pytest.param(*one, marks=pytest.mark.slow)
+                for one in [("spacing", 0), ("spacing", 1), ("like", 0), ("like", 3)]
+            ),
+        ],
+    )
     def test_gives_the_same_bits(self, scan, other, resample, monkeypatch, order, to):
         grid = {"spacing": (1.9, 0.7, 1.4)} if to == "spacing" else {"like": other}
         want = resample(scan, order=order, shard=64, chunk=64, **grid)[:]
         monkeypatch.setattr(pieces_module, "PIECE_BYTES", 0)
         monkeypatch.setattr(pieces_module, "READ_BYTES", 0)
-        found = resample(scan, "cut.zarr", order=order, shard=8, chunk=4, **grid)
+        found = resample(scan, "cut.zarr", order=order, shard=10, chunk=5, **grid)
         assert np.array_equal(found[:], want)
         lazy = vf.resample(scan, order=order, chunk=4, shard=12, **grid)
         assert np.array_equal(lazy.compute(scheduler="sync"), want)
@@ -150,10 +159,10 @@ class TestAnyCut:
         assert sum("resample" in str(key) for key in dict(lazy.dask)) <= lazy.npartitions + 1
         assert np.array_equal(lazy[20:22, 3].compute(), lazy.compute()[20:22, 3])
 
-    @pytest.mark.parametrize("cluster", [1])
-    def test_processes_too(self, scan, resample, cluster):
+    @pytest.mark.slow
+    def test_processes_too(self, scan, resample):
         want = vf.resample(scan, spacing=1.3).compute()
-        found = resample(scan, spacing=1.3, cluster=cluster, wait=60)
+        found = resample(scan, spacing=1.3, cluster=1, wait=60)
         assert np.array_equal(found[:], want)
 
 
@@ -354,14 +363,30 @@ class TestRuns:
         assert resample(scan, spacing=2.1, overwrite=True).spacing == (2.1, 2.1, 2.1)
 
     def test_what_is_left_is_done(self, scan, resample):
-        found = resample(scan, spacing=1)
+        cut = {"chunk": 8, "shard": 16}
+        found = resample(scan, spacing=1, **cut)
         want = found[:]
         journal = journal_of(found.path)
         journal.forget([0, 3])
         assert len(journal.done()) == 10
-        assert np.array_equal(resample(scan, spacing=1)[:], want)
+        assert np.array_equal(resample(scan, spacing=1, **cut)[:], want)
         assert len(journal.done()) == 12
 
+    def test_what_cannot_be_identified_is_computed_again_saying_so(
+        self, scan, resample, monkeypatch, capsys
+    ):
+        asked = {"spacing": 2, "progress": None}
+        resample(scan, **asked)
+        monkeypatch.setattr(vf.Volume, "unidentified", "the objects cannot be listed")
+        monkeypatch.setattr(vf.Volume, "identity", lambda self: "of another process")
+        capsys.readouterr()
+        resample(scan, **asked)
+        said = capsys.readouterr().err
+        assert "resample: the objects cannot be listed, so that it may hold" in said
+        with pytest.raises(ResumeRefused, match="order"):  # nothing else is begun anew
+            resample(scan, **asked, order=0)
+
+    @pytest.mark.slow
     def test_levels(self, scan, resample):
         assert len(resample(scan, spacing=0.3, levels=True, shard=128, chunk=32).levels) > 1
 
