@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -158,12 +157,12 @@ def _row(one: WorstPlace, side: float, options: RunOptions) -> _Row:
         planes = tuple(_plane(pair, scan, view, place, row.label, side) for view in seen)
     name = f"{row.label} {row.name}".rstrip()
     dice = score_text("dice", row.values["dice"], None, 3)
-    far = row.place_distance
-    away = "" if math.isnan(far) or math.isinf(far) else f"{far:.3g} {unit_sign(pair.meta.unit)}"
-    headings = (row.case or f"class {name}", f"Dice {dice}", away and f"{away.rstrip()} apart")
+    away = score_text("worst_distance", row.place_distance, None, 3)
+    apart = f"{away} {unit_sign(pair.meta.unit)}".rstrip() + " apart" if away else ""
+    headings = (row.case or f"class {name}", f"Dice {dice}", apart)
     facts = {
         "case": row.case, "class": row.label, "dice": row.values["dice"].value,
-        "place": list(place), "distance": None if not away else far,
+        "place": list(place), "distance": away,
     }  # fmt: skip
     return _Row(headings, planes, facts)
 

@@ -14,6 +14,7 @@ __all__ = ["DISTANCES", "OVERLAPS", "ClassScores", "overlap_scores", "score_text
 
 OVERLAPS = ("dice", "iou", "precision", "recall", "volume_similarity")
 LENGTHS = ("hd95", "mean_surface_distance")
+IN_UNITS = (*LENGTHS, "worst_distance")
 DISTANCES = (*LENGTHS, "surface_dice")
 NAN = Bounded(math.nan)
 
@@ -36,7 +37,7 @@ class ClassScores:
         A voxel (z, y, x) where the two differ most: the one with the largest surface distance, or,
         where there are none, one amid the most wrong voxels; None where nothing is wrong.
     place_distance
-        The distance there; NaN where none was measured.
+        The distance there; NaN where none was measured, or larger than a bound.
     """
 
     case: str
@@ -46,7 +47,7 @@ class ClassScores:
     pred_voxels: int
     truth_voxels: int
     place: tuple[int, int, int] | None = None
-    place_distance: float = math.nan
+    place_distance: Bounded = NAN
 
 
 def overlap_scores(pred: int, truth: int, both: int) -> dict[str, Bounded]:
@@ -154,5 +155,5 @@ def score_text(name: str, score: Bounded, unit: str | None, digits: int = 6) -> 
     if not score.known:
         # Rounded down, so that what is said holds.
         text = f"{score.above - 0.5 * 10.0**-digits * abs(score.above):.{digits}g}"
-        return f"> {text} {unit_sign(unit) if name in LENGTHS else ''}".rstrip()
+        return f"> {text} {unit_sign(unit) if name in IN_UNITS else ''}".rstrip()
     return "" if math.isnan(score.value) else f"{score.value:.{digits}g}"

@@ -17,6 +17,7 @@ __all__ = ["CELL", "ComparedBlocks", "fitting_blocks"]
 
 CELL = 64
 MOST_VOXELS = 2**24  # of a block: 256³
+MOST_CELLS = 2**21  # 8192³ voxels; of larger volumes cells are larger
 
 
 @dataclass(frozen=True)
@@ -84,15 +85,17 @@ def fitting_blocks(sources: Sequence[Source], most: int = MOST_VOXELS) -> Compar
     >>> fitting_blocks([source]).block, fitting_blocks([source], 2**20).block
     ((256, 256, 256), (64, 128, 128))
     """
-    shape = sources[0].shape
+    shape, cell = sources[0].shape, CELL
+    while math.prod(-(-n // cell) for n in shape) > MOST_CELLS:
+        cell *= 2
     piece = [max(sides) for sides in zip(*(source.piece for source in sources), strict=True)]
-    block = [CELL * -(-min(p, n) // CELL) for p, n in zip(piece, shape, strict=True)]
-    while math.prod(block) > most and max(block) > CELL:
+    block = [cell * -(-min(p, n) // cell) for p, n in zip(piece, shape, strict=True)]
+    while math.prod(block) > most and max(block) > cell:
         widest = int(np.argmax(block))
-        block[widest] = CELL * -(-block[widest] // (2 * CELL))
+        block[widest] = cell * -(-block[widest] // (2 * cell))
     while 2 * math.prod(block) <= most:
         short = [axis for axis in reversed(range(3)) if block[axis] < shape[axis]]
         if not short:
             break
         block[min(short, key=lambda axis: block[axis])] *= 2
-    return ComparedBlocks(shape, tuple(map(min, block, shape)))
+    return ComparedBlocks(shape, tuple(map(min, block, shape)), cell)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral, Real
 
 from volflow.engine.plan import Plan
 from volflow.engine.run_options import RunOptions
@@ -44,17 +45,23 @@ def check_evaluation(options: EvaluateOptions) -> None:
             f"tolerance {tolerance:g} lies beyond max_distance {bound:g}, so that the surface Dice"
             " would not be known; raise max_distance"
         )
-    chosen = options.classes
-    if chosen is not None and (
-        isinstance(chosen, str | int) or not chosen or not all(isinstance(c, int) for c in chosen)
-    ):
-        raise InvalidInput(f"classes must be whole numbers, given {chosen!r}; such as [1, 2]")
+    if options.classes is not None and not _are_whole(options.classes):
+        raise InvalidInput(
+            f"classes must be whole numbers, given {options.classes!r}; such as [1, 2]"
+        )
     if options.distances:
         require_scipy()
 
 
 def _is_length(value: object) -> bool:
-    return isinstance(value, int | float) and 0 <= value < math.inf
+    return isinstance(value, Real) and 0 <= float(value) < math.inf
+
+
+def _are_whole(values: object) -> bool:
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        return False
+    given = list(values)
+    return bool(given) and all(isinstance(one, Integral) for one in given)
 
 
 def measure_pair(
@@ -81,7 +88,7 @@ def measure_pair(
         Where one of the two cannot be read.
     """
     where = from_keywords(RunOptions, vars(options))
-    chosen = None if options.classes is None else tuple(options.classes)
+    chosen = None if options.classes is None else tuple(map(int, options.classes))
     bound = math.inf if options.max_distance is None else float(options.max_distance)
     with readable(pair.sources, where) as sources:
         pair = pair.carried(sources)
@@ -97,7 +104,7 @@ def measure_pair(
 
 
 def _counted(pair: LabelPair, options: EvaluateOptions, where: RunOptions) -> VoxelCounts:
-    classes = None if options.classes is None else tuple(options.classes)
+    classes = None if options.classes is None else tuple(map(int, options.classes))
 
     def plan_of(sources: Sequence[Source], memory_bytes: int) -> Plan:
         carried = pair.carried(sources)
@@ -135,16 +142,12 @@ def _scores(
         scores |= surface_scores(found.get(value), present, options.tolerance)
     farthest = found[value].farthest if value in found else None
     wrong = counts.worst.get(value)
-    return ClassScores(
-        case,
-        value,
-        name,
-        scores,
-        pred,
-        truth,
-        farthest.place if farthest else wrong.place if wrong else None,
-        farthest.distance if farthest else math.nan,
-    )
+    place, away = (wrong.place if wrong else None), Bounded(math.nan)
+    if farthest is not None:
+        place, away = farthest.place, Bounded(farthest.distance)
+        if math.isinf(farthest.distance):  # beyond the bound
+            away = Bounded(math.nan, float(options.max_distance or math.inf))
+    return ClassScores(case, value, name, scores, pred, truth, place, away)
 
 
 def _name(names: Sequence[str], value: int) -> str:

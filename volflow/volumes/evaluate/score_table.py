@@ -167,7 +167,7 @@ class Scores:
                 "pred_voxels": row.pred_voxels,
                 "truth_voxels": row.truth_voxels,
                 "worst_place": row.place,
-                "worst_distance": row.place_distance,
+                "worst_distance": self._cell("worst_distance", row.place_distance),
             }
             for row in self.rows
         ]
@@ -188,7 +188,7 @@ class Scores:
         wanted = set(self.classes if classes is None else classes)
 
         def badness(row: ClassScores) -> tuple[float, float]:
-            far = row.place_distance
+            far = row.place_distance.least
             return row.values["dice"].value, 0.0 if math.isnan(far) else -far
 
         there = [row for row in self.rows if row.place is not None and row.label in wanted]
@@ -230,13 +230,12 @@ class Scores:
         """Write the table as CSV, a row for each case and class; what has no score is empty."""
         text = io.StringIO()
         heads = ("case", "class", "name", *self.names, "pred_voxels", "truth_voxels")
+        heads = (*heads, "worst_place", "worst_distance")
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow((*heads, "worst_place", "worst_distance"))
+        writer.writerow(heads)
         for row in self.table:
-            cells = ["" if row[head] != row[head] else row[head] for head in heads]
-            place = " ".join(map(str, row["worst_place"] or ()))
-            far = row["worst_distance"]
-            writer.writerow((*cells, place, "" if math.isnan(far) else far))
+            row["worst_place"] = " ".join(map(str, row["worst_place"] or ()))
+            writer.writerow("" if row[head] != row[head] else row[head] for head in heads)
         write_file(Path(path), text.getvalue().encode("utf-8", "backslashreplace"))
 
     @property

@@ -79,7 +79,8 @@ class SurfacePoints:
             Those that are wanted, ascending.
         """
         voxels, held = np.argwhere(mask), labels[mask]
-        wanted = np.isin(held, classes)
+        # Both hold the classes, so that they fit; of mixed integers NumPy makes floats.
+        wanted = np.isin(held, classes.astype(held.dtype))
         voxels, held = voxels[wanted], held[wanted]
         order = np.argsort(held, kind="stable")
         found, first = np.unique(held[order], return_index=True)

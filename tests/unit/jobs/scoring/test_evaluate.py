@@ -91,13 +91,14 @@ def test_a_distance_beyond_the_bound_is_said_to_be_so(tmp_path):
     assert math.isnan(scores.hd95[1])
     assert scores.table[0]["hd95"] == "> 20"
     assert scores.table[0]["mean_surface_distance"] == "> 20"
+    assert scores.table[0]["worst_distance"] == "> 20"
     assert scores.surface_dice[1] == 0.0
     assert "> 20" in str(scores)
     scores.to_csv(tmp_path / "s.csv")
     scores.to_json(tmp_path / "s.json")
     assert "> 20" in (tmp_path / "s.csv").read_text()
     found = json.loads((tmp_path / "s.json").read_text())
-    assert found["table"][0]["hd95"] == "> 20"
+    assert found["table"][0]["hd95"] == found["table"][0]["worst_distance"] == "> 20"
     assert vf.evaluate(pred, truth, max_distance=50).hd95[1] == 50.0
     assert vf.evaluate(pred, truth).hd95[1] == 50.0
 
@@ -183,6 +184,20 @@ def test_one_volume_against_many_is_refused(folders):
 def test_options_that_fit_nothing_are_refused(options, said):
     with pytest.raises(InvalidInput, match=said):
         vf.evaluate(*maps(), **options)
+
+
+def test_large_class_numbers_are_told_apart():
+    near = np.full((4, 4, 4), 2**60 + 1, "uint64")
+    near[0] = 2**60 + 2
+    scores = vf.evaluate(near, np.where(near == 2**60 + 1, near, 0).astype("int64"))
+    assert scores.dice == {2**60 + 1: 1.0, 2**60 + 2: 0.0}
+    assert scores.hd95[2**60 + 1] == 0.0
+    assert vf.evaluate(near, near, classes=[np.int64(2**60 + 2)]).dice == {2**60 + 2: 1.0}
+
+
+def test_an_empty_volume_is_refused():
+    with pytest.raises(InvalidInput, match="a volume is zyx or czyx and not empty"):
+        vf.evaluate(np.zeros((0, 4, 4), "uint8"), np.zeros((0, 4, 4), "uint8"))
 
 
 def test_too_many_classes_are_refused():

@@ -76,6 +76,12 @@ def test_percentiles_below_what_lies_beyond_the_bound_are_known():
     assert math.isnan(counts.percentile(99).value)
 
 
+def test_cells_of_vast_volumes_are_larger():
+    vast = open_pair(*[np.broadcast_to(np.uint8(0), (20_000,) * 3)] * 2)
+    blocks = plan_voxel_counts(vast, None, 2**40).job.blocks
+    assert (blocks.cell, blocks.block) == (256, (256, 256, 256))
+
+
 def test_what_does_not_fit_is_refused():
     pair = open_pair(*np.zeros((2, 100, 100, 100), "uint8"))
     with pytest.raises(MemoryRefused, match=r"count classes needs .* give it at least"):
