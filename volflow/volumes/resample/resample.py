@@ -16,7 +16,7 @@ from volflow.engine.plan import Plan
 from volflow.engine.progress import Progress, announce
 from volflow.errors import InvalidInput
 from volflow.option import called_like, from_keywords, journey
-from volflow.store.journal.journal import Journal, journal_of
+from volflow.store.journal.journal import Journal, Record, journal_of
 from volflow.store.journal.outputs import discard
 from volflow.store.remote.address import Location, is_stored, remove_tree
 from volflow.store.slabs import Source
@@ -191,10 +191,30 @@ def _begun(asked: ResampleRequest) -> Journal | None:
     return journal if begun else None
 
 
-def _input_of(journal: Journal) -> Any:
-    """Return the identity of the volume of which a run was."""
-    record = journal.recorded()
-    return None if record is None else record.fingerprint.get("input")
+def _resumed(asked: ResampleRequest, record: Record) -> Journal | None:
+    """Return the journal of the run to resume; None where all is computed.
+
+    It is said where that is so because the volume cannot be identified.
+
+    Raises
+    ------
+    ResumeRefused
+        Where another run was begun there.
+    """
+    begun, unknown = _begun(asked), asked.opened.unidentified
+    if begun is None:
+        return None
+    if not unknown:
+        begun.compare(record)
+        return begun
+    before = begun.recorded()
+    same = before and before.fingerprint.get("input")
+    begun.compare(replace(record, fingerprint={**record.fingerprint, "input": same}))
+    announce(
+        f"resample: {unknown}, so that it may hold something else by now; all is computed again",
+        asked.options.progress,
+    )
+    return None
 
 
 def _perform(asked: ResampleRequest) -> Volume:
@@ -210,32 +230,23 @@ def _perform(asked: ResampleRequest) -> Volume:
         identity = asked.opened.identity() if origin is None else origin.identity
         copy = replace(copy, origin=origin)
         record = asked.record(identity, copy.blocks.counts)
-        begun = _begun(asked)
-        again = begun is not None and asked.opened.unidentified
-        if begun is not None:
-            same = replace(record, fingerprint={**record.fingerprint, "input": _input_of(begun)})
-            begun.compare(same if again else record)
-        if again:
-            begun = None
-            announce(
-                f"resample: {again}, so that it may hold something else by now; all is computed"
-                " again",
-                options.progress,
-            )
+        begun = _resumed(asked, record)
         done = 0 if begun is None else len(begun.done())
+        again = begun is None and bool(asked.opened.unidentified) and is_stored(out)
+        options = replace(options, overwrite=options.overwrite or again)
         make_plan(copy, None, frozenset()).require_memory(copy.remedy())
         with _place_beside(asked), _readable(asked, client, done == len(copy.blocks)) as source:
             made = copy.source
             assert isinstance(made, ResampledSource)
             copy = replace(copy, source=made_of(asked, made.layer, source))
-            overwrite = options.overwrite or bool(again)
-            volume = run_copy(copy, record, client, replace(options, overwrite=overwrite))
+            volume = run_copy(copy, record, client, options)
         if options.levels:
             volume = pyramid(
                 volume, cluster=client, memory=options.memory, progress=options.progress
             )
     if asked.file is not None:
-        write_file(volume, asked.file, overwrite=options.overwrite, renew=True, remedy=MOVE)
+        overwrite = asked.options.overwrite
+        write_file(volume, asked.file, overwrite=overwrite, renew=True, remedy=MOVE)
     return volume
 
 
