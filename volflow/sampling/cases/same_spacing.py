@@ -50,8 +50,8 @@ def sampler_in_voxels(sampler: Sampler, cases: Sequence[Case], *, mixed: bool) -
     if told and not mixed:
         raise InvalidInput(
             f"the cases of a stream share one spacing, but these have different ones: {told};"
-            " resample them to one, or take them as they are with allow_mixed_spacing=True"
-            " (--allow-mixed-spacing)"
+            " resample them to one (vf.resample), or take them as they are with"
+            " allow_mixed_spacing=True (--allow-mixed-spacing)"
         )
     if not lengths:
         return sampler

@@ -44,7 +44,7 @@ def test_other_spacings_are_named_with_their_cases(make, sampler):
     cases = {"a": make("a", 1, 1, 1), "b": make("b", 2, 1, 1), "c": make("c", 1, 1, 1.0005)}
     line = (
         "the cases of a stream share one spacing, but these have different ones: a, c: 1×1×1 mm;"
-        " b: 2×1×1 mm; resample them to one, or take them as they are with"
+        " b: 2×1×1 mm; resample them to one (vf.resample), or take them as they are with"
         " allow_mixed_spacing=True (--allow-mixed-spacing)"
     )
     for refused in (stream_of, vf.sample):
