@@ -104,8 +104,9 @@ def predict(  # noqa: PLR0913 - a public journey takes flat options
         or texts such as ``"1 mm"``; by default a bundle's own; ``"stored"`` takes the volume as it
         is. A volume of another one is seen resampled (cubic; as nnU-Net nearest through slices more
         than three times as thick as wide), normalised with its own statistics. Scores are brought
-        back to its grid (linear) before activation and classes; they lie beside the output until it
-        is done, and the plan says how large they are.
+        back to its grid (linear), activated but before classes are chosen: with a softmax borders
+        between classes lie truer than without. They lie beside the output until it is done, and the
+        plan says how large they are.
     frame
         Three letters such as ``"RAS"``: axis order and directions in which the model expects its
         patches (and in which patch and overlap are given). Default: as stored, zyx.

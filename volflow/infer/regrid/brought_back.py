@@ -57,7 +57,7 @@ class BroughtBack:
     scores
         Computes scores there, or reads them.
     finish
-        Activation, classes and dtype of what is stored.
+        Classes and dtype of what is stored.
     """
 
     inputs: FramedImage

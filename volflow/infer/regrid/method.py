@@ -21,6 +21,7 @@ from volflow.engine.workers import expected_workers
 from volflow.errors import MemoryRefused
 from volflow.geometry.budget import format_bytes
 from volflow.geometry.roi import Roi
+from volflow.infer.finish import Finish
 from volflow.infer.method import (
     SLACK_BYTES,
     BoxFunction,
@@ -133,9 +134,10 @@ class OnModelGrid:
         volumes = {}
         if targets:
             volumes = {name: open_begun(_place(seen, name)) for name in targets}
-        finish = replace(seen.finish(settings.dtype), dtype=settings.dtype)
-        stored = StoredScores(seen.inputs, volumes, settings.scores.outputs, finish)
-        window = BroughtBack(request.inputs, grid, stored, request.finish(settings.dtype))
+        stored = StoredScores(
+            seen.inputs, volumes, settings.scores.outputs, seen.finish(settings.dtype)
+        )
+        window = BroughtBack(request.inputs, grid, stored, _finish(request, settings.dtype))
         blocks = out_blocks(request, settings)
         left = [number for number in range(len(blocks)) if number not in done]
         job = OutputJob(window, blocks, targets, settings.threads, settings.peak_bytes)
@@ -191,7 +193,8 @@ class OnModelGrid:
         """Compute each box from the scores around it."""
         seen, grid = scores_request(request), _grid(request)
         scores, hull = self.method.boxes(seen, computed=computed)
-        window = BroughtBack(request.inputs, grid, scores, request.finish(scores.finish.dtype))
+        finish = _finish(request, scores.finish.dtype)
+        window = BroughtBack(request.inputs, grid, scores, finish)
         taps = window.regridding.taps
 
         def read(axis: int, low: int, high: int) -> tuple[int, int]:
@@ -215,7 +218,6 @@ def scores_request(request: Request) -> Request:
     options = replace(
         asked,
         output="scores",
-        activation=None,
         dtype=None,
         fill=UNCOVERED if request.inputs.skipping else 0,
         # Who asks for small shards wants to lose little when a run is killed.
@@ -229,6 +231,15 @@ def scores_request(request: Request) -> Request:
         file=None,
         grid=None,
     )
+
+
+def _finish(request: Request, computed: str) -> Finish:
+    """Return the finish of scores that came back, which are activated already.
+
+    Between voxels probabilities are what they are said to be; scores before a softmax are not, and
+    the class that is surest moves the border towards the others.
+    """
+    return replace(request.finish(computed), activation=None)
 
 
 def _place(seen: Request, name: str) -> Any:

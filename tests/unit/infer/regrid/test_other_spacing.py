@@ -86,14 +86,31 @@ class TestResult:
             scores = net(torch.from_numpy(seen_by_hand(scan))[None, None])[0].numpy()
         assert error(result[:], back_by_hand(scores)) < EXACT
 
-    def test_classes_are_those_of_the_scores_that_came_back(self, predict, stored, scan):
-        volume, net = stored(scan, **PLACED), random_net(channels_out=4)
-        scores = predict(volume, net, "scores.zarr", **OPTIONS)
-        classes = predict(
-            volume, net, "classes.zarr", output="classes", activation="softmax", **OPTIONS
-        )
+    @pytest.mark.parametrize("activation", [None, "softmax"])
+    def test_classes_are_those_of_the_scores_that_came_back(
+        self, predict, stored, scan, activation
+    ):
+        volume, options = stored(scan, **PLACED), OPTIONS | {"activation": activation}
+        net = random_net(channels_out=4)
+        scores = predict(volume, net, "scores.zarr", **options)
+        classes = predict(volume, net, "classes.zarr", output="classes", **options)
         assert np.array_equal(classes[:], scores[:].argmax(0))
         assert classes.meta.kind == "classes"
+
+    def test_what_comes_back_is_activated(self, predict, stored, scan):
+        net = double(random_net(channels_out=3))
+        result = predict(stored(scan, **PLACED), net, activation="softmax", **OPTIONS)
+        seen = seen_by_hand(scan)
+        scores = torch.from_numpy(sliding_window(seen[None], net, (8, 8, 8), 0.5)).softmax(0)
+        assert error(result[:], back_by_hand(scores.numpy())) < 1e-6
+        assert np.allclose(result[:].sum(0), 1)
+
+    def test_a_single_channel_is_a_class_above_a_half(self, predict, stored, scan):
+        volume, options = stored(scan, **PLACED), OPTIONS | {"activation": "sigmoid"}
+        net = random_net(channels_out=1)
+        scores = predict(volume, net, "scores.zarr", **options)
+        classes = predict(volume, net, "classes.zarr", output="classes", **options)
+        assert np.array_equal(classes[:], scores[0] > 0.5)
 
     @pytest.mark.parametrize("shard", [8, 16, 24])
     def test_it_does_not_depend_on_the_cut(self, predict, stored, scan, shard):
