@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from volflow.engine.cluster import connect, is_embedded, memory_per_worker
-from volflow.engine.clusters.held import together
+from volflow.engine.clusters.held import one_plugin
 from volflow.engine.clusters.sight import check_sight
 from volflow.engine.plan import Plan
 from volflow.engine.run import run
@@ -89,6 +89,6 @@ def fold_together(
             here = is_embedded(client)
             held = [stack.enter_context(at_hand(source, here=here)) for source in sources]
             plan = plan_of([carried for carried, _ in held], memory_bytes)
-            plan = replace(plan, plugin=together([plugin for _, plugin in held]))
+            plan = replace(plan, plugin=one_plugin([plugin for _, plugin in held]))
             results = run(plan, cluster=client, progress=options.progress).results
     return merge([results[block] for block in sorted(results)])

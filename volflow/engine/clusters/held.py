@@ -14,7 +14,7 @@ from distributed.protocol.pickle import dumps
 
 from volflow.engine.clusters.plugins import with_plugin
 
-__all__ = ["InProcess", "Keeping", "hold", "sent_once", "together", "within_reach"]
+__all__ = ["InProcess", "Keeping", "hold", "one_plugin", "sent_once", "within_reach"]
 
 LONG_BYTES = 2**15  # of a pickle; to register a plugin takes as long as to send some
 LONG_JOB_BYTES = 2**17  # such as weights of all voxels of a patch; the usual job has some KiB
@@ -109,14 +109,14 @@ class Keeping(WorkerPlugin):
             _held.pop(key, None)
 
 
-def together(plugins: Iterable[Keeping | None]) -> Keeping | None:
+def one_plugin(plugins: Iterable[Keeping | None]) -> Keeping | None:
     """Return one plugin that brings what several do; None where there is nothing to bring.
 
     Examples
     --------
-    >>> sorted(together([Keeping({"a": b"1"}), None, Keeping({"b": b"2"})]).things)
+    >>> sorted(one_plugin([Keeping({"a": b"1"}), None, Keeping({"b": b"2"})]).things)
     ['a', 'b']
-    >>> together([None, None]) is None
+    >>> one_plugin([None, None]) is None
     True
     """
     things = {key: thing for one in plugins if one for key, thing in one.things.items()}

@@ -19,6 +19,7 @@ from volflow.jobs.scoring.kept_scores import KeptScores
 from volflow.option import from_keywords, journey
 from volflow.sampling.cases.case_faults import CaseFaults
 from volflow.sampling.cases.names import listed
+from volflow.store.slabs import Source
 from volflow.volumes.evaluate.class_scores import ClassScores
 from volflow.volumes.evaluate.distance_counts import Bounded
 from volflow.volumes.evaluate.evaluate_options import EvaluateOptions
@@ -151,11 +152,12 @@ def score_cases(pred: Any, truth: Any, options: EvaluateOptions) -> Scores:
         found = CasePairs({"": open_pair(pred, truth)}, CaseFaults((), 1))
     if not found.pairs:
         raise InvalidInput(failures({row.case: row.what for row in found.faults}, 0))
+    scans = _scans(options.over, found.pairs)
     scores = _measured(found, options, many)
     if options.csv is not None:
         scores.to_csv(Path(options.csv).expanduser())
     if options.pictures is not None:
-        _draw(scores, found.pairs, options)
+        _draw(scores, found.pairs, scans, options)
     return scores
 
 
@@ -171,14 +173,18 @@ def _check_files(options: EvaluateOptions) -> None:
         raise InvalidInput("over is the scan under pictures; name their folder, too: pictures=…")
 
 
-def _draw(scores: Scores, pairs: Mapping[str, LabelPair], options: EvaluateOptions) -> None:
+def _draw(
+    scores: Scores,
+    pairs: Mapping[str, LabelPair],
+    scans: Mapping[str, Source],
+    options: EvaluateOptions,
+) -> None:
     """Write a picture of the worst places: of many cases one for each class, else one of all."""
     from volflow.report.pictures.preview import save
     from volflow.report.pictures.worst_places import WorstPlace, worst_places
 
     folder = Path(os.fspath(options.pictures or ".")).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
-    scans = _scans(options.over, pairs)
     named = {f"class-{label}": [label] for label in list(scores.classes)[:MOST_PICTURES]}
     for name, labels in (named if len(scores.cases) > 1 else {"classes": scores.classes}).items():
         rows = scores.worst(MOST_PLACES, labels)
@@ -188,13 +194,21 @@ def _draw(scores: Scores, pairs: Mapping[str, LabelPair], options: EvaluateOptio
             save(worst_places(places, options, title), folder / f"worst-{name}.png")
 
 
-def _scans(over: Any, pairs: Mapping[str, LabelPair]) -> Mapping[str, Any]:
-    """Return the scan of each case."""
+def _scans(over: Any, pairs: Mapping[str, LabelPair]) -> dict[str, Source]:
+    """Return the scan of each case that has one, on the grid of its label maps."""
     if over is None:
         return {}
-    if not are_cases(over):
-        return dict.fromkeys(pairs, over)
-    return over if isinstance(over, Mapping) else images_of(over)
+    from volflow.report.pictures.worst_places import open_scan
+
+    volumes = dict.fromkeys(pairs, over)
+    if are_cases(over):
+        volumes = dict(over) if isinstance(over, Mapping) else images_of(over)
+    there = {case: volumes.get(case) for case in pairs}
+    return {
+        case: open_scan(volume, pairs[case], case)
+        for case, volume in there.items()
+        if volume is not None
+    }
 
 
 def failures(failed: Mapping[str, str], done: int) -> str:
@@ -215,6 +229,7 @@ def _measured(found: CasePairs, options: EvaluateOptions, many: bool) -> Scores:
     kept = KeptScores.beside(options.csv if many else None, options)
     quiet = False if callable(options.progress) else options.progress
     single = replace(options, progress=False) if many and quiet is None else options
+    client = None
     with ExitStack() as stack:
         if many and not held:  # one connection for all
             client = stack.enter_context(connect(options.cluster, **options.connection))
@@ -231,6 +246,8 @@ def _measured(found: CasePairs, options: EvaluateOptions, many: bool) -> Scores:
                 if not many or isinstance(error, TimeUp | StoreFull):
                     raise
                 check_wanted()
+                if client is not None and client.status != "running":
+                    raise
                 failed[case] = first_line(error)
                 state = f"failed: {failed[case]}"
             if many:
@@ -238,7 +255,7 @@ def _measured(found: CasePairs, options: EvaluateOptions, many: bool) -> Scores:
     if failed and len(failed) == found.faults.cases:
         raise RunFailed(failures(failed, 0))
     return Scores(
-        _completed(rows),
+        _completed(rows, [case for case in found.pairs if case not in failed]),
         unit,
         options.tolerance,
         math.inf if options.max_distance is None else options.max_distance,
@@ -262,12 +279,10 @@ def _unit(pairs: Mapping[str, LabelPair]) -> str | None:
     return next(iter(units.values()), None)
 
 
-def _completed(rows: Sequence[ClassScores]) -> tuple[ClassScores, ...]:
+def _completed(rows: Sequence[ClassScores], cases: Sequence[str]) -> tuple[ClassScores, ...]:
     """Return the rows of all cases, each with all classes: what both lack has no scores."""
     known = {row.label: row for row in reversed(rows)}
-    by_case: dict[str, dict[int, ClassScores]] = {}
-    for row in rows:
-        by_case.setdefault(row.case, {})[row.label] = row
+    found = {(row.case, row.label): row for row in rows}
 
     def lacking(case: str, label: int) -> ClassScores:
         like = known[label]
@@ -275,7 +290,7 @@ def _completed(rows: Sequence[ClassScores]) -> tuple[ClassScores, ...]:
         return ClassScores(case, label, like.name, nothing, 0, 0)
 
     return tuple(
-        found.get(label) or lacking(case, label)
-        for case, found in by_case.items()
+        found.get((case, label)) or lacking(case, label)
+        for case in cases
         for label in sorted(known)
     )

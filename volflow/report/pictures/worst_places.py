@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from volflow.engine.run_options import RunOptions
+    from volflow.volumes.arrays.inputs import VolumeLike
 
-__all__ = ["WorstPlace", "worst_places"]
+__all__ = ["WorstPlace", "open_scan", "worst_places"]
 
 Array = npt.NDArray[Any]
 
@@ -50,12 +51,12 @@ class WorstPlace:
     pair
         Its volumes.
     over
-        The scan underneath, on the same grid; None for none.
+        The scan underneath, as from `open_scan`; None for none.
     """
 
     row: ClassScores
     pair: LabelPair
-    over: Any = None
+    over: Source | None = None
 
 
 def worst_places(
@@ -80,7 +81,7 @@ def worst_places(
     Raises
     ------
     InvalidInput
-        If a scan lies on another grid, or matplotlib is missing.
+        If matplotlib is missing.
     """
     draw = drawing()
     side = _side([one.pair for one in places])
@@ -149,7 +150,7 @@ def _row(one: WorstPlace, side: float, options: RunOptions) -> _Row:
     row, place = one.row, one.row.place
     sources = [*one.pair.sources]
     if one.over is not None:
-        sources.append(_scan(one))
+        sources.append(one.over)
     with readable(sources, options) as opened:
         pair = one.pair.carried(opened)
         scan = opened[2] if len(opened) > 2 else None
@@ -167,15 +168,23 @@ def _row(one: WorstPlace, side: float, options: RunOptions) -> _Row:
     return _Row(headings, planes, facts)
 
 
-def _scan(one: WorstPlace) -> Source:
-    scan = open_input(one.over)
-    grids = {"truth": (one.pair.shape, one.pair.meta), "over": (scan.shape, scan.meta)}
+def open_scan(x: VolumeLike, pair: LabelPair, case: str = "") -> Source:
+    """Return the scan under the label maps of a case.
+
+    Raises
+    ------
+    InvalidInput
+        If it lies on another grid, or has channels.
+    """
+    scan = open_input(x)
+    grids = {"truth": (pair.shape, pair.meta), "over": (scan.shape, scan.meta)}
     differing = difference_of_grids(grids)
     if scan.ndim != 3 or differing is not None:
-        what, _, value, _, other = differing or ("shape", "", str(one.pair.shape), "", scan.shape)
+        what, _, value, _, other = differing or ("shape", "", str(pair.shape), "", scan.shape)
         raise InvalidInput(
-            f"the scan under {one.row.case or 'the label maps'} must lie on their grid, but they"
-            f" have {what} {value} and the scan {other}; leave over out, or resample the scan"
+            f"the scan under {case or 'the label maps'} must lie on their grid, but they"
+            f" have {what} {value} and the scan {other}; leave over out, or bring it there:"
+            ' vf.resample(scan, "scan.zarr", like=truth)'
         )
     return scan
 

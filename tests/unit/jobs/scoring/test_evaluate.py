@@ -128,6 +128,14 @@ def test_a_class_that_a_case_lacks_is_left_out_of_the_mean():
     assert scores.summary["dice"][2].cases == 1
 
 
+def test_a_case_without_any_class_is_a_case():
+    one, none = np.array([[[1, 0]]]), np.array([[[0, 0]]])
+    scores = vf.evaluate({"a": one, "b": none}, {"a": one, "b": none})
+    assert scores.cases == ("a", "b")
+    assert scores.summary["dice"][1].cases == 1
+    assert vf.evaluate(none, none).table == []
+
+
 def test_the_mean_with_a_case_beyond_the_bound_is_not_known():
     near, far = np.zeros((2, 1, 1, 60), "uint8")
     near[..., 5] = far[..., 55] = 1

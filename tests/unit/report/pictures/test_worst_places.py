@@ -7,7 +7,7 @@ import pytest
 
 import volflow as vf
 from volflow.engine.run_options import RunOptions
-from volflow.report.pictures.worst_places import WorstPlace, worst_places
+from volflow.report.pictures.worst_places import WorstPlace, open_scan, worst_places
 from volflow.store.meta import Meta
 from volflow.volumes.evaluate.label_pair import open_pair
 
@@ -40,7 +40,9 @@ def test_planes_through_the_worst_voxel(pair):
 def test_more_than_three_places_stand_in_two_columns(pair):
     row = vf.evaluate(*pair, progress=False).worst()[0]
     over = np.random.default_rng(0).normal(size=(10, 30, 40)).astype("float32")
-    places = [WorstPlace(row, open_pair(*pair), scan) for scan in (over, None, over, over)]
+    both = open_pair(*pair)
+    scan = open_scan(over, both)
+    places = [WorstPlace(row, both, one) for one in (scan, None, scan, scan)]
     figure = worst_places(places, OPTIONS)
     planes = [axes for axes in figure.axes if axes.get_label() in ("axial", "coronal", "sagittal")]
     assert len(planes) == 12
