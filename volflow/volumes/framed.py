@@ -48,6 +48,8 @@ class FramedImage:
         computing.
     padding
         What the network is shown outside of the volume.
+    beside_bytes
+        What reading takes beside what it returns, where voxels are made of others.
     """
 
     specs: tuple[VolumeSpec, ...]
@@ -57,6 +59,7 @@ class FramedImage:
     mask: BoxReader | None = None
     skip_below: float | None = None
     padding: Padding = ZEROS
+    beside_bytes: int = 0
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -47,10 +47,18 @@ def slack_bytes(dtype: str) -> int:
     return SLACK_BYTES if dtype == "float64" else SLACK_BYTES + KEPT_CODE_BYTES
 
 
-def budget_of(graph: Graph, peak_bytes: int) -> int:
-    """Return the memory of a worker whose tensors and buffers take so much."""
+def budget_of(graph: Graph, peak_bytes: int, beside_bytes: int = 0) -> int:
+    """Return the memory of a worker whose tensors and buffers take so much.
+
+    Parameters
+    ----------
+    graph, peak_bytes
+        The network, and what its tensors and the buffers take.
+    beside_bytes
+        What reading the image takes beside what it returns.
+    """
     dtype = "float64" if graph.nodes[0].dtype == torch.float64 else "float32"
-    return math.ceil(ALLOCATED * peak_bytes) + slack_bytes(dtype)
+    return math.ceil(ALLOCATED * peak_bytes) + slack_bytes(dtype) + beside_bytes
 
 
 def device_budget_of(peak_bytes: int) -> int:
@@ -100,7 +108,7 @@ def choose_passes(
     planner = Planner(
         costs,
         alignment_of(graph),
-        int((memory_bytes - slack_bytes(dtype)) / ALLOCATED),
+        int((memory_bytes - slack_bytes(dtype) - request.inputs.beside_bytes) / ALLOCATED),
         int(SCRATCH_SHARE * free_bytes(request.folder)),
         device_bytes=int(found.device_memory_bytes / ALLOCATED) if costs.on_gpu else UNLIMITED,
     )
@@ -112,7 +120,8 @@ def choose_passes(
     try:
         passes = planner.choose(tuple(layouts))
     except MemoryRefused as error:
-        raise _refused(planner, "blocks", *planner.enough(tuple(layouts))) from error
+        enough = planner.enough(tuple(layouts))
+        raise _refused(planner, "blocks", *enough, request.inputs.beside_bytes) from error
     return passes, layouts[passes[-1].block]
 
 
@@ -141,16 +150,18 @@ def _of_slices(
             tried = fitting.costs.measured(step, frozenset(), UNLIMITED)
             if tried is not None:
                 least = tried.peak_bytes, tried.device_peak_bytes
-    raise _refused(planner, "slices", *least)
+    raise _refused(planner, "slices", *least, request.inputs.beside_bytes)
 
 
-def _refused(planner: Planner, what: str, memory: int, device_memory: int) -> MemoryRefused:
+def _refused(
+    planner: Planner, what: str, memory: int, device_memory: int, beside: int
+) -> MemoryRefused:
     """Return the refusal of budgets in which not even the smallest boxes fit, with what would."""
     # What ops take is measured anew by each profile.
     needs, remedies = [], []
     if memory > planner.memory_bytes:
-        enough = math.ceil(TRIALS_DIFFER * budget_of(planner.graph, memory) / 2**20)
-        given = format_bytes(budget_of(planner.graph, planner.memory_bytes))
+        enough = math.ceil(TRIALS_DIFFER * budget_of(planner.graph, memory, beside) / 2**20)
+        given = format_bytes(budget_of(planner.graph, planner.memory_bytes, beside))
         needs.append(f"{enough} MiB per worker but memory is {given}")
         remedies.append(f'memory="{enough}MiB" or more (--memory)')
     if device_memory > planner.device_bytes:

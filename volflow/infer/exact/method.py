@@ -150,7 +150,9 @@ def decide(request: Request, client: Client, memory_bytes: int) -> ExactSettings
         block=block,
         chunk=chunk,
         shard=shard,
-        peak_bytes=budget_of(graph, max(step.peak_bytes for step in passes)),
+        peak_bytes=budget_of(
+            graph, max(step.peak_bytes for step in passes), request.inputs.beside_bytes
+        ),
         device_peak_bytes=device_budget_of(max(step.device_peak_bytes for step in passes)),
         device_memory_bytes=found.device_memory_bytes,
         batch_size=1,

@@ -48,6 +48,8 @@ class Demand:
         Whether a GPU computes, and whether scores are then summed by the host.
     input_channels, batch_size
         Of a batch of patches.
+    beside_bytes
+        What reading takes beside the voxels that it returns.
     """
 
     grid: PatchGrid
@@ -66,6 +68,7 @@ class Demand:
     host_sums: bool = False
     input_channels: int = 1
     batch_size: int = 1
+    beside_bytes: int = 0
 
     def peak_bytes(self, block: Sequence[int], shard: Sequence[int]) -> int:
         """Return a task's projected peak for a block in output voxels along the stored axes."""
@@ -119,7 +122,7 @@ class Demand:
 
     def _read_bytes(self, tile_sides: Sequence[int]) -> int:
         area = self._area(tile_sides)
-        reading = area * self.segment_rows * (self.raw_bytes + 1)
+        reading = area * self.segment_rows * (self.raw_bytes + 1) + self.beside_bytes
         if not self.on_device:
             return area * self._rows * self.input_bytes + reading
         # A GPU holds the rows; what is worth computing stays here.

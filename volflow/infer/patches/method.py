@@ -171,6 +171,7 @@ def _demand(request: Request, found: Probe) -> Demand:
         on_device=on_device,
         input_channels=inputs.channels,
         batch_size=found.batch_size,
+        beside_bytes=inputs.beside_bytes,
     )
 
 
