@@ -30,7 +30,7 @@ INHERITED = (
 def settings_of(options: PredictOptions) -> dict[str, Any]:
     """Return the options that decide the result, for the fingerprint."""
     named = ("overlap", "frame", "output", "dtype", "flips", "skip_below", "fill")
-    padding, sigma, spacing = options.outside, options.sigma_scale, options.spacing
+    padding, sigma = options.outside, options.sigma_scale
     return {
         "patch": None if options.patch is None else list(options.sides),
         **{name: getattr(options, name) for name in named},
@@ -40,7 +40,6 @@ def settings_of(options: PredictOptions) -> dict[str, Any]:
         # Outputs are known by these: those that were made before it could be chosen, too.
         **({} if padding == ZEROS else {"padding": padding.given}),
         **({} if sigma in (None, SIGMA_SCALE) else {"sigma_scale": float(sigma)}),
-        **({} if spacing is None else {"spacing": spacing}),
     }
 
 

@@ -203,8 +203,9 @@ def adopt(method: Method[S], request: Request, record: Record) -> S:
     options = request.options
     if settings is None:
         raise ResumeRefused(
-            f"{request.out} was started with another blend than {options.blend!r}; use that"
-            " again, or begin again (overwrite=True, --overwrite), or choose another output"
+            f"{request.out} was started with another blend than {options.blend!r}, or on another"
+            " grid (spacing); use that again, or begin again (overwrite=True, --overwrite), or"
+            " choose another output"
         )
     wanted = {
         "batch_size": options.batch_size,

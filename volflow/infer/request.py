@@ -163,7 +163,8 @@ class Request:
             "code": code.modules,
             "packages": code.packages,
             "options": settings_of(self.options),
-            **({} if self.grid is None else {"grid": self.grid.identity()}),
+            # However it was asked for, or the model's own.
+            **({} if self.grid is None else self.grid.identity()),
             "version": VERSIONS.get(str(self.options.blend), PREDICT_VERSION),
         }
 

@@ -161,6 +161,7 @@ def _options(record: Record, noted: Provenance, asked: VerifyOptions) -> Predict
     if values["normalize"] is None:
         values["normalize"] = "none"  # whatever the bundle would say
     values.setdefault("padding", 0)
+    values["spacing"] = tuple(record.fingerprint.get("spacing", ())) or "stored"
     if str(values.get("blend")).startswith("weights "):
         if asked.blend is None:
             raise InvalidInput(

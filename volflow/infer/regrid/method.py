@@ -42,15 +42,16 @@ from volflow.store.create import open_begun
 from volflow.store.journal.journal import journal_of
 from volflow.store.journal.outputs import discard
 from volflow.store.journal.provenance import note_machine, noted_machines
+from volflow.store.layout import shrinking
 from volflow.store.remote.address import remove_tree
-from volflow.volumes.resample.model_grid import VIEW_BYTES, ModelGrid
+from volflow.volumes.resample.model_grid import ModelGrid
 
 __all__ = ["OnModelGrid", "RegridSettings", "resampled"]
 
 # Of stored scores: a block reads little beyond what it needs.
 SCORES_CHUNK = 32
-# Zarr decodes the chunks of a shard into arrays of their own.
-READ_COPIES = 3
+# Zarr takes the chunks of a shard from, and into, arrays of their own.
+COPIES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,21 +103,23 @@ class OnModelGrid:
 
     def read(self, saved: Mapping[str, Any]) -> RegridSettings | None:
         """Return the settings of a journal; None where another method wrote it."""
+        if "scores" not in saved:
+            return None
         scores = self.method.read(saved["scores"])
         return None if scores is None else RegridSettings.from_dict(saved, scores=scores)
 
     def decide(self, request: Request, client: Client, memory_bytes: int) -> RegridSettings:
         """Return settings for a first run: those of the scores, and blocks to bring them back."""
         seen = scores_request(request)
-        scores = self.method.decide(seen, client, memory_bytes - VIEW_BYTES)
+        scores = self.method.decide(seen, client, memory_bytes)
         outputs = tuple(replace(output, scale=(1, 1, 1)) for output in scores.outputs)
         check_classes(request.options, outputs)
         chunk, shard = stored_layout(request, outputs[0], scores.dtype)
         values = {field.name: getattr(scores, field.name) for field in fields(Settings)}
-        usual = RegridSettings(
-            **{**values, "outputs": outputs, "chunk": chunk, "shard": shard, "block": shard},
-            scores=scores,
-        )
+        # Scores are brought back on the host.
+        values |= {"device_peak_bytes": 0, "device_memory_bytes": 0, "host_sums": False}
+        values |= {"outputs": outputs, "chunk": chunk, "shard": shard, "block": shard}
+        usual = RegridSettings(**values, scores=scores)
         return _fitted(request, usual, memory_bytes)
 
     def plan(
@@ -131,15 +134,14 @@ class OnModelGrid:
         """Return the plan that brings scores back, which tells of the run before it as well."""
         seen, grid = scores_request(request), _grid(request)
         before = self.method.plan(seen, settings.scores, client, memory_bytes, {}, frozenset())
-        volumes = {}
-        if targets:
-            volumes = {name: open_begun(_place(seen, name)) for name in targets}
+        blocks = out_blocks(request, settings)
+        left = [number for number in range(len(blocks)) if number not in done]
+        # They are there while there is something to make of them.
+        volumes = {name: open_begun(_place(seen, name)) for name in targets if left}
         stored = StoredScores(
             seen.inputs, volumes, settings.scores.outputs, seen.finish(settings.dtype)
         )
         window = BroughtBack(request.inputs, grid, stored, _finish(request, settings.dtype))
-        blocks = out_blocks(request, settings)
-        left = [number for number in range(len(blocks)) if number not in done]
         job = OutputJob(window, blocks, targets, settings.threads, settings.peak_bytes)
         runs = runs_for(left, expected_workers(client))
         facts = dict(before.facts)
@@ -157,10 +159,7 @@ class OnModelGrid:
         blend = facts["blend"].partition(", frame ")[0]
         found = output_plan(request, settings, bring_back, job, runs, memory_bytes, blend, own)
         peak = settings.peak_bytes if targets else max(settings.peak_bytes, before.peak_bytes)
-        return replace(
-            found, exclusive=False, plugin=None, peak_bytes=peak, device_peak_bytes=0,
-            device_memory_bytes=0,
-        )  # fmt: skip
+        return replace(found, exclusive=False, plugin=None, peak_bytes=peak)
 
     @contextmanager
     def prepared(
@@ -247,53 +246,50 @@ def _place(seen: Request, name: str) -> Any:
 
 
 def _fitted(request: Request, usual: RegridSettings, memory_bytes: int) -> RegridSettings:
-    """Return settings whose blocks come back within the budget: thinner shards where they must.
+    """Return settings whose blocks come back within the budget: smaller shards where they must.
 
     Raises
     ------
     MemoryRefused
-        Where no layer of chunks fits, or not the shards that were asked for.
+        Where no chunk fits, or not the shards that were asked for.
     """
-    frame, shard = request.inputs.frame, usual.shard
-    axis = frame.axes[0]
-    while True:
+    fixed = request.options.shard is not None
+    shards = (usual.shard,) if fixed else shrinking(usual.shard, usual.chunk, usual.chunk)
+    for shard in shards:
         settings = replace(usual, shard=shard, block=shard)
         peak = _peak_bytes(request, settings)
         if peak <= memory_bytes:
             return replace(settings, peak_bytes=peak)
-        depth = shard[axis] // usual.chunk[axis] // 2 * usual.chunk[axis]
-        if request.options.shard is not None or not depth:
-            raise MemoryRefused(
-                f"to bring scores of {sum(o.channels for o in usual.outputs)} channels back to"
-                f" blocks of {shard} voxels takes {format_bytes(peak)}, and memory is"
-                f" {format_bytes(memory_bytes)}; give memory={format_bytes(peak)!r} (--memory), or"
-                " smaller shards (shard=, --shard)"
-            )
-        shard = tuple(depth if n == axis else side for n, side in enumerate(shard))
+    smaller = "shards (shard=, --shard)" if fixed else "chunks (chunk=, --chunk)"
+    raise MemoryRefused(
+        f"to bring scores of {sum(o.channels for o in usual.outputs)} channels back to"
+        f" blocks of {shard} voxels takes {format_bytes(peak)}, and memory is"
+        f' {format_bytes(memory_bytes)}; use memory="{math.ceil(peak / 2**20)}MiB" or more'
+        f" (--memory), or smaller {smaller}"
+    )
 
 
 def _peak_bytes(request: Request, settings: RegridSettings) -> int:
     """Return what bringing one block back takes: scores read and held, rows made, the block."""
-    grid, scores = _grid(request), settings.scores
+    grid, scores, inputs = _grid(request), settings.scores, request.inputs
     channels = sum(output.channels for output in scores.outputs)
     back = grid.back(scores.outputs[0].scale, scores.dtype)
-    shape = request.inputs.frame.reorder(request.inputs.specs[0].spatial_shape)
-    box = Roi((0, 0, 0), request.inputs.frame.reorder(settings.block)).clip(shape)
+    box = Roi((0, 0, 0), inputs.frame.reorder(settings.block)).clip(inputs.shape)
     step = rows_together(box.shape, channels, scores.dtype)
     slab = Roi((0, 0, 0), (step, *box.shape[1:]))
     size = np.dtype(scores.dtype).itemsize
-    row = channels * math.prod(back.source(slab).shape[1:]) * size
-    layer = min(scores.chunk[request.inputs.frame.axes[0]], back.grid.axes[0].source)
-    needed = back.source(slab).shape[0]
+    needed, *across = back.source(slab).shape
+    row = channels * math.prod(across) * size
+    layer = min(scores.chunk[inputs.frame.axes[0]], back.grid.axes[0].source)
     # Held rows and a layer that joins them; a channel of one as Zarr reads it.
-    held = row * (2 * (needed + layer)) + row // channels * layer * READ_COPIES
+    held = row * (2 * (needed + layer)) + row // channels * layer * COPIES
     made = back.bytes(slab, channels) + 2 * channels * slab.size * size
-    return (
-        held
-        + made
-        + box.size * stored_bytes(request, settings.outputs, scores.dtype)
-        + (SLACK_BYTES)
-    )
+    if inputs.skipping:  # scores without those of voxels that no patch covered, and which these are
+        made += row * needed + 2 * back.bytes(slab)
+    stored = stored_bytes(request, settings.outputs, scores.dtype)
+    one = np.dtype(request.options.stored_dtype(scores.dtype)).itemsize
+    written = box.size * (stored + COPIES * one)  # all channels, and the shard of one
+    return held + made + written + SLACK_BYTES
 
 
 def resampled(request: Request) -> str:

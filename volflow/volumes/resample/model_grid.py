@@ -20,7 +20,7 @@ from volflow.store.meta import Meta, Vector, VolumeSpec
 from volflow.volumes.arrays.grids import spacing_text
 from volflow.volumes.framed import BoxReader, FramedImage
 
-__all__ = ["VIEW_BYTES", "ModelGrid", "grid_of_model"]
+__all__ = ["ModelGrid", "grid_of_model"]
 
 Array = npt.NDArray[Any]
 Axes = tuple[GridAxis, GridAxis, GridAxis]
@@ -30,9 +30,9 @@ SAME_SPACING = 0.02
 # Slices that are so many times as thick as voxels are wide are not interpolated between, as in
 # nnU-Net: their neighbours show other things.
 THICK = 3
-# What a view of a volume on another grid takes at most beside the voxels that it returns.
-VIEW_BYTES = 32 * 2**20
-LEAST_SIDE = 16
+# What a view of a volume on another grid takes beside the voxels that it returns, unless a box of
+# so many voxels along each axis takes more.
+VIEW_BYTES, LEAST_SIDE = 32 * 2**20, 16
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class ModelGrid:
         """
         order, shape = self.frame.restore(self.order(3)), self.stored.shape
         z, y, x = order
-        specs, volumes = [], []
+        specs, volumes, beside = [], [], [0]
         for number, spec in enumerate(image.specs):
             regridding = Regridding(self.stored, (z, y, x), spec.dtype, fill=None)
             kind = np.dtype(computed_in(spec.dtype))
@@ -95,13 +95,21 @@ class ModelGrid:
                 self.meta(spec.meta),
             )  # fmt: skip
             specs.append(seen)
+            beside.append(_view_bytes(regridding, spec.channels))
             if image.volumes:  # a computed array brings its voxels block by block
                 volumes.append(SeenVolume(image.volumes[number], regridding, spec.channels))
         mask: BoxReader | None = image.mask
         if mask is not None:
             near = Regridding(self.stored, (1, 1, 1), np.dtype("f4"), antialias=True, fill=None)
             mask = SeenMask(mask, near)
-        return replace(image, specs=tuple(specs), volumes=tuple(volumes), mask=mask)
+            beside.append(_view_bytes(near, 1))
+        return replace(
+            image,
+            specs=tuple(specs),
+            volumes=tuple(volumes),
+            mask=mask,
+            beside_bytes=max(beside),
+        )
 
     def _chunk(self, spec: VolumeSpec, shape: Sequence[int]) -> tuple[int, ...]:
         """Return the chunk of a volume in the network's voxels."""
@@ -142,11 +150,10 @@ class ModelGrid:
         first, last = tap.range(tap.axis.target - high, tap.axis.target - low)
         return tap.axis.source - last, tap.axis.source - first
 
-    def identity(self) -> list[Any]:
-        """Return what decides where the network's voxels lie, as plain values."""
-        return [
-            *([axis.source, axis.target, axis.step, axis.offset] for axis in self.axes), self.thick,
-        ]  # fmt: skip
+    def identity(self) -> dict[str, Any]:
+        """Return what decides where the network's voxels lie, and their sides along its axes."""
+        axes = ([axis.source, axis.target, axis.step, axis.offset] for axis in self.axes)
+        return {"spacing": list(self.frame.reorder(self.spacing)), "grid": [*axes, self.thick]}
 
 
 def grid_of_model(
@@ -171,13 +178,15 @@ def grid_of_model(
     ratio = _ratio(unit, meta)
     sizes = tuple(size * ratio for size in wanted)
     given = frame.reorder(meta.spacing)
-    if np.allclose(given, sizes, rtol=SAME_SPACING):
+    known = meta.knows_spacing or unit is None  # voxels of 1, of whatever, are those of bare arrays
+    if known and np.allclose(given, sizes, rtol=SAME_SPACING, atol=0):
         return None
     if not meta.knows_spacing:
         raise InvalidInput(
             f"the network expects voxels of {tuple(wanted)} {unit or ''}".rstrip() + ", and the"
             " volume does not say how large its own are; store it with its spacing and unit"
-            " (vf.write, volflow convert --spacing)"
+            " (vf.write, volflow convert --spacing), or let the network see it as it is"
+            ' (spacing="stored", --spacing stored)'
         )
     z, y, x = (
         GridAxis.spaced(n, 1.0 if math.isclose(s, t, rel_tol=1e-6) else t / s)
@@ -274,6 +283,16 @@ class SeenMask(SeenVolume):
     def _made(self, part: Roi, dtype: str) -> Array:
         voxels = self.volume.read(self.regridding.source(part))
         return self.regridding.make((voxels > 0).astype("f4"), part, dtype)
+
+
+def _view_bytes(regridding: Regridding, channels: int) -> int:
+    """Return what reading a view takes at most beside the voxels that it returns."""
+    shape = regridding.grid.shape
+    sides = [min(n, LEAST_SIDE) for n in shape]
+    low = [(n - side) // 2 for n, side in zip(shape, sides, strict=True)]
+    least = Roi(tuple(low), tuple(a + side for a, side in zip(low, sides, strict=True)))
+    whole = regridding.bytes(Roi.full(shape), channels)
+    return max(min(VIEW_BYTES, whole), regridding.bytes(least, channels))
 
 
 def _parts(regridding: Regridding, roi: Roi, channels: int) -> Iterator[Roi]:

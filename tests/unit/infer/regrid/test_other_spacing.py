@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import dask.array as da
 import nibabel
@@ -195,6 +196,13 @@ class TestResult:
         assert not np.allclose(plain[:], one[:], rtol=0, atol=1e-3)
         assert json.loads(one.meta.made)["spacing"] == list(MODEL)
 
+    def test_voxels_that_are_small_in_their_unit(self, stored, scan, client, tmp_path):
+        volume = stored(scan, spacing=(8e-9, 8e-9, 8e-9), unit="meter")
+        for spacing in (1.6e-8, "16 nm"):
+            asked = OPTIONS | {"spacing": spacing, "cluster": client}
+            plan = plan_predict(volume, random_net(), tmp_path / "out.zarr", **asked)
+            assert "to (11, 8, 10) of 1.6e-08×" in dict(plan.facts)["resampled"]
+
 
 class TestLazily:
     def test_it_is_what_is_stored(self, predict, stored, scan):
@@ -236,10 +244,25 @@ class TestRun:
     def test_another_spacing_is_another_result(self, predict, stored, scan):
         volume, net = stored(scan, **PLACED), random_net()
         predict(volume, net, **OPTIONS)
-        with pytest.raises(ResumeRefused, match="spacing"):
+        with pytest.raises(ResumeRefused, match=r"spacing: \[1.5, 1.5, 1.5\] → \[2.0, 2.0, 2.0\]"):
             predict(volume, net, **OPTIONS | {"spacing": 2})
-        with pytest.raises(ResumeRefused):
+        with pytest.raises(ResumeRefused, match=r"spacing: \[1.5, 1.5, 1.5\] → absent"):
             predict(volume, net, **OPTIONS | {"spacing": "stored"})
+        predict(volume, net, "stored.zarr", **OPTIONS | {"spacing": "stored"})
+        with pytest.raises(ResumeRefused, match=r"or on another grid \(spacing\)"):
+            predict(volume, net, "stored.zarr", **OPTIONS)
+
+    def test_the_same_spacing_is_the_same_result_however_it_is_said(
+        self, predict, stored, scan, calls
+    ):
+        volume, net = stored(scan, **PLACED), Tiring(random_net())
+        predict(volume, net, **OPTIONS)
+        known = len(calls)
+        for spacing in (1.5, "1.5 mm", (1500 * 1e-3, "0.15cm", 1.5)):
+            predict(volume, net, **OPTIONS | {"spacing": spacing})
+        assert len(calls) == known
+        predict(volume, net, "stored.zarr", **OPTIONS | {"spacing": "stored"})
+        predict(volume, net, "stored.zarr", **OPTIONS | {"spacing": SPACING})
 
     def test_a_damaged_block_is_made_again(self, predict, stored, scan, tmp_path):
         volume, net = stored(scan, **PLACED), random_net()
@@ -257,6 +280,17 @@ class TestRun:
         found = vf.verify(tmp_path / "out.zarr", recompute=3, model=net, progress=False)
         assert (found.ok, found.recomputed.compared) == (True, "bit for bit")
         assert not (journal_dir(tmp_path / "out.zarr") / "passes").exists()
+
+    @pytest.mark.parametrize("spacing", [None, "stored"])
+    def test_what_a_bundle_made_is_computed_anew_as_it_was(
+        self, predict, stored, scan, tmp_path, spacing
+    ):
+        net = vf.UNet(1, 2, features=(4, 8))
+        vf.save_model(net, tmp_path / "b", patch=8, spacing=list(MODEL), unit="millimeter")
+        volume = stored(scan, **PLACED)
+        predict(volume, tmp_path / "b", patch=None, spacing=spacing)
+        found = vf.verify(tmp_path / "out.zarr", recompute=1, progress=False)
+        assert (found.ok, found.recomputed.compared) == (True, "bit for bit")
 
     def test_the_plan_says_what_it_does(self, stored, scan, client, tmp_path):
         volume = stored(scan, **PLACED)
@@ -279,6 +313,17 @@ class TestRefused:
         vf.save_model(vf.UNet(1, 2, features=(4, 8)), tmp_path / "b", patch=8, spacing=[2, 2, 2])
         message = self.refusal(predict, scan, model=tmp_path / "b", spacing=None)
         assert message.startswith("the network expects voxels of (2.0, 2.0, 2.0), and the volume")
+        assert 'spacing="stored"' in message
+
+    def test_a_volume_whose_voxels_only_seem_to_be_those_of_the_network(
+        self, predict, scan, tmp_path
+    ):
+        net = vf.UNet(1, 2, features=(4, 8))
+        vf.save_model(net, tmp_path / "b", patch=8, spacing=[1, 1, 1], unit="millimeter")
+        message = self.refusal(predict, scan, model=tmp_path / "b", spacing=None)
+        assert message.startswith("the network expects voxels of (1.0, 1.0, 1.0) millimeter, and")
+        as_it_is = {"patch": 8, "spacing": "stored"}
+        assert predict(scan, tmp_path / "b", **as_it_is).shape == (2, *SHAPE)
 
     @pytest.mark.parametrize("spacing", [0, -1, (1, 1), "1 parsec of it", float("nan"), ()])
     def test_what_is_no_spacing(self, predict, stored, scan, spacing, tmp_path):
@@ -297,12 +342,30 @@ class TestRefused:
         message = self.refusal(predict, volume, model=tmp_path / "b", spacing=None)
         assert "in millimeter, and those of the volume in cubit" in message
 
-    def test_shards_that_do_not_fit(self, predict, stored, scan):
-        message = self.refusal(
-            predict, stored(np.zeros((64, 64, 64), "f4"), **PLACED), MemoryRefused,
-            memory="49MiB", chunk=32, shard=64,
-        )  # fmt: skip
-        assert "memory" in message
+    @pytest.mark.parametrize("layout", [{}, {"chunk": 32, "shard": 64}])
+    def test_what_is_said_to_fit_in_memory_fits(self, stored, client, tmp_path, layout):
+        volume, net = stored(np.zeros((64, 64, 64), "f4"), **PLACED), random_net(channels_out=8)
+        asked, memory, refusals = OPTIONS | layout | {"cluster": client}, "49MiB", []
+        while True:
+            try:
+                plan = plan_predict(volume, net, tmp_path / "out.zarr", memory=memory, **asked)
+                break
+            except MemoryRefused as refused:
+                message = str(refused)
+                memory = re.search(r'memory="(\d+MiB)"', message)[1]
+                refusals.append(message)
+        assert len(refusals) == 2  # one of the way there, one of the way back
+        assert "memory is 49 MiB" in refusals[0]
+        assert ("smaller shards" if layout else "smaller chunks") in refusals[1]
+        assert plan.peak_bytes <= plan.memory_bytes
+
+    def test_scores_come_back_to_smaller_shards_where_memory_is_short(
+        self, stored, client, tmp_path
+    ):
+        volume, net = stored(np.zeros((20, 128, 128), "u2"), **PLACED), random_net(channels_out=9)
+        asked = OPTIONS | {"cluster": client, "chunk": 16, "memory": "140MiB"}
+        plan = plan_predict(volume, net, tmp_path / "out.zarr", **asked)
+        assert (plan.blocks > 1, plan.peak_bytes <= plan.memory_bytes) == (True, True)
 
     def test_seams_of_another_grid(self, stored, scan, tmp_path):
         vf.save_model(vf.UNet(1, 2, features=(4, 8)), tmp_path / "b", patch=8, spacing=[2, 2, 2])
