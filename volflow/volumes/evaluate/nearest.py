@@ -72,9 +72,7 @@ def nearest_in(
     if not len(targets) or not len(queries):
         return found
     origin = targets[0]  # so that places are small numbers, which a tree holds exactly
-    tree = require_scipy()(
-        (targets - origin) * np.asarray(spacing), LEAF, balanced_tree=False, compact_nodes=False
-    )
+    tree = require_scipy()((targets - origin) * np.asarray(spacing), LEAF, balanced_tree=False)
     bound = within * (1 + 1e-9) if math.isfinite(within) else math.inf
     _, place = tree.query((queries - origin) * np.asarray(spacing), distance_upper_bound=bound)
     near = place < len(targets)
