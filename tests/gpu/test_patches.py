@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -111,6 +112,17 @@ class TestVoxels:
     @pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int32", "uint32", "float16"])
     def test_of_every_stored_dtype(self, scan, agree, device, dtype):
         agree(scan(high=200), random_net(), device, dtype=dtype, blend="hann")
+
+    @pytest.mark.parametrize("blend", ["crop", "exact"])
+    def test_of_another_spacing(self, scan, agree, device, blend):
+        """Scores of the device, which come back on the host."""
+        image = scan(high=200)
+        image = replace(image, meta=replace(image.meta, unit="millimeter"))
+        options = {"blend": blend, "spacing": (1.5, 1, 0.8), "frame": "LPI"}
+        if blend == "exact":
+            options |= {"patch": None}
+        agree(image, random_net(1, 3), device, within=1e-5 * (blend == "exact"), **options)
+        agree(image, random_net(1, 3), device, output="classes", **options)
 
     @pytest.mark.parametrize("blend", ["crop", "gaussian"])
     def test_where_patches_are_left_out(self, scan, agree, device, in_tiles, blend):
