@@ -83,9 +83,8 @@ def test_nothing_is_read_beyond_what_is_said_to_be_read(image, wanted, data):
     box = boxes(data, image.frame.reorder(shape))
     sides = [grid.read_range(axis, *side) for axis, side in enumerate(box)]
     stored = view.regridding.source(image.frame.stored_roi(box, shape))
-    assert (
-        image.frame.stored_roi(Roi(*zip(*sides, strict=True)), grid.stored.source_shape) == stored
-    )
+    said = image.frame.stored_roi(Roi(*zip(*sides, strict=True)), grid.stored.source_shape)
+    assert said.intersect(stored) == stored
 
 
 @pytest.mark.slow
