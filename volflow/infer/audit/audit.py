@@ -64,7 +64,8 @@ def verify(  # noqa: PLR0913 - a public journey takes flat options
     path
         An output that volflow wrote, or its `Volume`; or a file that `predict` or `export` wrote.
     recompute
-        Number of finished blocks that are drawn at random, and computed anew.
+        Number of finished blocks that are drawn at random, and computed anew. Of a volume that the
+        network saw at another spacing all scores are computed for that.
     seed
         Of the draw, to repeat one; by default another one each time, which the result names.
     input, model, mask, weights

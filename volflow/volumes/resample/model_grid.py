@@ -14,6 +14,7 @@ from volflow.errors import InvalidInput
 from volflow.geometry.frame import Frame
 from volflow.geometry.resampling.lines import GridAxis
 from volflow.geometry.resampling.regridding import GridMap, Regridding, computed_in
+from volflow.geometry.resampling.thick_slices import thick_axis
 from volflow.geometry.roi import Roi
 from volflow.geometry.units import metres
 from volflow.store.meta import Meta, Vector, VolumeSpec
@@ -27,9 +28,6 @@ Axes = tuple[GridAxis, GridAxis, GridAxis]
 
 # Spacings that differ by less are one: scanners round theirs.
 SAME_SPACING = 0.02
-# Slices that are so many times as thick as voxels are wide are not interpolated between, as in
-# nnU-Net: their neighbours show other things.
-THICK = 3
 # What a view of a volume on another grid takes beside the voxels that it returns, unless a box of
 # so many voxels along each axis takes more.
 VIEW_BYTES, LEAST_SIDE = 32 * 2**20, 16
@@ -194,7 +192,7 @@ def grid_of_model(
     )
     stored = frame.restore(sizes)
     spacing = (stored[0], stored[1], stored[2])
-    return ModelGrid(frame, (z, y, x), spacing, _thick(given, sizes))
+    return ModelGrid(frame, (z, y, x), spacing, thick_axis(given, sizes))
 
 
 def _ratio(unit: str | None, meta: Meta) -> float:
@@ -209,15 +207,6 @@ def _ratio(unit: str | None, meta: Meta) -> float:
             " unit that it has (volflow convert --unit)"
         )
     return float(f"{one / own:.12g}")  # as decimals: 1 mm are 1000 µm
-
-
-def _thick(*spacings: Sequence[float]) -> int | None:
-    """Return the axis of slices that are thick in one of two spacings."""
-    for sizes in spacings:
-        thickest = max(sizes)
-        if thickest > THICK * min(sizes) and list(sizes).count(thickest) == 1:
-            return list(sizes).index(thickest)
-    return None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import numpy as np
 
 from volflow.errors import InvalidInput
 from volflow.geometry.resampling.regridding import GridMap, Regridding, rounded
+from volflow.geometry.resampling.thick_slices import thick_axis
 from volflow.store.formats.exported import BEHIND
 from volflow.store.formats.sources import ArraySource
 from volflow.store.formats.taken.labels import taken_as
@@ -37,7 +38,6 @@ from volflow.volumes.resample.target_grid import (
 
 __all__ = ["ResampleRequest"]
 
-THICK = 3  # times as large as the smallest: spacings that nnU-Net resamples slice by slice
 MOST_VOXELS = 2**50
 
 
@@ -200,7 +200,7 @@ def _regridding(source: Source, grid: GridMap, meta: Meta, options: ResampleOpti
 def _orders(order: Any, grid: GridMap, meta: Meta, made: Meta, most: int) -> tuple[int, int, int]:
     """Return the order along each axis of the result."""
     if isinstance(order, str) and order == "nnunet":
-        thick = _thick(grid, meta, made)
+        thick = thick_axis(grid.frame.reorder(meta.spacing), made.spacing)
         z, y, x = (0 if axis == thick else most for axis in range(3))
         return z, y, x
     given = [order] * 3 if isinstance(order, int | np.integer) else order
@@ -212,19 +212,6 @@ def _orders(order: Any, grid: GridMap, meta: Meta, made: Meta, most: int) -> tup
             f' of z, y, x, or "nnunet"; got {order!r}'
         )
     return int(given[0]), int(given[1]), int(given[2])
-
-
-def _thick(grid: GridMap, meta: Meta, made: Meta) -> int | None:
-    """Return the axis of the result through thick slices, as nnU-Net finds it; else None.
-
-    It looks at the voxels of the volume first, then at those that are wanted; where two axes are
-    equally long, neither is taken for that through slices.
-    """
-    for spacing, axes in ((meta.spacing, grid.frame.axes), (made.spacing, (0, 1, 2))):
-        if max(spacing) > THICK * min(spacing):
-            found = axes.index(int(np.argmax(spacing)))
-            return found if spacing.count(max(spacing)) == 1 else None
-    return None
 
 
 def _fill(fill: float | None, dtype: np.dtype[Any]) -> float:
