@@ -79,9 +79,10 @@ def evaluate(  # noqa: PLR0913 - a public journey takes flat options
     Parameters
     ----------
     pred, truth
-        Label maps on one grid, each any `VolumeLike` ``zyx`` of whole numbers; pred may have
-        another orientation. Of many cases: patterns such as ``"seg/{case}.nii.gz"``, folders,
-        tables or mappings of volumes by case, which are paired by the names of the cases.
+        Label maps on one grid, up to half a voxel along each axis, each any `VolumeLike` ``zyx``
+        of whole numbers; pred may have another orientation. Of many cases: patterns such as
+        ``"seg/{case}.nii.gz"``, folders, tables or mappings of volumes by case, which are paired by
+        the names of the cases.
     classes
         Which are scored; by default all but 0 that occur in one of the two, negative numbers not.
         Of many cases those that occur in any.
@@ -93,8 +94,8 @@ def evaluate(  # noqa: PLR0913 - a public journey takes flat options
         Larger distances are not looked for, which saves time where much is far apart; memory does
         not depend on it. A score that depends on one is NaN, and the table says ``"> 50 mm"``.
     csv
-        A file for ``scores.table``, replaced if it is there. Of many cases the scores are kept
-        beside it: the same call goes on with those that are new or changed.
+        A ``.csv`` file for ``scores.table``, replaced if it is there. Of many cases the scores are
+        kept beside it: the same call goes on with those that are new or changed.
     skip_bad
         Score the other cases where some have no pair, lie on different grids or cannot be read,
         instead of raising an error; ``scores.failed`` names them.
@@ -142,7 +143,7 @@ def evaluate(  # noqa: PLR0913 - a public journey takes flat options
 def score_cases(pred: Any, truth: Any, options: EvaluateOptions) -> Scores:
     """Return the scores as `evaluate` does, also where cases failed; writes what is asked for."""
     check_evaluation(options)
-    _check_files(options)
+    _check_files(options, pred, truth)
     many = are_cases(pred) or are_cases(truth)
     if many:
         found = pair_cases(pred, truth)
@@ -161,16 +162,39 @@ def score_cases(pred: Any, truth: Any, options: EvaluateOptions) -> Scores:
     return scores
 
 
-def _check_files(options: EvaluateOptions) -> None:
+def _check_files(options: EvaluateOptions, *inputs: Any) -> None:
     """Refuse files that cannot be written, before anything is read."""
-    if options.csv is not None and not Path(options.csv).expanduser().absolute().parent.is_dir():
-        raise InvalidInput(f"the folder of {os.fspath(options.csv)} does not exist; make it first")
+    if options.csv is not None:
+        _check_csv(options.csv, inputs)
     if options.pictures is not None:
+        if Path(options.pictures).expanduser().is_file():
+            raise InvalidInput(
+                f"pictures names a folder, and {os.fspath(options.pictures)} is a file; choose"
+                " another folder"
+            )
         from volflow.report.pictures.stack import drawing
 
         drawing()
     elif options.over is not None:
-        raise InvalidInput("over is the scan under pictures; name their folder, too: pictures=…")
+        raise InvalidInput(
+            "over is the scan under pictures; name their folder, too: pictures= (--pictures)"
+        )
+
+
+def _check_csv(csv: str | os.PathLike[str], inputs: tuple[Any, ...]) -> None:
+    """Refuse a name that no table can have, or that is taken by more than an older table."""
+    name, path = os.fspath(csv), Path(csv).expanduser().absolute()
+    if path.suffix.lower() != ".csv":
+        raise InvalidInput(
+            f"csv must name a file that ends in .csv, given {name}; write {name}.csv"
+        )
+    if path.is_dir():
+        raise InvalidInput(f"{name} is a folder, and csv names a file; choose another name")
+    if not path.parent.is_dir():
+        raise InvalidInput(f"the folder of {name} does not exist; make it first")
+    for given in inputs:
+        if isinstance(given, str | os.PathLike) and Path(given).expanduser().absolute() == path:
+            raise InvalidInput(f"{name} would replace its own input; choose another csv (--csv)")
 
 
 def _draw(

@@ -100,6 +100,7 @@ class CaseFaults(Sequence[CaseFault]):
         lines = "; ".join([*named, *([f"and {left} more"] if left else [])])
         raise InvalidInput(
             f"{self.heading()}: {lines}; mend them, or take the others with skip_bad=True"
+            " (--skip-bad)"
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -164,7 +164,7 @@ def _frame(pred: Source, truth: Source) -> Frame | None:
 
 
 def _refuse_elsewhere(pair: LabelPair, frame: Frame | None) -> None:
-    """Refuse two boxes whose corners are known to lie apart by more than half a voxel."""
+    """Refuse two boxes whose corners are known to lie apart by half a voxel along an axis."""
     stored = pair.pred.source if isinstance(pair.pred, TurnedSource) else pair.pred
     if stored.meta.affine is None or pair.truth.meta.affine is None:
         return
@@ -175,7 +175,8 @@ def _refuse_elsewhere(pair: LabelPair, frame: Frame | None) -> None:
     turned = np.stack([flipped[:, frame.axes.index(axis)] for axis in range(3)], axis=1)
     apart = _world(stored.meta, turned) - _world(pair.truth.meta, corners * last)
     far = float(np.sqrt(np.square(apart).sum(axis=1)).max())
-    if far > 0.5 * max(pair.truth.meta.spacing):
+    matrix = np.asarray(pair.truth.meta.affine)[:3, :3]
+    if np.abs(np.linalg.solve(matrix, apart.T)).max() > 0.5:  # of slices, thin or thick
         raise InvalidInput(
             f"{' and '.join(pair.names)} lie on different grids: corners of one are up to"
             f" {far:.6g} {pair.truth.meta.unit or 'voxels'} from the other's; {REMEDY}, or, where"

@@ -37,9 +37,14 @@ def check_evaluation(options: EvaluateOptions) -> None:
     """
     tolerance, bound = options.tolerance, options.max_distance
     if not _is_length(tolerance):
-        raise InvalidInput(f"tolerance must be a length of 0 or more, given {tolerance!r}")
+        raise InvalidInput(
+            "tolerance must be a number of 0 or more, in the unit of the spacing,"
+            f" given {tolerance!r}"
+        )
     if bound is not None and not (_is_length(bound) and bound > 0):
-        raise InvalidInput(f"max_distance must be a length above 0, given {bound!r}")
+        raise InvalidInput(
+            f"max_distance must be a number above 0, in the unit of the spacing, given {bound!r}"
+        )
     if bound is not None and options.distances and tolerance > bound:
         raise InvalidInput(
             f"tolerance {tolerance:g} lies beyond max_distance {bound:g}, so that the surface Dice"
@@ -47,7 +52,7 @@ def check_evaluation(options: EvaluateOptions) -> None:
         )
     if options.classes is not None and not _are_whole(options.classes):
         raise InvalidInput(
-            f"classes must be whole numbers, given {options.classes!r}; such as [1, 2]"
+            f"classes must be a sequence of whole numbers such as [1, 2], given {options.classes!r}"
         )
     if options.distances:
         require_scipy()

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import sys
+from pathlib import Path
 
 import dask.array as da
 import numpy as np
@@ -177,21 +178,40 @@ def test_one_volume_against_many_is_refused(folders):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"tolerance": -1}, "tolerance must be a length of 0 or more, given -1"),
-        ({"tolerance": math.nan}, "tolerance must be a length of 0 or more"),
-        ({"max_distance": 0}, "max_distance must be a length above 0, given 0"),
+        (
+            {"tolerance": -1},
+            "tolerance must be a number of 0 or more, in the unit of the spacing, given -1",
+        ),
+        ({"tolerance": math.nan}, "tolerance must be a number of 0 or more"),
+        (
+            {"max_distance": 0},
+            "max_distance must be a number above 0, in the unit of the spacing, given 0",
+        ),
         ({"tolerance": 5, "max_distance": 3}, "tolerance 5 lies beyond max_distance 3"),
-        ({"classes": 1}, r"classes must be whole numbers, given 1; such as \[1, 2\]"),
-        ({"classes": []}, "classes must be whole numbers"),
-        ({"classes": [0.5]}, "classes must be whole numbers"),
+        ({"classes": 1}, r"classes must be a sequence of whole numbers such as \[1, 2\], given 1"),
+        ({"classes": []}, "classes must be a sequence of whole numbers"),
+        ({"classes": [0.5]}, "classes must be a sequence of whole numbers"),
         ({"over": "scan.zarr"}, "over is the scan under pictures; name their folder"),
         ({"csv": "missing/s.csv"}, "the folder of missing/s.csv does not exist"),
+        ({"csv": "label.nii.gz"}, "csv must name a file that ends in .csv, given label.nii.gz"),
+        ({"csv": "held.csv"}, "held.csv is a folder, and csv names a file; choose another name"),
+        ({"pictures": "file.png"}, "pictures names a folder, and file.png is a file; choose"),
         ({"tolerence": 1}, "evaluate has no option 'tolerence'; did you mean 'tolerance'"),
     ],
 )
-def test_options_that_fit_nothing_are_refused(options, said):
+def test_options_that_fit_nothing_are_refused(options, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("held.csv").mkdir()
+    Path("file.png").touch()
     with pytest.raises(InvalidInput, match=said):
         vf.evaluate(*maps(), **options)
+
+
+def test_a_table_of_scores_never_replaces_the_table_of_its_cases(tmp_path):
+    table = tmp_path / "cases.csv"
+    table.write_text("case,label\np1,p1.nii.gz\n")
+    with pytest.raises(InvalidInput, match=r"cases\.csv would replace its own input"):
+        vf.evaluate(table, table, csv=table)
 
 
 def test_large_class_numbers_are_told_apart():

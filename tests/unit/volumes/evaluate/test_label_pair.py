@@ -92,6 +92,27 @@ def test_a_box_elsewhere_is_refused(tmp_path):
     open_pair(ZEROS, truth)  # the voxels alone lie where the truth does
 
 
+@pytest.mark.parametrize(
+    ("axis", "moved", "same"),
+    [(0, 0.4, True), (0, 0.6, False), (1, 3, False), (2, 3, True), (2, 4, False)],
+)
+def test_half_a_voxel_along_its_axis_is_the_same_place(tmp_path, axis, moved, same):
+    here, there = (np.diag([1.0, 1.0, 7.0, 1.0]) for _ in range(2))
+    there[axis, 3] = moved  # 3 mm are three voxels of a slice, and less than half of its thickness
+    turned = there @ np.array([[0, 0, -1, 5], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1.0]])
+    truth = nifti(tmp_path / "truth.nii", ZEROS, here)
+    preds = (
+        nifti(tmp_path / "a.nii", ZEROS, there),
+        nifti(tmp_path / "b.nii", ZEROS.transpose(2, 0, 1), turned),
+    )
+    for pred in preds:
+        if same:
+            assert open_pair(pred, truth).shape == ZEROS.shape
+        else:
+            with pytest.raises(InvalidInput, match=rf"up to {moved} millimeter from"):
+                open_pair(pred, truth)
+
+
 @pytest.mark.parametrize("held", [2**26, 0])
 def test_a_packed_file_is_held_or_unpacked(tmp_path, monkeypatch, held):
     monkeypatch.setattr(module, "HELD_BYTES", held)
