@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from distributed import Client
 
 from volflow.engine.run import run
+from volflow.errors import InvalidInput
 from volflow.infer.method import Method, out_blocks
 from volflow.infer.request import Request, output_meta
 from volflow.infer.settings import Settings
@@ -97,7 +99,9 @@ def write_under(
     saved = settings.to_dict(out_blocks(request, settings).counts)
     record = Record("predict", plain(dict(fingerprint)), plain(saved))
     with journal.lock():
-        before = journal.recorded()
+        before = None
+        with suppress(InvalidInput):  # a damaged record: what it was of is made anew
+            before = journal.recorded()
         same = before is not None and (before.fingerprint, before.settings) == (
             record.fingerprint, record.settings,
         )  # fmt: skip

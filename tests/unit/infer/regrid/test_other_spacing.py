@@ -20,6 +20,7 @@ from tests.stores import files
 from volflow.cli import run
 from volflow.errors import InvalidInput, MemoryRefused, ResumeRefused, RunFailed
 from volflow.infer.predict import plan_predict
+from volflow.infer.regrid.brought_back import BroughtBack
 from volflow.store.journal.journal import journal_dir
 
 SHAPE, SPACING = (22, 17, 19), (2.0, 1.0, 1.25)
@@ -240,6 +241,22 @@ class TestRun:
         predict(volume, Tiring(random_net()), **options)
         assert len(calls) - first < whole
         assert files(tmp_path / "out.zarr") == files(tmp_path / "whole.zarr")
+
+    def test_scores_whose_record_is_damaged_are_computed_again(
+        self, predict, stored, scan, monkeypatch, tmp_path
+    ):
+        def fails(*_):
+            raise ValueError("no way back")
+
+        volume, net = stored(scan, **PLACED), random_net()
+        whole = predict(volume, net, "whole.zarr", **OPTIONS)
+        with monkeypatch.context() as patched:
+            patched.setattr(BroughtBack, "rows", fails)
+            with pytest.raises(RunFailed, match="no way back"):
+                predict(volume, net, **OPTIONS)
+        (record,) = journal_dir(tmp_path / "out.zarr").glob("passes/*/plan.json")
+        record.write_text("{")
+        assert np.array_equal(predict(volume, net, **OPTIONS)[:], whole[:])
 
     def test_another_spacing_is_another_result(self, predict, stored, scan):
         volume, net = stored(scan, **PLACED), random_net()
