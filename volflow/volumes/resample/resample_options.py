@@ -42,14 +42,17 @@ def _length(text: str) -> float | str:
 
 
 def orders(name: str, text: str) -> Any:
-    """An order, one per axis, or the word ``nnunet``, as typed.
+    """An order, one per axis, or a word such as ``nnunet``, as typed; `resample` refuses others.
 
     Examples
     --------
     >>> orders("order", "3"), orders("order", "0,3,3"), orders("order", "nnunet")
     (3, (0, 3, 3), 'nnunet')
     """
-    return text if text == "nnunet" else numbers(name, text)
+    try:
+        return numbers(name, text)
+    except InvalidInput:
+        return text
 
 
 @dataclass(frozen=True)
