@@ -59,7 +59,7 @@ class Plan:
     --------
     >>> plan = Plan("double", print, None, ((0, 1), (2,)), units=3, unit="voxels",
     ...             peak_bytes=10, memory_bytes=100, facts=(("input", "a.zarr"),))
-    >>> print(plan.describe())
+    >>> print(plan)
     double
       input        a.zarr
       work         3 blocks in 2 tasks, 3 voxels
@@ -164,6 +164,9 @@ class Plan:
             facts += (("on the device", f"{format_bytes(self.device_peak_bytes)} of {given}"),)
         width = max(len(name) for name, _ in facts)
         return "\n".join([self.operation, *(f"  {name:{width}}  {value}" for name, value in facts)])
+
+    def __str__(self) -> str:
+        return self.describe()
 
     def require_memory(self, remedy: str) -> None:
         """Refuse a plan whose projected peak exceeds its budget, with the remedy."""

@@ -305,14 +305,14 @@ def output_plan(
         How the plan names the blend, and further lines of the method: name and value.
     """
     options = request.options
-    blocks = f"{settings.block} voxels, shards {settings.shard}, chunks {settings.chunk}"
+    layout = f"chunks {settings.chunk}, shards {settings.shard}, blocks {settings.block}"
     facts = (
         ("input", f"{request.named()} {request.inputs.shape}"),
         ("model", request.model.name),
         ("output", f"{request.out} {options.output} {options.stored_dtype(settings.dtype)}"),
         ("blend", blend + (f", frame {options.frame}" if options.frame else "")),
         *own,
-        ("blocks", blocks),
+        ("layout", layout),
     )
     return Plan(
         "predict",

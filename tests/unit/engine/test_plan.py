@@ -37,8 +37,9 @@ def test_a_tight_budget_is_kept_by_the_plan(memory, kept):
 
 
 def test_describes_itself_with_its_facts_first():
-    text = plan(facts=(("input", "a.zarr"), ("a longer name", "b"))).describe()
-    assert text.splitlines() == [
+    described = plan(facts=(("input", "a.zarr"), ("a longer name", "b")))
+    assert str(described) == described.describe()
+    assert str(described).splitlines() == [
         "double",
         "  input          a.zarr",
         "  a longer name  b",

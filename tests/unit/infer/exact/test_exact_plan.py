@@ -270,8 +270,8 @@ class TestPlanPredict:
     def test_blocks_of_the_last_pass_are_whole_shards(self, plan, shard):
         found = plan("none", shard=shard, memory="50MiB")
         assert len(found.job.grid) > 1
-        sides = [int(side) for side in re.findall(r"\d+", found.to_dict()["blocks"])]
-        block, shards, chunks = sides[:3], sides[3:6], sides[6:]
+        sides = [int(side) for side in re.findall(r"\d+", found.to_dict()["layout"])]
+        chunks, shards, block = sides[:3], sides[3:6], sides[6:]
         assert block == list(found.job.grid.block)
         assert all(b % s == 0 for b, s in zip(block, shards, strict=True))
         assert all(s % c == 0 for s, c in zip(shards, chunks, strict=True))
