@@ -117,6 +117,11 @@ def _verify_file(path: Path, progress: Callable[[int, int], object] | None) -> C
         if receipt and check.ok and coverage.ok and _is_older(path, receipt, stored):
             check = FileCheck(str(path), "it holds an earlier result than the volume", note=remedy)
         return replace(coverage, file=check)
+    if receipt is None and "{case}" in path.name:
+        raise InvalidInput(
+            f"{path} names the results of many cases, and one is verified at a time; give the path"
+            " of a result (volflow status takes the pattern)"
+        )
     if receipt is None:
         raise InvalidInput(
             f"{path} has no receipt in {journal_dir(path)}, which holds the checksum; only files"

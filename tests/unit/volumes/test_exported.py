@@ -361,6 +361,10 @@ def test_in_the_command_line(tmp_path, capsys, monkeypatch):
     Path("foreign.nii").write_bytes(b"")
     assert run(["verify", "foreign.nii"]) == 2
     assert "foreign.nii has no receipt" in capsys.readouterr().err
+    assert run(["verify", "{case}.nii.gz"]) == 2
+    assert "names the results of many cases, and one is verified at a time" in (
+        capsys.readouterr().err
+    )
 
 
 @pytest.mark.slow
