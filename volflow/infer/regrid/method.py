@@ -203,7 +203,7 @@ class OnModelGrid:
 
 
 # What the plan that is shown says of its own accord.
-_SAID = ("input", "model", "output", "blend", "blocks")
+_SAID = ("input", "model", "output", "blend", "layout")
 
 
 def _grid(request: Request) -> ModelGrid:

@@ -316,6 +316,7 @@ class TestRun:
         assert facts["resampled"].startswith("(22, 17, 19) of 2×1×1.25 to (29, 11, 16) of 1.5×1.5")
         assert facts["scores"].startswith("up to 39.9 KiB beside the output")
         assert "patches" in facts
+        assert len(facts) == len(plan.facts)  # none is said of both runs
         assert list(tmp_path.iterdir()) == [tmp_path / "scan.zarr"]
 
 
