@@ -176,8 +176,8 @@ def grid_of_model(
     ratio = _ratio(unit, meta)
     sizes = tuple(size * ratio for size in wanted)
     given = frame.reorder(meta.spacing)
-    known = meta.knows_spacing or unit is None  # voxels of 1, of whatever, are those of bare arrays
-    if known and np.allclose(given, sizes, rtol=SAME_SPACING, atol=0):
+    # Bare arrays, whose voxels are 1 of whatever, are taken for those of a network of 1 mm.
+    if np.allclose(given, sizes, rtol=SAME_SPACING, atol=0):
         return None
     if not meta.knows_spacing:
         raise InvalidInput(

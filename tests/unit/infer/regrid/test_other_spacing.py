@@ -88,6 +88,7 @@ class TestResult:
             scores = net(torch.from_numpy(seen_by_hand(scan))[None, None])[0].numpy()
         assert error(result[:], back_by_hand(scores)) < EXACT
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("activation", [None, "softmax"])
     def test_classes_are_those_of_the_scores_that_came_back(
         self, predict, stored, scan, activation
@@ -121,6 +122,7 @@ class TestResult:
         parts = predict(volume, net, "parts.zarr", shard=shard, **OPTIONS)
         assert np.array_equal(whole[:], parts[:])
 
+    @pytest.mark.slow
     def test_a_flipped_copy_is_seen_on_the_same_grid(self, predict, stored, scan):
         net, options = random_net(), OPTIONS | {"frame": "RAS", "spacing": (1.5, 1.4, 1.3)}
         turned = stored(
@@ -130,6 +132,7 @@ class TestResult:
         back = predict(turned, net, "back.zarr", **options)[:]
         assert np.allclose(there, back[:, ::-1, :, ::-1], rtol=0, atol=1e-6)
 
+    @pytest.mark.slow
     def test_several_outputs(self, predict, stored, scan):
         net = Named(random_net(), random_net(channels_out=1, seed=3))
         volume = stored(scan, **PLACED)
@@ -159,6 +162,7 @@ class TestResult:
         wide = [back_by_hand(s[None], (1, *SHAPE[1:]), (1, 1, 1), (1, 1.5, 1.5))[0] for s in flat]
         assert error(result[0], np.stack(wide)) < 1e-6
 
+    @pytest.mark.slow
     def test_a_phantom_stays_where_it_is(self, predict, stored):
         places = np.indices((24, 24, 24)) - np.array([11.3, 12.2, 10.9])[:, None, None, None]
         ball = np.exp(-(places**2).sum(0) / 18).astype("f4")
@@ -170,6 +174,7 @@ class TestResult:
             for own, made in zip(*map(ndimage.center_of_mass, (ball, result[0])), strict=True):
                 assert abs(own - made) < 2e-3
 
+    @pytest.mark.slow
     def test_only_patches_in_the_mask(self, predict, stored, scan):
         mask = np.zeros(SHAPE, "u1")
         mask[2, 3, 4] = 1
@@ -182,6 +187,7 @@ class TestResult:
         assert np.allclose(some[:, 2, 3, 4], whole[:, 2, 3, 4], rtol=0, atol=1e-6)
         assert (some[:, ~covered] == -9).all()
 
+    @pytest.mark.slow
     def test_a_bundle_says_its_spacing(self, predict, stored, scan, tmp_path):
         net = vf.UNet(1, 2, features=(4, 8))
         bundle = {"patch": 8, "spacing": list(MODEL), "unit": "millimeter", "normalize": "zscore"}
@@ -224,6 +230,7 @@ class TestRun:
         predict(stored(scan, **PLACED), random_net(), **OPTIONS)
         assert not (journal_dir(tmp_path / "out.zarr") / "passes").exists()
 
+    @pytest.mark.slow
     def test_it_goes_on_where_its_scores_stopped(
         self, predict, stored, scan, calls, monkeypatch, tmp_path
     ):
@@ -242,6 +249,7 @@ class TestRun:
         assert len(calls) - first < whole
         assert files(tmp_path / "out.zarr") == files(tmp_path / "whole.zarr")
 
+    @pytest.mark.slow
     def test_scores_whose_record_is_damaged_are_computed_again(
         self, predict, stored, scan, monkeypatch, tmp_path
     ):
@@ -269,6 +277,7 @@ class TestRun:
         with pytest.raises(ResumeRefused, match=r"or on another grid \(spacing\)"):
             predict(volume, net, "stored.zarr", **OPTIONS)
 
+    @pytest.mark.slow
     def test_the_same_spacing_is_the_same_result_however_it_is_said(
         self, predict, stored, scan, calls
     ):
@@ -281,6 +290,7 @@ class TestRun:
         predict(volume, net, "stored.zarr", **OPTIONS | {"spacing": "stored"})
         predict(volume, net, "stored.zarr", **OPTIONS | {"spacing": SPACING})
 
+    @pytest.mark.slow
     def test_a_damaged_block_is_made_again(self, predict, stored, scan, tmp_path):
         volume, net = stored(scan, **PLACED), random_net()
         predict(volume, net, **OPTIONS)
@@ -291,6 +301,7 @@ class TestRun:
         predict(volume, net, **OPTIONS)
         assert files(tmp_path / "out.zarr") == good
 
+    @pytest.mark.slow
     def test_blocks_are_computed_anew_and_compared(self, predict, stored, scan, tmp_path):
         net = random_net()
         predict(stored(scan, **PLACED), net, **OPTIONS)
@@ -298,6 +309,7 @@ class TestRun:
         assert (found.ok, found.recomputed.compared) == (True, "bit for bit")
         assert not (journal_dir(tmp_path / "out.zarr") / "passes").exists()
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("spacing", [None, "stored"])
     def test_what_a_bundle_made_is_computed_anew_as_it_was(
         self, predict, stored, scan, tmp_path, spacing
@@ -333,15 +345,15 @@ class TestRefused:
         assert message.startswith("the network expects voxels of (2.0, 2.0, 2.0), and the volume")
         assert 'spacing="stored"' in message
 
-    def test_a_volume_whose_voxels_only_seem_to_be_those_of_the_network(
+        as_it_is = {"patch": 8, "spacing": "stored"}
+        assert predict(scan, tmp_path / "b", **as_it_is).shape == (2, *SHAPE)
+
+    def test_a_bare_array_is_taken_for_one_of_a_network_of_one_millimetre(
         self, predict, scan, tmp_path
     ):
         net = vf.UNet(1, 2, features=(4, 8))
         vf.save_model(net, tmp_path / "b", patch=8, spacing=[1, 1, 1], unit="millimeter")
-        message = self.refusal(predict, scan, model=tmp_path / "b", spacing=None)
-        assert message.startswith("the network expects voxels of (1.0, 1.0, 1.0) millimeter, and")
-        as_it_is = {"patch": 8, "spacing": "stored"}
-        assert predict(scan, tmp_path / "b", **as_it_is).shape == (2, *SHAPE)
+        assert predict(scan, tmp_path / "b", patch=8).shape == (2, *SHAPE)
 
     @pytest.mark.parametrize("spacing", [0, -1, (1, 1), "1 parsec of it", float("nan"), ()])
     def test_what_is_no_spacing(self, predict, stored, scan, spacing, tmp_path):

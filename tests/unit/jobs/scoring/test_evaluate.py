@@ -313,6 +313,7 @@ def test_a_bad_file_is_one_line(tmp_path, capsys, name, content, code, said):
     assert said in line
 
 
+@pytest.mark.slow
 def test_pictures_of_the_worst_places(folders):
     scan = np.random.default_rng(0).normal(size=(20, 24, 28)).astype("float32")
     out = folders / "pictures"
