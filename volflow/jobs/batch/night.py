@@ -36,6 +36,7 @@ from volflow.jobs.batch.triage import (
     Asked,
     Verdict,
     identity_of_volume,
+    in_the_way,
     is_finished,
     settings_asked,
     triage,
@@ -214,9 +215,10 @@ class Night:
         check_wanted()
         batch, case = self.batch, left.case
         out, options = batch.out_of(case), batch.options
+        anew = left.verdict.anew or (options.overwrite and in_the_way(out))
         settings = replace(
             batch.single, weights=None, cluster=client, memory=memory_bytes,
-            overwrite=left.verdict.anew, mask=batch.mask_of(case),
+            overwrite=anew, mask=batch.mask_of(case),
             progress=options.progress if last and not callable(options.progress) else False,
         )  # fmt: skip
         self.tried.add(case)

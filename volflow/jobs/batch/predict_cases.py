@@ -100,8 +100,8 @@ def predict_cases(  # noqa: PLR0913 - a public journey takes flat options
     dry_run
         Return what would be done with each case, and do nothing.
     overwrite
-        Compute those anew whose results are of another model or of other settings; without it they
-        are named and left.
+        Compute those anew whose results are of another model or of other settings, or in whose
+        place another file stands; without it they are named and left.
     mask
         As in `predict`, for all cases; ``{case}`` in its path stands for each name.
     patch, overlap, blend, sigma_scale, padding, spacing, frame, normalize, activation, output

@@ -13,7 +13,7 @@ from volflow.errors import VolflowError
 from volflow.infer.predict_options import PredictOptions
 from volflow.jobs.batch.case_record import STARTED, PastCase
 from volflow.store.atomic import differences, plain
-from volflow.store.formats.exported import BEHIND
+from volflow.store.formats.exported import BEHIND, fault_of, read_receipt
 from volflow.store.formats.sources import open_source, split_part
 from volflow.store.formats.written import is_foreign
 from volflow.store.journal.complete import is_complete
@@ -25,6 +25,7 @@ __all__ = [
     "Asked",
     "Verdict",
     "identity_of_volume",
+    "in_the_way",
     "is_finished",
     "settings_asked",
     "triage",
@@ -193,4 +194,16 @@ def is_finished(out: str, past: PastCase | None) -> bool:
     try:
         return is_complete(stored) and not is_unfinished(stored)
     except VolflowError:
+        return False
+
+
+def in_the_way(out: str) -> bool:
+    """Return True for a file at the place of a result that is not, or no longer, a result."""
+    path = Path(out)
+    try:
+        if not (is_foreign(path) and path.is_file()):
+            return False
+        receipt = read_receipt(path)
+        return receipt is None or bool(fault_of(path, receipt))
+    except OSError:  # of which the prediction says more
         return False

@@ -253,6 +253,17 @@ class TestAgain:
         assert batch().ok  # no failure of the case itself: it is tried again
 
     @pytest.mark.slow
+    @pytest.mark.parametrize("known", [True, False])
+    def test_what_stands_in_the_way_is_replaced_where_that_is_asked_for(self, batch, known):
+        table = batch() if known else batch(dry_run=True)
+        Path(table[0].out).write_bytes(b"mine")
+        table = batch()
+        assert statuses(table) == {"a": "failed"} | dict.fromkeys("bc", "kept" if known else "done")
+        assert "overwrite=True (--overwrite)" in table[0].reason
+        assert statuses(batch(overwrite=True)) == {"a": "done", "b": "kept", "c": "kept"}
+        assert Path(table[0].out).read_bytes() != b"mine"
+
+    @pytest.mark.slow
     def test_results_of_another_model_are_named_and_left(self, batch):
         before = batch()
         files = [Path(row.out).read_bytes() for row in before]
