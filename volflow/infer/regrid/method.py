@@ -21,6 +21,7 @@ from volflow.engine.workers import expected_workers
 from volflow.errors import MemoryRefused
 from volflow.geometry.budget import format_bytes
 from volflow.geometry.roi import Roi
+from volflow.geometry.units import unit_sign
 from volflow.infer.finish import Finish
 from volflow.infer.method import (
     SLACK_BYTES,
@@ -298,8 +299,9 @@ def resampled(request: Request) -> str:
     stored = grid.stored
     before = "×".join(f"{s:.4g}" for s in inputs.meta.spacing)
     after = "×".join(f"{s:.4g}" for s in grid.spacing)
+    unit = f" {unit_sign(inputs.meta.unit)}".rstrip()
     thick = "" if grid.thick is None else ", nearest through thick slices"
     return (
-        f"{inputs.specs[0].spatial_shape} of {before} to {stored.shape} of {after}, cubic; scores"
-        f" back, linear{thick}"
+        f"{inputs.specs[0].spatial_shape} of {before}{unit} to {stored.shape} of {after}{unit},"
+        f" cubic; scores back, linear{thick}"
     )

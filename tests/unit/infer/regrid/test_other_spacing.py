@@ -325,7 +325,10 @@ class TestRun:
         volume = stored(scan, **PLACED)
         plan = plan_predict(volume, random_net(), tmp_path / "out.zarr", cluster=client, **OPTIONS)
         facts = dict(plan.facts)
-        assert facts["resampled"].startswith("(22, 17, 19) of 2×1×1.25 to (29, 11, 16) of 1.5×1.5")
+        assert facts["resampled"] == (
+            "(22, 17, 19) of 2×1×1.25 mm to (29, 11, 16) of 1.5×1.5×1.5 mm, cubic;"
+            " scores back, linear"
+        )
         assert facts["scores"].startswith("up to 39.9 KiB beside the output")
         assert "patches" in facts
         assert len(facts) == len(plan.facts)  # none is said of both runs
