@@ -200,3 +200,18 @@ def test_a_dataset_is_a_case():
 def test_tensors_that_numpy_does_not_know_are_refused():
     with pytest.raises(InvalidInput, match=r"torch\.bfloat16, .* NumPy array; give x\.float\(\)"):
         vf.statistics(torch.zeros(2, 2, 2, dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("{case}.nii.gz", "this takes one volume, not a pattern"),
+        ("*.nii.gz", "many volumes, where they are taken, are written with {case}"),
+        ("a.zarr", "check the path"),
+    ],
+)
+def test_a_pattern_where_one_volume_is_taken_is_said_to_be_one(tmp_path, name, said):
+    for function in (vf.open, vf.statistics):
+        with pytest.raises(InvalidInput) as told:
+            function(tmp_path / name)
+        assert str(told.value) == f"{tmp_path / name} does not exist; {said}"

@@ -27,6 +27,7 @@ from volflow.store.remote.zarr_store import Remote, can_list
 from volflow.store.unfinished.root import WITHHELD, refuse_unfinished
 
 __all__ = [
+    "absent",
     "check_array",
     "files_below",
     "identity_lines",
@@ -164,9 +165,19 @@ def _check_documents(path: Path) -> None:
             ) from error
 
 
+def absent(path: Path) -> InvalidInput:
+    """Return the error of a path at which there is nothing; of a pattern it says what it is."""
+    remedy = "check the path"
+    if "{case}" in str(path):
+        remedy = "this takes one volume, not a pattern"
+    elif "*" in str(path):
+        remedy = "many volumes, where they are taken, are written with {case}"
+    return InvalidInput(f"{path} does not exist; {remedy}")
+
+
 def _check_local(path: Path) -> None:
     if not path.exists():
-        raise InvalidInput(f"{path} does not exist; check the path")
+        raise absent(path)
     if not path.is_dir():
         raise InvalidInput(
             f'{path.name} is a file, not a Zarr store; convert it first: vf.convert("{path}", '

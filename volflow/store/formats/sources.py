@@ -20,7 +20,7 @@ from volflow.store.formats.taken.one_channel import one_channel
 from volflow.store.journal.complete import require_complete
 from volflow.store.layout import check_dtype
 from volflow.store.meta import Meta, SourceInfo
-from volflow.store.opening import is_url, is_zarr
+from volflow.store.opening import absent, is_url, is_zarr
 from volflow.store.slabs import Array, Source
 from volflow.store.volume import Volume, open_volume
 
@@ -115,7 +115,7 @@ def _open_path(text: str, choice: ImageChoice) -> Source:
         return _open_zarr(text, choice)
     path, part = split_part(text)
     if not path.exists():
-        raise InvalidInput(f"{path} does not exist; check the path")
+        raise absent(path)
     found = None if path.is_dir() and is_zarr(path) else format_of(path)
     if found is not None:
         return _open_file(path, part, found, choice)

@@ -265,7 +265,9 @@ class Scores:
     def _note(self) -> str:
         """What is to be said below."""
         notes = []
-        if self.measured:
+        if not self.classes:
+            notes.append("neither holds a class but 0")
+        elif self.measured:
             unit = unit_sign(self.unit) or "voxels, or the unit of the spacing"
             notes.append(f"distances in {unit}, surface Dice at {self.tolerance:g}")
         if len(self.cases) > 1:

@@ -214,6 +214,11 @@ def test_a_table_of_scores_never_replaces_the_table_of_its_cases(tmp_path):
         vf.evaluate(table, table, csv=table)
 
 
+def test_two_that_hold_no_class_are_said_to(tmp_path):
+    scores = vf.evaluate(np.zeros((4, 4, 4), "u1"), np.zeros((4, 4, 4), "u1"))
+    assert str(scores).endswith("neither holds a class but 0")
+
+
 def test_large_class_numbers_are_told_apart():
     near = np.full((4, 4, 4), 2**60 + 1, "uint64")
     near[0] = 2**60 + 2
