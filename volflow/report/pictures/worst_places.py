@@ -222,8 +222,11 @@ def _plane(
     )
     shown = None if scan is None else turned(scan.read)
     wide, high = ((stop[axis] - start[axis]) * spacing[axis] for axis in (view.columns, view.rows))
-    # Where sides are no whole voxels the last may reach a little beyond the panel.
-    extent = (0.0, wide, high, 0.0)
+    # Where sides are no whole voxels the last may reach a little beyond the panel, or end before:
+    # on the side where an axis that is seen from its far end ends.
+    left = side - wide if view.flip_columns else 0.0
+    top = side - high if view.flip_rows else 0.0
+    extent = (left, left + wide, top + high, top)
     return _Plane(view, place[view.normal], pred, truth, shown, extent, tuple(cross))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -35,6 +37,27 @@ def test_planes_through_the_worst_voxel(pair):
     for word in ("class 1", "Dice 0.999", "10.6 mm apart", "axial   z = 5", "sagittal   x = 36"):
         assert word in words
     assert "planes of 40 mm through each place" in words
+
+
+@pytest.mark.parametrize("orientation", ["SAR", "SPL", "IAL"])
+def test_fine_lines_cross_in_the_middle_of_the_worst_voxel(pair, stored, orientation):
+    """Also where a side is no whole number of thick slices, and is seen from its far end."""
+    volumes = [vf.open(path) for path in pair]
+    pair = [
+        stored(volume[:], replace(volume.meta, orientation=orientation), f"{n}.zarr")
+        for n, volume in enumerate(volumes)
+    ]
+    (row,) = vf.evaluate(*pair, progress=False).worst()
+    figure = worst_places([WorstPlace(row, open_pair(*pair))], OPTIONS)
+    for axes in figure.axes:
+        if axes.get_label() in ("axial", "coronal", "sagittal"):
+            (x, _), (_, y) = (line.get_xydata()[0] for line in axes.lines)
+            left, right, bottom, top = axes.images[0].get_extent()
+            values = np.asarray(axes.images[0].get_array())
+            across = (x - left) / (right - left) * values.shape[1]
+            along = (y - top) / (bottom - top) * values.shape[0]
+            assert (across % 1, along % 1) == pytest.approx((0.5, 0.5))
+            assert values[int(along), int(across)].any()
 
 
 def test_more_than_three_places_stand_in_two_columns(pair):
