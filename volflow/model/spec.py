@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from volflow.errors import InvalidInput
 from volflow.geometry.frame import Frame
+from volflow.geometry.units import metres
 from volflow.geometry.windows import Blend
 from volflow.model.imports import Code
 
@@ -32,7 +33,7 @@ _EXPECTED = {
     "blend": "crop, average, gaussian, hann or exact",
     "sigma_scale": "a positive number",
     "padding": "a finite number, edge or reflect",
-    "spacing": "three positive sizes",
+    "spacing": "three positive sizes along its axes, such as [3, 1, 1]",
     "output": '"scores" or "classes"',
 }
 
@@ -100,6 +101,10 @@ class Spec:
     def __post_init__(self) -> None:
         if self.frame is not None:
             Frame.between("RAS", self.frame)
+        if self.unit is not None and metres(self.unit) is None:
+            raise InvalidInput(
+                f"unit must be one of length, such as millimeter or mm, got {self.unit!r}"
+            )
         for name in ("channels", "classes"):
             names = getattr(self, name) or ()
             if len(set(names)) < len(names):
