@@ -92,6 +92,16 @@ def test_a_box_elsewhere_is_refused(tmp_path):
     open_pair(ZEROS, truth)  # the voxels alone lie where the truth does
 
 
+def test_one_place_in_two_units(tmp_path):
+    there = np.diag([1.0, 1.0, 2.0, 1.0])
+    there[:3, 3] = 5, -60, 7
+    truth = nifti(tmp_path / "truth.nii", ZEROS, there)
+    image = nib.Nifti1Image(ZEROS.T, np.diag([1e3, 1e3, 1e3, 1]) @ there)
+    image.header.set_xyzt_units("micron")
+    nib.save(image, tmp_path / "pred.nii")
+    assert open_pair(tmp_path / "pred.nii", truth).shape == ZEROS.shape
+
+
 @pytest.mark.parametrize(
     ("axis", "moved", "same"),
     [(0, 0.4, True), (0, 0.6, False), (1, 3, False), (2, 3, True), (2, 4, False)],
