@@ -105,6 +105,8 @@ def plan_on(request: Request, client: Client) -> Plan:
     before = _resumed(request, options.overwrite)
     memory_bytes = memory_per_worker(client, options.memory)
     settings, levels = _decide(request, before, client, memory_bytes)
+    if before is not None:
+        _check_otherwise(request, settings)
     done = journal_of(request.out).done() if before else ()
     plan = method_of(request).plan(request, settings, client, memory_bytes, {}, frozenset(done))
     coarser = ((f"level {layout.level}", layout.describe()) for layout in levels)
@@ -174,7 +176,7 @@ def _recorded(out: Location, overwrite: bool) -> Record | None:
 
 
 def _check_otherwise(request: Request, settings: Settings) -> None:
-    """Refuse to begin anew, for inputs that were computed anew, what was begun otherwise, too."""
+    """Refuse what was begun otherwise, whatever its inputs are by now."""
     journal = journal_of(request.out)
     before = journal.recorded()
     if before is not None:

@@ -80,6 +80,7 @@ def differences(old: Any, new: Any, name: str = "") -> list[str]:
 
 
 _ABSENT = object()
+MOST_SHOWN = 40  # of a list in a difference
 
 
 def _text(value: Any) -> str:
@@ -87,7 +88,8 @@ def _text(value: Any) -> str:
 
 
 def _short(text: str) -> str:
-    return re.sub(r"\b([0-9a-f]{8})[0-9a-f]{8,}\b", r"\1…", text.strip('"'))
+    short = re.sub(r"\b([0-9a-f]{8})[0-9a-f]{8,}\b", r"\1…", text.strip('"'))
+    return f"{short[: MOST_SHOWN - 1]}…" if len(short) > MOST_SHOWN and short[0] in "[{" else short
 
 
 def write_file(path: Location, data: bytes) -> None:

@@ -20,6 +20,7 @@ import volflow.model.imports as imports_module
 from tests.nets import Named, Tiring, random_net
 from tests.stores import files
 from volflow.errors import InvalidInput, Locked, ResumeRefused, RunFailed
+from volflow.infer.predict import plan_predict
 from volflow.store.journal.journal import Journal, journal_dir
 from volflow.store.unfinished.root import WITHHELD
 
@@ -377,3 +378,16 @@ def test_a_second_driver_is_refused(predict, volume, tmp_path, root):
         first.wait()
     # The lock went with its process.
     assert vf.verify(predict(volume, random_net(), overwrite=True).path).ok
+
+
+def test_the_plan_of_what_was_begun_otherwise_is_refused_as_the_run_is(
+    predict, volume, client, tmp_path
+):
+    predict(volume, random_net())
+    options = {"patch": 8, "chunk": 8, "shard": 8, "cluster": client}
+    assert plan_predict(volume, random_net(), tmp_path / "out.zarr", **options).blocks == 0
+    for other in ({"overlap": 0.5}, {"output": "classes"}, {"normalize": "zscore"}):
+        with pytest.raises(ResumeRefused, match=next(iter(other))):
+            plan_predict(volume, random_net(), tmp_path / "out.zarr", **options, **other)
+    with pytest.raises(ResumeRefused, match="weights"):
+        plan_predict(volume, random_net(seed=7), tmp_path / "out.zarr", **options)

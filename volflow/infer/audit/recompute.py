@@ -68,6 +68,8 @@ def recompute(
         _check_done(recorded, settings, done)
         drawn = _draw(done, count, seed)
         request = normalized(request, cluster=client, memory=memory_bytes, progress=progress)
+        # What comes before the blocks, such as passes, may take longer than they do.
+        request = replace(request, options=replace(request.options, progress=progress))
         everything = frozenset(range(recorded.total))
         within = (request, settings, client, memory_bytes)
         with method.prepared(*within, everything):

@@ -69,9 +69,10 @@ def change_between(before: Record, given: Record) -> str:
             f"by a volflow whose {given.operation} gives other values (version {old}, now"
             f" version {new}); finish it with that volflow"
         )
-    lines = [
-        line.removeprefix("fingerprint.") for line in differences(asdict(before), asdict(given))
-    ]
+    old_parts, new_parts = asdict(before), asdict(given)
+    if old_parts["fingerprint"] != new_parts["fingerprint"]:  # from which the settings follow
+        old_parts["settings"] = new_parts["settings"] = {}
+    lines = [line.removeprefix("fingerprint.") for line in differences(old_parts, new_parts)]
     more = f"; and {len(lines) - MOST_LINES} more" if len(lines) > MOST_LINES else ""
     changes = "; ".join(lines[:MOST_LINES]) + more
     return f"with different inputs or settings: {changes}; use those again" if lines else ""
