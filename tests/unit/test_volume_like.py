@@ -126,13 +126,12 @@ NEEDS_A_PART = ("write", "statistics", "sample", "PatchStream", "map_overlap", "
 ON_DISK = {
     "open": r"a volume is opened from a path, .* given \w+; store other arrays with vf\.conver",
     "pyramid": r"a volume is opened from a path, .* given \w+; store other arrays with vf\.convert",
-    "view": r"a viewer reads volumes from disk, .* or lazy; store it first, or .* vf\.write",
-    "napari_snippet": r"a viewer reads volumes from disk, .* lazy; store it first, or .* vf\.write",
+    "napari_snippet": r"a script for napari opens volumes from disk, .* store it first, vf\.write",
     "verify": r"only outputs on disk can be verified, given a \w+ in memory; give the path of an ",
 }
-ON_FILES = dict.fromkeys(ON_DISK, "is a file, not a Zarr store; convert it first: vf.convert") | {
-    "verify": "has no receipt in .*; only files that volflow wrote can be verified"
-}
+ON_FILES = dict.fromkeys(
+    [*ON_DISK, "view"], "is a file, not a Zarr store; convert it first: vf.convert"
+) | {"verify": "has no receipt in .*; only files that volflow wrote can be verified"}
 ON_AN_ARRAY = {
     "pyramid": "is an array of the volume .*; give that one",
     "verify": ON_DISK["verify"],

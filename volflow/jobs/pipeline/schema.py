@@ -22,7 +22,7 @@ def pipeline_schema() -> dict[str, Any]:
     --------
     >>> schema = pipeline_schema()
     >>> sorted(schema["$defs"])
-    ['convert', 'export', 'predict', 'preview', 'pyramid', 'statistics', 'step', 'verify']
+    ['convert', 'evaluate', 'export', 'predict', 'preview', 'pyramid', 'resample', ...]
     """
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import zlib
 
@@ -18,9 +19,17 @@ h5py = pytest.importorskip("h5py", reason="extra hdf5")
 SHAPE = (9, 7, 11)
 
 
+NAMES = itertools.count()
+
+
+def in_memory():
+    """A file in memory, whose name no other has that is still open."""
+    return h5py.File(f"{next(NAMES)}.h5", "w", driver="core", backing_store=False)
+
+
 def made(dtype="u2", **options):
     """A dataset of random bytes, in a file in memory."""
-    file = h5py.File("a.h5", "w", driver="core", backing_store=False)
+    file = in_memory()
     size = np.prod(SHAPE) * np.dtype(dtype).itemsize
     voxels = np.random.default_rng(0).integers(0, 256, size, "u1").view(dtype).reshape(SHAPE)
     options = {"chunks": (4, 3, 5), "compression": "gzip"} | options
@@ -45,7 +54,7 @@ def test_any_box_is_that_of_the_library(box, shuffle, dtype):
 
 
 def test_chunks_that_were_never_written_hold_the_fill_value():
-    file = h5py.File("a.h5", "w", driver="core", backing_store=False)
+    file = in_memory()
     options = {"shape": SHAPE, "chunks": (4, 3, 5), "compression": "gzip", "fillvalue": 7}
     dataset = file.create_dataset("a", dtype="i2", **options)
     dataset[:4, :3, :5] = 1

@@ -61,7 +61,9 @@ def read_unpacked(dataset: Any, box: Sequence[int | slice]) -> Array | None:
             here.append(slice(first - begin, last - begin))
             there.append(slice(first - low, last - low))
         found[tuple(there)] = chunk[tuple(here)]
-    whole: Array = found[tuple(slice(None) if isinstance(x, slice) else 0 for x in box)]
+    # By its shape: of a single voxel an index makes a number in the machine's byte order.
+    sides = [n for n, x in zip(found.shape, box, strict=True) if isinstance(x, slice)]
+    whole: Array = found.reshape(sides)
     return whole
 
 
