@@ -144,6 +144,8 @@ def refusal(name, kind):
         return BY_PARTS
     if kind == "zarr":
         return ON_AN_ARRAY.get(name)
+    if (name, kind) == ("napari_snippet", "stored dask"):  # it is known where its voxels are
+        return None
     if kind in ("npy", "nii", "nii.gz"):
         return ON_FILES.get(name)
     return None if kind in STORED else ON_DISK.get(name)
