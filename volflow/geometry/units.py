@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["NGFF_UNITS", "clock", "length_of_bar", "metres", "si", "unit_name", "unit_sign"]
+__all__ = [
+    "NGFF_UNITS",
+    "clock",
+    "length_of_bar",
+    "metres",
+    "si",
+    "unit_name",
+    "unit_sign",
+    "units_in",
+]
 
 # Metres and symbol by the NGFF name of the unit, ascending.
 _UNITS = {
@@ -69,6 +78,19 @@ def metres(unit: str | None) -> float | None:
     (0.001, 1e-10, None)
     """
     return NGFF_UNITS.get(unit_name(unit) or "")
+
+
+def units_in(unit: str | None, other: str | None) -> float | None:
+    """Return how many of another unit one of a unit is; None if one of them is not known.
+
+    Examples
+    --------
+    >>> units_in("millimeter", "micrometer"), units_in("mm", "pixel")
+    (1000.0, None)
+    """
+    length, own = metres(unit), metres(other)
+    # As decimals: a ratio of two powers of ten is one, but for rounding.
+    return None if length is None or own is None else float(f"{length / own:.12g}")
 
 
 def length_of_bar(wide: float, unit: str | None) -> tuple[float, str]:

@@ -16,7 +16,7 @@ from volflow.engine.run_options import RunOptions
 from volflow.errors import InvalidInput
 from volflow.geometry.frame import Frame
 from volflow.geometry.roi import Roi
-from volflow.geometry.units import metres
+from volflow.geometry.units import units_in
 from volflow.store.formats.sources import ArraySource
 from volflow.store.formats.taken.labels import NotHeld, whole_numbers
 from volflow.store.formats.taken.one_channel import one_channel
@@ -174,8 +174,7 @@ def _refuse_elsewhere(pair: LabelPair, frame: Frame | None) -> None:
     corners = np.stack(np.meshgrid(*([0, 1] for _ in range(3)), indexing="ij"), -1).reshape(-1, 3)
     flipped = np.where(frame.flips, 1 - corners, corners) * last
     turned = np.stack([flipped[:, frame.axes.index(axis)] for axis in range(3)], axis=1)
-    one, other = (metres(meta.unit) for meta in (stored.meta, pair.truth.meta))
-    ratio = one / other if one and other else 1.0
+    ratio = units_in(stored.meta.unit, pair.truth.meta.unit) or 1.0
     apart = ratio * _world(stored.meta, turned) - _world(pair.truth.meta, corners * last)
     far = float(np.sqrt(np.square(apart).sum(axis=1)).max())
     matrix = np.asarray(pair.truth.meta.affine)[:3, :3]

@@ -16,7 +16,7 @@ from volflow.geometry.resampling.lines import GridAxis
 from volflow.geometry.resampling.regridding import GridMap, Regridding, computed_in
 from volflow.geometry.resampling.thick_slices import thick_axis
 from volflow.geometry.roi import Roi
-from volflow.geometry.units import metres
+from volflow.geometry.units import units_in
 from volflow.store.meta import Meta, Vector, VolumeSpec
 from volflow.volumes.arrays.grids import spacing_text
 from volflow.volumes.framed import BoxReader, FramedImage
@@ -199,14 +199,14 @@ def _ratio(unit: str | None, meta: Meta) -> float:
     """Return how many units of a volume a unit of the network has."""
     if unit is None or meta.unit is None or unit == meta.unit:
         return 1.0
-    one, own = metres(unit), metres(meta.unit)
-    if one is None or own is None:
+    ratio = units_in(unit, meta.unit)
+    if ratio is None:
         raise InvalidInput(
             f"the network's voxels are given in {unit}, and those of the volume in {meta.unit}"
             f" ({spacing_text(meta)}), of which one cannot be converted; store the volume with the"
             " unit that it has (volflow convert --unit)"
         )
-    return float(f"{one / own:.12g}")  # as decimals: 1 mm are 1000 µm
+    return ratio
 
 
 @dataclass(frozen=True)

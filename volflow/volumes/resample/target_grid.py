@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +12,7 @@ import numpy as np
 from volflow.errors import InvalidInput
 from volflow.geometry.affine import affine_between
 from volflow.geometry.resampling.regridding import GridMap
-from volflow.geometry.units import metres, unit_sign
+from volflow.geometry.units import metres, unit_sign, units_in
 from volflow.store.meta import Meta, Vector, check_spacing
 from volflow.volumes.arrays.grids import spacing_text
 
@@ -198,9 +197,7 @@ def _world(meta: Meta, unit: str | None = None) -> Any:
         affine = affine_between(meta.spacing, letters, meta.translation)
     else:
         affine = np.array(meta.affine, float)
-    wanted, own = metres(unit), metres(meta.unit)
-    if wanted is not None and own is not None and not math.isclose(own, wanted):
-        affine[:3] *= float(f"{own / wanted:.12g}")
+    affine[:3] *= units_in(meta.unit, unit) or 1.0
     return affine
 
 
