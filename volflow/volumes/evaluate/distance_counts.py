@@ -10,7 +10,7 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Bounded", "DistanceCounts", "exact_lengths", "merge_distances", "rounded"]
+__all__ = ["Bounded", "DistanceCounts", "exact_lengths", "merge_distances", "to_40_bits"]
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -82,7 +82,7 @@ def exact_lengths(offsets: Integers, spacing: tuple[float, float, float]) -> Flo
     for side in sorted(set(spacing)):  # offsets along sides that are alike add up exactly
         alike = [axis for axis in range(3) if spacing[axis] == side]
         squares += np.square(offsets[:, alike]).sum(axis=1) * (side * side)
-    return rounded(np.sqrt(squares))
+    return to_40_bits(np.sqrt(squares))
 
 
 @cache
@@ -96,13 +96,15 @@ def _whole_units(spacing: tuple[float, float, float]) -> tuple[tuple[float, ...]
     return None
 
 
-def rounded(lengths: npt.ArrayLike) -> Floats:
+def to_40_bits(lengths: npt.ArrayLike) -> Floats:
     """Return numbers rounded to 40 bits, about twelve digits.
 
     Examples
     --------
-    >>> float(rounded(3.4999999999999996)), float(rounded(0.1 + 0.2)) == float(rounded(0.3))
-    (3.5, True)
+    >>> float(to_40_bits(3.4999999999999996))
+    3.5
+    >>> float(to_40_bits(0.1 + 0.2)) == float(to_40_bits(0.3))
+    True
     """
     mantissa, exponent = np.frexp(np.asarray(lengths, np.float64))
     found: Floats = np.ldexp(np.rint(np.ldexp(mantissa, BITS)), exponent - BITS)
@@ -142,7 +144,7 @@ class DistanceCounts:
     ) -> DistanceCounts:
         """Return the counts of distances, each as often as said, or once."""
         number = np.ones(len(distances), np.int64) if counts is None else counts
-        far = rounded(distances) > rounded(bound)
+        far = to_40_bits(distances) > to_40_bits(bound)
         beyond = int(number[far].sum())
         values, place = np.unique(distances[~far], return_inverse=True)
         added = np.zeros(len(values), np.int64)
@@ -156,7 +158,7 @@ class DistanceCounts:
 
     def within(self, tolerance: float) -> int:
         """Return how many distances are at most the tolerance, which is within the bound."""
-        return int(self.counts[rounded(self.values) <= rounded(tolerance)].sum())
+        return int(self.counts[to_40_bits(self.values) <= to_40_bits(tolerance)].sum())
 
     def percentile(self, percent: float) -> Bounded:
         """Return a percentile, interpolated as by `numpy.percentile`; NaN of no distances.

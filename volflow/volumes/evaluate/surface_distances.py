@@ -10,21 +10,21 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from volflow.engine.plan import Plan, split_runs
+from volflow.engine.plan import Plan
 from volflow.engine.task import Context, Step
-from volflow.geometry.budget import format_bytes
 from volflow.geometry.grid import BlockGrid
 from volflow.geometry.roi import Roi
 from volflow.store.slabs import Array
-from volflow.volumes.evaluate.compared_blocks import ComparedBlocks, fitting_blocks
+from volflow.volumes.evaluate.compared_blocks import ComparedBlocks
 from volflow.volumes.evaluate.distance_counts import (
     DistanceCounts,
     Floats,
     merge_distances,
-    rounded,
+    to_40_bits,
 )
 from volflow.volumes.evaluate.label_pair import LabelPair
 from volflow.volumes.evaluate.nearest import KEPT_BYTES, FarSearch, Voxels, nearest_in, reach_of
+from volflow.volumes.evaluate.pair_plan import blocks_within, pair_plan
 from volflow.volumes.evaluate.surfaces import Mask, SurfacePoints, SurfaceReader, surface_mask
 from volflow.volumes.evaluate.voxel_counts import VoxelCounts
 
@@ -39,7 +39,6 @@ __all__ = [
 ]
 
 HALO = 16
-TASKS = 256
 PENDING = 2**18  # distances that are held one by one
 
 Integers = npt.NDArray[np.int64]
@@ -151,7 +150,7 @@ class _Tally:
         counts = DistanceCounts.of(distances, bound=self.bound)
         self.pending.setdefault((direction, value), []).append(counts)
         self.held += len(counts.values)
-        far = np.where(rounded(distances) > rounded(self.bound), math.inf, distances)
+        far = np.where(to_40_bits(distances) > to_40_bits(self.bound), math.inf, distances)
         largest = float(far.max())
         z, y, x = min(voxels[far == largest].tolist())
         there = FarPlace(largest, (z, y, x))
@@ -295,23 +294,7 @@ def plan_surface_distances(
         # of three numbers in a tree, and every voxel of a far cell.
         return (4 * itemsize + 4) * read + 120 * near + KEPT_BYTES + 24 * blocks.cell**3
 
-    blocks = fitting_blocks(pair.sources)
-    while peak_of(blocks) > memory_bytes and math.prod(blocks.block) > blocks.cell**3:
-        blocks = fitting_blocks(pair.sources, math.prod(blocks.block) // 2)
-    peak = peak_of(blocks)
+    blocks = blocks_within(pair, peak_of, memory_bytes)
     job = SurfaceJob(pair, blocks, cells_with_surface(counts, blocks.cells), bound)
     busy = blocks.blocks_of(job.busy_cells)
-    plan = Plan(
-        "measure surfaces",
-        measure_surfaces,
-        job,
-        split_runs(busy, TASKS),
-        units=blocks.grid.voxels(busy),
-        unit="voxels",
-        peak_bytes=peak,
-        memory_bytes=memory_bytes,
-        facts=(("pred", pair.names[0]), ("truth", pair.names[1]), ("block", f"{blocks.block}")),
-        grid=blocks.grid,
-    )
-    plan.require_memory(f"give it at least {format_bytes(math.ceil(peak * 1.01))}")
-    return plan
+    return pair_plan("measure surfaces", measure_surfaces, job, busy, peak_of(blocks), memory_bytes)

@@ -11,13 +11,13 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from volflow.engine.plan import Plan, split_runs
+from volflow.engine.plan import Plan
 from volflow.engine.task import Context, Step
 from volflow.errors import InvalidInput
-from volflow.geometry.budget import format_bytes
 from volflow.store.slabs import Array
-from volflow.volumes.evaluate.compared_blocks import ComparedBlocks, fitting_blocks
+from volflow.volumes.evaluate.compared_blocks import ComparedBlocks
 from volflow.volumes.evaluate.label_pair import LabelPair
+from volflow.volumes.evaluate.pair_plan import blocks_within, pair_plan
 
 __all__ = [
     "CountVoxelsJob",
@@ -29,7 +29,6 @@ __all__ = [
 ]
 
 MOST_CLASSES = 4096
-TASKS = 256
 
 Place = tuple[int, int, int]
 CellsOf = dict[int, list[int]]
@@ -223,21 +222,6 @@ def plan_voxel_counts(pair: LabelPair, classes: tuple[int, ...] | None, memory_b
         # per voxel, of numbers of eight bytes.
         return 4 * itemsize * math.prod(blocks.block) + 100 * blocks.cell**3
 
-    blocks = fitting_blocks(pair.sources)
-    while peak_of(blocks) > memory_bytes and math.prod(blocks.block) > blocks.cell**3:
-        blocks = fitting_blocks(pair.sources, math.prod(blocks.block) // 2)
-    peak = peak_of(blocks)
-    plan = Plan(
-        "count classes",
-        count_voxels,
-        CountVoxelsJob(pair, blocks, classes),
-        split_runs(range(len(blocks.grid)), TASKS),
-        units=math.prod(pair.shape),
-        unit="voxels",
-        peak_bytes=peak,
-        memory_bytes=memory_bytes,
-        facts=(("pred", pair.names[0]), ("truth", pair.names[1]), ("block", f"{blocks.block}")),
-        grid=blocks.grid,
-    )
-    plan.require_memory(f"give it at least {format_bytes(math.ceil(peak * 1.01))}")
-    return plan
+    blocks = blocks_within(pair, peak_of, memory_bytes)
+    job, numbers = CountVoxelsJob(pair, blocks, classes), range(len(blocks.grid))
+    return pair_plan("count classes", count_voxels, job, numbers, peak_of(blocks), memory_bytes)
