@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
@@ -20,7 +19,7 @@ from volflow.infer.predict_options import PredictOptions
 from volflow.infer.prediction import Result, perform, plan_on
 from volflow.model.bundle import ModelLike
 from volflow.option import called_like, from_keywords, journey
-from volflow.store.formats.written import is_foreign
+from volflow.store.formats.written import refuse_levels
 from volflow.volumes.arrays.inputs import VolumeLike
 
 __all__ = ["plan_predict", "predict"]
@@ -220,8 +219,5 @@ def _check_levels(levels: Any, out: Any) -> None:
         raise InvalidInput(
             f"levels must be True or False, given {levels!r}; vf.pyramid takes how many"
         )
-    if levels and is_foreign(out):
-        raise InvalidInput(
-            f"levels are arrays of an OME-Zarr volume, which {Path(out).name} cannot hold; use an"
-            ' output like "out.zarr", or leave levels out'
-        )
+    if levels:
+        refuse_levels(out)

@@ -29,18 +29,13 @@ from volflow.store.journal.journal import Record, journal_of
 from volflow.store.journal.outputs import begin_anew, withheld
 from volflow.store.remote.address import Location, is_stored
 from volflow.store.volume import Volume
-from volflow.volumes.export import refuse_changed, write_file
+from volflow.volumes.export import MOVE, refuse_taken, write_file
 from volflow.volumes.pyramid.plan import Layout, lay_out
 from volflow.volumes.pyramid.pyramid import pyramid
 
 __all__ = ["Result", "perform", "plan_on"]
 
 Result = Volume | dict[str, Volume]
-
-MOVE = (
-    "move it away, and the same command writes it anew from the stored volume; or compute all anew"
-    " with overwrite=True (--overwrite)"
-)
 
 
 def perform(request: Request, *, begun: bool = False) -> Result:
@@ -119,9 +114,7 @@ def _resumed(request: Request, overwrite: bool) -> Record | None:
     if file is None or is_stored(request.out):
         before = _recorded(request.out, overwrite)
     if file is not None and not request.options.overwrite:
-        if file.exists() and before is None:
-            raise InvalidInput(f"{file} exists; use overwrite=True (--overwrite) or another output")
-        refuse_changed(file, MOVE)
+        refuse_taken(file, begun=before is not None)
     return before
 
 

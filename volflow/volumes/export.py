@@ -46,6 +46,10 @@ from volflow.volumes.older_zarr import check_older, write_older
 
 __all__ = ["check_export", "check_file", "export", "refuse_changed", "write_file"]
 
+MOVE = (
+    "move it away, and the same command writes it anew from the stored volume; or compute all anew"
+    " with overwrite=True (--overwrite)"
+)
 KEEP = "keep it under another name, or replace it with overwrite=True (--overwrite)"
 
 
@@ -238,6 +242,26 @@ def refuse_changed(path: Path, remedy: str = KEEP) -> None:
     fault = "" if receipt is None else fault_of(path, receipt)
     if fault:
         raise InvalidInput(f"{path} is not what was exported, {fault}; {remedy}")
+
+
+def refuse_taken(path: Path, *, begun: bool) -> None:
+    """Refuse a file in the place of one that a run is to export, unless it is that run's own.
+
+    Parameters
+    ----------
+    path
+        The file.
+    begun
+        Whether the volume behind it is there, of a run that is resumed.
+
+    Raises
+    ------
+    InvalidInput
+        Where it is another's, or was changed.
+    """
+    if path.exists() and not begun:
+        raise InvalidInput(f"{path} exists; use overwrite=True (--overwrite) or another output")
+    refuse_changed(path, MOVE)
 
 
 def _standing(path: Path, volume: Source, remedy: str) -> Receipt:

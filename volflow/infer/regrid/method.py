@@ -41,10 +41,9 @@ from volflow.infer.settings import Settings
 from volflow.infer.under_journal import write_under
 from volflow.store.create import open_begun
 from volflow.store.journal.journal import journal_of
-from volflow.store.journal.outputs import discard
+from volflow.store.journal.outputs import discard_wholly
 from volflow.store.journal.provenance import note_machine, noted_machines
 from volflow.store.layout import shrinking
-from volflow.store.remote.address import remove_tree
 from volflow.volumes.resample.model_grid import ModelGrid
 
 __all__ = ["OnModelGrid", "RegridSettings", "resampled"]
@@ -132,9 +131,8 @@ class OnModelGrid:
         targets: Targets,
         done: frozenset[int],
     ) -> Plan:
-        """Return the plan that brings scores back, which tells of the run before it as well."""
+        """Return the plan that brings scores back; shown, it tells of the run before it as well."""
         seen, grid = scores_request(request), _grid(request)
-        before = self.method.plan(seen, settings.scores, client, memory_bytes, {}, frozenset())
         blocks = out_blocks(request, settings)
         left = [number for number in range(len(blocks)) if number not in done]
         # They are there while there is something to make of them.
@@ -145,21 +143,14 @@ class OnModelGrid:
         window = BroughtBack(request.inputs, grid, stored, _finish(request, settings.dtype))
         job = OutputJob(window, blocks, targets, settings.threads, settings.peak_bytes)
         runs = runs_for(left, expected_workers(client))
-        facts = dict(before.facts)
-        voxels = math.prod(grid.stored.shape)
-        values = sum(
-            output.channels * math.prod(seen.out_shape(output.scale))
-            for output in settings.scores.outputs
-        )
-        size = format_bytes(values * np.dtype(settings.dtype).itemsize)
-        own = (
-            *((name, text) for name, text in facts.items() if name not in _SAID),
-            ("resampled", resampled(request)),
-            ("scores", f"up to {size} beside the output until it is done, of {voxels:,} voxels"),
-        )
-        blend = facts["blend"].partition(", frame ")[0]
+        own: tuple[tuple[str, str], ...] = ()
+        blend, peak = "", settings.peak_bytes
+        if not targets:
+            before = self.method.plan(seen, settings.scores, client, memory_bytes, {}, frozenset())
+            blend = dict(before.facts)["blend"].partition(", frame ")[0]
+            own = _facts(request, settings, before)
+            peak = max(peak, before.peak_bytes)
         found = output_plan(request, settings, bring_back, job, runs, memory_bytes, blend, own)
-        peak = settings.peak_bytes if targets else max(settings.peak_bytes, before.peak_bytes)
         return replace(found, exclusive=False, plugin=None, peak_bytes=peak)
 
     @contextmanager
@@ -182,10 +173,7 @@ class OnModelGrid:
             for machine in noted_machines(journal):
                 note_machine(journal_of(request.out), machine)
         yield
-        if journal.directory.exists():
-            with journal.lock():
-                discard(seen.out, journal)
-            remove_tree(journal.directory)
+        discard_wholly(seen.out)
         with suppress(OSError):  # there is something else in it, or it is not there
             journal.directory.parent.rmdir()
 
@@ -205,6 +193,22 @@ class OnModelGrid:
 
 # What the plan that is shown says of its own accord.
 _SAID = ("input", "model", "output", "blend", "layout")
+
+
+def _facts(request: Request, settings: RegridSettings, before: Plan) -> tuple[tuple[str, str], ...]:
+    """Return what is said of a run: what its scores take, and what is resampled."""
+    seen = scores_request(request)
+    values = sum(
+        output.channels * math.prod(seen.out_shape(output.scale))
+        for output in settings.scores.outputs
+    )
+    size = format_bytes(values * np.dtype(settings.dtype).itemsize)
+    voxels = math.prod(seen.inputs.shape)
+    return (
+        *((name, text) for name, text in before.facts if name not in _SAID),
+        ("resampled", resampled(request)),
+        ("scores", f"up to {size} beside the output until it is done, of {voxels:,} voxels"),
+    )
 
 
 def _grid(request: Request) -> ModelGrid:

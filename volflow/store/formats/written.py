@@ -244,6 +244,15 @@ def refuse_unwritable(spec: VolumeSpec, path: Path) -> None:
         writer.refuse(spec, path.name)
 
 
+def refuse_levels(path: Any) -> None:
+    """Refuse a file where coarser levels are asked for."""
+    if is_foreign(path):
+        raise InvalidInput(
+            f"levels are arrays of an OME-Zarr volume, which {Path(path).name} cannot hold; use an"
+            ' output like "out.zarr", or leave levels out'
+        )
+
+
 def is_foreign(path: Any) -> bool:
     """Return True if something is the name of a file in a format that `export` writes.
 

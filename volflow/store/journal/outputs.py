@@ -17,17 +17,32 @@ import zarr
 
 from volflow.errors import InvalidInput, writing_failed
 from volflow.store.aside import beside, sweep
-from volflow.store.journal.journal import Journal, Record
+from volflow.store.journal.journal import Journal, Record, journal_of
 from volflow.store.journal.lease import check_lease
 from volflow.store.journal.levels import Place, drop_levels, level_journals
 from volflow.store.journal.provenance import machines_dir
 from volflow.store.journal.refusals import writing
 from volflow.store.opening import local_path
-from volflow.store.remote.address import Address, Location, check_answers, location, remove_tree
+from volflow.store.remote.address import (
+    Address,
+    Location,
+    check_answers,
+    is_stored,
+    location,
+    remove_tree,
+)
 from volflow.store.unfinished.root import publish, withhold
 from volflow.store.volume import Volume
 
-__all__ = ["begin_anew", "check_apart", "computed_first", "discard", "discard_levels", "withheld"]
+__all__ = [
+    "begin_anew",
+    "check_apart",
+    "computed_first",
+    "discard",
+    "discard_levels",
+    "discard_wholly",
+    "withheld",
+]
 
 
 def check_apart(out: str | os.PathLike[str], *inputs: Any) -> None:
@@ -156,6 +171,17 @@ def discard(out: Location, journal: Journal) -> None:
     remove_tree(machines_dir(journal))
     journal.clear()
     shutil.rmtree(old, ignore_errors=True)
+
+
+def discard_wholly(out: Location) -> None:
+    """Delete what was only made on the way, with its journal, under its own lock."""
+    journal = journal_of(out)
+    there = journal.directory.exists() if journal.is_local else journal.recorded() is not None
+    if not there and not is_stored(out):
+        return
+    with journal.lock():
+        discard(out, journal)
+    remove_tree(journal.directory)
 
 
 def _fence_off(journal: Journal) -> None:

@@ -17,14 +17,14 @@ from volflow.engine.progress import Progress, announce
 from volflow.errors import InvalidInput
 from volflow.option import called_like, from_keywords, journey
 from volflow.store.journal.journal import Journal, Record, journal_of
-from volflow.store.journal.outputs import discard
-from volflow.store.remote.address import Location, is_stored, remove_tree
+from volflow.store.journal.outputs import discard_wholly
+from volflow.store.remote.address import Location, is_stored
 from volflow.store.slabs import Source
 from volflow.store.volume import Volume
 from volflow.volumes.arrays.inputs import VolumeLike
 from volflow.volumes.convert import convert
 from volflow.volumes.copying import make_plan, resumes, run_copy
-from volflow.volumes.export import refuse_changed, write_file
+from volflow.volumes.export import MOVE, refuse_taken, write_file
 from volflow.volumes.fold import in_memory
 from volflow.volumes.origin import origin_of
 from volflow.volumes.pyramid.pyramid import pyramid
@@ -38,11 +38,6 @@ if TYPE_CHECKING:
     import dask.array as da
 
 __all__ = ["plan_resample", "resample"]
-
-MOVE = (
-    "move it away, and the same command writes it anew from the stored volume; or compute all anew"
-    " with overwrite=True (--overwrite)"
-)
 
 
 @journey
@@ -185,9 +180,7 @@ def _begun(asked: ResampleRequest) -> Journal | None:
     if file is None or is_stored(out):
         begun = resumes(str(out), overwrite=overwrite)
     if file is not None and not overwrite:
-        if file.exists() and not begun:
-            raise InvalidInput(f"{file} exists; use overwrite=True (--overwrite) or another output")
-        refuse_changed(file, MOVE)
+        refuse_taken(file, begun=begun)
     return journal if begun else None
 
 
@@ -269,7 +262,7 @@ def _readable(asked: ResampleRequest, client: Client, finished: bool) -> Iterato
     if asked.is_direct or finished:
         yield asked.source
         if not asked.is_direct:  # killed when all was done, before the copy went
-            forget_copy(keep)
+            discard_wholly(keep)
         return
     given = asked.given if isinstance(asked.given, str | os.PathLike) else asked.opened
     copy = convert(
@@ -282,20 +275,10 @@ def _readable(asked: ResampleRequest, client: Client, finished: bool) -> Iterato
         progress=options.progress,
     )
     yield copy
-    forget_copy(keep)
+    discard_wholly(keep)
 
 
 def _is_outdated(keep: Location, source: Source) -> bool:
     """Whether a copy that was begun is of another state of the volume."""
     record = journal_of(keep).recorded()
     return record is not None and record.fingerprint.get("input") != source.identity()
-
-
-def forget_copy(keep: Location) -> None:
-    """Delete a copy and its journal."""
-    journal = journal_of(keep)
-    if not is_stored(keep) and journal.recorded() is None:
-        return
-    with journal.lock():
-        discard(keep, journal)
-    remove_tree(journal.directory)

@@ -16,7 +16,7 @@ from volflow.geometry.resampling.thick_slices import thick_axis
 from volflow.store.formats.exported import BEHIND
 from volflow.store.formats.sources import ArraySource
 from volflow.store.formats.taken.labels import taken_as
-from volflow.store.formats.written import is_foreign, refuse_unwritable
+from volflow.store.formats.written import is_foreign, refuse_levels, refuse_unwritable
 from volflow.store.journal.journal import Record, journal_dir, journal_of
 from volflow.store.journal.outputs import check_apart
 from volflow.store.layout import check_dtype
@@ -155,10 +155,7 @@ def _places(out: Any, options: ResampleOptions) -> tuple[Location, Path | None]:
             " there and export that (vf.export, volflow export)"
         )
     if options.levels:
-        raise InvalidInput(
-            f"levels are arrays of an OME-Zarr volume, which {place.name} cannot hold; use an"
-            ' output like "out.zarr", or leave levels out'
-        )
+        refuse_levels(place)
     if not place.parent.is_dir():
         raise InvalidInput(f"the folder {place.parent} does not exist; make it first")
     return journal_dir(place) / BEHIND, place
